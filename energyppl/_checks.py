@@ -1,0 +1,66 @@
+"""Input checks, made once where a value enters, each in one sentence: expected, came, what to do."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from energyppl.errors import InvalidInput
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as a person writes it: ``(3, 4)``."""
+    return str(tuple(shape))
+
+
+def check_event(name: str, value: Tensor, event_shape: Sequence[int]) -> Tensor:
+    """Require a real floating-point tensor whose shape ends in ``event_shape``."""
+    if not isinstance(value, Tensor):
+        raise InvalidInput(f"{name} must be a torch tensor; got {type(value).__name__}: wrap it in torch.as_tensor")
+    if not value.dtype.is_floating_point:
+        raise InvalidInput(f"{name} must be floating point; got {value.dtype}: call .float() first")
+    size = len(event_shape)
+    if value.dim() < size or tuple(value.shape[value.dim() - size :]) != tuple(event_shape):
+        raise InvalidInput(
+            f"{name} must end in event_shape {shape_text(event_shape)}; got {shape_text(value.shape)}: "
+            "pass points of the shape that the energy takes"
+        )
+    return value
+
+
+def check_data(name: str, value: Tensor, event_shape: Sequence[int], *, at_least: int = 1) -> Tensor:
+    """Require finite rows ``(n, *event)`` with ``n >= at_least``."""
+    check_event(name, value, event_shape)
+    if value.dim() != len(event_shape) + 1:
+        raise InvalidInput(
+            f"{name} must have shape (n, *{shape_text(event_shape)}); got {shape_text(value.shape)}: "
+            "put one data point in each row"
+        )
+    if len(value) < at_least:
+        raise InvalidInput(f"{name} must have at least {at_least} row(s); got {len(value)}: pass more data")
+    bad = ~torch.isfinite(value).flatten(1).all(1)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise InvalidInput(
+            f"{name} must be finite; got NaN or infinity in {int(bad.sum())} row(s), first in row {first}: "
+            "drop or impute those rows"
+        )
+    return value
+
+
+def check_positive(name: str, value: float | Tensor) -> None:
+    """Require finite numbers above zero (a float or every entry of a tensor)."""
+    ok = (
+        bool((torch.isfinite(value) & (value > 0)).all())
+        if isinstance(value, Tensor)
+        else (math.isfinite(value) and value > 0)
+    )
+    if not ok:
+        raise InvalidInput(f"{name} must be positive and finite; got {value}")
+
+
+def check_count(name: str, value: int, *, at_least: int = 1) -> None:
+    """Require a whole number of at least ``at_least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise InvalidInput(f"{name} must be a whole number of at least {at_least}; got {value!r}")

@@ -1,0 +1,29 @@
+"""The errors that energyppl raises.
+
+Each is also a ``ValueError`` or a ``RuntimeError``, so code that does not know this library can still catch it.
+Messages say what was expected, what came, and what to do.
+"""
+
+
+class EnergyPPLError(Exception):
+    """Anything that energyppl raises on purpose."""
+
+
+class InvalidInput(EnergyPPLError, ValueError):
+    """An argument has the wrong shape, dtype, range or support."""
+
+
+class NotNormalized(EnergyPPLError, RuntimeError):
+    """A normalised quantity was asked of a density whose normalising constant is unknown."""
+
+
+class QuadratureError(EnergyPPLError, RuntimeError):
+    """A grid can't carry the integral: mass leaks out of the box, or the grid is too coarse."""
+
+
+class TrainingDiverged(EnergyPPLError, RuntimeError):
+    """Training left the region where its numbers mean anything; the message names the step and the quantity."""
+
+
+class CheckpointError(EnergyPPLError, RuntimeError):
+    """A checkpoint is truncated, belongs to another model, or holds what is never loaded (pickled objects)."""
