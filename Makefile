@@ -1,0 +1,43 @@
+# Every target sets up its own virtual environment first; it is rebuilt when pyproject.toml or constraints.txt change.
+# On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares a download of several GB.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench slow clean
+
+help:  ## print the targets
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[test,tutorials]"
+	touch $@
+
+demo: $(READY)  ## train and query a small model; ARGS="..." reaches the command
+	$(BIN)/python -m energyppl demo $(ARGS)
+
+test: $(READY)  ## run the tests that take seconds; ARGS="-k name" chooses
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)  ## lint, format, types and import floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p energyppl
+	$(BIN)/lint-imports --no-logo
+
+bench: $(READY)  ## run the benchmarks
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+slow: $(READY)  ## run the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+clean:  ## remove what the other targets made, the virtual environment too
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,185 @@
+"""Energies as Pyro distributions.
+
+``EnergyDistribution`` *holds* a potential (in Pyro, calling a distribution draws from it).  Its ``log_prob`` is
+``−U(x) − log Z`` and needs a log Z: a number, or a :class:`LogNormalizer` that works it out while parameters are being
+learned.  Without one it refuses, and says what to do.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from energyppl._checks import check_event, shape_text
+from energyppl.errors import InvalidInput, NotNormalized
+from energyppl.potential import Potential, Tethered
+
+__all__ = ["EnergyDistribution", "LogNormalizer", "RecoveryDistribution", "Sampler"]
+
+
+class Sampler(Protocol):
+    """How a distribution draws: chains, a progressive sampler, anything that respects the potential."""
+
+    def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
+        """Draws ``(*shape, *event)`` with the dtype and device of ``like``."""
+        ...
+
+
+class LogNormalizer(Protocol):
+    """A log Z that depends on where it is asked: its gradient with respect to the parameters is −E_model[∂U/∂θ]."""
+
+    def __call__(self, potential: Potential, value: Tensor) -> Tensor:
+        """log Z, broadcastable to the batch of ``value``, ``(*batch, *event)``; differentiable in the parameters."""
+        ...
+
+
+class EnergyDistribution(dist.TorchDistribution):  # type: ignore[misc]
+    """``p(x) = exp(−U(x)) / Z`` over real points.
+
+    Args:
+        potential: the energy U; for a batch of them it broadcasts against ``batch_shape``.
+        sampler: draws points; without one ``sample`` refuses.
+        log_normalizer: log Z in nats, a number or a tensor that broadcasts to ``batch_shape``, or a
+            :class:`LogNormalizer` while parameters are being learned; without one ``log_prob`` refuses.
+        batch_shape: shape of the batch of independent distributions.
+        like: a tensor whose dtype and device draws take; torch's defaults otherwise.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    has_rsample = False
+
+    def __init__(
+        self,
+        potential: Potential,
+        *,
+        sampler: Sampler | None = None,
+        log_normalizer: "float | Tensor | LogNormalizer | None" = None,
+        batch_shape: Sequence[int] = (),
+        like: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if not isinstance(potential, Potential):
+            raise InvalidInput(
+                f"potential must be a callable with an event_shape; got {type(potential).__name__}: "
+                "wrap a plain function in Energy(function, event_shape)"
+            )
+        self.potential = potential
+        self.sampler = sampler
+        self.log_normalizer = log_normalizer
+        self._like = torch.empty(()) if like is None else like.detach()
+        super().__init__(torch.Size(batch_shape), torch.Size(potential.event_shape), validate_args=validate_args)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """Real points of the event shape."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def energy(self, x: Tensor) -> Tensor:
+        """U(x) in nats: ``(*batch, *event)`` to ``(*batch,)``."""
+        check_event("value", x, self.event_shape)
+        energy = self.potential(x)
+        expected = torch.broadcast_shapes(x.shape[: x.dim() - len(self.event_shape)], self.batch_shape)
+        return energy.expand(expected)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density in nats, ``(*batch,)``.
+
+        Raises:
+            NotNormalized: if no log Z is known.
+        """
+        if self.log_normalizer is None:
+            raise NotNormalized(
+                "log_prob needs the normalising constant of this energy, and none is known. Three ways out: estimate "
+                "it and pass log_normalizer=… (in 1-D and 2-D energyppl.quadrature gives it, and a RecoveryEBM does so "
+                "by itself); ask for .unnormalized(), which is right inside MCMC; or train with a contrastive estimate, "
+                "log_normalizer=Contrastive(…)"
+            )
+        energy = self.energy(value)
+        log_z = self.log_normalizer(self.potential, value) if callable(self.log_normalizer) else self.log_normalizer
+        return -energy - log_z
+
+    def unnormalized(self) -> "EnergyDistribution":
+        """The same distribution with log Z taken to be zero: right where a constant factor cancels, as in MCMC."""
+        return self._copy(self.batch_shape, log_normalizer=0.0)
+
+    def sample(self, sample_shape: Sequence[int] | torch.Size = torch.Size()) -> Tensor:
+        """Draws of shape ``(*sample_shape, *batch_shape, *event_shape)``.
+
+        Raises:
+            NotNormalized: never; InvalidInput if the distribution has no sampler.
+        """
+        if self.sampler is None:
+            raise InvalidInput(
+                "this distribution has no sampler: pass sampler=MarkovSampler(kernel, steps), or anything that maps "
+                "(potential, shape, like) to draws"
+            )
+        with torch.no_grad():
+            return self.sampler(self.potential, self._extended_shape(sample_shape)[: -len(self.event_shape) or None],
+                                self._like)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "EnergyDistribution":
+        """The same distribution over a larger batch."""
+        shape = torch.Size(batch_shape)
+        if torch.broadcast_shapes(shape, self.batch_shape) != shape:
+            raise InvalidInput(f"can't expand batch_shape {shape_text(self.batch_shape)} to {shape_text(shape)}")
+        return self._copy(shape, log_normalizer=self.log_normalizer)
+
+    def _copy(self, batch_shape: torch.Size, *, log_normalizer: Any) -> "EnergyDistribution":
+        return EnergyDistribution(
+            self.potential,
+            sampler=self.sampler,
+            log_normalizer=log_normalizer,
+            batch_shape=batch_shape,
+            like=self._like,
+            validate_args=self._validate_args,
+        )
+
+
+class RecoveryDistribution(EnergyDistribution):
+    """``p(y | x̃) ∝ exp(−U(y) − |y − x̃|² / (2σ²))``: what a noisy point was before its last noise (Gao et al. 2021).
+
+    Args:
+        potential: the energy U of y, ``(*batch, *event)`` to ``(*batch,)``.
+        noisy: the observations x̃, ``(*batch, *event)``.
+        sigma: standard deviation of the noise, a number or a tensor that broadcasts against ``noisy``; infinity takes
+            the tether off.
+        sampler: draws points; without one ``sample`` refuses.
+        log_normalizer: as in :class:`EnergyDistribution`, of the tethered energy.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        noisy: Tensor,
+        sigma: float | Tensor,
+        *,
+        sampler: Sampler | None = None,
+        log_normalizer: "float | Tensor | LogNormalizer | None" = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        tethered = Tethered(potential, noisy, sigma)
+        self.noisy = noisy
+        self.sigma = sigma
+        super().__init__(
+            tethered,
+            sampler=sampler,
+            log_normalizer=log_normalizer,
+            batch_shape=noisy.shape[: noisy.dim() - len(tethered.event_shape)],
+            like=noisy,
+            validate_args=validate_args,
+        )
+
+    def _copy(self, batch_shape: torch.Size, *, log_normalizer: Any) -> "RecoveryDistribution":
+        tethered = self.potential
+        assert isinstance(tethered, Tethered)
+        return RecoveryDistribution(
+            tethered.potential,
+            self.noisy.expand(*batch_shape, *self.event_shape),
+            self.sigma,
+            sampler=self.sampler,
+            log_normalizer=log_normalizer,
+            validate_args=self._validate_args,
+        )

@@ -1,0 +1,31 @@
+"""What trains and queries: kernels, adaptation, chains, objectives, training."""
+
+if __name__ != "energyppl.inference":
+    raise ImportError("import energyppl.inference: this folder is its source, not a package of its own")
+
+from energyppl.inference.adaptation import adapt
+from energyppl.inference.chains import MarkovSampler, Trajectory, run_chain
+from energyppl.inference.kernels import MALA, Info, Kernel, Langevin, State
+from energyppl.inference.objectives import Contrastive, Objective, RecoveryLikelihood, from_data, from_noisy
+from energyppl.inference.training import History, Record, Training, fit
+
+__all__ = [
+    "MALA",
+    "Contrastive",
+    "History",
+    "Info",
+    "Kernel",
+    "Langevin",
+    "MarkovSampler",
+    "Objective",
+    "Record",
+    "RecoveryLikelihood",
+    "State",
+    "Training",
+    "Trajectory",
+    "adapt",
+    "fit",
+    "from_data",
+    "from_noisy",
+    "run_chain",
+]

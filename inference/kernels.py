@@ -1,0 +1,138 @@
+"""Markov kernels: frozen values that move a batch of chains one step on a potential given per call.
+
+A kernel holds only its hyperparameters.  ``init`` evaluates the potential where the chains stand, ``step`` moves them;
+after the potential changes (other weights, temperature or level) call ``init`` again.  Random numbers come from torch's
+global generator.  A proposal whose energy or gradient is not finite is rejected and flagged, never repaired.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from energyppl._checks import check_event, check_positive
+from energyppl.gradient import energy_and_grad
+from energyppl.potential import Potential
+
+__all__ = ["MALA", "Info", "Kernel", "Langevin", "State"]
+
+
+class State(NamedTuple):
+    """What the next step needs."""
+
+    x: Tensor  # (*chains, *event)
+    energy: Tensor  # (*chains,), nats
+    grad: Tensor  # (*chains, *event)
+
+
+class Info(NamedTuple):
+    """What diagnostics need, one entry for each chain."""
+
+    accept_prob: Tensor  # (*chains,), in [0, 1]
+    accepted: Tensor  # (*chains,), bool
+    diverging: Tensor  # (*chains,), bool: the proposal's energy or gradient was not finite
+
+
+class Kernel(Protocol):
+    """One Markov transition for a batch of chains."""
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Evaluate the potential at the chains' positions ``(*chains, *event)``."""
+        ...
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Move every chain once."""
+        ...
+
+
+def _init(potential: Potential, x: Tensor) -> State:
+    check_event("x", x, potential.event_shape)
+    x = x.detach()
+    return State(x, *energy_and_grad(potential, x))
+
+
+def _wide(value: Tensor, x: Tensor) -> Tensor:
+    """A number for each chain, made broadcastable against the points."""
+    return value.reshape(value.shape + (1,) * (x.dim() - value.dim()))
+
+
+def _langevin_proposal(step_size: float | Tensor, state: State) -> tuple[Tensor, Tensor, float | Tensor]:
+    """``x − ½ s² ∇U + s ξ``, the noise ξ, and s made broadcastable."""
+    noise = torch.randn_like(state.x)
+    if isinstance(step_size, Tensor) and step_size.dim():
+        wide = _wide(step_size, state.x)
+        drift = torch.addcmul(state.x, wide * wide, state.grad, value=-0.5)
+        return torch.addcmul(drift, wide, noise), noise, wide
+    size = float(step_size)
+    return state.x.add(state.grad, alpha=-0.5 * size * size).add_(noise, alpha=size), noise, size
+
+
+def _select(accepted: Tensor, new: State, old: State) -> State:
+    wide = _wide(accepted, old.x)
+    return State(
+        torch.where(wide, new.x, old.x),
+        torch.where(accepted, new.energy, old.energy),
+        torch.where(wide, new.grad, old.grad),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Langevin:
+    """Unadjusted Langevin: ``x ← x − ½ s² ∇U(x) + s ξ`` (Gao et al. 2021, eq. 9; biased at any fixed s).
+
+    Args:
+        step_size: the standard deviation s of the noise in one step, a number or one for each chain, ``(*chains,)``.
+    """
+
+    step_size: float | Tensor
+
+    def __post_init__(self) -> None:
+        check_positive("step_size", self.step_size)
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Evaluate the potential at ``x``, ``(*chains, *event)``."""
+        return _init(potential, x)
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Move every chain once; a move to a non-finite energy or gradient is not made, and flagged."""
+        x, _, _ = _langevin_proposal(self.step_size, state)
+        new = State(x, *energy_and_grad(potential, x))
+        finite = torch.isfinite(new.energy + _dot(new.grad, new.grad, new.energy))
+        return _select(finite, new, state), Info(finite.to(new.energy.dtype), finite, ~finite)
+
+
+@dataclass(frozen=True, eq=False)
+class MALA:
+    """Metropolis-adjusted Langevin (Roberts & Tweedie 1996): exact for any step size.
+
+    Args:
+        step_size: the standard deviation s of the noise in one step, a number or one for each chain, ``(*chains,)``.
+    """
+
+    step_size: float | Tensor
+
+    def __post_init__(self) -> None:
+        check_positive("step_size", self.step_size)
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Evaluate the potential at ``x``, ``(*chains, *event)``."""
+        return _init(potential, x)
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Propose a Langevin move for every chain and accept it by the Metropolis–Hastings rule."""
+        x, noise, size = _langevin_proposal(self.step_size, state)
+        new = State(x, *energy_and_grad(potential, x))
+        # The way back needs the noise r = ξ − d with d = ½ s (g + g'), so the proposals' log-ratio is
+        # ½ (|ξ|² − |r|²) = d · (ξ − ½ d).
+        d = (state.grad + new.grad) * (0.5 * size)
+        log_ratio = (state.energy - new.energy) + _dot(d, noise.sub_(d, alpha=0.5), new.energy)
+        finite = torch.isfinite(log_ratio)
+        accept_prob = torch.where(finite, log_ratio.clamp(max=0.0).exp(), 0.0)
+        accepted = torch.rand_like(accept_prob) < accept_prob
+        return _select(accepted, new, state), Info(accept_prob, accepted, ~finite)
+
+
+def _dot(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """Inner product over the event dimensions; ``like`` has the chains' dimensions only."""
+    return (a * b).sum(dim=tuple(range(like.dim(), a.dim()))) if a.dim() > like.dim() else a * b

@@ -1,0 +1,142 @@
+"""The house: what lies where, what may import what, and what reaches the wheel."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it where Python lacks tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+FOLDERS = PROJECT["tool"]["setuptools"]["package-dir"]  # import name -> folder
+ROOMS = {name: folder for name, folder in FOLDERS.items() if name != "energyppl"}
+SOURCES = sorted(path for folder in FOLDERS.values() for path in (ROOT / folder).glob("*.py"))
+FLOOR_5 = {"__main__.py", "cli.py", "demo.py"}  # the command line uses the face as a user would
+TOP_LEVEL = {
+    *("pyproject.toml", "constraints.txt", "Makefile", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"),
+    *(".ci", ".gitignore", ".pre-commit-config.yaml"),
+    *("energyppl", "models", "inference", "tests", "tutorials"),
+}
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def git_files() -> list[str]:
+    listing = run("git", "ls-files", cwd=ROOT)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    return listing.stdout.splitlines()
+
+
+def test_packages_are_the_folders_on_disk() -> None:
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == set(FOLDERS)
+    with_init = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert with_init == set(FOLDERS.values())
+
+
+def test_folders_are_flat() -> None:
+    links = {ROOT / name.replace(".", "/") for name in ROOMS}
+    inside = {path for folder in FOLDERS.values() for path in (ROOT / folder).iterdir() if path.is_dir()}
+    assert {path for path in inside - links if path.name != "__pycache__"} == set()
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_room_is_linked_into_the_package(name: str) -> None:
+    link = ROOT / name.replace(".", "/")
+    assert link.is_symlink()
+    assert os.readlink(link) == f"../{ROOMS[name]}"
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_room_refuses_its_bare_name(name: str) -> None:
+    result = run(sys.executable, "-c", f"import {ROOMS[name]}", cwd=ROOT)
+    assert result.returncode == 1
+    assert re.search(rf"^ImportError: .*{re.escape(name)}", result.stderr, re.MULTILINE)
+
+
+def test_top_level_holds_only_what_belongs_there() -> None:
+    assert {name.split("/")[0] for name in git_files()} <= TOP_LEVEL
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_source_file_is_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_source_file_does_not_import_the_face(path: Path) -> None:
+    """``from energyppl import toys`` names a module and is fine; ``from energyppl import fit`` invites a circle."""
+    if path.name in FLOOR_5 or path == ROOT / "energyppl" / "__init__.py":
+        return
+    imported = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names if alias.name == "energyppl"]
+        elif isinstance(node, ast.ImportFrom) and node.module == "energyppl":
+            modules = {file.stem for file in (ROOT / "energyppl").glob("*.py")} | {"models", "inference"}
+            imported += [alias.name for alias in node.names if alias.name not in modules]
+    assert imported == []
+
+
+def test_every_import_is_declared() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    foreign = {name.split(".")[0] for name in modules} - sys.stdlib_module_names - {"energyppl"}
+    homes = packages_distributions()  # "pyro" -> ["pyro-ppl"]
+    declared = {re.match(r"[\w-]+", line)[0] for line in PROJECT["project"]["dependencies"]}
+    assert {name for name in foreign if not declared & set(homes.get(name, []))} == set()
+
+
+def test_version_is_declared_once() -> None:
+    import energyppl
+
+    assert energyppl.__version__ == PROJECT["project"]["version"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that neither an old ``build/`` gets in nor a new one stays behind."""
+    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for folder in FOLDERS.values():
+        shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    options = ("--no-deps", "--no-build-isolation", "--no-index")
+    result = run(sys.executable, "-m", "pip", "wheel", *options, "-w", out, copy, cwd=copy)
+    assert result.returncode == 0, result.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_holds_only_the_package(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    code = {name for name in names if ".dist-info/" not in name}
+    expected = {"energyppl/py.typed"}
+    for name, folder in FOLDERS.items():
+        expected |= {f"{name.replace('.', '/')}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+    assert code == expected
+
+
+def test_installed_wheel_imports_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    options = ("--no-deps", "--no-index", "--quiet")
+    result = run(sys.executable, "-m", "pip", "install", *options, "--target", site, wheel, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    program = "import energyppl, energyppl.models as m, energyppl.inference as i; print(*m.__path__, *i.__path__)"
+    result = run(sys.executable, "-W", "ignore", "-c", program, cwd=tmp_path, PYTHONPATH=str(site))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [str(site / name.replace(".", "/")) for name in ROOMS]
