@@ -77,6 +77,7 @@ class Density:
         """Whether x is where the data are, ``(*batch, *event) -> (*batch,)`` of ``torch.bool``.
 
         True where the density is above the level below which 1 % of the mass lies (so 1 % of exact draws are False).
+        The level comes from 20,000 draws with a fixed seed, which fixes the 1 % to about 0.07 %.
         """
         return self.log_prob(x) >= self._level
 
@@ -90,8 +91,8 @@ class Density:
 
     @cached_property
     def _level(self) -> float:
-        values = _own_log_probs(self, 100_000)
-        return float(values.kthvalue(1_000).values)
+        values = _own_log_probs(self, 20_000)
+        return float(values.kthvalue(200).values)
 
     @property
     def _pairs(self) -> int:

@@ -99,7 +99,7 @@ class IsotropicMixture(Density):
         if dim > 2:
             return monte_carlo_entropy(self)
         low, high = self.means.amin(0) - 9 * self.scale, self.means.amax(0) + 9 * self.scale
-        return entropy_in_box(self._log_density, low.tolist(), high.tolist(), self.scale / 2.5)
+        return entropy_in_box(self._log_density, low.tolist(), high.tolist(), self.scale / 1.5)
 
     def diffused(self, alpha: float, sigma: float) -> "IsotropicMixture":
         """The mixture with means ``alpha * means`` and scale ``sqrt(alpha^2 scale^2 + sigma^2)``."""
@@ -216,7 +216,7 @@ class GaussianMixture(Density):
         reach = 9 * self.covariances.diagonal(dim1=1, dim2=2).sqrt()
         low, high = (self.means - reach).amin(0), (self.means + reach).amax(0)
         narrowest = float(torch.linalg.eigvalsh(self.covariances).min().sqrt())
-        return entropy_in_box(self._log_density, low.tolist(), high.tolist(), narrowest / 2.5)
+        return entropy_in_box(self._log_density, low.tolist(), high.tolist(), narrowest / 1.5)
 
     def diffused(self, alpha: float, sigma: float) -> "GaussianMixture":
         """The mixture with means ``alpha * means`` and covariances ``alpha^2 covariances + sigma^2 I``."""

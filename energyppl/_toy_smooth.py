@@ -55,7 +55,7 @@ class Banana(Density):
         return _log_normal(z).sum(1) - math.log(self.scale)
 
     def _log_diffused(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        log_first, first, log_weights = _clean_given_noisy(x[:, 0], self.scale, alpha, sigma, 256)
+        log_first, first, log_weights = _clean_given_noisy(x[:, 0], self.scale, alpha, sigma)
         width = math.hypot(alpha, sigma)
         second = _log_normal((x[:, 1:] - alpha * self._ridge(first)) / width) - math.log(width)
         return log_first + (log_weights + second).logsumexp(1)
@@ -86,7 +86,7 @@ class Funnel(Density):
         return 0.5 * self.dim * (1 + _LOG_2PI) + math.log(self.scale)
 
     def _pairs_diffused(self, alpha: float, sigma: float) -> int:
-        return 256 * self.dim
+        return 256
 
     def _draw(self, count: int) -> Tensor:
         z = torch.randn(count, self.dim, dtype=torch.float64)
@@ -99,9 +99,10 @@ class Funnel(Density):
         return _log_normal(v / self.scale).squeeze(1) - math.log(self.scale) + rest
 
     def _log_diffused(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        log_v, v, log_weights = _clean_given_noisy(x[:, 0], self.scale, alpha, sigma, 256)
-        width = (alpha**2 * v.exp() + sigma**2).sqrt()
-        rest = _log_normal(x[:, None, 1:] / width.unsqueeze(-1)).sum(-1) - (self.dim - 1) * width.log()
+        log_v, v, log_weights = _clean_given_noisy(x[:, 0], self.scale, alpha, sigma)
+        variance = alpha**2 * v.exp() + sigma**2
+        square = x[:, 1:].square().sum(1, keepdim=True)
+        rest = -0.5 * (square / variance + (self.dim - 1) * (variance.log() + _LOG_2PI))
         return log_v + (log_weights + rest).logsumexp(1)
 
 
@@ -232,11 +233,10 @@ class DoubleWell(Density):
         return well.sum(1) + (_log_normal(rest / width) - math.log(width)).sum(1)
 
 
-def _clean_given_noisy(
-    noisy: Tensor, scale: float, alpha: float, sigma: float, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For u ~ N(0, scale^2) and ``noisy = alpha u + sigma noise``: log p(noisy), then nodes and weights of u | noisy."""
+def _clean_given_noisy(noisy: Tensor, scale: float, alpha: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """For u ~ N(0, scale^2) and ``noisy = alpha u + sigma noise``: log p(noisy); nodes and weights of u | noisy."""
     spread = math.hypot(alpha * scale, sigma)
     center = noisy * (alpha * scale**2 / spread**2)
-    nodes, log_weights = gaussian_nodes(center, scale * sigma / spread, count)
+    # Wide noise leaves u wide, with the density's own features to resolve inside.
+    nodes, log_weights = gaussian_nodes(center, scale * sigma / spread, 96 if sigma < 0.3 * alpha * scale else 256)
     return _log_normal(noisy / spread) - math.log(spread), nodes, log_weights

@@ -1,7 +1,7 @@
 """Energies as Pyro distributions.
 
 ``EnergyDistribution`` *holds* a potential (in Pyro, calling a distribution draws from it).  Its ``log_prob`` is
-``−U(x) − log Z`` and needs a log Z: a number, or a :class:`LogNormalizer` that works it out while parameters are being
+``−U(x) − log Z`` and needs a log Z: a number, or a :class:`LogZ` that works it out while parameters are being
 learned.  Without one it refuses, and says what to do.
 """
 
@@ -17,7 +17,7 @@ from energyppl._checks import check_event, shape_text
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.potential import Potential, Tethered
 
-__all__ = ["EnergyDistribution", "LogNormalizer", "RecoveryDistribution", "Sampler"]
+__all__ = ["EnergyDistribution", "LogZ", "RecoveryDistribution", "Sampler"]
 
 
 class Sampler(Protocol):
@@ -28,7 +28,7 @@ class Sampler(Protocol):
         ...
 
 
-class LogNormalizer(Protocol):
+class LogZ(Protocol):
     """A log Z that depends on where it is asked: its gradient with respect to the parameters is −E_model[∂U/∂θ]."""
 
     def __call__(self, potential: Potential, value: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class EnergyDistribution(dist.TorchDistribution):  # type: ignore[misc]
         potential: the energy U; for a batch of them it broadcasts against ``batch_shape``.
         sampler: draws points; without one ``sample`` refuses.
         log_normalizer: log Z in nats, a number or a tensor that broadcasts to ``batch_shape``, or a
-            :class:`LogNormalizer` while parameters are being learned; without one ``log_prob`` refuses.
+            :class:`LogZ` while parameters are being learned; without one ``log_prob`` refuses.
         batch_shape: shape of the batch of independent distributions.
         like: a tensor whose dtype and device draws take; torch's defaults otherwise.
     """
@@ -56,7 +56,7 @@ class EnergyDistribution(dist.TorchDistribution):  # type: ignore[misc]
         potential: Potential,
         *,
         sampler: Sampler | None = None,
-        log_normalizer: "float | Tensor | LogNormalizer | None" = None,
+        log_normalizer: "float | Tensor | LogZ | None" = None,
         batch_shape: Sequence[int] = (),
         like: Tensor | None = None,
         validate_args: bool | None = None,
@@ -157,7 +157,7 @@ class RecoveryDistribution(EnergyDistribution):
         sigma: float | Tensor,
         *,
         sampler: Sampler | None = None,
-        log_normalizer: "float | Tensor | LogNormalizer | None" = None,
+        log_normalizer: "float | Tensor | LogZ | None" = None,
         validate_args: bool | None = None,
     ) -> None:
         tethered = Tethered(potential, noisy, sigma)

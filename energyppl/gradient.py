@@ -27,14 +27,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from energyppl.errors import InvalidInput
 
-__all__ = ["eager_energy_and_grad", "energy_and_grad"]
+__all__ = ["eager_energy_and_grad", "energy_and_grad", "energy_only"]
 
-_Pair = tuple[Tensor, Tensor]
+_Values = tuple[Tensor, ...]
+_Evaluation = Callable[[Callable[[Tensor], Tensor], Tensor], _Values]
 _TRACES_KEPT = 64
 _SCALARS = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size)
 
 
-def energy_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> _Pair:
+def energy_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Energy of each point and its gradient with respect to the point; parameters take no gradient.
 
     Args:
@@ -48,22 +49,34 @@ def energy_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> _Pair:
     Raises:
         InvalidInput: if the potential returns anything but one number for each point.
     """
-    bound = _bound.get(potential) if _is_weak(potential) else None
-    if bound is None or not bound.serves(x):
-        bound = _bind(potential, x)
-    return bound(x)
+    energy, grad = _serve(potential, x, eager_energy_and_grad)
+    return energy, grad
 
 
-def eager_energy_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> _Pair:
+def energy_only(potential: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The energy alone, ``(*batch,)``, through the same door and under the same terms as :func:`energy_and_grad`."""
+    (energy,) = _serve(potential, x, eager_energy)
+    return energy
+
+
+def eager_energy_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """The same by plain autograd: the reference that every trace is compared with."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         energy = potential(leaf)
         _check_energy(potential, energy, x)
-        if not energy.requires_grad:  # a potential that is constant in x, such as a sum of nothing
+        if not energy.requires_grad:  # a potential that is constant in x
             return energy.detach(), torch.zeros_like(x)
         (grad,) = torch.autograd.grad(energy.sum(), leaf, allow_unused=True)
     return energy.detach(), torch.zeros_like(x) if grad is None else grad
+
+
+def eager_energy(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor]:
+    """The energy alone, in a tuple, without a trace."""
+    with torch.no_grad():
+        energy = potential(x.detach())
+    _check_energy(potential, energy, x)
+    return (energy,)
 
 
 def _check_energy(potential: object, energy: object, x: Tensor) -> None:
@@ -203,12 +216,12 @@ class _Program:
 class _Trace:
     """A potential's operations at one shape, split into a prologue (free of x) and a body."""
 
-    def __init__(self, potential: Any, structure: _Structure, x: Tensor) -> None:
-        def both(x: Tensor, *tensors: Tensor) -> _Pair:
-            return eager_energy_and_grad(_rebuild(potential, iter(tensors)), x)
+    def __init__(self, potential: Any, structure: _Structure, x: Tensor, what: _Evaluation) -> None:
+        def evaluate(x: Tensor, *tensors: Tensor) -> _Values:
+            return what(_rebuild(potential, iter(tensors)), x)
 
         try:
-            module = make_fx(both, tracing_mode="real")(x.detach(), *structure.tensors)
+            module = make_fx(evaluate, tracing_mode="real")(x.detach(), *structure.tensors)
         except InvalidInput:
             raise
         except Exception as error:  # whatever a user's network does that a tracer can't follow
@@ -286,28 +299,28 @@ class _Bound:
     def serves(self, x: Tensor) -> bool:
         return (x.shape, x.dtype, x.device) == self._signature and not self._trace.watch.changed()
 
-    def __call__(self, x: Tensor) -> _Pair:
+    def __call__(self, x: Tensor) -> _Values:
         if _versions(self._watched) != self._versions:
             self._refresh()
         with torch._C._AutoDispatchBelowAutograd():
-            energy, grad = self._body(x, *self._carried)
-        return energy, grad
+            return self._body(x, *self._carried)
 
 
 class _Eager:
     """The fallback, with the reason why no trace serves."""
 
-    def __init__(self, potential: Callable[[Tensor], Tensor], reason: str) -> None:
+    def __init__(self, potential: Callable[[Tensor], Tensor], what: _Evaluation, reason: str) -> None:
         self._potential = weakref.ref(potential) if _is_weak(potential) else lambda: potential
+        self._what = what
         self.reason = reason
 
     def serves(self, x: Tensor) -> bool:
         return True
 
-    def __call__(self, x: Tensor) -> _Pair:
+    def __call__(self, x: Tensor) -> _Values:
         potential = self._potential()
         assert potential is not None  # the caller holds it
-        return eager_energy_and_grad(potential, x)
+        return self._what(potential, x)
 
 
 _optimizer_steps = 0  # torch's fused optimisers write to weights without raising their version
@@ -331,34 +344,43 @@ def _is_weak(potential: object) -> bool:
     return type(potential).__weakrefoffset__ > 0 and type(potential).__hash__ is not None
 
 
-_bound: "weakref.WeakKeyDictionary[Any, _Bound | _Eager]" = weakref.WeakKeyDictionary()
+_bound: "weakref.WeakKeyDictionary[Any, dict[_Evaluation, _Bound | _Eager]]" = weakref.WeakKeyDictionary()
 _traces: "OrderedDict[tuple[Any, ...], _Trace]" = OrderedDict()
 
 
-def _bind(potential: Callable[[Tensor], Tensor], x: Tensor) -> "_Bound | _Eager":
+def _serve(potential: Callable[[Tensor], Tensor], x: Tensor, what: _Evaluation) -> _Values:
+    table = _bound.get(potential) if _is_weak(potential) else None
+    bound = table.get(what) if table is not None else None
+    if bound is None or not bound.serves(x):
+        bound = _bind(potential, x, what)
+    return bound(x)
+
+
+def _bind(potential: Callable[[Tensor], Tensor], x: Tensor, what: _Evaluation) -> "_Bound | _Eager":
     bound: _Bound | _Eager
     try:
         if torch.is_autocast_enabled(x.device.type):
             raise _Untraceable("autocast is on")
         structure = _structure(potential)
-        bound = _Bound(_find_trace(potential, structure, x), structure, x)
+        bound = _Bound(_find_trace(potential, structure, x, what), structure, x)
     except _Untraceable as reason:
-        bound = _Eager(potential, str(reason))
+        bound = _Eager(potential, what, str(reason))
     if _is_weak(potential):
-        _bound[potential] = bound
+        _bound.setdefault(potential, {})[what] = bound
     return bound
 
 
-def _find_trace(potential: Callable[[Tensor], Tensor], structure: _Structure, x: Tensor) -> _Trace:
-    if not _traces:
-        _watch_optimizers()
-    key = (*structure.key, x.shape, x.dtype, x.device)
+def _find_trace(
+    potential: Callable[[Tensor], Tensor], structure: _Structure, x: Tensor, what: _Evaluation
+) -> _Trace:
+    _watch_optimizers()
+    key = (what, *structure.key, x.shape, x.dtype, x.device)
     trace = _traces.get(key)
     if trace is None or not trace.usable():
         # A network that draws random numbers must not see other ones because it was looked at here.
         with torch.random.fork_rng(devices=[]):
-            trace = _Trace(potential, structure, x)
-            _require_equal_to_eager(potential, trace, structure, x)
+            trace = _Trace(potential, structure, x, what)
+            _require_equal_to_eager(potential, trace, structure, x, what)
         for dead in [k for k, t in _traces.items() if not t.usable()]:
             del _traces[dead]
         _traces[key] = trace
@@ -369,12 +391,12 @@ def _find_trace(potential: Callable[[Tensor], Tensor], structure: _Structure, x:
 
 
 def _require_equal_to_eager(
-    potential: Callable[[Tensor], Tensor], trace: _Trace, structure: _Structure, x: Tensor
+    potential: Callable[[Tensor], Tensor], trace: _Trace, structure: _Structure, x: Tensor, what: _Evaluation
 ) -> None:
     """Compare at points other than the traced ones, so that a value frozen into the trace shows."""
     other = x.detach().flip(0) * 0.9 + 0.05
     tolerance = 1e-9 if x.dtype == torch.float64 else 1e-3
-    for ours, theirs in zip(_Bound(trace, structure, x)(other), eager_energy_and_grad(potential, other), strict=True):
+    for ours, theirs in zip(_Bound(trace, structure, x)(other), what(potential, other), strict=True):
         scale = theirs[torch.isfinite(theirs)].abs().amax() if bool(torch.isfinite(theirs).any()) else 1.0
         if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * float(scale), equal_nan=True):
             raise _Untraceable("the trace gave other numbers than eager autograd")

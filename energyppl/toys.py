@@ -61,10 +61,11 @@ class Checkerboard(Density):
 
     @property
     def number_of_modes(self) -> int:
+        """The filled squares: 8."""
         return 8
 
     def entropy(self) -> float:
-        """ln of the filled area, in nats."""
+        """The logarithm of the filled area, in nats."""
         return math.log(2 * self.half_width**2)
 
     def on_support(self, x: Tensor) -> Tensor:
@@ -86,8 +87,8 @@ class Checkerboard(Density):
 
     def _distance(self, x: Tensor) -> Tensor:
         """Squared distance from every point to every filled square, ``(n, 2) -> (n, 8)``."""
-        low = self._corners.to(x)
-        high = low + self.half_width / 2
+        # Rounded from float64 as the draws are, so that a float32 draw at an edge is not left outside.
+        low, high = self._corners.to(x), (self._corners + self.half_width / 2).to(x)
         point = x.unsqueeze(1)
         return ((low - point).clamp_min(0) + (point - high).clamp_min(0)).square().sum(-1)
 
@@ -113,7 +114,8 @@ class Rings(Density):
     """Equal masses on concentric rings whose radius is Gaussian (kept above zero).
 
     ``p(x) = mean_k N(r; R_k, sd) / (2 pi r)`` with ``r = |x|``. The entropy is 3.535 nats at
-    ``sd=0.15`` and 0.832 at ``sd=0.01``. Within ``1e-4 * sd`` of the origin the density is held constant instead of rising as 1/r.
+    ``sd=0.15`` and 0.832 at ``sd=0.01``. Within ``1e-4 * sd`` of the origin the density is held constant instead of
+    rising as 1/r.
 
     Attributes:
         radii: the rings' radii, positive.
@@ -133,6 +135,7 @@ class Rings(Density):
 
     @property
     def number_of_modes(self) -> int:
+        """The number of rings."""
         return len(self.radii)
 
     def entropy(self) -> float:
@@ -228,6 +231,7 @@ class Pinwheel(Density):
 
     @property
     def number_of_modes(self) -> int:
+        """The number of arms."""
         return self.arms
 
     def entropy(self) -> float:
@@ -260,8 +264,8 @@ class Pinwheel(Density):
     def _blobs(self, y: Tensor) -> Tensor:
         """Log of each arm's share of the density before the turn, ``(n, 2) -> (n, arms)``."""
         cos, sin = self._directions.to(y)
-        along = (y[:, :1] * cos + y[:, 1:] * sin - 1) / self.radial_sd
-        across = (y[:, 1:] * cos - y[:, :1] * sin) / self.tangential_sd
+        along: Tensor = (y[:, :1] * cos + y[:, 1:] * sin - 1) / self.radial_sd
+        across: Tensor = (y[:, 1:] * cos - y[:, :1] * sin) / self.tangential_sd
         log_norm = math.log(self.arms * self.radial_sd * self.tangential_sd) + _LOG_2PI
         return -0.5 * (along.square() + across.square()) - log_norm
 
@@ -303,7 +307,7 @@ class Pinwheel(Density):
             noise = torch.cartesian_prod(line, line)
             noise = noise[noise.square().sum(1) < 36].to(x)
             clean = (x.unsqueeze(1) - sigma * noise) / alpha
-            values = self._log_density(clean.reshape(-1, 2)).reshape(len(x), -1) - 0.5 * noise.square().sum(1)
+            values = self._log_density(clean.reshape(-1, 2)).reshape(clean.shape[:2]) - 0.5 * noise.square().sum(1)
             return values.logsumexp(1) - _LOG_2PI + 2 * math.log(over_noise / alpha)
         grid = torch.cartesian_prod(_symmetric(6 * self.radial_sd, along), _symmetric(6 * self.tangential_sd, across))
         cos, sin = self._directions.unsqueeze(-1)

@@ -5,13 +5,16 @@ if __name__ != "energyppl.inference":
 
 from energyppl.inference.adaptation import adapt
 from energyppl.inference.chains import MarkovSampler, Trajectory, run_chain
-from energyppl.inference.kernels import MALA, Info, Kernel, Langevin, State
+from energyppl.inference.generation import Generation, generate
+from energyppl.inference.kernels import MALA, CrankNicolson, Info, Kernel, Langevin, State, TunableKernel
 from energyppl.inference.objectives import Contrastive, Objective, RecoveryLikelihood, from_data, from_noisy
-from energyppl.inference.training import History, Record, Training, fit
+from energyppl.inference.training import History, Record, Training, TrainingOptions, fit
 
 __all__ = [
     "MALA",
     "Contrastive",
+    "CrankNicolson",
+    "Generation",
     "History",
     "Info",
     "Kernel",
@@ -22,10 +25,13 @@ __all__ = [
     "RecoveryLikelihood",
     "State",
     "Training",
+    "TrainingOptions",
     "Trajectory",
+    "TunableKernel",
     "adapt",
     "fit",
     "from_data",
     "from_noisy",
+    "generate",
     "run_chain",
 ]

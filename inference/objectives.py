@@ -8,21 +8,33 @@ recovery distribution, they leave a zero gradient.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
+from energyppl.gradient import energy_and_grad
 from energyppl.inference.adaptation import group_means
-from energyppl.inference.chains import Trajectory, run_chain
-from energyppl.inference.kernels import MALA, Langevin
+from energyppl.inference.chains import run_chain
+from energyppl.inference.kernels import Kernel, TunableKernel
 from energyppl.potential import Potential, Tethered
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["Contrastive", "Loss", "Objective", "RecoveryLikelihood", "RecoveryModel", "from_data", "from_noisy"]
+__all__ = [
+    "Contrastive",
+    "Loss",
+    "Objective",
+    "RecoveryLikelihood",
+    "RecoveryModel",
+    "from_data",
+    "from_noisy",
+    "level_kernel",
+    "recovery_potential",
+    "tether_widths",
+]
 
 Start = Callable[[Tensor, Tensor], Tensor]
 """Where the negatives' chains begin: a function of (data y, noisy point), each ``(*batch, *event)``."""
@@ -41,8 +53,10 @@ def from_noisy(data: Tensor, noisy: Tensor) -> Tensor:
 class RecoveryModel(Protocol):
     """What recovery likelihood needs of a model; ``energyppl.models.RecoveryEBM`` is one."""
 
+    event_shape: torch.Size
     schedule: NoiseSchedule
-    step_sizes: Tensor
+    kernel: TunableKernel
+    step_sizes: Tensor  # (levels,), relative to the tether's width; 0 until tuned
 
     def standardized(self, data: Tensor) -> Tensor:
         """Data in the coordinates in which the schedule's noise is counted."""
@@ -63,6 +77,164 @@ class Loss(NamedTuple):
 class Objective(Protocol):
     """A way to train: a frozen value; whatever it learns on the way lives in the model's buffers."""
 
-    def loss(self, model: nn.Module, batch: Tensor) -> Loss:
+    def loss(self, model: Any, batch: Tensor) -> Loss:
         """The loss of one batch ``(n, *event)``."""
         ...
+
+    def measure(self, model: Any, data: Tensor) -> float:
+        """How well the model does on held-out ``data``: lower is better, and the same for the same weights."""
+        ...
+
+
+@dataclass(frozen=True)
+class RecoveryLikelihood:
+    """Diffusion recovery likelihood (Gao et al. 2021, Algorithm 1), with one adapted step size for each noise level.
+
+    Args:
+        kernel: moves the negatives, and the model's chains from then on; the model's own kernel if None.  Its step size
+            counts in widths of a level's tether and is where adaptation begins.
+        steps: moves from the start to the negative.
+        start: where the negatives' chains begin, ``from_data`` or ``from_noisy``, or any function of (data, noisy).
+        adapt: steer each level's step size towards the kernel's target acceptance.
+        gain: how fast: log step size moves by ``gain * (acceptance − target)`` at each update.
+        extra: share of each batch that goes to level 0 on top of its equal share: it is the sharpest level and the one
+            whose density is asked for.
+        shared_noise: noise both levels with one ε (CDRL's variance reduction).
+
+    Raises:
+        InvalidInput: for steps below one, a share outside [0, 1), or adaptation of a kernel that never rejects.
+    """
+
+    kernel: TunableKernel | None = None
+    steps: int = 5
+    start: Start = from_data
+    adapt: bool = True
+    gain: float = 0.1
+    extra: float = 0.25
+    shared_noise: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        if not 0.0 <= self.extra < 1.0:
+            raise InvalidInput(f"extra must lie in [0, 1); got {self.extra}")
+        if self.adapt and self.kernel is not None and self.kernel.target is None:
+            raise InvalidInput(
+                f"{type(self.kernel).__name__} accepts every move, so its step size can't be adapted: "
+                "pass adapt=False, or a kernel that accepts and rejects"
+            )
+
+    def loss(self, model: RecoveryModel, batch: Tensor) -> Loss:
+        """The contrastive loss of ``batch``, ``(n, *event)``; steers ``model.step_sizes`` on the way."""
+        if self.kernel is not None:
+            model.kernel = self.kernel
+        schedule = model.schedule
+        data = model.standardized(batch)
+        # Every level gets its share of the batch exactly: less noise in the gradient than independent draws.
+        level = torch.arange(len(data), device=data.device) % schedule.levels
+        level[: int(self.extra * len(data))] = 0
+        clean, noisy = schedule.pairs(data, level, shared_noise=self.shared_noise)
+        potential = recovery_potential(model, noisy, level)
+        chain = run_chain(level_kernel(model, level), potential, self.start(clean, potential.center), self.steps)
+        moved = chain.state.x.detach()
+        energy = model.potential(torch.cat([level, level]))(torch.cat([clean, moved]))
+        positive, negative = energy.split(len(data))
+        gap = positive.mean() - negative.mean()
+        distance = ((moved - clean).flatten(1).norm(dim=1) / tether_widths(schedule).to(clean)[level]).mean()
+        record = {
+            "energy_gap": float(gap.detach()),
+            "acceptance": float(chain.accept_prob.mean()),
+            "moved": float(distance),
+            "smallest_step": float(model.step_sizes.min()),
+            "diverging": float(chain.diverging.float().mean()),
+        }
+        if self.adapt and model.kernel.target is not None:
+            change = self.gain * (group_means(chain.accept_prob, level, schedule.levels) - model.kernel.target)
+            model.step_sizes.mul_(torch.where(torch.isfinite(change), change, 0.0).exp())
+            model.step_sizes.clamp_(max=model.kernel.largest_step)
+        return Loss(gap, record)
+
+    def measure(self, model: RecoveryModel, data: Tensor) -> float:
+        """Denoising score matching over all levels, ``mean |σ̄ ∇U(x_t) − ε|² / dimensions`` (Vincent 2011).
+
+        A proper score that needs no normaliser; the noise is the same at every call.
+        """
+        total = 0.0
+        with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
+            torch.manual_seed(0)
+            clean = model.standardized(data)
+            for t in range(model.schedule.levels):
+                alpha, sigma = model.schedule.alpha_bar[t].to(clean), model.schedule.sigma_bar[t].to(clean)
+                noise = torch.randn_like(clean)
+                level = torch.tensor(t, device=clean.device)
+                _, grad = energy_and_grad(model.potential(level), alpha * clean + sigma * noise)
+                total += float(((sigma * grad - noise) ** 2).mean())
+        return total / model.schedule.levels
+
+
+def level_kernel(model: RecoveryModel, level: Tensor) -> TunableKernel:
+    """The model's kernel at each chain's level."""
+    if not bool(model.step_sizes.any()):
+        model.step_sizes.fill_(float(model.kernel.step_size))
+    width = tether_widths(model.schedule).to(model.step_sizes)
+    return model.kernel.resized(model.step_sizes[level], width[level])
+
+
+def tether_widths(schedule: NoiseSchedule) -> Tensor:
+    """Width of each level's tether in the coordinates of x_t, σ_{t+1} / α_{t+1}, ``(levels,)``.
+
+    No wider than the marginal itself: that is the scale of the untethered top level.
+    """
+    return torch.minimum(schedule.sigma / schedule.alpha, (schedule.alpha_bar**2 + schedule.sigma_bar**2).sqrt()[:-1])
+
+
+def recovery_potential(model: RecoveryModel, noisy: Tensor, level: Tensor) -> Tethered:
+    """The recovery potential of x_t given x_{t+1}, ``(*batch, *event)``, in the coordinates of x_t = y / α_{t+1}."""
+    schedule = model.schedule
+    alpha, sigma = schedule.alpha.to(noisy)[level], (schedule.sigma / schedule.alpha).to(noisy)[level]
+    if not schedule.tethered_top:
+        sigma = torch.where(level == schedule.levels - 1, torch.inf, sigma)
+    wide = (*alpha.shape, *[1] * (noisy.dim() - alpha.dim()))
+    return Tethered(model.potential(level), noisy / alpha.reshape(wide), sigma.reshape(wide))
+
+
+@dataclass(frozen=True, eq=False)
+class Contrastive:
+    """A differentiable log Z for an observed :class:`~energyppl.distributions.RecoveryDistribution`.
+
+    Its gradient is −∂U/∂θ at negatives that ``steps`` moves of the kernel made, so ``log_prob`` has the gradient of
+    recovery likelihood and plain ``pyro.infer.SVI`` trains the energy.  Its *value* is an importance-sampling estimate
+    from the tether, log mean exp(−U(x̃ + σ ε)) + log of the tether's own normaliser; unbiased for Z, noisy for log Z.
+
+    Args:
+        kernel: moves the negatives from the observed value.
+        steps: how many moves.
+        start: as in :class:`RecoveryLikelihood`.
+        particles: draws from the tether for the value; 0 for a potential without tether, whose value is then 0.
+    """
+
+    kernel: Kernel
+    steps: int = 5
+    start: Start = from_data
+    particles: int = 16
+
+    def __call__(self, potential: Potential, value: Tensor) -> Tensor:
+        """log Z, ``(*batch,)``, in nats."""
+        noisy = potential.center if isinstance(potential, Tethered) else value
+        begin = self.start(value.detach(), noisy)
+        moved = run_chain(self.kernel, potential, begin, self.steps).state.x.detach()
+        energy = potential(moved)
+        with torch.no_grad():
+            estimate = self._value(potential, value)
+        return estimate + energy.detach() - energy
+
+    def _value(self, potential: Potential, value: Tensor) -> Tensor:
+        batch = value.shape[: value.dim() - len(potential.event_shape)]
+        if not isinstance(potential, Tethered) or not self.particles:
+            return value.new_zeros(batch)
+        sigma = torch.as_tensor(potential.sigma).to(value).expand(value.shape)
+        size = len(potential.event_shape)
+        own = (0.5 * torch.log(2.0 * torch.pi * sigma**2)).flatten(len(batch)).sum(-1) if size else sigma.log()
+        points = potential.center + sigma * torch.randn(self.particles, *value.shape).to(value)
+        log_mean = torch.logsumexp(-potential.potential(points), 0) - torch.log(torch.tensor(float(self.particles)))
+        estimate: Tensor = own + log_mean
+        return torch.where(torch.isfinite(estimate), estimate, 0.0)  # a top level without tether has no such estimate

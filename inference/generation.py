@@ -1,0 +1,65 @@
+"""Progressive sampling: from white noise to data, level by level (Gao et al. 2021, Algorithm 2)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from energyppl._checks import check_count
+from energyppl.gradient import energy_and_grad
+from energyppl.inference.chains import run_chain
+from energyppl.inference.objectives import RecoveryModel, level_kernel, recovery_potential
+
+__all__ = ["Generation", "generate"]
+
+
+class Generation(NamedTuple):
+    """Samples and how they came about, in the coordinates of ``model.standardized``."""
+
+    x: Tensor  # (*shape, *event), data at level 0 (or without noise, after the Tweedie step)
+    path: tuple[Tensor, ...]  # white noise, then x_t at the end of each level, from the top level down to 0
+    acceptance: Tensor  # (levels,), mean of each level's kernel
+    gradients: int  # evaluations of energy and gradient for each sample
+
+
+def generate(
+    model: RecoveryModel,
+    shape: torch.Size,
+    *,
+    steps: int,
+    last: int = 0,
+    denoise: bool = False,
+) -> Generation:
+    """Draw from every level's recovery distribution in turn, the top level's from white noise.
+
+    Args:
+        model: the trained model.
+        shape: shape of the batch of samples.
+        steps: moves at each level.
+        last: the level to stop at.
+        denoise: at level 0, finish with the mean of the clean data given level 0, ``(x + σ̄₀² ∇log p) / ᾱ₀`` (Tweedie; Zhu et al.
+            2024, appendix A.2).
+
+    Raises:
+        InvalidInput: for steps below one.
+    """
+    check_count("steps", steps)
+    schedule = model.schedule
+    like = model.step_sizes
+    spread = (schedule.alpha_bar[-1] ** 2 + schedule.sigma_bar[-1] ** 2).sqrt().to(like)
+    x = spread * torch.randn(*shape, *model.event_shape, dtype=like.dtype, device=like.device)
+    path, acceptance = [x], torch.zeros_like(like)
+    for t in reversed(range(last, schedule.levels)):
+        level = torch.tensor(t, device=like.device)
+        potential = recovery_potential(model, x, level)
+        chain = run_chain(level_kernel(model, level.expand(shape)), potential, potential.center, steps)
+        x = chain.state.x
+        acceptance[t] = chain.accept_prob.mean()
+        path.append(x)
+    gradients = (schedule.levels - last) * (steps + 1)
+    if denoise and last == 0:
+        # Tweedie: E[x0 | x_0] with the score −∇U of level 0.
+        _, grad = energy_and_grad(model.potential(torch.tensor(0, device=like.device)), x)
+        alpha, sigma = schedule.alpha_bar[0].to(like), schedule.sigma_bar[0].to(like)
+        x, gradients = (x - sigma**2 * grad) / alpha, gradients + 1
+    return Generation(x, tuple(path), acceptance, gradients)

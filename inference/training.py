@@ -1,0 +1,345 @@
+"""Train a model by an objective: an iterator that yields one record a step, and ``fit``, a short loop over it."""
+
+import copy
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from energyppl._checks import check_count, check_data, check_positive
+from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged
+from energyppl.inference.objectives import Objective, RecoveryLikelihood
+from energyppl.persistence import load_checkpoint, save_checkpoint
+
+__all__ = ["History", "Record", "Training", "TrainingOptions", "fit"]
+
+
+class Record(NamedTuple):
+    """One update: what the objective wrote down, and the optimiser's own numbers."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    held_out: float  # the objective's measure on held-out data with averaged weights; NaN between evaluations
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to optimise.
+
+    Args:
+        steps: updates at most.
+        batch_size: rows in a batch; all of the data if they are fewer.
+        learning_rate: Adam's, after a short warm-up and before its cosine decay to zero.
+        ema: decay of the averaged weights that the model ends with.
+        clip: a gradient longer than this many times its recent length is shortened to that.
+        evaluate_every: updates between evaluations on held-out data, which are also when a checkpoint is written.
+        patience: evaluations without improvement after which training stops, and the best weights are taken.
+        max_gap: energy gap, in nats for each dimension, beyond which training counts as diverged.
+    """
+
+    steps: int = 1500
+    batch_size: int = 512
+    learning_rate: float = 4e-3
+    ema: float = 0.999
+    clip: float = 10.0
+    evaluate_every: int = 100
+    patience: int = 10
+    max_gap: float = 100.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "evaluate_every", "patience"):
+            check_count(name, getattr(self, name))
+        for name in ("learning_rate", "clip", "max_gap"):
+            check_positive(name, getattr(self, name))
+        if not 0.0 <= self.ema < 1.0:
+            raise InvalidInput(f"ema must lie in [0, 1); got {self.ema}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step."""
+        warm = min(1.0, (step + 1) / max(1.0, 0.02 * self.steps))
+        return self.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training run did."""
+
+    records: tuple[Record, ...]
+    stopped: str
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """A field of the records, or one of the objective's values, as an array with one entry a step."""
+        if name in Record._fields and name != "values":
+            return np.array([getattr(r, name) for r in self.records], dtype=np.float64)
+        return np.array([r.values.get(name, math.nan) for r in self.records], dtype=np.float64)
+
+    def __repr__(self) -> str:
+        last = self.records[-1] if self.records else None
+        end = f", loss {last.loss:.4g}" if last else ""
+        return f"History({len(self.records)} steps{end}; {self.stopped})"
+
+
+class Training:
+    """A run that can be stepped, saved and continued: iterate over it, then call :meth:`finish`.
+
+    The data are visited in a fresh random order each epoch.  All random numbers come from torch's global generator,
+    whose state is part of :meth:`state_dict`, so a continued run gives bit for bit the weights of an undisturbed one.
+
+    Args:
+        model: holds the parameters; standardised to the data if it has a ``standardize`` method.
+        data: training rows, ``(n, *event)``.
+        objective: what to minimise.
+        held_out: rows to evaluate on, ``(m, *event)``; a tenth of ``data`` is set aside if None.
+        options: how to optimise.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Tensor,
+        objective: Objective | None = None,
+        *,
+        held_out: Tensor | None = None,
+        options: TrainingOptions | None = None,
+    ) -> None:
+        self.model = model
+        self.objective: Objective = RecoveryLikelihood() if objective is None else objective
+        self.options = TrainingOptions() if options is None else options
+        event_shape = getattr(model, "event_shape", data.shape[1:])
+        like = next(model.parameters())
+        check_data("data", data, event_shape, at_least=2)
+        data = data.to(like)
+        if held_out is None:
+            # Always the same split, so that a continued run has the same rows.
+            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
+            aside = max(1, len(data) // 10)
+            held_out, data = data[order[:aside]], data[order[aside:]]
+        self.data = data
+        self.held_out = check_data("held_out", held_out.to(like), event_shape)[:4096]
+        if hasattr(model, "standardize"):
+            model.standardize(self.data)
+        self.records: list[Record] = []
+        self.stopped = ""
+        self._epoch_seed, self._position = 0, len(self.data)
+        self._order = torch.empty(0, dtype=torch.long)
+        self._norm = 0.0
+        self._gap = 0.0
+        self._best = math.inf
+        self._stale = 0
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.Adam(self._parameters, lr=self.options.learning_rate, fused=True)
+        self._average = [p.detach().clone() for p in self._parameters]
+        self._best_weights = [p.clone() for p in self._average]
+
+    # --- One step ---
+
+    def __iter__(self) -> Iterator[Record]:
+        return self
+
+    def __next__(self) -> Record:
+        """Make one update.
+
+        Raises:
+            StopIteration: when the steps are used up or patience has run out; ``stopped`` says which.
+            TrainingDiverged: when a quantity left its range; the model then has its last good weights.
+        """
+        step, options = len(self.records), self.options
+        if not self.stopped and step >= options.steps:
+            self.stopped = f"all {options.steps} steps made"
+        if self.stopped:
+            raise StopIteration
+        rate = options.rate(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        loss, values = self.objective.loss(self.model, self._next_batch())
+        self._optimizer.zero_grad()
+        loss.backward()
+        norm = self._clip()
+        self._guard(step, float(loss.detach()), norm, values)
+        self._optimizer.step()
+        decay = min(options.ema, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._average, self._parameters, 1.0 - decay)
+        measure = self._evaluate(step) if (step + 1) % options.evaluate_every == 0 else math.nan
+        record = Record(step, float(loss.detach()), rate, norm, measure, values)
+        self.records.append(record)
+        return record
+
+    def finish(self) -> History:
+        """Give the model its averaged weights (the best ones if patience ran out), and return the history."""
+        weights = self._best_weights if self.stopped.startswith("no better") else self._average
+        self._put(weights)
+        return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
+
+    def _next_batch(self) -> Tensor:
+        count, size = len(self.data), min(self.options.batch_size, len(self.data))
+        if self._position + size > count:
+            self._epoch_seed, self._position = int(torch.randint(2**62, ())), 0
+            self._order = self._epoch_order()
+        rows = self._order[self._position : self._position + size]
+        self._position += size
+        return self.data[rows.to(self.data.device)]
+
+    def _epoch_order(self) -> Tensor:
+        return torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self._epoch_seed))
+
+    def _clip(self) -> float:
+        """Shorten a gradient far longer than its recent length: one bad batch must not throw the weights away."""
+        limit = self.options.clip * self._norm if self._norm else math.inf
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, limit if math.isfinite(limit) else 1e30))
+        if math.isfinite(norm):
+            kept = min(norm, limit)
+            self._norm = kept if not self._norm else 0.98 * self._norm + 0.02 * kept
+        return norm
+
+    def _guard(self, step: int, loss: float, norm: float, values: dict[str, float]) -> None:
+        # One wild batch is not divergence: the gap is judged by its running mean.
+        self._gap = 0.9 * self._gap + 0.1 * values.get("energy_gap", 0.0)
+        limit = self.options.max_gap * math.prod(self.data.shape[1:])
+        smallest = values.get("smallest_step", 1.0)
+        for bad, what in (
+            (not math.isfinite(loss), f"the loss is {loss}"),
+            (not math.isfinite(norm), f"the gradient's norm is {norm}"),
+            (abs(self._gap) > limit, f"the energy gap is {self._gap:.3g} nats (limit {limit:.3g})"),
+            (smallest < 1e-7, f"a level's step size fell to {smallest:.2g} of its width: its chains don't move"),
+        ):
+            if bad:
+                self._put(self._best_weights)
+                raise TrainingDiverged(
+                    f"training diverged at step {step}: {what}. The model has the best weights so far; lower the "
+                    "learning rate, start the chains from_data, or adapt the step sizes"
+                )
+
+    def _evaluate(self, step: int) -> float:
+        present = [p.detach().clone() for p in self._parameters]
+        self._put(self._average)
+        measure = self.objective.measure(self.model, self.held_out)
+        self._put(present)
+        if measure < self._best:
+            self._best, self._stale = measure, 0
+            self._best_weights = [p.clone() for p in self._average]
+        else:
+            self._stale += 1
+            if self._stale >= self.options.patience:
+                self.stopped = f"no better on held-out data for {self._stale} evaluations, at step {step}"
+        return measure
+
+    def _put(self, weights: list[Tensor]) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(self._parameters, weights)
+
+    # --- Keeping and continuing ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run needs to go on bit for bit, as tensors, numbers and strings."""
+        cuda = torch.cuda.get_rng_state_all() if self.data.is_cuda else []
+        return {
+            "options": asdict(self.options),
+            "objective": repr(self.objective),
+            "data": self._fingerprint(),
+            "model": dict(self.model.state_dict()),
+            "optimizer": self._optimizer.state_dict(),
+            "average": self._average,
+            "best_weights": self._best_weights,
+            "numbers": [self._best, self._stale, self._norm, self._gap, self._epoch_seed, self._position],
+            "records": [[*r[:5], dict(r.values)] for r in self.records],
+            "stopped": self.stopped,
+            "rng": [torch.get_rng_state(), *cuda],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken.
+
+        Raises:
+            CheckpointError: if it belongs to another model, other data, or other options; nothing is changed then.
+        """
+        mine = self.state_dict()
+        for key, what in (("data", "other data"), ("options", "other options"), ("objective", "another objective")):
+            if state.get(key) != mine[key]:
+                raise CheckpointError(
+                    f"this checkpoint was made with {what}: {state.get(key)}, not {mine[key]}; "
+                    "continue with the same, or write to another place"
+                )
+        _require_same_tensors(state["model"], mine["model"])
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        for place, kept in ((self._average, state["average"]), (self._best_weights, state["best_weights"])):
+            torch._foreach_copy_(place, kept)
+        self._best, self._stale, self._norm, self._gap, self._epoch_seed, self._position = state["numbers"]
+        self.records = [Record(*row) for row in state["records"]]
+        self.stopped = state["stopped"]
+        self._order = self._epoch_order()
+        torch.set_rng_state(state["rng"][0])
+        if self.data.is_cuda:
+            torch.cuda.set_rng_state_all(state["rng"][1:])
+
+    def _fingerprint(self) -> list[Any]:
+        return [list(self.data.shape), float(self.data.double().sum()), float(self.held_out.double().sum())]
+
+
+def _require_same_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
+    odd = [n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape] + [n for n in theirs if n not in ours]
+    if odd:
+        raise CheckpointError(
+            f"this checkpoint is of another model: {', '.join(odd[:4])} {'differ' if len(odd) > 1 else 'differs'}; "
+            "build the model with the settings it was trained with"
+        )
+
+
+def fit(
+    model: nn.Module,
+    data: Tensor,
+    objective: Objective | None = None,
+    *,
+    held_out: Tensor | None = None,
+    options: TrainingOptions | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> History:
+    """Train ``model`` on ``data``, with a progress bar, a held-out measure and guards against divergence.
+
+    Args:
+        model: such as a :class:`~energyppl.RecoveryEBM`; trained in place, and left with its averaged weights.
+        data: rows, ``(n, *event)``, floating point and finite.
+        objective: what to minimise; :class:`RecoveryLikelihood` with its defaults if None.
+        held_out: rows for the measure that can stop training early; a tenth of ``data`` is set aside if None.
+        options: how to optimise.
+        checkpoint: a file to keep the run in, written at every evaluation; if it exists the run goes on from it.
+        progress: show a bar with the loss, the energy gap and the acceptance.
+
+    Returns:
+        One record a step, and why training stopped.
+
+    Raises:
+        InvalidInput: for data of the wrong shape or dtype, non-finite or empty.
+        TrainingDiverged: when a quantity left its range: it names the step and the quantity; the model and the
+            checkpoint then hold the last good weights.
+        CheckpointError: for a checkpoint that is damaged or of another run.
+    """
+    training = Training(model, data, objective, held_out=held_out, options=options)
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.exists():
+        training.load_state_dict(load_checkpoint(path))
+    total = training.options.steps
+    with tqdm(total=total, initial=len(training.records), disable=not progress, unit="step") as bar:
+        for record in training:
+            bar.update()
+            if record.step % 10 == 0:
+                gap, acceptance = record.values.get("energy_gap", math.nan), record.values.get("acceptance", math.nan)
+                bar.set_postfix_str(f"loss {record.loss:+.3f} gap {gap:+.3f} accept {acceptance:.2f}", refresh=False)
+            if path is not None and not math.isnan(record.held_out):
+                save_checkpoint(path, training.state_dict())
+    if path is not None:
+        save_checkpoint(path, training.state_dict())
+    return training.finish()

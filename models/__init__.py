@@ -1,0 +1,9 @@
+"""What is declared: energy networks and the models that are made of them."""
+
+if __name__ != "energyppl.models":
+    raise ImportError("import energyppl.models: this folder is its source, not a package of its own")
+
+from energyppl.models.mlp import MLPEnergy
+from energyppl.models.recovery import RecoveryEBM
+
+__all__ = ["MLPEnergy", "RecoveryEBM"]

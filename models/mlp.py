@@ -1,0 +1,89 @@
+"""A time-conditioned multilayer perceptron that returns an energy."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from energyppl._checks import check_count, check_positive
+from energyppl.errors import InvalidInput
+
+__all__ = ["MLPEnergy"]
+
+
+class MLPEnergy(nn.Module):
+    """``U(x, t) = f(x, t) + ½ confinement |x|²`` with f a perceptron on Fourier features, FiLM-conditioned on the level.
+
+    It expects points of about unit variance, which :class:`~energyppl.RecoveryEBM` hands it at every level.  f grows at
+    most linearly, so the quadratic term makes every level's energy normalisable, and at high noise, where the data are
+    nearly N(0, I), it is already the answer.  The conditioning is a table with one row for each level: while chains
+    run at given levels it is worked out once and not once a step.
+
+    Args:
+        event_shape: shape of one point; any number of dimensions, flattened inside.
+        hidden: width of each hidden layer.
+        depth: number of hidden layers.
+        frequencies: how many random Fourier features of the input (Tancik et al. 2020), 0 for none; a sharp density
+            needs them.
+        frequency_range: lowest and highest angular frequency of the features, spread evenly on a log scale.
+        levels: rows of the conditioning table; at least the schedule's levels.
+        confinement: strength of the quadratic term, above 0.
+
+    Raises:
+        InvalidInput: for sizes below one, frequencies that don't increase, or a confinement that is not positive.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        hidden: int = 128,
+        depth: int = 3,
+        frequencies: int = 64,
+        frequency_range: tuple[float, float] = (1.0, 16.0),
+        levels: int = 64,
+        confinement: float = 1.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("hidden", hidden), ("depth", depth), ("levels", levels)):
+            check_count(name, value)
+        check_count("frequencies", frequencies, at_least=0)
+        check_positive("confinement", confinement)
+        low, high = frequency_range
+        if not 0 < low <= high:
+            raise InvalidInput(f"frequency_range must be 0 < low <= high; got {frequency_range}")
+        self.event_shape = torch.Size(event_shape)
+        self.levels = levels
+        self.confinement = confinement
+        size = math.prod(self.event_shape)
+        direction = nn.functional.normalize(torch.randn(size, frequencies), dim=0)
+        frequency = torch.logspace(math.log10(low), math.log10(high), frequencies)
+        self.register_buffer("frequencies", direction * frequency)
+        widths = [size + 2 * frequencies, *[hidden] * depth]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        # One (scale, shift) for each hidden unit, layer and level; zero leaves the layer as it is.
+        self.film = nn.Parameter(torch.zeros(levels, depth, 2, hidden))
+        self.readout = nn.Linear(hidden, 1)
+
+    frequencies: Tensor
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """Energies in nats.
+
+        Args:
+            x: points, ``(*batch, *event)``.
+            level: whole levels, ``()`` or ``(*batch,)``.
+
+        Returns:
+            Energies, ``(*batch,)``.
+        """
+        x = x.flatten(x.dim() - len(self.event_shape)) if self.event_shape else x.unsqueeze(-1)
+        film = self.film[level]
+        phase = x @ self.frequencies
+        hidden = torch.cat([x, phase.sin(), phase.cos()], -1)
+        for index, layer in enumerate(self.layers):
+            scale, shift = film[..., index, 0, :], film[..., index, 1, :]
+            before = layer(hidden)
+            hidden = nn.functional.silu(torch.addcmul(before + shift, before, scale))
+        return self.readout(hidden).squeeze(-1) + 0.5 * self.confinement * (x * x).sum(-1)

@@ -1,0 +1,263 @@
+"""RecoveryEBM: an energy network over a ladder of noise levels, trained by recovery likelihood."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from energyppl._checks import check_data, check_event, shape_text
+from energyppl.distributions import EnergyDistribution, RecoveryDistribution
+from energyppl.errors import InvalidInput, NotNormalized, QuadratureError
+from energyppl.inference.chains import run_chain
+from energyppl.inference.generation import Generation, generate
+from energyppl.inference.kernels import MALA, CrankNicolson, TunableKernel
+from energyppl.inference.objectives import Contrastive, level_kernel, recovery_potential
+from energyppl.normalizer import LogNormalizer
+from energyppl.potential import AtLevel, Potential
+from energyppl.quadrature import Grid, quadrature
+from energyppl.schedule import NoiseSchedule
+
+__all__ = ["RecoveryEBM"]
+
+
+class RecoveryEBM(nn.Module):
+    """Energies U(x, t) at every level of a noise schedule, each the marginal of the noised data at that level.
+
+    The network sees points of about unit variance: data are standardised by ``loc`` and ``scale`` (set by ``fit``, or by
+    :meth:`standardize`), and divided by the level's own standard deviation.  Everything public speaks data coordinates;
+    the noise of a level is counted in units of ``scale``.
+
+    Args:
+        net: any module ``net(x, level)`` from points ``(*batch, *event)`` and whole levels ``()`` or ``(*batch,)`` to
+            energies ``(*batch,)`` in nats, low where data are.
+        schedule: the noise levels.
+        event_shape: shape of one point; taken from ``net.event_shape`` if it has one.
+        kernel: moves the chains of the recovery distributions; gradient-free Crank–Nicolson in few dimensions, MALA in
+            many, if None.
+
+    Raises:
+        InvalidInput: if the network returns another shape or non-finite values, or has fewer levels than the schedule.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    step_sizes: Tensor
+
+    def __init__(self, net: nn.Module, schedule: NoiseSchedule, *, event_shape: Sequence[int] | None = None,
+                 kernel: TunableKernel | None = None) -> None:
+        super().__init__()
+        shape = event_shape if event_shape is not None else getattr(net, "event_shape", None)
+        if shape is None:
+            raise InvalidInput("the network has no event_shape: pass event_shape=(…), the shape of one data point")
+        self.net = net
+        self.schedule = schedule
+        self.event_shape = torch.Size(shape)
+        few = math.prod(self.event_shape) <= _FEW_DIMENSIONS
+        self.kernel: TunableKernel = kernel if kernel is not None else CrankNicolson() if few else MALA(0.3)
+        like = next((p for p in net.parameters() if p.dtype.is_floating_point), torch.empty(()))
+        self.register_buffer("loc", torch.zeros(self.event_shape, dtype=like.dtype, device=like.device))
+        self.register_buffer("scale", torch.ones_like(self.loc))
+        # Step size of each level's chains in widths of its tether; zero until training has tuned it.
+        self.register_buffer("step_sizes", torch.zeros(schedule.levels, dtype=like.dtype, device=like.device))
+        spread = (schedule.alpha_bar**2 + schedule.sigma_bar**2).sqrt()
+        self._spread = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
+        self._normalizers: dict[int, tuple[tuple[int, ...], LogNormalizer]] = {}
+        self._check_net()
+
+    def _check_net(self) -> None:
+        top = self.schedule.levels - 1
+        level = torch.tensor([0, top, top], device=self.loc.device)
+        points = torch.zeros(3, *self.event_shape).to(self.loc)
+        with torch.no_grad():
+            try:
+                energy = self.net(points, level)
+            except IndexError as error:
+                raise InvalidInput(
+                    f"the network does not take levels up to {top} ({error}): build it with levels={top + 1} or more"
+                ) from error
+        if not isinstance(energy, Tensor) or energy.shape != (3,):
+            came = shape_text(energy.shape) if isinstance(energy, Tensor) else type(energy).__name__
+            raise InvalidInput(
+                f"the network must return one energy for each point, shape (3,) for 3 points; got {came}: "
+                "sum or squeeze the last dimensions in its forward"
+            )
+        if not bool(torch.isfinite(energy).all()):
+            raise InvalidInput(f"the network must return finite energies; got {energy.tolist()} at the origin")
+
+    # --- Coordinates ---
+
+    def standardize(self, data: Tensor) -> None:
+        """Set ``loc`` and ``scale`` to the mean and standard deviation of each coordinate of ``data``, ``(n, *event)``.
+
+        Raises:
+            InvalidInput: if a coordinate is constant, which no density can describe.
+        """
+        check_data("data", data, self.event_shape, at_least=2)
+        data = data.to(self.loc)
+        scale = data.std(0)
+        constant = (scale <= 1e-6 * (1.0 + data.abs().amax(0))).flatten().nonzero()[:, 0].tolist()
+        if constant:
+            raise InvalidInput(f"data must vary in every coordinate; coordinate(s) {constant} are constant: drop them")
+        self.loc.copy_(data.mean(0))
+        self.scale.copy_(scale)
+
+    def standardized(self, data: Tensor) -> Tensor:
+        """Data in the coordinates in which the schedule's noise is counted, ``(x − loc) / scale``."""
+        return (data - self.loc) / self.scale
+
+    def diffuse(self, x0: Tensor, level: int | Tensor) -> Tensor:
+        """Clean data, ``(*batch, *event)``, at a marginal of the schedule, in data coordinates."""
+        check_event("x0", x0, self.event_shape)
+        return self.loc + self.scale * self.schedule.diffuse(self.standardized(x0), level)
+
+    def potential(self, level: int | Tensor) -> Potential:
+        """The energy at one level, or at each point's own level ``(*batch,)``, in standardised coordinates."""
+        level = torch.as_tensor(level, device=self.loc.device)
+        if self._spread is None:
+            return AtLevel(self.net, level, self.event_shape)
+        spread = self._spread.to(self.loc)[level]
+        return AtLevel(self.net, level, self.event_shape, scale=_wide(spread, self.event_shape))
+
+    # --- Distributions ---
+
+    def marginal(self, level: int = 0) -> EnergyDistribution:
+        """p(x_t) in data coordinates: the data themselves, up to σ̄₀ of noise, at level 0.
+
+        ``sample`` is progressive, from white noise; ``log_prob`` is normalised where :meth:`log_normalizer` can be.
+        """
+        self.schedule.check_level(level)
+        inner = self.potential(level)
+        assert isinstance(inner, AtLevel)
+        potential = AtLevel(self.net, inner.level, self.event_shape, self.loc, self.scale * inner.scale)
+
+        def sampler(_: Potential, shape: torch.Size, like: Tensor) -> Tensor:
+            return self.sample(shape, level=level).to(like)
+
+        def log_z(_: Potential, value: Tensor) -> Tensor:
+            return value.new_tensor(self.log_normalizer(level).estimate)
+
+        return EnergyDistribution(potential, sampler=sampler, log_normalizer=log_z, like=self.loc)
+
+    def recovery(self, noisy: Tensor, level: int | Tensor, *, steps: int = 40) -> RecoveryDistribution:
+        """p(y | x_{t+1} = noisy), y = α_{t+1} x_t, in data coordinates (Gao et al. 2021, eq. 5).
+
+        Args:
+            noisy: ``(*batch, *event)``.
+            level: t, one number or one for each point, ``(*batch,)``.
+            steps: moves of the chains that draw from it.
+        """
+        check_event("noisy", noisy, self.event_shape)
+        self.schedule.check_level(level)
+        level = torch.as_tensor(level, device=noisy.device)
+        alpha = _wide(self.schedule.alpha.to(noisy)[level], self.event_shape)
+        sigma = _wide(self.schedule.sigma.to(noisy)[level], self.event_shape) * self.scale
+        if not self.schedule.tethered_top:
+            top = _wide(level == self.schedule.levels - 1, self.event_shape)
+            sigma = torch.where(top, torch.inf, sigma)
+        inner = self.potential(level)
+        assert isinstance(inner, AtLevel)
+        potential = AtLevel(self.net, level, self.event_shape, self.loc, self.scale * inner.scale * alpha)
+
+        def sampler(_: Potential, shape: torch.Size, like: Tensor) -> Tensor:
+            # Chains run where the tuned step sizes count: in standardised coordinates of x_t.
+            wide = self.standardized(noisy).expand(*shape, *self.event_shape)
+            levels = level.expand(shape)
+            tethered = recovery_potential(self, wide, levels)
+            x = run_chain(level_kernel(self, levels), tethered, tethered.center, steps).state.x
+            return (self.loc + self.scale * alpha * x).to(like)
+
+        return RecoveryDistribution(potential, noisy, sigma.expand(noisy.shape), sampler=sampler)
+
+    # --- Queries ---
+
+    def sample(self, sample_shape: Sequence[int] = (), *, level: int = 0, steps: int = 80, denoise: bool = False) -> Tensor:
+        """Samples ``(*sample_shape, *event)`` from white noise, level by level down to ``level``.
+
+        Args:
+            sample_shape: shape of the batch.
+            level: where to stop; 0 is the data.
+            steps: moves at each level; one evaluation of the energy each.
+            denoise: finish at level 0 with the mean of the clean data (Tweedie).
+        """
+        return self.loc + self.scale * self.generate(sample_shape, level=level, steps=steps, denoise=denoise).x
+
+    def generate(
+        self, sample_shape: Sequence[int] = (), *, level: int = 0, steps: int = 80, denoise: bool = False
+    ) -> Generation:
+        """As :meth:`sample`, with the path from noise to data and the acceptances, in standardised coordinates."""
+        self.schedule.check_level(level)
+        return generate(self, torch.Size(sample_shape), steps=steps, last=level, denoise=denoise)
+
+    def log_normalizer(self, level: int = 0) -> LogNormalizer:
+        """log Z of :meth:`marginal`, by quadrature in one and two dimensions.
+
+        Raises:
+            NotNormalized: in more dimensions.
+            QuadratureError: if the energy is not normalisable within 64 standard deviations of the data.
+        """
+        self.schedule.check_level(level)
+        size = math.prod(self.event_shape)
+        if size > 2 or len(self.event_shape) != 1:
+            raise NotNormalized(
+                f"log_normalizer works by quadrature in one or two dimensions; this model has event_shape "
+                f"{shape_text(self.event_shape)}: use .marginal().unnormalized(), or compare energies within the model"
+            )
+        weights = tuple(p._version for p in (*self.parameters(), *self.buffers()))
+        known = self._normalizers.get(level)
+        if known is None or known[0] != weights:
+            self._normalizers[level] = (weights, self._integrate(level))
+        return self._normalizers[level][1]
+
+    def _integrate(self, level: int) -> LogNormalizer:
+        size = self.event_shape[0]
+        for half_width in (4.0, 8.0, 16.0, 32.0, 64.0):  # as narrow as the mass allows: the grid is finer for it
+            grid = Grid((-half_width,) * size, (half_width,) * size, (256,) * size)
+            try:
+                found = quadrature(self.potential(level), grid, dtype=self.loc.dtype)
+            except QuadratureError:
+                if half_width == 64.0:
+                    raise
+                continue
+            break
+        estimate = found.log_normalizer + float(self.scale.log().sum())
+        return LogNormalizer(
+            estimate, found.error, estimate - found.error, estimate + found.error, found.evaluations, "quadrature"
+        )
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Normalised log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
+        log_prob: Tensor = self.marginal().log_prob(x)
+        return log_prob
+
+    # --- Inside Pyro ---
+
+    def forward(self, data: Tensor, *, steps: int = 5) -> None:
+        """A Pyro model of ``data``, ``(n, *event)``: ``pyro.infer.SVI`` on it is recovery likelihood.
+
+        Each row is noised to a level and once more; the first is observed given the second.  Use it with an empty guide,
+        and call :meth:`standardize` first.  The site is in standardised coordinates of x_t.
+        """
+        check_data("data", data, self.event_shape)
+        pyro.module("recovery_ebm", self)
+        level = torch.arange(len(data), device=data.device) % self.schedule.levels
+        clean, noisy = self.schedule.pairs(self.standardized(data), level)
+        tethered = recovery_potential(self, noisy, level)
+        site = RecoveryDistribution(
+            tethered.potential,
+            tethered.center,
+            tethered.sigma,
+            log_normalizer=Contrastive(level_kernel(self, level), steps),
+        )
+        with pyro.plate("data", len(data)):
+            pyro.sample("clean", site, obs=clean)
+
+
+_FEW_DIMENSIONS = 8  # below, Crank–Nicolson's proposals from the tether are accepted often enough to beat MALA
+
+
+def _wide(value: Tensor, event_shape: torch.Size) -> Tensor:
+    """A number for each point, made broadcastable against the points."""
+    return value.reshape(*value.shape, *[1] * len(event_shape))
