@@ -208,7 +208,12 @@ class Bridge:
         # The ends are exact: 0 * inf would be NaN where one support is smaller than the other.
         if not isinstance(self.beta, Tensor) and self.beta in (0.0, 1.0):
             return self.target(x) if self.beta else self.base(x)
-        return (1.0 - self.beta) * self.base(x) + self.beta * self.target(x)
+        return _weighted(1.0 - self.beta, self.base(x)) + _weighted(self.beta, self.target(x))
+
+
+def _weighted(weight: float | Tensor, energy: Tensor) -> Tensor:
+    """``weight * energy`` with ``0 * inf = 0``."""
+    return torch.where(weight == 0, 0.0, weight * energy) if isinstance(weight, Tensor) else weight * energy
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,6 +232,8 @@ class Conditioned:
     potential: Potential
     observed: Tensor
     free: Tensor
+    event_shape: torch.Size = field(init=False, repr=False)
+    _places: Tensor = field(init=False, repr=False)  # indices of the free coordinates in the flattened event
 
     def __post_init__(self) -> None:
         event_shape = _potential("the potential of a Conditioned", self.potential).event_shape
@@ -238,19 +245,16 @@ class Conditioned:
         if not bool(self.free.any()):
             raise InvalidInput("free must be True somewhere; got all False: there is nothing to sample")
         check_event("observed", self.observed, event_shape)
-
-    @property
-    def event_shape(self) -> torch.Size:
-        """``(number of free coordinates,)``."""
-        return torch.Size((int(self.free.sum()),))
+        places = self.free.flatten().nonzero()[:, 0]
+        object.__setattr__(self, "_places", places)
+        object.__setattr__(self, "event_shape", places.shape)
 
     def complete(self, x: Tensor) -> Tensor:
         """Whole points, ``(*batch, *event)``, from the free coordinates ``x``, ``(*batch, free)``."""
         shape = self.potential.event_shape
         batch = torch.broadcast_shapes(x.shape[:-1], self.observed.shape[: self.observed.dim() - len(shape)])
         whole = self.observed.to(x.dtype).expand(*batch, *shape).flatten(len(batch))
-        places = self.free.flatten().nonzero()[:, 0].expand(*batch, -1)
-        return whole.scatter(-1, places, x.expand(*batch, x.shape[-1])).reshape(*batch, *shape)
+        return whole.scatter(-1, self._places.expand(*batch, -1), x.expand(*batch, x.shape[-1])).reshape(*batch, *shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Energies of the free coordinates ``x``, ``(*batch, free)``."""

@@ -7,7 +7,7 @@ from energyppl.inference.adaptation import adapt
 from energyppl.inference.chains import MarkovSampler, Trajectory, run_chain
 from energyppl.inference.generation import Generation, generate
 from energyppl.inference.kernels import MALA, CrankNicolson, Info, Kernel, Langevin, State, TunableKernel
-from energyppl.inference.objectives import Contrastive, Objective, RecoveryLikelihood, from_data, from_noisy
+from energyppl.inference.objectives import Contrastive, Loss, Objective, RecoveryLikelihood, from_data, from_noisy
 from energyppl.inference.training import History, Record, Training, TrainingOptions, fit
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Info",
     "Kernel",
     "Langevin",
+    "Loss",
     "MarkovSampler",
     "Objective",
     "Record",

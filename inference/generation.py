@@ -19,7 +19,7 @@ class Generation(NamedTuple):
     x: Tensor  # (*shape, *event), data at level 0 (or without noise, after the Tweedie step)
     path: tuple[Tensor, ...]  # white noise, then x_t at the end of each level, from the top level down to 0
     acceptance: Tensor  # (levels,), mean of each level's kernel
-    gradients: int  # evaluations of energy and gradient for each sample
+    evaluations: int  # of the energy (with its gradient, if the kernel needs one) for each sample
 
 
 def generate(
@@ -56,10 +56,10 @@ def generate(
         x = chain.state.x
         acceptance[t] = chain.accept_prob.mean()
         path.append(x)
-    gradients = (schedule.levels - last) * (steps + 1)
+    evaluations = (schedule.levels - last) * (steps + 1)
     if denoise and last == 0:
         # Tweedie: E[x0 | x_0] with the score −∇U of level 0.
         _, grad = energy_and_grad(model.potential(torch.tensor(0, device=like.device)), x)
         alpha, sigma = schedule.alpha_bar[0].to(like), schedule.sigma_bar[0].to(like)
-        x, gradients = (x - sigma**2 * grad) / alpha, gradients + 1
-    return Generation(x, tuple(path), acceptance, gradients)
+        x, evaluations = (x - sigma**2 * grad) / alpha, evaluations + 1
+    return Generation(x, tuple(path), acceptance, evaluations)

@@ -81,7 +81,7 @@ def _langevin_proposal(step_size: float | Tensor, state: State) -> tuple[Tensor,
     """``x − ½ s² ∇U + s ξ``, the noise ξ, and s made broadcastable."""
     noise = torch.randn_like(state.x)
     if isinstance(step_size, Tensor) and step_size.dim():
-        wide = _wide(step_size, state.x)
+        wide = _wide(step_size.to(state.x), state.x)
         drift = torch.addcmul(state.x, wide * wide, state.grad, value=-0.5)
         return torch.addcmul(drift, wide, noise), noise, wide
     size = float(step_size)

@@ -4,7 +4,7 @@ import copy
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,9 +116,9 @@ class Training:
         self.model = model
         self.objective: Objective = RecoveryLikelihood() if objective is None else objective
         self.options = TrainingOptions() if options is None else options
-        event_shape = getattr(model, "event_shape", data.shape[1:])
+        event_shape = getattr(model, "event_shape", None)
         like = next(model.parameters())
-        check_data("data", data, event_shape, at_least=2)
+        check_data("data", data, data.shape[1:] if event_shape is None else event_shape, at_least=2)
         data = data.to(like)
         if held_out is None:
             # Always the same split, so that a continued run has the same rows.
@@ -126,7 +126,7 @@ class Training:
             aside = max(1, len(data) // 10)
             held_out, data = data[order[:aside]], data[order[aside:]]
         self.data = data
-        self.held_out = check_data("held_out", held_out.to(like), event_shape)[:4096]
+        self.held_out = check_data("held_out", held_out.to(like), data.shape[1:])[:4096]
         if hasattr(model, "standardize"):
             model.standardize(self.data)
         self.records: list[Record] = []
@@ -246,7 +246,7 @@ class Training:
         cuda = torch.cuda.get_rng_state_all() if self.data.is_cuda else []
         return {
             "options": asdict(self.options),
-            "objective": repr(self.objective),
+            "objective": _describe(self.objective),
             "data": self._fingerprint(),
             "model": dict(self.model.state_dict()),
             "optimizer": self._optimizer.state_dict(),
@@ -288,11 +288,21 @@ class Training:
         return [list(self.data.shape), float(self.data.double().sum()), float(self.held_out.double().sum())]
 
 
+def _describe(value: object) -> str:
+    """What an objective is, the same in every process (a function's own repr holds its address)."""
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = ", ".join(f"{f.name}={_describe(getattr(value, f.name))}" for f in fields(value))
+        return f"{type(value).__qualname__}({parts})"
+    if isinstance(value, (int, float, str, type(None))):
+        return repr(value)
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
 def _require_same_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
     odd = [n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape] + [n for n in theirs if n not in ours]
     if odd:
         raise CheckpointError(
-            f"this checkpoint is of another model: {', '.join(odd[:4])} {'differ' if len(odd) > 1 else 'differs'}; "
+            f"this checkpoint is of another model: {', '.join(odd[:4])} differ in presence or shape; "
             "build the model with the settings it was trained with"
         )
 

@@ -62,8 +62,8 @@ class MLPEnergy(nn.Module):
         self.register_buffer("frequencies", direction * frequency)
         widths = [size + 2 * frequencies, *[hidden] * depth]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        # One (scale, shift) for each hidden unit, layer and level; zero leaves the layer as it is.
-        self.film = nn.Parameter(torch.zeros(levels, depth, 2, hidden))
+        # A row for each level: (scale, shift) of every layer's hidden units; zero leaves the layers as they are.
+        self.film = nn.Parameter(torch.zeros(levels, depth * 2 * hidden))
         self.readout = nn.Linear(hidden, 1)
 
     frequencies: Tensor
@@ -79,11 +79,11 @@ class MLPEnergy(nn.Module):
             Energies, ``(*batch,)``.
         """
         x = x.flatten(x.dim() - len(self.event_shape)) if self.event_shape else x.unsqueeze(-1)
-        film = self.film[level]
+        # Splitting once costs one concatenation on the way back, where indexing would fill a table for each piece.
+        film = nn.functional.embedding(level, self.film).chunk(2 * len(self.layers), -1)
         phase = x @ self.frequencies
         hidden = torch.cat([x, phase.sin(), phase.cos()], -1)
-        for index, layer in enumerate(self.layers):
-            scale, shift = film[..., index, 0, :], film[..., index, 1, :]
+        for layer, scale, shift in zip(self.layers, film[0::2], film[1::2], strict=True):
             before = layer(hidden)
             hidden = nn.functional.silu(torch.addcmul(before + shift, before, scale))
         return self.readout(hidden).squeeze(-1) + 0.5 * self.confinement * (x * x).sum(-1)

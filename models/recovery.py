@@ -64,7 +64,7 @@ class RecoveryEBM(nn.Module):
         self.register_buffer("step_sizes", torch.zeros(schedule.levels, dtype=like.dtype, device=like.device))
         spread = (schedule.alpha_bar**2 + schedule.sigma_bar**2).sqrt()
         self._spread = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
-        self._normalizers: dict[int, tuple[tuple[int, ...], LogNormalizer]] = {}
+        self._normalizers: dict[int, tuple[tuple[float, ...], LogNormalizer]] = {}
         self._check_net()
 
     def _check_net(self) -> None:
@@ -205,11 +205,17 @@ class RecoveryEBM(nn.Module):
                 f"log_normalizer works by quadrature in one or two dimensions; this model has event_shape "
                 f"{shape_text(self.event_shape)}: use .marginal().unnormalized(), or compare energies within the model"
             )
-        weights = tuple(p._version for p in (*self.parameters(), *self.buffers()))
+        weights = self._checksum()
         known = self._normalizers.get(level)
         if known is None or known[0] != weights:
             self._normalizers[level] = (weights, self._integrate(level))
         return self._normalizers[level][1]
+
+    def _checksum(self) -> tuple[float, ...]:
+        """Changes with the weights; torch's own version counters don't, under its fused optimisers."""
+        with torch.no_grad():
+            tensors = [t.double() for t in (*self.parameters(), *self.buffers())]
+            return tuple(float(value) for t in tensors for value in (t.sum(), t.square().sum()))
 
     def _integrate(self, level: int) -> LogNormalizer:
         size = self.event_shape[0]

@@ -1,0 +1,8 @@
+"""``python -m energyppl``."""
+
+import sys
+
+from energyppl.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

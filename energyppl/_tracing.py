@@ -1,0 +1,186 @@
+"""Turn a potential's energy and gradient into two flat programs of ATen operations: see :mod:`energyppl.gradient`."""
+
+import operator
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from energyppl._structure import Structure, Untraceable, Watch, rebuild
+from energyppl.errors import InvalidInput
+
+Values = tuple[Tensor, ...]
+Evaluation = Callable[[Callable[[Tensor], Tensor], Tensor], Values]
+_ATTEMPTS = 3
+
+_aten = torch.ops.aten
+_MASKS = (torch.bool, torch.uint8)
+_SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.default, _aten.lift_fresh.default}
+_UNDER_ANOTHER_NAME = {_aten.squeeze_.dim: _aten.squeeze.dim}  # matmul's own, on a vector of its own
+_FILLED = {_aten.ones_like.default: 1.0, _aten.zeros_like.default: 0.0}
+# The same operations through torch's own bindings, which cost a few microseconds less a call than `torch.ops`.
+_QUICK = {
+    _aten.addmm.default: torch.addmm,
+    _aten.mm.default: torch.mm,
+    _aten.mul.Tensor: torch.mul,
+    _aten.add.Tensor: torch.add,
+    _aten.sub.Tensor: torch.sub,
+    _aten.div.Tensor: torch.div,
+    _aten.neg.default: torch.neg,
+    _aten.sin.default: torch.sin,
+    _aten.cos.default: torch.cos,
+    _aten.silu.default: nn.functional.silu,
+}
+
+
+class _Program:
+    """Python generated for a list of ATen nodes: inputs in, a tuple of values out, each buffer freed at its last use."""
+
+    def __init__(self, nodes: Sequence[Node], inputs: Sequence[Node], outputs: Sequence[Node]) -> None:
+        space: dict[str, Any] = {}
+        names = {node: f"v{index}" for index, node in enumerate([*inputs, *nodes])}
+
+        def literal(value: Any) -> str:
+            if isinstance(value, Node):
+                return names[value]
+            if isinstance(value, (list, tuple)):
+                return "[" + "".join(literal(item) + ", " for item in value) + "]"
+            space[f"c{len(space)}"] = value
+            return f"c{len(space) - 1}"
+
+        kept = set(outputs) | set(inputs)
+        last_use = {used: node for node in nodes for used in node.all_input_nodes}
+        lines = [f"def program({', '.join(names[n] for n in inputs)}):"]
+        for node in nodes:
+            space[f"f{names[node]}"] = _QUICK.get(node.target, node.target)  # type: ignore[call-overload]
+            arguments = [literal(a) for a in node.args] + [f"{k}={literal(a)}" for k, a in node.kwargs.items()]
+            lines.append(f"    {names[node]} = f{names[node]}({', '.join(arguments)})")
+            lines += [f"    del {names[n]}" for n in node.all_input_nodes if last_use[n] is node and n not in kept]
+        lines.append(f"    return ({''.join(names[n] + ', ' for n in outputs)})")
+        exec("\n".join(lines), space)
+        self.run: Callable[..., tuple[Any, ...]] = space["program"]
+
+
+class _NoReading(TorchDispatchMode):
+    """Refuses to read a tensor's value while tracing: the number would be frozen into the trace."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.data_dependent_output in func.tags:
+            raise Untraceable(f"{func} reads a tensor's value")
+        return func(*args, **(kwargs or {}))
+
+
+class Trace:
+    """A potential's operations at one shape, split into a prologue (free of x) and a body."""
+
+    def __init__(self, potential: Any, parts: Structure, x: Tensor, what: Evaluation) -> None:
+        def evaluate(x: Tensor, *tensors: Tensor) -> Values:
+            return what(rebuild(potential, iter(tensors)), x)
+
+        try:
+            with _NoReading():
+                module = make_fx(evaluate, tracing_mode="real")(x.detach(), *parts.tensors)
+        except (InvalidInput, Untraceable):
+            raise
+        except Exception as error:  # whatever a user's network does that a tracer can't follow
+            raise Untraceable(str(error)) from error
+        self.watch = Watch(parts.modules)
+        self._modules = [weakref.ref(m) for m in parts.modules]
+        graph = module.graph
+        _simplify(graph)
+        point, *tensors = (n for n in graph.nodes if n.op == "placeholder")
+        _own_results(graph, point)
+        held = [n for n in graph.nodes if n.op == "get_attr"]
+        calls = [n for n in graph.nodes if n.op == "call_function"]
+        results = list(graph.output_node().args[0])
+        for node in calls:
+            _require_pure(node)
+        depends = _depending(graph, point)
+        body = [n for n in calls if n in depends]
+        needed = [used for node in body for used in node.all_input_nodes]
+        carried = list(dict.fromkeys(n for n in needed if n not in depends))
+        early = [n for n in calls if n not in depends]
+        self.constants: list[Tensor] = [operator.attrgetter(str(n.target))(module) for n in held]
+        self.prologue = _Program(early, [*tensors, *held], carried).run
+        self.body = _Program(body, [point, *carried], results).run
+
+    def usable(self) -> bool:
+        return all(ref() is not None for ref in self._modules) and not self.watch.changed()
+
+
+class Refusal:
+    """Why no trace serves a structure; tried again when a module has changed (from train to eval), but not for ever."""
+
+    def __init__(self, reason: str, parts: Structure, attempt: int) -> None:
+        self.reason = reason
+        self.attempt = attempt
+        self._watch = Watch(parts.modules)
+        self._modules = [weakref.ref(m) for m in parts.modules]
+
+    def usable(self) -> bool:
+        return all(ref() is not None for ref in self._modules) and (
+            self.attempt >= _ATTEMPTS or not self._watch.changed()
+        )
+
+
+def _depending(graph: torch.fx.Graph, point: Node) -> set[Node]:
+    """The nodes whose values depend on the points, with the copies of results that each call must make afresh."""
+    depends = {point}
+    for node in graph.nodes:
+        if node.meta.get("fresh") or any(used in depends for used in node.all_input_nodes):
+            depends.add(node)
+    return depends
+
+
+def _own_results(graph: torch.fx.Graph, point: Node) -> None:
+    """Copy a result that is a view of the points or the same at every call, so that a caller may write to it."""
+    depends, output = _depending(graph, point), graph.output_node()
+    for result in dict.fromkeys(output.all_input_nodes):
+        source = result
+        while source is not point and source in depends and _is_view(source):
+            source = source.all_input_nodes[0]
+        if source is point or source not in depends:
+            with graph.inserting_before(output):
+                copy = graph.call_function(_aten.clone.default, (result,))
+                copy.meta["fresh"] = True
+            output.replace_input_with(result, copy)
+
+
+def _is_view(node: Node) -> bool:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return any(value.alias_info is not None for value in node.target._schema.returns)
+    return node.target is operator.getitem
+
+
+def _simplify(graph: torch.fx.Graph) -> None:
+    """Drop identities, turn ``ones_like(something of x)`` into a constant, and remove what nobody uses."""
+    for node in list(graph.nodes):
+        node.target = _UNDER_ANOTHER_NAME.get(node.target, node.target)
+        if node.target in _SAME:
+            node.replace_all_uses_with(node.args[0])
+        elif node.target in _FILLED:
+            val = node.meta["val"]
+            with graph.inserting_before(node):
+                kwargs = {"dtype": val.dtype, "device": val.device}
+                full = graph.call_function(_aten.full.default, (list(val.shape), _FILLED[node.target]), kwargs)
+            node.replace_all_uses_with(full)
+    graph.eliminate_dead_code()
+
+
+def _require_pure(node: Node) -> None:
+    if isinstance(node.target, torch._ops.OpOverload):
+        if torch.Tag.nondeterministic_seeded in node.target.tags:
+            raise Untraceable(f"{node.target} draws random numbers")
+        if node.target._schema.is_mutable:
+            raise Untraceable(f"{node.target} writes in place")
+        masks = [n for n in node.all_input_nodes if getattr(n.meta.get("val"), "dtype", None) in _MASKS]
+        by_index = node.target is _aten.index.Tensor
+        if (masks if by_index else torch.Tag.dynamic_output_shape in node.target.tags):
+            raise Untraceable(f"{node.target} returns a shape that depends on values")
+    elif node.target is not operator.getitem:
+        raise Untraceable(f"{node.target} is not a plain operation")

@@ -1,0 +1,181 @@
+"""The command line: ``energyppl demo``, ``fit``, ``sample`` and ``show``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyro
+
+import energyppl as ep
+from energyppl.demo import run_demo
+from energyppl.runs import fit_table, interrupted, load_run, settings_for, show_run, write_samples
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 for what a user can mend, 130 for Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (ep.EnergyPPLError, OSError) as error:
+        print(f"energyppl: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("energyppl: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="energyppl", description="Energy-based models of data: train, sample, look.")
+    parser.add_argument("--version", action="version", version=f"energyppl {ep.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, formatter_class=_Formatter)
+        added.set_defaults(command=run)
+        return added
+
+    names = ", ".join(ep.toys.TWO_DIMENSIONAL)
+    demo = command("demo", _demo, "Train a small model on a 2-D toy whose truth is known, measure it and draw it.")
+    demo.add_argument("--data", default="checkerboard", metavar="NAME", help=f"one of {names}")
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for pictures and report.json"
+    )
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random")
+    demo.add_argument("--steps", type=int, default=1500, metavar="N", help="training steps at most")
+
+    fit = command("fit", _fit, "Train a model on a table of numbers, or go on where an earlier run stopped.")
+    fit.add_argument("file", type=Path, metavar="FILE", help="a .npy, .npz or .csv table")
+    fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to keep the run in")
+    fit.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
+    fit.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
+    fit.add_argument("--steps", type=int, metavar="N", help="training steps at most (default: 1500)")
+    fit.add_argument("--levels", type=int, metavar="N", help="noise levels (default: 6)")
+    fit.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: 512)")
+    fit.add_argument("--learning-rate", type=float, metavar="X", help="Adam's (default: 0.004)")
+
+    sample = command("sample", _sample, "Draw samples from a trained run, in the units of its table.")
+    sample.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    sample.add_argument("-n", type=int, default=1000, metavar="N", help="how many")
+    sample.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .npy, .npz or .csv file to write")
+    sample.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
+    sample.add_argument("--raw", action="store_true", help="leave discrete columns continuous instead of rounding them")
+
+    show = command("show", _show, "Say what was trained, on what and how it went, and draw data against samples.")
+    show.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    show.add_argument("-n", type=int, default=2000, metavar="N", help="how many samples to compare")
+    show.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
+    return parser
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Adds each option's default, where it has one that says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS) or not action.option_strings:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+def _demo(options: argparse.Namespace) -> None:
+    report = run_demo(options.data, options.out, seed=options.seed, steps=options.steps)
+    held, log_z, training = report["held_out"], report["log_normalizer"], report["training"]
+    sampling, test, modes = report["sampling"], report["energy_distance"], report["modes"]
+    _table(
+        f"{report['data']}, seed {report['seed']}",
+        {
+            "training": f"{training['steps']} steps in {training['seconds']:.0f} s; {training['stopped']}",
+            "held-out −log p": f"{_error(held, 'negative_log_likelihood')} nats",
+            "entropy of the truth": f"{held['true_entropy']:.4f} nats",
+            "excess (KL)": f"{_error(held, 'excess')} nats",
+            "log Z": f"{log_z['estimate']:.5f} ± {log_z['standard_error']:.1g} nats, by {log_z['method']}",
+            "on the support": f"samples {report['support']['samples']:.1%}, data {report['support']['data']:.1%}",
+            "mass of the modes": f"{len(modes['data'])} modes, off by {modes['largest_difference']:.3f} at most",
+            "energy distance": f"{test['statistic']:.4f}, p = {test['p_value']:.3f} ({test['samples_each']} each)",
+            "cost of a sample": f"{sampling['energy_evaluations_per_sample']} evaluations of the energy",
+            "pictures": f"{', '.join(report['pictures'])} and report.json in {options.out}",
+        },
+    )
+
+
+def _fit(options: argparse.Namespace) -> None:
+    names = ("array", "seed", "steps", "levels", "batch_size", "learning_rate")
+    chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    settings = settings_for(options.out, chosen)
+    try:
+        record, _ = fit_table(options.file, options.out, settings)
+    except KeyboardInterrupt:
+        print(f"\nenergyppl: {interrupted(options.out)}", file=sys.stderr)
+        raise
+    before = record["steps_before"]
+    _table(
+        record["source"],
+        {
+            **_about(record),
+            "this time": "nothing left to do: the run was finished"
+            if before == record["steps"]
+            else (f"steps {before} to {record['steps']}" if before else "from the beginning"),
+            "kept in": f"{options.out} (model.ckpt, training.ckpt, run.json)",
+            "next": f"energyppl show {options.out}",
+        },
+    )
+
+
+def _sample(options: argparse.Namespace) -> None:
+    fitted = load_run(options.run)
+    pyro.set_rng_seed(options.seed)
+    write_samples(fitted, options.n, options.out, raw=options.raw)
+    print(f"{options.n} samples of {', '.join(fitted.columns)} in {options.out}")
+
+
+def _show(options: argparse.Namespace) -> None:
+    report = show_run(options.run, count=options.n, seed=options.seed)
+    test, rows = report["energy_distance"], report["energy_distance"]["rows"]
+    lines = {**_about(report)}
+    if "largest_correlation_difference" in report:
+        worst = report["largest_correlation_difference"]
+        lines["correlation"] = (
+            f"worst for {' and '.join(worst['columns'])}: held-out {worst['held_out']:+.3f} (error about "
+            f"{worst['standard_error']:.2f}), samples {worst['samples']:+.3f}"
+        )
+    lines["energy distance"] = (
+        f"{test['statistic']:.4f}, p = {test['p_value']:.3f} ({rows[0]} held-out rows, {rows[1]} samples)"
+    )
+    lines["pictures"] = ", ".join(report["pictures"])
+    _table(report["source"], lines)
+    heads = ("mean", "sd", "5%", "50%", "95%")
+    print("\n" + " " * 27 + "".join(f"{head:>12}" for head in heads))
+    for name, sides in report["compared"].items():
+        for side, values in sides.items():
+            label = f"{name[:16]:<16}" if side == "held_out" else " " * 16
+            print(f"{label} {side.replace('_', '-'):<10}" + "".join(f"{values[head]:>12.4g}" for head in heads))
+
+
+def _about(record: dict[str, Any]) -> dict[str, str]:
+    lines = {
+        "rows": f"{record['rows']['training']} for training, {record['rows']['held_out']} held out",
+        "columns": ", ".join(record["columns"]),
+        "training": f"{record['steps']} steps in {record['seconds']:.0f} s; {record['stopped']}",
+    }
+    if record["dequantised"]:
+        gaps = ", ".join(f"{name} ({gap:.3g})" for name, gap in record["dequantised"].items())
+        lines["dequantised"] = f"{gaps}: discrete, spread over their smallest gap while training"
+    if record["spikes"]:
+        shares = ", ".join(f"{name} ({share:.0%} of rows)" for name, share in record["spikes"].items())
+        lines["warning"] = f"one value repeats in {shares}: a smooth density can't hold such a spike"
+    return lines
+
+
+def _error(values: dict[str, float], name: str) -> str:
+    return f"{values[name]:.4f} ± {values[f'{name}_standard_error']:.4f}"
+
+
+def _table(title: str, lines: dict[str, str]) -> None:
+    print(f"\n{title}")
+    width = max(len(name) for name in lines)
+    for name, text in lines.items():
+        print(f"  {name:<{width}}  {text}")

@@ -1,0 +1,253 @@
+"""Pictures: every function takes arrays or tensors and returns a matplotlib Figure that belongs to nobody else.
+
+Nothing here touches pyplot's global state, so it works in threads, notebooks and without a display.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = [
+    "density_grid",
+    "energy_landscape",
+    "noise_to_data",
+    "pair_plot",
+    "save_figure",
+    "scatter_panels",
+    "training_curves",
+]
+
+Values = Tensor | NDArray[Any]
+Extent = tuple[float, float, float, float]  # left, right, bottom, top
+
+DATA, SAMPLES, INK = "#2f6690", "#d1495b", "#3d3d3d"
+_MOST_COLUMNS = 8
+_STYLE: dict[str, Any] = {"fontsize": 10, "color": INK}
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a PNG at 150 dots per inch and return its path; its folder is made if it is not there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, format="png", facecolor="white")
+    return path
+
+
+def scatter_panels(panels: Mapping[str, Values], *, title: str, extent: Extent | None = None) -> Figure:
+    """Clouds of points ``(n, 2)`` side by side on the same axes, each under its name."""
+    clouds = {name: _numpy(points) for name, points in panels.items()}
+    box = _extent(np.concatenate(list(clouds.values()))) if extent is None else extent
+    figure = _figure(4.0 * len(clouds), 4.3, title)
+    for axes, (name, points), colour in zip(
+        _row(figure, len(clouds)), clouds.items(), [DATA, *[SAMPLES] * len(clouds)], strict=False
+    ):
+        _cloud(axes, points, box, colour)
+        axes.set_title(f"{name} ({len(points):,} points)", **_STYLE)
+    return figure
+
+
+def density_grid(rows: Mapping[str, Sequence[Values]], titles: Sequence[str], *, extent: Extent, title: str) -> Figure:
+    """Heat maps of densities: one row for each name, one column for each noise level.
+
+    Args:
+        rows: for each name, densities ``(height, width)`` with the first row at the bottom; all in one unit.
+        titles: of the columns.
+        extent: left, right, bottom and top of every map.
+        title: of the figure.
+    """
+    figure = _figure(2.2 * len(titles) + 0.6, 2.35 * len(rows) + 0.6, title)
+    grid = figure.subplots(len(rows), len(titles), squeeze=False, sharex=True, sharey=True)
+    maps = {name: [_numpy(m) for m in row] for name, row in rows.items()}
+    for j, column_title in enumerate(titles):
+        # One scale for each level: across levels the densities differ by orders of magnitude.
+        top = float(max(np.quantile(row[j], 0.998) for row in maps.values()))
+        for i, (name, row) in enumerate(maps.items()):
+            axes: Axes = grid[i, j]
+            axes.imshow(row[j], origin="lower", extent=extent, cmap="viridis", vmin=0.0, vmax=top, aspect="auto")
+            axes.tick_params(labelsize=7)
+            if i == 0:
+                axes.set_title(column_title, **_STYLE)
+            if j == 0:
+                axes.set_ylabel(f"{name}\n$x_2$", **_STYLE)
+            if i == len(maps) - 1:
+                axes.set_xlabel("$x_1$", **_STYLE)
+    return figure
+
+
+def energy_landscape(energy: Values, *, extent: Extent, data: Values, title: str, height: float = 10.0) -> Figure:
+    """Contours of an energy in nats above its lowest value, with data points on top.
+
+    Args:
+        energy: ``(height, width)``, the first row at the bottom.
+        extent: left, right, bottom and top of the map.
+        data: points ``(n, 2)``.
+        title: of the figure.
+        height: nats above the lowest value at which the colours end.
+    """
+    surface = _numpy(energy)
+    surface = surface - surface.min()
+    figure = _figure(6.2, 5.2, title)
+    axes = figure.subplots()
+    x = np.linspace(extent[0], extent[1], surface.shape[1])
+    y = np.linspace(extent[2], extent[3], surface.shape[0])
+    levels = np.linspace(0.0, height, 21)
+    filled = axes.contourf(x, y, surface, levels=levels, cmap="magma_r", extend="max")
+    axes.contour(x, y, surface, levels=levels[::2], colors="white", linewidths=0.4, alpha=0.6)
+    bar = figure.colorbar(filled, ax=axes, label="energy above the lowest, nats", ticks=np.linspace(0.0, height, 6))
+    bar.ax.tick_params(labelsize=8)
+    points = _numpy(data)
+    axes.scatter(points[:, 0], points[:, 1], s=2.5, c=DATA, linewidths=0, alpha=0.8, label="data")
+    axes.legend(loc="upper right", fontsize=8, markerscale=3)
+    _name_axes(axes, extent)
+    return figure
+
+
+def training_curves(curves: Mapping[str, tuple[Values, Values]], *, title: str) -> Figure:
+    """A panel for each name: steps ``(n,)`` against values ``(n,)``; NaN left out, a running mean on long curves."""
+    figure = _figure(3.6 * len(curves), 3.2, title)
+    for axes, (name, (steps, values)) in zip(_row(figure, len(curves)), curves.items(), strict=True):
+        x, y = _numpy(steps), _numpy(values)
+        kept = np.isfinite(y)
+        x, y = x[kept], y[kept]
+        axes.set_title(name, **_STYLE)
+        axes.set_xlabel("step", **_STYLE)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        if len(y) > 100:
+            window = max(5, len(y) // 40)
+            mean = np.convolve(y, np.ones(window) / window, mode="valid")
+            axes.plot(x, y, color=DATA, linewidth=0.6, alpha=0.35)
+            axes.plot(x[window - 1 :], mean, color=DATA, linewidth=1.6)
+            low, high = np.quantile(y, [0.002, 0.998])
+            axes.set_ylim(low - 0.15 * (high - low) - 1e-9, high + 0.15 * (high - low) + 1e-9)
+        else:
+            axes.plot(x, y, color=DATA, linewidth=1.4, marker="o", markersize=3)
+    return figure
+
+
+def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, trajectories: int = 12) -> Figure:
+    """Chains on their way from noise to data: the cloud after each level, and the tracks of a few chains.
+
+    Args:
+        path: points ``(n, 2)`` at each stop, the same chain in the same row; noise first.
+        titles: of the stops.
+        title: of the figure.
+        trajectories: how many chains to follow.
+    """
+    stops = np.stack([_numpy(points) for points in path])
+    box = _extent(stops.reshape(-1, 2))
+    columns = (len(stops) + 2) // 2
+    figure = _figure(2.6 * columns, 5.6, title)
+    grid = figure.subplots(2, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, points, name in zip(grid, stops, titles, strict=False):
+        _cloud(axes, points[:2000], box, SAMPLES)
+        axes.set_title(name, **_STYLE)
+    last = grid[len(stops)]
+    for i in range(min(trajectories, stops.shape[1])):
+        last.plot(stops[:, i, 0], stops[:, i, 1], color=INK, linewidth=0.8, alpha=0.6)
+    last.scatter(*stops[0, :trajectories].T, s=14, c=DATA, zorder=3, label="noise")
+    last.scatter(*stops[-1, :trajectories].T, s=14, c=SAMPLES, zorder=3, label="end")
+    last.legend(fontsize=7, loc="upper right")
+    last.set_title(f"{min(trajectories, stops.shape[1])} chains", **_STYLE)
+    _name_axes(last, box)
+    for axes in grid[len(stops) + 1 :]:
+        axes.set_visible(False)
+    for axes in grid:
+        axes.label_outer()
+    return figure
+
+
+def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: str) -> Figure:
+    """Scatter plots of every pair of columns, data below the diagonal and samples above it, and histograms of both.
+
+    Args:
+        data: ``(n, d)``; the first 8 columns and 1,500 rows are shown.
+        samples: ``(m, d)``.
+        columns: d names.
+        title: of the figure.
+    """
+    x, y = _numpy(data)[:, :_MOST_COLUMNS], _numpy(samples)[:, :_MOST_COLUMNS]
+    size = x.shape[1]
+    shown = f"first {size} of {len(columns)} columns; " if len(columns) > size else ""
+    figure = _figure(
+        max(5.0, 1.7 * size + 0.6), max(4.0, 1.6 * size + 1.0), f"{title}\n{shown}data in blue, samples in red"
+    )
+    grid = figure.subplots(size, size, squeeze=False)
+    limits = [_limits(x[:, j], y[:, j]) for j in range(size)]
+    for i in range(size):
+        for j in range(size):
+            axes: Axes = grid[i, j]
+            axes.set_xlim(*limits[j])
+            axes.tick_params(labelsize=6)
+            if i == j:
+                bins = list(np.linspace(*limits[i], 41))
+                axes.hist(x[:, i], bins=bins, density=True, color=DATA, alpha=0.45)
+                axes.hist(y[:, i], bins=bins, density=True, color=SAMPLES, histtype="step", linewidth=1.3)
+                axes.set_yticks([])
+            else:
+                points, colour = (x, DATA) if i > j else (y, SAMPLES)
+                axes.scatter(points[:1500, j], points[:1500, i], s=2, c=colour, alpha=0.35, linewidths=0)
+                axes.set_ylim(*limits[i])
+            if i == size - 1:
+                axes.set_xlabel(_short(columns[j]), fontsize=8, color=INK)
+            else:
+                axes.set_xticklabels([])
+            if j == 0:
+                axes.set_ylabel(_short(columns[i]) if size > 1 else "density", fontsize=8, color=INK)
+            else:
+                axes.set_yticklabels([])
+    return figure
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=11, color=INK)
+    return figure
+
+
+def _row(figure: Figure, count: int) -> list[Axes]:
+    return list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _cloud(axes: Axes, points: NDArray[Any], extent: Extent, colour: str) -> None:
+    axes.scatter(points[:, 0], points[:, 1], s=3.0, c=colour, alpha=0.45, linewidths=0)
+    _name_axes(axes, extent)
+
+
+def _name_axes(axes: Axes, extent: Extent) -> None:
+    axes.set_xlim(extent[0], extent[1])
+    axes.set_ylim(extent[2], extent[3])
+    axes.set_xlabel("$x_1$", **_STYLE)
+    axes.set_ylabel("$x_2$", **_STYLE)
+    axes.tick_params(labelsize=8)
+
+
+def _extent(points: NDArray[Any]) -> Extent:
+    (left, right), (bottom, top) = _limits(points[:, 0]), _limits(points[:, 1])
+    return left, right, bottom, top
+
+
+def _limits(*values: NDArray[Any]) -> tuple[float, float]:
+    """Room for all but the outermost 0.2 % of each, and a margin."""
+    low = min(float(np.quantile(v, 0.001)) for v in values)
+    high = max(float(np.quantile(v, 0.999)) for v in values)
+    margin = 0.08 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "…"
+
+
+def _numpy(values: Values) -> NDArray[Any]:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().to(torch.float64).numpy()
+    return np.asarray(values, dtype=np.float64)

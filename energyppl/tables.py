@@ -1,0 +1,254 @@
+"""Tables of numbers from files, and what continuous densities need of them: discrete columns spread out and back."""
+
+import csv
+import io
+import lzma
+import os
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from energyppl.errors import InvalidInput
+
+__all__ = ["Table", "dequantise", "read_table", "requantise", "table_from_array"]
+
+Array = NDArray[np.float64]
+
+_FEWEST_ROWS = 10
+_FEW_VALUES = 20  # a column with no more distinct values than this, most of them repeated, is discrete on any grid
+_UNREADABLE = (
+    *(ValueError, EOFError, OSError, MemoryError, RuntimeError, KeyError, struct.error),
+    *(csv.Error, lzma.LZMAError, zipfile.BadZipFile, zlib.error),
+)
+_MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "inf", "-inf", "+inf", "infinity"}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A finite numeric table without constant columns.
+
+    Attributes:
+        values: ``(n, d)``, at least 10 rows.
+        columns: d names.
+        grids: for each discrete column its distinct values in order, ``(k,)``; ``(0,)`` for a continuous one.
+        source: where it came from, in words.
+    """
+
+    values: Array
+    columns: tuple[str, ...]
+    grids: tuple[Array, ...]
+    source: str
+
+    @property
+    def discrete(self) -> tuple[float, ...]:
+        """For each column the smallest gap between its values if it is discrete, else 0."""
+        return tuple(float(np.diff(grid).min()) if len(grid) else 0.0 for grid in self.grids)
+
+    def spikes(self) -> dict[str, float]:
+        """Columns in which one value holds too many rows for a smooth density, with its share.
+
+        Too many is a twentieth of all rows, heaped at least ten times as high as the column's bell curve would be.
+        """
+        found = {}
+        for name, column, gap in zip(self.columns, self.values.T, self.discrete, strict=True):
+            count = int(np.unique(column, return_counts=True)[1].max())
+            share = count / len(column)
+            if count > 2 and share > 0.05 and share * float(column.std()) > 4.0 * gap:
+                found[name] = share
+        return found
+
+
+def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Table:
+    """Read a numeric table from ``.npy``, ``.npz`` or ``.csv``; integers become floats, nothing is ever unpickled.
+
+    Args:
+        path: a 2-D array (a 1-D one is one column), an archive of arrays, or text with commas, semicolons or tabs and
+            an optional line of names.
+        array: which array of an archive that holds several.
+
+    Raises:
+        InvalidInput: if there is no such file, it is of another kind, damaged or pickled, not numeric, has missing or
+            infinite values, constant columns (each named), or fewer than 10 rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidInput(f"there is no file {path}: pass a .npy, .npz or .csv file")
+    kind = path.suffix.lower()
+    if kind not in (".npy", ".npz", ".csv"):
+        raise InvalidInput(
+            f"{path} must end in .npy, .npz or .csv; got {path.suffix or 'no ending'!r}: convert it first"
+        )
+    if array is not None and kind != ".npz":
+        raise InvalidInput(f"only an .npz archive has named arrays; {path} is one table: leave the name {array!r} out")
+    try:
+        if kind == ".csv":
+            values, columns = _read_csv(path)
+            return table_from_array(values, columns, source=str(path))
+        if kind == ".npy":
+            with path.open("rb") as plain:
+                return table_from_array(np.lib.format.read_array(plain, allow_pickle=False), source=str(path))
+        with zipfile.ZipFile(path) as archive:
+            name = _choose(archive, path, array)
+            with archive.open(f"{name}.npy") as file:
+                loaded = np.lib.format.read_array(io.BytesIO(file.read()), allow_pickle=False)
+        return table_from_array(loaded, source=f"{path}, array {name}")
+    except InvalidInput:
+        raise
+    except _UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInput(
+            f"{path} can't be read as a table of numbers ({reason}): it is truncated, pickled or something else; "
+            "write it again with numpy.save, numpy.savez or as text"
+        ) from error
+
+
+def table_from_array(values: ArrayLike, columns: tuple[str, ...] | None = None, *, source: str = "an array") -> Table:
+    """A checked table from an array ``(n, d)`` or ``(n,)``.
+
+    Raises:
+        InvalidInput: if it is not numeric, not finite, too short, or a column is constant.
+    """
+    raw = np.asarray(values)
+    if raw.dtype.kind not in "biuf":
+        raise InvalidInput(
+            f"{source} must hold real numbers; got dtype {raw.dtype}: convert or drop what is not a number"
+        )
+    if raw.ndim == 1:
+        raw = raw[:, None]
+    if raw.ndim != 2:
+        raise InvalidInput(
+            f"{source} must be a table, rows by columns; got shape {raw.shape}: reshape it to two dimensions"
+        )
+    if len(raw) < _FEWEST_ROWS or not raw.shape[1]:
+        raise InvalidInput(f"{source} must have at least {_FEWEST_ROWS} rows and a column; got shape {raw.shape}")
+    table = raw.astype(np.float64)
+    names = tuple(f"c{i}" for i in range(table.shape[1])) if columns is None else columns
+    bad = np.argwhere(~np.isfinite(table))
+    if len(bad):
+        row, column = bad[0]
+        raise InvalidInput(
+            f"{source} must have no missing or infinite values; got {len(bad)}, the first in row {row} of column "
+            f"{names[column]!r}: drop or impute those rows"
+        )
+    constant = [repr(name) for name, column in zip(names, table.T, strict=True) if column.min() == column.max()]
+    if constant:
+        raise InvalidInput(f"{source} must vary in every column; constant: {', '.join(constant)}: drop them")
+    return Table(table, names, tuple(_grid(column) for column in table.T), source)
+
+
+def dequantise(table: Table, generator: torch.Generator) -> Table:
+    """Spread each discrete column over its gaps: uniform noise as wide as the smallest gap, centred on the value.
+
+    Draw it once, with a generator of a fixed seed, so that a continued run sees the same data.  The grids are kept.
+
+    Args:
+        table: as read.
+        generator: source of the noise, on the CPU.
+    """
+    noise = torch.rand(*table.values.shape, dtype=torch.float64, generator=generator).numpy() - 0.5
+    return replace(table, values=table.values + noise * np.array(table.discrete))
+
+
+def requantise(values: Array, grids: tuple[Array, ...]) -> Array:
+    """Round the discrete columns of ``values``, ``(n, d)``, to the nearest value of their grids; leave the rest."""
+    rounded: Array = values.copy()
+    for j, grid in enumerate(grids):
+        if len(grid):
+            middles = 0.5 * (grid[1:] + grid[:-1])
+            rounded[:, j] = grid[np.searchsorted(middles, values[:, j])]
+    return rounded
+
+
+def _grid(column: Array) -> Array:
+    """The distinct values of a discrete column, ``(k,)``; ``(0,)`` if it is continuous.
+
+    Discrete means that more than half of the rows share their value with another row, and that the values are few or
+    sit on a lattice: every gap a multiple of the smallest one.
+    """
+    values, counts = np.unique(column, return_counts=True)
+    # Numbers that were computed differ in their last digits: float32 keeps about seven.
+    single = bool((column.astype(np.float32) == column).all() and (column != np.round(column)).any())
+    new = np.diff(values, prepend=-np.inf) > (1e-6 if single else 1e-12) * np.abs(values).max()
+    counts = np.add.reduceat(counts, np.flatnonzero(new))
+    values = values[new]
+    if len(values) < 2 or counts[counts > 1].sum() <= 0.5 * len(column):
+        return np.empty(0)
+    gap = np.diff(values).min()
+    multiples = np.round((values[-1] - values[0]) / gap)
+    position = (values - values[0]) / (values[-1] - values[0]) * multiples
+    lattice = bool((np.abs(position - np.round(position)) < 0.02).all())
+    return values if lattice or len(values) <= _FEW_VALUES else np.empty(0)
+
+
+def _choose(archive: zipfile.ZipFile, path: Path, array: str | None) -> str:
+    """The name of the array to read, from the headers alone."""
+    shapes = {n.removesuffix(".npy"): _shape(archive, n) for n in archive.namelist() if n.endswith(".npy")}
+    listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+    if array is not None and array not in shapes:
+        raise InvalidInput(f"{path} has no array {array!r}; its arrays: {listing}")
+    if array is None and len(shapes) != 1:
+        raise InvalidInput(f"{path} must hold one array, or be told which (--array NAME); its arrays: {listing}")
+    return next(iter(shapes)) if array is None else array
+
+
+def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+    with archive.open(name) as file:
+        header: IO[bytes] = io.BytesIO(file.read(65536))
+    version = np.lib.format.read_magic(header)
+    read: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape: tuple[int, ...] = read(header)[0]
+    return shape
+
+
+def _read_csv(path: Path) -> tuple[Array, tuple[str, ...]]:
+    text = path.read_text(encoding="utf-8-sig")
+    first = text.split("\n", 1)[0]
+    delimiter = next((mark for mark in ";\t" if mark in first), ",")
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+    rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if any(f.strip() for f in row)]
+    if not rows:
+        raise InvalidInput(f"{path} is empty: pass a table with at least {_FEWEST_ROWS} rows")
+    # The first line holds names if it has a word where the second has a number.
+    head = rows[0][1]
+    named = len(rows) > 1 and any(_is_word(a) and _is_number(b) for a, b in zip(head, rows[1][1], strict=False))
+    columns = (
+        tuple(name or f"c{i}" for i, name in enumerate(head)) if named else tuple(f"c{i}" for i in range(len(head)))
+    )
+    values = np.empty((len(rows) - named, len(columns)))
+    for i, (line, row) in enumerate(rows[named:]):
+        if len(row) != len(columns):
+            raise InvalidInput(
+                f"{path} must have {len(columns)} fields in each line; line {line} has {len(row)}: mend it"
+            )
+        for j, field in enumerate(row):
+            if field.lower() in _MISSING:
+                raise InvalidInput(
+                    f"{path} must have no missing or infinite values; got {field!r} in line {line}, column "
+                    f"{columns[j]!r} (row {i}): drop or impute such rows"
+                )
+            if not _is_number(field):
+                raise InvalidInput(
+                    f"{path} must be numeric; column {columns[j]!r} holds {field!r} in line {line}: "
+                    "encode it as numbers or drop the column"
+                )
+            values[i, j] = float(field)
+    return values, columns
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_word(field: str) -> bool:
+    return not _is_number(field) and field.lower() not in _MISSING

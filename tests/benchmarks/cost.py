@@ -1,0 +1,104 @@
+"""Figure 4: what the hot door, a K-step sampler and a whole training update cost, as ratios in one run.
+
+``python -m tests.benchmarks cost [--threads N]``
+
+Every figure is the median over paired, interleaved repeats, with the quartiles of the ratio.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import energyppl as ep
+from energyppl.gradient import eager_energy_and_grad
+from tests.benchmarks import textbook
+
+
+class Plain(nn.Module):
+    """The perceptron of the figure: 2 → 128 → 128 → 1."""
+
+    event_shape = torch.Size((2,))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).squeeze(-1)
+
+
+def ratio(ours: Callable[[], object], theirs: Callable[[], object], calls: int, repeats: int = 25) -> str:
+    """Median and quartiles of time(ours) / time(theirs), in alternation."""
+    ours(), theirs()
+    ratios, times = [], []
+    for _ in range(repeats):
+        seconds = []
+        for function in (ours, theirs):
+            begin = time.perf_counter()
+            for _ in range(calls):
+                function()
+            seconds.append((time.perf_counter() - begin) / calls)
+        ratios.append(seconds[0] / seconds[1])
+        times.append(seconds)
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    ours_us, theirs_us = (statistics.median(t[i] for t in times) * 1e6 for i in (0, 1))
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]   ({ours_us:,.0f} µs against {theirs_us:,.0f} µs)"
+
+
+def door() -> None:
+    net = Plain().requires_grad_(False)
+    for batch, calls in ((64, 100), (1_000, 30), (10_000, 3)):
+        x = torch.randn(batch, 2)
+        text = ratio(lambda: ep.energy_and_grad(net, x), lambda: eager_energy_and_grad(net, x), calls)  # noqa: B023
+        print(f"hot door / eager autograd, {batch:6} points: {text}", flush=True)
+
+
+def sampler(steps: int = 20) -> None:
+    net = Plain().requires_grad_(False)
+    for kernel in (ep.Langevin(0.1), ep.MALA(0.1)):
+        for batch, repeats in ((64, 25), (1_000, 15), (10_000, 9)):
+            x = torch.randn(batch, 2)
+
+            def bare() -> None:
+                for _ in range(steps + 1):
+                    ep.energy_and_grad(net, x)  # noqa: B023
+
+            text = ratio(lambda: ep.run_chain(kernel, net, x, steps), bare, 1, repeats)  # noqa: B023
+            print(f"{steps} steps of {type(kernel).__name__:8} / {steps + 1} gradients, {batch:6} chains: {text}", flush=True)
+
+
+def update(batch: int = 512, steps: int = 5, updates: int = 15) -> None:
+    data = ep.toys.Checkerboard().sample((20_000,))
+    schedule = ep.NoiseSchedule.cosine(6)
+    standard = (data - data.mean(0)) / data.std(0)
+    alpha_bar, sigma_bar = schedule.alpha_bar.float(), schedule.sigma_bar.float()
+
+    def theirs() -> None:
+        textbook.train(standard, alpha_bar, sigma_bar, batch=batch, steps=steps, updates=updates)
+
+    options = ep.TrainingOptions(steps=10**6, batch_size=batch, evaluate_every=10**6)
+    for name, kernel in (("MALA, as the textbook's", ep.MALA(0.3)), ("Crank–Nicolson, the default", ep.CrankNicolson())):
+        ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), schedule, kernel=kernel)
+        training = ep.Training(ebm, data, ep.RecoveryLikelihood(steps=steps), options=options)
+
+        def ours() -> None:
+            for _ in range(updates):
+                next(training)  # noqa: B023
+
+        print(f"{updates} training updates / textbook's, {name}: {ratio(ours, theirs, 1, 9)}", flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Print the three tables."""
+    parser = argparse.ArgumentParser(prog="cost", description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    door()
+    sampler()
+    update()
