@@ -180,7 +180,7 @@ class Snapshot:
         every = {id(m): m for root in modules for m in root.modules()}.values()
         self._tables = [(t, dict(t)) for m in every for t in (vars(m), m._parameters, m._buffers, m._modules)]
         buffers = [b for m in every for b in m._buffers.values() if b is not None and not b.is_inference()]
-        self._buffers = [(b, b._version, b.detach().clone()) for b in buffers]
+        self._buffers = [(b, b.detach().clone()) for b in buffers]
 
     def restore(self) -> None:
         """Put everything back."""
@@ -189,6 +189,6 @@ class Snapshot:
                 table.clear()
                 table.update(before)
         with torch.no_grad():
-            for buffer, version, before in self._buffers:
-                if buffer._version != version:
-                    buffer.copy_(before)
+            for buffer, values in self._buffers:
+                if not torch.equal(buffer, values):  # batch norm writes without raising the version
+                    buffer.copy_(values)

@@ -21,7 +21,6 @@ _ATTEMPTS = 3
 _aten = torch.ops.aten
 _MASKS = (torch.bool, torch.uint8)
 _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.default, _aten.lift_fresh.default}
-_UNDER_ANOTHER_NAME = {_aten.squeeze_.dim: _aten.squeeze.dim}  # matmul's own, on a vector of its own
 _FILLED = {_aten.ones_like.default: 1.0, _aten.zeros_like.default: 0.0}
 # The same operations through torch's own bindings, which cost a few microseconds less a call than `torch.ops`.
 _QUICK = {
@@ -92,14 +91,16 @@ class Trace:
         self.watch = Watch(parts.modules)
         self._modules = [weakref.ref(m) for m in parts.modules]
         graph = module.graph
+        for node in graph.find_nodes(op="call_function", target=_aten.squeeze_.dim):
+            node.target = _aten.squeeze.dim  # matmul's own, on a vector of its own
+        for node in graph.nodes:
+            _require_pure(node)
         _simplify(graph)
         point, *tensors = (n for n in graph.nodes if n.op == "placeholder")
         _own_results(graph, point)
         held = [n for n in graph.nodes if n.op == "get_attr"]
         calls = [n for n in graph.nodes if n.op == "call_function"]
         results = list(graph.output_node().args[0])
-        for node in calls:
-            _require_pure(node)
         depends = _depending(graph, point)
         body = [n for n in calls if n in depends]
         needed = [used for node in body for used in node.all_input_nodes]
@@ -160,7 +161,6 @@ def _is_view(node: Node) -> bool:
 def _simplify(graph: torch.fx.Graph) -> None:
     """Drop identities, turn ``ones_like(something of x)`` into a constant, and remove what nobody uses."""
     for node in list(graph.nodes):
-        node.target = _UNDER_ANOTHER_NAME.get(node.target, node.target)
         if node.target in _SAME:
             node.replace_all_uses_with(node.args[0])
         elif node.target in _FILLED:
@@ -173,6 +173,8 @@ def _simplify(graph: torch.fx.Graph) -> None:
 
 
 def _require_pure(node: Node) -> None:
+    if node.op != "call_function":
+        return
     if isinstance(node.target, torch._ops.OpOverload):
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             raise Untraceable(f"{node.target} draws random numbers")
@@ -180,7 +182,7 @@ def _require_pure(node: Node) -> None:
             raise Untraceable(f"{node.target} writes in place")
         masks = [n for n in node.all_input_nodes if getattr(n.meta.get("val"), "dtype", None) in _MASKS]
         by_index = node.target is _aten.index.Tensor
-        if (masks if by_index else torch.Tag.dynamic_output_shape in node.target.tags):
+        if masks if by_index else torch.Tag.dynamic_output_shape in node.target.tags:
             raise Untraceable(f"{node.target} returns a shape that depends on values")
     elif node.target is not operator.getitem:
         raise Untraceable(f"{node.target} is not a plain operation")

@@ -18,7 +18,7 @@ from energyppl.two_sample import energy_distance_test
 
 __all__ = ["run_demo"]
 
-_TRAINING_ROWS, _HELD_OUT_ROWS, _SAMPLES, _GRID = 20_000, 5_000, 4_000, 160
+_TRAINING_ROWS, _HELD_OUT_ROWS, _SAMPLES, _GRID = 20_000, 5_000, 2_000, 160
 _TESTED = 1_000  # samples of each side in the two-sample test
 
 

@@ -123,7 +123,11 @@ class EnergyDistribution(dist.TorchDistribution):  # type: ignore[misc]
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "EnergyDistribution":
         """The same distribution over a larger batch."""
         shape = torch.Size(batch_shape)
-        if torch.broadcast_shapes(shape, self.batch_shape) != shape:
+        try:
+            fits = torch.broadcast_shapes(shape, self.batch_shape) == shape
+        except RuntimeError:
+            fits = False
+        if not fits:
             raise InvalidInput(f"can't expand batch_shape {shape_text(self.batch_shape)} to {shape_text(shape)}")
         return self._copy(shape, log_normalizer=self.log_normalizer)
 

@@ -195,9 +195,7 @@ def _bind(potential: Callable[[Tensor], Tensor], x: Tensor, what: Evaluation) ->
     try:
         parts = structure(potential)
         trace = _find_trace(potential, parts, x, what)
-        bound = (
-            _Bound(trace, parts, x) if isinstance(trace, Trace) else _Eager(potential, what, trace.reason, trace)
-        )
+        bound = _Bound(trace, parts, x) if isinstance(trace, Trace) else _Eager(potential, what, trace.reason, trace)
     except Untraceable as reason:
         bound = _Eager(potential, what, str(reason), None)
     if _is_weak(potential):

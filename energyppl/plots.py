@@ -133,7 +133,7 @@ def training_curves(curves: Mapping[str, tuple[Values, Values]], *, title: str) 
     return figure
 
 
-def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, trajectories: int = 12) -> Figure:
+def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, trajectories: int = 8) -> Figure:
     """Chains on their way from noise to data: the cloud after each level, and the tracks of a few chains.
 
     Args:
@@ -152,7 +152,7 @@ def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, 
         axes.set_title(name, **_STYLE)
     last = grid[len(stops)]
     for i in range(min(trajectories, stops.shape[1])):
-        last.plot(stops[:, i, 0], stops[:, i, 1], color=INK, linewidth=0.8, alpha=0.6)
+        last.plot(stops[:, i, 0], stops[:, i, 1], linewidth=0.9, alpha=0.8)
     last.scatter(*stops[0, :trajectories].T, s=14, c=DATA, zorder=3, label="noise")
     last.scatter(*stops[-1, :trajectories].T, s=14, c=SAMPLES, zorder=3, label="end")
     last.legend(fontsize=7, loc="upper right")

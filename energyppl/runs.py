@@ -71,7 +71,7 @@ class FittedTable:
     columns: tuple[str, ...]
     loc: NDArray[np.float64]  # (d,)
     scale: NDArray[np.float64]  # (d,)
-    grids: tuple[NDArray[np.float64], ...]  # distinct values of discrete columns, empty for continuous ones
+    grids: tuple[NDArray[np.float64], ...]  # the values of discrete columns, empty for continuous ones
     rows: NDArray[np.float64]  # (n, d), training rows in the table's units, some of them if they are many
     held_out: NDArray[np.float64]  # (m, d), in the table's units
     curves: dict[str, NDArray[np.float64]]
@@ -130,7 +130,8 @@ def fit_table(file: Path, run: Path, settings: Settings, *, progress: bool = Tru
         steps=settings.steps,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
-        evaluate_every=max(1, min(100, settings.steps // 10)),
+        evaluate_every=min(settings.steps, max(10, settings.steps // 40)),
+        patience=8,  # a fifth of the run: a small table is soon learned by heart
     )
     checkpoint = run / "training.ckpt"
     before = _steps_made(checkpoint) if checkpoint.exists() else None

@@ -22,7 +22,10 @@ __all__ = ["Table", "dequantise", "read_table", "requantise", "table_from_array"
 Array = NDArray[np.float64]
 
 _FEWEST_ROWS = 10
-_FEW_VALUES = 20  # a column with no more distinct values than this, most of them repeated, is discrete on any grid
+_FEW_VALUES = (
+    20  # a column with no more distinct values than this, most of them repeated, is discrete without a lattice
+)
+_LONGEST_GRID = 100_000
 _UNREADABLE = (
     *(ValueError, EOFError, OSError, MemoryError, RuntimeError, KeyError, struct.error),
     *(csv.Error, lzma.LZMAError, zipfile.BadZipFile, zlib.error),
@@ -37,7 +40,7 @@ class Table:
     Attributes:
         values: ``(n, d)``, at least 10 rows.
         columns: d names.
-        grids: for each discrete column its distinct values in order, ``(k,)``; ``(0,)`` for a continuous one.
+        grids: for each discrete column the values it can take, in order, ``(k,)``; ``(0,)`` for a continuous one.
         source: where it came from, in words.
     """
 
@@ -167,10 +170,11 @@ def requantise(values: Array, grids: tuple[Array, ...]) -> Array:
 
 
 def _grid(column: Array) -> Array:
-    """The distinct values of a discrete column, ``(k,)``; ``(0,)`` if it is continuous.
+    """The values that a discrete column can take, ``(k,)``; ``(0,)`` if it is continuous.
 
-    Discrete means that more than half of the rows share their value with another row, and that the values are few or
-    sit on a lattice: every gap a multiple of the smallest one.
+    Discrete means that more than half of the rows share their value with another row, and that the values sit on a
+    lattice, every gap a multiple of the smallest one (then the column can take all of the lattice between its ends), or
+    are few (then only those that occur).
     """
     values, counts = np.unique(column, return_counts=True)
     # Numbers that were computed differ in their last digits: float32 keeps about seven.
@@ -183,8 +187,12 @@ def _grid(column: Array) -> Array:
     gap = np.diff(values).min()
     multiples = np.round((values[-1] - values[0]) / gap)
     position = (values - values[0]) / (values[-1] - values[0]) * multiples
-    lattice = bool((np.abs(position - np.round(position)) < 0.02).all())
-    return values if lattice or len(values) <= _FEW_VALUES else np.empty(0)
+    steps = np.round(position)
+    if (np.abs(position - steps) < 0.02).all() and multiples <= _LONGEST_GRID:
+        grid: Array = np.linspace(values[0], values[-1], int(multiples) + 1)
+        grid[steps.astype(np.int64)] = values  # these to the last digit
+        return grid
+    return values if len(values) <= _FEW_VALUES else np.empty(0)
 
 
 def _choose(archive: zipfile.ZipFile, path: Path, array: str | None) -> str:

@@ -61,8 +61,14 @@ class TunableKernel(Kernel, Protocol):
         """A number, or one for each chain."""
         ...
 
-    def resized(self, step: Tensor, width: Tensor) -> Self:
-        """The same kernel with a relative step size on targets of the given width, one of each for each chain."""
+    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> Self:
+        """The same kernel for a level, one of each for each chain.
+
+        Args:
+            step: relative step size.
+            width: width of the recovery distribution at most, the tether's.
+            spread: standard deviation of the level's marginal.
+        """
         ...
 
 
@@ -112,7 +118,7 @@ class Langevin:
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
 
-    def resized(self, step: Tensor, width: Tensor) -> Self:
+    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> Self:
         """The same kernel with steps of ``step`` widths."""
         return replace(self, step_size=step * width)
 
@@ -143,7 +149,7 @@ class MALA:
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
 
-    def resized(self, step: Tensor, width: Tensor) -> Self:
+    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> Self:
         """The same kernel with steps of ``step`` widths."""
         return replace(self, step_size=step * width)
 
@@ -176,11 +182,12 @@ class CrankNicolson:
 
     Args:
         step_size: β in (0, 1], a number or one for each chain, ``(*chains,)``.
-        reference_scale: standard deviation of the wide Gaussian around the origin; 1 for standardised data.
+        reference_scale: standard deviation of the wide Gaussian around the origin, a number or ``(*chains,)``; 1 for
+            standardised data.
     """
 
     step_size: float | Tensor = 1.0
-    reference_scale: float = 1.0
+    reference_scale: float | Tensor = 1.0
     target: ClassVar[float | None] = 0.35
     largest_step: ClassVar[float] = 1.0
 
@@ -190,9 +197,9 @@ class CrankNicolson:
         if float(torch.as_tensor(self.step_size).max()) > 1.0:
             raise InvalidInput(f"step_size of CrankNicolson must lie in (0, 1]; got {self.step_size}")
 
-    def resized(self, step: Tensor, width: Tensor) -> Self:
-        """The same kernel with β = ``step``, at most 1: its proposals know the target's width by themselves."""
-        return replace(self, step_size=step.clamp(max=1.0))
+    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> Self:
+        """The same kernel with β = ``step``, at most 1, and the marginal's spread as its reference."""
+        return replace(self, step_size=step.clamp(max=1.0), reference_scale=spread)
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the energy at ``x``, ``(*chains, *event)``; no gradient is needed and none is worked out."""
@@ -209,7 +216,8 @@ class CrankNicolson:
         assert isinstance(potential, Tethered)
         x = state.x
         precision = torch.as_tensor(potential.sigma).to(x) ** -2
-        total = precision + self.reference_scale**-2
+        reference = torch.as_tensor(self.reference_scale).to(x)
+        total = precision + (_wide(reference, x) if reference.dim() else reference) ** -2
         mean, deviation = potential.center * (precision / total), total.rsqrt()
         beta = torch.as_tensor(self.step_size).to(x)
         beta = _wide(beta, x) if beta.dim() else beta

@@ -176,7 +176,8 @@ def level_kernel(model: RecoveryModel, level: Tensor) -> TunableKernel:
     if not bool(model.step_sizes.any()):
         model.step_sizes.fill_(float(model.kernel.step_size))
     width = tether_widths(model.schedule).to(model.step_sizes)
-    return model.kernel.resized(model.step_sizes[level], width[level])
+    spread = (model.schedule.alpha_bar**2 + model.schedule.sigma_bar**2).sqrt().to(width)
+    return model.kernel.resized(model.step_sizes[level], width[level], spread[level])
 
 
 def tether_widths(schedule: NoiseSchedule) -> Tensor:

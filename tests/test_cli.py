@@ -1,0 +1,270 @@
+"""The command line as a user meets it: demo, fit, sample, show, and one clear line for what goes wrong."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import energyppl as ep
+from energyppl import demo
+from energyppl.cli import main
+from energyppl.inference import training
+
+COMMANDS = ("demo", "fit", "sample", "show")
+RNG = np.random.default_rng(1)
+ROWS = np.stack([1e6 + 5e3 * RNG.normal(size=80), np.arange(80) % 4], 1)  # a large offset, and a discrete column
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """The one line on stderr of a command that must exit with 2."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("energyppl: ")
+    return lines[0]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "table.csv"
+    np.savetxt(path, ROWS, delimiter=",", header="income,rooms", comments="", fmt="%.10g")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests must not change it."""
+    folder = tmp_path_factory.mktemp("shared")
+    np.savez(folder / "table.npz", rows=ROWS, other=ROWS[:, 0])
+    arguments = ["fit", folder / "table.npz", "--array", "rows", "--out", folder / "run", "--steps", 20, "--levels", 3]
+    assert main([str(a) for a in arguments]) == 0
+    return folder / "run"
+
+
+# --- Help ---
+
+
+@pytest.mark.parametrize("command", [(sys.executable, "-m", "energyppl"), (Path(sys.executable).parent / "energyppl",)])
+def test_help_of_both_entrances(command: tuple[str | Path, ...]) -> None:
+    result = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert all(f"    {name} " in result.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert "." in capsys.readouterr().out
+
+
+# --- demo ---
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, small in (("_SAMPLES", 300), ("_TESTED", 200), ("_GRID", 40)):
+        monkeypatch.setattr(demo, name, small)
+    out = tmp_path / "pictures"
+    assert main(["demo", "--data", "two-moons", "--steps", "30", "--seed", "3", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "log Z" in printed
+    assert str(out) in printed
+    report = json.loads((out / "report.json").read_text())
+    assert {path.name for path in out.glob("*.png")} == set(report["pictures"])
+    assert report["seed"] == 3
+    assert report["training"]["steps"] == 30
+    held = report["held_out"]
+    difference = held["negative_log_likelihood"] - held["true_entropy"]
+    assert abs(difference - held["excess"]) < 5 * held["negative_log_likelihood_standard_error"]
+    assert held["excess"] > 0
+    assert sum(report["modes"]["samples"]) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_demo_refuses_a_bad_name_and_lists_the_good_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = fails(capsys, "demo", "--data", "moons", "--out", tmp_path / "out")
+    assert "'moons'" in line
+    assert all(name in line for name in ep.toys.TWO_DIMENSIONAL)
+    assert "steps" in fails(capsys, "demo", "--steps", 0, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- fit, sample, show ---
+
+
+def test_fit_sample_show(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["fit", str(table), "--out", str(run), "--steps", "20", "--levels", "3", "--batch-size", "32"]) == 0
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["dequantised"] == {"rooms": 1.0}
+    assert record["settings"]["batch_size"] == 32
+    assert record["rows"] == {"training": 72, "held_out": 8}
+    assert "rooms (1)" in capsys.readouterr().out
+
+    assert main(["sample", str(run), "-n", "30", "--out", str(tmp_path / "x.csv")]) == 0
+    samples = np.loadtxt(tmp_path / "x.csv", delimiter=",", skiprows=1)
+    assert (tmp_path / "x.csv").read_text().startswith("income,rooms\n")
+    assert samples.shape == (30, 2)
+    assert set(samples[:, 1]) <= {0.0, 1.0, 2.0, 3.0}
+    assert abs(samples[:, 0].mean() - 1e6) < 1e4
+
+    assert main(["show", str(run), "-n", "100"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("income", "rooms", "72 for training, 8 held out", "20 steps", "pairs.png", "correlation", "95%"):
+        assert word in printed
+    report = json.loads((run / "report.json").read_text())
+    assert report["compared"]["rooms"]["held_out"]["mean"] < 3
+    assert all(Path(path).exists() for path in report["pictures"])
+
+
+def test_samples_repeat_and_raw_ones_are_continuous(run: Path, tmp_path: Path) -> None:
+    for name, extra in (("a.npy", []), ("b.npy", []), ("c.npy", ["--seed", "1"]), ("raw.npz", ["--raw"])):
+        assert main(["sample", str(run), "-n", "40", "--out", str(tmp_path / name), *extra]) == 0
+    a, b, c = (np.load(tmp_path / f"{name}.npy") for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).any()
+    with np.load(tmp_path / "raw.npz") as archive:
+        assert len(np.unique(archive["values"][:, 1])) == 40
+        assert archive["columns"].tolist() == ["c0", "c1"]
+
+
+def test_one_column_of_a_npy(tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", ROWS[:, 0])
+    assert main(["fit", str(tmp_path / "t.npy"), "--out", str(tmp_path / "run"), "--steps", "3"]) == 0
+    assert main(["show", str(tmp_path / "run"), "-n", "20"]) == 0
+
+
+def test_interrupted_run_goes_on_bit_for_bit(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    begin = ["--steps", "30", "--levels", "3", "--seed", "7"]
+    assert main(["fit", str(table), "--out", str(whole), *begin]) == 0
+
+    def save_then_stop(path: Path, tree: Any) -> None:
+        ep.save_checkpoint(path, tree)
+        if len(tree["records"]) == 10:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_checkpoint", save_then_stop)
+        assert main(["fit", str(table), "--out", str(run), *begin]) == 130
+    assert "training.ckpt holds the first 10 steps" in capsys.readouterr().err
+    assert "interrupted" in fails(capsys, "show", run)
+
+    assert main(["fit", str(table), "--out", str(run)]) == 0  # the settings are remembered
+    assert "steps 10 to 30" in capsys.readouterr().out
+    ours, theirs = (ep.load_checkpoint(folder / "model.ckpt")["weights"] for folder in (run, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    assert main(["fit", str(table), "--out", str(run)]) == 0
+    assert "nothing left to do" in capsys.readouterr().out
+
+
+# --- What goes wrong ---
+
+
+def test_fit_refuses_bad_tables_and_writes_nothing(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, run = tmp_path / "bad.csv", tmp_path / "run"
+    assert "there is no file" in fails(capsys, "fit", tmp_path / "absent.csv", "--out", run)
+    bad.write_text("a,b\n" + "".join(f"{i},1\n" for i in range(20)))
+    assert "constant: 'b'" in fails(capsys, "fit", bad, "--out", run)
+    for arguments in (
+        ("--steps", 0),
+        ("--levels", -1),
+        ("--learning-rate", "nan"),
+        ("--batch-size", 0),
+        ("--seed", -1),
+    ):
+        assert str(arguments[0])[2:].replace("-", "_") in fails(capsys, "fit", table, "--out", run, *arguments)
+    assert not run.exists()
+
+
+def test_run_of_other_data_or_settings_is_left_alone(
+    run: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    assert "other options" in fails(capsys, "fit", run.parent / "table.npz", "--out", run, "--steps", 21)
+    assert "another model" in fails(capsys, "fit", run.parent / "table.npz", "--out", run, "--levels", 4)
+    other = table.with_name("other.npz")
+    np.savez(other, rows=ROWS + 1.0 * (ROWS > 1e6))
+    assert "other data" in fails(capsys, "fit", other, "--out", run)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_sample_and_show_refuse_what_is_no_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no finished model" in fails(capsys, "sample", tmp_path, "--out", tmp_path / "x.npy")
+    assert "no finished model" in fails(capsys, "show", tmp_path / "absent")
+    assert "must end in" in fails(capsys, "sample", run, "--out", tmp_path / "x.txt")
+    assert "number of samples" in fails(capsys, "sample", run, "-n", 0, "--out", tmp_path / "x.npy")
+    (tmp_path / "file").touch()
+    fails(capsys, "sample", run, "--out", tmp_path / "file" / "x.npy")
+    assert {path.name for path in tmp_path.iterdir()} == {"file"}
+
+
+class Bomb:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "training.ckpt"])
+def test_damaged_checkpoints(name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "executed"
+    whole = (run / name).read_bytes()
+    torch.save({"weights": Bomb(target)}, tmp_path / "torch.pt")
+    ep.save_checkpoint(tmp_path / "list.ckpt", [1, 2])
+    other = "training.ckpt" if name == "model.ckpt" else "model.ckpt"
+    damaged = {
+        "cut": whole[: len(whole) // 2],
+        "empty": b"",
+        "pickle": pickle.dumps(Bomb(target)),
+        "torch": (tmp_path / "torch.pt").read_bytes(),
+        "another kind": (run / other).read_bytes(),
+        "a list": (tmp_path / "list.ckpt").read_bytes(),
+    }
+    for kind, content in damaged.items():
+        folder = tmp_path / kind.replace(" ", "-")
+        folder.mkdir()
+        (folder / "run.json").write_bytes((run / "run.json").read_bytes())
+        (folder / name).write_bytes(content)
+        if name == "model.ckpt":
+            line = fails(capsys, "sample", folder, "--out", folder / "x.npy")
+        else:
+            line = fails(capsys, "fit", run.parent / "table.npz", "--out", folder)
+        assert name in line, kind
+        assert {path.name for path in folder.iterdir()} == {"run.json", name}
+    assert not target.exists()
+
+
+def test_damaged_weights_and_notes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = ep.load_checkpoint(run / "model.ckpt")
+    changes: dict[str, Any] = {
+        "levels": 5,
+        "columns": ["a"],
+        "weights": {**tree["weights"], "net.film": tree["weights"]["net.film"] * torch.nan},
+        "curves": {},
+        "format": "x",
+    }
+    for key, value in changes.items():
+        ep.save_checkpoint(tmp_path / "model.ckpt", {**tree, key: value})
+        assert "not a model that energyppl fit made" in fails(capsys, "show", tmp_path), key
+    ep.save_checkpoint(tmp_path / "model.ckpt", tree)
+    assert "run.json" in fails(capsys, "show", tmp_path)
+    for text in ("{", "[]", "{}", '{"settings": {}, "source": 3}'):
+        (tmp_path / "run.json").write_text(text)
+        assert "is damaged" in fails(capsys, "show", tmp_path)

@@ -1,0 +1,214 @@
+"""Reading tables, refusing bad ones by name, and spreading discrete columns out and back."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from energyppl.errors import InvalidInput
+from energyppl.tables import dequantise, read_table, requantise, table_from_array
+
+RNG = np.random.default_rng(0)
+SMOOTH = RNG.normal(size=(50, 2))
+HOLE = np.arange(100).reshape(50, 2) == 15  # row 7, column 1
+
+
+class Bomb:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def csv_text(rows: int = 12, head: str = "a,b\n", odd: dict[int, str] | None = None) -> str:
+    lines = [(odd or {}).get(i, f"{i * 0.37},{i * i}") for i in range(rows)]
+    return head + "\n".join(lines) + "\n"
+
+
+# --- Reading ---
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "csv"])
+def test_round_trip(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"t.{kind}"
+    if kind == "npy":
+        np.save(path, SMOOTH)
+    elif kind == "npz":
+        np.savez(path, table=SMOOTH)
+    else:
+        np.savetxt(path, SMOOTH, delimiter=",", header="x,y", comments="", fmt="%.17g")
+    table = read_table(path)
+    np.testing.assert_array_equal(table.values, SMOOTH)
+    assert table.columns == (("x", "y") if kind == "csv" else ("c0", "c1"))
+    assert table.discrete == (0.0, 0.0)
+    assert str(path) in table.source
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float32, np.bool_])
+def test_numbers_of_every_kind_become_float64(tmp_path: Path, dtype: Any) -> None:
+    np.save(tmp_path / "t.npy", (np.arange(30) % 5).astype(dtype))
+    table = read_table(tmp_path / "t.npy")
+    assert table.values.dtype == np.float64
+    assert table.values.shape == (30, 1)
+
+
+def test_one_array_of_several(tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    np.savez_compressed(path, first=SMOOTH, second=SMOOTH[:20, :1])
+    assert read_table(path, array="second").values.shape == (20, 1)
+    with pytest.raises(InvalidInput, match=r"--array NAME\); its arrays: first \(50, 2\), second \(20, 1\)"):
+        read_table(path)
+    with pytest.raises(InvalidInput, match=r"no array 'third'; its arrays: first \(50, 2\)"):
+        read_table(path, array="third")
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        (csv_text(), ("a", "b")),
+        (csv_text(head=""), ("c0", "c1")),
+        (csv_text(head="a,1990\n"), ("a", "1990")),
+        (csv_text(head=",b\n"), ("c0", "b")),
+        (csv_text().replace(",", ";"), ("a", "b")),
+        (csv_text().replace(",", "\t"), ("a", "b")),
+        ("﻿" + csv_text().replace("\n", "\r\n") + "\r\n", ("a", "b")),
+    ],
+)
+def test_csv_dialects(tmp_path: Path, text: str, columns: tuple[str, ...]) -> None:
+    table = read_table(write(tmp_path / "t.csv", text))
+    assert table.columns == columns
+    np.testing.assert_allclose(table.values, [[i * 0.37, i * i] for i in range(12)])
+
+
+# --- Refusing ---
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (csv_text(odd={4: "1,setosa"}), "column 'b' holds 'setosa' in line 6"),
+        (csv_text(head="", odd={0: "0.1,setosa", 1: "0.2,setosa"}), "column 'c1' holds 'setosa' in line 1"),
+        (csv_text(odd={2: "1,"}), r"got '' in line 4, column 'b' \(row 2\)"),
+        (csv_text(odd={2: "NaN,1"}), "got 'NaN' in line 4, column 'a'"),
+        (csv_text(odd={2: "1e999,1"}), "first in row 2 of column 'a'"),
+        (csv_text(odd={3: "1,2,3"}), "2 fields in each line; line 5 has 3"),
+        (csv_text(rows=9), "at least 10 rows"),
+        ("", "is empty"),
+        ("a,b\n" + "".join(f"{i},7\n" for i in range(12)), "constant: 'b'"),
+    ],
+)
+def test_bad_csv_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        read_table(write(tmp_path / "t.csv", text))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((3, 4, 5)), "rows by columns"),
+        (np.zeros((0, 2)), "at least 10 rows"),
+        (np.zeros((20, 0)), "at least 10 rows and a column"),
+        (SMOOTH + 1j, "real numbers"),
+        (SMOOTH.astype(str), "real numbers"),
+        (np.where(HOLE, np.nan, SMOOTH), "row 7 of column 'c1'"),
+        (np.where(HOLE, np.inf, SMOOTH), "row 7 of column 'c1'"),
+        (SMOOTH * [1, 0], "constant: 'c1'"),
+    ],
+)
+def test_bad_array_is_refused(values: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        table_from_array(values)
+
+
+def test_bad_files_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "whole.npy", SMOOTH)
+    np.savez(tmp_path / "whole.npz", SMOOTH)
+    for kind in ("npy", "npz"):
+        whole = (tmp_path / f"whole.{kind}").read_bytes()
+        (tmp_path / f"cut.{kind}").write_bytes(whole[: len(whole) // 2])
+        (tmp_path / f"empty.{kind}").write_bytes(b"")
+        for name in ("cut", "empty"):
+            with pytest.raises(InvalidInput, match="can't be read as a table"):
+                read_table(tmp_path / f"{name}.{kind}")
+    with pytest.raises(InvalidInput, match="there is no file"):
+        read_table(tmp_path / "absent.csv")
+    with pytest.raises(InvalidInput, match="there is no file"):
+        read_table(tmp_path)
+    with pytest.raises(InvalidInput, match="must end in"):
+        read_table(write(tmp_path / "t.xls", "1"))
+    with pytest.raises(InvalidInput, match="leave the name 'a' out"):
+        read_table(tmp_path / "whole.npy", array="a")
+
+
+def test_pickles_are_refused_unexecuted(tmp_path: Path) -> None:
+    target = tmp_path / "executed"
+    bomb = Bomb(target)
+    np.save(tmp_path / "object.npy", np.array([bomb] * 20), allow_pickle=True)
+    np.savez(tmp_path / "object.npz", table=np.array([bomb] * 20))
+    for kind in ("npy", "npz", "csv"):
+        (tmp_path / f"raw.{kind}").write_bytes(pickle.dumps(bomb))
+    for path in [*tmp_path.glob("object.*"), *tmp_path.glob("raw.*")]:
+        with pytest.raises(InvalidInput):
+            read_table(path)
+    assert not target.exists()
+
+
+# --- Discrete columns ---
+
+
+@pytest.mark.parametrize(
+    ("column", "spacing"),
+    [
+        (np.arange(60) % 7, 1.0),
+        (np.arange(60) % 4 * 0.1, 0.1),
+        (np.arange(60) % 30 * 0.1 - 40.0, 0.1),
+        ((np.arange(60) % 30 * np.float32(0.1) - np.float32(1.3)).astype(np.float32), 0.1),
+        (np.array([0.0, 1.0, 2.37])[np.arange(60) % 3], 1.0),  # few values without a lattice
+        (np.arange(60), 0.0),  # no value twice
+        (np.concatenate([np.zeros(40), RNG.normal(size=30)]), 0.0),  # a spike, not a grid
+        (np.arange(60) % 2, 1.0),
+        (1.6e9 + np.arange(60) % 20, 1.0),
+    ],
+)
+def test_discrete_columns_are_recognised(column: Any, spacing: float) -> None:
+    assert table_from_array(column).discrete[0] == pytest.approx(spacing, rel=1e-5)
+
+
+def test_dequantised_values_fill_their_cells_and_round_back() -> None:
+    values = np.stack([np.arange(4000) % 6, RNG.normal(size=4000), np.arange(4000) % 3 * 0.5], 1)
+    table = table_from_array(values)
+    spread, again = (dequantise(table, torch.Generator().manual_seed(3)).values for _ in range(2))
+    np.testing.assert_array_equal(spread, again)
+    np.testing.assert_array_equal(spread[:, 1], values[:, 1])
+    noise = (spread - values)[:, 0]
+    assert np.abs(noise).max() <= 0.5
+    assert abs(noise.var() - 1 / 12) < 5 * np.sqrt(1 / 180 / 4000)  # of the uniform, in standard errors
+    np.testing.assert_array_equal(requantise(spread, table.grids), values)
+
+
+def test_rounding_keeps_to_the_lattice_between_the_ends() -> None:
+    table = table_from_array(np.array([0, 0, 1, 1, 5, 5] * 3))
+    rounded = requantise(np.array([[-9.0], [2.4], [3.6], [77.0]]), table.grids)
+    np.testing.assert_array_equal(rounded[:, 0], [0, 2, 4, 5])
+    uneven = table_from_array(np.array([0, 0, 1, 1, 5.3, 5.3] * 3))
+    np.testing.assert_array_equal(requantise(np.array([[2.4], [3.6]]), uneven.grids)[:, 0], [1, 5.3])
+
+
+def test_spikes_are_told() -> None:
+    spiked = np.concatenate([np.zeros(40), RNG.normal(size=60)])
+    fine = np.concatenate([np.zeros(50), np.arange(50) % 25]) * 0.001
+    fine[-2:] = 1.0
+    table = table_from_array(np.stack([spiked, RNG.normal(size=100), np.arange(100) % 3, fine], 1))
+    assert set(table.spikes()) == {"c0", "c3"}
+    assert table.spikes()["c0"] == pytest.approx(0.4)
