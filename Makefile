@@ -1,5 +1,4 @@
 # Every target sets up its own virtual environment first; it is rebuilt when pyproject.toml or constraints.txt change.
-# On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares a download of several GB.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ep.EnergyPPLError, OSError) as error:
         print(f"energyppl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("energyppl: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nenergyppl: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     return 0
 
@@ -109,8 +109,7 @@ def _fit(options: argparse.Namespace) -> None:
     try:
         record, _ = fit_table(options.file, options.out, settings)
     except KeyboardInterrupt:
-        print(f"\nenergyppl: {interrupted(options.out)}", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt(interrupted(options.out)) from None
     before = record["steps_before"]
     _table(
         record["source"],
