@@ -38,7 +38,7 @@ _QUICK = {
 
 
 class _Program:
-    """Python generated for a list of ATen nodes: inputs in, a tuple of values out, each buffer freed at its last use."""
+    """Python generated for a list of ATen nodes: inputs in, a tuple of values out, buffers freed at their last use."""
 
     def __init__(self, nodes: Sequence[Node], inputs: Sequence[Node], outputs: Sequence[Node]) -> None:
         space: dict[str, Any] = {}
@@ -82,7 +82,7 @@ class Trace:
             return what(rebuild(potential, iter(tensors)), x)
 
         try:
-            with _NoReading():
+            with _NoReading():  # type: ignore[no-untyped-call]
                 module = make_fx(evaluate, tracing_mode="real")(x.detach(), *parts.tensors)
         except (InvalidInput, Untraceable):
             raise
@@ -100,7 +100,7 @@ class Trace:
         _own_results(graph, point)
         held = [n for n in graph.nodes if n.op == "get_attr"]
         calls = [n for n in graph.nodes if n.op == "call_function"]
-        results = list(graph.output_node().args[0])
+        results: list[Node] = list(graph.output_node().args[0])  # type: ignore[arg-type]
         depends = _depending(graph, point)
         body = [n for n in calls if n in depends]
         needed = [used for node in body for used in node.all_input_nodes]

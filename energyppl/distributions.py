@@ -6,7 +6,7 @@ learned.  Without one it refuses, and says what to do.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -23,7 +23,7 @@ __all__ = ["EnergyDistribution", "LogZ", "RecoveryDistribution", "Sampler"]
 class Sampler(Protocol):
     """How a distribution draws: chains, a progressive sampler, anything that respects the potential."""
 
-    def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
+    def __call__(self, potential: Potential, shape: torch.Size, like: Tensor, /) -> Tensor:
         """Draws ``(*shape, *event)`` with the dtype and device of ``like``."""
         ...
 
@@ -31,12 +31,12 @@ class Sampler(Protocol):
 class LogZ(Protocol):
     """A log Z that depends on where it is asked: its gradient with respect to the parameters is −E_model[∂U/∂θ]."""
 
-    def __call__(self, potential: Potential, value: Tensor) -> Tensor:
-        """log Z, broadcastable to the batch of ``value``, ``(*batch, *event)``; differentiable in the parameters."""
+    def __call__(self, potential: Potential, value: Tensor, /) -> Tensor:
+        """Log Z, broadcastable to the batch of ``value``, ``(*batch, *event)``; differentiable in the parameters."""
         ...
 
 
-class EnergyDistribution(dist.TorchDistribution):  # type: ignore[misc]
+class EnergyDistribution(dist.TorchDistribution):
     """``p(x) = exp(−U(x)) / Z`` over real points.
 
     Args:
@@ -48,7 +48,7 @@ class EnergyDistribution(dist.TorchDistribution):  # type: ignore[misc]
         like: a tensor whose dtype and device draws take; torch's defaults otherwise.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = False
 
     def __init__(
@@ -94,8 +94,8 @@ class EnergyDistribution(dist.TorchDistribution):  # type: ignore[misc]
             raise NotNormalized(
                 "log_prob needs the normalising constant of this energy, and none is known. Three ways out: estimate "
                 "it and pass log_normalizer=… (in 1-D and 2-D energyppl.quadrature gives it, and a RecoveryEBM does so "
-                "by itself); ask for .unnormalized(), which is right inside MCMC; or train with a contrastive estimate, "
-                "log_normalizer=Contrastive(…)"
+                "by itself); ask for .unnormalized(), which is right inside MCMC; or train with a contrastive "
+                "estimate, log_normalizer=Contrastive(…)"
             )
         energy = self.energy(value)
         log_z = self.log_normalizer(self.potential, value) if callable(self.log_normalizer) else self.log_normalizer
@@ -105,11 +105,11 @@ class EnergyDistribution(dist.TorchDistribution):  # type: ignore[misc]
         """The same distribution with log Z taken to be zero: right where a constant factor cancels, as in MCMC."""
         return self._copy(self.batch_shape, log_normalizer=0.0)
 
-    def sample(self, sample_shape: Sequence[int] | torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws of shape ``(*sample_shape, *batch_shape, *event_shape)``.
 
         Raises:
-            NotNormalized: never; InvalidInput if the distribution has no sampler.
+            InvalidInput: if the distribution has no sampler.
         """
         if self.sampler is None:
             raise InvalidInput(
@@ -117,8 +117,11 @@ class EnergyDistribution(dist.TorchDistribution):  # type: ignore[misc]
                 "(potential, shape, like) to draws"
             )
         with torch.no_grad():
-            return self.sampler(self.potential, self._extended_shape(sample_shape)[: -len(self.event_shape) or None],
-                                self._like)
+            return self.sampler(
+                self.potential,
+                self._extended_shape(torch.Size(sample_shape))[: -len(self.event_shape) or None],
+                self._like,
+            )
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "EnergyDistribution":
         """The same distribution over a larger batch."""

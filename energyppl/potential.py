@@ -22,7 +22,10 @@ __all__ = ["AtLevel", "Bridge", "Conditioned", "Energy", "Potential", "Scaled", 
 class Potential(Protocol):
     """An energy: a callable from ``(*batch, *event_shape)`` to ``(*batch,)``, in nats."""
 
-    event_shape: torch.Size
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point; a plain attribute will do."""
+        ...
 
     def __call__(self, x: Tensor) -> Tensor:
         """Energies of the points ``x``."""
@@ -266,7 +269,8 @@ class AtLevel:
     """A time-conditioned network as a potential: ``net((x − loc) / scale, level)``.
 
     Args:
-        net: maps points ``(*batch, *event)`` and whole levels ``(*batch,)`` or ``()`` to energies ``(*batch,)``, in nats.
+        net: maps points ``(*batch, *event)`` and levels ``(*batch,)`` or ``()`` to energies ``(*batch,)`` in
+            nats.
         level: whole levels, one for all points, ``()``, or one for each, ``(*batch,)``.
         event_shape: shape of one point.
         loc: where the points are centred, a number or a tensor that broadcasts against them.

@@ -1,9 +1,8 @@
 """Integrals on a grid, to near machine precision, for any potential in one or two dimensions.
 
-The midpoint rule on equal cells: for densities that are smooth and vanish at the box's faces its error falls faster
-than any power of the cell. The grid is doubled until an error estimate, made of the rule's own coarser versions, meets
-the tolerance. A feature that falls between all nodes can't be seen by any rule: begin with cells no wider than a few
-times the finest feature (``Grid``'s ``points``).
+The midpoint rule on equal cells: its error falls faster than any power of the cell for smooth densities that vanish at
+the box's faces. The grid is doubled until an error estimate made of its own coarser versions meets the tolerance. A
+feature between all nodes can't be seen: begin with cells no wider than a few times the finest one (``Grid.points``).
 """
 
 import math
@@ -226,7 +225,7 @@ def expectation(
     dtype: torch.dtype | None = None,
     chunk: int = 65_536,
 ) -> Tensor:
-    """Mean of a function under exp(-potential)/Z.
+    """Mean of a function under exp(-potential)/Z, ``(*out)`` in float64.
 
     Args:
         function: ``(*batch, *event) -> (*batch, *out)``; not asked where the density is zero.
@@ -236,9 +235,6 @@ def expectation(
         max_points: most points per dimension.
         dtype: dtype of the points given to the potential and to the function.
         chunk: points evaluated at a time.
-
-    Returns:
-        ``(*out)``, float64.
 
     Raises:
         InvalidInput: as in ``quadrature``.

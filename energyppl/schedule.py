@@ -31,7 +31,8 @@ class NoiseSchedule:
 
     Args:
         alpha_bar: what is left of the data at each marginal, ``(levels + 1,)``, positive, never growing.
-        sigma_bar: standard deviation of the noise at each marginal, ``(levels + 1,)``, growing; 0 at level 0 is clean data.
+        sigma_bar: standard deviation of the noise at each marginal, ``(levels + 1,)``, growing; 0 at level 0 means
+            clean data.
         tethered_top: whether the top level's recovery distribution keeps its tether.  In DRL and CDRL it does not: the
             top level is sampled from white noise.
 
@@ -57,7 +58,11 @@ class NoiseSchedule:
             )
         check_positive("alpha_bar", self.alpha_bar)
         check_positive("sigma_bar above level 0", self.sigma_bar[1:])
-        if bool(self.sigma_bar[0] < 0) or bool((self.sigma_bar.diff() <= 0).any()) or bool((self.alpha_bar.diff() > 0).any()):
+        if (
+            bool(self.sigma_bar[0] < 0)
+            or bool((self.sigma_bar.diff() <= 0).any())
+            or bool((self.alpha_bar.diff() > 0).any())
+        ):
             raise InvalidInput(
                 "levels must be sorted from least to most noise: sigma_bar must grow and alpha_bar must not; "
                 f"got sigma_bar {self.sigma_bar.tolist()} and alpha_bar {self.alpha_bar.tolist()}"
@@ -141,7 +146,7 @@ class NoiseSchedule:
         top = self.levels if marginal else self.levels - 1
         if value.dtype.is_floating_point or value.dtype == torch.bool:
             raise InvalidInput(f"level must be a whole number; got {value.dtype}")
-        if value.numel() and not (0 <= int(value.min()) and int(value.max()) <= top):
+        if value.numel() and not (int(value.min()) >= 0 and int(value.max()) <= top):
             came = int(value) if value.numel() == 1 else f"{int(value.min())} to {int(value.max())}"
             raise InvalidInput(f"level must be between 0 and {top}; got {came}")
 

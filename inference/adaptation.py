@@ -1,7 +1,6 @@
 """Tune a kernel's step size to a target acceptance: one for all chains, or one for each group such as a noise level."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -41,7 +40,7 @@ def adapt(
         groups: ``(*chains,)``, whole numbers from 0: chains of a group share a step size.
 
     Returns:
-        The same kind of kernel, frozen, with a float as its step size, or a tensor ``(*chains,)`` if ``groups`` is given.
+        The same kind of kernel, frozen, with a float as its step size; a tensor ``(*chains,)`` if ``groups`` is given.
 
     Raises:
         InvalidInput: for a kernel without a step size, a target outside (0, 1), groups that are not whole numbers of

@@ -37,8 +37,8 @@ def generate(
         shape: shape of the batch of samples.
         steps: moves at each level.
         last: the level to stop at.
-        denoise: at level 0, finish with the mean of the clean data given level 0, ``(x + σ̄₀² ∇log p) / ᾱ₀`` (Tweedie; Zhu et al.
-            2024, appendix A.2).
+        denoise: at level 0, finish with the mean of the clean data given level 0, ``(x + σ̄₀² ∇log p) / ᾱ₀``
+            (Tweedie; Zhu et al. 2024, appendix A.2).
 
     Raises:
         InvalidInput: for steps below one.

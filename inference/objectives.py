@@ -219,7 +219,7 @@ class Contrastive:
     particles: int = 16
 
     def __call__(self, potential: Potential, value: Tensor) -> Tensor:
-        """log Z, ``(*batch,)``, in nats."""
+        """Log Z, ``(*batch,)``, in nats."""
         noisy = potential.center if isinstance(potential, Tethered) else value
         begin = self.start(value.detach(), noisy)
         moved = run_chain(self.kernel, potential, begin, self.steps).state.x.detach()

@@ -1,12 +1,11 @@
 """Train a model by an objective: an iterator that yields one record a step, and ``fit``, a short loop over it."""
 
-import copy
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +30,17 @@ class Record(NamedTuple):
     gradient_norm: float
     held_out: float  # the objective's measure on held-out data with averaged weights; NaN between evaluations
     values: dict[str, float]
+
+
+@runtime_checkable
+class Standardizing(Protocol):
+    """A model that wants to know its data's location and scale before it is trained for the first time."""
+
+    is_standardized: Tensor  # (), bool
+
+    def standardize(self, data: Tensor) -> None:
+        """Take the coordinates' location and scale from ``data``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ class Training:
     whose state is part of :meth:`state_dict`, so a continued run gives bit for bit the weights of an undisturbed one.
 
     Args:
-        model: holds the parameters; standardised to the data if it has a ``standardize`` method.
+        model: holds the parameters; standardised to the data if it wants to be and is not yet.
         data: training rows, ``(n, *event)``.
         objective: what to minimise.
         held_out: rows to evaluate on, ``(m, *event)``; a tenth of ``data`` is set aside if None.
@@ -127,7 +137,7 @@ class Training:
             held_out, data = data[order[:aside]], data[order[aside:]]
         self.data = data
         self.held_out = check_data("held_out", held_out.to(like), data.shape[1:])[:4096]
-        if hasattr(model, "standardize"):
+        if isinstance(model, Standardizing) and not bool(model.is_standardized):
             model.standardize(self.data)
         self.records: list[Record] = []
         self.stopped = ""
@@ -137,7 +147,7 @@ class Training:
         self._gap = 0.0
         self._best = math.inf
         self._stale = 0
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.Adam(self._parameters, lr=self.options.learning_rate, fused=True)
         self._average = [p.detach().clone() for p in self._parameters]
         self._best_weights = [p.clone() for p in self._average]
@@ -177,9 +187,8 @@ class Training:
         return record
 
     def finish(self) -> History:
-        """Give the model its averaged weights (the best ones if patience ran out), and return the history."""
-        weights = self._best_weights if self.stopped.startswith("no better") else self._average
-        self._put(weights)
+        """Give the model its averaged weights, those that did best on held-out data, and return the history."""
+        self._put(self._best_weights if math.isfinite(self._best) else self._average)
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
 
     def _next_batch(self) -> Tensor:
@@ -265,6 +274,8 @@ class Training:
             CheckpointError: if it belongs to another model, other data, or other options; nothing is changed then.
         """
         mine = self.state_dict()
+        if not isinstance(state, dict) or state.keys() != mine.keys():
+            raise CheckpointError("this checkpoint does not hold a training run: pass one that fit wrote")
         for key, what in (("data", "other data"), ("options", "other options"), ("objective", "another objective")):
             if state.get(key) != mine[key]:
                 raise CheckpointError(
@@ -299,7 +310,9 @@ def _describe(value: object) -> str:
 
 
 def _require_same_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
-    odd = [n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape] + [n for n in theirs if n not in ours]
+    odd = [n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape] + [
+        n for n in theirs if n not in ours
+    ]
     if odd:
         raise CheckpointError(
             f"this checkpoint is of another model: {', '.join(odd[:4])} differ in presence or shape; "

@@ -1,5 +1,6 @@
 """A time-conditioned multilayer perceptron that returns an energy."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ __all__ = ["MLPEnergy"]
 
 
 class MLPEnergy(nn.Module):
-    """``U(x, t) = f(x, t) + ½ confinement |x|²`` with f a perceptron on Fourier features, FiLM-conditioned on the level.
+    """``U(x, t) = f(x, t) + ½ confinement |x|²`` with f a perceptron on Fourier features, FiLM-conditioned.
 
     It expects points of about unit variance, which :class:`~energyppl.RecoveryEBM` hands it at every level.  f grows at
     most linearly, so the quadratic term makes every level's energy normalisable, and at high noise, where the data are
@@ -26,7 +27,8 @@ class MLPEnergy(nn.Module):
         depth: number of hidden layers.
         frequencies: how many random Fourier features of the input (Tancik et al. 2020), 0 for none; a sharp density
             needs them.
-        frequency_range: lowest and highest angular frequency of the features, spread evenly on a log scale.
+        frequency_range: lowest and highest angular frequency of the features, spread evenly on a log scale; 1 to 16 in
+            one and two dimensions, where edges can be learned, 0.3 to 3 above, where they would be learned by heart.
         levels: rows of the conditioning table; at least the schedule's levels.
         confinement: strength of the quadratic term, above 0.
 
@@ -41,7 +43,7 @@ class MLPEnergy(nn.Module):
         hidden: int = 128,
         depth: int = 3,
         frequencies: int = 64,
-        frequency_range: tuple[float, float] = (1.0, 16.0),
+        frequency_range: tuple[float, float] | None = None,
         levels: int = 64,
         confinement: float = 1.0,
     ) -> None:
@@ -50,6 +52,8 @@ class MLPEnergy(nn.Module):
             check_count(name, value)
         check_count("frequencies", frequencies, at_least=0)
         check_positive("confinement", confinement)
+        if frequency_range is None:
+            frequency_range = (1.0, 16.0) if math.prod(event_shape) <= 2 else (0.3, 3.0)
         low, high = frequency_range
         if not 0 < low <= high:
             raise InvalidInput(f"frequency_range must be 0 < low <= high; got {frequency_range}")
@@ -61,7 +65,7 @@ class MLPEnergy(nn.Module):
         frequency = torch.logspace(math.log10(low), math.log10(high), frequencies)
         self.register_buffer("frequencies", direction * frequency)
         widths = [size + 2 * frequencies, *[hidden] * depth]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         # A row for each level: (scale, shift) of every layer's hidden units; zero leaves the layers as they are.
         self.film = nn.Parameter(torch.zeros(levels, depth * 2 * hidden))
         self.readout = nn.Linear(hidden, 1)
@@ -86,4 +90,5 @@ class MLPEnergy(nn.Module):
         for layer, scale, shift in zip(self.layers, film[0::2], film[1::2], strict=True):
             before = layer(hidden)
             hidden = nn.functional.silu(torch.addcmul(before + shift, before, scale))
-        return self.readout(hidden).squeeze(-1) + 0.5 * self.confinement * (x * x).sum(-1)
+        energy: Tensor = self.readout(hidden).squeeze(-1)
+        return energy + 0.5 * self.confinement * (x * x).sum(-1)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pyro
 import torch
@@ -26,7 +25,7 @@ __all__ = ["RecoveryEBM"]
 class RecoveryEBM(nn.Module):
     """Energies U(x, t) at every level of a noise schedule, each the marginal of the noised data at that level.
 
-    The network sees points of about unit variance: data are standardised by ``loc`` and ``scale`` (set by ``fit``, or by
+    The network sees points of about unit variance: data are standardised by ``loc`` and ``scale`` (by ``fit``, or by
     :meth:`standardize`), and divided by the level's own standard deviation.  Everything public speaks data coordinates;
     the noise of a level is counted in units of ``scale``.
 
@@ -45,9 +44,16 @@ class RecoveryEBM(nn.Module):
     loc: Tensor
     scale: Tensor
     step_sizes: Tensor
+    is_standardized: Tensor
 
-    def __init__(self, net: nn.Module, schedule: NoiseSchedule, *, event_shape: Sequence[int] | None = None,
-                 kernel: TunableKernel | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: NoiseSchedule,
+        *,
+        event_shape: Sequence[int] | None = None,
+        kernel: TunableKernel | None = None,
+    ) -> None:
         super().__init__()
         shape = event_shape if event_shape is not None else getattr(net, "event_shape", None)
         if shape is None:
@@ -60,6 +66,7 @@ class RecoveryEBM(nn.Module):
         like = next((p for p in net.parameters() if p.dtype.is_floating_point), torch.empty(()))
         self.register_buffer("loc", torch.zeros(self.event_shape, dtype=like.dtype, device=like.device))
         self.register_buffer("scale", torch.ones_like(self.loc))
+        self.register_buffer("is_standardized", torch.zeros((), dtype=torch.bool, device=like.device))
         # Step size of each level's chains in widths of its tether; zero until training has tuned it.
         self.register_buffer("step_sizes", torch.zeros(schedule.levels, dtype=like.dtype, device=like.device))
         spread = (schedule.alpha_bar**2 + schedule.sigma_bar**2).sqrt()
@@ -89,8 +96,10 @@ class RecoveryEBM(nn.Module):
 
     # --- Coordinates ---
 
-    def standardize(self, data: Tensor) -> None:
+    def standardize(self, data: Tensor, *, isotropic: bool = False) -> None:
         """Set ``loc`` and ``scale`` to the mean and standard deviation of each coordinate of ``data``, ``(n, *event)``.
+
+        ``fit`` does so once, unless you have; with ``isotropic`` all coordinates share one scale.
 
         Raises:
             InvalidInput: if a coordinate is constant, which no density can describe.
@@ -102,7 +111,8 @@ class RecoveryEBM(nn.Module):
         if constant:
             raise InvalidInput(f"data must vary in every coordinate; coordinate(s) {constant} are constant: drop them")
         self.loc.copy_(data.mean(0))
-        self.scale.copy_(scale)
+        self.scale.copy_(scale.square().mean().sqrt() if isotropic else scale)
+        self.is_standardized.fill_(True)
 
     def standardized(self, data: Tensor) -> Tensor:
         """Data in the coordinates in which the schedule's noise is counted, ``(x − loc) / scale``."""
@@ -173,7 +183,9 @@ class RecoveryEBM(nn.Module):
 
     # --- Queries ---
 
-    def sample(self, sample_shape: Sequence[int] = (), *, level: int = 0, steps: int = 80, denoise: bool = False) -> Tensor:
+    def sample(
+        self, sample_shape: Sequence[int] = (), *, level: int = 0, steps: int = 80, denoise: bool = False
+    ) -> Tensor:
         """Samples ``(*sample_shape, *event)`` from white noise, level by level down to ``level``.
 
         Args:
@@ -192,7 +204,7 @@ class RecoveryEBM(nn.Module):
         return generate(self, torch.Size(sample_shape), steps=steps, last=level, denoise=denoise)
 
     def log_normalizer(self, level: int = 0) -> LogNormalizer:
-        """log Z of :meth:`marginal`, by quadrature in one and two dimensions.
+        """Log Z of :meth:`marginal`, by quadrature in one and two dimensions.
 
         Raises:
             NotNormalized: in more dimensions.
@@ -243,8 +255,8 @@ class RecoveryEBM(nn.Module):
     def forward(self, data: Tensor, *, steps: int = 5) -> None:
         """A Pyro model of ``data``, ``(n, *event)``: ``pyro.infer.SVI`` on it is recovery likelihood.
 
-        Each row is noised to a level and once more; the first is observed given the second.  Use it with an empty guide,
-        and call :meth:`standardize` first.  The site is in standardised coordinates of x_t.
+        Each row is noised to a level and once more; the first is observed given the second.  Use it with an empty
+        guide, and call :meth:`standardize` first.  The site is in standardised coordinates of x_t.
         """
         check_data("data", data, self.event_shape)
         pyro.module("recovery_ebm", self)
@@ -261,7 +273,7 @@ class RecoveryEBM(nn.Module):
             pyro.sample("clean", site, obs=clean)
 
 
-_FEW_DIMENSIONS = 8  # below, Crank–Nicolson's proposals from the tether are accepted often enough to beat MALA
+_FEW_DIMENSIONS = 4  # below, Crank–Nicolson's proposals from the tether are accepted often enough to beat MALA
 
 
 def _wide(value: Tensor, event_shape: torch.Size) -> Tensor:

@@ -40,7 +40,9 @@ def marginal(batch: tuple[int, ...] = ()) -> EnergyDistribution:
 
 def ebm_recovery(batch: tuple[int, ...] = ()) -> RecoveryDistribution:
     site = small_ebm().recovery(torch.zeros(*batch, 2), level=1, steps=5)
-    return RecoveryDistribution(site.potential.potential, site.noisy, site.sigma, sampler=site.sampler, log_normalizer=0.0)
+    return RecoveryDistribution(
+        site.potential.potential, site.noisy, site.sigma, sampler=site.sampler, log_normalizer=0.0
+    )
 
 
 def small_ebm() -> ep.RecoveryEBM:
@@ -55,20 +57,27 @@ CASES = {"energy": energy, "recovery": recovery, "marginal": marginal, "recovery
 def test_contract(case: str, batch: tuple[int, ...]) -> None:
     """Shapes, expand, to_event, mask, and the support, as every Pyro distribution has them."""
     d = CASES[case](batch)
-    assert d.batch_shape == batch and d.event_shape == (2,) and d.event_dim == 1
+    assert d.batch_shape == batch
+    assert d.event_shape == (2,)
+    assert d.event_dim == 1
     for sample_shape in ((), (4,), (4, 1)):
         x = d.sample(sample_shape)
-        assert x.shape == (*sample_shape, *batch, 2) and not x.requires_grad
+        assert x.shape == (*sample_shape, *batch, 2)
+        assert not x.requires_grad
         assert bool(d.support.check(x).all())
         log_prob = d.log_prob(x)
-        assert log_prob.shape == (*sample_shape, *batch) and bool(torch.isfinite(log_prob).all())
+        assert log_prob.shape == (*sample_shape, *batch)
+        assert bool(torch.isfinite(log_prob).all())
     x = d.sample()
     assert d(torch.Size((5,))).shape == (5, *batch, 2)
     wide = d.expand((6, *batch))
-    assert type(wide) is type(d) and wide.batch_shape == (6, *batch) and wide.sample().shape == (6, *batch, 2)
+    assert type(wide) is type(d)
+    assert wide.batch_shape == (6, *batch)
+    assert wide.sample().shape == (6, *batch, 2)
     torch.testing.assert_close(wide.log_prob(x), d.log_prob(x).expand(6, *batch))
     event = d.expand((3, *batch)).to_event(1 + len(batch))
-    assert event.batch_shape == () and event.log_prob(event.sample()).shape == ()
+    assert event.batch_shape == ()
+    assert event.log_prob(event.sample()).shape == ()
     masked = d.mask(False)
     assert float(masked.log_prob(x).abs().sum()) == 0.0
     assert d.unnormalized().batch_shape == batch
@@ -102,7 +111,10 @@ def test_log_prob_without_a_normaliser_names_the_ways_out() -> None:
     ("build", "message"),
     [
         (lambda: EnergyDistribution(quadratic), r"wrap a plain function in Energy"),
-        (lambda: RecoveryDistribution(NORMAL, torch.zeros(3, 4), 1.0), r"noisy must end in event_shape \(2,\); got \(3, 4\)"),
+        (
+            lambda: RecoveryDistribution(NORMAL, torch.zeros(3, 4), 1.0),
+            r"noisy must end in event_shape \(2,\); got \(3, 4\)",
+        ),
         (lambda: RecoveryDistribution(NORMAL, torch.zeros(3, 2), 0.0), "sigma must be positive"),
         (lambda: RecoveryDistribution(NORMAL, torch.zeros(3, 2), torch.ones(5)), "sigma must broadcast"),
         (lambda: energy((3,)).expand((4,)), "can.t expand"),

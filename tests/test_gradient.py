@@ -291,6 +291,18 @@ def test_a_change_is_seen_at_the_next_call(change: str, wrap: str) -> None:
     assert isinstance(how(potential), gradient._Bound), how(potential).reason
 
 
+@pytest.mark.parametrize("change", ["no_grad", "number", "another Parameter"])
+def test_a_door_that_looks_at_nothing_fails_the_check_above(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: without its watch and its versions the door serves yesterday's weights, and that is seen."""
+    monkeypatch.setattr(gradient.Watch, "changed", lambda self: False)
+    monkeypatch.setattr(gradient, "_versions", lambda tensors: [])
+    module, x = net(), torch.randn(5, 2)
+    require_equal(module, x)
+    CHANGES[change](module)
+    with pytest.raises(AssertionError, match="not close"):
+        require_equal(module, x)
+
+
 def test_ids_of_dead_objects_do_not_hide_a_change() -> None:
     """A value is replaced many times; one of the new objects may live where the traced one lived."""
     module, x = net(), torch.randn(5, 2)

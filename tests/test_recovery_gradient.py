@@ -1,4 +1,4 @@
-"""The gradient of recovery likelihood: by ``fit``'s objective, by Pyro's SVI, and by quadrature of the exact one, in 1-D."""
+"""The gradient of recovery likelihood: by ``fit``'s objective, by Pyro's SVI, and exactly, by quadrature in 1-D."""
 
 import math
 
@@ -86,7 +86,9 @@ def test_fit_and_svi_have_the_exact_gradient() -> None:
     ebm, data = model_and_data()
     exact, fitted = truth(ebm, data), through_objective(ebm, data)
     svi = through_svi(ebm, data)
-    assert float(z_scores(torch.zeros_like(exact) + 1e-9 * torch.randn_like(exact), exact).abs().max()) > 10, "no signal"
+    assert float(z_scores(torch.zeros_like(exact) + 1e-9 * torch.randn_like(exact), exact).abs().max()) > 10, (
+        "no signal"
+    )
     for ours, theirs in ((fitted, exact), (svi, exact), (fitted, svi)):
         assert float(z_scores(ours, theirs).abs().max()) < 4.5
 
@@ -121,7 +123,7 @@ def test_plain_svi_trains() -> None:
 
 @pytest.mark.parametrize("start", [ep.from_data, ep.from_noisy])
 def test_stuck_chains_give_no_gradient_only_from_the_data(start: object) -> None:
-    """The reason for the default: chains that do not move push the energy nowhere from the data, and somewhere from x̃."""
+    """The reason for the default: stuck chains push the energy nowhere from the data, and somewhere from x̃."""
     ebm, data = model_and_data()
     kernel = ep.MALA(1e-9)
     objective = ep.RecoveryLikelihood(kernel, steps=1, start=start, adapt=False)  # type: ignore[arg-type]

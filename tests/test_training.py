@@ -50,7 +50,8 @@ def test_fit_is_its_iterator_and_repeats() -> None:
 
 def test_history_has_what_was_recorded() -> None:
     history = ep.fit(small_ebm(), small_data(), options=SMALL, progress=False)
-    assert "all 60 steps" in history.stopped and "60 steps" in repr(history)
+    assert "all 60 steps" in history.stopped
+    assert "60 steps" in repr(history)
     for name in ("loss", "learning_rate", "gradient_norm", "energy_gap", "acceptance", "moved", "smallest_step"):
         assert torch.isfinite(torch.from_numpy(history.column(name))).all(), name
     assert int(torch.isfinite(torch.from_numpy(history.column("held_out"))).sum()) == 6
@@ -170,7 +171,8 @@ def test_divergence_names_step_and_quantity_and_leaves_good_weights(tmp_path: Pa
         ep.fit(model, small_data(), Falling(), options=options, checkpoint=tmp_path / "run.ckpt", progress=False)
     assert torch.isfinite(model.weight)
     kept = ep.load_checkpoint(tmp_path / "run.ckpt")
-    assert len(kept["records"]) == 20 and torch.isfinite(kept["model"]["weight"])
+    assert len(kept["records"]) == 20
+    assert torch.isfinite(kept["model"]["weight"])
     with pytest.raises(ep.TrainingDiverged, match="energy gap"):
         ep.fit(Runaway(), small_data(), Falling(), options=ep.TrainingOptions(steps=1000), progress=False)
 
@@ -191,7 +193,8 @@ def test_patience_stops_and_takes_the_best_weights() -> None:
     model = Runaway()
     options = ep.TrainingOptions(steps=1000, evaluate_every=5, patience=3, max_gap=1e12, learning_rate=1e-2)
     history = ep.fit(model, small_data(), Worsening(), options=options, progress=False)
-    assert "no better" in history.stopped and len(history.records) < 1000
+    assert "no better" in history.stopped
+    assert len(history.records) < 1000
     best = history.column("held_out")
     best = best[best == best].min()
     assert abs(abs(float(model.weight.detach()) - 0.02) - best) < 1e-6

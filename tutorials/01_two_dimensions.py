@@ -40,9 +40,9 @@ print(f"checkerboard: entropy {toy.entropy():.4f} nats (ln 32 = {math.log(32):.4
 # %% [markdown]
 # ## Declare
 #
-# Any module `net(x, level)` that returns an energy for each point will do; `MLPEnergy` is a perceptron on random Fourier
-# features.  The schedule says how much noise each level adds: level 0 is the data with hardly any noise, level 5 is
-# nearly white noise.
+# Any module `net(x, level)` that returns an energy for each point will do; `MLPEnergy` is a perceptron on random
+# Fourier features.  The schedule says how much noise each level adds: level 0 is the data with hardly any noise,
+# level 5 is nearly white noise.
 
 # %%
 ebm = ep.RecoveryEBM(ep.MLPEnergy(event_shape=(2,)), ep.NoiseSchedule.cosine(levels=6))
@@ -141,4 +141,6 @@ for name, objective in recipes.items():
     kept = run.finish()
     gaps[name] = (kept.column("step"), kept.column("energy_gap"))
     print(f"{name}: {outcome}")
-plots.save_figure(plots.training_curves(gaps, title="The energy gap of two recipes"), args.folder / "01_fixed_steps.png")
+plots.save_figure(
+    plots.training_curves(gaps, title="The energy gap of two recipes"), args.folder / "01_fixed_steps.png"
+)

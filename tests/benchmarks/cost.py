@@ -68,7 +68,10 @@ def sampler(steps: int = 20) -> None:
                     ep.energy_and_grad(net, x)  # noqa: B023
 
             text = ratio(lambda: ep.run_chain(kernel, net, x, steps), bare, 1, repeats)  # noqa: B023
-            print(f"{steps} steps of {type(kernel).__name__:8} / {steps + 1} gradients, {batch:6} chains: {text}", flush=True)
+            print(
+                f"{steps} steps of {type(kernel).__name__:8} / {steps + 1} gradients, {batch:6} chains: {text}",
+                flush=True,
+            )
 
 
 def update(batch: int = 512, steps: int = 5, updates: int = 15) -> None:
@@ -81,7 +84,10 @@ def update(batch: int = 512, steps: int = 5, updates: int = 15) -> None:
         textbook.train(standard, alpha_bar, sigma_bar, batch=batch, steps=steps, updates=updates)
 
     options = ep.TrainingOptions(steps=10**6, batch_size=batch, evaluate_every=10**6)
-    for name, kernel in (("MALA, as the textbook's", ep.MALA(0.3)), ("Crank–Nicolson, the default", ep.CrankNicolson())):
+    for name, kernel in (
+        ("MALA, as the textbook's", ep.MALA(0.3)),
+        ("Crank–Nicolson, the default", ep.CrankNicolson()),
+    ):
         ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), schedule, kernel=kernel)
         training = ep.Training(ebm, data, ep.RecoveryLikelihood(steps=steps), options=options)
 

@@ -45,19 +45,23 @@ def gap(ebm: ep.RecoveryEBM, toy: ep.toys.Toy, level: int = 0, points: int = 768
     return float((mass * (truth + energy + log_z))[mass > 0].sum())
 
 
-def train(name: str, seed: int, options: ep.TrainingOptions, size: int = 50_000) -> tuple[ep.RecoveryEBM, ep.toys.Toy, float]:
+def train(
+    name: str, seed: int, options: ep.TrainingOptions, size: int = 50_000
+) -> tuple[ep.RecoveryEBM, ep.toys.Toy, float]:
     """A model trained with the defaults, the toy, and the seconds that training took."""
     torch.manual_seed(seed)
     toy = ep.toys.TWO_DIMENSIONAL[name]()
     data = toy.sample((size,))
     ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6))
-    isotropic(ebm, data)
+    ebm.standardize(data, isotropic=True)  # so that the truth at a level is the toy with isotropic noise
     begin = time.perf_counter()
     ep.fit(ebm, data, options=options, progress=False)
     return ebm, toy, time.perf_counter() - begin
 
 
-def train_exactly(name: str, seed: int, options: ep.TrainingOptions, nodes: int = 96) -> tuple[ep.RecoveryEBM, ep.toys.Toy, float]:
+def train_exactly(
+    name: str, seed: int, options: ep.TrainingOptions, nodes: int = 96
+) -> tuple[ep.RecoveryEBM, ep.toys.Toy, float]:
     """The same network, data, optimiser and number of updates, by exact maximum likelihood of level 0.
 
     Each update normalises on a grid whose nodes are jittered within their cells, an unbiased estimate of Z.
@@ -66,7 +70,7 @@ def train_exactly(name: str, seed: int, options: ep.TrainingOptions, nodes: int 
     toy = ep.toys.TWO_DIMENSIONAL[name]()
     data = toy.sample((50_000,))
     ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6))
-    isotropic(ebm, data)
+    ebm.standardize(data, isotropic=True)  # so that the truth at a level is the toy with isotropic noise
     begin = time.perf_counter()
     ep.fit(ebm, data, ExactLikelihood(nodes), options=options, progress=False)
     return ebm, toy, time.perf_counter() - begin
@@ -94,13 +98,6 @@ class ExactLikelihood:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
             return float(self.loss(model, data).value)
-
-
-def isotropic(ebm: ep.RecoveryEBM, data: Tensor) -> None:
-    """One scale for both coordinates, so that the truth at a level is the toy with isotropic noise."""
-    ebm.loc.copy_(data.mean(0))
-    ebm.scale.fill_(float((data - data.mean(0)).std()))
-    ebm.standardize = lambda _: None  # type: ignore[method-assign]
 
 
 def main(arguments: list[str]) -> None:

@@ -3,8 +3,8 @@
 ``python -m tests.benchmarks generation [TOY …]``
 
 For each budget: share of samples on the support (data noised to level 0 beside it), the largest deviation of a mode's
-mass from fresh data's and its chi-square p-value, and the energy-distance two-sample test of 2,000 samples against 2,000
-fresh points noised to level 0.  One evaluation is one call of the network for one chain (Crank–Nicolson needs no
+mass from fresh data's and its chi-square p-value, and the energy-distance two-sample test of 2,000 samples against
+2,000 fresh points noised to level 0.  One evaluation is one call of the network for one chain (Crank–Nicolson needs no
 gradient).
 """
 

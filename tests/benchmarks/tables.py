@@ -48,7 +48,9 @@ def main(arguments: list[str]) -> None:
             record, _ = fit_table(path, Path(folder) / "run", Settings(steps=args.steps), progress=False)
             fitted = load_run(Path(folder) / "run")
             samples = fitted.sample(len(fitted.held_out))
-        print(f"{name} {values.shape}, {time.perf_counter() - begin:.0f} s, {record['steps']} steps ({record['stopped']})")
+        print(
+            f"{name} {values.shape}, {time.perf_counter() - begin:.0f} s, {record['steps']} steps ({record['stopped']})"
+        )
         print(f"  samples  against held out: {compare(samples, fitted.held_out)}")
         print(f"  training against held out: {compare(fitted.rows, fitted.held_out)}", flush=True)
 

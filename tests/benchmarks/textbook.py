@@ -4,6 +4,7 @@ Plain torch: the level's embedding inside the network and so inside every Langev
 ``autograd`` with the parameters taking gradients as well, one forward pass for the data and one for the negatives.
 """
 
+import itertools
 import math
 
 import torch
@@ -17,7 +18,7 @@ class TextbookEnergy(nn.Module):
         super().__init__()
         self.register_buffer("frequencies", torch.randn(2, frequencies) * 4)
         widths = [2 + 2 * frequencies, *[hidden] * depth]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.embed = nn.Sequential(nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, depth * 2 * hidden))
         self.readout = nn.Linear(hidden, 1)
         self.embedding = embedding
