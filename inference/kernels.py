@@ -104,7 +104,7 @@ def _select(accepted: Tensor, new: State, old: State) -> State:
 
 
 def _metropolis(log_ratio: Tensor, new: State, old: State) -> tuple[State, Info]:
-    """Accept with probability min(1, exp(log_ratio)); NaN and −∞, and a proposal of energy −∞, are rejected and flagged.
+    """Accept with probability min(1, exp(log_ratio)); NaN, −∞ and a proposal of energy −∞ are rejected and flagged.
 
     A ratio of +∞ is a chain that started where the energy is infinite: it may leave.
     """

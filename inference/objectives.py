@@ -7,6 +7,7 @@ point, chains that stop moving leave an unbounded objective; from the data, whic
 recovery distribution, they leave a zero gradient.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -18,13 +19,14 @@ from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_and_grad
 from energyppl.inference.adaptation import group_means
-from energyppl.inference.chains import run_chain
+from energyppl.inference.chains import Trajectory, run_chain
 from energyppl.inference.kernels import Kernel, TunableKernel
-from energyppl.potential import Potential, Tethered
+from energyppl.potential import Potential, Tethered, sum_event
 from energyppl.schedule import NoiseSchedule
 
 __all__ = [
     "Contrastive",
+    "FromNegatives",
     "Loss",
     "Objective",
     "RecoveryLikelihood",
@@ -33,6 +35,7 @@ __all__ = [
     "from_noisy",
     "level_kernel",
     "recovery_potential",
+    "steer",
     "tether_widths",
 ]
 
@@ -147,10 +150,8 @@ class RecoveryLikelihood:
             "smallest_step": float(model.step_sizes.min()),
             "diverging": float(chain.diverging.float().mean()),
         }
-        if self.adapt and model.kernel.target is not None:
-            change = self.gain * (group_means(chain.accept_prob, level, schedule.levels) - model.kernel.target)
-            model.step_sizes.mul_(torch.where(torch.isfinite(change), change, 0.0).exp())
-            model.step_sizes.clamp_(max=model.kernel.largest_step)
+        if self.adapt:
+            steer(model, chain, level, self.gain)
         return Loss(gap, record)
 
     def measure(self, model: RecoveryModel, data: Tensor) -> float:
@@ -169,6 +170,14 @@ class RecoveryLikelihood:
                 _, grad = energy_and_grad(model.potential(level), alpha * clean + sigma * noise)
                 total += float(((sigma * grad - noise) ** 2).mean())
         return total / model.schedule.levels
+
+
+def steer(model: RecoveryModel, chain: Trajectory, level: Tensor, gain: float = 0.1) -> None:
+    """Move each level's step size towards the acceptance that serves the model's kernel (Robbins & Monro 1951)."""
+    if model.kernel.target is not None:
+        change = gain * (group_means(chain.accept_prob, level, model.schedule.levels) - model.kernel.target)
+        model.step_sizes.mul_(torch.where(torch.isfinite(change), change, 0.0).exp())
+        model.step_sizes.clamp_(max=model.kernel.largest_step)
 
 
 def level_kernel(model: RecoveryModel, level: Tensor) -> TunableKernel:
@@ -199,18 +208,50 @@ def recovery_potential(model: RecoveryModel, noisy: Tensor, level: Tensor) -> Te
 
 
 @dataclass(frozen=True, eq=False)
-class Contrastive:
-    """A differentiable log Z for an observed :class:`~energyppl.distributions.RecoveryDistribution`.
+class FromNegatives:
+    """A differentiable log Z for observed values, from draws of the model that are already there.
 
-    Its gradient is −∂U/∂θ at negatives that ``steps`` moves of the kernel made, so ``log_prob`` has the gradient of
-    recovery likelihood and plain ``pyro.infer.SVI`` trains the energy.  Its *value* is an importance-sampling estimate
-    from the tether, log mean exp(−U(x̃ + σ ε)) + log of the tether's own normaliser; unbiased for Z, noisy for log Z.
+    Its gradient is −∂U/∂θ at the negatives.  Its *value* is an importance-sampling estimate from the tether,
+    log mean exp(−U(x̃ + σ ε)) + log of the tether's own normaliser: unbiased for Z, noisy for log Z.
+
+    Args:
+        negatives: draws of the distribution, one for each observed value, ``(*batch, *event)``.
+        particles: draws from the tether for the value; a potential without tether has the value 0.
+    """
+
+    negatives: Tensor
+    particles: int = 16
+
+    def __call__(self, potential: Potential, value: Tensor) -> Tensor:
+        """Log Z, ``(*batch,)``, in nats."""
+        energy = potential(self.negatives)
+        with torch.no_grad():
+            estimate = self._value(potential, value)
+        return estimate + energy.detach() - energy
+
+    def _value(self, potential: Potential, value: Tensor) -> Tensor:
+        batch = value.shape[: value.dim() - len(potential.event_shape)]
+        if not isinstance(potential, Tethered):
+            return value.new_zeros(batch)
+        sigma = torch.as_tensor(potential.sigma).to(value).expand(value.shape)
+        points = potential.center + sigma * torch.randn(self.particles, *value.shape).to(value)
+        log_mean = torch.logsumexp(-potential.potential(points), 0) - math.log(self.particles)
+        estimate = log_mean + sum_event(0.5 * torch.log(2.0 * torch.pi * sigma**2), potential.event_shape)
+        return torch.where(torch.isfinite(estimate), estimate, 0.0)  # a top level without tether has no such estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Contrastive:
+    """A differentiable log Z that draws its own negatives: see :class:`FromNegatives` for its gradient and value.
+
+    As the ``log_normalizer`` of an observed :class:`~energyppl.distributions.RecoveryDistribution` it gives
+    ``log_prob`` the gradient of recovery likelihood, so plain ``pyro.infer.SVI`` trains the energy.
 
     Args:
         kernel: moves the negatives from the observed value.
         steps: how many moves.
         start: as in :class:`RecoveryLikelihood`.
-        particles: draws from the tether for the value; 0 for a potential without tether, whose value is then 0.
+        particles: as in :class:`FromNegatives`.
     """
 
     kernel: Kernel
@@ -221,21 +262,5 @@ class Contrastive:
     def __call__(self, potential: Potential, value: Tensor) -> Tensor:
         """Log Z, ``(*batch,)``, in nats."""
         noisy = potential.center if isinstance(potential, Tethered) else value
-        begin = self.start(value.detach(), noisy)
-        moved = run_chain(self.kernel, potential, begin, self.steps).state.x.detach()
-        energy = potential(moved)
-        with torch.no_grad():
-            estimate = self._value(potential, value)
-        return estimate + energy.detach() - energy
-
-    def _value(self, potential: Potential, value: Tensor) -> Tensor:
-        batch = value.shape[: value.dim() - len(potential.event_shape)]
-        if not isinstance(potential, Tethered) or not self.particles:
-            return value.new_zeros(batch)
-        sigma = torch.as_tensor(potential.sigma).to(value).expand(value.shape)
-        size = len(potential.event_shape)
-        own = (0.5 * torch.log(2.0 * torch.pi * sigma**2)).flatten(len(batch)).sum(-1) if size else sigma.log()
-        points = potential.center + sigma * torch.randn(self.particles, *value.shape).to(value)
-        log_mean = torch.logsumexp(-potential.potential(points), 0) - torch.log(torch.tensor(float(self.particles)))
-        estimate: Tensor = own + log_mean
-        return torch.where(torch.isfinite(estimate), estimate, 0.0)  # a top level without tether has no such estimate
+        moved = run_chain(self.kernel, potential, self.start(value.detach(), noisy), self.steps).state.x
+        return FromNegatives(moved, self.particles)(potential, value)

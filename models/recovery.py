@@ -13,10 +13,10 @@ from energyppl.errors import InvalidInput, NotNormalized, QuadratureError
 from energyppl.inference.chains import run_chain
 from energyppl.inference.generation import Generation, generate
 from energyppl.inference.kernels import MALA, CrankNicolson, TunableKernel
-from energyppl.inference.objectives import Contrastive, level_kernel, recovery_potential
+from energyppl.inference.objectives import FromNegatives, level_kernel, recovery_potential, steer
 from energyppl.normalizer import LogNormalizer
 from energyppl.potential import AtLevel, Potential
-from energyppl.quadrature import Grid, quadrature
+from energyppl.quadrature import Grid, Quadrature, quadrature
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["RecoveryEBM"]
@@ -71,7 +71,7 @@ class RecoveryEBM(nn.Module):
         self.register_buffer("step_sizes", torch.zeros(schedule.levels, dtype=like.dtype, device=like.device))
         spread = (schedule.alpha_bar**2 + schedule.sigma_bar**2).sqrt()
         self._spread = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
-        self._normalizers: dict[int, tuple[tuple[float, ...], LogNormalizer]] = {}
+        self._integrals: dict[int, tuple[tuple[float, ...], Quadrature]] = {}
         self._check_net()
 
     def _check_net(self) -> None:
@@ -147,7 +147,12 @@ class RecoveryEBM(nn.Module):
             return self.sample(shape, level=level).to(like)
 
         def log_z(_: Potential, value: Tensor) -> Tensor:
-            return value.new_tensor(self.log_normalizer(level).estimate)
+            estimate = value.new_tensor(self.log_normalizer(level).estimate)
+            if not torch.is_grad_enabled():
+                return estimate
+            # A constant would lose half of the likelihood's gradient: ∂ log Z/∂θ is −E_model[∂U/∂θ].
+            energy = self.potential(level)(self._draws(level)).mean()
+            return estimate + energy.detach() - energy
 
         return EnergyDistribution(potential, sampler=sampler, log_normalizer=log_z, like=self.loc)
 
@@ -217,11 +222,27 @@ class RecoveryEBM(nn.Module):
                 f"log_normalizer works by quadrature in one or two dimensions; this model has event_shape "
                 f"{shape_text(self.event_shape)}: use .marginal().unnormalized(), or compare energies within the model"
             )
+        found = self._quadrature(level)
+        estimate = found.log_normalizer + float(self.scale.log().sum())
+        return LogNormalizer(
+            estimate, found.error, estimate - found.error, estimate + found.error, found.evaluations, "quadrature"
+        )
+
+    def _quadrature(self, level: int) -> Quadrature:
+        """The level's integral in standardised coordinates, worked out again when the weights have changed."""
         weights = self._checksum()
-        known = self._normalizers.get(level)
+        known = self._integrals.get(level)
         if known is None or known[0] != weights:
-            self._normalizers[level] = (weights, self._integrate(level))
-        return self._normalizers[level][1]
+            known = self._integrals[level] = (weights, self._integrate(level))
+        return known[1]
+
+    def _draws(self, level: int, count: int = 4096) -> Tensor:
+        """Draws of the level's quadrature, standardised, ``(count, *event)``."""
+        found = self._quadrature(level)
+        mass = found.density.flatten().cumsum(0)
+        index = torch.searchsorted(mass, mass[-1] * torch.rand(count, dtype=mass.dtype)).clamp(max=len(mass) - 1)
+        places = torch.unravel_index(index, found.grid.points)
+        return torch.stack([axis[i] for axis, i in zip(found.grid.axes(), places, strict=True)], -1).to(self.loc)
 
     def _checksum(self) -> tuple[float, ...]:
         """Changes with the weights; torch's own version counters don't, under its fused optimisers."""
@@ -229,21 +250,15 @@ class RecoveryEBM(nn.Module):
             tensors = [t.double() for t in (*self.parameters(), *self.buffers())]
             return tuple(float(value) for t in tensors for value in (t.sum(), t.square().sum()))
 
-    def _integrate(self, level: int) -> LogNormalizer:
+    def _integrate(self, level: int) -> Quadrature:
         size = self.event_shape[0]
         for half_width in (4.0, 8.0, 16.0, 32.0, 64.0):  # as narrow as the mass allows: the grid is finer for it
             grid = Grid((-half_width,) * size, (half_width,) * size, (256,) * size)
             try:
-                found = quadrature(self.potential(level), grid, dtype=self.loc.dtype)
-            except QuadratureError:
-                if half_width == 64.0:
-                    raise
-                continue
-            break
-        estimate = found.log_normalizer + float(self.scale.log().sum())
-        return LogNormalizer(
-            estimate, found.error, estimate - found.error, estimate + found.error, found.evaluations, "quadrature"
-        )
+                return quadrature(self.potential(level), grid, dtype=self.loc.dtype)
+            except QuadratureError as error:
+                reason = error
+        raise reason
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Normalised log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
@@ -263,11 +278,10 @@ class RecoveryEBM(nn.Module):
         level = torch.arange(len(data), device=data.device) % self.schedule.levels
         clean, noisy = self.schedule.pairs(self.standardized(data), level)
         tethered = recovery_potential(self, noisy, level)
+        chain = run_chain(level_kernel(self, level), tethered, clean, steps)
+        steer(self, chain, level)
         site = RecoveryDistribution(
-            tethered.potential,
-            tethered.center,
-            tethered.sigma,
-            log_normalizer=Contrastive(level_kernel(self, level), steps),
+            tethered.potential, tethered.center, tethered.sigma, log_normalizer=FromNegatives(chain.state.x)
         )
         with pyro.plate("data", len(data)):
             pyro.sample("clean", site, obs=clean)

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("cost", "density", "exact", "generation", "robustness", "tables")
+NAMES = ("cost", "density", "generation", "robustness", "tables")
 
 
 def main() -> None:
