@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 from energyppl._checks import check_event, shape_text
 from energyppl.errors import InvalidInput, NotNormalized
+from energyppl.normalizer import LogNormalizer
 from energyppl.potential import Potential, Tethered
 
 __all__ = ["EnergyDistribution", "LogZ", "RecoveryDistribution", "Sampler"]
@@ -42,7 +43,7 @@ class EnergyDistribution(dist.TorchDistribution):
     Args:
         potential: the energy U; for a batch of them it broadcasts against ``batch_shape``.
         sampler: draws points; without one ``sample`` refuses.
-        log_normalizer: log Z in nats, a number or a tensor that broadcasts to ``batch_shape``, or a
+        log_normalizer: log Z in nats: a number, a ``LogNormalizer``, a tensor that broadcasts to ``batch_shape``, or a
             :class:`LogZ` while parameters are being learned; without one ``log_prob`` refuses.
         batch_shape: shape of the batch of independent distributions.
         like: a tensor whose dtype and device draws take; torch's defaults otherwise.
@@ -56,7 +57,7 @@ class EnergyDistribution(dist.TorchDistribution):
         potential: Potential,
         *,
         sampler: Sampler | None = None,
-        log_normalizer: "float | Tensor | LogZ | None" = None,
+        log_normalizer: "float | Tensor | LogNormalizer | LogZ | None" = None,
         batch_shape: Sequence[int] = (),
         like: Tensor | None = None,
         validate_args: bool | None = None,
@@ -68,8 +69,9 @@ class EnergyDistribution(dist.TorchDistribution):
             )
         self.potential = potential
         self.sampler = sampler
-        self.log_normalizer = log_normalizer
+        self.log_normalizer = float(log_normalizer) if isinstance(log_normalizer, LogNormalizer) else log_normalizer
         self._like = torch.empty(()) if like is None else like.detach()
+        self._dtype = None if like is None else like.dtype
         super().__init__(torch.Size(batch_shape), torch.Size(potential.event_shape), validate_args=validate_args)
 
     @constraints.dependent_property
@@ -80,6 +82,8 @@ class EnergyDistribution(dist.TorchDistribution):
     def energy(self, x: Tensor) -> Tensor:
         """U(x) in nats: ``(*batch, *event)`` to ``(*batch,)``."""
         check_event("value", x, self.event_shape)
+        if self._dtype is not None and x.dtype != self._dtype:
+            raise InvalidInput(f"value must be {self._dtype} like the energy's own numbers; got {x.dtype}: convert it")
         energy = self.potential(x)
         expected = torch.broadcast_shapes(x.shape[: x.dim() - len(self.event_shape)], self.batch_shape)
         return energy.expand(expected)
@@ -140,7 +144,7 @@ class EnergyDistribution(dist.TorchDistribution):
             sampler=self.sampler,
             log_normalizer=log_normalizer,
             batch_shape=batch_shape,
-            like=self._like,
+            like=None if self._dtype is None else self._like,
             validate_args=self._validate_args,
         )
 

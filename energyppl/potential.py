@@ -275,6 +275,7 @@ class AtLevel:
         event_shape: shape of one point.
         loc: where the points are centred, a number or a tensor that broadcasts against them.
         scale: the points' standard deviation, likewise.
+        each: hand the network a level for each point even where one serves them all.
     """
 
     net: Callable[[Tensor, Tensor], Tensor]
@@ -282,7 +283,10 @@ class AtLevel:
     event_shape: torch.Size
     loc: float | Tensor = 0.0
     scale: float | Tensor = 1.0
+    each: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """Energies of the points ``x``."""
-        return self.net((x - self.loc) / self.scale, self.level)
+        batch = x.shape[: x.dim() - len(self.event_shape)]
+        level = self.level.expand(batch) if self.each or self.level.dim() else self.level
+        return self.net((x - self.loc) / self.scale, level)

@@ -110,6 +110,7 @@ class NoiseSchedule:
         """MDSM's ladder for (Fashion-)MNIST: σ geometric from low to high (Li et al. 2019)."""
         check_count("levels", levels)
         check_positive("low", low)
+        check_positive("high", high)
         sigma_bar = torch.logspace(math.log10(low), math.log10(high), levels + 1, dtype=torch.float64)
         return cls(torch.ones_like(sigma_bar), sigma_bar)
 
@@ -142,7 +143,10 @@ class NoiseSchedule:
 
     def check_level(self, level: int | Tensor, *, marginal: bool = False) -> None:
         """Require a level in ``0 … levels − 1`` (or ``… levels`` for a marginal)."""
-        value = torch.as_tensor(level)
+        try:
+            value = torch.as_tensor(level)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidInput(f"level must be a whole number or a tensor of them; got {level!r}") from error
         top = self.levels if marginal else self.levels - 1
         if value.dtype.is_floating_point or value.dtype == torch.bool:
             raise InvalidInput(f"level must be a whole number; got {value.dtype}")
@@ -186,4 +190,8 @@ class NoiseSchedule:
 def _at(table: Tensor, level: int | Tensor, x: Tensor) -> Tensor:
     """The level's number in x's dtype and device, broadcastable against x."""
     value = table.to(x)[torch.as_tensor(level, device=x.device)]
+    if value.shape != x.shape[: value.dim()]:
+        raise InvalidInput(
+            f"level must be one number or one for each row; got {tuple(value.shape)} for points {tuple(x.shape)}"
+        )
     return value.reshape(value.shape + (1,) * (x.dim() - value.dim())) if value.dim() else value

@@ -6,7 +6,16 @@ if __name__ != "energyppl.inference":
 from energyppl.inference.adaptation import adapt
 from energyppl.inference.chains import MarkovSampler, Trajectory, run_chain
 from energyppl.inference.generation import Generation, generate
-from energyppl.inference.kernels import MALA, CrankNicolson, Info, Kernel, Langevin, State, TunableKernel
+from energyppl.inference.kernels import (
+    MALA,
+    CrankNicolson,
+    CrankNicolsonLangevin,
+    Info,
+    Kernel,
+    Langevin,
+    State,
+    TunableKernel,
+)
 from energyppl.inference.objectives import Contrastive, Loss, Objective, RecoveryLikelihood, from_data, from_noisy
 from energyppl.inference.training import History, Record, Training, TrainingOptions, fit
 
@@ -14,6 +23,7 @@ __all__ = [
     "MALA",
     "Contrastive",
     "CrankNicolson",
+    "CrankNicolsonLangevin",
     "Generation",
     "History",
     "Info",

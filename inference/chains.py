@@ -24,7 +24,7 @@ class Trajectory(NamedTuple):
 def run_chain(kernel: Kernel, potential: Potential, x: Tensor, steps: int) -> Trajectory:
     """Move the chains at ``x``, ``(*chains, *event)``, ``steps`` times.
 
-    Costs ``steps + 1`` evaluations of the energy with its gradient.
+    Costs ``steps + 1`` evaluations of the energy, with its gradient if the kernel needs one.
 
     Raises:
         InvalidInput: if ``x`` does not end in the potential's event shape, or ``steps`` is below one.

@@ -8,6 +8,7 @@ from torch import Tensor
 from energyppl._checks import check_count
 from energyppl.gradient import energy_and_grad
 from energyppl.inference.chains import run_chain
+from energyppl.inference.kernels import reference
 from energyppl.inference.objectives import RecoveryModel, level_kernel, recovery_potential
 
 __all__ = ["Generation", "generate"]
@@ -46,13 +47,16 @@ def generate(
     check_count("steps", steps)
     schedule = model.schedule
     like = model.step_sizes
-    spread = (schedule.alpha_bar[-1] ** 2 + schedule.sigma_bar[-1] ** 2).sqrt().to(like)
-    x = spread * torch.randn(*shape, *model.event_shape, dtype=like.dtype, device=like.device)
+    spreads = (schedule.alpha_bar**2 + schedule.sigma_bar**2).sqrt().to(like)
+    x = spreads[-1] * torch.randn(*shape, *model.event_shape, dtype=like.dtype, device=like.device)
     path, acceptance = [x], torch.zeros_like(like)
     for t in reversed(range(last, schedule.levels)):
         level = torch.tensor(t, device=like.device)
         potential = recovery_potential(model, x, level)
-        chain = run_chain(level_kernel(model, level.expand(shape)), potential, potential.center, steps)
+        # Chains begin where Gaussian data would be recovered; the noisy point itself is too wide, by the noise.
+        mean, deviation = reference(potential, spreads[t], x)
+        start = mean + deviation * torch.randn_like(x) if bool(torch.isfinite(potential.sigma).all()) else x
+        chain = run_chain(level_kernel(model, level.expand(shape)), potential, start, steps)
         x = chain.state.x
         acceptance[t] = chain.accept_prob.mean()
         path.append(x)

@@ -17,7 +17,7 @@ from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_and_grad, energy_only
 from energyppl.potential import Potential, Tethered
 
-__all__ = ["MALA", "CrankNicolson", "Info", "Kernel", "Langevin", "State", "TunableKernel"]
+__all__ = ["MALA", "CrankNicolson", "CrankNicolsonLangevin", "Info", "Kernel", "Langevin", "State", "TunableKernel", "reference"]
 
 
 class State(NamedTuple):
@@ -203,10 +203,7 @@ class CrankNicolson:
     largest_step: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        check_positive("step_size", self.step_size)
-        check_positive("reference_scale", self.reference_scale)
-        if float(torch.as_tensor(self.step_size).max()) > 1.0:
-            raise InvalidInput(f"step_size of CrankNicolson must lie in (0, 1]; got {self.step_size}")
+        _check_crank_nicolson(self)
 
     def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "CrankNicolson":
         """The same kernel with β = ``step``, at most 1, and the marginal's spread as its reference."""
@@ -214,29 +211,92 @@ class CrankNicolson:
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the energy at ``x``, ``(*chains, *event)``; no gradient is needed and none is worked out."""
-        if not isinstance(potential, Tethered):
-            raise InvalidInput(
-                f"CrankNicolson moves on a Tethered potential; got {type(potential).__name__}: use MALA there"
-            )
+        _require_tethered(self, potential)
         check_event("x", x, potential.event_shape)
         x = x.detach()
         return State(x, energy_only(potential, x), torch.zeros((), dtype=x.dtype, device=x.device).expand_as(x))
 
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Propose a move of the reference for every chain and accept it by the rest of the energy."""
-        assert isinstance(potential, Tethered)
         x = state.x
-        precision = torch.as_tensor(potential.sigma).to(x) ** -2
-        reference = torch.as_tensor(self.reference_scale).to(x)
-        total = precision + (_wide(reference, x) if reference.dim() else reference) ** -2
-        mean, deviation = potential.center * (precision / total), total.rsqrt()
-        beta = torch.as_tensor(self.step_size).to(x)
-        beta = _wide(beta, x) if beta.dim() else beta
+        mean, deviation = reference(_require_tethered(self, potential), self.reference_scale, x)
+        beta = _like(self.step_size, x)
         new_x = mean + (1.0 - beta * beta).sqrt() * (x - mean) + beta * deviation * torch.randn_like(x)
         energy = energy_only(potential, new_x)
         old, new = (x - mean) / deviation, (new_x - mean) / deviation
         log_ratio = (state.energy - energy) - 0.5 * _dot(old - new, old + new, energy)
         return _metropolis(log_ratio, State(new_x, energy, state.grad), state)
+
+
+@dataclass(frozen=True, eq=False)
+class CrankNicolsonLangevin:
+    """Preconditioned Crank–Nicolson Langevin (pCNL, Cotter, Roberts, Stuart & White 2013) on a tethered potential.
+
+    :class:`CrankNicolson` with the gradient of the rest of the energy in its proposal, which is then
+    ``x − (1 − √(1 − β²)) s² ∇U(x) + β s ξ``.  At high noise, where the reference is nearly the target, it draws almost
+    independently; at low noise and in many dimensions it is MALA with the tether's width as its scale.
+
+    Args:
+        step_size: β in (0, 1], a number or one for each chain, ``(*chains,)``.
+        reference_scale: as in :class:`CrankNicolson`.
+    """
+
+    step_size: float | Tensor = 0.3
+    reference_scale: float | Tensor = 1.0
+    target: ClassVar[float | None] = 0.6
+    largest_step: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        _check_crank_nicolson(self)
+
+    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "CrankNicolsonLangevin":
+        """The same kernel with β = ``step``, at most 1, and the marginal's spread as its reference."""
+        return replace(self, step_size=step.clamp(max=1.0), reference_scale=spread)
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Evaluate the potential at ``x``, ``(*chains, *event)``."""
+        _require_tethered(self, potential)
+        return _init(potential, x)
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Propose a Langevin move of the reference for every chain and accept it by the Metropolis–Hastings rule."""
+        _, deviation = reference(_require_tethered(self, potential), self.reference_scale, state.x)
+        beta = _like(self.step_size, state.x)
+        size, noise = beta * deviation, torch.randn_like(state.x)
+        drift = (1.0 - (1.0 - beta * beta).sqrt()) * deviation * deviation
+        x = torch.addcmul(torch.addcmul(state.x, drift, state.grad, value=-1.0), size, noise)
+        new = State(x, *energy_and_grad(potential, x))
+        back = torch.addcmul(state.x - x, drift, new.grad) / size  # the noise of the way back
+        log_ratio = (state.energy - new.energy) + 0.5 * _dot(noise - back, noise + back, new.energy)
+        return _metropolis(log_ratio, new, state)
+
+
+def _check_crank_nicolson(kernel: "CrankNicolson | CrankNicolsonLangevin") -> None:
+    check_positive("step_size", kernel.step_size)
+    check_positive("reference_scale", kernel.reference_scale)
+    if bool((torch.as_tensor(kernel.step_size) > 1.0).any()):
+        raise InvalidInput(f"step_size of {type(kernel).__name__} must lie in (0, 1]; got {kernel.step_size}")
+
+
+def _require_tethered(kernel: object, potential: Potential) -> Tethered:
+    if not isinstance(potential, Tethered):
+        raise InvalidInput(
+            f"{type(kernel).__name__} moves on a Tethered potential; got {type(potential).__name__}: use MALA there"
+        )
+    return potential
+
+
+def reference(potential: Tethered, scale: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the tether's Gaussian times N(0, scale²): the recovery of Gaussian data."""
+    precision = torch.as_tensor(potential.sigma).to(x) ** -2
+    total = precision + _like(scale, x) ** -2
+    return potential.center * (precision / total), total.rsqrt()
+
+
+def _like(value: float | Tensor, x: Tensor) -> Tensor:
+    """A number, or one for each chain, in the dtype and device of the points and broadcastable against them."""
+    tensor = torch.as_tensor(value).to(x)
+    return _wide(tensor, x) if tensor.dim() else tensor
 
 
 def _dot(a: Tensor, b: Tensor, like: Tensor) -> Tensor:

@@ -35,7 +35,9 @@ __all__ = [
     "from_noisy",
     "level_kernel",
     "recovery_potential",
+    "share_levels",
     "steer",
+    "tether",
     "tether_widths",
 ]
 
@@ -120,6 +122,11 @@ class RecoveryLikelihood:
         check_count("steps", self.steps)
         if not 0.0 <= self.extra < 1.0:
             raise InvalidInput(f"extra must lie in [0, 1); got {self.extra}")
+        if self.shared_noise and self.start is from_data:
+            raise InvalidInput(
+                "with shared_noise the data are no draws of their recovery distributions, so chains must not start "
+                "there: pass start=from_noisy or an initializer"
+            )
         if self.adapt and self.kernel is not None and self.kernel.target is None:
             raise InvalidInput(
                 f"{type(self.kernel).__name__} accepts every move, so its step size can't be adapted: "
@@ -132,9 +139,7 @@ class RecoveryLikelihood:
             model.kernel = self.kernel
         schedule = model.schedule
         data = model.standardized(batch)
-        # Every level gets its share of the batch exactly: less noise in the gradient than independent draws.
-        level = torch.arange(len(data), device=data.device) % schedule.levels
-        level[: int(self.extra * len(data))] = 0
+        level = share_levels(len(data), schedule.levels, self.extra).to(data.device)
         clean, noisy = schedule.pairs(data, level, shared_noise=self.shared_noise)
         potential = recovery_potential(model, noisy, level)
         chain = run_chain(level_kernel(model, level), potential, self.start(clean, potential.center), self.steps)
@@ -160,16 +165,25 @@ class RecoveryLikelihood:
         A proper score that needs no normaliser; the noise is the same at every call.
         """
         total = 0.0
-        with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
-            torch.manual_seed(0)
-            clean = model.standardized(data)
-            for t in range(model.schedule.levels):
-                alpha, sigma = model.schedule.alpha_bar[t].to(clean), model.schedule.sigma_bar[t].to(clean)
-                noise = torch.randn_like(clean)
-                level = torch.tensor(t, device=clean.device)
-                _, grad = energy_and_grad(model.potential(level), alpha * clean + sigma * noise)
-                total += float(((sigma * grad - noise) ** 2).mean())
+        clean, generator = model.standardized(data), torch.Generator().manual_seed(0)
+        for t in range(model.schedule.levels):
+            alpha, sigma = model.schedule.alpha_bar[t].to(clean), model.schedule.sigma_bar[t].to(clean)
+            noise = torch.randn(clean.shape, generator=generator).to(clean)
+            level = torch.tensor(t, device=clean.device)
+            _, grad = energy_and_grad(model.potential(level), alpha * clean + sigma * noise)
+            total += float(((sigma * grad - noise) ** 2).mean())
         return total / model.schedule.levels
+
+
+def share_levels(count: int, levels: int, extra: float = 0.25) -> Tensor:
+    """A level for each of ``count`` rows, in random order: equal shares, and ``extra`` more for level 0.
+
+    Exact shares leave less noise in the gradient than independent draws; the random offset lets every level have its
+    turn when there are fewer rows than levels.
+    """
+    first = int(extra * count)
+    rest = (torch.arange(count - first) + torch.randint(levels, ())) % levels
+    return torch.cat([torch.zeros(first, dtype=torch.long), rest])[torch.randperm(count)]
 
 
 def steer(model: RecoveryModel, chain: Trajectory, level: Tensor, gain: float = 0.1) -> None:
@@ -197,12 +211,22 @@ def tether_widths(schedule: NoiseSchedule) -> Tensor:
     return torch.minimum(schedule.sigma / schedule.alpha, (schedule.alpha_bar**2 + schedule.sigma_bar**2).sqrt()[:-1])
 
 
+def tether(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+    """α and σ of each level's tether, ``(levels,)`` each: at an untethered top level α = 1 and σ = ∞ (Gao et al. 2021).
+
+    There x_{t+1} is white noise, where chains only begin.
+    """
+    alpha, sigma = schedule.alpha.clone(), schedule.sigma.clone()
+    if not schedule.tethered_top:
+        alpha[-1], sigma[-1] = 1.0, torch.inf
+    return alpha, sigma
+
+
 def recovery_potential(model: RecoveryModel, noisy: Tensor, level: Tensor) -> Tethered:
     """The recovery potential of x_t given x_{t+1}, ``(*batch, *event)``, in the coordinates of x_t = y / α_{t+1}."""
     schedule = model.schedule
-    alpha, sigma = schedule.alpha.to(noisy)[level], (schedule.sigma / schedule.alpha).to(noisy)[level]
-    if not schedule.tethered_top:
-        sigma = torch.where(level == schedule.levels - 1, torch.inf, sigma)
+    alpha, sigma = (value.to(noisy)[level] for value in tether(schedule))
+    sigma = sigma / alpha
     wide = (*alpha.shape, *[1] * (noisy.dim() - alpha.dim()))
     return Tethered(model.potential(level), noisy / alpha.reshape(wide), sigma.reshape(wide))
 

@@ -1,11 +1,12 @@
 """Train a model by an objective: an iterator that yields one record a step, and ``fit``, a short loop over it."""
 
+import copy
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 
 from energyppl._checks import check_count, check_data, check_positive
 from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged
-from energyppl.inference.objectives import Objective, RecoveryLikelihood
+from energyppl.inference.objectives import Objective, RecoveryLikelihood, RecoveryModel
 from energyppl.persistence import load_checkpoint, save_checkpoint
 
 __all__ = ["History", "Record", "Training", "TrainingOptions", "fit"]
@@ -90,7 +91,10 @@ class History:
 
     def column(self, name: str) -> NDArray[np.float64]:
         """A field of the records, or one of the objective's values, as an array with one entry a step."""
-        if name in Record._fields and name != "values":
+        known = {*Record._fields, *(key for record in self.records for key in record.values)} - {"values"}
+        if name not in known:
+            raise InvalidInput(f"there is no column {name!r}; choose from {', '.join(sorted(known))}")
+        if name in Record._fields:
             return np.array([getattr(r, name) for r in self.records], dtype=np.float64)
         return np.array([r.values.get(name, math.nan) for r in self.records], dtype=np.float64)
 
@@ -110,7 +114,8 @@ class Training:
         model: holds the parameters; standardised to the data if it wants to be and is not yet.
         data: training rows, ``(n, *event)``.
         objective: what to minimise.
-        held_out: rows to evaluate on, ``(m, *event)``; a tenth of ``data`` is set aside if None.
+        held_out: rows to evaluate on, ``(m, *event)``, of which the first 4096 count; a tenth of ``data`` is set aside
+            if None.
         options: how to optimise.
     """
 
@@ -127,16 +132,20 @@ class Training:
         self.objective: Objective = RecoveryLikelihood() if objective is None else objective
         self.options = TrainingOptions() if options is None else options
         event_shape = getattr(model, "event_shape", None)
-        like = next(model.parameters())
+        like = next(model.parameters(), None)
+        if like is None:
+            raise InvalidInput("the model has no parameters: there is nothing to train")
+        if isinstance(self.objective, RecoveryLikelihood) and self.objective.kernel is not None:
+            cast(RecoveryModel, model).kernel = self.objective.kernel  # the step sizes that it learns are this kernel's
         check_data("data", data, data.shape[1:] if event_shape is None else event_shape, at_least=2)
-        data = data.to(like)
+        data = data.detach().to(like)
         if held_out is None:
             # Always the same split, so that a continued run has the same rows.
             order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
             aside = max(1, len(data) // 10)
             held_out, data = data[order[:aside]], data[order[aside:]]
         self.data = data
-        self.held_out = check_data("held_out", held_out.to(like), data.shape[1:])[:4096]
+        self.held_out = check_data("held_out", held_out, data.shape[1:])[:4096].detach().to(like)
         if isinstance(model, Standardizing) and not bool(model.is_standardized):
             model.standardize(self.data)
         self.records: list[Record] = []
@@ -151,6 +160,7 @@ class Training:
         self._optimizer = torch.optim.Adam(self._parameters, lr=self.options.learning_rate, fused=True)
         self._average = [p.detach().clone() for p in self._parameters]
         self._best_weights = [p.clone() for p in self._average]
+        self._best_buffers = [b.clone() for b in model.buffers()]
 
     # --- One step ---
 
@@ -181,14 +191,18 @@ class Training:
         decay = min(options.ema, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(self._average, self._parameters, 1.0 - decay)
-        measure = self._evaluate(step) if (step + 1) % options.evaluate_every == 0 else math.nan
+        due = (step + 1) % options.evaluate_every == 0 or step + 1 == options.steps
+        measure = self._evaluate(step) if due else math.nan
         record = Record(step, float(loss.detach()), rate, norm, measure, values)
         self.records.append(record)
         return record
 
     def finish(self) -> History:
         """Give the model its averaged weights, those that did best on held-out data, and return the history."""
-        self._put(self._best_weights if math.isfinite(self._best) else self._average)
+        if math.isfinite(self._best):
+            self._put_best()
+        else:
+            self._put(self._average)
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
 
     def _next_batch(self) -> Tensor:
@@ -224,7 +238,7 @@ class Training:
             (smallest < 1e-7, f"a level's step size fell to {smallest:.2g} of its width: its chains don't move"),
         ):
             if bad:
-                self._put(self._best_weights)
+                self._put_best()
                 raise TrainingDiverged(
                     f"training diverged at step {step}: {what}. The model has the best weights so far; lower the "
                     "learning rate, start the chains from_data, or adapt the step sizes"
@@ -238,11 +252,17 @@ class Training:
         if measure < self._best:
             self._best, self._stale = measure, 0
             self._best_weights = [p.clone() for p in self._average]
+            self._best_buffers = [b.clone() for b in self.model.buffers()]
         else:
             self._stale += 1
             if self._stale >= self.options.patience:
                 self.stopped = f"no better on held-out data for {self._stale} evaluations, at step {step}"
         return measure
+
+    def _put_best(self) -> None:
+        self._put(self._best_weights)
+        for buffer, kept in zip(self.model.buffers(), self._best_buffers, strict=True):
+            buffer.copy_(kept)
 
     def _put(self, weights: list[Tensor]) -> None:
         with torch.no_grad():
@@ -256,11 +276,14 @@ class Training:
         return {
             "options": asdict(self.options),
             "objective": _describe(self.objective),
+            "schedule": _describe(getattr(self.model, "schedule", None)),
+            "kernel": _describe(getattr(self.model, "kernel", None)),
             "data": self._fingerprint(),
             "model": dict(self.model.state_dict()),
             "optimizer": self._optimizer.state_dict(),
             "average": self._average,
             "best_weights": self._best_weights,
+            "best_buffers": self._best_buffers,
             "numbers": [self._best, self._stale, self._norm, self._gap, self._epoch_seed, self._position],
             "records": [[*r[:5], dict(r.values)] for r in self.records],
             "stopped": self.stopped,
@@ -276,17 +299,36 @@ class Training:
         mine = self.state_dict()
         if not isinstance(state, dict) or state.keys() != mine.keys():
             raise CheckpointError("this checkpoint does not hold a training run: pass one that fit wrote")
-        for key, what in (("data", "other data"), ("options", "other options"), ("objective", "another objective")):
-            if state.get(key) != mine[key]:
+        for key, what in (
+            ("data", "other data"),
+            ("options", "other options"),
+            ("objective", "another objective"),
+            ("schedule", "another model's schedule"),
+            ("kernel", "another model's kernel"),
+        ):
+            if state[key] != mine[key]:
                 raise CheckpointError(
                     f"this checkpoint was made with {what}: {state.get(key)}, not {mine[key]}; "
                     "continue with the same, or write to another place"
                 )
         _require_same_tensors(state["model"], mine["model"])
+        before = copy.deepcopy(mine)
+        try:
+            self._assign(state)
+        except (TypeError, AttributeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+            self._assign(before)
+            raise CheckpointError(f"this checkpoint is damaged ({error}): use another copy or begin again") from error
+
+    def _assign(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
-        for place, kept in ((self._average, state["average"]), (self._best_weights, state["best_weights"])):
-            torch._foreach_copy_(place, kept)
+        for place, kept in (
+            (self._average, state["average"]),
+            (self._best_weights, state["best_weights"]),
+            (self._best_buffers, state["best_buffers"]),
+        ):
+            for ours, theirs in zip(place, kept, strict=True):
+                ours.copy_(theirs)
         self._best, self._stale, self._norm, self._gap, self._epoch_seed, self._position = state["numbers"]
         self.records = [Record(*row) for row in state["records"]]
         self.stopped = state["stopped"]
@@ -304,6 +346,8 @@ def _describe(value: object) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         parts = ", ".join(f"{f.name}={_describe(getattr(value, f.name))}" for f in fields(value))
         return f"{type(value).__qualname__}({parts})"
+    if isinstance(value, Tensor):
+        return str(value.tolist())
     if isinstance(value, (int, float, str, type(None))):
         return repr(value)
     return str(getattr(value, "__qualname__", type(value).__qualname__))
@@ -346,8 +390,8 @@ def fit(
 
     Raises:
         InvalidInput: for data of the wrong shape or dtype, non-finite or empty.
-        TrainingDiverged: when a quantity left its range: it names the step and the quantity; the model and the
-            checkpoint then hold the last good weights.
+        TrainingDiverged: when a quantity left its range: it names the step and the quantity.  The model then holds its
+            best weights so far, and the checkpoint the run as it was at the last evaluation.
         CheckpointError: for a checkpoint that is damaged or of another run.
     """
     training = Training(model, data, objective, held_out=held_out, options=options)

@@ -2,18 +2,28 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
 
 import pyro
 import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_data, check_event, shape_text
+from energyppl._structure import Watch
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
 from energyppl.errors import InvalidInput, NotNormalized, QuadratureError
 from energyppl.inference.chains import run_chain
 from energyppl.inference.generation import Generation, generate
-from energyppl.inference.kernels import MALA, CrankNicolson, TunableKernel
-from energyppl.inference.objectives import FromNegatives, level_kernel, recovery_potential, steer
+from energyppl.inference.kernels import CrankNicolson, CrankNicolsonLangevin, TunableKernel
+from energyppl.inference.objectives import (
+    FromNegatives,
+    level_kernel,
+    recovery_potential,
+    share_levels,
+    steer,
+    tether,
+)
 from energyppl.normalizer import LogNormalizer
 from energyppl.potential import AtLevel, Potential
 from energyppl.quadrature import Grid, Quadrature, quadrature
@@ -34,7 +44,7 @@ class RecoveryEBM(nn.Module):
             energies ``(*batch,)`` in nats, low where data are.
         schedule: the noise levels.
         event_shape: shape of one point; taken from ``net.event_shape`` if it has one.
-        kernel: moves the chains of the recovery distributions; gradient-free Crank–Nicolson in few dimensions, MALA in
+        kernel: moves the chains of the recovery distributions; Crank–Nicolson in few dimensions, with the gradient in
             many, if None.
 
     Raises:
@@ -55,6 +65,10 @@ class RecoveryEBM(nn.Module):
         kernel: TunableKernel | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(net, nn.Module):
+            raise InvalidInput(f"net must be a torch module net(x, level); got {type(net).__name__}")
+        if not isinstance(schedule, NoiseSchedule):
+            raise InvalidInput(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
         shape = event_shape if event_shape is not None else getattr(net, "event_shape", None)
         if shape is None:
             raise InvalidInput("the network has no event_shape: pass event_shape=(…), the shape of one data point")
@@ -62,7 +76,9 @@ class RecoveryEBM(nn.Module):
         self.schedule = schedule
         self.event_shape = torch.Size(shape)
         few = math.prod(self.event_shape) <= _FEW_DIMENSIONS
-        self.kernel: TunableKernel = kernel if kernel is not None else CrankNicolson() if few else MALA(0.3)
+        self.kernel: TunableKernel = (
+            kernel if kernel is not None else CrankNicolson() if few else CrankNicolsonLangevin()
+        )
         like = next((p for p in net.parameters() if p.dtype.is_floating_point), torch.empty(()))
         self.register_buffer("loc", torch.zeros(self.event_shape, dtype=like.dtype, device=like.device))
         self.register_buffer("scale", torch.ones_like(self.loc))
@@ -71,7 +87,7 @@ class RecoveryEBM(nn.Module):
         self.register_buffer("step_sizes", torch.zeros(schedule.levels, dtype=like.dtype, device=like.device))
         spread = (schedule.alpha_bar**2 + schedule.sigma_bar**2).sqrt()
         self._spread = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
-        self._integrals: dict[int, tuple[tuple[float, ...], Quadrature]] = {}
+        self._integrals: dict[int, tuple[str, Watch, Quadrature]] = {}
         self._check_net()
 
     def _check_net(self) -> None:
@@ -85,6 +101,10 @@ class RecoveryEBM(nn.Module):
                 raise InvalidInput(
                     f"the network does not take levels up to {top} ({error}): build it with levels={top + 1} or more"
                 ) from error
+            except (TypeError, RuntimeError, ValueError) as error:
+                raise InvalidInput(
+                    f"the network must take points {shape_text(points.shape)} and whole levels (3,); it raised: {error}"
+                ) from error
         if not isinstance(energy, Tensor) or energy.shape != (3,):
             came = shape_text(energy.shape) if isinstance(energy, Tensor) else type(energy).__name__
             raise InvalidInput(
@@ -93,6 +113,12 @@ class RecoveryEBM(nn.Module):
             )
         if not bool(torch.isfinite(energy).all()):
             raise InvalidInput(f"the network must return finite energies; got {energy.tolist()} at the origin")
+
+        with torch.no_grad():
+            try:  # one level for all points is cheaper, if the network takes it
+                self._each = self.net(points, level[0]).shape != (3,)
+            except (TypeError, RuntimeError, ValueError, IndexError):
+                self._each = True
 
     # --- Coordinates ---
 
@@ -123,13 +149,14 @@ class RecoveryEBM(nn.Module):
         check_event("x0", x0, self.event_shape)
         return self.loc + self.scale * self.schedule.diffuse(self.standardized(x0), level)
 
-    def potential(self, level: int | Tensor) -> Potential:
+    def potential(self, level: int | Tensor) -> AtLevel:
         """The energy at one level, or at each point's own level ``(*batch,)``, in standardised coordinates."""
+        self.schedule.check_level(level)
         level = torch.as_tensor(level, device=self.loc.device)
         if self._spread is None:
-            return AtLevel(self.net, level, self.event_shape)
+            return AtLevel(self.net, level, self.event_shape, each=self._each)
         spread = self._spread.to(self.loc)[level]
-        return AtLevel(self.net, level, self.event_shape, scale=_wide(spread, self.event_shape))
+        return AtLevel(self.net, level, self.event_shape, scale=_wide(spread, self.event_shape), each=self._each)
 
     # --- Distributions ---
 
@@ -140,8 +167,7 @@ class RecoveryEBM(nn.Module):
         """
         self.schedule.check_level(level)
         inner = self.potential(level)
-        assert isinstance(inner, AtLevel)
-        potential = AtLevel(self.net, inner.level, self.event_shape, self.loc, self.scale * inner.scale)
+        potential = replace(inner, loc=self.loc, scale=self.scale * inner.scale)
 
         def sampler(_: Potential, shape: torch.Size, like: Tensor) -> Tensor:
             return self.sample(shape, level=level).to(like)
@@ -151,30 +177,36 @@ class RecoveryEBM(nn.Module):
             if not torch.is_grad_enabled():
                 return estimate
             # A constant would lose half of the likelihood's gradient: ∂ log Z/∂θ is −E_model[∂U/∂θ].
-            energy = self.potential(level)(self._draws(level)).mean()
+            energy = self.potential(level)(self._quantiles(level)).mean()
             return estimate + energy.detach() - energy
 
         return EnergyDistribution(potential, sampler=sampler, log_normalizer=log_z, like=self.loc)
 
-    def recovery(self, noisy: Tensor, level: int | Tensor, *, steps: int = 40) -> RecoveryDistribution:
+    def recovery(
+        self, noisy: Tensor, level: int | Tensor, *, steps: int = 40, contrastive: bool = False
+    ) -> RecoveryDistribution:
         """p(y | x_{t+1} = noisy), y = α_{t+1} x_t, in data coordinates (Gao et al. 2021, eq. 5).
 
         Args:
             noisy: ``(*batch, *event)``.
             level: t, one number or one for each point, ``(*batch,)``.
             steps: moves of the chains that draw from it.
+            contrastive: for an observed site while the energy is being learned: ``log_prob`` then has the gradient of
+                recovery likelihood, its log Z being that of ``steps`` moves from the value.  Without it ``log_prob``
+                refuses and ``unnormalized()`` is the way.
         """
-        check_event("noisy", noisy, self.event_shape)
+        noisy = check_event("noisy", noisy, self.event_shape).to(self.loc)
         self.schedule.check_level(level)
         level = torch.as_tensor(level, device=noisy.device)
-        alpha = _wide(self.schedule.alpha.to(noisy)[level], self.event_shape)
-        sigma = _wide(self.schedule.sigma.to(noisy)[level], self.event_shape) * self.scale
-        if not self.schedule.tethered_top:
-            top = _wide(level == self.schedule.levels - 1, self.event_shape)
-            sigma = torch.where(top, torch.inf, sigma)
+        if level.dim() and level.shape != noisy.shape[: noisy.dim() - len(self.event_shape)]:
+            raise InvalidInput(
+                f"level must be one number or one for each point; got {shape_text(level.shape)} for noisy "
+                f"{shape_text(noisy.shape)}"
+            )
+        alpha, sigma = (_wide(value.to(noisy)[level], self.event_shape) for value in tether(self.schedule))
+        sigma = sigma * self.scale
         inner = self.potential(level)
-        assert isinstance(inner, AtLevel)
-        potential = AtLevel(self.net, level, self.event_shape, self.loc, self.scale * inner.scale * alpha)
+        potential = replace(inner, loc=self.loc, scale=self.scale * inner.scale * alpha)
 
         def sampler(_: Potential, shape: torch.Size, like: Tensor) -> Tensor:
             # Chains run where the tuned step sizes count: in standardised coordinates of x_t.
@@ -184,7 +216,20 @@ class RecoveryEBM(nn.Module):
             x = run_chain(level_kernel(self, levels), tethered, tethered.center, steps).state.x
             return (self.loc + self.scale * alpha * x).to(like)
 
-        return RecoveryDistribution(potential, noisy, sigma.expand(noisy.shape), sampler=sampler)
+        def log_z(own: Potential, value: Tensor) -> Tensor:
+            levels = level.expand(value.shape[: value.dim() - len(self.event_shape)])
+            tethered = recovery_potential(self, self.standardized(noisy).expand(value.shape), levels)
+            start = (self.standardized(value) / alpha).detach()
+            moved = run_chain(level_kernel(self, levels), tethered, start, steps).state.x
+            return FromNegatives(self.loc + self.scale * alpha * moved)(own, value)
+
+        return RecoveryDistribution(
+            potential,
+            noisy,
+            sigma.expand(noisy.shape),
+            sampler=sampler,
+            log_normalizer=log_z if contrastive else None,
+        )
 
     # --- Queries ---
 
@@ -232,23 +277,24 @@ class RecoveryEBM(nn.Module):
         """The level's integral in standardised coordinates, worked out again when the weights have changed."""
         weights = self._checksum()
         known = self._integrals.get(level)
-        if known is None or known[0] != weights:
-            known = self._integrals[level] = (weights, self._integrate(level))
-        return known[1]
+        if known is None or known[0] != weights or known[1].changed():
+            known = self._integrals[level] = (weights, Watch([self.net]), self._integrate(level))
+        return known[2]
 
-    def _draws(self, level: int, count: int = 4096) -> Tensor:
-        """Draws of the level's quadrature, standardised, ``(count, *event)``."""
+    def _quantiles(self, level: int, count: int = 16_384) -> Tensor:
+        """Grid nodes that stand for equal shares of a level's mass, standardised, ``(count, *event)``: no noise."""
         found = self._quadrature(level)
         mass = found.density.flatten().cumsum(0)
-        index = torch.searchsorted(mass, mass[-1] * torch.rand(count, dtype=mass.dtype)).clamp(max=len(mass) - 1)
+        index = torch.searchsorted(mass, mass[-1] * (torch.arange(count) + 0.5) / count).clamp(max=len(mass) - 1)
         places = torch.unravel_index(index, found.grid.points)
         return torch.stack([axis[i] for axis, i in zip(found.grid.axes(), places, strict=True)], -1).to(self.loc)
 
-    def _checksum(self) -> tuple[float, ...]:
+    def _checksum(self) -> str:
         """Changes with the weights; torch's own version counters don't, under its fused optimisers."""
-        with torch.no_grad():
-            tensors = [t.double() for t in (*self.parameters(), *self.buffers())]
-            return tuple(float(value) for t in tensors for value in (t.sum(), t.square().sum()))
+        digest = blake2b()
+        for tensor in (*self.parameters(), *self.buffers()):
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def _integrate(self, level: int) -> Quadrature:
         size = self.event_shape[0]
@@ -262,7 +308,7 @@ class RecoveryEBM(nn.Module):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Normalised log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
-        log_prob: Tensor = self.marginal().log_prob(x)
+        log_prob: Tensor = self.marginal().log_prob(check_event("x", x, self.event_shape).to(self.loc))
         return log_prob
 
     # --- Inside Pyro ---
@@ -275,11 +321,12 @@ class RecoveryEBM(nn.Module):
         """
         check_data("data", data, self.event_shape)
         pyro.module("recovery_ebm", self)
-        level = torch.arange(len(data), device=data.device) % self.schedule.levels
+        level = share_levels(len(data), self.schedule.levels).to(data.device)
         clean, noisy = self.schedule.pairs(self.standardized(data), level)
         tethered = recovery_potential(self, noisy, level)
         chain = run_chain(level_kernel(self, level), tethered, clean, steps)
-        steer(self, chain, level)
+        if self.training:
+            steer(self, chain, level)
         site = RecoveryDistribution(
             tethered.potential, tethered.center, tethered.sigma, log_normalizer=FromNegatives(chain.state.x)
         )
@@ -287,7 +334,7 @@ class RecoveryEBM(nn.Module):
             pyro.sample("clean", site, obs=clean)
 
 
-_FEW_DIMENSIONS = 4  # below, Crank–Nicolson's proposals from the tether are accepted often enough to beat MALA
+_FEW_DIMENSIONS = 4  # up to here proposals from the tether are accepted so often that a gradient doesn't pay
 
 
 def _wide(value: Tensor, event_shape: torch.Size) -> Tensor:
