@@ -164,12 +164,20 @@ class NoiseSchedule:
         self.check_level(level, marginal=True)
         return _at(self.alpha_bar, level, x0) * x0 + _at(self.sigma_bar, level, x0) * torch.randn_like(x0)
 
-    def pairs(self, x0: Tensor, level: int | Tensor, *, shared_noise: bool = False) -> NoisyPair:
+    def step(self, level: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ of the noise from ``level`` to a noisier marginal ``upper``: x_u = α x_t + σ ε; float64."""
+        alpha = self.alpha_bar[upper] / self.alpha_bar[level]
+        return alpha, (self.sigma_bar[upper] ** 2 - (alpha * self.sigma_bar[level]) ** 2).sqrt()
+
+    def pairs(
+        self, x0: Tensor, level: int | Tensor, *, upper: Tensor | None = None, shared_noise: bool = False
+    ) -> NoisyPair:
         """``(x_t, x_{t+1})`` for data ``x0``: the positive and the noisy observation that recovery starts from.
 
         Args:
             x0: clean data, ``(*batch, *event)``.
             level: t, one number, or one for each row of ``x0``.
+            upper: the noisier marginal to go to, above ``level``; t + 1 if None.
             shared_noise: use one ε for both, as CDRL does: each has the right marginal and the expected gradient of
                 the *marginal* energies is unchanged at lower variance, but x_{t+1} is then no longer x_t plus fresh
                 noise, so x_t is not a draw of the recovery distribution.
@@ -178,13 +186,17 @@ class NoiseSchedule:
             The pair, both shaped like ``x0``.
         """
         self.check_level(level)
-        upper = level + 1
+        level = torch.as_tensor(level)
+        upper = level + 1 if upper is None else upper
+        self.check_level(upper, marginal=True)
         noise = torch.randn_like(x0)
         clean = _at(self.alpha_bar, level, x0) * x0 + _at(self.sigma_bar, level, x0) * noise
         if shared_noise:
             return NoisyPair(clean, _at(self.alpha_bar, upper, x0) * x0 + _at(self.sigma_bar, upper, x0) * noise)
         noise = torch.randn_like(x0)
-        return NoisyPair(clean, _at(self.alpha, level, x0) * clean + _at(self.sigma, level, x0) * noise)
+        alpha, sigma = self.step(level.cpu(), upper.cpu())
+        whole = torch.arange(level.numel()).reshape(level.shape)
+        return NoisyPair(clean, _at(alpha.flatten(), whole, x0) * clean + _at(sigma.flatten(), whole, x0) * noise)
 
 
 def _at(table: Tensor, level: int | Tensor, x: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from energyppl.gradient import energy_and_grad
 from energyppl.inference.chains import run_chain
 from energyppl.inference.kernels import reference
 from energyppl.inference.objectives import RecoveryModel, level_kernel, recovery_potential
+from energyppl.potential import Tethered
 
-__all__ = ["Generation", "generate"]
+__all__ = ["Generation", "gaussian_start", "generate"]
 
 
 class Generation(NamedTuple):
@@ -21,6 +22,21 @@ class Generation(NamedTuple):
     path: tuple[Tensor, ...]  # white noise, then x_t at the end of each level, from the top level down to 0
     acceptance: Tensor  # (levels,), mean of each level's kernel
     evaluations: int  # of the energy (with its gradient, if the kernel needs one) for each sample
+
+
+def gaussian_start(potential: Tethered, spread: Tensor) -> Tensor:
+    """Where chains of a recovery distribution begin: at draws of what it would be for Gaussian data.
+
+    The noisy point itself lies too wide, by the noise.  Without a tether, at the top level, it is where chains begin.
+
+    Args:
+        potential: tethered to the noisy points ``(*batch, *event)``.
+        spread: standard deviation of the level's marginal, ``()`` or ``(*batch,)``.
+    """
+    center = potential.center
+    mean, deviation = reference(potential, spread, center)
+    tethered = torch.isfinite(torch.as_tensor(potential.sigma))
+    return torch.where(tethered, mean + deviation * torch.randn_like(center), center)
 
 
 def generate(
@@ -53,10 +69,9 @@ def generate(
     for t in reversed(range(last, schedule.levels)):
         level = torch.tensor(t, device=like.device)
         potential = recovery_potential(model, x, level)
-        # Chains begin where Gaussian data would be recovered; the noisy point itself is too wide, by the noise.
-        mean, deviation = reference(potential, spreads[t], x)
-        start = mean + deviation * torch.randn_like(x) if bool(torch.isfinite(potential.sigma).all()) else x
-        chain = run_chain(level_kernel(model, level.expand(shape)), potential, start, steps)
+        chain = run_chain(
+            level_kernel(model, level.expand(shape)), potential, gaussian_start(potential, spreads[t]), steps
+        )
         x = chain.state.x
         acceptance[t] = chain.accept_prob.mean()
         path.append(x)

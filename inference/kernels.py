@@ -17,7 +17,17 @@ from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_and_grad, energy_only
 from energyppl.potential import Potential, Tethered
 
-__all__ = ["MALA", "CrankNicolson", "CrankNicolsonLangevin", "Info", "Kernel", "Langevin", "State", "TunableKernel", "reference"]
+__all__ = [
+    "MALA",
+    "CrankNicolson",
+    "CrankNicolsonLangevin",
+    "Info",
+    "Kernel",
+    "Langevin",
+    "State",
+    "TunableKernel",
+    "reference",
+]
 
 
 class State(NamedTuple):

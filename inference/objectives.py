@@ -19,7 +19,7 @@ from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_and_grad
 from energyppl.inference.adaptation import group_means
-from energyppl.inference.chains import Trajectory, run_chain
+from energyppl.inference.chains import run_chain
 from energyppl.inference.kernels import Kernel, TunableKernel
 from energyppl.potential import Potential, Tethered, sum_event
 from energyppl.schedule import NoiseSchedule
@@ -36,6 +36,7 @@ __all__ = [
     "level_kernel",
     "recovery_potential",
     "share_levels",
+    "share_reaches",
     "steer",
     "tether",
     "tether_widths",
@@ -104,6 +105,8 @@ class RecoveryLikelihood:
         gain: how fast: log step size moves by ``gain * (acceptance − target)`` at each update.
         extra: share of each batch that goes to level 0 on top of its equal share: it is the sharpest level and the one
             whose density is asked for.
+        reach: share of each batch that is recovered from a noisier marginal than the next, any above: its wider tether
+            lets chains see, and the training flatten, what the energy does far from the data.
         shared_noise: noise both levels with one ε (CDRL's variance reduction).
 
     Raises:
@@ -116,6 +119,7 @@ class RecoveryLikelihood:
     adapt: bool = True
     gain: float = 0.1
     extra: float = 0.25
+    reach: float = 0.25
     shared_noise: bool = False
 
     def __post_init__(self) -> None:
@@ -140,8 +144,10 @@ class RecoveryLikelihood:
         schedule = model.schedule
         data = model.standardized(batch)
         level = share_levels(len(data), schedule.levels, self.extra).to(data.device)
-        clean, noisy = schedule.pairs(data, level, shared_noise=self.shared_noise)
-        potential = recovery_potential(model, noisy, level)
+        upper = share_reaches(level, schedule.levels, self.reach)
+        near = upper == level + 1
+        clean, noisy = schedule.pairs(data, level, upper=upper, shared_noise=self.shared_noise)
+        potential = recovery_potential(model, noisy, level, upper)
         chain = run_chain(level_kernel(model, level), potential, self.start(clean, potential.center), self.steps)
         moved = chain.state.x.detach()
         energy = model.potential(torch.cat([level, level]))(torch.cat([clean, moved]))
@@ -156,7 +162,7 @@ class RecoveryLikelihood:
             "diverging": float(chain.diverging.float().mean()),
         }
         if self.adapt:
-            steer(model, chain, level, self.gain)
+            steer(model, chain.accept_prob[near], level[near], self.gain)
         return Loss(gap, record)
 
     def measure(self, model: RecoveryModel, data: Tensor) -> float:
@@ -186,10 +192,17 @@ def share_levels(count: int, levels: int, extra: float = 0.25) -> Tensor:
     return torch.cat([torch.zeros(first, dtype=torch.long), rest])[torch.randperm(count)]
 
 
-def steer(model: RecoveryModel, chain: Trajectory, level: Tensor, gain: float = 0.1) -> None:
+def share_reaches(level: Tensor, levels: int, reach: float) -> Tensor:
+    """For each row the noisier marginal it is recovered from: the next one, or for a share of rows any above."""
+    above = levels - level
+    jump = 1 + (torch.rand(level.shape, device=level.device) * above).long()
+    return level + torch.where(torch.rand(level.shape, device=level.device) < reach, jump, 1)
+
+
+def steer(model: RecoveryModel, accept_prob: Tensor, level: Tensor, gain: float = 0.1) -> None:
     """Move each level's step size towards the acceptance that serves the model's kernel (Robbins & Monro 1951)."""
     if model.kernel.target is not None:
-        change = gain * (group_means(chain.accept_prob, level, model.schedule.levels) - model.kernel.target)
+        change = gain * (group_means(accept_prob, level, model.schedule.levels) - model.kernel.target)
         model.step_sizes.mul_(torch.where(torch.isfinite(change), change, 0.0).exp())
         model.step_sizes.clamp_(max=model.kernel.largest_step)
 
@@ -222,10 +235,19 @@ def tether(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
     return alpha, sigma
 
 
-def recovery_potential(model: RecoveryModel, noisy: Tensor, level: Tensor) -> Tethered:
-    """The recovery potential of x_t given x_{t+1}, ``(*batch, *event)``, in the coordinates of x_t = y / α_{t+1}."""
+def recovery_potential(model: RecoveryModel, noisy: Tensor, level: Tensor, upper: Tensor | None = None) -> Tethered:
+    """The recovery potential of x_t given a noisier marginal, ``(*batch, *event)``, in the coordinates of x_t = y / α.
+
+    The noisier marginal is ``upper``, t + 1 if None.
+    """
     schedule = model.schedule
-    alpha, sigma = (value.to(noisy)[level] for value in tether(schedule))
+    if upper is None:
+        alpha, sigma = (value.to(noisy)[level] for value in tether(schedule))
+    else:
+        alpha, sigma = (value.to(noisy) for value in schedule.step(level.cpu(), upper.cpu()))
+        if not schedule.tethered_top:
+            top = level == schedule.levels - 1
+            alpha, sigma = torch.where(top, 1.0, alpha), torch.where(top, torch.inf, sigma)
     sigma = sigma / alpha
     wide = (*alpha.shape, *[1] * (noisy.dim() - alpha.dim()))
     return Tethered(model.potential(level), noisy / alpha.reshape(wide), sigma.reshape(wide))

@@ -14,7 +14,7 @@ from energyppl._structure import Watch
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
 from energyppl.errors import InvalidInput, NotNormalized, QuadratureError
 from energyppl.inference.chains import run_chain
-from energyppl.inference.generation import Generation, generate
+from energyppl.inference.generation import Generation, gaussian_start, generate
 from energyppl.inference.kernels import CrankNicolson, CrankNicolsonLangevin, TunableKernel
 from energyppl.inference.objectives import (
     FromNegatives,
@@ -213,7 +213,8 @@ class RecoveryEBM(nn.Module):
             wide = self.standardized(noisy).expand(*shape, *self.event_shape)
             levels = level.expand(shape)
             tethered = recovery_potential(self, wide, levels)
-            x = run_chain(level_kernel(self, levels), tethered, tethered.center, steps).state.x
+            spread = (self.schedule.alpha_bar**2 + self.schedule.sigma_bar**2).sqrt().to(wide)[levels]
+            x = run_chain(level_kernel(self, levels), tethered, gaussian_start(tethered, spread), steps).state.x
             return (self.loc + self.scale * alpha * x).to(like)
 
         def log_z(own: Potential, value: Tensor) -> Tensor:
@@ -326,7 +327,7 @@ class RecoveryEBM(nn.Module):
         tethered = recovery_potential(self, noisy, level)
         chain = run_chain(level_kernel(self, level), tethered, clean, steps)
         if self.training:
-            steer(self, chain, level)
+            steer(self, chain.accept_prob, level)
         site = RecoveryDistribution(
             tethered.potential, tethered.center, tethered.sigma, log_normalizer=FromNegatives(chain.state.x)
         )
