@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 for what a user can mend, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
+        _check_seed(options.seed)  # all commands have one
         options.command(options)
     except (ep.EnergyPPLError, OSError) as error:
         print(f"energyppl: {' '.join(str(error).split())}", file=sys.stderr)
@@ -70,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("-n", type=int, default=2000, metavar="N", help="how many samples to compare")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
     return parser
+
+
+def _check_seed(seed: int | None) -> None:
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ep.InvalidInput(f"seed must be a whole number from 0 to 4294967295; got {seed}")
 
 
 class _Formatter(argparse.HelpFormatter):

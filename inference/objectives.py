@@ -19,7 +19,7 @@ from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_and_grad
 from energyppl.inference.adaptation import group_means
-from energyppl.inference.chains import run_chain
+from energyppl.inference.chains import Trajectory, run_chain
 from energyppl.inference.kernels import Kernel, TunableKernel
 from energyppl.potential import Potential, Tethered, sum_event
 from energyppl.schedule import NoiseSchedule
@@ -31,13 +31,13 @@ __all__ = [
     "Objective",
     "RecoveryLikelihood",
     "RecoveryModel",
+    "RecoveryPairs",
     "from_data",
     "from_noisy",
     "level_kernel",
     "recovery_potential",
     "share_levels",
     "share_reaches",
-    "steer",
     "tether",
     "tether_widths",
 ]
@@ -78,6 +78,15 @@ class Loss(NamedTuple):
 
     value: Tensor  # (), differentiable
     record: dict[str, float]
+
+
+class RecoveryPairs(NamedTuple):
+    """Data at their levels, and the chains that tried to recover them."""
+
+    clean: Tensor  # x_t, (n, *event), standardised
+    level: Tensor  # (n,)
+    potential: Tethered
+    chain: Trajectory  # its points are the negatives
 
 
 class Objective(Protocol):
@@ -139,31 +148,35 @@ class RecoveryLikelihood:
 
     def loss(self, model: RecoveryModel, batch: Tensor) -> Loss:
         """The contrastive loss of ``batch``, ``(n, *event)``; steers ``model.step_sizes`` on the way."""
+        pairs = self.draw(model, batch)
+        moved, level = pairs.chain.state.x, pairs.level
+        energy = model.potential(torch.cat([level, level]))(torch.cat([pairs.clean, moved]))
+        positive, negative = energy.split(len(batch))
+        gap = positive.mean() - negative.mean()
+        width = tether_widths(model.schedule).to(moved)[level]
+        record = {
+            "energy_gap": float(gap.detach()),
+            "acceptance": float(pairs.chain.accept_prob.mean()),
+            "moved": float(((moved - pairs.clean).flatten(1).norm(dim=1) / width).mean()),
+            "smallest_step": float(model.step_sizes.min()),
+            "diverging": float(pairs.chain.diverging.float().mean()),
+        }
+        return Loss(gap, record)
+
+    def draw(self, model: RecoveryModel, batch: Tensor, *, steer: bool = True) -> RecoveryPairs:
+        """Noise a batch ``(n, *event)`` twice and run the model's chains, whose step sizes are steered if ``steer``."""
         if self.kernel is not None:
             model.kernel = self.kernel
-        schedule = model.schedule
-        data = model.standardized(batch)
+        schedule, data = model.schedule, model.standardized(batch)
         level = share_levels(len(data), schedule.levels, self.extra).to(data.device)
         upper = share_reaches(level, schedule.levels, self.reach)
-        near = upper == level + 1
         clean, noisy = schedule.pairs(data, level, upper=upper, shared_noise=self.shared_noise)
         potential = recovery_potential(model, noisy, level, upper)
         chain = run_chain(level_kernel(model, level), potential, self.start(clean, potential.center), self.steps)
-        moved = chain.state.x.detach()
-        energy = model.potential(torch.cat([level, level]))(torch.cat([clean, moved]))
-        positive, negative = energy.split(len(data))
-        gap = positive.mean() - negative.mean()
-        distance = ((moved - clean).flatten(1).norm(dim=1) / tether_widths(schedule).to(clean)[level]).mean()
-        record = {
-            "energy_gap": float(gap.detach()),
-            "acceptance": float(chain.accept_prob.mean()),
-            "moved": float(distance),
-            "smallest_step": float(model.step_sizes.min()),
-            "diverging": float(chain.diverging.float().mean()),
-        }
-        if self.adapt:
-            steer(model, chain.accept_prob[near], level[near], self.gain)
-        return Loss(gap, record)
+        if self.adapt and steer:
+            near = upper == level + 1
+            _steer(model, chain.accept_prob[near], level[near], self.gain)
+        return RecoveryPairs(clean, level, potential, chain)
 
     def measure(self, model: RecoveryModel, data: Tensor) -> float:
         """Denoising score matching over all levels, ``mean |σ̄ ∇U(x_t) − ε|² / dimensions`` (Vincent 2011).
@@ -199,7 +212,7 @@ def share_reaches(level: Tensor, levels: int, reach: float) -> Tensor:
     return level + torch.where(torch.rand(level.shape, device=level.device) < reach, jump, 1)
 
 
-def steer(model: RecoveryModel, accept_prob: Tensor, level: Tensor, gain: float = 0.1) -> None:
+def _steer(model: RecoveryModel, accept_prob: Tensor, level: Tensor, gain: float) -> None:
     """Move each level's step size towards the acceptance that serves the model's kernel (Robbins & Monro 1951)."""
     if model.kernel.target is not None:
         change = gain * (group_means(accept_prob, level, model.schedule.levels) - model.kernel.target)

@@ -18,10 +18,9 @@ from energyppl.inference.generation import Generation, gaussian_start, generate
 from energyppl.inference.kernels import CrankNicolson, CrankNicolsonLangevin, TunableKernel
 from energyppl.inference.objectives import (
     FromNegatives,
+    RecoveryLikelihood,
     level_kernel,
     recovery_potential,
-    share_levels,
-    steer,
     tether,
 )
 from energyppl.normalizer import LogNormalizer
@@ -314,25 +313,25 @@ class RecoveryEBM(nn.Module):
 
     # --- Inside Pyro ---
 
-    def forward(self, data: Tensor, *, steps: int = 5) -> None:
-        """A Pyro model of ``data``, ``(n, *event)``: ``pyro.infer.SVI`` on it is recovery likelihood.
+    def forward(self, data: Tensor, recipe: RecoveryLikelihood | None = None) -> None:
+        """A Pyro model of ``data``, ``(n, *event)``: ``pyro.infer.SVI`` on it has ``fit``'s gradient, summed over rows.
 
         Each row is noised to a level and once more; the first is observed given the second.  Use it with an empty
-        guide, and call :meth:`standardize` first.  The site is in standardised coordinates of x_t.
+        guide, and call :meth:`standardize` first.  The site is in standardised coordinates of x_t.  In ``eval()`` mode
+        the step sizes stay as they are.
+
+        Args:
+            data: rows.
+            recipe: how pairs and negatives are made; the defaults of :class:`RecoveryLikelihood` if None.
         """
         check_data("data", data, self.event_shape)
         pyro.module("recovery_ebm", self)
-        level = share_levels(len(data), self.schedule.levels).to(data.device)
-        clean, noisy = self.schedule.pairs(self.standardized(data), level)
-        tethered = recovery_potential(self, noisy, level)
-        chain = run_chain(level_kernel(self, level), tethered, clean, steps)
-        if self.training:
-            steer(self, chain.accept_prob, level)
-        site = RecoveryDistribution(
-            tethered.potential, tethered.center, tethered.sigma, log_normalizer=FromNegatives(chain.state.x)
-        )
+        pairs = (recipe or RecoveryLikelihood()).draw(self, data, steer=self.training)
+        own = pairs.potential
+        negatives = FromNegatives(pairs.chain.state.x)
+        site = RecoveryDistribution(own.potential, own.center, own.sigma, log_normalizer=negatives)
         with pyro.plate("data", len(data)):
-            pyro.sample("clean", site, obs=clean)
+            pyro.sample("clean", site, obs=pairs.clean)
 
 
 _FEW_DIMENSIONS = 4  # up to here proposals from the tether are accepted so often that a gradient doesn't pay

@@ -9,7 +9,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference.objectives import recovery_potential, share_levels, tether
+from energyppl.inference.objectives import recovery_potential, share_levels, share_reaches, tether
 
 
 class Quartic(nn.Module):
@@ -33,10 +33,12 @@ def model_and_data() -> tuple[ep.RecoveryEBM, Tensor]:
     return ebm, data
 
 
-def exact_gradient(ebm: ep.RecoveryEBM, clean: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+def exact_gradient(
+    ebm: ep.RecoveryEBM, clean: Tensor, noisy: Tensor, level: Tensor, upper: Tensor | None = None
+) -> Tensor:
     """∂/∂θ of mean −log p(x_t | x_{t+1}), each conditional normalised on a grid."""
     grid = torch.linspace(-8, 8, 1001, dtype=torch.float64)
-    tethered = recovery_potential(ebm, noisy, level)
+    tethered = recovery_potential(ebm, noisy, level, upper)
     log_z = torch.logsumexp(-tethered(grid.reshape(-1, 1, 1).expand(-1, len(noisy), 1)), 0) + math.log(16 / 1000)
     return torch.autograd.grad((tethered(clean) + log_z).mean(), ebm.net.weights)[0]
 
@@ -50,7 +52,7 @@ REPEATS, SIZE = 60, 96
 
 def through_objective(ebm: ep.RecoveryEBM, data: Tensor, **settings: object) -> Tensor:
     """Gradients of the objective's loss, one row for each batch."""
-    objective = ep.RecoveryLikelihood(steps=60, adapt=False, **settings)  # type: ignore[arg-type]
+    objective = ep.RecoveryLikelihood(**{"steps": 60, "reach": 0.0, "adapt": False, **settings})  # type: ignore[arg-type]
     return torch.stack(
         [torch.autograd.grad(objective.loss(ebm, batch).value, ebm.net.weights)[0] for batch in batches(data, SIZE)]
     )
@@ -58,7 +60,12 @@ def through_objective(ebm: ep.RecoveryEBM, data: Tensor, **settings: object) -> 
 
 def through_svi(ebm: ep.RecoveryEBM, data: Tensor) -> Tensor:
     """Gradients that ``pyro.infer.SVI`` leaves for its optimiser, for each data point, one row for each batch."""
-    svi = SVI(lambda batch: ebm(batch, steps=60), lambda batch: None, pyro.optim.Adam({"lr": 0.0}), Trace_ELBO())
+    svi = SVI(
+        lambda batch: ebm(batch, ep.RecoveryLikelihood(steps=60, reach=0.0)),
+        lambda batch: None,
+        pyro.optim.Adam({"lr": 0.0}),
+        Trace_ELBO(),
+    )
     rows = []
     for batch in batches(data, SIZE):
         ebm.zero_grad()
@@ -91,6 +98,18 @@ def test_fit_and_svi_have_the_exact_gradient() -> None:
     )
     for ours, theirs in ((fitted, exact), (svi, exact), (fitted, svi)):
         assert float(z_scores(ours, theirs).abs().max()) < 4.5
+
+
+def test_reaching_further_has_the_exact_gradient_too() -> None:
+    """Pairs of any two levels, normalised on a grid; 3 comparisons at 4.5 standard errors: 1 alarm in 50,000 runs."""
+    ebm, data = model_and_data()
+    fitted, rows = through_objective(ebm, data, reach=1.0), []
+    for batch in batches(data, SIZE):
+        level = share_levels(SIZE, 3)
+        upper = share_reaches(level, 3, 1.0)
+        clean, noisy = ebm.schedule.pairs(batch, level, upper=upper)
+        rows.append(exact_gradient(ebm, clean, noisy, level, upper))
+    assert float(z_scores(fitted, torch.stack(rows)).abs().max()) < 4.5
 
 
 def test_a_constant_log_z_loses_the_gradient() -> None:
