@@ -57,5 +57,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     for name in args.toys:
-        ebm, toy, _ = train(name, args.seed, ep.TrainingOptions())
+        ebm, toy, seconds = train(name, args.seed, ep.TrainingOptions())
+        print(f"{name}: trained in {seconds:.0f} s", flush=True)
         report(name, ebm, toy, (2, 5, 10, 20, 40, 80), args.size)
