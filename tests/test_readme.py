@@ -26,8 +26,9 @@ def test_the_python_blocks_run() -> None:
     assert isinstance(names["log_z"], ep.LogNormalizer)
 
 
-def test_it_fits_on_a_page() -> None:
+def test_it_fits_on_a_page_and_has_no_holes() -> None:
     assert len(README.splitlines()) <= 120
+    assert not re.findall(r"\b[A-Z]+_[A-Z]+\b", README)
 
 
 @pytest.mark.parametrize(
