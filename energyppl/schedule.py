@@ -132,6 +132,11 @@ class NoiseSchedule:
         return self._step_variance().sqrt()
 
     @property
+    def spread(self) -> Tensor:
+        """Standard deviation of each marginal for data of unit variance, ``(levels + 1,)``."""
+        return (self.alpha_bar**2 + self.sigma_bar**2).sqrt()
+
+    @property
     def log_snr(self) -> Tensor:
         """``2 log(alpha_bar / sigma_bar)``, ``(levels + 1,)``."""
         return 2.0 * (self.alpha_bar.log() - self.sigma_bar.log())

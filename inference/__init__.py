@@ -6,6 +6,7 @@ if __name__ != "energyppl.inference":
 from energyppl.inference.adaptation import adapt
 from energyppl.inference.chains import MarkovSampler, Trajectory, run_chain
 from energyppl.inference.generation import Generation, generate
+from energyppl.inference.history import History, Record
 from energyppl.inference.kernels import (
     MALA,
     CrankNicolson,
@@ -17,7 +18,7 @@ from energyppl.inference.kernels import (
     TunableKernel,
 )
 from energyppl.inference.objectives import Contrastive, Loss, Objective, RecoveryLikelihood, from_data, from_noisy
-from energyppl.inference.training import History, Record, Training, TrainingOptions, fit
+from energyppl.inference.training import Training, TrainingOptions, fit
 
 __all__ = [
     "MALA",

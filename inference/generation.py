@@ -63,7 +63,7 @@ def generate(
     check_count("steps", steps)
     schedule = model.schedule
     like = model.step_sizes
-    spreads = (schedule.alpha_bar**2 + schedule.sigma_bar**2).sqrt().to(like)
+    spreads = schedule.spread.to(like)
     x = spreads[-1] * torch.randn(*shape, *model.event_shape, dtype=like.dtype, device=like.device)
     path, acceptance = [x], torch.zeros_like(like)
     for t in reversed(range(last, schedule.levels)):

@@ -225,7 +225,7 @@ def level_kernel(model: RecoveryModel, level: Tensor) -> TunableKernel:
     if not bool(model.step_sizes.any()):
         model.step_sizes.fill_(float(model.kernel.step_size))
     width = tether_widths(model.schedule).to(model.step_sizes)
-    spread = (model.schedule.alpha_bar**2 + model.schedule.sigma_bar**2).sqrt().to(width)
+    spread = model.schedule.spread.to(width)
     return model.kernel.resized(model.step_sizes[level], width[level], spread[level])
 
 
@@ -234,7 +234,7 @@ def tether_widths(schedule: NoiseSchedule) -> Tensor:
 
     No wider than the marginal itself: that is the scale of the untethered top level.
     """
-    return torch.minimum(schedule.sigma / schedule.alpha, (schedule.alpha_bar**2 + schedule.sigma_bar**2).sqrt()[:-1])
+    return torch.minimum(schedule.sigma / schedule.alpha, schedule.spread[:-1])
 
 
 def tether(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:

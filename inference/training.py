@@ -6,31 +6,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from energyppl._checks import check_count, check_data, check_positive
 from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged
+from energyppl.inference.history import History, Record
 from energyppl.inference.objectives import Objective, RecoveryLikelihood, RecoveryModel
 from energyppl.persistence import load_checkpoint, save_checkpoint
 
-__all__ = ["History", "Record", "Training", "TrainingOptions", "fit"]
-
-
-class Record(NamedTuple):
-    """One update: what the objective wrote down, and the optimiser's own numbers."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    held_out: float  # the objective's measure on held-out data with averaged weights; NaN between evaluations
-    values: dict[str, float]
+__all__ = ["Training", "TrainingOptions", "fit"]
 
 
 @runtime_checkable
@@ -80,28 +68,6 @@ class TrainingOptions:
         """The learning rate at a step."""
         warm = min(1.0, (step + 1) / max(1.0, 0.02 * self.steps))
         return self.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
-
-
-@dataclass(frozen=True)
-class History:
-    """What a training run did."""
-
-    records: tuple[Record, ...]
-    stopped: str
-
-    def column(self, name: str) -> NDArray[np.float64]:
-        """A field of the records, or one of the objective's values, as an array with one entry a step."""
-        known = {*Record._fields, *(key for record in self.records for key in record.values)} - {"values"}
-        if name not in known:
-            raise InvalidInput(f"there is no column {name!r}; choose from {', '.join(sorted(known))}")
-        if name in Record._fields:
-            return np.array([getattr(r, name) for r in self.records], dtype=np.float64)
-        return np.array([r.values.get(name, math.nan) for r in self.records], dtype=np.float64)
-
-    def __repr__(self) -> str:
-        last = self.records[-1] if self.records else None
-        end = f", loss {last.loss:.4g}" if last else ""
-        return f"History({len(self.records)} steps{end}; {self.stopped})"
 
 
 class Training:

@@ -84,7 +84,7 @@ class RecoveryEBM(nn.Module):
         self.register_buffer("is_standardized", torch.zeros((), dtype=torch.bool, device=like.device))
         # Step size of each level's chains in widths of its tether; zero until training has tuned it.
         self.register_buffer("step_sizes", torch.zeros(schedule.levels, dtype=like.dtype, device=like.device))
-        spread = (schedule.alpha_bar**2 + schedule.sigma_bar**2).sqrt()
+        spread = schedule.spread
         self._spread = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
         self._integrals: dict[int, tuple[str, Watch, Quadrature]] = {}
         self._check_net()
@@ -212,7 +212,7 @@ class RecoveryEBM(nn.Module):
             wide = self.standardized(noisy).expand(*shape, *self.event_shape)
             levels = level.expand(shape)
             tethered = recovery_potential(self, wide, levels)
-            spread = (self.schedule.alpha_bar**2 + self.schedule.sigma_bar**2).sqrt().to(wide)[levels]
+            spread = self.schedule.spread.to(wide)[levels]
             x = run_chain(level_kernel(self, levels), tethered, gaussian_start(tethered, spread), steps).state.x
             return (self.loc + self.scale * alpha * x).to(like)
 
