@@ -9,13 +9,13 @@ from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels import MALA, CrankNicolson, Langevin
+from energyppl.inference.kernels import MALA, CrankNicolson, CrankNicolsonLangevin, Langevin
 from energyppl.potential import Potential
 
 __all__ = ["adapt", "group_means"]
 
 _LANGEVIN_TARGET = 0.95  # where the unadjusted kernel's bias is small
-_K = TypeVar("_K", MALA, Langevin, CrankNicolson)
+_K = TypeVar("_K", MALA, Langevin, CrankNicolson, CrankNicolsonLangevin)
 
 
 def adapt(
@@ -47,9 +47,11 @@ def adapt(
             the chains' shape, or a start whose energy is not finite anywhere.
     """
     check_count("steps", steps)
-    if not isinstance(kernel, (MALA, Langevin, CrankNicolson)):
-        raise InvalidInput(f"adapt tunes MALA, Langevin and CrankNicolson; got {type(kernel).__name__}")
-    probe: MALA | CrankNicolson = MALA(kernel.step_size) if isinstance(kernel, Langevin) else kernel
+    if not isinstance(kernel, (MALA, Langevin, CrankNicolson, CrankNicolsonLangevin)):
+        raise InvalidInput(f"adapt tunes MALA, Langevin and the Crank–Nicolson kernels; got {type(kernel).__name__}")
+    probe: MALA | CrankNicolson | CrankNicolsonLangevin = (
+        MALA(kernel.step_size) if isinstance(kernel, Langevin) else kernel
+    )
     if target is None:
         target = _LANGEVIN_TARGET if kernel.target is None else kernel.target
     if not 0.0 < target < 1.0:
@@ -65,7 +67,7 @@ def adapt(
     index = index.long()
     count = int(index.max()) + 1
     low, high = math.log(torch.finfo(x.dtype).tiny) / 2, math.log(torch.finfo(x.dtype).max) / 4
-    high = 0.0 if isinstance(kernel, CrankNicolson) else high  # β is at most 1
+    high = 0.0 if isinstance(kernel, (CrankNicolson, CrankNicolsonLangevin)) else high  # β is at most 1
     first = torch.as_tensor(kernel.step_size, dtype=x.dtype, device=x.device).expand(index.shape)
     log_step = group_means(first.log(), index, count)
     anchor, error_sum, average = log_step + math.log(10.0), torch.zeros_like(log_step), torch.zeros_like(log_step)

@@ -149,6 +149,12 @@ KERNELS: dict[str, tuple[Callable[[Target], Any], bool, int]] = {
         True,
         30,
     ),
+    "Crank-Nicolson Langevin": (lambda t: ep.CrankNicolsonLangevin(0.5), True, 60),
+    "Crank-Nicolson Langevin, a step for each": (
+        lambda t: ep.CrankNicolsonLangevin(torch.linspace(0.2, 0.9, CHAINS), reference_scale=2.0),
+        True,
+        60,
+    ),
     "Crank-Nicolson, a step for each": (lambda t: ep.CrankNicolson(torch.linspace(0.2, 1.0, CHAINS)), True, 30),
 }
 # Negative controls, each with the targets on which its mistake shows.
@@ -219,6 +225,7 @@ RECOVERY: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "Langevin": lambda width, beta: ep.Langevin(0.15 * width),
     "MALA": lambda width, beta: ep.MALA(0.9 * width),
     "Crank-Nicolson": lambda width, beta: ep.CrankNicolson(beta),
+    "Crank-Nicolson Langevin": lambda width, beta: ep.CrankNicolsonLangevin(beta),
 }
 
 
@@ -349,7 +356,7 @@ def test_an_explosion_ends_in_rejections_and_not_in_numbers() -> None:
 
 # --- Values ---
 
-FROZEN = [ep.MALA(0.1), ep.Langevin(0.1), ep.CrankNicolson(0.1)]
+FROZEN = [ep.MALA(0.1), ep.Langevin(0.1), ep.CrankNicolson(0.1), ep.CrankNicolsonLangevin(0.1)]
 
 
 @pytest.mark.parametrize("kernel", FROZEN, ids=lambda k: type(k).__name__)
@@ -560,7 +567,7 @@ ADAPT_BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "another kernel": (
         lambda: ep.adapt(HalfSquaredMALA(0.1), standard_normal(2), START),  # type: ignore[type-var]
-        "adapt tunes MALA, Langevin and CrankNicolson; got HalfSquaredMALA",
+        "adapt tunes MALA, Langevin and the Crank–Nicolson kernels; got HalfSquaredMALA",
     ),
 }
 
