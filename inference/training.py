@@ -43,7 +43,9 @@ class TrainingOptions:
         ema: decay of the averaged weights that the model ends with.
         clip: a gradient longer than this many times its recent length is shortened to that.
         evaluate_every: updates between evaluations on held-out data, which are also when a checkpoint is written.
-        patience: evaluations without improvement after which training stops, and the best weights are taken.
+        patience: evaluations in a row that are clearly worse on held-out data than the best one, after which training
+            stops, and the best weights are taken.
+        tolerance: how much worse, relative to the best, is clearly worse.
         max_gap: energy gap, in nats for each dimension, beyond which training counts as diverged.
     """
 
@@ -54,6 +56,7 @@ class TrainingOptions:
     clip: float = 10.0
     evaluate_every: int = 100
     patience: int = 10
+    tolerance: float = 0.02
     max_gap: float = 100.0
 
     def __post_init__(self) -> None:
@@ -61,6 +64,8 @@ class TrainingOptions:
             check_count(name, getattr(self, name))
         for name in ("learning_rate", "clip", "max_gap"):
             check_positive(name, getattr(self, name))
+        if not 0.0 <= self.tolerance:
+            raise InvalidInput(f"tolerance must not be negative; got {self.tolerance}")
         if not 0.0 <= self.ema < 1.0:
             raise InvalidInput(f"ema must lie in [0, 1); got {self.ema}")
 
@@ -164,8 +169,8 @@ class Training:
         return record
 
     def finish(self) -> History:
-        """Give the model its averaged weights, those that did best on held-out data, and return the history."""
-        if math.isfinite(self._best):
+        """Give the model its averaged weights (the best ones if patience ran out), and return the history."""
+        if self.stopped.startswith("worse"):
             self._put_best()
         else:
             self._put(self._average)
@@ -216,13 +221,13 @@ class Training:
         measure = self.objective.measure(self.model, self.held_out)
         self._put(present)
         if measure < self._best:
-            self._best, self._stale = measure, 0
+            self._best = measure
             self._best_weights = [p.clone() for p in self._average]
             self._best_buffers = [b.clone() for b in self.model.buffers()]
-        else:
-            self._stale += 1
-            if self._stale >= self.options.patience:
-                self.stopped = f"no better on held-out data for {self._stale} evaluations, at step {step}"
+        # Only what is clearly worse counts: the measure wanders by about a percent while the density still gets better.
+        self._stale = self._stale + 1 if measure > self._best + self.options.tolerance * abs(self._best) else 0
+        if self._stale >= self.options.patience:
+            self.stopped = f"worse on held-out data for {self._stale} evaluations, at step {step}"
         return measure
 
     def _put_best(self) -> None:
