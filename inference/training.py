@@ -64,7 +64,7 @@ class TrainingOptions:
             check_count(name, getattr(self, name))
         for name in ("learning_rate", "clip", "max_gap"):
             check_positive(name, getattr(self, name))
-        if not 0.0 <= self.tolerance:
+        if not self.tolerance >= 0.0:
             raise InvalidInput(f"tolerance must not be negative; got {self.tolerance}")
         if not 0.0 <= self.ema < 1.0:
             raise InvalidInput(f"ema must lie in [0, 1); got {self.ema}")
