@@ -1,6 +1,7 @@
 """energyppl: energy-based models as distributions that can be declared, trained, queried and diagnosed inside Pyro."""
 
 from energyppl import toys
+from energyppl.constrained import Constrained
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
 from energyppl.errors import (
     CheckpointError,
@@ -10,24 +11,40 @@ from energyppl.errors import (
     QuadratureError,
     TrainingDiverged,
 )
-from energyppl.gradient import energy_and_grad, energy_only
+from energyppl.gradient import energy_and_grad, energy_only, gradient_only
 from energyppl.inference import (
+    HMC,
     MALA,
+    MALT,
+    NUTS,
+    Adaptation,
+    Block,
+    Chains,
+    ChEES,
     Contrastive,
     CrankNicolson,
     CrankNicolsonLangevin,
+    Cycle,
     History,
     Langevin,
     Loss,
+    LowRankMass,
     MarkovSampler,
+    Mixture,
+    ModelPotential,
     RecoveryLikelihood,
+    Tempered,
     Training,
     TrainingOptions,
     adapt,
+    diagonal_mass,
     fit,
     from_data,
     from_noisy,
+    identity_mass,
+    low_rank_mass,
     run_chain,
+    sample_chains,
 )
 from energyppl.models import MLPEnergy, RecoveryEBM
 from energyppl.normalizer import LogNormalizer
@@ -39,14 +56,23 @@ from energyppl.schedule import NoiseSchedule
 __version__ = "0.1.0"
 
 __all__ = [
+    "HMC",
     "MALA",
+    "MALT",
+    "NUTS",
+    "Adaptation",
     "AtLevel",
+    "Block",
     "Bridge",
+    "ChEES",
+    "Chains",
     "CheckpointError",
     "Conditioned",
+    "Constrained",
     "Contrastive",
     "CrankNicolson",
     "CrankNicolsonLangevin",
+    "Cycle",
     "Energy",
     "EnergyDistribution",
     "EnergyPPLError",
@@ -56,8 +82,11 @@ __all__ = [
     "Langevin",
     "LogNormalizer",
     "Loss",
+    "LowRankMass",
     "MLPEnergy",
     "MarkovSampler",
+    "Mixture",
+    "ModelPotential",
     "NoiseSchedule",
     "NotNormalized",
     "Potential",
@@ -67,21 +96,27 @@ __all__ = [
     "RecoveryLikelihood",
     "Scaled",
     "Sum",
+    "Tempered",
     "Tethered",
     "Training",
     "TrainingDiverged",
     "TrainingOptions",
     "__version__",
     "adapt",
+    "diagonal_mass",
     "energy_and_grad",
     "energy_only",
     "fit",
     "from_data",
     "from_noisy",
+    "gradient_only",
+    "identity_mass",
     "kl_divergence",
     "load_checkpoint",
+    "low_rank_mass",
     "quadrature",
     "run_chain",
+    "sample_chains",
     "save_checkpoint",
     "toys",
 ]

@@ -46,7 +46,7 @@ def structure(potential: object) -> Structure:
             hash(value)
         except TypeError:
             raise Untraceable(f"a {type(value).__name__}, which can't be told from another") from None
-        modules.extend(_modules_read_by(value))
+        modules.extend(modules_read_by(value))
         return ("pure", value)
 
     def visit(value: object) -> Any:
@@ -69,7 +69,7 @@ def structure(potential: object) -> Structure:
     return Structure((visit(potential),), tensors, modules)
 
 
-def _modules_read_by(function: object) -> list[nn.Module]:
+def modules_read_by(function: object) -> list[nn.Module]:
     """Modules that a function finds in its closure, among its globals, or as its ``self``."""
     found = [function, getattr(function, "__self__", None)]
     inner = getattr(function, "__func__", function)

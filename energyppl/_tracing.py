@@ -91,9 +91,8 @@ class Trace:
         self.watch = Watch(parts.modules)
         self._modules = [weakref.ref(m) for m in parts.modules]
         graph = module.graph
-        for node in graph.find_nodes(op="call_function", target=_aten.squeeze_.dim):
-            node.target = _aten.squeeze.dim  # matmul's own, on a vector of its own
         for node in graph.nodes:
+            _make_pure(node)
             _require_pure(node)
         _simplify(graph)
         point, *tensors = (n for n in graph.nodes if n.op == "placeholder")
@@ -170,6 +169,20 @@ def _simplify(graph: torch.fx.Graph) -> None:
                 full = graph.call_function(_aten.full.default, (list(val.shape), _FILLED[node.target]), kwargs)
             node.replace_all_uses_with(full)
     graph.eliminate_dead_code()
+
+
+def _make_pure(node: Node) -> None:
+    """Make a new value instead, where the tensor written to is nobody else's: later uses mean the result anyway."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return
+    name, written = node.target._schema.name.removeprefix("aten::"), node.args[0] if node.args else None
+    packet = getattr(_aten, name.removesuffix("_"), None)
+    overload = getattr(packet, node.target._overloadname, None)
+    if not name.endswith("_") or overload is None or overload._schema.is_mutable or not isinstance(written, Node):
+        return
+    shared = written.op != "call_function" or _is_view(written) or any(_is_view(u) for u in written.users if u != node)
+    if not shared or node.target is _aten.squeeze_.dim:  # that one is matmul's own, on a vector of its own
+        node.target = overload
 
 
 def _require_pure(node: Node) -> None:

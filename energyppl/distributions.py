@@ -47,6 +47,8 @@ class EnergyDistribution(dist.TorchDistribution):
             :class:`LogZ` while parameters are being learned; without one ``log_prob`` refuses.
         batch_shape: shape of the batch of independent distributions.
         like: a tensor whose dtype and device draws take; torch's defaults otherwise.
+        support: where the energy is finite, of which Pyro's and our samplers keep to the inside; all real points if
+            None.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -60,6 +62,7 @@ class EnergyDistribution(dist.TorchDistribution):
         log_normalizer: "float | Tensor | LogNormalizer | LogZ | None" = None,
         batch_shape: Sequence[int] = (),
         like: Tensor | None = None,
+        support: constraints.Constraint | None = None,
         validate_args: bool | None = None,
     ) -> None:
         if not isinstance(potential, Potential):
@@ -72,12 +75,25 @@ class EnergyDistribution(dist.TorchDistribution):
         self.log_normalizer = float(log_normalizer) if isinstance(log_normalizer, LogNormalizer) else log_normalizer
         self._like = torch.empty(()) if like is None else like.detach()
         self._dtype = None if like is None else like.dtype
+        self._support = support
         super().__init__(torch.Size(batch_shape), torch.Size(potential.event_shape), validate_args=validate_args)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        """Real points of the event shape."""
-        return constraints.independent(constraints.real, len(self.event_shape))
+        """Real points of the event shape, or the support that was given."""
+        given, size = self._support, len(self.event_shape)
+        support = constraints.real if given is None else given
+        return support if support.event_dim == size else constraints.independent(support, size - support.event_dim)
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the dtype and device of the draws."""
+        return self._like
+
+    @property
+    def is_unconstrained(self) -> bool:
+        """Whether all real points are in the support."""
+        return self._support is None
 
     def energy(self, x: Tensor) -> Tensor:
         """U(x) in nats: ``(*batch, *event)`` to ``(*batch,)``."""
@@ -145,6 +161,7 @@ class EnergyDistribution(dist.TorchDistribution):
             log_normalizer=log_normalizer,
             batch_shape=batch_shape,
             like=None if self._dtype is None else self._like,
+            support=self._support,
             validate_args=self._validate_args,
         )
 

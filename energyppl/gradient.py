@@ -36,7 +36,7 @@ from energyppl._structure import (
 from energyppl._tracing import Evaluation, Refusal, Trace, Values
 from energyppl.errors import InvalidInput
 
-__all__ = ["eager_energy_and_grad", "energy_and_grad", "energy_only"]
+__all__ = ["eager_energy_and_grad", "energy_and_grad", "energy_only", "gradient_only"]
 
 _TRACES_KEPT = 64
 
@@ -65,6 +65,19 @@ def energy_only(potential: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return energy
 
 
+def gradient_only(potential: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The gradient alone, ``(*batch, *event)``, through the same door: what is not needed for it is not worked out.
+
+    Args:
+        potential: as for :func:`energy_and_grad`.
+        x: points, ``(*batch, *event)``.
+        dtype: of the network's arithmetic, ``torch.bfloat16`` or ``torch.float16`` as in ``torch.autocast``; the
+            points' own if None.  The result has the points' dtype either way.
+    """
+    (grad,) = _serve(potential, x, eager_gradient if dtype is None else _autocast_gradient(dtype))
+    return grad
+
+
 def eager_energy_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """The same by plain autograd: the reference that every trace is compared with."""
     if torch.is_inference_mode_enabled() or x.is_inference():
@@ -86,6 +99,24 @@ def eager_energy(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tens
         energy = potential(x.detach())
     _check_energy(potential, energy, x)
     return (_own(energy),)
+
+
+def eager_gradient(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor]:
+    """The gradient alone, in a tuple, without a trace."""
+    return (eager_energy_and_grad(potential, x)[1],)
+
+
+@functools.cache  # traces are kept by this function's identity
+def _autocast_gradient(dtype: torch.dtype) -> Evaluation:
+    def gradient(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor]:
+        def cast(points: Tensor) -> Tensor:
+            with torch.autocast(points.device.type, dtype=dtype, cache_enabled=False):
+                energy: Tensor = potential(points)
+            return energy.to(points.dtype)
+
+        return (eager_energy_and_grad(cast, x)[1],)
+
+    return gradient
 
 
 def _own(energy: Tensor) -> Tensor:

@@ -3,47 +3,63 @@
 if __name__ != "energyppl.inference":
     raise ImportError("import energyppl.inference: this folder is its source, not a package of its own")
 
-from energyppl.inference.adaptation import adapt
+from energyppl.inference.adaptation import Adaptation, adapt
 from energyppl.inference.chains import MarkovSampler, Trajectory, run_chain
+from energyppl.inference.composite import Block, Cycle, Mixture, Tempered
+from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.generation import Generation, generate
+from energyppl.inference.hamiltonian import HMC, MALT, ChEES
 from energyppl.inference.history import History, Record
-from energyppl.inference.kernels import (
-    MALA,
-    CrankNicolson,
-    CrankNicolsonLangevin,
-    Info,
-    Kernel,
-    Langevin,
-    State,
-    TunableKernel,
-)
+from energyppl.inference.langevin import MALA, Langevin
+from energyppl.inference.mass import LowRankMass, diagonal_mass, identity_mass, low_rank_mass
+from energyppl.inference.nuts import NUTS
 from energyppl.inference.objectives import Contrastive, Loss, Objective, RecoveryLikelihood, from_data, from_noisy
+from energyppl.inference.pyro_models import ModelPotential
+from energyppl.inference.results import Chains
+from energyppl.inference.sampling import sample_chains
 from energyppl.inference.training import Training, TrainingOptions, fit
+from energyppl.inference.transition import Info, Kernel, State, TunableKernel
 
 __all__ = [
+    "HMC",
     "MALA",
+    "MALT",
+    "NUTS",
+    "Adaptation",
+    "Block",
+    "ChEES",
+    "Chains",
     "Contrastive",
     "CrankNicolson",
     "CrankNicolsonLangevin",
+    "Cycle",
     "Generation",
     "History",
     "Info",
     "Kernel",
     "Langevin",
     "Loss",
+    "LowRankMass",
     "MarkovSampler",
+    "Mixture",
+    "ModelPotential",
     "Objective",
     "Record",
     "RecoveryLikelihood",
     "State",
+    "Tempered",
     "Training",
     "TrainingOptions",
     "Trajectory",
     "TunableKernel",
     "adapt",
+    "diagonal_mass",
     "fit",
     "from_data",
     "from_noisy",
     "generate",
+    "identity_mass",
+    "low_rank_mass",
     "run_chain",
+    "sample_chains",
 ]

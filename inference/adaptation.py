@@ -1,21 +1,53 @@
-"""Tune a kernel's step size to a target acceptance: one for all chains, or one for each group such as a noise level."""
+"""Tune kernels: step sizes to an acceptance, masses to the chains' own spread, trajectory lengths across chains."""
 
 import math
-from dataclasses import replace
-from typing import TypeVar
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels import MALA, CrankNicolson, CrankNicolsonLangevin, Langevin
-from energyppl.potential import Potential
+from energyppl.inference.composite import Block, Cycle, Mixture, Tempered
+from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
+from energyppl.inference.dual_averaging import DualAveraging, first_steps, group_means
+from energyppl.inference.hamiltonian import HMC, MALT, ChEES, transition
+from energyppl.inference.langevin import MALA, Langevin
+from energyppl.inference.mass import InverseMass, MassEstimate, low_rank_mass
+from energyppl.inference.nuts import NUTS
+from energyppl.inference.trajectory_length import TrajectoryLength
+from energyppl.inference.transition import Info, Kernel, State
+from energyppl.potential import Conditioned, Potential
 
-__all__ = ["adapt", "group_means"]
+__all__ = ["Adaptation", "Tuned", "adapt", "middle_step", "warm_up"]
 
+_WINDOW_DRAWS = 20_000  # that a mass is estimated from at most
 _LANGEVIN_TARGET = 0.95  # where the unadjusted kernel's bias is small
-_K = TypeVar("_K", MALA, Langevin, CrankNicolson, CrankNicolsonLangevin)
+_Simple = (MALA, Langevin, CrankNicolson, CrankNicolsonLangevin)
+_Hamiltonian = (HMC, ChEES, NUTS, MALT)
+_K = TypeVar("_K", bound=Kernel)
+
+
+class Tuned(NamedTuple):
+    """Where a warm-up stands after a step."""
+
+    kernel: Kernel  # as far as it is tuned
+    state: State
+    info: Info
+
+
+@dataclass(frozen=True, eq=False)
+class Adaptation(Generic[_K]):
+    """A tuned kernel, and what the tuning did."""
+
+    kernel: _K
+    state: State  # where the chains are now, for the kernel to go on from
+    step_sizes: Tensor  # (steps,), the middle one of the chains'
+    acceptance: Tensor  # (steps,), mean over the chains
+    diverging: Tensor  # (steps,), how many chains
+    gradients: float  # evaluations that it cost each chain
 
 
 def adapt(
@@ -26,10 +58,14 @@ def adapt(
     *,
     target: float | None = None,
     groups: Tensor | None = None,
-) -> _K:
-    """Tune the step size by dual averaging of the mean acceptance (Hoffman & Gelman 2014, section 3.2).
+    mass: MassEstimate = low_rank_mass,
+) -> Adaptation[_K]:
+    """Run chains and tune a kernel on the way; the result is again a frozen kernel, with what was done.
 
-    The unadjusted kernel is tuned by the acceptance that the same proposal *would* have: near 1, its bias is small.
+    Step sizes follow dual averaging of the mean acceptance over chains (Hoffman & Gelman 2014, section 3.2).  For
+    Hamiltonian kernels a first step size is searched for, masses are estimated from all chains' draws over windows that
+    double, and :class:`ChEES` learns its trajectory length (Hoffman, Radul & Sountsov 2021).  The unadjusted kernel is
+    tuned by the acceptance that the same proposal *would* have: near 1, its bias is small.
 
     Args:
         kernel: where to begin.
@@ -38,20 +74,56 @@ def adapt(
         steps: how many steps to tune over.
         target: acceptance aimed at; the kernel's own target if None, .95 for Langevin, which has none.
         groups: ``(*chains,)``, whole numbers from 0: chains of a group share a step size.
+        mass: estimates the inverse mass of a Hamiltonian kernel: ``low_rank_mass``, ``diagonal_mass``, or
+            ``identity_mass``.
 
     Returns:
-        The same kind of kernel, frozen, with a float as its step size; a tensor ``(*chains,)`` if ``groups`` is given.
+        The same kind of kernel with a float as its step size, or a tensor ``(*chains,)`` if ``groups`` is given.
 
     Raises:
-        InvalidInput: for a kernel without a step size, a target outside (0, 1), groups that are not whole numbers of
-            the chains' shape, or a start whose energy is not finite anywhere.
+        InvalidInput: for a kernel that can't be tuned, a target outside (0, 1), groups that are not whole numbers of
+            the chains' shape, a start whose energy is not finite anywhere, or one chain for a cross-chain method.
     """
-    check_count("steps", steps)
-    if not isinstance(kernel, (MALA, Langevin, CrankNicolson, CrankNicolsonLangevin)):
-        raise InvalidInput(f"adapt tunes MALA, Langevin and the Crank–Nicolson kernels; got {type(kernel).__name__}")
-    probe: MALA | CrankNicolson | CrankNicolsonLangevin = (
-        MALA(kernel.step_size) if isinstance(kernel, Langevin) else kernel
+    step_sizes, acceptance, diverging, gradients = [], [], [], 0.0
+    tuned = None
+    for tuned in warm_up(kernel, potential, x, steps, target=target, groups=groups, mass=mass):
+        step_sizes.append(middle_step(tuned.kernel))
+        acceptance.append(float(tuned.info.accept_prob.mean()))
+        diverging.append(int(tuned.info.diverging.sum()))
+        gradients += float(torch.as_tensor(tuned.info.gradients, dtype=torch.float64).mean())
+    assert tuned is not None  # steps >= 1
+    return Adaptation(
+        tuned.kernel,  # type: ignore[arg-type]  # warm_up keeps the kind
+        tuned.state,
+        torch.tensor(step_sizes),
+        torch.tensor(acceptance),
+        torch.tensor(diverging),
+        gradients,
     )
+
+
+def warm_up(
+    kernel: Kernel,
+    potential: Potential,
+    x: Tensor,
+    steps: int,
+    *,
+    target: float | None = None,
+    groups: Tensor | None = None,
+    mass: MassEstimate = low_rank_mass,
+) -> Iterator[Tuned]:
+    """:func:`adapt` step by step: the last kernel it yields is the tuned one."""
+    check_count("steps", steps)
+    if isinstance(kernel, (Cycle, Mixture)):
+        return _composite(kernel, potential, x, steps, mass)
+    if isinstance(kernel, Block):
+        return _block(kernel, potential, x, steps, mass)
+    if isinstance(kernel, Tempered):
+        return _tempered(kernel, potential, x, steps, mass)
+    if not isinstance(kernel, (*_Simple, *_Hamiltonian)):
+        raise InvalidInput(
+            f"adapt tunes the kernels of energyppl; got {type(kernel).__name__}: pass warmup=0 to run it as it is"
+        )
     if target is None:
         target = _LANGEVIN_TARGET if kernel.target is None else kernel.target
     if not 0.0 < target < 1.0:
@@ -64,27 +136,150 @@ def adapt(
         raise InvalidInput(f"groups must have the chains' shape {tuple(state.energy.shape)}; got {tuple(index.shape)}")
     if index.dtype.is_floating_point or index.dtype == torch.bool or bool((index < 0).any()):
         raise InvalidInput("groups must be whole numbers from 0: pass a tensor of dtype torch.long")
-    index = index.long()
-    count = int(index.max()) + 1
-    low, high = math.log(torch.finfo(x.dtype).tiny) / 2, math.log(torch.finfo(x.dtype).max) / 4
-    high = 0.0 if isinstance(kernel, (CrankNicolson, CrankNicolsonLangevin)) else high  # β is at most 1
-    first = torch.as_tensor(kernel.step_size, dtype=x.dtype, device=x.device).expand(index.shape)
-    log_step = group_means(first.log(), index, count)
-    anchor, error_sum, average = log_step + math.log(10.0), torch.zeros_like(log_step), torch.zeros_like(log_step)
+    if isinstance(kernel, ChEES) and state.energy.numel() < 2:
+        raise InvalidInput("ChEES learns its length by comparing chains; got one chain: run 16 or more, or use NUTS")
+    if isinstance(kernel, _Simple):
+        return _simple(kernel, potential, state, steps, target, index, groups is not None)
+    return _hamiltonian(kernel, potential, state, steps, target, index, groups is not None, mass)
+
+
+def middle_step(kernel: Kernel) -> float:
+    """The median step size of a kernel's chains; NaN for a kernel of several."""
+    size = getattr(kernel, "step_size", math.nan)
+    return float(size.median()) if isinstance(size, Tensor) else float(size)
+
+
+def _simple(
+    kernel: MALA | Langevin | CrankNicolson | CrankNicolsonLangevin,
+    potential: Potential,
+    state: State,
+    steps: int,
+    target: float,
+    index: Tensor,
+    grouped: bool,
+) -> Iterator[Tuned]:
+    probe = MALA(kernel.step_size) if isinstance(kernel, Langevin) else kernel
+    high = 0.0 if isinstance(kernel, (CrankNicolson, CrankNicolsonLangevin)) else math.inf  # β is at most 1
+    averaging = DualAveraging(_log_steps(kernel.step_size, index, state.x), target, high)
     for i in range(1, steps + 1):
-        state, info = replace(probe, step_size=log_step.clamp(low, high).exp()[index]).step(potential, state)
-        error_sum += target - group_means(info.accept_prob, index, count)
-        # Hoffman & Gelman (2014), eq. 6 with their γ = .05, t0 = 10, κ = .75.
-        log_step = anchor - math.sqrt(i) / 0.05 * error_sum / (i + 10)
-        log_step = log_step.clamp(low, high)
-        weight = i**-0.75
-        average = weight * log_step + (1 - weight) * average
-    size = average.exp()
-    return replace(kernel, step_size=float(size[0]) if groups is None else size[index])
+        state, info = replace(probe, step_size=averaging.step(index, grouped)).step(potential, state)
+        averaging.update(group_means(info.accept_prob, index, len(averaging.log_step)))
+        size = averaging.step(index, grouped, averaged=i == steps)
+        yield Tuned(replace(kernel, step_size=size), state, info)
 
 
-def group_means(values: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Mean of ``values`` in each group, ``(count,)``; NaN for a group that has none."""
-    flat = groups.flatten()
-    total = torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, flat, values.flatten())
-    return total / torch.bincount(flat, minlength=count)
+def _log_steps(step_size: float | Tensor, index: Tensor, x: Tensor) -> Tensor:
+    first = torch.as_tensor(step_size, dtype=x.dtype, device=x.device).expand(index.shape)
+    return group_means(first.log(), index, int(index.max()) + 1)
+
+
+def _hamiltonian(
+    kernel: HMC | ChEES | NUTS | MALT,
+    potential: Potential,
+    state: State,
+    steps: int,
+    target: float,
+    index: Tensor,
+    grouped: bool,
+    mass: MassEstimate,
+) -> Iterator[Tuned]:
+    chains = state.energy.dim()
+    averaging = DualAveraging(_log_steps(kernel.step_size, index, state.x), target, math.inf)
+    averaging.restart(first_steps(potential, state, kernel.inverse_mass, averaging.log_step, index))
+    length = TrajectoryLength(kernel.length) if isinstance(kernel, ChEES) else None
+    ends = _window_ends(steps, state.energy.numel())
+    draws: list[Tensor] = []
+    most = max(1, 2 * _WINDOW_DRAWS // steps)
+    for i in range(1, steps + 1):
+        kernel = replace(kernel, step_size=averaging.step(index, grouped))
+        if length is not None and isinstance(kernel, ChEES):
+            share = float(torch.rand(()))
+            kernel = replace(kernel, length=length.value)
+            before = state
+            state, info, end, u = transition(kernel, potential, state, kernel.steps_for(share))
+            length.update(before.x, end.x, u, info, kernel, share)
+        else:
+            state, info = kernel.step(potential, state)
+        averaging.update(group_means(info.accept_prob, index, len(averaging.log_step)))
+        if i <= ends[-1]:
+            draws.append(_some(state.x, chains, most))
+        if i in ends:
+            estimate = _finite(mass, torch.cat(draws))
+            draws = []
+            if estimate is not None:
+                kernel = replace(kernel, inverse_mass=estimate)
+                averaging.restart(first_steps(potential, state, estimate, averaging.log_step, index))
+        if i == steps:
+            kernel = replace(kernel, step_size=averaging.step(index, grouped, averaged=True))
+            if length is not None and isinstance(kernel, ChEES):
+                kernel = replace(kernel, length=length.average)
+        yield Tuned(kernel, state, info)
+
+
+def _some(x: Tensor, chains: int, most: int) -> Tensor:
+    """Points of ``most`` chains at most, other ones each time, ``(n, *event)``."""
+    flat = x.flatten(0, chains - 1) if chains else x[None]
+    return flat if len(flat) <= most else flat[torch.randint(len(flat), (most,), device=x.device)]
+
+
+def _finite(mass: MassEstimate, draws: Tensor) -> InverseMass:
+    """The estimate from chains that stand somewhere; None if they are too few or all in one place."""
+    draws = draws[torch.isfinite(draws).flatten(1).all(1)]
+    if len(draws) < 3 or not bool((draws.amax(0) > draws.amin(0)).all()):
+        return None
+    return mass(draws)
+
+
+def _window_ends(steps: int, chains: int) -> tuple[int, ...]:
+    """When masses are estimated: after a first sixth, then in windows that double, with the last tenth left to steps.
+
+    Many chains together fill a window sooner than one does.
+    """
+    first, last = max(5, steps // 6), steps - max(10, steps // 10)
+    width, ends = max(10, 50 // max(1, chains)), [first]
+    while ends[-1] + 3 * width <= last:
+        ends.append(ends[-1] + width)
+        width *= 2
+    if last > ends[-1]:
+        ends.append(last)
+    return tuple(e for e in ends if e < steps)
+
+
+def _composite(
+    kernel: Cycle | Mixture, potential: Potential, x: Tensor, steps: int, mass: MassEstimate
+) -> Iterator[Tuned]:
+    """Tune the kernels one after another, each over its share of the steps."""
+    parts = list(kernel.kernels)
+    for i in range(len(parts)):
+        share = steps * (i + 1) // len(parts) - steps * i // len(parts)
+        for tuned in warm_up(parts[i], potential, x, max(1, share), mass=mass):
+            parts[i] = tuned.kernel
+            x = tuned.state.x
+            whole = Cycle(*parts) if isinstance(kernel, Cycle) else Mixture(*parts, weights=kernel.weights)
+            yield Tuned(whole, tuned.state, tuned.info)
+    yield Tuned(whole, whole.init(potential, x), tuned.info._replace(gradients=1))
+
+
+def _block(kernel: Block, potential: Potential, x: Tensor, steps: int, mass: MassEstimate) -> Iterator[Tuned]:
+    conditional = Conditioned(potential, x, kernel.free)
+    for tuned in warm_up(kernel.kernel, conditional, x[..., kernel.free], steps, mass=mass):
+        whole = replace(kernel, kernel=tuned.kernel)
+        yield Tuned(whole, tuned.state._replace(x=conditional.complete(tuned.state.x)), tuned.info)
+    yield Tuned(whole, whole.init(potential, conditional.complete(tuned.state.x)), tuned.info._replace(gradients=1))
+
+
+def _tempered(kernel: Tempered, potential: Potential, x: Tensor, steps: int, mass: MassEstimate) -> Iterator[Tuned]:
+    """Tune the replicas' kernel, one step size for each temperature, without swaps."""
+    replicas, ladder = kernel.replicas(x), kernel.ladder(potential, x)
+    chains = replicas.shape[: replicas.dim() - len(potential.event_shape)]
+    rung = torch.arange(chains[0], device=x.device).reshape(-1, *[1] * (len(chains) - 1)).expand(chains)
+    for tuned in warm_up(kernel.kernel, ladder, replicas, steps, groups=rung, mass=mass):
+        inner = tuned.kernel
+        assert isinstance(inner, (*_Simple, *_Hamiltonian))
+        assert isinstance(inner.step_size, Tensor)
+        size = inner.step_size.flatten(1)[:, 0].reshape(-1, *[1] * (len(chains) - 1))
+        whole = replace(kernel, kernel=replace(inner, step_size=size))
+        state, info = tuned.state, tuned.info
+        cold = Info(info.accept_prob[0], info.accepted[0], info.diverging[0], info.gradients)
+        yield Tuned(whole, State(state.x[0], state.energy[0], state.grad[0]), cold)
+    yield Tuned(whole, whole.init(potential, tuned.state.x[0]), cold)

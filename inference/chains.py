@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_count
-from energyppl.inference.kernels import Info, Kernel, State
+from energyppl.inference.transition import Info, Kernel, State
 from energyppl.potential import Potential
 
 __all__ = ["MarkovSampler", "Trajectory", "run_chain"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from energyppl._checks import check_count
 from energyppl.gradient import energy_and_grad
 from energyppl.inference.chains import run_chain
-from energyppl.inference.kernels import reference
+from energyppl.inference.crank_nicolson import reference
 from energyppl.inference.objectives import RecoveryModel, level_kernel, recovery_potential
 from energyppl.potential import Tethered
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_and_grad
-from energyppl.inference.adaptation import group_means
 from energyppl.inference.chains import Trajectory, run_chain
-from energyppl.inference.kernels import Kernel, TunableKernel
+from energyppl.inference.dual_averaging import group_means
+from energyppl.inference.transition import Kernel, TunableKernel
 from energyppl.potential import Potential, Tethered, sum_event
 from energyppl.schedule import NoiseSchedule
 

@@ -14,8 +14,8 @@ from energyppl._structure import Watch
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
 from energyppl.errors import InvalidInput, NotNormalized, QuadratureError
 from energyppl.inference.chains import run_chain
+from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.generation import Generation, gaussian_start, generate
-from energyppl.inference.kernels import CrankNicolson, CrankNicolsonLangevin, TunableKernel
 from energyppl.inference.objectives import (
     FromNegatives,
     RecoveryLikelihood,
@@ -23,6 +23,7 @@ from energyppl.inference.objectives import (
     recovery_potential,
     tether,
 )
+from energyppl.inference.transition import TunableKernel
 from energyppl.normalizer import LogNormalizer
 from energyppl.potential import AtLevel, Potential
 from energyppl.quadrature import Grid, Quadrature, quadrature

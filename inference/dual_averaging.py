@@ -1,0 +1,77 @@
+"""Steer step sizes to a mean acceptance: dual averaging, and the search for where it begins."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from energyppl.inference.mass import InverseMass, stepper
+from energyppl.inference.transition import State, dot, evaluate
+from energyppl.potential import Potential
+
+__all__ = ["DualAveraging", "first_steps", "group_means"]
+
+_SEARCH = 100  # doublings or halvings of the first step size at most
+
+
+class DualAveraging:
+    """Hoffman & Gelman (2014), eq. 6 with their γ = .05, t₀ = 10, κ = .75; one step size for each group."""
+
+    def __init__(self, log_step: Tensor, target: float, high: float) -> None:
+        info = torch.finfo(log_step.dtype)
+        self._low, self._high = math.log(info.tiny) / 2, min(high, math.log(info.max) / 4)
+        self._target = target
+        self.restart(log_step)
+
+    def restart(self, log_step: Tensor) -> None:
+        """Begin anew from here: the target has changed its scale."""
+        self.log_step = log_step.clamp(self._low, self._high)
+        self._anchor = self.log_step + math.log(10.0)
+        self._error_sum, self._average, self._count = torch.zeros_like(log_step), self.log_step, 0
+
+    def update(self, acceptance: Tensor) -> None:
+        """Move by one step's mean acceptance, ``(groups,)``."""
+        self._count += 1
+        i = self._count
+        self._error_sum = self._error_sum + self._target - torch.nan_to_num(acceptance, nan=self._target)
+        log_step = self._anchor - math.sqrt(i) / 0.05 * self._error_sum / (i + 10)
+        self.log_step = log_step.clamp(self._low, self._high)
+        weight = i**-0.75
+        self._average = weight * self.log_step + (1 - weight) * self._average
+
+    def step(self, index: Tensor, grouped: bool, averaged: bool = False) -> float | Tensor:
+        """The step size now, or the average to keep: a number, or one for each chain if they are in groups."""
+        size = (self._average if averaged else self.log_step).exp()
+        return size[index] if grouped else float(size[0])
+
+
+def first_steps(potential: Potential, state: State, mass: InverseMass, log_step: Tensor, index: Tensor) -> Tensor:
+    """Double or halve the step sizes until one leapfrog step is accepted about four times in five, and no further."""
+    event_shape, groups = potential.event_shape, len(log_step)
+    direction = torch.zeros_like(log_step)
+    done = torch.zeros_like(log_step, dtype=torch.bool)
+    for _ in range(_SEARCH):
+        by = stepper(log_step.exp()[index], mass, state.x, event_shape)
+        x, u = state.x.clone(), torch.randn_like(state.x)
+        start = state.energy + 0.5 * dot(u, u, state.energy)
+        by.kick(u, state.grad, 0.5)
+        by.drift(x, u)
+        end = evaluate(potential, x)
+        by.kick(u, end.grad, 0.5)
+        ratio = start - end.energy - 0.5 * dot(u, u, start)
+        accept = torch.where(ratio > -math.inf, ratio.clamp(max=0.0).exp(), 0.0)
+        acceptance = group_means(torch.where(torch.isfinite(start), accept, 0.0), index, groups)
+        wanted = torch.where(acceptance > 0.8, 1.0, -1.0).to(log_step)
+        done |= (direction != 0) & (wanted != direction) | ~(log_step.abs() < 40.0)
+        if bool(done.all()):
+            break
+        direction = torch.where(done, direction, wanted)
+        log_step = torch.where(done, log_step, log_step + direction * math.log(2.0))
+    return log_step
+
+
+def group_means(values: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Mean of ``values`` in each group, ``(count,)``; NaN for a group that has none."""
+    flat = groups.flatten()
+    total = torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, flat, values.flatten())
+    return total / torch.bincount(flat, minlength=count)

@@ -1,0 +1,112 @@
+"""What sampling returns: draws, what each step knew about itself, and which chains not to trust."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from energyppl.inference.transition import Kernel
+from energyppl.potential import Potential
+
+__all__ = ["Chains", "Variables"]
+
+_RARELY = 0.01  # of the draws: a chain that moves less often stands still
+
+
+Variables = Callable[[Tensor], Mapping[str, Tensor]]
+"""Turns a potential's points, ``(*batch, *event)``, into the variables that a user named."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chains:
+    """Draws of many chains with their diagnostics; ``to_arviz`` hands them to ArviZ.
+
+    Batched targets, such as the recovery distributions of many noisy points, have their batch after the chains in
+    every shape below.
+    """
+
+    draws: Tensor  # (chains, draws, *event), the potential's own (unconstrained) points
+    energy: Tensor  # (chains, draws), nats
+    acceptance: Tensor  # (chains, draws), mean over the steps of a draw
+    diverging: Tensor  # (chains, draws), bool: any step of the draw
+    moved: Tensor  # (chains, draws), bool: any step of the draw was accepted
+    steps: Tensor  # (chains, draws), gradients of the draw
+    kernel: Kernel  # as it sampled
+    potential: Potential
+    variables: Variables = field(repr=False)
+    total_energy: Tensor | None = None  # (chains, draws), nats, kinetic included
+    tree_depth: Tensor | None = None  # (chains, draws)
+    warmup: "Chains | None" = None  # the warm-up's draws, if they were kept
+    interrupted: bool = False
+    seconds: float = 0.0
+    warmup_seconds: float = 0.0
+    warmup_gradients: float = 0.0  # for each chain
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> dict[str, Tensor]:
+        """The named variables on their own supports, ``(chains, draws, *shape)`` each."""
+        return dict(self.variables(self.draws))
+
+    def flat(self, count: int | None = None) -> dict[str, Tensor]:
+        """The named variables with chains and draws as one, as ``pyro.infer.Predictive`` takes them.
+
+        Args:
+            count: keep as many, evenly spread; all if None.
+        """
+        merged = {name: value.flatten(0, 1) for name, value in self.samples.items()}
+        total = self.draws.shape[0] * self.draws.shape[1]
+        if count is None or count >= total:
+            return merged
+        index = torch.linspace(0, total - 1, count).long()
+        return {name: value[index] for name, value in merged.items()}
+
+    @property
+    def gradients(self) -> float:
+        """Evaluations of the gradient that sampling cost each chain, warm-up left out."""
+        return float(self.steps.double().sum(1).mean())
+
+    @property
+    def not_finite(self) -> Tensor:
+        """Chains, ``(chains,)`` bool, whose energy is infinite or NaN in any draw."""
+        return (~torch.isfinite(self.energy)).any(1)
+
+    @property
+    def stuck(self) -> Tensor:
+        """Chains, ``(chains,)`` bool, that moved in less than one draw of a hundred, or not at all."""
+        if self.moved.shape[1] == 0:
+            return torch.zeros(self.moved[:, :0].any(1).shape, dtype=torch.bool)
+        return self.moved.double().mean(1) < _RARELY
+
+    def problems(self) -> list[str]:
+        """What not to trust, in words; empty if nothing was noticed."""
+        found = []
+        if self.interrupted:
+            found.append(f"interrupted: {self.draws.shape[1]} draws of each chain were kept")
+        if self.draws.shape[1] == 0:
+            return found
+        for name, flags, remedy in (
+            ("never or hardly moved", self.stuck, "take smaller steps, or start them elsewhere"),
+            ("stand where the energy is not finite", self.not_finite, "start them inside the support"),
+        ):
+            if bool(flags.any()):
+                found.append(f"{_list(flags)} {name}: {remedy}")
+        share = float(self.diverging.double().mean())
+        if share > 0:
+            found.append(f"{share:.2%} of the draws diverged: take smaller steps, or write the energy more smoothly")
+        return found
+
+    def to_arviz(self, **options: Any) -> Any:
+        """The chains for ArviZ: ``InferenceData`` under 0.x, ``DataTree`` under 1.x; see :func:`arviz_groups`."""
+        from energyppl.inference.arviz_export import export  # ArviZ takes a second to import
+
+        return export(self, **options)
+
+
+def _list(flags: Tensor) -> str:
+    index = flags.nonzero().tolist()
+    names = ", ".join(str(i[0] if len(i) == 1 else tuple(i)) for i in index[:10])
+    more = f" and {len(index) - 10} more" if len(index) > 10 else ""
+    return f"chain{'s' if len(index) > 1 else ''} {names}{more} of {flags.numel()}"
