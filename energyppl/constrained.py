@@ -4,12 +4,30 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to, constraints, transforms
 
 from energyppl.errors import InvalidInput
 from energyppl.potential import Potential, sum_event
 
-__all__ = ["Constrained"]
+__all__ = ["Constrained", "bijection"]
+
+
+def bijection(support: constraints.Constraint) -> transforms.Transform:
+    """The map from ℝⁿ onto a support.
+
+    Raises:
+        InvalidInput: if none is known, as for integers.
+    """
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):  # which torch has no map for
+        support = support.base_constraint
+    try:
+        transform: transforms.Transform = biject_to(support)
+    except NotImplementedError:
+        raise InvalidInput(
+            f"no bijection from unconstrained numbers to {support} is known: use a continuous support of "
+            "torch.distributions.constraints"
+        ) from None
+    return transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,28 +48,22 @@ class Constrained:
     event_shape: torch.Size = field(init=False)
 
     def __post_init__(self) -> None:
-        try:
-            shape = biject_to(self.support).inverse_shape(self.potential.event_shape)
-        except NotImplementedError:
-            raise InvalidInput(
-                f"no bijection from unconstrained numbers to {self.support} is known: use a continuous support of "
-                "torch.distributions.constraints"
-            ) from None
+        shape = bijection(self.support).inverse_shape(self.potential.event_shape)
         object.__setattr__(self, "event_shape", torch.Size(shape))
 
     def constrain(self, z: Tensor) -> Tensor:
         """Points of the support from unconstrained ones, ``(*batch, *event)``."""
-        x: Tensor = biject_to(self.support)(z)
+        x: Tensor = bijection(self.support)(z)
         return x
 
     def unconstrain(self, x: Tensor) -> Tensor:
         """Unconstrained points from ones inside the support."""
-        z: Tensor = biject_to(self.support).inv(x)
+        z: Tensor = bijection(self.support).inv(x)
         return z
 
     def __call__(self, x: Tensor) -> Tensor:
         """Energies of the unconstrained points ``x``."""
-        transform = biject_to(self.support)
+        transform = bijection(self.support)
         inside = transform(x)
         jacobian = transform.log_abs_det_jacobian(x, inside)
         shape = self.potential.event_shape

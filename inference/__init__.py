@@ -14,6 +14,7 @@ from energyppl.inference.langevin import MALA, Langevin
 from energyppl.inference.mass import LowRankMass, diagonal_mass, identity_mass, low_rank_mass
 from energyppl.inference.nuts import NUTS
 from energyppl.inference.objectives import Contrastive, Loss, Objective, RecoveryLikelihood, from_data, from_noisy
+from energyppl.inference.pyro_kernels import PyroKernel
 from energyppl.inference.pyro_models import ModelPotential
 from energyppl.inference.results import Chains
 from energyppl.inference.sampling import sample_chains
@@ -44,6 +45,7 @@ __all__ = [
     "Mixture",
     "ModelPotential",
     "Objective",
+    "PyroKernel",
     "Record",
     "RecoveryLikelihood",
     "State",

@@ -13,10 +13,10 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-from torch.distributions import biject_to
 
 from energyppl._checks import shape_text
 from energyppl._structure import modules_read_by
+from energyppl.constrained import bijection
 from energyppl.errors import EnergyPPLError, InvalidInput
 
 __all__ = ["ModelPotential"]
@@ -49,7 +49,7 @@ class _Fill(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
             return
-        transform = biject_to(msg["fn"].support)
+        transform = bijection(msg["fn"].support)
         z = self._value_for(msg, transform)
         if z is None:
             return
@@ -68,7 +68,7 @@ class ModelPotential:
     modules: tuple[nn.Module, ...] = field(repr=False)  # that the hot door watches
     event_shape: torch.Size
     dtype: torch.dtype
-    vectorized: bool
+    one_by_one: "_OneByOne | None" = field(default=None, repr=False)
 
     @classmethod
     def trace(cls, model: Callable[..., Any], *args: Any, **kwargs: Any) -> "ModelPotential":
@@ -83,7 +83,7 @@ class ModelPotential:
         sites, start, dtypes = [], 0, []
         for name, node in nodes.items():
             if node["type"] == "sample" and node["infer"].get("was_latent"):
-                shape = biject_to(node["fn"].support).inverse_shape(node["value"].shape)
+                shape = bijection(node["fn"].support).inverse_shape(node["value"].shape)
                 sites.append(_Site(name, start, torch.Size(shape), node["value"].shape))
                 start += math.prod(shape)
                 dtypes.append(node["value"].dtype)
@@ -94,8 +94,13 @@ class ModelPotential:
             dtype = torch.promote_types(dtype, other)
         holder = (_Held((args, kwargs)),)
         modules = (model,) if isinstance(model, nn.Module) else tuple(modules_read_by(model))
-        found = cls(model, holder, tuple(sites), modules, torch.Size((start,)), dtype, True)
-        return found if found._vmap_serves() else replace(found, vectorized=False)
+        found = cls(model, holder, tuple(sites), modules, torch.Size((start,)), dtype)
+        return found if found._vmap_serves() else replace(found, one_by_one=_OneByOne())
+
+    @property
+    def vectorized(self) -> bool:
+        """Whether all chains are evaluated together."""
+        return self.one_by_one is None
 
     # --- The energy ---
 
@@ -237,6 +242,10 @@ class ModelPotential:
         return torch.cat([parts[site.name].reshape(-1) for site in self.sites]).to(self.dtype)
 
 
+class _OneByOne:
+    """Marks a model that vmap can't follow; the hot door leaves what it doesn't know to autograd, as is right here."""
+
+
 class _Held:
     """A model's arguments, told from others by identity."""
 
@@ -274,7 +283,7 @@ def _refuse_discrete(model: Callable[..., Any], args: Any, kwargs: Any) -> None:
                 )
 
     with torch.no_grad(), _Fill(_origin), Look():
-        poutine.trace(model).get_trace(*args, **kwargs)
+        model(*args, **kwargs)
 
 
 def _origin(msg: Any, transform: Any) -> Tensor:

@@ -25,7 +25,7 @@ from energyppl.inference.results import Chains, Variables
 from energyppl.inference.transition import Info, Kernel, State
 from energyppl.potential import Potential
 
-__all__ = ["sample_chains"]
+__all__ = ["sample_chains", "start", "target_of"]
 
 _MOST_BYTES = 4 * 2**30  # of draws in memory
 _TRIES = 100  # at a start whose energy is finite
@@ -81,9 +81,9 @@ def sample_chains(
         check_count(name, value, at_least=least)
     if not hasattr(kernel, "step") or not hasattr(kernel, "init"):
         raise InvalidInput(f"kernel must have init and step, as HMC() or NUTS(); got {type(kernel).__name__}")
-    target_potential, variables, batch, default = _target(potential, args, kwargs)
+    target_potential, variables, batch, default = target_of(potential, args, kwargs)
     shape = torch.Size((chains, *batch))
-    x = _start(target_potential, shape, init, default)
+    x = start(target_potential, shape, init, default)
     began = time.perf_counter()
     recorder = _Recorder(target_potential, variables, shape, x, draws, file)
     early = _Recorder(target_potential, variables, shape, x, warmup, None) if keep_warmup and warmup else None
@@ -130,7 +130,7 @@ def sample_chains(
     return result
 
 
-def _target(
+def target_of(
     target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[Potential, Variables, torch.Size, Any]:
     """The potential to move on, the names of its variables, the target's batch, and where chains begin by default."""
@@ -175,7 +175,8 @@ def _normal(potential: Potential, like: Tensor) -> Callable[[torch.Size], Tensor
     return lambda shape: torch.randn(*shape, *potential.event_shape, dtype=like.dtype, device=like.device)
 
 
-def _start(potential: Potential, shape: torch.Size, init: Init, default: Callable[[torch.Size], Tensor]) -> Tensor:
+def start(potential: Potential, shape: torch.Size, init: Init, default: Callable[[torch.Size], Tensor]) -> Tensor:
+    """Where chains begin, ``(*shape, *event)``: what was given, or drawn until the energy is finite."""
     if isinstance(init, Tensor):
         check_event("init", init, potential.event_shape)
         if init.shape != (*shape, *potential.event_shape):
