@@ -69,7 +69,7 @@ class Mixture:
 
     def __init__(self, *kernels: Kernel, weights: Sequence[float] | None = None) -> None:
         _kernels("Mixture", kernels)
-        weights = (1.0,) * len(kernels) if weights is None else tuple(weights)
+        weights = (1.0,) * len(kernels) if weights is None else tuple(float(w) for w in weights)
         if len(weights) != len(kernels):
             raise InvalidInput(f"weights must be as many as kernels, {len(kernels)}; got {len(weights)}")
         for weight in weights:
