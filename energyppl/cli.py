@@ -1,4 +1,4 @@
-"""The command line: ``energyppl demo``, ``fit``, ``sample`` and ``show``."""
+"""The command line: ``energyppl demo``, ``fit``, ``sample``, ``show`` and ``diagnose``."""
 
 import argparse
 import os
@@ -12,6 +12,7 @@ import torch
 
 import energyppl as ep
 from energyppl.demo import run_demo
+from energyppl.diagnosis import diagnose_run
 from energyppl.runs import fit_table, interrupted, load_run, settings_for, show_run, write_samples
 
 __all__ = ["main"]
@@ -75,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
     show.add_argument("-n", type=int, default=2000, metavar="N", help="how many samples to compare")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
+
+    diagnose = command("diagnose", _diagnose, "Run long chains on a trained run and say whether they can be trusted.")
+    diagnose.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    diagnose.add_argument("--chains", type=int, default=64, metavar="N", help="half begin at held-out data")
+    diagnose.add_argument("--draws", type=int, default=1000, metavar="N", help="draws of each chain")
+    diagnose.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the chains")
+    diagnose.add_argument("--out", type=Path, metavar="DIR", help="folder to write into (default: RUN)")
     return parser
 
 
@@ -163,6 +171,48 @@ def _show(options: argparse.Namespace) -> None:
         for side, values in sides.items():
             label = f"{name[:16]:<16}" if side == "held_out" else " " * 16
             print(f"{label} {side.replace('_', '-'):<10}" + "".join(f"{values[head]:>12.4g}" for head in heads))
+
+
+def _diagnose(options: argparse.Namespace) -> None:
+    out = options.run if options.out is None else options.out
+    report = diagnose_run(options.run, chains=options.chains, draws=options.draws, seed=options.seed, out=out)
+    r_hat, bulk, tail, drift = (report[name] for name in ("r_hat", "ess_bulk", "ess_tail", "drift"))
+    count, draws = report["chains"], report["draws"]
+    lines = {
+        "chains": f"{count} of {draws} draws, {report['from_data']} begun at held-out data, the others at samples",
+        "kernel": f"{report['kernel']}, acceptance {report['acceptance']:.2f}, {report['gradients_per_draw']:.1f} "
+        f"gradients a draw; {report['seconds']:.0f} s",
+        "worst R-hat": f"{r_hat['value']:.4f} ({r_hat['variable']})",
+        "smallest ESS": f"bulk {bulk['value']:.0f} ({bulk['variable']}), tail {tail['value']:.0f} ({tail['variable']}),"
+        f" of {count * draws} draws",
+        "divergences": f"{report['diverging']:.2%} of the draws",
+        "stuck": _listed(report["stuck"], count),
+        "not finite": _listed(report["not_finite"], count),
+    }
+    if drift is None:
+        lines["energy drift"] = "unknown: fewer than two chains from data have finite energies"
+    else:
+        lines["energy drift"] = (
+            f"{drift.slope:+.3f} ± {drift.standard_error:.3f} nats per 1,000 draws (z = {drift.z:+.1f}), from data"
+        )
+        lines["mean energy"] = (
+            f"held-out data {report['held_out_energy']:.3f} ± {report['held_out_energy_error']:.3f} nats, chains from "
+            f"data at their end {drift.last:.3f} ± {drift.last_error:.3f}"
+        )
+    lines["both halves"] = f"end in the same places: p = {report['halves_p_value']:.3f}"
+    lines["BFMI"] = "unknown" if report["bfmi"] is None else f"{report['bfmi']:.2f} in the worst chain"
+    lines["levels"] = "acceptance " + ", ".join(f"{share:.2f}" for share in report["level_acceptance"])
+    lines["written"] = f"{', '.join(['chains.nc', 'chains_summary.csv', *report['pictures']])} in {out}"
+    _table(str(options.run), lines)
+    verdict = report["verdict"] or ["chains agree with each other and stay where the data are"]
+    print("\nverdict:" + "".join(f"\n  - {sentence}" for sentence in verdict))
+
+
+def _listed(chains: list[int], count: int) -> str:
+    if not chains:
+        return f"none of {count} chains"
+    more = ", …" if len(chains) > 10 else ""
+    return f"{len(chains)} of {count} chains: {', '.join(map(str, chains[:10]))}{more}"
 
 
 def _about(record: dict[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.inference.composite import Block, Cycle, Mixture, Tempered
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
-from energyppl.inference.dual_averaging import DualAveraging, first_steps, group_means
+from energyppl.inference.dual_averaging import DualAveraging, Rescue, first_steps, group_means
 from energyppl.inference.hamiltonian import HMC, MALT, ChEES, transition
 from energyppl.inference.langevin import MALA, Langevin
 from energyppl.inference.mass import InverseMass, MassEstimate, low_rank_mass
@@ -161,9 +161,12 @@ def _simple(
     probe = MALA(kernel.step_size) if isinstance(kernel, Langevin) else kernel
     high = 0.0 if isinstance(kernel, (CrankNicolson, CrankNicolsonLangevin)) else math.inf  # β is at most 1
     averaging = DualAveraging(_log_steps(kernel.step_size, index, state.x), target, high)
+    rescue = Rescue(state.energy.shape, state.x)
     for i in range(1, steps + 1):
-        state, info = replace(probe, step_size=averaging.step(index, grouped)).step(potential, state)
-        averaging.update(group_means(info.accept_prob, index, len(averaging.log_step)))
+        trial = replace(probe, step_size=rescue.steps(averaging.step(index, grouped)))
+        state, info = trial.step(potential, state)
+        averaging.update(group_means(info.accept_prob, index, len(averaging.log_step), rescue.well()))
+        rescue.update(info.accept_prob)
         size = averaging.step(index, grouped, averaged=i == steps)
         yield Tuned(replace(kernel, step_size=size), state, info)
 
@@ -190,8 +193,9 @@ def _hamiltonian(
     ends = _window_ends(steps, state.energy.numel())
     draws: list[Tensor] = []
     most = max(1, 2 * _WINDOW_DRAWS // steps)
+    rescue = Rescue(state.energy.shape, state.x)
     for i in range(1, steps + 1):
-        kernel = replace(kernel, step_size=averaging.step(index, grouped))
+        kernel = replace(kernel, step_size=rescue.steps(averaging.step(index, grouped)))
         if length is not None and isinstance(kernel, ChEES):
             share = float(torch.rand(()))
             kernel = replace(kernel, length=length.value)
@@ -200,7 +204,8 @@ def _hamiltonian(
             length.update(before.x, end.x, u, info, kernel, share)
         else:
             state, info = kernel.step(potential, state)
-        averaging.update(group_means(info.accept_prob, index, len(averaging.log_step)))
+        averaging.update(group_means(info.accept_prob, index, len(averaging.log_step), rescue.well()))
+        rescue.update(info.accept_prob)
         if i <= ends[-1]:
             draws.append(_some(state.x, chains, most))
         if i in ends:

@@ -19,12 +19,11 @@ class Trajectory(NamedTuple):
     state: State
     accept_prob: Tensor  # (*chains,), mean over the steps
     diverging: Tensor  # (*chains,), bool: any step met a non-finite energy or gradient
+    evaluations: float  # of the energy (with its gradient, if the kernel needs one) for each chain, the first included
 
 
 def run_chain(kernel: Kernel, potential: Potential, x: Tensor, steps: int) -> Trajectory:
     """Move the chains at ``x``, ``(*chains, *event)``, ``steps`` times.
-
-    Costs ``steps + 1`` evaluations of the energy, with its gradient if the kernel needs one.
 
     Raises:
         InvalidInput: if ``x`` does not end in the potential's event shape, or ``steps`` is below one.
@@ -33,12 +32,15 @@ def run_chain(kernel: Kernel, potential: Potential, x: Tensor, steps: int) -> Tr
     state = kernel.init(potential, x)
     accept_prob = torch.zeros_like(state.energy)
     diverging = ~torch.isfinite(state.energy)
+    evaluations = 1.0
     info: Info
     for _ in range(steps):
         state, info = kernel.step(potential, state)
         accept_prob += info.accept_prob
         diverging |= info.diverging
-    return Trajectory(state, accept_prob / steps, diverging)
+        counted = info.gradients
+        evaluations += counted if isinstance(counted, int) else float(counted.double().mean())
+    return Trajectory(state, accept_prob / steps, diverging, evaluations)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,9 @@ from energyppl.inference.mass import InverseMass, stepper
 from energyppl.inference.transition import State, dot, evaluate
 from energyppl.potential import Potential
 
-__all__ = ["DualAveraging", "first_steps", "group_means"]
+__all__ = ["DualAveraging", "Rescue", "first_steps", "group_means"]
 
+_FREE_MISSES = 3  # rejections in a row that happen to a healthy chain
 _SEARCH = 100  # doublings or halvings of the first step size at most
 
 
@@ -45,6 +46,31 @@ class DualAveraging:
         return size[index] if grouped else float(size[0])
 
 
+class Rescue:
+    """Smaller steps, in a warm-up, for chains that are rejected again and again, until they move.
+
+    A chain begun where the energy is steep is rejected for ever at the step size that suits the others: peers strand
+    it there.  A warm-up need not be exact, so its step may depend on what happened to it.
+    """
+
+    def __init__(self, chains: torch.Size, like: Tensor) -> None:
+        self._misses = torch.zeros(chains, dtype=like.dtype, device=like.device)
+
+    def steps(self, step_size: float | Tensor) -> float | Tensor:
+        """The step size, halved for each rejection in a row beyond the first few."""
+        if float(self._misses.max()) <= _FREE_MISSES:
+            return step_size
+        return step_size * torch.exp2(-(self._misses - _FREE_MISSES).clamp(min=0.0, max=40.0))
+
+    def well(self) -> Tensor:
+        """Chains, ``(*chains,)`` bool, that are at their full step: by them the step size is judged."""
+        return self._misses <= _FREE_MISSES
+
+    def update(self, accept_prob: Tensor) -> None:
+        """Count what was as good as impossible."""
+        self._misses = torch.where(accept_prob < 0.02, self._misses + 1.0, (self._misses - 1.0).clamp(min=0.0))
+
+
 def first_steps(potential: Potential, state: State, mass: InverseMass, log_step: Tensor, index: Tensor) -> Tensor:
     """Double or halve the step sizes until one leapfrog step is accepted about four times in five, and no further."""
     event_shape, groups = potential.event_shape, len(log_step)
@@ -70,8 +96,10 @@ def first_steps(potential: Potential, state: State, mass: InverseMass, log_step:
     return log_step
 
 
-def group_means(values: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Mean of ``values`` in each group, ``(count,)``; NaN for a group that has none."""
+def group_means(values: Tensor, groups: Tensor, count: int, kept: Tensor | None = None) -> Tensor:
+    """Mean of the ``kept`` values in each group, ``(count,)``; NaN for a group that has none."""
     flat = groups.flatten()
+    if kept is not None and not bool(kept.all()):
+        values, flat = values[kept], groups[kept]
     total = torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, flat, values.flatten())
     return total / torch.bincount(flat, minlength=count)

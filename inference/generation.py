@@ -6,13 +6,18 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_count
+from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_and_grad
+from energyppl.inference.adaptation import adapt
 from energyppl.inference.chains import run_chain
 from energyppl.inference.crank_nicolson import reference
-from energyppl.inference.objectives import RecoveryModel, level_kernel, recovery_potential
+from energyppl.inference.dual_averaging import group_means
+from energyppl.inference.mass import identity_mass
+from energyppl.inference.objectives import RecoveryModel, level_kernel, recovery_potential, tether_widths
+from energyppl.inference.transition import TunableKernel
 from energyppl.potential import Tethered
 
-__all__ = ["Generation", "gaussian_start", "generate"]
+__all__ = ["Generation", "LevelTuning", "gaussian_start", "generate", "tune_levels"]
 
 
 class Generation(NamedTuple):
@@ -22,6 +27,13 @@ class Generation(NamedTuple):
     path: tuple[Tensor, ...]  # white noise, then x_t at the end of each level, from the top level down to 0
     acceptance: Tensor  # (levels,), mean of each level's kernel
     evaluations: int  # of the energy (with its gradient, if the kernel needs one) for each sample
+
+
+class LevelTuning(NamedTuple):
+    """One step size for each noise level, and the acceptance it gave."""
+
+    step_sizes: Tensor  # (levels,), in widths of each level's recovery distribution, as kernels' ``resized`` takes them
+    acceptance: Tensor  # (levels,)
 
 
 def gaussian_start(potential: Tethered, spread: Tensor) -> Tensor:
@@ -65,7 +77,7 @@ def generate(
     like = model.step_sizes
     spreads = schedule.spread.to(like)
     x = spreads[-1] * torch.randn(*shape, *model.event_shape, dtype=like.dtype, device=like.device)
-    path, acceptance = [x], torch.zeros_like(like)
+    path, acceptance, evaluations = [x], torch.zeros_like(like), 0.0
     for t in reversed(range(last, schedule.levels)):
         level = torch.tensor(t, device=like.device)
         potential = recovery_potential(model, x, level)
@@ -74,11 +86,33 @@ def generate(
         )
         x = chain.state.x
         acceptance[t] = chain.accept_prob.mean()
+        evaluations += chain.evaluations
         path.append(x)
-    evaluations = (schedule.levels - last) * (steps + 1)
     if denoise and last == 0:
         # Tweedie: E[x0 | x_0] with the score −∇U of level 0.
         _, grad = energy_and_grad(model.potential(torch.tensor(0, device=like.device)), x)
         alpha, sigma = schedule.alpha_bar[0].to(like), schedule.sigma_bar[0].to(like)
         x, evaluations = (x - sigma**2 * grad) / alpha, evaluations + 1
-    return Generation(x, tuple(path), acceptance, evaluations)
+    return Generation(x, tuple(path), acceptance, round(evaluations))
+
+
+def tune_levels(model: RecoveryModel, kernel: TunableKernel, data: Tensor, steps: int = 100) -> LevelTuning:
+    """Tune a kernel's step size at every level, on the recovery distributions of noised ``data``, ``(n, *event)``.
+
+    Raises:
+        InvalidInput: for a kernel that can't be tuned, or fewer rows than levels.
+    """
+    levels = model.schedule.levels
+    if len(data) < levels:
+        raise InvalidInput(f"data must have a row for each of {levels} levels at least; got {len(data)}")
+    level = torch.arange(len(data), device=data.device) % levels
+    clean, noisy = model.schedule.pairs(model.standardized(data), level)
+    potential = recovery_potential(model, noisy, level)
+    width = tether_widths(model.schedule).to(clean)[level]
+    spread = model.schedule.spread.to(clean)[level]
+    unit = kernel.resized(torch.full_like(width, min(0.5, kernel.largest_step)), width, spread)
+    tuned = adapt(unit, potential, clean, steps, groups=level, mass=identity_mass)
+    relative = torch.as_tensor(tuned.kernel.step_size) / torch.as_tensor(unit.step_size) * min(0.5, kernel.largest_step)
+    accept_prob = run_chain(tuned.kernel, potential, tuned.state.x, 10).accept_prob
+    means = [group_means(values, level, levels) for values in (relative, accept_prob)]
+    return LevelTuning(means[0].clamp(max=kernel.largest_step), means[1])

@@ -1,6 +1,6 @@
 """The No-U-Turn Sampler, iterative and in lock-step over chains."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -53,6 +53,10 @@ class NUTS:
         check_positive("step_size", self.step_size)
         check_count("max_depth", self.max_depth)
         check_inverse_mass(self.inverse_mass)
+
+    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "NUTS":
+        """The same kernel with steps of ``step`` widths."""
+        return replace(self, step_size=step * width)
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""

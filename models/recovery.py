@@ -15,7 +15,7 @@ from energyppl.distributions import EnergyDistribution, RecoveryDistribution
 from energyppl.errors import InvalidInput, NotNormalized, QuadratureError
 from energyppl.inference.chains import run_chain
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
-from energyppl.inference.generation import Generation, gaussian_start, generate
+from energyppl.inference.generation import Generation, LevelTuning, gaussian_start, generate, tune_levels
 from energyppl.inference.objectives import (
     FromNegatives,
     RecoveryLikelihood,
@@ -253,6 +253,22 @@ class RecoveryEBM(nn.Module):
         """As :meth:`sample`, with the path from noise to data and the acceptances, in standardised coordinates."""
         self.schedule.check_level(level)
         return generate(self, torch.Size(sample_shape), steps=steps, last=level, denoise=denoise)
+
+    def tune(self, data: Tensor, kernel: TunableKernel | None = None, *, steps: int = 100) -> LevelTuning:
+        """Give the chains another kernel, or the same anew, with a step size tuned at every level.
+
+        Training tunes its own kernel on the way; this is for another one afterwards.
+
+        Args:
+            data: rows ``(n, *event)``, some hundreds for each level.
+            kernel: the kernel from now on; the present one if None.
+            steps: moves to tune over.
+        """
+        check_data("data", data, self.event_shape, at_least=self.schedule.levels)
+        found = tune_levels(self, self.kernel if kernel is None else kernel, data.to(self.loc), steps)
+        self.kernel = self.kernel if kernel is None else kernel
+        self.step_sizes.copy_(found.step_sizes)
+        return found
 
     def log_normalizer(self, level: int = 0) -> LogNormalizer:
         """Log Z of :meth:`marginal`, by quadrature in one and two dimensions.

@@ -208,7 +208,7 @@ KERNELS: dict[str, tuple[Callable[[Target], Any], bool, int]] = {
 # Negative controls, each with the targets on which its mistake shows.
 WRONG: dict[str, tuple[tuple[Callable[[Target], Any], bool, int], tuple[str, ...]]] = {
     "HMC without its accept step": (
-        (lambda t: UnadjustedHMC(t.step, 5), False, 20),
+        (lambda t: UnadjustedHMC(1.5 * t.step, 5), False, 20),
         ("Gaussian of three widths", "Gumbel"),
     ),
     "MALT judged by potential energy": (
