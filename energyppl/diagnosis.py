@@ -140,7 +140,9 @@ def _in_units(chains: Chains, fitted: FittedTable) -> Chains:
         return dict(zip(names, values.unbind(-1), strict=True))
 
     warmup = None if chains.warmup is None else replace(chains.warmup, variables=variables)
-    return replace(chains, variables=variables, warmup=warmup)
+    # Plain strings: netCDF refuses torch's own kind of version.
+    attributes = {name: str(value) if isinstance(value, str) else value for name, value in chains.attributes.items()}
+    return replace(chains, variables=variables, warmup=warmup, attributes=attributes)
 
 
 def _names(columns: Sequence[str]) -> list[str]:
@@ -198,10 +200,8 @@ def _drift(energy: Tensor) -> EnergyDrift | None:
     return energy_drift(energy) if int(torch.isfinite(energy).all(1).sum()) > 1 else None
 
 
-def _halves(chains: Chains, fitted: FittedTable, half: int) -> float | None:
-    """Whether chains from data and from samples end in the same places: a test of their last draws, which hold even
-    where no chain goes from one mode to another.
-    """
+def _halves(chains: Chains, fitted: FittedTable, half: int) -> float:
+    """The p-value of a test that chains from data and from samples end in the same places, whether or not they mix."""
     last = fitted.ebm.standardized(chains.draws[:, -1])
     last = torch.where(torch.isfinite(last), last, 0.0)
     return energy_distance_test(last[:half], last[half:]).p_value

@@ -69,6 +69,8 @@ class Rescue:
     def update(self, accept_prob: Tensor) -> None:
         """Count what was as good as impossible."""
         self._misses = torch.where(accept_prob < 0.02, self._misses + 1.0, (self._misses - 1.0).clamp(min=0.0))
+        if float(self._misses.median()) > _FREE_MISSES:  # then the step size is to blame, not the chains
+            self._misses.zero_()
 
 
 def first_steps(potential: Potential, state: State, mass: InverseMass, log_step: Tensor, index: Tensor) -> Tensor:
