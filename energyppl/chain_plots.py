@@ -37,7 +37,8 @@ def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | 
         bins = list(np.linspace(low, high, 51))
         for (group, index), ink in zip(_groups(groups, len(draws)).items(), _INKS, strict=False):
             own = draws[index]
-            left.hist(own[np.isfinite(own)], bins=bins, density=True, histtype="step", color=ink, label=group)
+            finite = own[np.isfinite(own)]
+            left.hist(finite, bins=bins, density=finite.size > 0, histtype="step", color=ink, label=group)
             for line in own[:_MOST_LINES]:
                 right.plot(line, color=ink, linewidth=0.5, alpha=0.7)
         left.set_yticks([])
@@ -47,7 +48,7 @@ def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | 
         for axes in (left, right):
             axes.tick_params(labelsize=7)
     grid[-1, 1].set_xlabel("draw", fontsize=8)
-    if groups:
+    if groups is not None:
         grid[0, 0].legend(fontsize=7)
     return figure
 

@@ -189,7 +189,7 @@ def _bfmi(total_energy: Tensor | None) -> float | None:
     if total_energy is None:
         return None
     energy = total_energy[torch.isfinite(total_energy).all(1)].double()
-    energy = energy[energy.std(1) > 0]
+    energy = energy[energy.amax(1) > energy.amin(1)]
     if len(energy) == 0:
         return None
     centred = energy - energy.mean(1, keepdim=True)

@@ -15,7 +15,7 @@ from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLange
 from energyppl.inference.dual_averaging import DualAveraging, Rescue, first_steps, group_means
 from energyppl.inference.hamiltonian import HMC, MALT, ChEES, transition
 from energyppl.inference.langevin import MALA, Langevin
-from energyppl.inference.mass import InverseMass, MassEstimate, low_rank_mass
+from energyppl.inference.mass import InverseMass, LowRankMass, MassEstimate, low_rank_mass
 from energyppl.inference.nuts import NUTS
 from energyppl.inference.trajectory_length import TrajectoryLength
 from energyppl.inference.transition import Info, Kernel, State
@@ -24,6 +24,7 @@ from energyppl.potential import Conditioned, Potential
 __all__ = ["Adaptation", "Tuned", "adapt", "middle_step", "warm_up"]
 
 _WINDOW_DRAWS = 20_000  # that a mass is estimated from at most
+_FIRST_STEPS = 32  # leapfrog steps of a trajectory at most, before the first mass
 _LANGEVIN_TARGET = 0.95  # where the unadjusted kernel's bias is small
 _Simple = (MALA, Langevin, CrankNicolson, CrankNicolsonLangevin)
 _Hamiltonian = (HMC, ChEES, NUTS, MALT)
@@ -197,7 +198,10 @@ def _hamiltonian(
     for i in range(1, steps + 1):
         kernel = replace(kernel, step_size=rescue.steps(averaging.step(index, grouped)))
         if length is not None and isinstance(kernel, ChEES):
-            share = float(torch.rand(()))
+            share = length.next_share()
+            # Before a mass is known, long trajectories only pay for its being wrong.
+            most = kernel.most_steps if i > ends[0] else min(kernel.most_steps, _FIRST_STEPS)
+            length.value = min(length.value, most * middle_step(kernel))
             kernel = replace(kernel, length=length.value)
             before = state
             state, info, end, u = transition(kernel, potential, state, kernel.steps_for(share))
@@ -212,6 +216,8 @@ def _hamiltonian(
             estimate = _finite(mass, torch.cat(draws))
             draws = []
             if estimate is not None:
+                if length is not None:
+                    length.rescale(_stretch(kernel.inverse_mass, estimate, state.x))
                 kernel = replace(kernel, inverse_mass=estimate)
                 averaging.restart(first_steps(potential, state, estimate, averaging.log_step, index))
         if i == steps:
@@ -219,6 +225,14 @@ def _hamiltonian(
             if length is not None and isinstance(kernel, ChEES):
                 kernel = replace(kernel, length=length.average)
         yield Tuned(kernel, state, info)
+
+
+def _stretch(old: InverseMass, new: InverseMass, x: Tensor) -> float:
+    """How much longer the widest coordinate's unit has become, as far as the diagonals tell."""
+    before, after = (m.variance if isinstance(m, LowRankMass) else m for m in (old, new))
+    after = torch.ones(()).to(x) if after is None else after
+    ratio = after if before is None else after / before
+    return float(ratio.amax().sqrt())
 
 
 def _some(x: Tensor, chains: int, most: int) -> Tensor:

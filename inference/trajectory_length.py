@@ -6,64 +6,99 @@ import torch
 from torch import Tensor
 
 from energyppl.inference.hamiltonian import ChEES
-from energyppl.inference.mass import LowRankMass
-from energyppl.inference.transition import Info, dot
+from energyppl.inference.mass import stepper
+from energyppl.inference.transition import Info
 
 __all__ = ["TrajectoryLength"]
 
-
-_RATE = 0.05  # of Adam on the log length
-# What is maximised is ChEES over the root of the gradients it costs.  Measured on seven targets at 16 to 1,000 chains,
-# ChEES alone makes trajectories too long for the effective samples a gradient gives, ChEES over gradients too short.
-_COST = 0.5
+_RATE = 0.07  # of Adam on the log length
+_MEMORY = 25.0  # steps that averages reach back
+_PRICE = 0.5  # of gradients: below 1, because slow modes that one draw's autocorrelation hardly shows gain from length
+_WORST = 4.0  # how much more the slowest functions count than the others
 
 
 class TrajectoryLength:
-    """Stochastic ascent of the log trajectory length on ChEES, with a price on gradients."""
+    """Stochastic ascent of the log trajectory length, by Adam, on the effective samples that a gradient gives.
+
+    ChEES (Hoffman, Radul & Sountsov 2021) follows the change of |x − E x|² over a trajectory, ¼ E[(|x' − E x|² − |x −
+    E x|²)²], across chains.  That sum over coordinates is soon content when most coordinates are, and knows no cost.
+    Here each coordinate and its square is such a function f of its own: its autocorrelation over one trajectory is
+    ρ = 1 − s with s = ½ E[(f' − f)²] / Var f, so it gives (1 − ρ) / (1 + ρ) = s / (2 − s) effective samples a draw, and
+    what is climbed is the logarithm of that, mostly of the slowest functions', over the gradients spent.
+    """
 
     def __init__(self, length: float) -> None:
         self.value = self.average = length
-        self._criterion = self._second = 0.0
-        self._count = 0
+        self._seen = 0.0
+        self._second, self._count, self._shares = 0.0, 0, 0
 
-    def update(self, x: Tensor, proposed: Tensor, u: Tensor, info: Info, kernel: ChEES, share: float) -> None:
-        """Climb by one step's proposals: d/dlog T of ¼ E[(|x' − E x'|² − |x − E x|²)²] (eq. 13 of the paper).
+    def update(self, x: Tensor, end: Tensor, u: Tensor, info: Info, kernel: ChEES, share: float) -> None:
+        """Climb by one step's proposals.
 
         Args:
             x: where the chains began, ``(*chains, *event)``.
-            proposed: the ends of their trajectories.
+            end: the ends of their trajectories.
             u: whitened momenta there.
             info: of the accept step.
             kernel: that made it.
             share: the trajectory's length as a share of the longest.
         """
         chains, step = info.accept_prob.dim(), float(torch.as_tensor(kernel.step_size).median())
-        variance = kernel.inverse_mass.variance if isinstance(kernel.inverse_mass, LowRankMass) else kernel.inverse_mass
-        if variance is not None:
-            x, proposed = x / variance.sqrt(), proposed / variance.sqrt()
-        over = tuple(range(chains))
-        fine = torch.isfinite(proposed.flatten(chains).sum(-1)) & torch.isfinite(u.flatten(chains).sum(-1))
-        weight = torch.where(fine, info.accept_prob, 0.0)
-        total = float(weight.sum())
-        if total <= 0.0:
+        velocity = torch.zeros_like(u)
+        stepper(1.0, kernel.inverse_mass, u, u.shape[chains:]).drift(velocity, u)
+        x, end, velocity = (v.reshape(info.accept_prob.numel(), -1) for v in (x, end, velocity))
+        accept = info.accept_prob.reshape(-1, 1)
+        fine = torch.isfinite(end.sum(1) + velocity.sum(1) + x.sum(1)) & (accept[:, 0] > 0)
+        if int(fine.sum()) < 2:
             return
-        wide = weight.reshape(weight.shape + (1,) * (x.dim() - chains))
-        proposed, u = torch.where(wide > 0, proposed, 0.0), torch.where(wide > 0, u, 0.0)
-        before = x - x.mean(over)
-        after = proposed - (wide * proposed).sum(over) / total
-        change = dot(after, after, weight) - dot(before, before, weight)
-        gradient = float((weight * change * dot(after, u, weight)).sum() / total) * share * self.value
-        criterion = float((weight * change * change).sum() / total) * 0.25
-        if not (math.isfinite(gradient) and math.isfinite(criterion)):
-            return
-        self._count += 1
-        self._criterion += (criterion - self._criterion) * max(0.05, 1 / self._count)
+        x, end, velocity, accept = x[fine], end[fine], velocity[fine], accept[fine]
+        self._remember(x)
+        x, end = x - self._mean, end - self._mean
+        change = torch.cat([end - x, end * end - x * x], 1)
+        rate = torch.cat([velocity, 2.0 * end * velocity], 1)
+        share_kept = len(x) / info.accept_prob.numel()
+        jump = 0.5 * share_kept * (accept * change * change).mean(0)
+        climb = share_kept * (accept * change * rate).mean(0) * (share * self.value)
+        self._jump = self._blend(self._jump, jump)
+        variance = torch.cat([self._square, (self._fourth - self._square**2).clamp(min=0.0)])
+        s = (self._jump / variance.clamp(min=1e-30)).clamp(1e-6, 1.9)
+        weight = torch.softmax(-_WORST * torch.log(s / (2.0 - s)), 0)
+        gain = climb / self._jump.clamp(min=1e-30) * 2.0 / (2.0 - s)
         # A trajectory costs about ½ (T/ε + 1) gradients: of that, this is the share that grows with T.
-        cost = self.value / (self.value + step)
-        relative = gradient / max(self._criterion, 1e-30) - _COST * cost
+        relative = float((weight * gain).sum()) - _PRICE * self.value / (self.value + step)
+        if math.isfinite(relative):
+            self._move(relative, step, kernel.most_steps)
+
+    def next_share(self) -> float:
+        """The next trajectory's length as a share of the longest: van der Corput's sequence, which covers evenly."""
+        self._shares += 1
+        digits = f"{self._shares:b}"[::-1]
+        return int(digits, 2) / 2 ** len(digits)
+
+    def rescale(self, ratio: float) -> None:
+        """The whitened coordinates' unit has become ``ratio`` times as long."""
+        self.value /= ratio
+        self.average /= ratio
+
+    def _remember(self, x: Tensor) -> None:
+        """Moments of the coordinates over chains and recent steps."""
+        self._seen += 1.0
+        if self._seen == 1.0:
+            self._mean, self._square, self._fourth = x.mean(0), x.var(0), 3.0 * x.var(0) ** 2
+            self._jump = torch.zeros(2 * x.shape[1], dtype=x.dtype, device=x.device)
+        self._mean = self._blend(self._mean, x.mean(0))
+        centred = (x - self._mean) ** 2
+        self._square = self._blend(self._square, centred.mean(0))
+        self._fourth = self._blend(self._fourth, (centred * centred).mean(0))
+
+    def _blend(self, old: Tensor, new: Tensor) -> Tensor:
+        return torch.lerp(old, new, 1.0 / min(self._seen, _MEMORY))
+
+    def _move(self, relative: float, step: float, most_steps: int) -> None:
+        self._count += 1
         self._second += (relative**2 - self._second) * 0.05
         climb = _RATE * relative / math.sqrt(self._second / (1 - 0.95**self._count) + 1e-12)
         longer = self.value * math.exp(max(-0.35, min(0.35, climb)))
-        self.value = min(kernel.most_steps * step, max(step, longer))
-        weight_now = self._count**-0.5
-        self.average = math.exp(weight_now * math.log(self.value) + (1 - weight_now) * math.log(self.average))
+        self.value = min(most_steps * step, max(step, longer))
+        weight = self._count**-0.5
+        self.average = math.exp(weight * math.log(self.value) + (1 - weight) * math.log(self.average))

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("cost", "density", "generation", "robustness", "tables")
+NAMES = ("cost", "density", "generation", "recovery", "robustness", "samplers", "tables")
 
 
 def main() -> None:

@@ -1,0 +1,235 @@
+# %% [markdown]
+# # Many chains: run them, look at them with ArviZ, and know when not to believe them
+#
+# A kernel moves a whole batch of chains at once.  Many chains give more than more draws: they can be compared, and a
+# chain that is stuck, lost or in one mode of many differs from the others.
+#
+# Run it with `python tutorials/02_chains_and_arviz.py [FOLDER]`; it takes less than a minute and writes its pictures to
+# `tutorials/out` (or FOLDER).  `--draws N` and `--steps N` make it shorter.
+
+# %%
+import argparse
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyro
+import torch
+
+import energyppl as ep
+from energyppl import chain_plots, plots
+from energyppl.inference.diagnostics import energy_drift, level_acceptance, mode_occupancy
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 whenever it is imported
+    import arviz as az
+
+parser = argparse.ArgumentParser()
+parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
+parser.add_argument("--draws", type=int, default=400)
+parser.add_argument("--steps", type=int, default=400)
+args = parser.parse_args()
+args.folder.mkdir(parents=True, exist_ok=True)
+pyro.set_rng_seed(0)
+torch.set_num_threads(1)
+
+# sample_chains also warns of what chains.problems() lists.  Here it is printed where it belongs in the text.
+warnings.filterwarnings("ignore", message=".*(diverged|hardly moved)", category=UserWarning)
+
+# %% [markdown]
+# ## Sixty-four chains on a banana
+#
+# `sample_chains` takes a kernel, anything with energies, and numbers.  During a warm-up it tunes the kernel: step size,
+# mass and, for `ChEES`, the length of trajectories, learned by comparing chains.  `chains.problems()` says in words
+# what not to trust.
+
+# %%
+banana = ep.toys.Banana()
+hasty = ep.sample_chains(ep.ChEES(), banana, draws=args.draws, warmup=300, progress=False)
+print("an acceptance of 0.8:", *hasty.problems() or ["nothing noticed"], sep="\n  ")
+
+# %% [markdown]
+# The banana's tips are sharp.  Steps that are accepted four times in five on average are too long there, trajectories
+# fly off, and chains stay where they should leave.  Smaller steps are what the sentence asks for: aim at a higher
+# acceptance.
+
+# %%
+chains = ep.sample_chains(
+    ep.ChEES(), banana, draws=args.draws, warmup=300, target=0.95, keep_warmup=True, progress=False
+)
+print("an acceptance of 0.95:", *chains.problems() or ["nothing noticed"], sep="\n  ")
+for name, found in (("0.8", hasty), ("0.95", chains)):
+    print(
+        f"target {name}: {found.gradients / args.draws:.1f} gradients a draw, acceptance {found.acceptance.mean():.2f}"
+    )
+plots.save_figure(
+    plots.scatter_panels(
+        {
+            "exact draws": banana.sample((2_000,)),
+            "acceptance 0.8": hasty.flat(2_000)["x"],
+            "acceptance 0.95": chains.flat(2_000)["x"],
+        },
+        title="A banana, and chains of two step sizes",
+    ),
+    args.folder / "02_banana.png",
+)
+
+# %% [markdown]
+# ## The same chains in ArviZ
+#
+# `to_arviz` gives `InferenceData` (ArviZ 0.x) or a `DataTree` (1.x).  R-hat compares chains: above 1.01 they disagree.
+# The effective sample sizes say how many independent draws the means (`ess_bulk`) and the tails (`ess_tail`) are worth.
+
+# %%
+data = chains.to_arviz()
+columns = ["mean", "sd", "ess_bulk", "ess_tail", "r_hat"]
+print(az.summary(hasty.to_arviz(), round_to="none")[columns].round(3))
+print(az.summary(data, round_to="none")[columns].round(3))
+truth = banana.sample((100_000,)).std(0)
+print("standard deviations of exact draws:", [round(float(s), 3) for s in truth])
+
+
+def save(plot: object, name: str) -> None:
+    """ArviZ 0.x hands back matplotlib axes, 1.x a PlotCollection."""
+    if hasattr(plot, "savefig"):
+        plot.savefig(args.folder / name)
+    else:
+        plots.save_figure(np.ravel(plot)[0].figure, args.folder / name)
+
+
+few = data.sel(chain=range(4))  # more lines and bars can't be read
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # ArviZ 0.23 calls matplotlib 3.11 in the old way
+    save(az.plot_trace(few), "02_trace.png")
+    save(az.plot_rank(few), "02_rank.png")
+    save(az.plot_energy(few), "02_energy.png")
+# All sixty-four at once: a row for each chain instead of a histogram.
+ranks = {f"x[{i}], {name}": found.draws[..., i] for name, found in (("0.8", hasty), ("0.95", chains)) for i in (0, 1)}
+plots.save_figure(chain_plots.rank_plot(ranks, title="Ranks of every chain"), args.folder / "02_rank_all.png")
+
+# %% [markdown]
+# ## What the warm-up did
+#
+# `adapt` is the warm-up by itself.  It returns the tuned kernel, where the chains are, and what happened on the way.
+# The target is a narrow, slanted Gaussian in ten dimensions: a diagonal mass can't see the slant, the default, which
+# adds a few directions to the diagonal, can.
+
+# %%
+size = 10
+covariance = torch.full((size, size), 0.95) + 0.05 * torch.eye(size)
+covariance = covariance * torch.logspace(-1, 1, size).outer(torch.logspace(-1, 1, size))
+precision = torch.linalg.inv(covariance.double()).float()
+slanted = ep.Energy(lambda x: 0.5 * ((x @ precision) * x).sum(-1), (size,))
+curves = {}
+for name, mass in (("identity", ep.identity_mass), ("diagonal", ep.diagonal_mass), ("low rank", ep.low_rank_mass)):
+    tuned = ep.adapt(ep.ChEES(), slanted, torch.randn(64, size), 300, mass=mass)
+    found = ep.sample_chains(
+        tuned.kernel, slanted, init=tuned.state.x, warmup=0, draws=max(20, args.draws // 4), progress=False
+    )
+    worth = float(az.summary(found.to_arviz(), round_to="none")["ess_bulk"].min()) / (64 * found.gradients)
+    print(
+        f"{name} mass: step size {float(tuned.step_sizes[-1]):.3f}, trajectory length {tuned.kernel.length:.2f}, "
+        f"acceptance {float(tuned.acceptance[-50:].mean()):.2f}; {worth:.4f} effective draws a gradient"
+    )
+    steps = torch.arange(len(tuned.step_sizes))
+    curves[f"step size, {name} mass"] = (steps, tuned.step_sizes)
+    if mass is ep.low_rank_mass:
+        curves["acceptance, low rank mass"] = (steps, tuned.acceptance)
+        directions = tuned.kernel.inverse_mass
+        if isinstance(directions, ep.LowRankMass):
+            print("  stretched directions:", [round(float(s), 3) for s in directions.stretch])
+plots.save_figure(plots.training_curves(curves, title="The warm-up of one target"), args.folder / "02_warmup.png")
+
+# %% [markdown]
+# ## What a stuck chain looks like
+#
+# Neal's funnel is a needle at one end, here of width exp(−6) where three of the sixteen chains begin.  Fixed steps that
+# suit its mouth are hundreds of times too long for the needle, and every proposal is refused.
+
+# %%
+funnel = ep.toys.Funnel(dim=5)
+init = torch.randn(16, 5)
+init[:3] = torch.tensor([-12.0, 0, 0, 0, 0])
+stuck = ep.sample_chains(ep.HMC(0.6, 10), funnel, chains=16, warmup=0, draws=args.draws, init=init, progress=False)
+print("the funnel:", *stuck.problems(), sep="\n  ")
+print("R-hat of the funnel's x[0]:", round(float(az.summary(stuck.to_arviz())["r_hat"].iloc[0]), 2))
+plots.save_figure(
+    chain_plots.trace_plot(
+        {"log width": stuck.draws[..., 0], "x[1]": stuck.draws[..., 1]},
+        title="Three stuck chains among sixteen",
+        groups={"stuck": stuck.stuck.nonzero()[:, 0], "moving": (~stuck.stuck).nonzero()[:, 0]},
+    ),
+    args.folder / "02_stuck.png",
+)
+
+# %% [markdown]
+# ## Modes
+#
+# Eight well-separated Gaussians.  A chain of gradients stays in the mode where it began: each looks healthy by itself,
+# and only the comparison (R-hat) tells.  `Tempered` gives each chain replicas at higher temperatures, where there are
+# no barriers, and lets them swap.
+
+# %%
+toy = ep.toys.EightGaussians()
+kernels = {
+    "ChEES": ep.ChEES(),
+    "Tempered HMC": ep.Tempered(ep.HMC(steps=5), betas=(1.0, 0.4, 0.15, 0.05)),
+}
+modes = {}
+for name, kernel in kernels.items():
+    found = ep.sample_chains(kernel, toy, draws=args.draws, warmup=200, progress=False)
+    modes[name] = found
+    visits = mode_occupancy(found.draws, toy.modes, toy.number_of_modes)
+    r_hat = float(az.summary(found.to_arviz(), round_to="none")["r_hat"].max())
+    print(
+        f"{name}: worst R-hat {r_hat:.3f}, {visits.switches.double().mean():.1f} changes of mode a chain; shares of "
+        f"the modes {[round(float(s), 3) for s in visits.share]}"
+    )
+one = {f"one chain, {name}": found.draws[0] for name, found in modes.items()}
+plots.save_figure(
+    plots.scatter_panels({"exact draws": toy.sample((args.draws,)), **one}, title="Eight modes"),
+    args.folder / "02_modes.png",
+)
+
+# %% [markdown]
+# ## Chains on a learned energy
+#
+# A trained model has no truth to compare with, but it has data.  Long chains that begin at data must stay where data
+# are: if their mean energy drifts away, the model has mass elsewhere that the short chains of its training never found.
+# `energy_drift` fits a line to each chain's energies; its error comes from how chains differ.
+
+# %%
+moons = ep.toys.TwoMoons()
+rows, held_out = moons.sample((20_000,)), moons.sample((5_000,))
+ebm = ep.RecoveryEBM(ep.MLPEnergy(event_shape=(2,)), ep.NoiseSchedule.cosine(levels=6))
+options = ep.TrainingOptions(steps=args.steps, evaluate_every=min(100, args.steps))
+print(ep.fit(ebm, rows, options=options, progress=False))
+begin = torch.cat([ebm.diffuse(held_out[:32], 0), ebm.sample((32,))])
+learned = ep.sample_chains(
+    ep.ChEES(), ebm.marginal(), draws=args.draws, warmup=200, init=begin, keep_warmup=True, progress=False
+)
+drift = energy_drift(learned.energy[:32])
+with torch.no_grad():
+    level = float(ebm.marginal().energy(ebm.diffuse(held_out, 0)).mean())
+print(
+    f"chains from data: {drift.slope:+.2f} ± {drift.standard_error:.2f} nats per 1,000 draws (z = {drift.z:+.1f}); "
+    f"they end at {drift.last:.3f} ± {drift.last_error:.3f} nats, held-out data are at {level:.3f}"
+)
+print("the learned energy:", *learned.problems() or ["nothing noticed"], sep="\n  ")
+print("acceptance of each level's own chains:", [round(float(a), 2) for a in level_acceptance(ebm).acceptance])
+warm = learned.warmup
+assert warm is not None
+energy = torch.cat([warm.energy, learned.energy], 1)
+plots.save_figure(
+    chain_plots.drift_plot(
+        {"from data": energy[:32], "from samples": energy[32:]},
+        title="Energy along chains on a learned energy",
+        warmup=200,
+        reference=("held-out data", level),
+    ),
+    args.folder / "02_drift.png",
+)
+
+# %% [markdown]
+# On a table of your own, `energyppl fit table.csv --out run` and then `energyppl diagnose run` run such chains, write
+# them for ArviZ, draw them and end with a verdict.
