@@ -34,6 +34,10 @@ _QUICK = {
     _aten.sin.default: torch.sin,
     _aten.cos.default: torch.cos,
     _aten.silu.default: nn.functional.silu,
+    _aten.exp.default: torch.exp,
+    _aten.log.default: torch.log,
+    _aten.cat.default: torch.cat,
+    _aten.select.int: torch.select,
 }
 
 
@@ -56,7 +60,7 @@ class _Program:
         last_use = {used: node for node in nodes for used in node.all_input_nodes}
         lines = [f"def program({', '.join(names[n] for n in inputs)}):"]
         for node in nodes:
-            space[f"f{names[node]}"] = _QUICK.get(node.target, node.target)  # type: ignore[call-overload]
+            space[f"f{names[node]}"] = _QUICK.get(node.target, getattr(node.target, "_op", node.target))  # type: ignore[call-overload]
             arguments = [literal(a) for a in node.args] + [f"{k}={literal(a)}" for k, a in node.kwargs.items()]
             lines.append(f"    {names[node]} = f{names[node]}({', '.join(arguments)})")
             lines += [f"    del {names[n]}" for n in node.all_input_nodes if last_use[n] is node and n not in kept]
@@ -168,7 +172,18 @@ def _simplify(graph: torch.fx.Graph) -> None:
                 kwargs = {"dtype": val.dtype, "device": val.device}
                 full = graph.call_function(_aten.full.default, (list(val.shape), _FILLED[node.target]), kwargs)
             node.replace_all_uses_with(full)
+        elif node.target is _aten.pow.Tensor_Scalar and node.args[1] == 2:  # as torch works it out itself
+            node.target, node.args = _aten.mul.Tensor, (node.args[0], node.args[0])
+        elif (node.target is _aten.pow.Tensor_Scalar or node.target is _aten.mul.Scalar) and _keeps(node):
+            node.replace_all_uses_with(node.args[0])
     graph.eliminate_dead_code()
+
+
+def _keeps(node: Node) -> bool:
+    """Whether a power or product with one leaves a tensor as it is, its type included."""
+    value, factor = node.args[0], node.args[1]
+    same = isinstance(value, Node) and value.meta["val"].dtype == node.meta["val"].dtype
+    return bool(factor == 1 and same)
 
 
 def _make_pure(node: Node) -> None:

@@ -30,6 +30,7 @@ class TrajectoryLength:
     def __init__(self, length: float) -> None:
         self.value = self.average = length
         self._seen = 0.0
+        self._mean = self._square = self._fourth = self._jump = torch.empty(0)
         self._second, self._count, self._shares = 0.0, 0, 0
 
     def update(self, x: Tensor, end: Tensor, u: Tensor, info: Info, kernel: ChEES, share: float) -> None:
@@ -73,7 +74,7 @@ class TrajectoryLength:
         """The next trajectory's length as a share of the longest: van der Corput's sequence, which covers evenly."""
         self._shares += 1
         digits = f"{self._shares:b}"[::-1]
-        return int(digits, 2) / 2 ** len(digits)
+        return int(digits, 2) / float(2 ** len(digits))
 
     def rescale(self, ratio: float) -> None:
         """The whitened coordinates' unit has become ``ratio`` times as long."""

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
-RUNS = {"01_two_dimensions.py": ["--steps", "40"]}
+RUNS = {
+    "01_two_dimensions.py": ["--steps", "40"],
+    "02_chains_and_arviz.py": ["--steps", "20", "--draws", "30"],
+    "03_inside_pyro.py": ["--steps", "20", "--draws", "20", "--chains", "50"],
+}
 
 
 def test_every_tutorial_is_listed() -> None:

@@ -1,4 +1,4 @@
-"""Figure 4: what the hot door, a K-step sampler and a whole training update cost, as ratios in one run.
+"""What the hot door, samplers, mixed precision and a whole training update cost, as ratios in one run.
 
 ``python -m tests.benchmarks cost [--threads N]``
 
@@ -74,6 +74,58 @@ def sampler(steps: int = 20) -> None:
             )
 
 
+def leapfrog(steps: int = 20) -> None:
+    net = Plain().requires_grad_(False)
+    kernel = ep.HMC(0.05, steps, 0.0, torch.ones(2))
+    for batch, repeats in ((64, 25), (1_000, 15), (10_000, 7)):
+        x = torch.randn(batch, 2)
+        state = kernel.init(net, x)
+
+        def bare() -> None:
+            for _ in range(steps - 1):
+                ep.gradient_only(net, x)  # noqa: B023
+            ep.energy_and_grad(net, x)  # noqa: B023
+
+        text = ratio(lambda: kernel.step(net, state), bare, 1, repeats)  # noqa: B023
+        print(f"HMC, {steps} leapfrog steps / as many gradients, {batch:6} chains: {text}", flush=True)
+
+
+class Convolutions(nn.Module):
+    """A small convolutional energy on 28×28 images."""
+
+    event_shape = torch.Size((1, 28, 28))
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1, stride=2),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.LazyLinear(1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).squeeze(-1) + 0.5 * (x * x).sum((1, 2, 3))
+
+
+def mixed_precision(batch: int = 64, steps: int = 10) -> None:
+    net, x = Convolutions(), torch.randn(batch, 1, 28, 28)
+    net(x)
+    net.requires_grad_(False)
+    exact, cheap = ep.HMC(0.05, steps, 0.0), ep.HMC(0.05, steps, 0.0, force_dtype=torch.bfloat16)
+    states = exact.init(net, x), cheap.init(net, x)
+    text = ratio(lambda: cheap.step(net, states[1]), lambda: exact.step(net, states[0]), 1, 9)
+    accepted = [k.step(net, s)[1].accept_prob.mean() for k, s in zip((exact, cheap), states, strict=True)]
+    print(f"HMC on a ConvNet, {steps} steps with bfloat16 forces / float32, {batch} chains: {text}")
+    print(
+        f"  mean acceptance {float(accepted[1]):.3f} with bfloat16 forces, {float(accepted[0]):.3f} without", flush=True
+    )
+
+
 def update(batch: int = 512, steps: int = 5, updates: int = 15) -> None:
     data = ep.toys.Checkerboard().sample((20_000,))
     schedule = ep.NoiseSchedule.cosine(6)
@@ -99,7 +151,7 @@ def update(batch: int = 512, steps: int = 5, updates: int = 15) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the three tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(prog="cost", description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
@@ -107,4 +159,6 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(0)
     door()
     sampler()
+    leapfrog()
+    mixed_precision()
     update()

@@ -2,8 +2,8 @@
 
 ``python -m tests.benchmarks recovery [TOY …] [--digits digits8x8.npz]``
 
-Trains each toy with the defaults (and the 8×8 digits of the file, 64 dimensions, a third held out), tunes each kernel at
-every level with :meth:`RecoveryEBM.tune`, and prints for each budget the evaluations a sample cost, the share on the
+Trains each toy with the defaults (or the 8×8 digits of the file, 64 dimensions, a third held out), tunes each kernel
+at every level with :meth:`RecoveryEBM.tune`, and prints for each budget the evaluations a sample cost, the share on the
 support where it is known, and the energy-distance two-sample test against fresh data noised to level 0.
 """
 
@@ -44,7 +44,7 @@ def curve(name: str, ebm: ep.RecoveryEBM, data: Tensor, fresh: Tensor, share: Ca
             test = energy_distance_test(x, fresh, 400)
             print(
                 f"{name:14} {label:24} {found.evaluations:5} evaluations{share(x)}, energy distance "
-                f"{test.statistic:.5f} (p {test.p_value:.3f}), acceptance tuned to {float(tuning.acceptance.mean()):.2f}",
+                f"{test.statistic:.5f} (p {test.p_value:.3f}), acceptance {float(tuning.acceptance.mean()):.2f}",
                 flush=True,
             )
 
