@@ -1,5 +1,6 @@
 """Chains as ArviZ knows them: ``InferenceData`` under ArviZ 0.x, ``DataTree`` under 1.x, the same groups in both."""
 
+import inspect
 from types import ModuleType
 from typing import Any
 
@@ -45,11 +46,10 @@ def export(chains: Chains, *, log_likelihood: bool = False, arviz: ModuleType | 
             parts = chains.potential.log_likelihood(chains.draws)
             groups["log_likelihood"] = {name: _numpy(value) for name, value in parts.items()}
     groups = {name: group for name, group in groups.items() if group}
-    if int(arviz.__version__.split(".")[0]) >= 1:
-        return arviz.from_dict(groups, attrs={"/": dict(chains.attributes)}, save_warmup=True)
-    return arviz.from_dict(
-        **groups, attrs=dict(chains.attributes), posterior_attrs=dict(chains.attributes), save_warmup=True
-    )
+    attributes = dict(chains.attributes)
+    if "posterior" in inspect.signature(arviz.from_dict).parameters:  # 0.x takes groups by name, 1.x a dictionary
+        return arviz.from_dict(**groups, attrs=attributes, posterior_attrs=attributes, save_warmup=True)
+    return arviz.from_dict(groups, attrs={"/": attributes, "posterior": attributes}, save_warmup=True)
 
 
 def _posterior(chains: Chains) -> dict[str, NDArray[Any]]:
@@ -67,13 +67,9 @@ def _stats(chains: Chains) -> dict[str, NDArray[Any]]:
         stats["energy"] = chains.total_energy
     if chains.tree_depth is not None:
         stats["tree_depth"] = chains.tree_depth
-    step_size = getattr(chains.kernel, "step_size", None)  # kernels made of others have several
-    if step_size is not None:
-        step = torch.as_tensor(step_size, dtype=chains.energy.dtype).cpu()
-        if step.dim() in (0, chains.energy.dim() - 1):
-            stats["step_size"] = (
-                step[:, None].expand(chains.energy.shape) if step.dim() else step.expand_as(chains.energy)
-            )
+    if bool(torch.isfinite(chains.step_sizes).all()):
+        over = (1, -1, *[1] * (chains.energy.dim() - 2))
+        stats["step_size"] = chains.step_sizes.reshape(over).expand(chains.energy.shape)
     return {name: _numpy(value) for name, value in stats.items()}
 
 

@@ -33,6 +33,7 @@ class Chains:
     diverging: Tensor  # (chains, draws), bool: any step of the draw
     moved: Tensor  # (chains, draws), bool: any step of the draw was accepted
     steps: Tensor  # (chains, draws), gradients of the draw
+    step_sizes: Tensor  # (draws,), the middle one of the chains'; NaN for a kernel made of others
     kernel: Kernel  # as it sampled
     potential: Potential
     variables: Variables = field(repr=False)

@@ -18,7 +18,7 @@ from energyppl._checks import check_count, check_event, shape_text
 from energyppl.constrained import Constrained
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
-from energyppl.inference.adaptation import Tuned, warm_up
+from energyppl.inference.adaptation import Tuned, middle_step, warm_up
 from energyppl.inference.mass import MassEstimate, low_rank_mass
 from energyppl.inference.pyro_models import ModelPotential
 from energyppl.inference.results import Chains, Variables
@@ -98,18 +98,19 @@ def sample_chains(
                 kernel, state = tuned.kernel, tuned.state
                 gradients += float(torch.as_tensor(tuned.info.gradients, dtype=torch.float64).mean())
                 if early is not None:
-                    early.add(state, [tuned.info])
+                    early.add(state, [tuned.info], middle_step(kernel))
                 watch.show(tuned.info)
         if state is None:
             state = kernel.init(target_potential, x)
         bar.set_description("sampling")
+        step_size = middle_step(kernel)
         sampling_since = time.perf_counter()
         for _ in range(draws):
             infos = []
             for _ in range(thin):
                 state, info = kernel.step(target_potential, state)
                 infos.append(info)
-            recorder.add(state, infos)
+            recorder.add(state, infos, step_size)
             watch.show(infos[-1])
     except KeyboardInterrupt:
         interrupted = True
@@ -237,9 +238,10 @@ class _Recorder:
         self._moved = torch.empty_like(self._diverging)
         self._steps = torch.empty((draws, *shape), dtype=torch.int32)
         self._depth = torch.empty((draws, *shape), dtype=torch.int8)
+        self._step_sizes = torch.empty(draws, dtype=x.dtype)
         self._has_total = self._has_depth = False
 
-    def add(self, state: State, infos: Sequence[Info]) -> None:
+    def add(self, state: State, infos: Sequence[Info], step_size: float) -> None:
         i, last = self._count, infos[-1]
         self._draws[i], self._energy[i] = state.x, state.energy
         self._acceptance[i], self._moved[i], self._diverging[i] = last.accept_prob, last.accepted, last.diverging
@@ -254,6 +256,7 @@ class _Recorder:
             self._total[i], self._has_total = last.total_energy, True
         if last.tree_depth is not None:
             self._depth[i], self._has_depth = last.tree_depth, True
+        self._step_sizes[i] = step_size
         self._count = i + 1
 
     def chains(self, kernel: Kernel) -> Chains:
@@ -267,6 +270,7 @@ class _Recorder:
             diverging=turned(self._diverging),
             moved=turned(self._moved),
             steps=turned(self._steps),
+            step_sizes=self._step_sizes[: self._count],
             kernel=kernel,
             potential=self._potential,
             variables=self._variables,
@@ -300,7 +304,7 @@ def _attributes(kernel: Kernel, warmup: int, thin: int) -> dict[str, Any]:
     return {
         "inference_library": "energyppl",
         "inference_library_version": version("energyppl"),
-        "torch_version": torch.__version__,
+        "torch_version": str(torch.__version__),
         "pyro_version": version("pyro-ppl"),
         "seed": torch.initial_seed(),
         "kernel": repr(kernel),

@@ -1,5 +1,6 @@
 """Any Pyro model as a potential, our kernels in Pyro's MCMC, and our potentials under Pyro's own inference."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import HMC, MCMC, NUTS, SVI, Importance, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.nn import PyroModule, PyroSample
+from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
@@ -423,7 +427,7 @@ def test_our_kernels_in_pyros_mcmc(name: str) -> None:
     assert float(diagnostics["mu"]["r_hat"].max()) < 1.1
     mcmc.summary()
     predicted = Predictive(known.model, {"mu": mu.flatten()[:50]})()
-    assert predicted["mu"].shape[0] == 50
+    assert predicted["y"].shape == (50, 10)
 
 
 def test_pyros_mcmc_without_warm_up_and_from_given_points() -> None:
@@ -453,6 +457,7 @@ def test_pyros_mcmc_without_warm_up_and_from_given_points() -> None:
         MCMC(ep.PyroKernel(ep.ChEES(), normal), num_samples=3, disable_progbar=True).run()
 
 
+@pytest.mark.filterwarnings("ignore:num_chains=2 is more than available_cpu:UserWarning")  # then one after another
 def test_two_processes_of_pyros_mcmc() -> None:
     known = conjugate_normal()
     mcmc = MCMC(
@@ -552,7 +557,7 @@ def two_sites(y: Tensor) -> None:
 
 @pytest.mark.parametrize("guide_of", ["AutoNormal", "AutoGuideList"])
 def test_an_energy_under_svi(guide_of: str) -> None:
-    """The mean-field posterior is N(y/2, ½) and LogNormal(.5, .3); the tolerance is the optimiser's, after 600 steps."""
+    """The mean-field posterior is N(y/2, ½) and LogNormal(.5, .3); the tolerance is the optimiser's."""
     y = torch.tensor([2.0, -1.0])
     if guide_of == "AutoNormal":
         guide: Any = AutoNormal(two_sites)
@@ -560,8 +565,8 @@ def test_an_energy_under_svi(guide_of: str) -> None:
         guide = AutoGuideList(two_sites)
         guide.append(AutoNormal(poutine.block(two_sites, expose=["x"])))
         guide.append(AutoNormal(poutine.block(two_sites, expose=["other"])))
-    svi = SVI(two_sites, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO(num_particles=8))
-    losses = [svi.step(y) for _ in range(600)]
+    svi = SVI(two_sites, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO(num_particles=4))
+    losses = [svi.step(y) for _ in range(500)]
     assert all(math.isfinite(loss) for loss in losses)
     draws = Predictive(guide, num_samples=4000)(y)
     assert float((draws["x"].mean(0) - y / 2).abs().max()) < 0.15

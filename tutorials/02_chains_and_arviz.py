@@ -33,8 +33,9 @@ args.folder.mkdir(parents=True, exist_ok=True)
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 
-# sample_chains also warns of what chains.problems() lists.  Here it is printed where it belongs in the text.
-warnings.filterwarnings("ignore", message=".*(diverged|hardly moved)", category=UserWarning)
+# sample_chains also warns of what chains.problems() lists, which is printed below, and ArviZ 0.23 of more chains than
+# draws.
+warnings.filterwarnings("ignore", message=".*(diverged|hardly moved|More chains)", category=UserWarning)
 
 # %% [markdown]
 # ## Sixty-four chains on a banana
@@ -111,8 +112,8 @@ plots.save_figure(chain_plots.rank_plot(ranks, title="Ranks of every chain"), ar
 # ## What the warm-up did
 #
 # `adapt` is the warm-up by itself.  It returns the tuned kernel, where the chains are, and what happened on the way.
-# The target is a narrow, slanted Gaussian in ten dimensions: a diagonal mass can't see the slant, the default, which
-# adds a few directions to the diagonal, can.
+# The target is a narrow, slanted Gaussian in ten dimensions: a diagonal mass can't see the slant; the default can, which
+# adds to the diagonal the directions along which the target is longer or shorter than the diagonal says.
 
 # %%
 size = 10

@@ -183,8 +183,8 @@ print(f"worst R-hat {r_hat:.3f}; not to be trusted:", posterior.problems() or "n
 # ## The same model, other inference
 #
 # Nothing above knows that the prior is an energy: it is an ordinary site.  So Pyro's own NUTS runs on the same model,
-# and so does variational inference.  `AutoNormal` can only be a single bell with upright axes, where the true posterior
-# bends along its moon.
+# and so does variational inference.  The true posterior bends, and lies on both moons: one chain of gradients stays on
+# the moon where it began, and `AutoNormal` can only be a single bell with upright axes.
 
 
 # %%
