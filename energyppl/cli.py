@@ -199,7 +199,9 @@ def _diagnose(options: argparse.Namespace) -> None:
             f"held-out data {report['held_out_energy']:.3f} ± {report['held_out_energy_error']:.3f} nats, chains from "
             f"data at their end {drift.last:.3f} ± {drift.last_error:.3f}"
         )
-    lines["both halves"] = f"end in the same places: p = {report['halves_p_value']:.3f}"
+    lines["last draws"] = (
+        f"like held-out rows: p = {report['data_p_value']:.3f}; the two halves' alike: p = {report['halves_p_value']:.3f}"
+    )
     lines["BFMI"] = "unknown" if report["bfmi"] is None else f"{report['bfmi']:.2f} in the worst chain"
     lines["levels"] = "acceptance " + ", ".join(f"{share:.2f}" for share in report["level_acceptance"])
     lines["written"] = f"{', '.join(['chains.nc', 'chains_summary.csv', *report['pictures']])} in {out}"

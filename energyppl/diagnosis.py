@@ -33,6 +33,7 @@ _BFMI = 0.3  # Betancourt 2016
 _Z = 4.0  # standard errors: with 32 chains a false alarm in 3,000 runs
 _APART = 0.5  # nats; closer energies are a question of how well a model was trained, not of chains that run away
 _P = 0.001
+_COMPARED = 1000  # held-out rows
 
 
 def diagnose_run(
@@ -95,7 +96,7 @@ def diagnose_run(
     found = _in_units(found, fitted)
     with torch.no_grad():
         reference = ebm.marginal().energy(data).double()
-    summary = _export(found, folder)
+    summary, last = _export(found, folder), ebm.standardized(found.draws[:, -1])
     report: dict[str, Any] = {
         "chains": chains,
         "from_data": half,
@@ -112,7 +113,9 @@ def diagnose_run(
         "held_out_energy": float(reference.mean()),
         "held_out_energy_error": float(reference.std()) / len(reference) ** 0.5,
         "drift": _drift(found.energy[:half]),
-        "halves_p_value": _halves(found, fitted, half),
+        "halves_p_value": _same_places(last[:half], last[half:]),
+        # Rows that few chains began at: a chain that has not moved must not speak for the model.
+        "data_p_value": _same_places(last, ebm.standardized(data[some.flip(0)[:_COMPARED]])),
         "level_acceptance": level_acceptance(ebm).acceptance.tolist(),
         "interrupted": found.interrupted,
     }
@@ -200,11 +203,10 @@ def _drift(energy: Tensor) -> EnergyDrift | None:
     return energy_drift(energy) if int(torch.isfinite(energy).all(1).sum()) > 1 else None
 
 
-def _halves(chains: Chains, fitted: FittedTable, half: int) -> float:
-    """The p-value of a test that chains from data and from samples end in the same places, whether or not they mix."""
-    last = fitted.ebm.standardized(chains.draws[:, -1])
-    last = torch.where(torch.isfinite(last), last, 0.0)
-    return energy_distance_test(last[:half], last[half:]).p_value
+def _same_places(x: Tensor, y: Tensor) -> float:
+    """The p-value of a two-sample test of chains' last draws: one for each chain, so that they are independent."""
+    x, y = (torch.where(torch.isfinite(points), points, 0.0) for points in (x, y))
+    return energy_distance_test(x, y).p_value
 
 
 def _verdict(report: Mapping[str, Any]) -> list[str]:
@@ -224,8 +226,10 @@ def _verdict(report: Mapping[str, Any]) -> list[str]:
             found.append(f"chains leave the data: they end {abs(apart):.2f} nats {where} than held-out rows")
         if abs(drift.z) > _Z:
             found.append(f"the energy still {'rises' if drift.slope > 0 else 'falls'}: run longer chains")
+    if report["data_p_value"] < _P:
+        found.append("chains don't end where held-out rows lie: train the model longer")
     if report["halves_p_value"] < _P:
-        found.append("chains from data and from samples end in different places: the model has not learned the data")
+        found.append("chains from data and from samples end in different places: run longer chains")
     r_hat = report["r_hat"]
     if not r_hat["value"] < _R_HAT:
         found.append(

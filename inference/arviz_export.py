@@ -1,6 +1,7 @@
 """Chains as ArviZ knows them: ``InferenceData`` under ArviZ 0.x, ``DataTree`` under 1.x, the same groups in both."""
 
 import inspect
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -31,8 +32,6 @@ def export(chains: Chains, *, log_likelihood: bool = False, arviz: ModuleType | 
         arviz: the module whose ``from_dict`` is used; the installed ArviZ if None.
     """
     if arviz is None:
-        import warnings
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0 whenever it is imported
             import arviz as installed
@@ -48,7 +47,9 @@ def export(chains: Chains, *, log_likelihood: bool = False, arviz: ModuleType | 
     groups = {name: group for name, group in groups.items() if group}
     attributes = dict(chains.attributes)
     if "posterior" in inspect.signature(arviz.from_dict).parameters:  # 0.x takes groups by name, 1.x a dictionary
-        return arviz.from_dict(**groups, attrs=attributes, posterior_attrs=attributes, save_warmup=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "More chains")  # a mistake for others, the point here
+            return arviz.from_dict(**groups, attrs=attributes, posterior_attrs=attributes, save_warmup=True)
     return arviz.from_dict(groups, attrs={"/": attributes, "posterior": attributes}, save_warmup=True)
 
 

@@ -81,8 +81,12 @@ class Chains:
             return torch.zeros(self.moved[:, :0].any(1).shape, dtype=torch.bool)
         return self.moved.double().mean(1) < _RARELY
 
-    def problems(self) -> list[str]:
-        """What not to trust, in words; empty if nothing was noticed."""
+    def problems(self, *, rare: float = 0.0) -> list[str]:
+        """What not to trust, in words; empty if nothing was noticed.
+
+        Args:
+            rare: the share of diverging draws that is passed over.
+        """
         found = []
         if self.interrupted:
             found.append(f"interrupted: {self.draws.shape[1]} draws of each chain were kept")
@@ -95,7 +99,7 @@ class Chains:
             if bool(flags.any()):
                 found.append(f"{_list(flags)} {name}: {remedy}")
         share = float(self.diverging.double().mean())
-        if share > 0:
+        if share > rare:
             found.append(f"{share:.2%} of the draws diverged: take smaller steps, or write the energy more smoothly")
         return found
 

@@ -28,6 +28,7 @@ from energyppl.potential import Potential
 __all__ = ["sample_chains", "start", "target_of"]
 
 _MOST_BYTES = 4 * 2**30  # of draws in memory
+_RARE = 0.01  # of the draws: fewer divergences are in Chains.problems, and not worth a warning
 _TRIES = 100  # at a start whose energy is finite
 
 Init = Tensor | Mapping[str, Tensor] | Callable[[torch.Size], Tensor] | None
@@ -126,7 +127,7 @@ def sample_chains(
         warmup_gradients=gradients,
         attributes=_attributes(kernel, warmup, thin),
     )
-    for problem in result.problems():
+    for problem in result.problems(rare=_RARE):
         warnings.warn(problem, stacklevel=2)
     return result
 

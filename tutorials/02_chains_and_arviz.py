@@ -112,8 +112,8 @@ plots.save_figure(chain_plots.rank_plot(ranks, title="Ranks of every chain"), ar
 # ## What the warm-up did
 #
 # `adapt` is the warm-up by itself.  It returns the tuned kernel, where the chains are, and what happened on the way.
-# The target is a narrow, slanted Gaussian in ten dimensions: a diagonal mass can't see the slant; the default can, which
-# adds to the diagonal the directions along which the target is longer or shorter than the diagonal says.
+# The target is a narrow, slanted Gaussian in ten dimensions: a diagonal mass can't see the slant.  The default can: to
+# the diagonal it adds directions along which the target is longer or shorter than the diagonal says.
 
 # %%
 size = 10
