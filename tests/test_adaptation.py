@@ -141,3 +141,143 @@ def test_bad_input_to_adapt_is_named(name: str) -> None:
     make, message = ADAPT_BAD[name]
     with pytest.raises(InvalidInput, match=message):
         make()
+
+
+# --- Hamiltonian kernels: mass, length, rescue ---
+
+
+def rotated(dim: int = 20) -> tuple[ep.Energy, Tensor]:
+    """A Gaussian with one wide and one narrow direction askew to the axes, and its covariance."""
+    basis = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(0)))[0]
+    spread = torch.ones(dim)
+    spread[0], spread[1] = 100.0, 0.01
+    precision = basis @ torch.diag(1.0 / spread) @ basis.T
+    return energy(lambda x: 0.5 * ((x @ precision) * x).sum(-1), dim), basis @ torch.diag(spread) @ basis.T
+
+
+@pytest.mark.parametrize("kernel", [ep.HMC(), ep.ChEES(), ep.NUTS(), ep.MALT()], ids=lambda k: type(k).__name__)
+def test_masses_are_learned(kernel: Any) -> None:
+    """Variances from .01 to 9 within a third, 20 % above what 200 steps of 64 chains leave to chance."""
+    widths = torch.tensor([0.1, 0.5, 1.0, 3.0])
+    potential = energy(lambda x: 0.5 * ((x / widths) ** 2).sum(-1), 4)
+    tuned = ep.adapt(kernel, potential, torch.randn(64, 4), 200).kernel
+    mass = tuned.inverse_mass
+    variance = mass.variance if isinstance(mass, ep.LowRankMass) else mass
+    assert torch.allclose(variance.log(), (widths**2).log(), atol=0.3)
+
+
+def test_a_mass_of_low_rank_is_learned() -> None:
+    """Wide and narrow directions are found, so that steps are many times as long as with a diagonal."""
+    potential, covariance = rotated()
+    start = torch.linalg.cholesky(covariance) @ torch.randn(64, 20, 1)
+    steps = {
+        mass: float(ep.adapt(ep.ChEES(), potential, start[..., 0], 200, mass=mass).kernel.step_size)
+        for mass in (ep.low_rank_mass, ep.diagonal_mass, ep.identity_mass)
+    }
+    assert steps[ep.low_rank_mass] > 3.0 * steps[ep.diagonal_mass]
+    kernel = ep.adapt(ep.ChEES(), potential, start[..., 0], 200).kernel
+    assert isinstance(kernel.inverse_mass, ep.LowRankMass)
+    learned = kernel.inverse_mass.stretched(torch.eye(20)) * kernel.inverse_mass.variance.sqrt()
+    ratio = torch.linalg.eigvals(torch.linalg.solve(covariance, learned.T @ learned)).real
+    assert float(ratio.max() / ratio.min()) < 20.0  # of 10,000 before
+
+
+def test_trajectories_are_as_long_as_slow_coordinates_need() -> None:
+    """Without a mass, the length grows with the widest coordinate; more effective samples a gradient than MALA-like."""
+    lengths = []
+    for wide in (1.0, 5.0):
+        widths = torch.tensor([1.0, wide])
+        potential = energy(lambda x: 0.5 * ((x / widths) ** 2).sum(-1), 2)  # noqa: B023
+        kernel = ep.adapt(ep.ChEES(), potential, torch.randn(64, 2) * widths, 300, mass=ep.identity_mass).kernel
+        lengths.append(kernel.length)
+    assert 0.8 < lengths[0] < 4.0
+    assert lengths[1] > 2.5 * lengths[0]
+
+
+@pytest.mark.parametrize("kernel", [ep.MALA(0.5), ep.HMC(), ep.ChEES(), ep.NUTS()], ids=lambda k: type(k).__name__)
+def test_chains_begun_on_a_cliff_are_rescued(kernel: Any) -> None:
+    """A Gumbel's wall e^{−x}: at x = −12 no step that suits the others is ever accepted; a tenth of chains begin there."""
+    start = torch.cat([torch.full((40, 1), -12.0), TARGETS["Gumbel"].draw(360)])
+    adaptation = ep.adapt(kernel, TARGETS["Gumbel"].potential, start, 200)
+    assert bool((adaptation.state.x[:40] > -4.0).all())
+    plain = ep.run_chain(adaptation.kernel, TARGETS["Gumbel"].potential, start, 200)
+    assert float((plain.state.x[:40] < -10.0).double().mean()) > 0.5  # which the tuned kernel alone leaves behind
+
+
+def test_what_an_adaptation_did() -> None:
+    found = ep.adapt(ep.HMC(steps=3, jitter=0.0), standard_normal(3), torch.randn(10, 3), 50)
+    assert found.step_sizes.shape == found.acceptance.shape == found.diverging.shape == (50,)
+    assert found.gradients == 150.0
+    assert found.state.x.shape == (10, 3)
+
+
+COMPOSITE: dict[str, Any] = {
+    "cycle": ep.Cycle(ep.MALA(1e-3), ep.HMC(1e-3)),
+    "mixture": ep.Mixture(ep.MALA(1e-3), ep.NUTS(1e-3), weights=(1, 3)),
+    "blocks": ep.Cycle(*(ep.Block(ep.MALA(1e-3), free) for free in (torch.eye(2) > 0).unbind())),
+    "tempered": ep.Tempered(ep.HMC(1e-3), (1.0, 0.3)),
+}
+
+
+@pytest.mark.parametrize("name", list(COMPOSITE))
+def test_kernels_of_kernels_are_tuned_part_by_part(name: str) -> None:
+    kernel = COMPOSITE[name]
+    found = ep.adapt(kernel, TARGETS["correlated Gaussian"].potential, torch.randn(50, 2), 200)
+    assert type(found.kernel) is type(kernel)
+    _, info = found.kernel.step(TARGETS["correlated Gaussian"].potential, found.state)
+    run = ep.run_chain(found.kernel, TARGETS["correlated Gaussian"].potential, found.state.x, 50)
+    assert 0.5 < float(run.accept_prob.mean()) < 0.95
+    assert info.accept_prob.shape == (50,)
+    if name == "tempered":
+        assert found.kernel.kernel.step_size.shape == (2, 1)
+        assert found.kernel.kernel.step_size[1] > 1.2 * found.kernel.kernel.step_size[0]  # hotter, so longer
+
+
+def test_tempering_crosses_between_modes_that_hmc_does_not() -> None:
+    """Two modes 12 standard deviations apart, all chains begun in one: half of the tempered ones end in the other.
+
+    The share in the second mode of 200 chains is .5 ± .035, so .3 to .7 is 5.7 standard errors.
+    """
+    potential = ep.toys.GaussianMixture(torch.tensor([[-3.0], [3.0]]), torch.full((2, 1, 1), 0.25), torch.ones(2))
+    start = -3.0 + 0.5 * torch.randn(200, 1)
+    kernel = ep.Tempered(ep.HMC(0.3, 5), (1.0, 0.4, 0.15, 0.05))
+    tempered = ep.run_chain(kernel, potential, start, 300).state.x
+    plain = ep.run_chain(ep.HMC(0.3, 5), potential, start, 300).state.x
+    assert 0.3 < float((tempered > 0).double().mean()) < 0.7
+    assert float((plain > 0).double().mean()) < 0.05
+
+
+HAMILTONIAN_BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "mass of another shape": (
+        lambda: ep.run_chain(ep.HMC(inverse_mass=torch.ones(3)), standard_normal(2), START, 1),
+        r"inverse_mass must have the event's shape \(2,\); got \(3,\)",
+    ),
+    "negative mass": (lambda: ep.NUTS(inverse_mass=-torch.ones(2)), "inverse_mass must be positive"),
+    "mass of another kind": (lambda: ep.HMC(inverse_mass=2.0), "inverse_mass must be None, a tensor"),  # type: ignore[arg-type]
+    "directions askew": (
+        lambda: ep.LowRankMass(torch.ones(2), torch.ones(2, 1), torch.ones(1)),
+        "directions must be orthonormal",
+    ),
+    "step sizes of other chains": (
+        lambda: ep.run_chain(ep.HMC(torch.ones(3)), standard_normal(2), START, 1),
+        "step_size must be a number or one for each chain",
+    ),
+    "no steps": (lambda: ep.HMC(steps=0), "steps must be a whole number"),
+    "jitter of one": (lambda: ep.HMC(jitter=1.0), "jitter must lie in"),
+    "length 0": (lambda: ep.ChEES(length=0.0), "length must be positive"),
+    "friction below 0": (lambda: ep.MALT(friction=-1.0), "friction must be zero or above"),
+    "no doubling": (lambda: ep.NUTS(max_depth=0), "max_depth must be"),
+    "forces in float64": (lambda: ep.HMC(force_dtype=torch.float64), "force_dtype must be None, torch.bfloat16"),
+    "one chain": (lambda: ep.adapt(ep.ChEES(), standard_normal(2), START[:1]), "got one chain"),
+    "no kernels": (lambda: ep.Cycle(), "Cycle needs at least one kernel"),
+    "weights": (lambda: ep.Mixture(ep.MALA(0.1), weights=(1.0, 2.0)), "weights must be as many as kernels"),
+    "betas rise": (lambda: ep.Tempered(ep.MALA(0.1), (1.0, 1.5)), "betas must begin at 1 and fall"),
+    "betas to 0": (lambda: ep.Tempered(ep.MALA(0.1), (1.0, 0.0)), "betas that reach 0 need a base"),
+}
+
+
+@pytest.mark.parametrize("name", list(HAMILTONIAN_BAD))
+def test_bad_hamiltonian_kernels_are_named(name: str) -> None:
+    make, message = HAMILTONIAN_BAD[name]
+    with pytest.raises(InvalidInput, match=message):
+        make()

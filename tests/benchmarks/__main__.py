@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("cost", "density", "generation", "recovery", "robustness", "samplers", "tables")
+NAMES = ("cost", "density", "generation", "microcanonical", "recovery", "robustness", "samplers", "tables")
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
         for name in NAMES:
             summary = (importlib.import_module(f"tests.benchmarks.{name}").__doc__ or "").splitlines()[0]
-            print(f"python -m tests.benchmarks {name:11} {summary}")
+            print(f"python -m tests.benchmarks {name:14} {summary}")
         return
     importlib.import_module(f"tests.benchmarks.{sys.argv[1]}").main(sys.argv[2:])
 
