@@ -4,6 +4,7 @@ from energyppl import toys
 from energyppl.constrained import Constrained
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
 from energyppl.errors import (
+    ChainWarning,
     CheckpointError,
     EnergyPPLError,
     InvalidInput,
@@ -66,6 +67,7 @@ __all__ = [
     "Block",
     "Bridge",
     "ChEES",
+    "ChainWarning",
     "Chains",
     "CheckpointError",
     "Conditioned",

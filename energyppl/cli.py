@@ -200,7 +200,8 @@ def _diagnose(options: argparse.Namespace) -> None:
             f"data at their end {drift.last:.3f} ± {drift.last_error:.3f}"
         )
     lines["last draws"] = (
-        f"like held-out rows: p = {report['data_p_value']:.3f}; the two halves' alike: p = {report['halves_p_value']:.3f}"
+        f"like held-out rows: p = {report['data_p_value']:.3f}; the same for both halves: p = "
+        f"{report['halves_p_value']:.3f}"
     )
     lines["BFMI"] = "unknown" if report["bfmi"] is None else f"{report['bfmi']:.2f} in the worst chain"
     lines["levels"] = "acceptance " + ", ".join(f"{share:.2f}" for share in report["level_acceptance"])

@@ -143,9 +143,7 @@ def _in_units(chains: Chains, fitted: FittedTable) -> Chains:
         return dict(zip(names, values.unbind(-1), strict=True))
 
     warmup = None if chains.warmup is None else replace(chains.warmup, variables=variables)
-    # Plain strings: netCDF refuses torch's own kind of version.
-    attributes = {name: str(value) if isinstance(value, str) else value for name, value in chains.attributes.items()}
-    return replace(chains, variables=variables, warmup=warmup, attributes=attributes)
+    return replace(chains, variables=variables, warmup=warmup)
 
 
 def _names(columns: Sequence[str]) -> list[str]:
@@ -206,7 +204,7 @@ def _drift(energy: Tensor) -> EnergyDrift | None:
 def _same_places(x: Tensor, y: Tensor) -> float:
     """The p-value of a two-sample test of chains' last draws: one for each chain, so that they are independent."""
     x, y = (torch.where(torch.isfinite(points), points, 0.0) for points in (x, y))
-    return energy_distance_test(x, y).p_value
+    return energy_distance_test(x, y, permutations=4 * round(1.0 / _P)).p_value
 
 
 def _verdict(report: Mapping[str, Any]) -> list[str]:

@@ -27,3 +27,7 @@ class TrainingDiverged(EnergyPPLError, RuntimeError):
 
 class CheckpointError(EnergyPPLError, RuntimeError):
     """A checkpoint is truncated, belongs to another model, or holds what is never loaded (pickled objects)."""
+
+
+class ChainWarning(UserWarning):
+    """Chains that should not be trusted as they are: stuck, not finite, diverging, disagreeing or cut short."""

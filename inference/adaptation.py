@@ -10,7 +10,7 @@ from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
-from energyppl.inference.composite import Block, Cycle, Mixture, Tempered
+from energyppl.inference.composite import Block, Cycle, Mixture, Tempered, coldest
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.dual_averaging import DualAveraging, Rescue, first_steps, group_means
 from energyppl.inference.hamiltonian import HMC, MALT, ChEES, transition
@@ -24,6 +24,7 @@ from energyppl.potential import Conditioned, Potential
 __all__ = ["Adaptation", "Tuned", "adapt", "middle_step", "warm_up"]
 
 _WINDOW_DRAWS = 20_000  # that a mass is estimated from at most
+_DIVERGENCE = 5.0  # rejections that one counts as
 _FIRST_STEPS = 32  # leapfrog steps of a trajectory at most, before the first mass
 _LANGEVIN_TARGET = 0.95  # where the unadjusted kernel's bias is small
 _Simple = (MALA, Langevin, CrankNicolson, CrankNicolsonLangevin)
@@ -208,16 +209,20 @@ def _hamiltonian(
             length.update(before.x, end.x, u, info, kernel, share)
         else:
             state, info = kernel.step(potential, state)
-        averaging.update(group_means(info.accept_prob, index, len(averaging.log_step), rescue.well()))
+        # A divergence tells of a place that longer steps would leave unseen: it counts as several rejections.
+        judged = info.accept_prob - _DIVERGENCE * info.diverging
+        averaging.update(group_means(judged, index, len(averaging.log_step), rescue.well()).clamp(min=0.0))
         rescue.update(info.accept_prob)
         if i <= ends[-1]:
             draws.append(_some(state.x, chains, most))
         if i in ends:
-            estimate = _finite(mass, torch.cat(draws))
-            draws = []
+            stood = torch.cat(draws)
+            stood, draws = stood[torch.isfinite(stood).flatten(1).all(1)], []
+            estimate = mass(stood) if _spread_out(stood) else None
             if estimate is not None:
                 if length is not None:
                     length.rescale(_stretch(kernel.inverse_mass, estimate, state.x))
+                    length.look_along(stood)
                 kernel = replace(kernel, inverse_mass=estimate)
                 averaging.restart(first_steps(potential, state, estimate, averaging.log_step, index))
         if i == steps:
@@ -241,12 +246,9 @@ def _some(x: Tensor, chains: int, most: int) -> Tensor:
     return flat if len(flat) <= most else flat[torch.randint(len(flat), (most,), device=x.device)]
 
 
-def _finite(mass: MassEstimate, draws: Tensor) -> InverseMass:
-    """The estimate from chains that stand somewhere; None if they are too few or all in one place."""
-    draws = draws[torch.isfinite(draws).flatten(1).all(1)]
-    if len(draws) < 3 or not bool((draws.amax(0) > draws.amin(0)).all()):
-        return None
-    return mass(draws)
+def _spread_out(draws: Tensor) -> bool:
+    """Whether there are a few draws, and not all in one place."""
+    return len(draws) >= 3 and bool((draws.amax(0) > draws.amin(0)).all())
 
 
 def _window_ends(steps: int, chains: int) -> tuple[int, ...]:
@@ -276,7 +278,6 @@ def _composite(
             x = tuned.state.x
             whole = Cycle(*parts) if isinstance(kernel, Cycle) else Mixture(*parts, weights=kernel.weights)
             yield Tuned(whole, tuned.state, tuned.info)
-    yield Tuned(whole, whole.init(potential, x), tuned.info._replace(gradients=1))
 
 
 def _block(kernel: Block, potential: Potential, x: Tensor, steps: int, mass: MassEstimate) -> Iterator[Tuned]:
@@ -284,7 +285,6 @@ def _block(kernel: Block, potential: Potential, x: Tensor, steps: int, mass: Mas
     for tuned in warm_up(kernel.kernel, conditional, x[..., kernel.free], steps, mass=mass):
         whole = replace(kernel, kernel=tuned.kernel)
         yield Tuned(whole, tuned.state._replace(x=conditional.complete(tuned.state.x)), tuned.info)
-    yield Tuned(whole, whole.init(potential, conditional.complete(tuned.state.x)), tuned.info._replace(gradients=1))
 
 
 def _tempered(kernel: Tempered, potential: Potential, x: Tensor, steps: int, mass: MassEstimate) -> Iterator[Tuned]:
@@ -300,5 +300,4 @@ def _tempered(kernel: Tempered, potential: Potential, x: Tensor, steps: int, mas
         whole = replace(kernel, kernel=replace(inner, step_size=size))
         state, info = tuned.state, tuned.info
         cold = Info(info.accept_prob[0], info.accepted[0], info.diverging[0], info.gradients)
-        yield Tuned(whole, State(state.x[0], state.energy[0], state.grad[0]), cold)
-    yield Tuned(whole, whole.init(potential, tuned.state.x[0]), cold)
+        yield Tuned(whole, coldest(state, 0), cold)

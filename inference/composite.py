@@ -13,7 +13,7 @@ from energyppl.gradient import energy_only
 from energyppl.inference.transition import Info, Kernel, State, evaluate, widen
 from energyppl.potential import Bridge, Conditioned, Potential, Scaled
 
-__all__ = ["Block", "Cycle", "Mixture", "Tempered"]
+__all__ = ["Block", "Cycle", "Mixture", "Tempered", "coldest"]
 
 
 def _kernels(name: str, kernels: Sequence[Kernel]) -> None:
@@ -156,7 +156,7 @@ class Tempered:
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Put a replica of each chain at every temperature, ``(rungs, *chains, *event)`` in ``inner``."""
-        return _coldest(self.kernel.init(self.ladder(potential, x), self.replicas(x)), 0)
+        return coldest(self.kernel.init(self.ladder(potential, x), self.replicas(x)), 0)
 
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Move all replicas once, then let neighbours swap."""
@@ -175,7 +175,7 @@ class Tempered:
             swap = torch.rand_like(gain) < gain.clamp(max=0.0).exp()
             order[i], order[i + 1] = torch.where(swap, i + 1, i), torch.where(swap, i, i + 1)
         x = torch.gather(rungs.x, 0, widen(order, rungs.x).expand(rungs.x.shape))
-        outer = _coldest(self.kernel.init(ladder, x), 1 - parity)
+        outer = coldest(self.kernel.init(ladder, x), 1 - parity)
         cold = Info(
             info.accept_prob[0],
             info.accepted[0] | (order[0] != 0),
@@ -185,5 +185,6 @@ class Tempered:
         return outer, cold
 
 
-def _coldest(rungs: State, parity: int) -> State:
+def coldest(rungs: State, parity: int) -> State:
+    """The chains at β = 1 of all replicas, which they keep beside, with the places that swap next, even or odd."""
     return State(rungs.x[0], rungs.energy[0], rungs.grad[0], (rungs, parity))

@@ -28,7 +28,7 @@ __all__ = [
     "stepper",
 ]
 
-_MOST_DIMENSIONS = 1000  # an eigendecomposition takes a fifth of a second there
+MOST_DIMENSIONS = 1000  # an eigendecomposition takes a fifth of a second there
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +186,7 @@ def low_rank_mass(draws: Tensor, rank: int = 32, cutoff: float = 1.5) -> Inverse
     assert isinstance(variance, Tensor)
     flat = ((draws - draws.mean(0)) / variance.sqrt()).flatten(1)
     n, size = flat.shape
-    if not 2 <= size <= _MOST_DIMENSIONS or n < 10:
+    if not 2 <= size <= MOST_DIMENSIONS or n < 10:
         return variance
     values, vectors = torch.linalg.eigh(flat.T @ flat / (n - 1))
     values = values.clamp(min=0.0)

@@ -22,6 +22,7 @@ class _Tree(NamedTuple):
     first: Tensor  # (*chains, *event), momenta at its first leaf
     end: tuple[State, Tensor]  # where it stopped, with its momenta
     proposal: State
+    proposal_total: Tensor  # (*chains,), H there
     log_weight: Tensor  # (*chains,), log Σ exp(H0 − H)
     momentum: Tensor  # (*chains, *event), summed
     complete: Tensor  # (*chains,), bool: neither turned nor diverged
@@ -67,7 +68,7 @@ class NUTS:
         u = torch.randn_like(state.x)
         total = state.energy + 0.5 * dot(u, u, state.energy)
         left = right = (state, u)
-        proposal, momentum = state, u
+        proposal, proposal_total, momentum = state, total, u
         log_weight = torch.zeros_like(total)
         growing = torch.ones_like(total, dtype=torch.bool)
         diverging, depth = ~growing, torch.zeros_like(total, dtype=torch.long)
@@ -86,6 +87,7 @@ class NUTS:
             # Biased towards the new half, which lies farther away (Betancourt 2017, appendix A.3.2).
             taken = tree.complete & (torch.rand_like(total) < torch.exp(tree.log_weight - log_weight))
             proposal = select(taken, tree.proposal, proposal)
+            proposal_total = torch.where(taken, tree.proposal_total, proposal_total)
             right = _choose(tree.complete & forward, tree.end, right)
             left = _choose(tree.complete & ~forward, tree.end, left)
             momentum = torch.where(widen(tree.complete, momentum), momentum + tree.momentum, momentum)
@@ -93,7 +95,12 @@ class NUTS:
             growing = tree.complete & ~_turning(left[1], right[1], momentum, total) & ~across
         accept_prob = accept_sum / leaves.clamp(min=1.0)
         info = Info(
-            accept_prob, (proposal.x != state.x).flatten(total.dim()).any(-1), diverging, gradients, total, depth
+            accept_prob,
+            (proposal.x != state.x).flatten(total.dim()).any(-1),
+            diverging,
+            gradients,
+            proposal_total,
+            depth,
         )
         return proposal, info
 
@@ -105,7 +112,7 @@ def _grow(
     (x, _, grad), u = end[0][:3], end[1].clone()
     x = x.clone()
     nothing = torch.full_like(total, -torch.inf)
-    proposal, log_weight, momentum = end[0], nothing, torch.zeros_like(u)
+    proposal, proposal_total, log_weight, momentum = end[0], total, nothing, torch.zeros_like(u)
     diverging, accept_sum, count = growing & False, torch.zeros_like(total), torch.zeros_like(total)
     # Checkpoints: where the sub-trees begin that may end at the present leaf, log₂(n) of them: the momenta there and
     # just before, and the sum of momenta up to there, that one left out.
@@ -125,6 +132,7 @@ def _grow(
         log_weight = torch.where(growing, torch.logaddexp(log_weight, weight), log_weight)
         taken = growing & (torch.rand_like(total) < torch.exp(weight - log_weight))
         proposal = select(taken, State(x.clone(), energy, grad), proposal)
+        proposal_total = torch.where(taken, total + error, proposal_total)
         here, place = u.clone(), (n >> 1).bit_count()
         if n == 0:
             first = here
@@ -145,7 +153,16 @@ def _grow(
             break
         last = here
     return _Tree(
-        first, (State(x, energy, grad), u), proposal, log_weight, momentum, growing, diverging, accept_sum, count
+        first,
+        (State(x, energy, grad), u),
+        proposal,
+        proposal_total,
+        log_weight,
+        momentum,
+        growing,
+        diverging,
+        accept_sum,
+        count,
     )
 
 

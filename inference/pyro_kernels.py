@@ -4,18 +4,16 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation import Tuned, middle_step, warm_up
+from energyppl.inference.goals import Goal, Init
 from energyppl.inference.mass import MassEstimate, low_rank_mass
-from energyppl.inference.results import Variables
-from energyppl.inference.sampling import start, target_of
+from energyppl.inference.pyro_models import ModelPotential
 from energyppl.inference.transition import Info, Kernel, State
-from energyppl.potential import Potential
 
 __all__ = ["PyroKernel"]
 
@@ -46,8 +44,7 @@ class PyroKernel(MCMCKernel):
         self._forget()
 
     def _forget(self) -> None:
-        self._potential: Potential | None = None
-        self._variables: Variables | None = None
+        self._goal: Goal | None = None
         self._state: State | None = None
         self._info: Info | None = None
         self._warming: Iterator[Tuned] | None = None
@@ -58,24 +55,22 @@ class PyroKernel(MCMCKernel):
         """Find the model's sites and where chains begin; called by ``MCMC.run``."""
         self._forget()
         self.kernel = self._given
-        self._potential, self._variables, batch, default = target_of(self._target, args, kwargs)
-        shape = torch.Size((self._chains, *batch))
-        init: Any = self._initial
-        if init is not None and "x" in init and not hasattr(self._potential, "unconstrain"):
-            init = init["x"] if self._chains > 1 else init["x"][None]
-        elif init is not None and self._chains == 1:
-            init = {name: value[None] for name, value in init.items()}
-        x = start(self._potential, shape, init, default)
-        self._state = self.kernel.init(self._potential, x)
+        self._goal = Goal.of(self._target, args, kwargs)
+        init: Init = None
+        if self._initial is not None:
+            given = {n: v[None] if self._chains == 1 else v for n, v in self._initial.items()}
+            init = given if isinstance(self._goal.potential, ModelPotential) else given["x"]
+        x = self._goal.start(self._chains, init)
+        self._state = self.kernel.init(self._goal.potential, x)
         if warmup_steps:
-            self._warming = warm_up(self.kernel, self._potential, x, warmup_steps, mass=self._mass)
+            self._warming = warm_up(self.kernel, self._goal.potential, x, warmup_steps, mass=self._mass)
 
     @property
     def initial_params(self) -> dict[str, Tensor]:
         """Where the chain is, by site, on the sites' own supports; set it to begin elsewhere."""
-        if self._state is None or self._variables is None:
+        if self._state is None or self._goal is None:
             raise InvalidInput("the kernel has no target yet: MCMC.run sets it up")
-        values = self._variables(self._state.x)
+        values = self._goal.variables(self._state.x)
         return {name: value[0] if self._chains == 1 else value for name, value in values.items()}
 
     @initial_params.setter
@@ -84,13 +79,13 @@ class PyroKernel(MCMCKernel):
 
     def sample(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move the chains once; ``params`` must be what the last call returned, since the kernel keeps its state."""
-        assert self._potential is not None
+        assert self._goal is not None
         assert self._state is not None
         tuned = next(self._warming, None) if self._warming is not None else None
         if tuned is not None:
             self.kernel, self._state, self._info = tuned
         else:
-            self._state, self._info = self.kernel.step(self._potential, self._state)
+            self._state, self._info = self.kernel.step(self._goal.potential, self._state)
             self._count += 1
             self._accepted += float(self._info.accept_prob.mean())
             if bool(self._info.diverging.any()):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -47,6 +48,8 @@ class _Fill(Messenger):
         self.log_jacobian: Tensor | float = 0.0
 
     def _pyro_sample(self, msg: Any) -> None:
+        if type(msg["fn"]) is dist.Multinomial:
+            msg["fn"] = _Multinomial(msg["fn"].total_count, logits=msg["fn"].logits)
         if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
             return
         transform = bijection(msg["fn"].support)
@@ -185,7 +188,7 @@ class ModelPotential:
         if not parts:
             return {site.name: z.new_empty(*batch, *site.constrained_shape) for site in self.sites}
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return {name: value.reshape(*batch, *value.shape[1:]) for name, value in joined.items()}
+        return {name: value.reshape(batch + value.shape[1:]) for name, value in joined.items()}
 
     def _values(self, z: Tensor) -> dict[str, Tensor]:
         nodes = self._run(z)[0].nodes
@@ -242,6 +245,17 @@ class ModelPotential:
         return torch.cat([parts[site.name].reshape(-1) for site in self.sites]).to(self.dtype)
 
 
+class _Multinomial(dist.Multinomial):
+    """The same without torch's indexing by a mask, which vmap can't follow."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        logits = torch.where((value == 0) & (self.logits == -torch.inf), 0.0, self.logits)
+        log_prob: Tensor = (
+            torch.lgamma(value.sum(-1) + 1.0) - torch.lgamma(value + 1.0).sum(-1) + (logits * value).sum(-1)
+        )
+        return log_prob
+
+
 class _OneByOne:
     """Marks a model that vmap can't follow; the hot door leaves what it doesn't know to autograd, as is right here."""
 
@@ -260,6 +274,7 @@ def _is_data(node: Any) -> bool:
         and node["is_observed"]
         and not infer.get("was_latent")
         and not infer.get("_deterministic")
+        and not isinstance(node["fn"], dist.Unit)  # pyro.factor
         and not site_is_subsample(node)
     )
 

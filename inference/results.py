@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from energyppl.inference.arviz_export import Groups, hand_over
+from energyppl.inference.pyro_models import ModelPotential
 from energyppl.inference.transition import Kernel
 from energyppl.potential import Potential
 
@@ -81,11 +86,24 @@ class Chains:
             return torch.zeros(self.moved[:, :0].any(1).shape, dtype=torch.bool)
         return self.moved.double().mean(1) < _RARELY
 
-    def problems(self, *, rare: float = 0.0) -> list[str]:
+    def r_hat(self) -> Tensor:
+        """Split R̂ of each unconstrained coordinate, ``(*batch, *event)`` (Gelman et al. 2013); ArviZ's is by ranks.
+
+        It tells whether chains agree; NaN with less than four draws.
+        """
+        half = self.draws.shape[1] // 2
+        if half < 2:
+            return torch.full(self.draws.shape[2:], torch.nan)
+        parts = torch.cat([self.draws[:, :half], self.draws[:, half : 2 * half]]).double()
+        within, between = parts.var(1).mean(0), parts.mean(1).var(0)
+        return ((half - 1) / half + between / within).sqrt()
+
+    def problems(self, *, rare: float = 0.0, disagreement: float = 1.05) -> list[str]:
         """What not to trust, in words; empty if nothing was noticed.
 
         Args:
             rare: the share of diverging draws that is passed over.
+            disagreement: the split R̂ that is passed over.
         """
         found = []
         if self.interrupted:
@@ -101,13 +119,59 @@ class Chains:
         share = float(self.diverging.double().mean())
         if share > rare:
             found.append(f"{share:.2%} of the draws diverged: take smaller steps, or write the energy more smoothly")
+        worst = float(self.r_hat().nan_to_num(0.0).max())
+        if worst > disagreement:
+            found.append(
+                f"the chains disagree (split R̂ up to {worst:.2f}): run them longer, or temper them if there are modes "
+                "that they don't cross between"
+            )
         return found
 
-    def to_arviz(self, **options: Any) -> Any:
-        """The chains for ArviZ: ``InferenceData`` under 0.x, ``DataTree`` under 1.x; see :func:`arviz_groups`."""
-        from energyppl.inference.arviz_export import export  # ArviZ takes a second to import
+    def to_arviz(self, *, log_likelihood: bool = False, arviz: ModuleType | None = None) -> Any:
+        """The chains for ArviZ: ``InferenceData`` under 0.x, ``DataTree`` under 1.x.
 
-        return export(self, **options)
+        ``posterior`` holds the named variables on their own supports, ``sample_stats`` what each draw knew, under
+        ArviZ's names: ``lp`` (log density of the unconstrained point, up to a constant), ``energy`` (kinetic included),
+        ``acceptance_rate``, ``diverging``, ``n_steps`` (gradients), ``step_size``, ``tree_depth``.  Warm-up groups are
+        there if the warm-up was kept, ``observed_data`` if the chains sampled a Pyro model.
+
+        Args:
+            log_likelihood: work out the observed sites' log likelihood too, for ``az.loo`` and ``az.compare``; it is as
+                large as the draws times the data.
+            arviz: the module whose ``from_dict`` is used; the installed ArviZ if None.
+        """
+        groups: Groups = {"posterior": self._posterior(), "sample_stats": self._stats()}
+        if self.warmup is not None:
+            groups["warmup_posterior"] = self.warmup._posterior()
+            groups["warmup_sample_stats"] = self.warmup._stats()
+        if isinstance(self.potential, ModelPotential):
+            groups["observed_data"] = _arrays(self.potential.observed())
+            if log_likelihood:
+                groups["log_likelihood"] = _arrays(self.potential.log_likelihood(self.draws))
+        return hand_over(groups, self.attributes, arviz)
+
+    def _posterior(self) -> dict[str, NDArray[Any]]:
+        return _arrays(self.samples)
+
+    def _stats(self) -> dict[str, NDArray[Any]]:
+        stats = {
+            "lp": -self.energy,
+            "acceptance_rate": self.acceptance,
+            "diverging": self.diverging,
+            "n_steps": self.steps,
+        }
+        if self.total_energy is not None:
+            stats["energy"] = self.total_energy
+        if self.tree_depth is not None:
+            stats["tree_depth"] = self.tree_depth
+        if bool(torch.isfinite(self.step_sizes).all()):
+            over = (1, -1, *[1] * (self.energy.dim() - 2))
+            stats["step_size"] = self.step_sizes.reshape(over).expand(self.energy.shape)
+        return _arrays(stats)
+
+
+def _arrays(values: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    return {name: np.ascontiguousarray(value.detach().cpu().numpy()) for name, value in values.items()}
 
 
 def _list(flags: Tensor) -> str:

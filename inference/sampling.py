@@ -4,34 +4,28 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from energyppl._checks import check_count, check_event, shape_text
-from energyppl.constrained import Constrained
-from energyppl.distributions import EnergyDistribution
-from energyppl.errors import InvalidInput
-from energyppl.inference.adaptation import Tuned, middle_step, warm_up
+from energyppl._checks import check_count
+from energyppl.errors import ChainWarning, InvalidInput
+from energyppl.inference.adaptation import middle_step, warm_up
+from energyppl.inference.goals import Goal, Init
 from energyppl.inference.mass import MassEstimate, low_rank_mass
-from energyppl.inference.pyro_models import ModelPotential
-from energyppl.inference.results import Chains, Variables
+from energyppl.inference.results import Chains
 from energyppl.inference.transition import Info, Kernel, State
-from energyppl.potential import Potential
 
-__all__ = ["sample_chains", "start", "target_of"]
+__all__ = ["sample_chains"]
 
 _MOST_BYTES = 4 * 2**30  # of draws in memory
-_RARE = 0.01  # of the draws: fewer divergences are in Chains.problems, and not worth a warning
-_TRIES = 100  # at a start whose energy is finite
-
-Init = Tensor | Mapping[str, Tensor] | Callable[[torch.Size], Tensor] | None
+# Less than this is in Chains.problems, and not worth a warning: a share of diverging draws, a split R̂.
+_RARE, _FAR = 0.01, 1.2
 
 
 def sample_chains(
@@ -65,8 +59,9 @@ def sample_chains(
         draws: how many draws of each are kept.
         warmup: steps of tuning; 0 takes the kernel as it is.
         thin: steps for each draw that is kept.
-        init: where chains begin: points ``(chains, *batch, *event)``, a function of that shape, for a Pyro model a
-            dictionary of sites; if None the distribution's own sampler, Pyro's way for a model, or N(0, 1).
+        init: where chains begin: points ``(chains, *batch, *event)`` of the support, a function of ``(chains, *batch)``
+            that draws them, for a Pyro model a dictionary of sites; if None the distribution's own sampler, Pyro's way
+            for a model, or N(0, 1).
         target: as in :func:`~energyppl.inference.adapt`.
         mass: as in :func:`~energyppl.inference.adapt`.
         keep_warmup: keep the warm-up's draws too.
@@ -80,36 +75,34 @@ def sample_chains(
     """
     for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
         check_count(name, value, at_least=least)
-    if not hasattr(kernel, "step") or not hasattr(kernel, "init"):
-        raise InvalidInput(f"kernel must have init and step, as HMC() or NUTS(); got {type(kernel).__name__}")
-    target_potential, variables, batch, default = target_of(potential, args, kwargs)
-    shape = torch.Size((chains, *batch))
-    x = start(target_potential, shape, init, default)
+    if isinstance(kernel, type) or not (hasattr(kernel, "step") and hasattr(kernel, "init")):
+        raise InvalidInput(f"kernel must have init and step, as HMC() or NUTS(); got {kernel!r}")
+    goal = Goal.of(potential, args, kwargs)
+    x = goal.start(chains, init)
+    recorder = _Recorder(goal, x, draws, file)
+    early = _Recorder(goal, x, warmup, None) if keep_warmup and warmup else None
     began = time.perf_counter()
-    recorder = _Recorder(target_potential, variables, shape, x, draws, file)
-    early = _Recorder(target_potential, variables, shape, x, warmup, None) if keep_warmup and warmup else None
     gradients, interrupted, sampling_since = 0.0, False, began
     bar = tqdm(total=warmup + draws, disable=not progress, desc="warm-up" if warmup else "sampling", leave=True)
     watch = _Watch(bar)
     try:
         state = None
         if warmup:
-            tuned: Tuned
-            for tuned in islice(warm_up(kernel, target_potential, x, warmup, target=target, mass=mass), None):
+            for tuned in warm_up(kernel, goal.potential, x, warmup, target=target, mass=mass):
                 kernel, state = tuned.kernel, tuned.state
                 gradients += float(torch.as_tensor(tuned.info.gradients, dtype=torch.float64).mean())
                 if early is not None:
                     early.add(state, [tuned.info], middle_step(kernel))
                 watch.show(tuned.info)
         if state is None:
-            state = kernel.init(target_potential, x)
+            state = kernel.init(goal.potential, x)
         bar.set_description("sampling")
         step_size = middle_step(kernel)
         sampling_since = time.perf_counter()
         for _ in range(draws):
             infos = []
             for _ in range(thin):
-                state, info = kernel.step(target_potential, state)
+                state, info = kernel.step(goal.potential, state)
                 infos.append(info)
             recorder.add(state, infos, step_size)
             watch.show(infos[-1])
@@ -127,85 +120,9 @@ def sample_chains(
         warmup_gradients=gradients,
         attributes=_attributes(kernel, warmup, thin),
     )
-    for problem in result.problems(rare=_RARE):
-        warnings.warn(problem, stacklevel=2)
+    for problem in result.problems(rare=_RARE, disagreement=_FAR):
+        warnings.warn(problem, ChainWarning, stacklevel=2)
     return result
-
-
-def target_of(
-    target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[Potential, Variables, torch.Size, Any]:
-    """The potential to move on, the names of its variables, the target's batch, and where chains begin by default."""
-    if isinstance(target, EnergyDistribution):
-        potential, sampler = target.potential, target.sampler
-        like = target.like
-        begin = None if sampler is None else lambda shape: sampler(target.potential, shape, like)
-        if target.is_unconstrained:
-            return potential, _named(None), target.batch_shape, begin or _normal(potential, like)
-        wrapped = Constrained(potential, target.support)
-        start = _normal(wrapped, like) if begin is None else lambda shape: wrapped.unconstrain(begin(shape))
-        return wrapped, _named(wrapped), target.batch_shape, start
-    if isinstance(target, nn.Module) and hasattr(target, "marginal"):
-        raise InvalidInput(
-            f"a {type(target).__name__} has many distributions: pass ebm.marginal() for the data's, or "
-            "ebm.recovery(noisy, level)"
-        )
-    if isinstance(target, Potential):
-        wrapped_or_none = target if isinstance(target, Constrained) else None
-        return target, _named(wrapped_or_none), torch.Size(), _normal(target, _like(target))
-    if callable(target):
-        model = ModelPotential.trace(target, *args, **kwargs)
-        return model, model.constrain, torch.Size(), model.initial
-    raise InvalidInput(
-        f"expected a potential with an event_shape, an EnergyDistribution or a Pyro model; got {type(target).__name__}"
-    )
-
-
-def _named(constrained: Constrained | None) -> Variables:
-    """Calls the points ``x``."""
-    return lambda points: {"x": points if constrained is None else constrained.constrain(points)}
-
-
-def _like(potential: Any) -> Tensor:
-    """A tensor of the dtype and device that a potential's own numbers have."""
-    if isinstance(potential, nn.Module):
-        return next((p for p in potential.parameters() if p.dtype.is_floating_point), torch.empty(()))
-    return torch.empty(())
-
-
-def _normal(potential: Potential, like: Tensor) -> Callable[[torch.Size], Tensor]:
-    return lambda shape: torch.randn(*shape, *potential.event_shape, dtype=like.dtype, device=like.device)
-
-
-def start(potential: Potential, shape: torch.Size, init: Init, default: Callable[[torch.Size], Tensor]) -> Tensor:
-    """Where chains begin, ``(*shape, *event)``: what was given, or drawn until the energy is finite."""
-    if isinstance(init, Tensor):
-        check_event("init", init, potential.event_shape)
-        if init.shape != (*shape, *potential.event_shape):
-            raise InvalidInput(
-                f"init must have shape {shape_text((*shape, *potential.event_shape))}, a point for each chain; got "
-                f"{shape_text(init.shape)}"
-            )
-        return init.detach()
-    if isinstance(init, Mapping):
-        if not isinstance(potential, ModelPotential):
-            raise InvalidInput("init can be a dictionary of sites only for a Pyro model: pass a tensor of points")
-        return potential.unconstrain(init, shape)
-    draw = default if init is None else init
-    x = draw(shape)
-    check_event("init", x, potential.event_shape)
-    if x.shape != (*shape, *potential.event_shape):
-        raise InvalidInput(
-            f"init must return points {shape_text((*shape, *potential.event_shape))}; got {shape_text(x.shape)}"
-        )
-    for _ in range(_TRIES):  # draw again what fell outside
-        with torch.no_grad():
-            outside = ~torch.isfinite(potential(x))
-        if not bool(outside.any()):
-            break
-        wide = outside.reshape(outside.shape + (1,) * len(potential.event_shape))
-        x = torch.where(wide, draw(shape), x)
-    return x.detach()
 
 
 class _Recorder:
@@ -213,15 +130,13 @@ class _Recorder:
 
     def __init__(
         self,
-        potential: Potential,
-        variables: Variables,
-        shape: torch.Size,
+        goal: Goal,
         x: Tensor,
         draws: int,
         file: str | os.PathLike[str] | None,
     ) -> None:
-        size = (draws, *shape, *potential.event_shape)
-        self._potential, self._variables, self._count = potential, variables, 0
+        shape, size = x.shape[: x.dim() - len(goal.potential.event_shape)], (draws, *x.shape)
+        self._goal, self._count = goal, 0
         if file is None:
             needed = math.prod(size) * x.element_size()
             if needed > _MOST_BYTES:
@@ -273,8 +188,8 @@ class _Recorder:
             steps=turned(self._steps),
             step_sizes=self._step_sizes[: self._count],
             kernel=kernel,
-            potential=self._potential,
-            variables=self._variables,
+            potential=self._goal.potential,
+            variables=self._goal.variables,
             total_energy=turned(self._total) if self._has_total else None,
             tree_depth=turned(self._depth) if self._has_depth else None,
         )
@@ -284,14 +199,13 @@ class _Watch:
     """Shows acceptance and divergences on a bar, a few times a second at most: reading them makes a GPU wait."""
 
     def __init__(self, bar: Any) -> None:
-        self._bar, self._diverging, self._since = bar, 0, 0.0
+        self._bar, self._since = bar, 0.0
 
     def show(self, info: Info) -> None:
         if not self._bar.disable:
             now = time.monotonic()
             if now - self._since > 0.3:
                 self._since = now
-                self._diverging += int(info.diverging.sum())
                 self._bar.set_postfix_str(
                     f"acceptance {float(info.accept_prob.mean()):.2f}, diverging {int(info.diverging.sum())}",
                     refresh=False,

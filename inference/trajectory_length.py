@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from energyppl.inference.hamiltonian import ChEES
-from energyppl.inference.mass import stepper
+from energyppl.inference.mass import MOST_DIMENSIONS, stepper
 from energyppl.inference.transition import Info
 
 __all__ = ["TrajectoryLength"]
@@ -14,17 +14,19 @@ __all__ = ["TrajectoryLength"]
 _RATE = 0.07  # of Adam on the log length
 _MEMORY = 25.0  # steps that averages reach back
 _PRICE = 0.5  # of gradients: below 1, because slow modes that one draw's autocorrelation hardly shows gain from length
+_DIRECTIONS = 4
 _WORST = 4.0  # how much more the slowest functions count than the others
 
 
 class TrajectoryLength:
     """Stochastic ascent of the log trajectory length, by Adam, on the effective samples that a gradient gives.
 
-    ChEES (Hoffman, Radul & Sountsov 2021) follows the change of |x − E x|² over a trajectory, ¼ E[(|x' − E x|² − |x −
-    E x|²)²], across chains.  That sum over coordinates is soon content when most coordinates are, and knows no cost.
-    Here each coordinate and its square is such a function f of its own: its autocorrelation over one trajectory is
-    ρ = 1 − s with s = ½ E[(f' − f)²] / Var f, so it gives (1 − ρ) / (1 + ρ) = s / (2 − s) effective samples a draw, and
-    what is climbed is the logarithm of that, mostly of the slowest functions', over the gradients spent.
+    ChEES (Hoffman, Radul & Sountsov 2021) follows the change of |x − E x|² over a trajectory, across chains.  That sum
+    over coordinates is soon content when most coordinates are, and knows no cost.  Here each coordinate and its square
+    is a function f of its own, and so are the directions in which draws spread most (as in SNAPER, Sountsov & Hoffman
+    2022).  Its autocorrelation over one trajectory is ρ = 1 − s with s = ½ E[(f' − f)²] / Var f, so it gives
+    (1 − ρ) / (1 + ρ) = s / (2 − s) effective samples a draw, and what is climbed is the logarithm of that, mostly of
+    the slowest functions', over a power of the gradients spent.
     """
 
     def __init__(self, length: float) -> None:
@@ -32,6 +34,7 @@ class TrajectoryLength:
         self._seen = 0.0
         self._mean = self._square = self._fourth = self._jump = torch.empty(0)
         self._second, self._count, self._shares = 0.0, 0, 0
+        self._directions: Tensor | None = None  # (event elements, k)
 
     def update(self, x: Tensor, end: Tensor, u: Tensor, info: Info, kernel: ChEES, share: float) -> None:
         """Climb by one step's proposals.
@@ -53,6 +56,8 @@ class TrajectoryLength:
         if int(fine.sum()) < 2:
             return
         x, end, velocity, accept = x[fine], end[fine], velocity[fine], accept[fine]
+        if self._directions is not None:
+            x, end, velocity = (torch.cat([v, v @ self._directions], 1) for v in (x, end, velocity))
         self._remember(x)
         x, end = x - self._mean, end - self._mean
         change = torch.cat([end - x, end * end - x * x], 1)
@@ -75,6 +80,15 @@ class TrajectoryLength:
         self._shares += 1
         digits = f"{self._shares:b}"[::-1]
         return int(digits, 2) / float(2 ** len(digits))
+
+    def look_along(self, draws: Tensor) -> None:
+        """Follow the widest directions of standardised draws, ``(n, *event)``, from now on."""
+        flat = draws.flatten(1)
+        if 2 <= flat.shape[1] <= MOST_DIMENSIONS:
+            scale = flat.std(0).clamp(min=1e-30)
+            covariance = torch.cov(((flat - flat.mean(0)) / scale).T)
+            self._directions = torch.linalg.eigh(covariance).eigenvectors[:, -_DIRECTIONS:] / scale[:, None]
+            self._seen = 0.0
 
     def rescale(self, ratio: float) -> None:
         """The whitened coordinates' unit has become ``ratio`` times as long."""

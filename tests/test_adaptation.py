@@ -196,7 +196,7 @@ def test_trajectories_are_as_long_as_slow_coordinates_need() -> None:
 
 @pytest.mark.parametrize("kernel", [ep.MALA(0.5), ep.HMC(), ep.ChEES(), ep.NUTS()], ids=lambda k: type(k).__name__)
 def test_chains_begun_on_a_cliff_are_rescued(kernel: Any) -> None:
-    """A Gumbel's wall e^{−x}: at x = −12 no step that suits the others is ever accepted; a tenth of chains begin there."""
+    """A Gumbel's wall e^{−x}: at x = −12, where a tenth begin, no step that suits the others is ever accepted."""
     start = torch.cat([torch.full((40, 1), -12.0), TARGETS["Gumbel"].draw(360)])
     adaptation = ep.adapt(kernel, TARGETS["Gumbel"].potential, start, 200)
     assert bool((adaptation.state.x[:40] > -4.0).all())

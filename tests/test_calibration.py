@@ -22,7 +22,7 @@ from torch import Tensor
 
 import energyppl as ep
 
-ALARM = 0.01  # of each model's table, over all its numbers (Bonferroni); the three models together: .03
+ALARM = 0.01  # of each model's table, over all its numbers (Bonferroni); the four tables together: .04
 CHAINS, KEPT, BINS = 16, 4, 8
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.* of the draws diverged:UserWarning")]
@@ -32,11 +32,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.* of the dra
 
 
 def eight_schools(sets: int, y: Tensor | None = None, wrong: float = 1.0) -> None:
-    """Rubin (1981), non-centred; ``wrong`` times the errors that the data have."""
+    """Rubin (1981), non-centred; ``wrong`` times the errors that the data have.
+
+    tau is half normal: a half-Cauchy draws one of 1,000 now and then, whose posterior is needle-thin without centring,
+    and that data set's steps would be all data sets' in the plate (with it R-hat is above 2 in 5 of 10 plates).
+    """
     sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])[:, None]
     with pyro.plate("sets", sets, dim=-1):
         mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        tau = pyro.sample("tau", dist.HalfNormal(5.0))
         with pyro.plate("schools", 8, dim=-2):
             eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
             theta = pyro.deterministic("theta", mu + tau * eta)
@@ -97,17 +101,31 @@ class Reckless(ep.HMC):
 
 
 def ranks(
-    model: Callable[..., None], quantities: dict[str, list[int] | None], sets: int, at_once: int, **options: Any
+    model: Callable[..., None],
+    quantities: dict[str, list[int] | None],
+    sets: int,
+    at_once: int,
+    *,
+    kernel: Any,
+    wrong: dict[str, float] | None = None,
+    warmup: int = 300,
 ) -> dict[str, Tensor]:
     """Ranks from 0 to 63 of the true values, ``(sets,)`` each, of some rows of some sites."""
-    kernel, wrong = options.pop("kernel", ep.ChEES()), options.pop("wrong", {})
-    options = {"warmup": 300, "thin": 15, **options}
     found: dict[str, list[Tensor]] = {}
     for _ in range(0, sets, at_once):
         truth = poutine.trace(model).get_trace(at_once)
         y = truth.nodes["y"]["value"]
         chains = ep.sample_chains(
-            kernel, model, at_once, y, chains=CHAINS, draws=KEPT, progress=False, **wrong, **options
+            kernel,
+            model,
+            at_once,
+            y,
+            chains=CHAINS,
+            draws=KEPT,
+            thin=15,
+            warmup=warmup,
+            progress=False,
+            **(wrong or {}),
         )
         assert not bool(chains.stuck.any())
         for name, rows in quantities.items():
@@ -127,15 +145,17 @@ def p_values(found: dict[str, Tensor]) -> dict[str, float]:
     return {name: float(chisquare(count.numpy()).pvalue) for name, count in counts.items()}
 
 
-# model, what is ranked (rows of a site), data sets, how many of them are sampled together
-CASES: dict[str, tuple[Callable[..., None], dict[str, list[int] | None], int, int]] = {
-    "eight schools": (eight_schools, {"mu": None, "tau": None, "theta": list(range(8))}, 200, 20),
-    "logistic regression": (logistic, {"w": list(range(5))}, 200, 50),
+# model, what is ranked (rows of a site; None if it has none), data sets, how many together, kernel
+CASES: dict[str, tuple[Callable[..., None], dict[str, list[int] | None], int, int, Any]] = {
+    "eight schools": (eight_schools, {"mu": None, "tau": None, "theta": list(range(8))}, 200, 20, ep.ChEES()),
+    "logistic regression": (logistic, {"w": list(range(5))}, 200, 50, ep.ChEES()),
+    "logistic regression, NUTS": (logistic, {"w": list(range(5))}, 200, 20, ep.NUTS()),
     "radon": (
         radon,
         {"mu": None, "spread": None, "slope": None, "sigma": None, "alpha": [0, 20, 42, 63, 84]},
         200,
         20,
+        ep.ChEES(),
     ),
 }
 
@@ -143,14 +163,14 @@ CASES: dict[str, tuple[Callable[..., None], dict[str, list[int] | None], int, in
 @pytest.mark.parametrize("name", list(CASES))
 def test_ranks_of_the_truth_are_uniform(name: str) -> None:
     """The smallest p-value of a model's table, times its numbers, is above .01."""
-    model, quantities, sets, at_once = CASES[name]
-    found = p_values(ranks(model, quantities, sets, at_once))
+    model, quantities, sets, at_once, kernel = CASES[name]
+    found = p_values(ranks(model, quantities, sets, at_once, kernel=kernel))
     print(f"\n{name}: " + ", ".join(f"{key} {p:.3f}" for key, p in found.items()))
     assert min(found.values()) * len(found) > ALARM, found
 
 
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
-    "errors a half too large": ("eight schools", {"wrong": {"wrong": 1.5}}),
+    "errors half as large": ("eight schools", {"wrong": {"wrong": 0.5}}),
     "a kernel that accepts everything": ("logistic regression", {"kernel": Reckless(0.45, 5), "warmup": 0}),
 }
 
@@ -159,7 +179,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
 def test_what_is_wrong_fails_the_same_check(name: str) -> None:
     """Negative controls: a model whose likelihood is not the data's, and a kernel without its accept step."""
     case, options = WRONG[name]
-    model, quantities, sets, at_once = CASES[case]
-    found = p_values(ranks(model, quantities, sets, at_once, **options))
+    model, quantities, sets, at_once, kernel = CASES[case]
+    found = p_values(ranks(model, quantities, sets, at_once, **{"kernel": kernel, **options}))
     print(f"\n{name}: " + ", ".join(f"{key} {p:.1e}" for key, p in found.items()))
     assert min(found.values()) * len(found) < ALARM, found

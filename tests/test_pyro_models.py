@@ -224,7 +224,7 @@ def multinomial(y: Tensor) -> None:
 
 @SOME_DIVERGE
 def test_a_model_that_vmap_can_not_follow_is_evaluated_point_by_point() -> None:
-    """With a warning, and the same numbers; the posterior is Dirichlet(1 + y), 3 means at 4 standard errors: 1e-3."""
+    """With a warning, and the same numbers; the posterior is Dirichlet(1 + y), 3 means at 5 standard errors: 5e-4."""
     y = torch.tensor([3.0, 5.0, 2.0])
     with pytest.warns(UserWarning, match=r"can't be batched over chains \(.*\); each chain is evaluated on its own"):
         potential = ep.ModelPotential.trace(multinomial, y)
@@ -236,9 +236,7 @@ def test_a_model_that_vmap_can_not_follow_is_evaluated_point_by_point() -> None:
     leaf = z.clone().requires_grad_()
     torch.testing.assert_close(grad, torch.autograd.grad(potential(leaf).sum(), leaf)[0], rtol=1e-4, atol=1e-4)
     with pytest.warns(UserWarning, match="can't be batched"):
-        chains = ep.sample_chains(
-            ep.HMC(0.3, 3), multinomial, y, chains=16, draws=40, warmup=30, thin=2, progress=False
-        )
+        chains = ep.sample_chains(ep.HMC(0.3, 2), multinomial, y, chains=16, draws=40, warmup=30, progress=False)
     means = chains.samples["p"].mean(1)
     z_score = (means.mean(0) - (1.0 + y) / 13.0) / (means.std(0) / 4.0)
     assert float(z_score.abs().max()) < 5.0  # Student's t with 15 degrees of freedom: 1.6e-4 two-sided
@@ -565,8 +563,8 @@ def test_an_energy_under_svi(guide_of: str) -> None:
         guide = AutoGuideList(two_sites)
         guide.append(AutoNormal(poutine.block(two_sites, expose=["x"])))
         guide.append(AutoNormal(poutine.block(two_sites, expose=["other"])))
-    svi = SVI(two_sites, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO(num_particles=4))
-    losses = [svi.step(y) for _ in range(500)]
+    svi = SVI(two_sites, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO(num_particles=2))
+    losses = [svi.step(y) for _ in range(400)]
     assert all(math.isfinite(loss) for loss in losses)
     draws = Predictive(guide, num_samples=4000)(y)
     assert float((draws["x"].mean(0) - y / 2).abs().max()) < 0.15

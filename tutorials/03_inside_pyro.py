@@ -37,8 +37,8 @@ args = parser.parse_args()
 args.folder.mkdir(parents=True, exist_ok=True)
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
-# sample_chains also warns of what chains.problems() lists, and ArviZ 0.23 of more chains than draws.
-warnings.filterwarnings("ignore", message=".*(diverged|hardly moved|More chains)", category=UserWarning)
+# sample_chains also warns of what chains.problems() lists.  Here it is printed where it belongs in the text.
+warnings.filterwarnings("ignore", message=".*(diverged|hardly moved)", category=UserWarning)
 
 
 def rounded(values: Tensor, digits: int = 3) -> list[float]:

@@ -1,0 +1,136 @@
+"""Where chains are to go: the potential of what a user named, how they begin, and what their points are called."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from energyppl._checks import check_event, shape_text
+from energyppl.constrained import Constrained
+from energyppl.distributions import EnergyDistribution
+from energyppl.errors import InvalidInput
+from energyppl.inference.pyro_models import ModelPotential
+from energyppl.inference.results import Variables
+from energyppl.potential import Potential
+
+__all__ = ["Goal", "Init"]
+
+_TRIES = 100  # at a start whose energy is finite
+
+Begin = Callable[[torch.Size], Tensor]
+Init = Tensor | Mapping[str, Tensor] | Begin | None
+"""Points of the support ``(chains, *batch, *event)``, a Pyro model's sites, or a function that draws points."""
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """A target as chains need it; made by :meth:`of`."""
+
+    potential: Potential  # of unconstrained points
+    variables: Variables
+    batch: torch.Size  # of independent targets, sampled along
+    begin: Begin  # unconstrained points, by default
+
+    @classmethod
+    def of(cls, target: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> "Goal":
+        """What a potential, an ``EnergyDistribution`` or a Pyro model with its arguments means to chains.
+
+        Raises:
+            InvalidInput: for anything else, and for a model whose latent sites can't be moved by gradients.
+        """
+        if isinstance(target, EnergyDistribution):
+            return cls._of_distribution(target)
+        if isinstance(target, nn.Module) and hasattr(target, "marginal"):
+            raise InvalidInput(
+                f"a {type(target).__name__} has many distributions: pass ebm.marginal() for the data's, or "
+                "ebm.recovery(noisy, level)"
+            )
+        if isinstance(target, Potential):
+            return cls(target, _named(target), torch.Size(), _normal(target, _like(target)))
+        if callable(target):
+            model = ModelPotential.trace(target, *args, **(kwargs or {}))
+            return cls(model, model.constrain, torch.Size(), model.initial)
+        raise InvalidInput(
+            "expected a potential with an event_shape, an EnergyDistribution or a Pyro model; got "
+            f"{type(target).__name__}"
+        )
+
+    @classmethod
+    def _of_distribution(cls, target: EnergyDistribution) -> "Goal":
+        potential, sampler = target.potential, target.sampler
+        if not target.is_unconstrained:
+            potential = Constrained(potential, target.support)
+        if sampler is None:
+            return cls(potential, _named(potential), target.batch_shape, _normal(potential, target.like))
+
+        def begin(shape: torch.Size) -> Tensor:
+            with torch.no_grad():
+                return _unconstrained(potential, sampler(target.potential, shape, target.like))
+
+        return cls(potential, _named(potential), target.batch_shape, begin)
+
+    def start(self, chains: int, init: Init = None) -> Tensor:
+        """Where chains begin, ``(chains, *batch, *event)`` unconstrained: what was given, or drawn until it is legal.
+
+        Raises:
+            InvalidInput: for points of another shape, sites that are missing, or if no energy is finite.
+        """
+        shape = torch.Size((chains, *self.batch))
+        if isinstance(init, Mapping):
+            if not isinstance(self.potential, ModelPotential):
+                raise InvalidInput("init can be a dictionary of sites only for a Pyro model: pass a tensor of points")
+            x = self.potential.unconstrain(init, shape)
+        elif isinstance(init, Tensor):
+            x = self._enter(init, shape)
+        else:
+            x = self._draw(init, shape)
+            for _ in range(_TRIES):  # again, what fell outside
+                outside = ~self._finite(x)
+                if not bool(outside.any()):
+                    break
+                wide = outside.reshape(outside.shape + (1,) * len(self.potential.event_shape))
+                x = torch.where(wide, self._draw(init, shape), x)
+        if not bool(self._finite(x).any()):
+            raise InvalidInput("no chain starts at a finite energy: start them inside the support")
+        return x.detach()
+
+    def _draw(self, init: Begin | None, shape: torch.Size) -> Tensor:
+        return self.begin(shape) if init is None else self._enter(init(shape), shape)
+
+    def _enter(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """A user's points of the support, checked, as unconstrained ones."""
+        potential = self.potential
+        event = potential.potential.event_shape if isinstance(potential, Constrained) else potential.event_shape
+        check_event("init", x, event)
+        if x.shape != (*shape, *event):
+            raise InvalidInput(
+                f"init must have shape {shape_text((*shape, *event))}, a point for each chain; got "
+                f"{shape_text(x.shape)}"
+            )
+        return _unconstrained(potential, x)
+
+    def _finite(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.isfinite(self.potential(x))
+
+
+def _unconstrained(potential: Potential, x: Tensor) -> Tensor:
+    return potential.unconstrain(x) if isinstance(potential, Constrained) else x
+
+
+def _named(potential: Potential) -> Variables:
+    """Calls the points ``x``, on their support."""
+    return lambda points: {"x": potential.constrain(points) if isinstance(potential, Constrained) else points}
+
+
+def _like(potential: Any) -> Tensor:
+    """A tensor of the dtype and device that a potential's own numbers have."""
+    if isinstance(potential, nn.Module):
+        return next((p for p in potential.parameters() if p.dtype.is_floating_point), torch.empty(()))
+    return torch.empty(())
+
+
+def _normal(potential: Potential, like: Tensor) -> Begin:
+    return lambda shape: torch.randn(*shape, *potential.event_shape, dtype=like.dtype, device=like.device)
