@@ -217,7 +217,7 @@ def _hamiltonian(
             draws.append(_some(state.x, chains, most))
         if i in ends:
             stood = torch.cat(draws)
-            stood, draws = stood[torch.isfinite(stood).flatten(1).all(1)], []
+            stood, draws = stood[torch.isfinite(stood).reshape(len(stood), -1).all(1)], []
             estimate = mass(stood) if _spread_out(stood) else None
             if estimate is not None:
                 if length is not None:

@@ -234,4 +234,5 @@ class MALT:
             energy = energy_only(potential, x)
         error = energy - state.energy + gained
         new, info = metropolis(-error, State(x, energy, grad), state)
-        return new, judged(info, start, start + error, self.steps)
+        info = judged(info, start, start + error, self.steps)
+        return new, info._replace(total_energy=torch.where(info.accepted, energy + 0.5 * dot(u, u, energy), start))

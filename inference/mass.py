@@ -184,7 +184,7 @@ def low_rank_mass(draws: Tensor, rank: int = 32, cutoff: float = 1.5) -> Inverse
     """
     variance = diagonal_mass(draws)
     assert isinstance(variance, Tensor)
-    flat = ((draws - draws.mean(0)) / variance.sqrt()).flatten(1)
+    flat = ((draws - draws.mean(0)) / variance.sqrt()).reshape(len(draws), -1)
     n, size = flat.shape
     if not 2 <= size <= MOST_DIMENSIONS or n < 10:
         return variance

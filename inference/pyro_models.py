@@ -147,17 +147,16 @@ class ModelPotential:
         """Whether vmap follows the model and agrees with running it point by point."""
         points = 0.1 * torch.arange(2.0 * self.event_shape[0], dtype=self.dtype).reshape(2, -1).cos()
         with torch.no_grad():
-            slow = torch.stack([self._log_joint(point) for point in points])
+            slow, again = (torch.stack([self._log_joint(point) for point in points]) for _ in range(2))
+            if not _same(slow, again):
+                raise InvalidInput("the model's log density changes from run to run: it must not draw at random")
             try:
                 quick = torch.func.vmap(self._log_joint)(points)
             except Exception as error:  # whatever a user's model does that vmap can't follow
                 reason = str(error).splitlines()[0]
             else:
-                if torch.allclose(slow, quick, rtol=1e-3, atol=1e-3, equal_nan=True):
+                if _same(slow, quick):
                     return True
-                again = torch.stack([self._log_joint(point) for point in points])
-                if not torch.allclose(slow, again, rtol=1e-3, atol=1e-3, equal_nan=True):
-                    raise InvalidInput("the model's log density changes from run to run: it must not draw at random")
                 reason = "vmap gives other numbers"
         warnings.warn(
             f"this model can't be batched over chains ({reason}); each chain is evaluated on its own, which is slow",
@@ -243,6 +242,10 @@ class ModelPotential:
         with torch.no_grad(), _Fill(value):
             poutine.trace(self.model).get_trace(*args, **kwargs)
         return torch.cat([parts[site.name].reshape(-1) for site in self.sites]).to(self.dtype)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 class _Multinomial(dist.Multinomial):

@@ -17,6 +17,7 @@ from energyppl.potential import Potential
 
 __all__ = ["Chains", "Variables"]
 
+_ENOUGH = 50  # draws for R̂ to tell something
 _RARELY = 0.01  # of the draws: a chain that moves less often stands still
 
 
@@ -120,7 +121,7 @@ class Chains:
         if share > rare:
             found.append(f"{share:.2%} of the draws diverged: take smaller steps, or write the energy more smoothly")
         worst = float(self.r_hat().nan_to_num(0.0).max())
-        if worst > disagreement:
+        if worst > disagreement and self.draws.shape[1] >= _ENOUGH:
             found.append(
                 f"the chains disagree (split R̂ up to {worst:.2f}): run them longer, or temper them if there are modes "
                 "that they don't cross between"

@@ -82,7 +82,7 @@ def sample_chains(
     recorder = _Recorder(goal, x, draws, file)
     early = _Recorder(goal, x, warmup, None) if keep_warmup and warmup else None
     began = time.perf_counter()
-    gradients, interrupted, sampling_since = 0.0, False, began
+    gradients, interrupted, sampling_since = 0.0, False, math.inf
     bar = tqdm(total=warmup + draws, disable=not progress, desc="warm-up" if warmup else "sampling", leave=True)
     watch = _Watch(bar)
     try:
@@ -115,8 +115,8 @@ def sample_chains(
         recorder.chains(kernel),
         warmup=early.chains(kernel) if early is not None else None,
         interrupted=interrupted,
-        seconds=ended - sampling_since,
-        warmup_seconds=sampling_since - began,
+        seconds=max(0.0, ended - sampling_since),
+        warmup_seconds=min(ended, sampling_since) - began,
         warmup_gradients=gradients,
         attributes=_attributes(kernel, warmup, thin),
     )
@@ -155,7 +155,7 @@ class _Recorder:
         self._steps = torch.empty((draws, *shape), dtype=torch.int32)
         self._depth = torch.empty((draws, *shape), dtype=torch.int8)
         self._step_sizes = torch.empty(draws, dtype=x.dtype)
-        self._has_total = self._has_depth = False
+        self._has_total = self._has_depth = draws > 0
 
     def add(self, state: State, infos: Sequence[Info], step_size: float) -> None:
         i, last = self._count, infos[-1]
@@ -168,10 +168,13 @@ class _Recorder:
         if len(infos) > 1:
             self._acceptance[i] /= len(infos)
         self._steps[i] = sum((info.gradients for info in infos), start=0)
+        # A mixture of kernels may know these at some steps only; then they are left out.
+        self._has_total &= last.total_energy is not None
+        self._has_depth &= last.tree_depth is not None
         if last.total_energy is not None:
-            self._total[i], self._has_total = last.total_energy, True
+            self._total[i] = last.total_energy
         if last.tree_depth is not None:
-            self._depth[i], self._has_depth = last.tree_depth, True
+            self._depth[i] = last.tree_depth
         self._step_sizes[i] = step_size
         self._count = i + 1
 
@@ -190,8 +193,8 @@ class _Recorder:
             kernel=kernel,
             potential=self._goal.potential,
             variables=self._goal.variables,
-            total_energy=turned(self._total) if self._has_total else None,
-            tree_depth=turned(self._depth) if self._has_depth else None,
+            total_energy=turned(self._total) if self._has_total and self._count else None,
+            tree_depth=turned(self._depth) if self._has_depth and self._count else None,
         )
 
 

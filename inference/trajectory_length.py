@@ -83,7 +83,7 @@ class TrajectoryLength:
 
     def look_along(self, draws: Tensor) -> None:
         """Follow the widest directions of standardised draws, ``(n, *event)``, from now on."""
-        flat = draws.flatten(1)
+        flat = draws.reshape(len(draws), -1)
         if 2 <= flat.shape[1] <= MOST_DIMENSIONS:
             scale = flat.std(0).clamp(min=1e-30)
             covariance = torch.cov(((flat - flat.mean(0)) / scale).T)

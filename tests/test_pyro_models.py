@@ -113,9 +113,15 @@ def double(y: Tensor) -> None:
         pyro.sample("y", dist.StudentT(3.0 * one, mu, s), obs=y.double())
 
 
+def multinomial(y: Tensor) -> None:
+    p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+    pyro.sample("y", dist.Multinomial(int(y.sum()), p), obs=y)
+
+
 MODELS: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]] = {
     "nested plates": (nested, lambda: (torch.randn(4, 3),)),
     "Dirichlet": (dirichlet, lambda: (torch.tensor([0, 2]),)),
+    "multinomial": (multinomial, lambda: (torch.tensor([3.0, 5.0, 2.0]),)),
     "LKJ": (lkj, lambda: (torch.randn(6, 3),)),
     "supports that depend on sites": (dynamic, lambda: (torch.randn(5),)),
     "mixture": (mixture, lambda: (torch.randn(5),)),
@@ -217,8 +223,10 @@ def test_one_point_without_a_batch(name: str) -> None:
     torch.testing.assert_close(potential.unconstrain(alone, torch.Size()), z, rtol=2e-3, atol=2e-3)
 
 
-def multinomial(y: Tensor) -> None:
+def branching(y: Tensor) -> None:
     p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+    if float(p.detach()[0]) > 2.0:  # a question that a batch has no one answer to
+        raise AssertionError("p is a probability")
     pyro.sample("y", dist.Multinomial(int(y.sum()), p), obs=y)
 
 
@@ -227,16 +235,16 @@ def test_a_model_that_vmap_can_not_follow_is_evaluated_point_by_point() -> None:
     """With a warning, and the same numbers; the posterior is Dirichlet(1 + y), 3 means at 5 standard errors: 5e-4."""
     y = torch.tensor([3.0, 5.0, 2.0])
     with pytest.warns(UserWarning, match=r"can't be batched over chains \(.*\); each chain is evaluated on its own"):
-        potential = ep.ModelPotential.trace(multinomial, y)
+        potential = ep.ModelPotential.trace(branching, y)
     assert not potential.vectorized
     z = torch.randn(2, 3, 2)
     energy, grad = ep.energy_and_grad(potential, z)
-    expected = [by_pyro(potential, multinomial, (y,), point) for point in z.reshape(6, 2)]
+    expected = [by_pyro(potential, branching, (y,), point) for point in z.reshape(6, 2)]
     torch.testing.assert_close(energy.flatten(), torch.tensor(expected), rtol=1e-4, atol=1e-4)
     leaf = z.clone().requires_grad_()
     torch.testing.assert_close(grad, torch.autograd.grad(potential(leaf).sum(), leaf)[0], rtol=1e-4, atol=1e-4)
     with pytest.warns(UserWarning, match="can't be batched"):
-        chains = ep.sample_chains(ep.HMC(0.3, 2), multinomial, y, chains=16, draws=40, warmup=30, progress=False)
+        chains = ep.sample_chains(ep.HMC(0.3, 2), branching, y, chains=16, draws=40, warmup=30, progress=False)
     means = chains.samples["p"].mean(1)
     z_score = (means.mean(0) - (1.0 + y) / 13.0) / (means.std(0) / 4.0)
     assert float(z_score.abs().max()) < 5.0  # Student's t with 15 degrees of freedom: 1.6e-4 two-sided

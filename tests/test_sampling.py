@@ -243,6 +243,7 @@ def test_chains_begin_where_they_are_told_to(name: str) -> None:
 
 
 @SOME_DIVERGE  # at the edge
+@pytest.mark.filterwarnings("ignore:the chains disagree")  # their steps are small at an edge; here starts are judged
 def test_starts_are_drawn_until_their_energy_is_finite() -> None:
     half = energy(lambda x: torch.where(x[..., 0] > 1.0, (x * x).sum(-1), INF), 2)
     chains = sample(ep.HMC(), half)
