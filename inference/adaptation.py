@@ -190,7 +190,7 @@ def _hamiltonian(
 ) -> Iterator[Tuned]:
     chains = state.energy.dim()
     averaging = DualAveraging(_log_steps(kernel.step_size, index, state.x), target, math.inf)
-    averaging.restart(first_steps(potential, state, kernel.inverse_mass, averaging.log_step, index))
+    averaging.restart(first_steps(potential, state, kernel.inverse_mass, averaging.log_step, index), searched=True)
     length = TrajectoryLength(kernel.length) if isinstance(kernel, ChEES) else None
     ends = _window_ends(steps, state.energy.numel())
     draws: list[Tensor] = []
@@ -201,8 +201,8 @@ def _hamiltonian(
         if length is not None and isinstance(kernel, ChEES):
             share = length.next_share()
             # Before a mass is known, long trajectories only pay for its being wrong.
-            most = kernel.most_steps if i > ends[0] else min(kernel.most_steps, _FIRST_STEPS)
-            length.value = min(length.value, most * middle_step(kernel))
+            longest = kernel.most_steps if i > ends[0] else min(kernel.most_steps, _FIRST_STEPS)
+            length.value = min(length.value, longest * middle_step(kernel))
             kernel = replace(kernel, length=length.value)
             before = state
             state, info, end, u = transition(kernel, potential, state, kernel.steps_for(share))
@@ -210,11 +210,15 @@ def _hamiltonian(
         else:
             state, info = kernel.step(potential, state)
         # A divergence tells of a place that longer steps would leave unseen: it counts as several rejections.
-        judged = info.accept_prob - _DIVERGENCE * info.diverging
-        averaging.update(group_means(judged, index, len(averaging.log_step), rescue.well()).clamp(min=0.0))
+        # But shorter steps don't lead past a wall of infinite energy, so it takes half of the acceptance at most.
+        well, groups = rescue.well(), len(averaging.log_step)
+        accepted = group_means(info.accept_prob, index, groups, well)
+        penalty = _DIVERGENCE * group_means(info.diverging.to(accepted), index, groups, well)
+        averaging.update(torch.maximum(accepted - penalty, 0.5 * accepted))
         rescue.update(info.accept_prob)
         if i <= ends[-1]:
-            draws.append(_some(state.x, chains, most))
+            healthy = rescue.well() & torch.isfinite(state.energy)
+            draws.append(_some(state.x[healthy] if chains else state.x[None], most))
         if i in ends:
             stood = torch.cat(draws)
             stood, draws = stood[torch.isfinite(stood).reshape(len(stood), -1).all(1)], []
@@ -224,7 +228,7 @@ def _hamiltonian(
                     length.rescale(_stretch(kernel.inverse_mass, estimate, state.x))
                     length.look_along(stood)
                 kernel = replace(kernel, inverse_mass=estimate)
-                averaging.restart(first_steps(potential, state, estimate, averaging.log_step, index))
+                averaging.restart(first_steps(potential, state, estimate, averaging.log_step, index), searched=True)
         if i == steps:
             kernel = replace(kernel, step_size=averaging.step(index, grouped, averaged=True))
             if length is not None and isinstance(kernel, ChEES):
@@ -240,10 +244,11 @@ def _stretch(old: InverseMass, new: InverseMass, x: Tensor) -> float:
     return float(ratio.amax().sqrt())
 
 
-def _some(x: Tensor, chains: int, most: int) -> Tensor:
-    """Points of ``most`` chains at most, other ones each time, ``(n, *event)``."""
-    flat = x.flatten(0, chains - 1) if chains else x[None]
-    return flat if len(flat) <= most else flat[torch.randint(len(flat), (most,), device=x.device)]
+def _some(points: Tensor, most: int) -> Tensor:
+    """``most`` of the points ``(n, *event)`` at most, other ones each time."""
+    if len(points) <= most:
+        return points
+    return points[torch.randint(len(points), (most,), device=points.device)]
 
 
 def _spread_out(draws: Tensor) -> bool:

@@ -11,6 +11,7 @@ from energyppl.potential import Potential
 
 __all__ = ["DualAveraging", "Rescue", "first_steps", "group_means"]
 
+_SHORTEST = 64.0  # as a share of the first step size, of which one is accepted four times in five
 _FREE_MISSES = 3  # rejections in a row that happen to a healthy chain
 _SEARCH = 100  # doublings or halvings of the first step size at most
 
@@ -24,9 +25,12 @@ class DualAveraging:
         self._target = target
         self.restart(log_step)
 
-    def restart(self, log_step: Tensor) -> None:
+    def restart(self, log_step: Tensor, *, searched: bool = False) -> None:
         """Begin anew from here: the target has changed its scale."""
         self.log_step = log_step.clamp(self._low, self._high)
+        # No step size is accepted often enough where trajectories run into walls, however short: it must not vanish.
+        lowest = self.log_step - math.log(_SHORTEST) if searched else torch.full_like(log_step, self._low)
+        self._floor = lowest.clamp(min=self._low)
         self._anchor = self.log_step + math.log(10.0)
         self._error_sum, self._average, self._count = torch.zeros_like(log_step), self.log_step, 0
 
@@ -36,7 +40,7 @@ class DualAveraging:
         i = self._count
         self._error_sum = self._error_sum + self._target - torch.nan_to_num(acceptance, nan=self._target)
         log_step = self._anchor - math.sqrt(i) / 0.05 * self._error_sum / (i + 10)
-        self.log_step = log_step.clamp(self._low, self._high)
+        self.log_step = torch.maximum(log_step.clamp(self._low, self._high), self._floor)
         weight = i**-0.75
         self._average = weight * self.log_step + (1 - weight) * self._average
 

@@ -109,6 +109,9 @@ class Goal:
                 f"init must have shape {shape_text((*shape, *event))}, a point for each chain; got "
                 f"{shape_text(x.shape)}"
             )
+        own = _like(potential).dtype if isinstance(potential, nn.Module) else x.dtype
+        if x.dtype != own:
+            raise InvalidInput(f"init must be {own} like the network's weights; got {x.dtype}: convert one of them")
         return _unconstrained(potential, x)
 
     def _finite(self, x: Tensor) -> Tensor:

@@ -109,6 +109,8 @@ class ModelPotential:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Energies of unconstrained points, ``(*batch, D)`` to ``(*batch,)``."""
+        if x.numel() == 0:
+            return x.sum(-1)
         energy: Tensor = -self._over(self._log_joint, x.reshape(-1, x.shape[-1]))
         return energy.reshape(x.shape[:-1])
 
