@@ -38,7 +38,7 @@ args.folder.mkdir(parents=True, exist_ok=True)
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 # sample_chains also warns of what chains.problems() lists.  Here it is printed where it belongs in the text.
-warnings.filterwarnings("ignore", message=".*(diverged|hardly moved)", category=UserWarning)
+warnings.simplefilter("ignore", ep.ChainWarning)
 
 
 def rounded(values: Tensor, digits: int = 3) -> list[float]:
