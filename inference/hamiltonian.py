@@ -73,6 +73,15 @@ def judged(info: Info, before: Tensor, after: Tensor, gradients: int) -> Info:
     )
 
 
+def spread_share(uniform: float) -> float:
+    """A ``ChEES`` trajectory's length as a share of the longest, from a uniform number in [0, 1).
+
+    Shorter ones than .3 hardly move; equal ones fall in step with the target's periods.  Measured on six targets, from
+    0 on costs a tenth of the effective samples, and from .5 on one run in three on rings learns far too long a length.
+    """
+    return 0.3 + 0.7 * uniform
+
+
 @dataclass(frozen=True, eq=False)
 class HMC:
     """Hamiltonian Monte Carlo (Duane et al. 1987; Neal 2011) with a given number of leapfrog steps.
@@ -122,7 +131,8 @@ class HMC:
 class ChEES:
     """HMC whose trajectory length is learned across chains (Hoffman, Radul & Sountsov 2021): the many-chain default.
 
-    Each trajectory's length is uniform between 0 and ``length``, the same for all chains, so none waits for another.
+    Each trajectory's length is uniform between .3 and 1 times ``length``, the same for all chains, so none waits for
+    another.
     :func:`~energyppl.inference.adapt` tunes step size, mass and length; it needs several chains to compare, 16 or more
     to do it well.
 
@@ -164,7 +174,7 @@ class ChEES:
 
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Move every chain by one trajectory."""
-        new, info, _, _ = transition(self, potential, state, self.steps_for(float(torch.rand(()))))
+        new, info, _, _ = transition(self, potential, state, self.steps_for(spread_share(float(torch.rand(())))))
         return new, info
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from energyppl.inference.hamiltonian import ChEES
+from energyppl.inference.hamiltonian import ChEES, spread_share
 from energyppl.inference.mass import MOST_DIMENSIONS, stepper
 from energyppl.inference.transition import Info
 
@@ -13,8 +13,9 @@ __all__ = ["TrajectoryLength"]
 
 _RATE = 0.07  # of Adam on the log length
 _MEMORY = 25.0  # steps that averages reach back
-_PRICE = 0.5  # of gradients: below 1, because slow modes that one draw's autocorrelation hardly shows gain from length
+_PRICE = 0.75  # of gradients: below 1, because slow modes that one draw's autocorrelation hardly shows gain from length
 _DIRECTIONS = 4
+_STEEPEST = 2.0  # of log efficiency in log length, which grows as the length squared at most: beyond it is noise
 _WORST = 4.0  # how much more the slowest functions count than the others
 
 
@@ -70,8 +71,8 @@ class TrajectoryLength:
         s = (self._jump / variance.clamp(min=1e-30)).clamp(1e-6, 1.9)
         weight = torch.softmax(-_WORST * torch.log(s / (2.0 - s)), 0)
         gain = climb / self._jump.clamp(min=1e-30) * 2.0 / (2.0 - s)
-        # A trajectory costs about ½ (T/ε + 1) gradients: of that, this is the share that grows with T.
-        relative = float((weight * gain).sum()) - _PRICE * self.value / (self.value + step)
+        # A trajectory costs about .65 T/ε + ½ gradients: of that, this is the share that grows with T.
+        relative = float((weight * gain).sum()) - _PRICE * self.value / (self.value + 0.77 * step)
         if math.isfinite(relative):
             self._move(relative, step, kernel.most_steps)
 
@@ -79,7 +80,7 @@ class TrajectoryLength:
         """The next trajectory's length as a share of the longest: van der Corput's sequence, which covers evenly."""
         self._shares += 1
         digits = f"{self._shares:b}"[::-1]
-        return int(digits, 2) / float(2 ** len(digits))
+        return spread_share(int(digits, 2) / 2 ** len(digits))
 
     def look_along(self, draws: Tensor) -> None:
         """Follow the widest directions of standardised draws, ``(n, *event)``, from now on."""
@@ -110,6 +111,7 @@ class TrajectoryLength:
         return torch.lerp(old, new, 1.0 / min(self._seen, _MEMORY))
 
     def _move(self, relative: float, step: float, most_steps: int) -> None:
+        relative = max(-_STEEPEST, min(_STEEPEST, relative))
         self._count += 1
         self._second += (relative**2 - self._second) * 0.05
         climb = _RATE * relative / math.sqrt(self._second / (1 - 0.95**self._count) + 1e-12)
