@@ -1,0 +1,136 @@
+"""Chains that are stuck, lost or begun in the wrong place are named, and bad input is refused in words."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+import energyppl as ep
+from energyppl.errors import InvalidInput
+from tests.test_sampling import INF, KERNELS, NORMAL, constrained, energy, sample
+
+
+def needle(x: Tensor) -> Tensor:
+    """A standard normal with a hole of width 1e-5 and depth 1e4 at the origin, which no tuned step gets out of."""
+    r = (x * x).sum(-1)
+    return 0.5 * r - 1e4 * (-0.5 * r / 1e-10).exp()
+
+
+def island(x: Tensor) -> Tensor:
+    return torch.where((x * x).sum(-1) < 100.0, 0.5 * (x * x).sum(-1), INF)
+
+
+def no_slope(x: Tensor) -> Tensor:
+    """A standard normal whose gradient is NaN beyond 1, where its energy is finite: the root's slope at 0, times 0."""
+    return 0.5 * (x * x).sum(-1) + 0.0 * torch.where(x > 1.0, 0.0 * x, 1.0 + 0.0 * x).sqrt().sum(-1)
+
+
+def begin(at: float) -> Tensor:
+    """All 16 chains at random near the origin, but chain 3."""
+    x = 0.5 * torch.rand(16, 2) + 0.1
+    x[3] = at
+    return x
+
+
+FAILS: dict[str, tuple[Callable[[Tensor], Tensor], float, str, bool]] = {
+    # energy, where chain 3 begins, the warning, whether the chain's energy is not finite
+    "in a needle-thin hole": (needle, 0.0, "chain 3 of 16 never or hardly moved", False),
+    "far outside the support": (island, 1e6, "chain 3 of 16 stand where the energy is not finite", True),
+    "where the gradient is NaN": (no_slope, 2.0, "chain 3 of 16 never or hardly moved", False),
+}
+
+
+@pytest.mark.parametrize("name", list(FAILS))
+@pytest.mark.parametrize("kernel", ["HMC", "ChEES", "NUTS", "MALT", "MALA"])
+def test_chains_that_fail_are_named(name: str, kernel: str) -> None:
+    function, at, message, infinite = FAILS[name]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        chains = sample(KERNELS[kernel], energy(function, 2), chains=16, warmup=100, init=begin(at))
+    assert any(message in str(w.message) for w in caught), [str(w.message) for w in caught]
+    assert any(message in problem for problem in chains.problems())
+    expected = torch.arange(16) == 3
+    assert torch.equal(chains.stuck, expected)
+    assert torch.equal(chains.not_finite, expected & infinite)
+    if name != "in a needle-thin hole":
+        assert bool(chains.diverging[3].all())
+    assert bool(torch.isfinite(chains.draws).all())
+
+
+def test_many_bad_chains_are_abbreviated() -> None:
+    start = torch.zeros(16, 2)
+    start[4:] = 1e6
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sample(ep.HMC(), energy(island, 2), chains=16, init=start)
+    assert "chains 4, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 2 more of 16 never" in str(caught[0].message)
+
+
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "no chains": (lambda: sample(ep.HMC(), NORMAL, chains=0), "chains must be a whole number of at least 1; got 0"),
+    "no draws": (lambda: sample(ep.HMC(), NORMAL, draws=0), "draws must be a whole number of at least 1; got 0"),
+    "no thinning": (lambda: sample(ep.HMC(), NORMAL, thin=0), "thin must be a whole number of at least 1; got 0"),
+    "warm-up": (lambda: sample(ep.HMC(), NORMAL, warmup=-1), "warmup must be a whole number of at least 0; got -1"),
+    "target": (lambda: ep.sample_chains(ep.HMC(), NORMAL, target=1.5), "target must lie between 0 and 1; got 1.5"),
+    "zero step": (lambda: sample(ep.HMC(0.0), NORMAL), "step_size must be positive"),
+    "negative step": (lambda: sample(ep.NUTS(-0.1), NORMAL), "step_size must be positive"),
+    "NaN step": (lambda: sample(ep.ChEES(math.nan), NORMAL), "step_size must be positive"),
+    "steps of other chains": (lambda: sample(ep.HMC(torch.ones(3)), NORMAL, warmup=0), "one for each chain"),
+    "mass of another shape": (
+        lambda: sample(ep.HMC(inverse_mass=torch.ones(3)), NORMAL),
+        r"inverse_mass must have the event's shape \(2,\); got \(3,\)",
+    ),
+    "mass of rank and another shape": (
+        lambda: sample(ep.NUTS(inverse_mass=ep.LowRankMass(torch.ones(3), torch.eye(3)[:, :1], torch.ones(1))), NORMAL),
+        r"inverse_mass must have the event's shape \(2,\); got \(3,\)",
+    ),
+    "negative mass": (lambda: sample(ep.HMC(inverse_mass=torch.tensor([1.0, -1.0])), NORMAL), "must be positive"),
+    "ChEES alone": (lambda: sample(ep.ChEES(), NORMAL, chains=1), "got one chain: run 16 or more, or use NUTS"),
+    "no kernel": (lambda: sample("NUTS", NORMAL), r"kernel must have init and step, as HMC\(\) or NUTS\(\); got"),
+    "a kernel's class": (lambda: sample(ep.NUTS, NORMAL, warmup=0), r"kernel must have init and step.*NUTS\(\)"),
+    "no target": (lambda: sample(ep.HMC(), 3.0), "expected a potential with an event_shape.*got float"),
+    "an EBM": (
+        lambda: sample(ep.HMC(), ep.RecoveryEBM(ep.MLPEnergy((2,), levels=2), ep.NoiseSchedule.cosine(2))),
+        r"a RecoveryEBM has many distributions: pass ebm.marginal\(\)",
+    ),
+    "event of init": (
+        lambda: sample(ep.HMC(), NORMAL, init=torch.zeros(64, 3)),
+        r"init must end in event_shape \(2,\)",
+    ),
+    "chains of init": (
+        lambda: sample(ep.HMC(), NORMAL, init=torch.zeros(3, 2)),
+        r"init must have shape \(64, 2\), a point for each chain; got \(3, 2\)",
+    ),
+    "init's function": (lambda: sample(ep.HMC(), NORMAL, init=lambda s: torch.zeros(3, 2)), r"\(64, 2\).*got \(3, 2\)"),
+    "init of whole numbers": (lambda: sample(ep.HMC(), NORMAL, init=torch.zeros(64, 2).long()), "floating point"),
+    "init by name": (lambda: sample(ep.HMC(), NORMAL, init={"x": torch.zeros(64, 2)}), "only for a Pyro model"),
+    "energies of points": (lambda: sample(ep.HMC(), energy(lambda x: x, 2)), "must return one number for each point"),
+    "infinite everywhere": (
+        lambda: sample(ep.HMC(), energy(lambda x: x.sum(-1) * 0.0 + INF, 2)),
+        "no chain starts at a finite energy",
+    ),
+    "infinite everywhere, no warm-up": (
+        lambda: sample(ep.HMC(), energy(lambda x: x.sum(-1) * 0.0 + INF, 2), warmup=0),
+        "no chain starts at a finite energy",
+    ),
+    "outside at all starts": (
+        lambda: sample(ep.NUTS(), energy(island, 2), init=torch.full((64, 2), 1e6)),
+        "no chain starts at a finite energy",
+    ),
+    "a support of whole numbers": (
+        lambda: sample(ep.HMC(), constrained(lambda x: x.sum(-1), constraints.nonnegative_integer, 1)),
+        "no bijection",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_bad_input_is_named(name: str) -> None:
+    make, message = BAD[name]
+    with pytest.raises(InvalidInput, match=message):
+        make()
