@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from energyppl.plots import DATA, SAMPLES, Values, _figure, _numpy, _row, _short
+from energyppl.plots import DATA, SAMPLES, Values, as_numpy, blank_figure, panel_row, short_name
 
 __all__ = ["drift_plot", "energy_plot", "level_plot", "rank_plot", "trace_plot"]
 
@@ -29,10 +29,10 @@ def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | 
         groups: drawn in different colours; the chains of all groups in one if None.
     """
     shown = dict(list(variables.items())[:_MOST_VARIABLES])
-    figure = _figure(9.0, 1.5 * len(shown) + 1.0, title)
+    figure = blank_figure(9.0, 1.5 * len(shown) + 1.0, title)
     grid = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(1, 3))
     for (left, right), (name, values) in zip(grid, shown.items(), strict=True):
-        draws = _numpy(values)
+        draws = as_numpy(values)
         low, high = _finite_range(draws)
         bins = list(np.linspace(low, high, 51))
         for (group, index), ink in zip(_groups(groups, len(draws)).items(), _INKS, strict=False):
@@ -42,9 +42,9 @@ def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | 
             for line in own[:_MOST_LINES]:
                 right.plot(line, color=ink, linewidth=0.5, alpha=0.7)
         left.set_yticks([])
-        left.set_xlabel(_short(name), fontsize=8)
+        left.set_xlabel(short_name(name), fontsize=8)
         right.set_ylim(low, high)
-        right.set_ylabel(_short(name), fontsize=8)
+        right.set_ylabel(short_name(name), fontsize=8)
         for axes in (left, right):
             axes.tick_params(labelsize=7)
     grid[-1, 1].set_xlabel("draw", fontsize=8)
@@ -66,10 +66,10 @@ def rank_plot(variables: Mapping[str, Values], *, title: str, bins: int = 20) ->
     shown = dict(list(variables.items())[:_MOST_VARIABLES])
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    figure = _figure(2.9 * columns + 1.2, 2.9 * rows + 0.6, title)
+    figure = blank_figure(2.9 * columns + 1.2, 2.9 * rows + 0.6, title)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (name, values) in zip(grid, shown.items(), strict=False):
-        draws = _numpy(values)
+        draws = as_numpy(values)
         chains, count = draws.shape
         ranks = np.empty(draws.size, dtype=np.int64)
         # Ties, such as a rejected proposal's, are broken by the draw's number and not by the chain's.
@@ -78,7 +78,7 @@ def rank_plot(variables: Mapping[str, Values], *, title: str, bins: int = 20) ->
         place = (ranks * bins // draws.size).reshape(chains, count)
         share = np.stack([np.bincount(row, minlength=bins) for row in place]) * (bins / count)
         image = axes.imshow(share, aspect="auto", cmap="RdBu_r", vmin=0.0, vmax=2.0, extent=(0, 1, chains - 0.5, -0.5))
-        axes.set_title(_short(name), fontsize=9)
+        axes.set_title(short_name(name), fontsize=9)
         axes.set_xlabel("rank among all draws", fontsize=8)
         axes.set_ylabel("chain", fontsize=8)
         axes.tick_params(labelsize=7)
@@ -98,10 +98,10 @@ def energy_plot(total_energy: Values, *, title: str) -> Figure:
         total_energy: ``(chains, draws)`` in nats, kinetic included.
         title: of the figure.
     """
-    energy = _numpy(total_energy)
+    energy = as_numpy(total_energy)
     energy = energy[np.isfinite(energy).all(1)]
-    figure = _figure(8.4, 3.3, title)
-    left, right = _row(figure, 2)
+    figure = blank_figure(8.4, 3.3, title)
+    left, right = panel_row(figure, 2)
     if len(energy):
         centred, changes = energy - energy.mean(1, keepdims=True), np.diff(energy, axis=1)
         low, high = _finite_range(np.concatenate([centred, changes], 1))
@@ -137,10 +137,10 @@ def drift_plot(
         warmup: how many of the draws are the warm-up's; a line is drawn after them.
         reference: a name and an energy to compare with, such as the held-out data's.
     """
-    figure = _figure(7.2, 3.6, title)
+    figure = blank_figure(7.2, 3.6, title)
     axes = figure.subplots()
     for (name, values), ink in zip(energies.items(), _INKS, strict=False):
-        energy = _numpy(values)
+        energy = as_numpy(values)
         energy = energy[np.isfinite(energy).all(1)]
         if len(energy) == 0:
             continue
@@ -166,8 +166,8 @@ def drift_plot(
 
 def level_plot(acceptance: Values, *, title: str) -> Figure:
     """Mean acceptance of the chains of each noise level, ``(levels,)``, the data's level first."""
-    shares = _numpy(acceptance)
-    figure = _figure(max(4.0, 0.5 * len(shares) + 2.0), 3.2, title)
+    shares = as_numpy(acceptance)
+    figure = blank_figure(max(4.0, 0.5 * len(shares) + 2.0), 3.2, title)
     axes = figure.subplots()
     axes.bar(np.arange(len(shares)), shares, color=DATA)
     axes.set_xticks(np.arange(len(shares)))
@@ -186,7 +186,7 @@ def _groups(groups: Groups | None, chains: int) -> dict[str, Values]:
 
 def _finite_range(values: Values) -> tuple[float, float]:
     """From the least to the greatest finite value but for the outermost thousandth, and a margin."""
-    finite = _numpy(values)
+    finite = as_numpy(values)
     finite = finite[np.isfinite(finite)]
     if finite.size == 0:
         return -1.0, 1.0

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints, transforms
 
 from energyppl.errors import InvalidInput
-from energyppl.potential import Potential, sum_event
+from energyppl.potential import Potential, as_potential, sum_event
 
 __all__ = ["Constrained", "bijection"]
 
@@ -48,7 +48,8 @@ class Constrained:
     event_shape: torch.Size = field(init=False)
 
     def __post_init__(self) -> None:
-        shape = bijection(self.support).inverse_shape(self.potential.event_shape)
+        event_shape = as_potential("the potential of a Constrained", self.potential).event_shape
+        shape = bijection(self.support).inverse_shape(event_shape)
         object.__setattr__(self, "event_shape", torch.Size(shape))
 
     def constrain(self, z: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from energyppl._checks import check_event, shape_text
+from energyppl.constrained import Constrained
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.normalizer import LogNormalizer
 from energyppl.potential import Potential, Tethered
@@ -42,7 +43,8 @@ class EnergyDistribution(dist.TorchDistribution):
 
     Args:
         potential: the energy U; for a batch of them it broadcasts against ``batch_shape``.
-        sampler: draws points; without one ``sample`` refuses.
+        sampler: draws points of the potential that it is given, which is an unconstrained one (:class:`Constrained`) if
+            there is a ``support``; without one ``sample`` refuses.
         log_normalizer: log Z in nats: a number, a ``LogNormalizer``, a tensor that broadcasts to ``batch_shape``, or a
             :class:`LogZ` while parameters are being learned; without one ``log_prob`` refuses.
         batch_shape: shape of the batch of independent distributions.
@@ -118,6 +120,8 @@ class EnergyDistribution(dist.TorchDistribution):
                 "estimate, log_normalizer=Contrastive(…)"
             )
         energy = self.energy(value)
+        if self._support is not None:
+            energy = torch.where(self.support.check(value), energy, torch.inf)
         log_z = self.log_normalizer(self.potential, value) if callable(self.log_normalizer) else self.log_normalizer
         return -energy - log_z
 
@@ -136,12 +140,12 @@ class EnergyDistribution(dist.TorchDistribution):
                 "this distribution has no sampler: pass sampler=MarkovSampler(kernel, steps), or anything that maps "
                 "(potential, shape, like) to draws"
             )
+        shape = self._extended_shape(torch.Size(sample_shape))[: -len(self.event_shape) or None]
         with torch.no_grad():
-            return self.sampler(
-                self.potential,
-                self._extended_shape(torch.Size(sample_shape))[: -len(self.event_shape) or None],
-                self._like,
-            )
+            if self._support is None:
+                return self.sampler(self.potential, shape, self._like)
+            inside = Constrained(self.potential, self.support)
+            return inside.constrain(self.sampler(inside, shape, self._like))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "EnergyDistribution":
         """The same distribution over a larger batch."""

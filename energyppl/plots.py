@@ -43,11 +43,11 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
 
 def scatter_panels(panels: Mapping[str, Values], *, title: str, extent: Extent | None = None) -> Figure:
     """Clouds of points ``(n, 2)`` side by side on the same axes, each under its name."""
-    clouds = {name: _numpy(points) for name, points in panels.items()}
+    clouds = {name: as_numpy(points) for name, points in panels.items()}
     box = _extent(np.concatenate(list(clouds.values()))) if extent is None else extent
-    figure = _figure(4.0 * len(clouds), 4.3, title)
+    figure = blank_figure(4.0 * len(clouds), 4.3, title)
     for axes, (name, points), colour in zip(
-        _row(figure, len(clouds)), clouds.items(), [DATA, *[SAMPLES] * len(clouds)], strict=False
+        panel_row(figure, len(clouds)), clouds.items(), [DATA, *[SAMPLES] * len(clouds)], strict=False
     ):
         _cloud(axes, points, box, colour)
         axes.set_title(f"{name} ({len(points):,} points)", **_STYLE)
@@ -63,9 +63,9 @@ def density_grid(rows: Mapping[str, Sequence[Values]], titles: Sequence[str], *,
         extent: left, right, bottom and top of every map.
         title: of the figure.
     """
-    figure = _figure(2.2 * len(titles) + 0.6, 2.35 * len(rows) + 0.6, title)
+    figure = blank_figure(2.2 * len(titles) + 0.6, 2.35 * len(rows) + 0.6, title)
     grid = figure.subplots(len(rows), len(titles), squeeze=False, sharex=True, sharey=True)
-    maps = {name: [_numpy(m) for m in row] for name, row in rows.items()}
+    maps = {name: [as_numpy(m) for m in row] for name, row in rows.items()}
     for j, column_title in enumerate(titles):
         # One scale for each level: across levels the densities differ by orders of magnitude.
         top = float(max(np.quantile(row[j], 0.998) for row in maps.values()))
@@ -92,9 +92,9 @@ def energy_landscape(energy: Values, *, extent: Extent, data: Values, title: str
         title: of the figure.
         height: nats above the lowest value at which the colours end.
     """
-    surface = _numpy(energy)
+    surface = as_numpy(energy)
     surface = surface - surface.min()
-    figure = _figure(6.2, 5.2, title)
+    figure = blank_figure(6.2, 5.2, title)
     axes = figure.subplots()
     x = np.linspace(extent[0], extent[1], surface.shape[1])
     y = np.linspace(extent[2], extent[3], surface.shape[0])
@@ -103,7 +103,7 @@ def energy_landscape(energy: Values, *, extent: Extent, data: Values, title: str
     axes.contour(x, y, surface, levels=levels[::2], colors="white", linewidths=0.4, alpha=0.6)
     bar = figure.colorbar(filled, ax=axes, label="energy above the lowest, nats", ticks=np.linspace(0.0, height, 6))
     bar.ax.tick_params(labelsize=8)
-    points = _numpy(data)
+    points = as_numpy(data)
     axes.scatter(points[:, 0], points[:, 1], s=2.5, c=DATA, linewidths=0, alpha=0.8, label="data")
     axes.legend(loc="upper right", fontsize=8, markerscale=3)
     _name_axes(axes, extent)
@@ -112,9 +112,9 @@ def energy_landscape(energy: Values, *, extent: Extent, data: Values, title: str
 
 def training_curves(curves: Mapping[str, tuple[Values, Values]], *, title: str) -> Figure:
     """A panel for each name: steps ``(n,)`` against values ``(n,)``; NaN left out, a running mean on long curves."""
-    figure = _figure(3.6 * len(curves), 3.2, title)
-    for axes, (name, (steps, values)) in zip(_row(figure, len(curves)), curves.items(), strict=True):
-        x, y = _numpy(steps), _numpy(values)
+    figure = blank_figure(3.6 * len(curves), 3.2, title)
+    for axes, (name, (steps, values)) in zip(panel_row(figure, len(curves)), curves.items(), strict=True):
+        x, y = as_numpy(steps), as_numpy(values)
         kept = np.isfinite(y)
         x, y = x[kept], y[kept]
         axes.set_title(name, **_STYLE)
@@ -142,10 +142,10 @@ def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, 
         title: of the figure.
         trajectories: how many chains to follow.
     """
-    stops = np.stack([_numpy(points) for points in path])
+    stops = np.stack([as_numpy(points) for points in path])
     box = _extent(stops.reshape(-1, 2))
     columns = (len(stops) + 2) // 2
-    figure = _figure(2.6 * columns, 5.6, title)
+    figure = blank_figure(2.6 * columns, 5.6, title)
     grid = figure.subplots(2, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, points, name in zip(grid, stops, titles, strict=False):
         _cloud(axes, points[:2000], box, SAMPLES)
@@ -174,10 +174,10 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
         columns: d names.
         title: of the figure.
     """
-    x, y = _numpy(data)[:, :_MOST_COLUMNS], _numpy(samples)[:, :_MOST_COLUMNS]
+    x, y = as_numpy(data)[:, :_MOST_COLUMNS], as_numpy(samples)[:, :_MOST_COLUMNS]
     size = x.shape[1]
     shown = f"first {size} of {len(columns)} columns; " if len(columns) > size else ""
-    figure = _figure(
+    figure = blank_figure(
         max(5.0, 1.7 * size + 0.6), max(4.0, 1.6 * size + 1.0), f"{title}\n{shown}data in blue, samples in red"
     )
     grid = figure.subplots(size, size, squeeze=False)
@@ -197,23 +197,23 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
                 axes.scatter(points[:1500, j], points[:1500, i], s=2, c=colour, alpha=0.35, linewidths=0)
                 axes.set_ylim(*limits[i])
             if i == size - 1:
-                axes.set_xlabel(_short(columns[j]), fontsize=8, color=INK)
+                axes.set_xlabel(short_name(columns[j]), fontsize=8, color=INK)
             else:
                 axes.set_xticklabels([])
             if j == 0:
-                axes.set_ylabel(_short(columns[i]) if size > 1 else "density", fontsize=8, color=INK)
+                axes.set_ylabel(short_name(columns[i]) if size > 1 else "density", fontsize=8, color=INK)
             else:
                 axes.set_yticklabels([])
     return figure
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
+def blank_figure(width: float, height: float, title: str) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=11, color=INK)
     return figure
 
 
-def _row(figure: Figure, count: int) -> list[Axes]:
+def panel_row(figure: Figure, count: int) -> list[Axes]:
     return list(figure.subplots(1, count, squeeze=False)[0])
 
 
@@ -243,11 +243,11 @@ def _limits(*values: NDArray[Any]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     return name if len(name) <= 16 else name[:15] + "…"
 
 
-def _numpy(values: Values) -> NDArray[Any]:
+def as_numpy(values: Values) -> NDArray[Any]:
     if isinstance(values, Tensor):
         values = values.detach().cpu().to(torch.float64).numpy()
     return np.asarray(values, dtype=np.float64)

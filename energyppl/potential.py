@@ -53,7 +53,12 @@ class Energy:
         return self.function(x)
 
 
-def _potential(name: str, value: object) -> Potential:
+def as_potential(name: str, value: object) -> Potential:
+    """The value, if it is a potential.
+
+    Raises:
+        InvalidInput: if not.
+    """
     if not isinstance(value, Potential):
         raise InvalidInput(
             f"{name} must be a potential, a callable with an event_shape; got {type(value).__name__}: "
@@ -81,7 +86,7 @@ class Sum:
         if not terms:
             raise InvalidInput("Sum needs at least one potential; got none")
         for index, term in enumerate(terms):
-            if _potential(f"term {index} of a Sum", term).event_shape != terms[0].event_shape:
+            if as_potential(f"term {index} of a Sum", term).event_shape != terms[0].event_shape:
                 raise InvalidInput(
                     f"the terms of a Sum must share one event_shape; got {shape_text(terms[0].event_shape)} and "
                     f"{shape_text(term.event_shape)}: bring them to the same points first"
@@ -114,7 +119,7 @@ class Scaled:
     factor: float | Tensor
 
     def __post_init__(self) -> None:
-        _potential("the potential of a Scaled", self.potential)
+        as_potential("the potential of a Scaled", self.potential)
         if not bool(torch.isfinite(torch.as_tensor(self.factor)).all()):
             raise InvalidInput(f"factor must be finite; got {self.factor}")
 
@@ -147,7 +152,7 @@ class Tethered:
     sigma: float | Tensor
 
     def __post_init__(self) -> None:
-        event_shape = _potential("the potential of a Tethered", self.potential).event_shape
+        event_shape = as_potential("the potential of a Tethered", self.potential).event_shape
         check_event("noisy", self.center, event_shape)
         sigma = torch.as_tensor(self.sigma)
         if not bool((sigma > 0).all()):
@@ -191,7 +196,7 @@ class Bridge:
     beta: float | Tensor
 
     def __post_init__(self) -> None:
-        shapes = (_potential("base", self.base).event_shape, _potential("target", self.target).event_shape)
+        shapes = (as_potential("base", self.base).event_shape, as_potential("target", self.target).event_shape)
         if shapes[0] != shapes[1]:
             raise InvalidInput(
                 f"base and target of a Bridge must share one event_shape; got {shape_text(shapes[0])} and "
@@ -239,7 +244,7 @@ class Conditioned:
     _places: Tensor = field(init=False, repr=False)  # indices of the free coordinates in the flattened event
 
     def __post_init__(self) -> None:
-        event_shape = _potential("the potential of a Conditioned", self.potential).event_shape
+        event_shape = as_potential("the potential of a Conditioned", self.potential).event_shape
         if self.free.dtype != torch.bool or self.free.shape != event_shape:
             raise InvalidInput(
                 f"free must be a boolean mask of shape {shape_text(event_shape)}; got {self.free.dtype} "

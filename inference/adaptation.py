@@ -13,7 +13,7 @@ from energyppl.errors import InvalidInput
 from energyppl.inference.composite import Block, Cycle, Mixture, Tempered, coldest
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.dual_averaging import DualAveraging, Rescue, first_steps, group_means
-from energyppl.inference.hamiltonian import HMC, MALT, ChEES, transition
+from energyppl.inference.hamiltonian import HMC, MALT, ChEES, trajectory
 from energyppl.inference.langevin import MALA, Langevin
 from energyppl.inference.mass import InverseMass, LowRankMass, MassEstimate, low_rank_mass
 from energyppl.inference.nuts import NUTS
@@ -49,7 +49,7 @@ class Adaptation(Generic[_K]):
     step_sizes: Tensor  # (steps,), the middle one of the chains'
     acceptance: Tensor  # (steps,), mean over the chains
     diverging: Tensor  # (steps,), how many chains
-    gradients: float  # evaluations that it cost each chain
+    gradients: float  # evaluations that its steps cost each chain, the search for the first step left out
 
 
 def adapt(
@@ -116,20 +116,22 @@ def warm_up(
 ) -> Iterator[Tuned]:
     """:func:`adapt` step by step: the last kernel it yields is the tuned one."""
     check_count("steps", steps)
-    if isinstance(kernel, (Cycle, Mixture)):
-        return _composite(kernel, potential, x, steps, mass)
-    if isinstance(kernel, Block):
-        return _block(kernel, potential, x, steps, mass)
-    if isinstance(kernel, Tempered):
-        return _tempered(kernel, potential, x, steps, mass)
+    if target is not None and not 0.0 < target < 1.0:
+        raise InvalidInput(f"target must lie between 0 and 1; got {target}")
+    if isinstance(kernel, (Cycle, Mixture, Block, Tempered)):
+        if groups is not None:
+            raise InvalidInput(f"groups can't be given for a {type(kernel).__name__}: tune its kernels one by one")
+        if isinstance(kernel, Block):
+            return _block(kernel, potential, x, steps, target, mass)
+        if isinstance(kernel, Tempered):
+            return _tempered(kernel, potential, x, steps, target, mass)
+        return _composite(kernel, potential, x, steps, target, mass)
     if not isinstance(kernel, (*_Simple, *_Hamiltonian)):
         raise InvalidInput(
             f"adapt tunes the kernels of energyppl; got {type(kernel).__name__}: pass warmup=0 to run it as it is"
         )
     if target is None:
         target = _LANGEVIN_TARGET if kernel.target is None else kernel.target
-    if not 0.0 < target < 1.0:
-        raise InvalidInput(f"target must lie between 0 and 1; got {target}")
     state = kernel.init(potential, x)
     if not bool(torch.isfinite(state.energy).any()):
         raise InvalidInput("no chain starts at a finite energy: start them inside the support")
@@ -201,11 +203,11 @@ def _hamiltonian(
         if length is not None and isinstance(kernel, ChEES):
             share = length.next_share()
             # Before a mass is known, long trajectories only pay for its being wrong.
-            longest = kernel.most_steps if i > ends[0] else min(kernel.most_steps, _FIRST_STEPS)
+            longest = kernel.most_steps if ends and i > ends[0] else min(kernel.most_steps, _FIRST_STEPS)
             length.value = min(length.value, longest * middle_step(kernel))
             kernel = replace(kernel, length=length.value)
             before = state
-            state, info, end, u = transition(kernel, potential, state, kernel.steps_for(share))
+            state, info, end, u = trajectory(kernel, potential, state, kernel.steps_for(share))
             length.update(before.x, end.x, u, info, kernel, share)
         else:
             state, info = kernel.step(potential, state)
@@ -216,14 +218,14 @@ def _hamiltonian(
         penalty = _DIVERGENCE * group_means(info.diverging.to(accepted), index, groups, well)
         averaging.update(torch.maximum(accepted - penalty, 0.5 * accepted))
         rescue.update(info.accept_prob)
-        if i <= ends[-1]:
+        if ends and i <= ends[-1]:
             healthy = rescue.well() & torch.isfinite(state.energy)
             draws.append(_some(state.x[healthy] if chains else state.x[None], most))
         if i in ends:
             stood = torch.cat(draws)
             stood, draws = stood[torch.isfinite(stood).reshape(len(stood), -1).all(1)], []
-            estimate = mass(stood) if _spread_out(stood) else None
-            if estimate is not None:
+            if _spread_out(stood):
+                estimate = mass(stood)
                 if length is not None:
                     length.rescale(_stretch(kernel.inverse_mass, estimate, state.x))
                     length.look_along(stood)
@@ -272,36 +274,47 @@ def _window_ends(steps: int, chains: int) -> tuple[int, ...]:
 
 
 def _composite(
-    kernel: Cycle | Mixture, potential: Potential, x: Tensor, steps: int, mass: MassEstimate
+    kernel: Cycle | Mixture, potential: Potential, x: Tensor, steps: int, target: float | None, mass: MassEstimate
 ) -> Iterator[Tuned]:
     """Tune the kernels one after another, each over its share of the steps."""
     parts = list(kernel.kernels)
     for i in range(len(parts)):
         share = steps * (i + 1) // len(parts) - steps * i // len(parts)
-        for tuned in warm_up(parts[i], potential, x, max(1, share), mass=mass):
+        if share == 0:
+            continue
+        for tuned in warm_up(parts[i], potential, x, share, target=target, mass=mass):
             parts[i] = tuned.kernel
             x = tuned.state.x
             whole = Cycle(*parts) if isinstance(kernel, Cycle) else Mixture(*parts, weights=kernel.weights)
             yield Tuned(whole, tuned.state, tuned.info)
 
 
-def _block(kernel: Block, potential: Potential, x: Tensor, steps: int, mass: MassEstimate) -> Iterator[Tuned]:
+def _block(
+    kernel: Block, potential: Potential, x: Tensor, steps: int, target: float | None, mass: MassEstimate
+) -> Iterator[Tuned]:
     conditional = Conditioned(potential, x, kernel.free)
-    for tuned in warm_up(kernel.kernel, conditional, x[..., kernel.free], steps, mass=mass):
+    for tuned in warm_up(kernel.kernel, conditional, x[..., kernel.free], steps, target=target, mass=mass):
         whole = replace(kernel, kernel=tuned.kernel)
-        yield Tuned(whole, tuned.state._replace(x=conditional.complete(tuned.state.x)), tuned.info)
+        yield Tuned(whole, whole.init(potential, conditional.complete(tuned.state.x)), tuned.info)
 
 
-def _tempered(kernel: Tempered, potential: Potential, x: Tensor, steps: int, mass: MassEstimate) -> Iterator[Tuned]:
+def _tempered(
+    kernel: Tempered, potential: Potential, x: Tensor, steps: int, target: float | None, mass: MassEstimate
+) -> Iterator[Tuned]:
     """Tune the replicas' kernel, one step size for each temperature, without swaps."""
+    if not isinstance(kernel.kernel, (*_Simple, *_Hamiltonian)):
+        raise InvalidInput(
+            f"adapt tunes a Tempered around one of energyppl's own kernels; got {type(kernel.kernel).__name__}: tune "
+            "that first, or pass warmup=0"
+        )
     replicas, ladder = kernel.replicas(x), kernel.ladder(potential, x)
     chains = replicas.shape[: replicas.dim() - len(potential.event_shape)]
     rung = torch.arange(chains[0], device=x.device).reshape(-1, *[1] * (len(chains) - 1)).expand(chains)
-    for tuned in warm_up(kernel.kernel, ladder, replicas, steps, groups=rung, mass=mass):
+    for tuned in warm_up(kernel.kernel, ladder, replicas, steps, target=target, groups=rung, mass=mass):
         inner = tuned.kernel
         assert isinstance(inner, (*_Simple, *_Hamiltonian))
         assert isinstance(inner.step_size, Tensor)
-        size = inner.step_size.flatten(1)[:, 0].reshape(-1, *[1] * (len(chains) - 1))
+        size = inner.step_size.reshape(chains[0], -1)[:, 0].reshape(-1, *[1] * (len(chains) - 1))
         whole = replace(kernel, kernel=replace(inner, step_size=size))
         state, info = tuned.state, tuned.info
         cold = Info(info.accept_prob[0], info.accepted[0], info.diverging[0], info.gradients)

@@ -18,7 +18,7 @@ class Trajectory(NamedTuple):
 
     state: State
     accept_prob: Tensor  # (*chains,), mean over the steps
-    diverging: Tensor  # (*chains,), bool: any step met a non-finite energy or gradient
+    diverging: Tensor  # (*chains,), bool: any step did, as kernels count it
     evaluations: float  # of the energy (with its gradient, if the kernel needs one) for each chain, the first included
 
 

@@ -19,6 +19,9 @@ __all__ = ["Block", "Cycle", "Mixture", "Tempered", "coldest"]
 def _kernels(name: str, kernels: Sequence[Kernel]) -> None:
     if not kernels:
         raise InvalidInput(f"{name} needs at least one kernel; got none")
+    if any(isinstance(kernel, Tempered) for kernel in kernels):
+        # Each part begins from the chain alone, and a Tempered would lose its replicas at every turn.
+        raise InvalidInput(f"a Tempered can't be a part of {name}: temper the whole, Tempered({name}(…), betas)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +102,9 @@ class Block:
 
     kernel: Kernel
     free: Tensor
+
+    def __post_init__(self) -> None:
+        _kernels("Block", [self.kernel])
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""

@@ -92,7 +92,7 @@ def first_steps(potential: Potential, state: State, mass: InverseMass, log_step:
         by.kick(u, end.grad, 0.5)
         ratio = start - end.energy - 0.5 * dot(u, u, start)
         accept = torch.where(ratio > -math.inf, ratio.clamp(max=0.0).exp(), 0.0)
-        acceptance = group_means(torch.where(torch.isfinite(start), accept, 0.0), index, groups)
+        acceptance = group_means(accept, index, groups, torch.isfinite(start)).nan_to_num(nan=1.0)
         wanted = torch.where(acceptance > 0.8, 1.0, -1.0).to(log_step)
         done |= (direction != 0) & (wanted != direction) | ~(log_step.abs() < 40.0)
         if bool(done.all()):

@@ -12,6 +12,7 @@ from energyppl.inference.adaptation import adapt
 from energyppl.inference.chains import run_chain
 from energyppl.inference.crank_nicolson import reference
 from energyppl.inference.dual_averaging import group_means
+from energyppl.inference.hamiltonian import ChEES
 from energyppl.inference.mass import identity_mass
 from energyppl.inference.objectives import RecoveryModel, level_kernel, recovery_potential, tether_widths
 from energyppl.inference.transition import TunableKernel
@@ -103,6 +104,8 @@ def tune_levels(model: RecoveryModel, kernel: TunableKernel, data: Tensor, steps
         InvalidInput: for a kernel that can't be tuned, or fewer rows than levels.
     """
     levels = model.schedule.levels
+    if isinstance(kernel, ChEES):
+        raise InvalidInput("ChEES learns one length, and levels differ: give HMC(steps=…) to a model's levels")
     if len(data) < levels:
         raise InvalidInput(f"data must have a row for each of {levels} levels at least; got {len(data)}")
     level = torch.arange(len(data), device=data.device) % levels

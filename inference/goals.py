@@ -1,5 +1,6 @@
 """Where chains are to go: the potential of what a user named, how they begin, and what their points are called."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_event, shape_text
+from energyppl._structure import Untraceable, structure
 from energyppl.constrained import Constrained
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
@@ -20,8 +22,8 @@ __all__ = ["Goal", "Init"]
 _TRIES = 100  # at a start whose energy is finite
 
 Begin = Callable[[torch.Size], Tensor]
-Init = Tensor | Mapping[str, Tensor] | Begin | None
-"""Points of the support ``(chains, *batch, *event)``, a Pyro model's sites, or a function that draws points."""
+Init = Tensor | Mapping[str, Tensor] | Callable[[torch.Size], Tensor | Mapping[str, Tensor]] | None
+"""Points of the support ``(chains, *batch, *event)``; for a Pyro model its latent sites by name; or what draws them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,16 +42,26 @@ class Goal:
         Raises:
             InvalidInput: for anything else, and for a model whose latent sites can't be moved by gradients.
         """
+        if (args or kwargs) and isinstance(target, (EnergyDistribution, Potential)):
+            raise InvalidInput(
+                f"only a Pyro model takes arguments; got {len(args)} and {', '.join(kwargs or ()) or 'no names'} for a "
+                f"{type(target).__name__}"
+            )
         if isinstance(target, EnergyDistribution):
             return cls._of_distribution(target)
+        if isinstance(target, torch.distributions.Distribution):
+            raise InvalidInput(
+                f"a {type(target).__name__} is no potential: sample it with .sample(), or name it in a Pyro model"
+            )
         if isinstance(target, nn.Module) and hasattr(target, "marginal"):
             raise InvalidInput(
                 f"a {type(target).__name__} has many distributions: pass ebm.marginal() for the data's, or "
                 "ebm.recovery(noisy, level)"
             )
         if isinstance(target, Potential):
-            return cls(target, _named(target), torch.Size(), _normal(target, _like(target)))
+            return cls(target, _named(target), torch.Size(), _normal(target, _like(target, torch.empty(()))))
         if callable(target):
+            _check_arguments(target, args, kwargs or {})
             model = ModelPotential.trace(target, *args, **(kwargs or {}))
             return cls(model, model.constrain, torch.Size(), model.initial)
         raise InvalidInput(
@@ -67,7 +79,7 @@ class Goal:
 
         def begin(shape: torch.Size) -> Tensor:
             with torch.no_grad():
-                return _unconstrained(potential, sampler(target.potential, shape, target.like))
+                return sampler(potential, shape, target.like)
 
         return cls(potential, _named(potential), target.batch_shape, begin)
 
@@ -78,11 +90,7 @@ class Goal:
             InvalidInput: for points of another shape, sites that are missing, or if no energy is finite.
         """
         shape = torch.Size((chains, *self.batch))
-        if isinstance(init, Mapping):
-            if not isinstance(self.potential, ModelPotential):
-                raise InvalidInput("init can be a dictionary of sites only for a Pyro model: pass a tensor of points")
-            x = self.potential.unconstrain(init, shape)
-        elif isinstance(init, Tensor):
+        if init is not None and not callable(init):
             x = self._enter(init, shape)
         else:
             x = self._draw(init, shape)
@@ -96,12 +104,20 @@ class Goal:
             raise InvalidInput("no chain starts at a finite energy: start them inside the support")
         return x.detach()
 
-    def _draw(self, init: Begin | None, shape: torch.Size) -> Tensor:
+    def _draw(self, init: Any, shape: torch.Size) -> Tensor:
         return self.begin(shape) if init is None else self._enter(init(shape), shape)
 
-    def _enter(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """A user's points of the support, checked, as unconstrained ones."""
+    def _enter(self, x: "Tensor | Mapping[str, Tensor]", shape: torch.Size) -> Tensor:
+        """A user's points of the support, or values of sites, checked, as unconstrained points."""
         potential = self.potential
+        if isinstance(potential, ModelPotential):
+            if not isinstance(x, Mapping):
+                raise InvalidInput(
+                    f"init must be a dictionary of the model's latent sites, or draw one; got {type(x).__name__}"
+                )
+            return potential.unconstrain(x, shape)
+        if isinstance(x, Mapping):
+            raise InvalidInput("init can be a dictionary of sites only for a Pyro model: pass a tensor of points")
         event = potential.potential.event_shape if isinstance(potential, Constrained) else potential.event_shape
         check_event("init", x, event)
         if x.shape != (*shape, *event):
@@ -109,9 +125,9 @@ class Goal:
                 f"init must have shape {shape_text((*shape, *event))}, a point for each chain; got "
                 f"{shape_text(x.shape)}"
             )
-        own = _like(potential).dtype if isinstance(potential, nn.Module) else x.dtype
+        own = _like(potential, x).dtype
         if x.dtype != own:
-            raise InvalidInput(f"init must be {own} like the network's weights; got {x.dtype}: convert one of them")
+            raise InvalidInput(f"init must be {own} like the energy's own numbers; got {x.dtype}: convert one of them")
         return _unconstrained(potential, x)
 
     def _finite(self, x: Tensor) -> Tensor:
@@ -128,11 +144,24 @@ def _named(potential: Potential) -> Variables:
     return lambda points: {"x": potential.constrain(points) if isinstance(potential, Constrained) else points}
 
 
-def _like(potential: Any) -> Tensor:
-    """A tensor of the dtype and device that a potential's own numbers have."""
-    if isinstance(potential, nn.Module):
-        return next((p for p in potential.parameters() if p.dtype.is_floating_point), torch.empty(()))
-    return torch.empty(())
+def _like(potential: Potential, other: Tensor) -> Tensor:
+    """A tensor of the dtype and device that a potential's own numbers have; the other one if it has none."""
+    try:
+        parts = structure(potential)
+    except Untraceable:
+        return other
+    weights = [p for module in parts.modules for p in module.parameters()]
+    return next((t for t in (*weights, *parts.tensors) if t.dtype.is_floating_point), other)
+
+
+def _check_arguments(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    try:
+        inspect.signature(model).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InvalidInput(
+            f"the Pyro model can't be called with these arguments ({error}); if it is not a model but an energy, wrap "
+            "it in Energy(function, event_shape)"
+        ) from error
 
 
 def _normal(potential: Potential, like: Tensor) -> Begin:

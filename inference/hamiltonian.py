@@ -14,7 +14,7 @@ from energyppl.inference.mass import InverseMass, Stepper, check_inverse_mass, s
 from energyppl.inference.transition import Info, State, check_force_dtype, dot, evaluate, metropolis, widen
 from energyppl.potential import Potential
 
-__all__ = ["HMC", "MALT", "ChEES", "leapfrog", "transition"]
+__all__ = ["HMC", "MALT", "ChEES", "leapfrog", "spread_share", "trajectory"]
 
 LARGEST_ERROR = 1000.0  # nats, as in Stan: a trajectory that gains this much has left the level set it should follow
 
@@ -46,7 +46,7 @@ def leapfrog(
     return State(x, energy, grad), u
 
 
-def transition(
+def trajectory(
     kernel: "HMC | ChEES", potential: Potential, state: State, steps: int
 ) -> tuple[State, Info, State, Tensor]:
     """Draw momenta, follow a trajectory of ``steps`` steps and accept or reject its end.
@@ -123,7 +123,7 @@ class HMC:
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Move every chain by one trajectory."""
         stretch = 1.0 + self.jitter * (2.0 * float(torch.rand(())) - 1.0) if self.jitter else 1.0
-        new, info, _, _ = transition(self, potential, state, max(1, round(stretch * self.steps)))
+        new, info, _, _ = trajectory(self, potential, state, max(1, round(stretch * self.steps)))
         return new, info
 
 
@@ -159,10 +159,6 @@ class ChEES:
         check_inverse_mass(self.inverse_mass)
         check_force_dtype(self.force_dtype)
 
-    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "ChEES":
-        """The same kernel with steps of ``step`` widths."""
-        return replace(self, step_size=step * width)
-
     def steps_for(self, share: float) -> int:
         """Leapfrog steps of a trajectory of ``share`` times the longest."""
         step = self.step_size if isinstance(self.step_size, float) else float(torch.as_tensor(self.step_size).median())
@@ -174,7 +170,7 @@ class ChEES:
 
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Move every chain by one trajectory."""
-        new, info, _, _ = transition(self, potential, state, self.steps_for(spread_share(float(torch.rand(())))))
+        new, info, _, _ = trajectory(self, potential, state, self.steps_for(spread_share(float(torch.rand(())))))
         return new, info
 
 
@@ -189,14 +185,14 @@ class MALT:
     Args:
         step_size: as in :class:`HMC`.
         steps: leapfrog steps of a trajectory.
-        friction: γ, per unit of the whitened coordinates; 0 is HMC.
+        friction: γ, per unit of the whitened coordinates, a number or one for each chain; 0 is HMC.
         inverse_mass: as in :class:`HMC`.
         force_dtype: as in :class:`HMC`.
     """
 
     step_size: float | Tensor = 0.1
     steps: int = 10
-    friction: float = 1.0
+    friction: float | Tensor = 1.0
     inverse_mass: InverseMass = None
     force_dtype: torch.dtype | None = None
     target: ClassVar[float | None] = 0.7
@@ -205,14 +201,15 @@ class MALT:
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
         check_count("steps", self.steps)
-        if not (self.friction >= 0.0 and math.isfinite(self.friction)):
+        friction = torch.as_tensor(self.friction)
+        if not bool(((friction >= 0.0) & torch.isfinite(friction)).all()):
             raise InvalidInput(f"friction must be zero or above and finite; got {self.friction}")
         check_inverse_mass(self.inverse_mass)
         check_force_dtype(self.force_dtype)
 
     def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "MALT":
-        """The same kernel with steps of ``step`` widths."""
-        return replace(self, step_size=step * width)
+        """The same kernel with steps of ``step`` widths, and as much friction for each width."""
+        return replace(self, step_size=step * width, friction=torch.as_tensor(self.friction) / width)
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""
@@ -223,7 +220,7 @@ class MALT:
         by = stepper(self.step_size, self.inverse_mass, state.x, potential.event_shape)
         x, u, grad = state.x.clone(), torch.randn_like(state.x), state.grad
         # The two half renewals between leapfrog steps are one; the first and the last change nothing that is kept.
-        kept = torch.exp(-self.friction * torch.as_tensor(self.step_size)).to(x)
+        kept = torch.exp(-torch.as_tensor(self.friction) * torch.as_tensor(self.step_size)).to(x)
         kept = widen(kept, x) if kept.dim() else kept
         fresh = (1.0 - kept * kept).sqrt()
         start = state.energy + 0.5 * dot(u, u, state.energy)

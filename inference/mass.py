@@ -60,6 +60,12 @@ class LowRankMass:
             raise InvalidInput("directions must be orthonormal columns: take them from torch.linalg.eigh or qr")
         object.__setattr__(self, "_factor", self.stretch.sqrt() - 1.0)
 
+    def to(self, other: Tensor) -> "LowRankMass":
+        """The same with the dtype and device of another tensor."""
+        if self.variance.dtype == other.dtype and self.variance.device == other.device:
+            return self
+        return LowRankMass(self.variance.to(other), self.directions.to(other), self.stretch.to(other))
+
     def stretched(self, u: Tensor) -> Tensor:
         """``(I + Q (Λ^½ − I) Qᵀ) u`` for ``(*chains, *event)``."""
         flat = u.reshape(-1, len(self.directions))
@@ -130,19 +136,10 @@ def stepper(step_size: float | Tensor, inverse_mass: InverseMass, x: Tensor, eve
     """Put a step size, a number or one for each chain, and a mass together.
 
     Raises:
-        InvalidInput: if the mass is not of the event's shape, or the step sizes are not of the chains'.
+        InvalidInput: if the mass is not of the event's shape, or there is not a step size for each chain.
     """
     if isinstance(step_size, Tensor) and step_size.dim():
         step: float | Tensor = widen(step_size.to(x), x)
-        try:
-            fits = torch.broadcast_shapes(step_size.shape, x.shape[: x.dim() - len(event_shape)])
-        except RuntimeError:
-            fits = torch.Size((-1,))
-        if fits != x.shape[: x.dim() - len(event_shape)]:
-            raise InvalidInput(
-                f"step_size must be a number or one for each chain; got {shape_text(step_size.shape)} for points "
-                f"{shape_text(x.shape)}"
-            )
     else:
         step = float(step_size)
     if inverse_mass is None:
@@ -154,7 +151,7 @@ def stepper(step_size: float | Tensor, inverse_mass: InverseMass, x: Tensor, eve
             "give one variance for each coordinate"
         )
     scale = variance.to(x).sqrt() * step
-    return _Diagonal(scale) if isinstance(inverse_mass, Tensor) else _LowRank(scale, inverse_mass)
+    return _Diagonal(scale) if isinstance(inverse_mass, Tensor) else _LowRank(scale, inverse_mass.to(x))
 
 
 MassEstimate = Callable[[Tensor], InverseMass]

@@ -16,6 +16,9 @@ from energyppl.potential import Potential
 __all__ = ["NUTS"]
 
 
+_CERTAIN = 1e4  # nats
+
+
 class _Tree(NamedTuple):
     """Half a trajectory that has just been grown, for every chain."""
 
@@ -96,7 +99,7 @@ class NUTS:
         accept_prob = accept_sum / leaves.clamp(min=1.0)
         info = Info(
             accept_prob,
-            (proposal.x != state.x).flatten(total.dim()).any(-1),
+            (proposal.x != state.x).reshape(*total.shape, -1).any(-1),
             diverging,
             gradients,
             proposal_total,
@@ -124,8 +127,9 @@ def _grow(
         energy, grad = energy_and_grad(potential, x)
         by.kick(u, grad, 0.5)
         error = energy + 0.5 * dot(u, u, total) - total
-        bad = ~(error < LARGEST_ERROR)  # NaN counts
-        weight = torch.where(bad, nothing, -error)
+        bad = ~(error < LARGEST_ERROR) | (energy == -torch.inf)  # NaN counts
+        # A chain that began where the energy is infinite may leave: any finite leaf is as good as certain.
+        weight = torch.where(bad, nothing, -error).clamp(max=_CERTAIN)
         accept_sum = accept_sum + torch.where(growing, weight.clamp(max=0.0).exp(), 0.0)
         count, diverging = count + growing, diverging | (growing & bad)
         growing = growing & ~bad

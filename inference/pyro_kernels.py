@@ -4,13 +4,14 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation import Tuned, middle_step, warm_up
-from energyppl.inference.goals import Goal, Init
+from energyppl.inference.goals import Goal
 from energyppl.inference.mass import MassEstimate, low_rank_mass
 from energyppl.inference.pyro_models import ModelPotential
 from energyppl.inference.transition import Info, Kernel, State
@@ -56,18 +57,28 @@ class PyroKernel(MCMCKernel):
         self._forget()
         self.kernel = self._given
         self._goal = Goal.of(self._target, args, kwargs)
-        init: Init = None
-        if self._initial is not None:
-            given = {n: v[None] if self._chains == 1 else v for n, v in self._initial.items()}
-            init = given if isinstance(self._goal.potential, ModelPotential) else given["x"]
-        x = self._goal.start(self._chains, init)
+        x = self._goal.start(self._chains) if self._initial is None else self._given_start(self._goal)
         self._state = self.kernel.init(self._goal.potential, x)
         if warmup_steps:
             self._warming = warm_up(self.kernel, self._goal.potential, x, warmup_steps, mass=self._mass)
 
+    def _given_start(self, goal: Goal) -> Tensor:
+        assert self._initial is not None
+        given = {n: v[None] if self._chains == 1 else v for n, v in self._initial.items()}
+        if isinstance(goal.potential, ModelPotential):
+            return goal.potential.join(given, torch.Size((self._chains, *goal.batch)))
+        return given["x"]
+
+    def end_warmup(self) -> None:
+        """Keep the kernel as it is from now on; called by ``MCMC.run``."""
+        self._warming = None
+
     @property
     def initial_params(self) -> dict[str, Tensor]:
-        """Where the chain is, by site, on the sites' own supports; set it to begin elsewhere."""
+        """Where the chain is, by site, on the sites' own supports.
+
+        Set it to begin elsewhere, to unconstrained values as in Pyro (``MCMC(…, initial_params=…)`` does so).
+        """
         if self._state is None or self._goal is None:
             raise InvalidInput("the kernel has no target yet: MCMC.run sets it up")
         values = self._goal.variables(self._state.x)

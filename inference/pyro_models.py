@@ -71,6 +71,7 @@ class ModelPotential:
     modules: tuple[nn.Module, ...] = field(repr=False)  # that the hot door watches
     event_shape: torch.Size
     dtype: torch.dtype
+    device: torch.device
     one_by_one: "_OneByOne | None" = field(default=None, repr=False)
 
     @classmethod
@@ -83,13 +84,14 @@ class ModelPotential:
         _refuse_discrete(model, args, kwargs)
         with torch.no_grad(), _Fill(_origin):
             nodes: Mapping[str, Any] = poutine.trace(model).get_trace(*args, **kwargs).nodes
-        sites, start, dtypes = [], 0, []
+        sites, start, dtypes, device = [], 0, [], torch.device("cpu")
         for name, node in nodes.items():
             if node["type"] == "sample" and node["infer"].get("was_latent"):
                 shape = bijection(node["fn"].support).inverse_shape(node["value"].shape)
                 sites.append(_Site(name, start, torch.Size(shape), node["value"].shape))
                 start += math.prod(shape)
                 dtypes.append(node["value"].dtype)
+                device = node["value"].device
         if not sites:
             raise InvalidInput("the model has no latent site: there is nothing to sample")
         dtype = dtypes[0]
@@ -97,7 +99,7 @@ class ModelPotential:
             dtype = torch.promote_types(dtype, other)
         holder = (_Held((args, kwargs)),)
         modules = (model,) if isinstance(model, nn.Module) else tuple(modules_read_by(model))
-        found = cls(model, holder, tuple(sites), modules, torch.Size((start,)), dtype)
+        found = cls(model, holder, tuple(sites), modules, torch.Size((start,)), dtype, device)
         return found if found._vmap_serves() else replace(found, one_by_one=_OneByOne())
 
     @property
@@ -137,6 +139,12 @@ class ModelPotential:
         args, kwargs = self.arguments[0].value
         with _unvalidated(), _Fill(value) as fill:
             trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+        missing = by_name.keys() - trace.nodes.keys()
+        if missing:
+            raise EnergyPPLError(
+                f"the model's latent site(s) {', '.join(sorted(missing))} were not there in this run: its sites must "
+                "be the same at every run"
+            )
         return trace, fill.log_jacobian
 
     def _log_joint(self, z: Tensor) -> Tensor:
@@ -147,7 +155,9 @@ class ModelPotential:
 
     def _vmap_serves(self) -> bool:
         """Whether vmap follows the model and agrees with running it point by point."""
-        points = 0.1 * torch.arange(2.0 * self.event_shape[0], dtype=self.dtype).reshape(2, -1).cos()
+        points = 0.1 * torch.arange(2.0 * self.event_shape[0], dtype=self.dtype, device=self.device).cos().reshape(
+            2, -1
+        )
         with torch.no_grad():
             slow, again = (torch.stack([self._log_joint(point) for point in points]) for _ in range(2))
             if not _same(slow, again):
@@ -178,18 +188,18 @@ class ModelPotential:
 
     def observed(self) -> dict[str, Tensor]:
         """The observed sites' values by name."""
-        zero = torch.zeros(self.event_shape, dtype=self.dtype)
+        zero = torch.zeros(self.event_shape, dtype=self.dtype, device=self.device)
         nodes = self._run(zero)[0].nodes
         return {name: node["value"] for name, node in nodes.items() if _is_data(node)}
 
     def _sites_of(self, z: Tensor, function: Callable[[Tensor], dict[str, Tensor]]) -> Mapping[str, Tensor]:
-        flat, batch = z.reshape(-1, z.shape[-1]), z.shape[:-1]
+        flat, batch = z.reshape(-1, z.shape[-1]).to(self.device), z.shape[:-1]
         with torch.no_grad():
             parts = [self._over(function, chunk) for chunk in flat.split(_CHUNK)] if len(flat) else []
         if not parts:
             return {site.name: z.new_empty(*batch, *site.constrained_shape) for site in self.sites}
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return {name: value.reshape(batch + value.shape[1:]) for name, value in joined.items()}
+        return {name: value.reshape(batch + value.shape[1:]).to(z.device) for name, value in joined.items()}
 
     def _values(self, z: Tensor) -> dict[str, Tensor]:
         nodes = self._run(z)[0].nodes
@@ -209,7 +219,11 @@ class ModelPotential:
 
     def initial(self, shape: torch.Size) -> Tensor:
         """Points uniform in (−2, 2), as Pyro's own NUTS begins, ``(*shape, D)``."""
-        return torch.rand(*shape, *self.event_shape, dtype=self.dtype) * 4.0 - 2.0
+        return torch.rand(*shape, *self.event_shape, dtype=self.dtype, device=self.device) * 4.0 - 2.0
+
+    def join(self, values: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+        """Unconstrained points from the latent sites' unconstrained values, ``(*shape, *site shape)`` each."""
+        return torch.cat([values[site.name].reshape(*shape, -1) for site in self.sites], -1).to(self.dtype)
 
     def unconstrain(self, values: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
         """Unconstrained points from the latent sites' values, ``(*shape, *site shape)`` each.
@@ -220,6 +234,7 @@ class ModelPotential:
         missing = {site.name for site in self.sites} - set(values)
         if missing:
             raise InvalidInput(f"init must give every latent site a value; missing: {', '.join(sorted(missing))}")
+        values = {name: torch.as_tensor(value) for name, value in values.items()}
         for site in self.sites:
             expected = (*shape, *site.constrained_shape)
             if tuple(values[site.name].shape) != expected:
@@ -313,11 +328,12 @@ def _origin(msg: Any, transform: Any) -> Tensor:
 
 def _float_like(fn: Any) -> Tensor:
     """A tensor of a distribution's own dtype and device."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
     for value in vars(fn).values():
         if isinstance(value, Tensor) and value.dtype.is_floating_point:
             return value
+    for value in vars(fn).values():  # what it is made of
+        if isinstance(value, torch.distributions.Distribution):
+            return _float_like(value)
     return torch.empty(())
 
 

@@ -1,5 +1,6 @@
 """What sampling returns: draws, what each step knew about itself, and which chains not to trust."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -17,6 +18,7 @@ from energyppl.potential import Potential
 
 __all__ = ["Chains", "Variables"]
 
+_BLOCK = 2**24  # numbers worked on at once
 _ENOUGH = 50  # draws for R̂ to tell something
 _RARELY = 0.01  # of the draws: a chain that moves less often stands still
 
@@ -29,8 +31,7 @@ Variables = Callable[[Tensor], Mapping[str, Tensor]]
 class Chains:
     """Draws of many chains with their diagnostics; ``to_arviz`` hands them to ArviZ.
 
-    Batched targets, such as the recovery distributions of many noisy points, have their batch after the chains in
-    every shape below.
+    Batched targets, such as the recovery distributions of many noisy points, have their batch after chains and draws.
     """
 
     draws: Tensor  # (chains, draws, *event), the potential's own (unconstrained) points
@@ -95,9 +96,15 @@ class Chains:
         half = self.draws.shape[1] // 2
         if half < 2:
             return torch.full(self.draws.shape[2:], torch.nan)
-        parts = torch.cat([self.draws[:, :half], self.draws[:, half : 2 * half]]).double()
-        within, between = parts.var(1).mean(0), parts.mean(1).var(0)
-        return ((half - 1) / half + between / within).sqrt()
+        # A few chains at a time: the draws may lie on disk because they don't fit into memory.
+        block = max(1, _BLOCK // max(1, self.draws[:1].numel()))
+        means, variances = [], []
+        for side in (self.draws[:, :half], self.draws[:, half : 2 * half]):
+            for part in side.split(block):
+                variance, mean = torch.var_mean(part.double(), 1)
+                means.append(mean)
+                variances.append(variance)
+        return ((half - 1) / half + torch.cat(means).var(0) / torch.cat(variances).mean(0)).sqrt()
 
     def problems(self, *, rare: float = 0.0, disagreement: float = 1.05) -> list[str]:
         """What not to trust, in words; empty if nothing was noticed.
@@ -120,7 +127,7 @@ class Chains:
         share = float(self.diverging.double().mean())
         if share > rare:
             found.append(f"{share:.2%} of the draws diverged: take smaller steps, or write the energy more smoothly")
-        worst = float(self.r_hat().nan_to_num(0.0).max())
+        worst = float(self.r_hat().nan_to_num(0.0, posinf=math.inf).max())
         if worst > disagreement and self.draws.shape[1] >= _ENOUGH:
             found.append(
                 f"the chains disagree (split R̂ up to {worst:.2f}): run them longer, or temper them if there are modes "

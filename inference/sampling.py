@@ -65,7 +65,8 @@ def sample_chains(
         target: as in :func:`~energyppl.inference.adapt`.
         mass: as in :func:`~energyppl.inference.adapt`.
         keep_warmup: keep the warm-up's draws too.
-        file: where draws go instead of memory.
+        file: where draws go instead of memory, ``(draws, chains, *batch, *event)``; after Ctrl-C the rows that were not
+            drawn are zeros.
         progress: show a bar with acceptance and divergences.
         kwargs: the Pyro model's named arguments.
 
@@ -160,13 +161,12 @@ class _Recorder:
     def add(self, state: State, infos: Sequence[Info], step_size: float) -> None:
         i, last = self._count, infos[-1]
         self._draws[i], self._energy[i] = state.x, state.energy
-        self._acceptance[i], self._moved[i], self._diverging[i] = last.accept_prob, last.accepted, last.diverging
-        for info in infos[:-1]:
-            self._acceptance[i] += info.accept_prob
-            self._moved[i] |= info.accepted
-            self._diverging[i] |= info.diverging
-        if len(infos) > 1:
-            self._acceptance[i] /= len(infos)
+        if len(infos) == 1:
+            self._acceptance[i], self._moved[i], self._diverging[i] = last.accept_prob, last.accepted, last.diverging
+        else:
+            self._acceptance[i] = torch.stack([info.accept_prob for info in infos]).mean(0)
+            self._moved[i] = torch.stack([info.accepted for info in infos]).any(0)
+            self._diverging[i] = torch.stack([info.diverging for info in infos]).any(0)
         self._steps[i] = sum((info.gradients for info in infos), start=0)
         # A mixture of kernels may know these at some steps only; then they are left out.
         self._has_total &= last.total_energy is not None

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_event
+from energyppl._checks import check_event, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_and_grad, energy_only, gradient_only
 from energyppl.potential import Potential
@@ -103,7 +103,16 @@ def check_force_dtype(dtype: torch.dtype | None) -> None:
 
 
 def widen(value: Tensor, x: Tensor) -> Tensor:
-    """A number for each chain, made broadcastable against the points."""
+    """A number for each chain, made broadcastable against the points.
+
+    Raises:
+        InvalidInput: if there are other chains.
+    """
+    if any(own not in (1, of) for own, of in zip(value.shape, x.shape, strict=False)) or value.dim() > x.dim():
+        raise InvalidInput(
+            f"step sizes and the like must be a number or one for each chain; got {shape_text(value.shape)} for points "
+            f"{shape_text(x.shape)}"
+        )
     return value.reshape(value.shape + (1,) * (x.dim() - value.dim()))
 
 

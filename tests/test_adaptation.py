@@ -188,8 +188,10 @@ def test_trajectories_are_as_long_as_slow_coordinates_need() -> None:
     for wide in (1.0, 5.0):
         widths = torch.tensor([1.0, wide])
         potential = energy(lambda x: 0.5 * ((x / widths) ** 2).sum(-1), 2)  # noqa: B023
-        kernel = ep.adapt(ep.ChEES(), potential, torch.randn(64, 2) * widths, 300, mass=ep.identity_mass).kernel
-        lengths.append(kernel.length)
+        runs = [
+            ep.adapt(ep.ChEES(), potential, torch.randn(64, 2) * widths, 300, mass=ep.identity_mass) for _ in range(3)
+        ]
+        lengths.append(sorted(run.kernel.length for run in runs)[1])  # the middle one: one run may still be on its way
     assert 0.8 < lengths[0] < 4.0
     assert lengths[1] > 2.5 * lengths[0]
 
@@ -260,7 +262,7 @@ HAMILTONIAN_BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "step sizes of other chains": (
         lambda: ep.run_chain(ep.HMC(torch.ones(3)), standard_normal(2), START, 1),
-        "step_size must be a number or one for each chain",
+        "must be a number or one for each chain",
     ),
     "no steps": (lambda: ep.HMC(steps=0), "steps must be a whole number"),
     "jitter of one": (lambda: ep.HMC(jitter=1.0), "jitter must lie in"),
@@ -271,6 +273,30 @@ HAMILTONIAN_BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "one chain": (lambda: ep.adapt(ep.ChEES(), standard_normal(2), START[:1]), "got one chain"),
     "no kernels": (lambda: ep.Cycle(), "Cycle needs at least one kernel"),
     "weights": (lambda: ep.Mixture(ep.MALA(0.1), weights=(1.0, 2.0)), "weights must be as many as kernels"),
+    "tempered in a cycle": (
+        lambda: ep.Cycle(ep.Tempered(ep.MALA(0.1)), ep.MALA(0.1)),
+        "a Tempered can't be a part of Cycle",
+    ),
+    "tempered in a block": (
+        lambda: ep.Block(ep.Tempered(ep.MALA(0.1)), torch.ones(2) > 0),
+        "a Tempered can't be a part of Block",
+    ),
+    "tempered cycle, tuned": (
+        lambda: ep.adapt(ep.Tempered(ep.Cycle(ep.MALA(0.1))), standard_normal(2), START),
+        "adapt tunes a Tempered around one of energyppl's own kernels; got Cycle",
+    ),
+    "a cycle's target": (
+        lambda: ep.adapt(ep.Cycle(ep.MALA(0.1)), standard_normal(2), START, target=17.0),
+        "target must lie between 0 and 1",
+    ),
+    "a cycle's groups": (
+        lambda: ep.adapt(ep.Cycle(ep.MALA(0.1)), standard_normal(2), START, groups=torch.zeros(4).long()),
+        "groups can't be given for a Cycle",
+    ),
+    "MALA's step sizes of other chains": (
+        lambda: ep.run_chain(ep.MALA(torch.ones(3)), standard_normal(2), START, 1),
+        "must be a number or one for each chain",
+    ),
     "betas rise": (lambda: ep.Tempered(ep.MALA(0.1), (1.0, 1.5)), "betas must begin at 1 and fall"),
     "betas to 0": (lambda: ep.Tempered(ep.MALA(0.1), (1.0, 0.0)), "betas that reach 0 need a base"),
 }
@@ -281,3 +307,39 @@ def test_bad_hamiltonian_kernels_are_named(name: str) -> None:
     make, message = HAMILTONIAN_BAD[name]
     with pytest.raises(InvalidInput, match=message):
         make()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 8, 12, 20])
+@pytest.mark.parametrize("kernel", [ep.HMC(), ep.ChEES(), ep.NUTS(), ep.MALT()], ids=lambda k: type(k).__name__)
+def test_any_number_of_steps_will_do(kernel: Any, steps: int) -> None:
+    found = ep.adapt(kernel, standard_normal(2), torch.randn(8, 2), steps)
+    assert len(found.acceptance) == steps
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_cycle_takes_as_many_steps_as_it_is_given(steps: int) -> None:
+    found = ep.adapt(ep.Cycle(ep.MALA(0.1), ep.HMC(), ep.NUTS()), standard_normal(2), torch.randn(8, 2), steps)
+    assert len(found.acceptance) == steps
+
+
+@pytest.mark.parametrize("kernel", [ep.HMC(), ep.NUTS(), ep.ChEES()], ids=lambda k: type(k).__name__)
+def test_chains_begun_outside_do_not_shrink_the_step(kernel: Any) -> None:
+    """Half of the chains begin where the energy is infinite: the others' first step size is what counts."""
+    half = energy(lambda x: torch.where(x > -1.0, 0.5 * x * x, math.inf).sum(-1))
+    start = torch.cat([torch.rand(32, 1), torch.full((32, 1), -3.0)])
+    assert float(ep.adapt(kernel, half, start, 200).kernel.step_size) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "kernel", [ep.MALA(0.5), ep.HMC(0.5), ep.MALT(0.5), ep.NUTS(0.5)], ids=lambda k: type(k).__name__
+)
+def test_a_chain_begun_at_infinite_energy_may_leave(kind: Any) -> None:
+    wall = energy(lambda x: torch.where((x.abs() < 2).all(-1), 0.0 * x.sum(-1), math.inf), 2)
+    end = ep.run_chain(kind(0.5), wall, torch.full((50, 2), 2.1), 200)
+    assert float(torch.isfinite(end.state.energy).double().mean()) > 0.9
+
+
+def test_low_rank_masses_follow_the_points() -> None:
+    mass = ep.LowRankMass(torch.ones(2), torch.tensor([[1.0], [0.0]]), torch.tensor([2.0]))
+    potential = energy(lambda x: 0.5 * (x * x).sum(-1), 2)
+    assert ep.run_chain(ep.HMC(inverse_mass=mass), potential, START.double(), 2).state.x.dtype == torch.float64

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from torch import Tensor
@@ -71,7 +72,18 @@ def test_many_bad_chains_are_abbreviated() -> None:
     assert "chains 4, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 2 more of 16 never" in str(caught[0].message)
 
 
+def latent() -> None:
+    pyro.sample("x", pyro.distributions.LogNormal(0.0, 1.0))
+
+
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "a plain function": (lambda: sample(ep.HMC(), lambda x: (x * x).sum(-1)), r"wrap it in Energy\(function"),
+    "a distribution": (lambda: sample(ep.HMC(), torch.distributions.Normal(0.0, 1.0)), "a Normal is no potential"),
+    "arguments for a potential": (lambda: sample(ep.HMC(), NORMAL, 3, seed=1), "only a Pyro model takes arguments"),
+    "points for a model": (
+        lambda: sample(ep.HMC(), latent, init=torch.ones(64, 1)),
+        "init must be a dictionary of the model's latent sites",
+    ),
     "no chains": (lambda: sample(ep.HMC(), NORMAL, chains=0), "chains must be a whole number of at least 1; got 0"),
     "no draws": (lambda: sample(ep.HMC(), NORMAL, draws=0), "draws must be a whole number of at least 1; got 0"),
     "no thinning": (lambda: sample(ep.HMC(), NORMAL, thin=0), "thin must be a whole number of at least 1; got 0"),

@@ -17,7 +17,7 @@ from torch import Tensor
 import energyppl as ep
 from energyppl.gradient import energy_and_grad
 from energyppl.inference import Info, State
-from energyppl.inference.hamiltonian import transition
+from energyppl.inference.hamiltonian import trajectory
 from energyppl.inference.transition import select
 
 CHAINS = 4000
@@ -152,7 +152,7 @@ class UnadjustedHMC(ep.HMC):
     """Keeps the end of every trajectory."""
 
     def step(self, potential: Any, state: State) -> tuple[State, Info]:
-        _, info, end, _ = transition(self, potential, state, self.steps)
+        _, info, end, _ = trajectory(self, potential, state, self.steps)
         return end, info
 
 

@@ -55,11 +55,11 @@ def test_our_kernels_in_pyros_mcmc(name: str) -> None:
 
 
 def test_pyros_mcmc_without_warm_up_and_from_given_points() -> None:
-    """The kernel stays as it is and begins where ``initial_params`` says, for models and potentials, again if rerun."""
+    """The kernel stays as it is and begins where ``initial_params`` says, unconstrained as in Pyro, again if rerun."""
     model, y = nested, torch.randn(4, 3)
     kernel = ep.PyroKernel(ep.MALA(1e-5), model)
     start = {"mu": torch.tensor(2.0), "a": torch.tensor([1.0, 2.0, 3.0]), "sigma": torch.tensor([0.5, 1.0, 2.0])}
-    kernel.initial_params = start
+    kernel.initial_params = {name: value.log() if name == "sigma" else value for name, value in start.items()}
     for _ in range(2):
         mcmc = MCMC(kernel, num_samples=3, warmup_steps=0, disable_progbar=True)
         mcmc.run(y)
@@ -71,7 +71,7 @@ def test_pyros_mcmc_without_warm_up_and_from_given_points() -> None:
     for target, chains in ((normal, 1), (normal, 4), (positive, 1), (positive, 4)):
         kernel = ep.PyroKernel(ep.MALA(1e-5), target, chains=chains)
         point = torch.full((2,) if chains == 1 else (chains, 2), 1.5)
-        kernel.initial_params = {"x": point}
+        kernel.initial_params = {"x": point.log() if target is positive else point}
         mcmc = MCMC(kernel, num_samples=3, warmup_steps=0, disable_progbar=True)
         mcmc.run()
         torch.testing.assert_close(mcmc.get_samples()["x"], point.expand(3, *point.shape), rtol=0.0, atol=1e-3)
