@@ -7,6 +7,14 @@ from energyppl.inference.adaptation import Adaptation, adapt
 from energyppl.inference.chains import MarkovSampler, Trajectory, run_chain
 from energyppl.inference.composite import Block, Cycle, Mixture, Tempered
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
+from energyppl.inference.diagnostics import (
+    EnergyDrift,
+    LevelAcceptance,
+    ModeOccupancy,
+    energy_drift,
+    level_acceptance,
+    mode_occupancy,
+)
 from energyppl.inference.generation import Generation, generate
 from energyppl.inference.hamiltonian import HMC, MALT, ChEES
 from energyppl.inference.history import History, Record
@@ -34,15 +42,18 @@ __all__ = [
     "CrankNicolson",
     "CrankNicolsonLangevin",
     "Cycle",
+    "EnergyDrift",
     "Generation",
     "History",
     "Info",
     "Kernel",
     "Langevin",
+    "LevelAcceptance",
     "Loss",
     "LowRankMass",
     "MarkovSampler",
     "Mixture",
+    "ModeOccupancy",
     "ModelPotential",
     "Objective",
     "PyroKernel",
@@ -56,12 +67,15 @@ __all__ = [
     "TunableKernel",
     "adapt",
     "diagonal_mass",
+    "energy_drift",
     "fit",
     "from_data",
     "from_noisy",
     "generate",
     "identity_mass",
+    "level_acceptance",
     "low_rank_mass",
+    "mode_occupancy",
     "run_chain",
     "sample_chains",
 ]

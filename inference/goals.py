@@ -127,7 +127,7 @@ class Goal:
             )
         own = _like(potential, x).dtype
         if x.dtype != own:
-            raise InvalidInput(f"init must be {own} like the energy's own numbers; got {x.dtype}: convert one of them")
+            raise InvalidInput(f"init must be {own} like the network's weights; got {x.dtype}: convert one of them")
         return _unconstrained(potential, x)
 
     def _finite(self, x: Tensor) -> Tensor:
@@ -145,13 +145,16 @@ def _named(potential: Potential) -> Variables:
 
 
 def _like(potential: Potential, other: Tensor) -> Tensor:
-    """A tensor of the dtype and device that a potential's own numbers have; the other one if it has none."""
+    """A tensor of the dtype and device that a potential's networks have; the other one if there is none.
+
+    Tensors of formulas don't count: they are often converted to the points.
+    """
     try:
-        parts = structure(potential)
+        modules = structure(potential).modules
     except Untraceable:
         return other
-    weights = [p for module in parts.modules for p in module.parameters()]
-    return next((t for t in (*weights, *parts.tensors) if t.dtype.is_floating_point), other)
+    weights = (p for module in modules for p in module.parameters())
+    return next((p for p in weights if p.dtype.is_floating_point), other)
 
 
 def _check_arguments(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
