@@ -32,6 +32,7 @@ def test_drift_says_when_there_is_none_and_when_there_is() -> None:
     assert energy_drift(energy + 10 * error * torch.arange(300) / 1000).z > 5
 
 
+@pytest.mark.filterwarnings("ignore:the chains disagree")  # they are slow on purpose
 def test_drift_of_real_chains() -> None:
     """Chains that begin far outside come down, those that begin at draws of the target don't."""
     target = ep.toys.Banana(curvature=0.1)
