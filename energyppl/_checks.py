@@ -39,7 +39,7 @@ def check_data(name: str, value: Tensor, event_shape: Sequence[int], *, at_least
         )
     if len(value) < at_least:
         raise InvalidInput(f"{name} must have at least {at_least} row(s); got {len(value)}: pass more data")
-    bad = ~torch.isfinite(value).flatten(1).all(1)
+    bad = ~torch.isfinite(value).reshape(len(value), -1).all(1)
     if bool(bad.any()):
         first = int(bad.nonzero()[0])
         raise InvalidInput(

@@ -4,6 +4,7 @@ if __name__ != "energyppl.inference":
     raise ImportError("import energyppl.inference: this folder is its source, not a package of its own")
 
 from energyppl.inference.adaptation import Adaptation, adapt
+from energyppl.inference.annealing import GaussianBase, Ladder, Weights, anneal, bennett, climb
 from energyppl.inference.chains import MarkovSampler, Trajectory, run_chain
 from energyppl.inference.composite import Block, Cycle, Mixture, Tempered
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
@@ -19,6 +20,7 @@ from energyppl.inference.generation import Generation, generate
 from energyppl.inference.hamiltonian import HMC, MALT, ChEES
 from energyppl.inference.history import History, Record
 from energyppl.inference.langevin import MALA, Langevin
+from energyppl.inference.log_normalizers import log_normalizer
 from energyppl.inference.mass import LowRankMass, diagonal_mass, identity_mass, low_rank_mass
 from energyppl.inference.nuts import NUTS
 from energyppl.inference.objectives import Contrastive, Loss, Objective, RecoveryLikelihood, from_data, from_noisy
@@ -43,10 +45,12 @@ __all__ = [
     "CrankNicolsonLangevin",
     "Cycle",
     "EnergyDrift",
+    "GaussianBase",
     "Generation",
     "History",
     "Info",
     "Kernel",
+    "Ladder",
     "Langevin",
     "LevelAcceptance",
     "Loss",
@@ -65,7 +69,11 @@ __all__ = [
     "TrainingOptions",
     "Trajectory",
     "TunableKernel",
+    "Weights",
     "adapt",
+    "anneal",
+    "bennett",
+    "climb",
     "diagonal_mass",
     "energy_drift",
     "fit",
@@ -74,6 +82,7 @@ __all__ = [
     "generate",
     "identity_mass",
     "level_acceptance",
+    "log_normalizer",
     "low_rank_mass",
     "mode_occupancy",
     "run_chain",

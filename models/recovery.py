@@ -282,7 +282,8 @@ class RecoveryEBM(nn.Module):
         if size > 2 or len(self.event_shape) != 1:
             raise NotNormalized(
                 f"log_normalizer works by quadrature in one or two dimensions; this model has event_shape "
-                f"{shape_text(self.event_shape)}: use .marginal().unnormalized(), or compare energies within the model"
+                f"{shape_text(self.event_shape)}: estimate it by annealing, energyppl.log_normalizer(ebm.marginal("
+                f"{level}).potential, samples=ebm.sample((1024,), level={level})), or use .marginal().unnormalized()"
             )
         found = self._quadrature(level)
         estimate = found.log_normalizer + float(self.scale.log().sum())
