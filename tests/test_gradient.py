@@ -645,3 +645,30 @@ def test_a_chain_through_the_door_is_repeatable_bit_for_bit() -> None:
         gradient._traces.clear()
     for one, other in zip(runs[0][:3], runs[1][:3], strict=True):
         assert torch.equal(one, other)
+
+
+def test_large_products_agree_with_eager() -> None:
+    """From 256 rows on they go another way (oneDNN), with and without a bias, forwards and backwards."""
+    for bias in (True, False):
+        net = nn.Sequential(nn.Linear(40, 64, bias=bias), nn.SiLU(), nn.Linear(64, 48, bias=bias), nn.Tanh())
+        potential = Reduced(net.requires_grad_(False))
+        for rows in (255, 256, 1000):
+            x = torch.randn(rows, 40)
+            for ours, theirs in zip(energy_and_grad(potential, x), eager_energy_and_grad(potential, x), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+            with torch.no_grad():
+                net[0].weight.mul_(1.1)  # the product must see it
+            torch.testing.assert_close(energy_and_grad(potential, x)[0], eager_energy_and_grad(potential, x)[0])
+
+
+class Reduced(nn.Module):
+    """A network's squared output as an energy."""
+
+    event_shape = torch.Size((40,))
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).square().sum(-1)
