@@ -225,7 +225,7 @@ def _verdict(report: Mapping[str, Any]) -> list[str]:
         if abs(drift.z) > _Z:
             found.append(f"the energy still {'rises' if drift.slope > 0 else 'falls'}: run longer chains")
     if report["data_p_value"] < _P:
-        found.append("chains don't end where held-out rows lie: train the model longer")
+        found.append("chains don't end where held-out rows lie: fit again with more steps, in another folder")
     if report["halves_p_value"] < _P:
         found.append("chains from data and from samples end in different places: run longer chains")
     r_hat = report["r_hat"]

@@ -46,7 +46,11 @@ class Energy:
     event_shape: torch.Size
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "event_shape", torch.Size(self.event_shape))
+        try:
+            shape = torch.Size(self.event_shape)
+        except TypeError:
+            raise InvalidInput(f"event_shape must be a tuple such as (2,); got {self.event_shape!r}") from None
+        object.__setattr__(self, "event_shape", shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Energies of the points ``x``."""

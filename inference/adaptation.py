@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_count
-from energyppl.errors import InvalidInput
+from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.inference.composite import Block, Cycle, Mixture, Tempered, coldest
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.dual_averaging import DualAveraging, Rescue, first_steps, group_means
@@ -224,6 +224,8 @@ def _hamiltonian(
         if i in ends:
             stood = torch.cat(draws)
             stood, draws = stood[torch.isfinite(stood).reshape(len(stood), -1).all(1)], []
+            if len(stood) > 2 and not bool(torch.isfinite(stood.var(0)).all()):
+                raise EnergyPPLError("the chains run away: the energy seems to fall without end (is its sign right?)")
             if _spread_out(stood):
                 estimate = mass(stood)
                 if length is not None:

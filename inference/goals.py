@@ -132,7 +132,21 @@ class Goal:
 
     def _finite(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.isfinite(self.potential(x))
+            try:
+                energy = self.potential(x)
+                alone = self.potential(x[:1]) if len(x) > 1 else energy
+            except (TypeError, IndexError) as error:
+                raise InvalidInput(
+                    f"the energy can't be evaluated at points {shape_text(x.shape)} and at the first alone ({error}): "
+                    "it must map (*batch, *event) to (*batch,) for any batch; of a network with levels, pass a marginal"
+                ) from error
+        # A batch of one has another energy where points influence each other; other shapes are a batch of targets.
+        if alone.shape == energy[:1].shape and not torch.allclose(alone, energy[:1], 1e-3, 1e-3, equal_nan=True):
+            raise InvalidInput(
+                "the energy of a point depends on the points beside it: sum over the event's dimensions only, and keep "
+                "networks that look at the whole batch (batch norm) in eval mode"
+            )
+        return torch.isfinite(energy)
 
 
 def _unconstrained(potential: Potential, x: Tensor) -> Tensor:
@@ -159,11 +173,12 @@ def _like(potential: Potential, other: Tensor) -> Tensor:
 
 def _check_arguments(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     try:
-        inspect.signature(model).bind(*args, **kwargs)
+        call = model.forward if isinstance(model, nn.Module) else model
+        inspect.signature(call).bind(*args, **kwargs)
     except TypeError as error:
         raise InvalidInput(
             f"the Pyro model can't be called with these arguments ({error}); if it is not a model but an energy, wrap "
-            "it in Energy(function, event_shape)"
+            "it in Energy(function, event_shape), or give a module an event_shape"
         ) from error
 
 

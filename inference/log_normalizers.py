@@ -38,7 +38,7 @@ def log_normalizer(
     With ``samples`` the estimate is Bennett's acceptance ratio of forward and reverse runs, and its interval uses the
     asymptotic variance; a mode that runs from the base don't find shows as the two disagreeing.  Without them it is
     annealed importance sampling alone, with an interval by Student's t over 8 batches of particles: a mode that no
-    particle visits can't be seen by anything in it.
+    particle visits can't be seen by anything in it, and tails heavier than the base's make it too narrow.
 
     Args:
         potential: the energy U.
@@ -51,7 +51,8 @@ def log_normalizer(
 
     Raises:
         InvalidInput: for numbers out of range, shapes that don't fit, or a base that doesn't overlap the target.
-        EnergyPPLError: if the path from base to target doesn't arrive: the target may not be normalisable.
+        EnergyPPLError: if the path from base to target doesn't arrive.  A target that is not normalisable is noticed
+            only if the path never ends or the weights degenerate.
     """
     as_potential("potential", potential)
     check_count("particles", particles, at_least=2 * _BATCHES)

@@ -14,7 +14,7 @@ from energyppl.inference.adaptation import Tuned, middle_step, warm_up
 from energyppl.inference.goals import Goal
 from energyppl.inference.mass import MassEstimate, low_rank_mass
 from energyppl.inference.pyro_models import ModelPotential
-from energyppl.inference.transition import Info, Kernel, State
+from energyppl.inference.transition import Info, Kernel, State, check_kernel
 
 __all__ = ["PyroKernel"]
 
@@ -39,6 +39,7 @@ class PyroKernel(MCMCKernel):
 
     def __init__(self, kernel: Kernel, target: Any, *, chains: int = 1, mass: MassEstimate = low_rank_mass) -> None:
         check_count("chains", chains)
+        check_kernel(kernel)
         self.kernel = kernel
         self._given, self._target, self._chains, self._mass = kernel, target, chains, mass
         self._initial: Mapping[str, Tensor] | None = None

@@ -93,7 +93,10 @@ class ModelPotential:
                 dtypes.append(node["value"].dtype)
                 device = node["value"].device
         if not sites:
-            raise InvalidInput("the model has no latent site: there is nothing to sample")
+            raise InvalidInput(
+                "the model has no latent site: there is nothing to sample; an energy goes in "
+                "Energy(function, event_shape)"
+            )
         dtype = dtypes[0]
         for other in dtypes:
             dtype = torch.promote_types(dtype, other)

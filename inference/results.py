@@ -27,7 +27,7 @@ Variables = Callable[[Tensor], Mapping[str, Tensor]]
 """Turns a potential's points, ``(*batch, *event)``, into the variables that a user named."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Chains:
     """Draws of many chains with their diagnostics; ``to_arviz`` hands them to ArviZ.
 
@@ -52,6 +52,15 @@ class Chains:
     warmup_seconds: float = 0.0
     warmup_gradients: float = 0.0  # for each chain
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        chains, draws, *event = self.draws.shape
+        lines = [f"Chains: {chains} of {draws} draws of points {tuple(event)}, {type(self.kernel).__name__}"]
+        lines.append(
+            f"  {self.gradients:.0f} gradients a chain in {self.seconds:.1f} s, after {self.warmup_gradients:.0f} in "
+            f"{self.warmup_seconds:.1f} s of warm-up; acceptance {float(self.acceptance.double().mean()):.2f}"
+        )
+        return "\n".join([*lines, *(f"  {problem}" for problem in self.problems() or ["no problem noticed"])])
 
     @property
     def samples(self) -> dict[str, Tensor]:
@@ -119,14 +128,17 @@ class Chains:
         if self.draws.shape[1] == 0:
             return found
         for name, flags, remedy in (
-            ("never or hardly moved", self.stuck, "take smaller steps, or start them elsewhere"),
+            ("never or hardly moved", self.stuck, "take smaller steps (target=0.95), or start them elsewhere"),
             ("stand where the energy is not finite", self.not_finite, "start them inside the support"),
         ):
             if bool(flags.any()):
                 found.append(f"{_list(flags)} {name}: {remedy}")
         share = float(self.diverging.double().mean())
         if share > rare:
-            found.append(f"{share:.2%} of the draws diverged: take smaller steps, or write the energy more smoothly")
+            found.append(
+                f"{share:.2%} of the draws diverged: take smaller steps (target=0.95), or write the energy more "
+                "smoothly"
+            )
         worst = float(self.r_hat().nan_to_num(0.0, posinf=math.inf).max())
         if worst > disagreement and self.draws.shape[1] >= _ENOUGH:
             found.append(

@@ -19,7 +19,7 @@ from energyppl.inference.adaptation import middle_step, warm_up
 from energyppl.inference.goals import Goal, Init
 from energyppl.inference.mass import MassEstimate, low_rank_mass
 from energyppl.inference.results import Chains
-from energyppl.inference.transition import Info, Kernel, State
+from energyppl.inference.transition import Info, Kernel, State, check_kernel
 
 __all__ = ["sample_chains"]
 
@@ -62,7 +62,7 @@ def sample_chains(
         init: where chains begin: points ``(chains, *batch, *event)`` of the support, a function of ``(chains, *batch)``
             that draws them, for a Pyro model a dictionary of sites; if None the distribution's own sampler, Pyro's way
             for a model, or N(0, 1).
-        target: as in :func:`~energyppl.inference.adapt`.
+        target: acceptance that the warm-up aims at; nearer to 1 means smaller steps, for divergences and stuck chains.
         mass: as in :func:`~energyppl.inference.adapt`.
         keep_warmup: keep the warm-up's draws too.
         file: where draws go instead of memory, ``(draws, chains, *batch, *event)``; after Ctrl-C the rows that were not
@@ -76,8 +76,7 @@ def sample_chains(
     """
     for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
         check_count(name, value, at_least=least)
-    if isinstance(kernel, type) or not (hasattr(kernel, "step") and hasattr(kernel, "init")):
-        raise InvalidInput(f"kernel must have init and step, as HMC() or NUTS(); got {kernel!r}")
+    check_kernel(kernel)
     goal = Goal.of(potential, args, kwargs)
     x = goal.start(chains, init)
     recorder = _Recorder(goal, x, draws, file)

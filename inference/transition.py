@@ -23,6 +23,7 @@ __all__ = [
     "State",
     "TunableKernel",
     "check_force_dtype",
+    "check_kernel",
     "dot",
     "evaluate",
     "metropolis",
@@ -94,6 +95,12 @@ def evaluate(potential: Potential, x: Tensor, force_dtype: torch.dtype | None = 
     if force_dtype is None:
         return State(x, *energy_and_grad(potential, x))
     return State(x, energy_only(potential, x), gradient_only(potential, x, force_dtype))
+
+
+def check_kernel(kernel: Any) -> None:
+    """Require a kernel, and not its class."""
+    if isinstance(kernel, type) or not (hasattr(kernel, "step") and hasattr(kernel, "init")):
+        raise InvalidInput(f"kernel must have init and step, as HMC() or NUTS(); got {kernel!r}")
 
 
 def check_force_dtype(dtype: torch.dtype | None) -> None:

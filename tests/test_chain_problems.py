@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import energyppl as ep
-from energyppl.errors import InvalidInput
+from energyppl.errors import EnergyPPLError, InvalidInput
 from tests.test_sampling import INF, KERNELS, NORMAL, constrained, energy, sample
 
 
@@ -77,6 +77,18 @@ def latent() -> None:
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "a module without event_shape": (lambda: sample(ep.HMC(), torch.nn.Identity()), "give a module an event_shape"),
+    "a network with levels": (lambda: sample(ep.HMC(), ep.MLPEnergy((2,))), "pass a marginal"),
+    "points that influence each other": (
+        lambda: sample(ep.HMC(), energy(lambda x: 0.5 * ((x - x.mean(0)) ** 2).sum(-1), 2)),
+        "depends on the points beside it",
+    ),
+    "chains for coordinates": (
+        lambda: sample(ep.HMC(), energy(lambda x: 0.5 * (x[0] ** 2 + x[1] ** 2), 2), chains=2),
+        "can't be evaluated at points",
+    ),
+    "event_shape of a number": (lambda: ep.Energy(lambda x: x.sum(-1), 2), r"a tuple such as \(2,\)"),  # type: ignore[arg-type]
+    "a class in Pyro's kernel": (lambda: ep.PyroKernel(ep.NUTS, latent), "kernel must have init and step"),  # type: ignore[arg-type]
     "a plain function": (lambda: sample(ep.HMC(), lambda x: (x * x).sum(-1)), r"wrap it in Energy\(function"),
     "a distribution": (lambda: sample(ep.HMC(), torch.distributions.Normal(0.0, 1.0)), "a Normal is no potential"),
     "arguments for a potential": (lambda: sample(ep.HMC(), NORMAL, 3, seed=1), "only a Pyro model takes arguments"),
@@ -146,3 +158,15 @@ def test_bad_input_is_named(name: str) -> None:
     make, message = BAD[name]
     with pytest.raises(InvalidInput, match=message):
         make()
+
+
+def test_an_energy_that_falls_without_end_is_said() -> None:
+    with pytest.raises(EnergyPPLError, match="fall without end"):
+        sample(ep.NUTS(), energy(lambda x: x.sum(-1), 2), chains=16)
+
+
+def test_chains_print_a_summary() -> None:
+    text = repr(sample(ep.ChEES(), NORMAL, draws=60))
+    assert "64 of 60 draws of points (2,), ChEES" in text
+    assert "no problem noticed" in text
+    assert len(text) < 400
