@@ -54,15 +54,22 @@ def _biased_product(bias: Tensor, rows: Tensor, matrix: Tensor) -> Tensor:
     return _matrix_product(rows, matrix, bias)
 
 
+def _is_large(rows: Any, matrix: Any) -> bool:
+    rows, matrix = rows.meta["val"], matrix.meta["val"]
+    large = rows.shape[0] >= _ROWS and min(matrix.shape) >= _COLUMNS
+    return bool(
+        large and rows.dtype == torch.float32 and rows.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    )
+
+
 def _quick(node: Node) -> Any:
     """What to call for a node: the same operation by the shortest way there is."""
-    products = {_aten.mm.default: _matrix_product, _aten.addmm.default: _biased_product}
-    if node.target in products and not node.kwargs and torch.backends.mkldnn.is_available():
-        rows, matrix = (a.meta["val"] for a in node.args[-2:] if isinstance(a, Node))
-        large = rows.shape[0] >= _ROWS and min(matrix.shape) >= _COLUMNS
-        biased = isinstance(node.args[0], Node) and node.args[0].meta["val"].dim() == (1 if len(node.args) == 3 else 2)
-        if large and biased and rows.dtype == torch.float32 and rows.device.type == "cpu":
-            return products[node.target]
+    if node.target is _aten.mm.default and _is_large(*node.args):
+        return _matrix_product
+    if node.target is _aten.addmm.default and not node.kwargs and _is_large(*node.args[1:]):
+        bias: Any = node.args[0]
+        if bias.meta["val"].dim() == 1:
+            return _biased_product
     return _QUICK.get(node.target, getattr(node.target, "_op", node.target))  # type: ignore[call-overload]
 
 

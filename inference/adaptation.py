@@ -18,10 +18,10 @@ from energyppl.inference.langevin import MALA, Langevin
 from energyppl.inference.mass import InverseMass, LowRankMass, MassEstimate, low_rank_mass
 from energyppl.inference.nuts import NUTS
 from energyppl.inference.trajectory_length import TrajectoryLength
-from energyppl.inference.transition import Info, Kernel, State
+from energyppl.inference.transition import Info, Kernel, State, middle_step
 from energyppl.potential import Conditioned, Potential
 
-__all__ = ["Adaptation", "Tuned", "adapt", "middle_step", "warm_up"]
+__all__ = ["Adaptation", "Tuned", "adapt", "warm_up"]
 
 _WINDOW_DRAWS = 20_000  # that a mass is estimated from at most
 _DIVERGENCE = 5.0  # rejections that one counts as
@@ -92,7 +92,7 @@ def adapt(
         step_sizes.append(middle_step(tuned.kernel))
         acceptance.append(float(tuned.info.accept_prob.mean()))
         diverging.append(int(tuned.info.diverging.sum()))
-        gradients += float(torch.as_tensor(tuned.info.gradients, dtype=torch.float64).mean())
+        gradients += tuned.info.cost()
     assert tuned is not None  # steps >= 1
     return Adaptation(
         tuned.kernel,  # type: ignore[arg-type]  # warm_up keeps the kind
@@ -145,12 +145,6 @@ def warm_up(
     if isinstance(kernel, _Simple):
         return _simple(kernel, potential, state, steps, target, index, groups is not None)
     return _hamiltonian(kernel, potential, state, steps, target, index, groups is not None, mass)
-
-
-def middle_step(kernel: Kernel) -> float:
-    """The median step size of a kernel's chains; NaN for a kernel of several."""
-    size = getattr(kernel, "step_size", math.nan)
-    return float(size.median()) if isinstance(size, Tensor) else float(size)
 
 
 def _simple(
@@ -224,8 +218,6 @@ def _hamiltonian(
         if i in ends:
             stood = torch.cat(draws)
             stood, draws = stood[torch.isfinite(stood).reshape(len(stood), -1).all(1)], []
-            if len(stood) > 2 and not bool(torch.isfinite(stood.var(0)).all()):
-                raise EnergyPPLError("the chains run away: the energy seems to fall without end (is its sign right?)")
             if _spread_out(stood):
                 estimate = mass(stood)
                 if length is not None:
@@ -256,8 +248,16 @@ def _some(points: Tensor, most: int) -> Tensor:
 
 
 def _spread_out(draws: Tensor) -> bool:
-    """Whether there are a few draws, and not all in one place."""
-    return len(draws) >= 3 and bool((draws.amax(0) > draws.amin(0)).all())
+    """Whether there are a few draws, and not all in one place.
+
+    Raises:
+        EnergyPPLError: if they are so far apart that they have no variance.
+    """
+    if len(draws) < 3:
+        return False
+    if not bool(torch.isfinite(draws.var(0)).all()):
+        raise EnergyPPLError("the chains run away: the energy seems to fall without end (is its sign right?)")
+    return bool((draws.amax(0) > draws.amin(0)).all())
 
 
 def _window_ends(steps: int, chains: int) -> tuple[int, ...]:

@@ -5,8 +5,8 @@ of β cost them.  Forward weights average to Z_target / Z_base, so their logarit
 reverse ones, from draws of the target, average to the inverse and give an upper bound (Grosse, Ghahramani & Adams
 2015).  Bennett's acceptance ratio (1976) puts both together and is better than either.
 
-The energies are evaluated anew at every temperature: a weight that used those of the last one would be biased, as in
-TensorFlow Probability's.
+At every temperature the energy is put together anew from those of base and target: weights of a run that went on with
+the last temperature's would be biased, as TensorFlow Probability's are.
 """
 
 import math
@@ -20,10 +20,10 @@ from energyppl._checks import check_data
 from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.gradient import energy_and_grad
 from energyppl.inference.langevin import MALA
-from energyppl.inference.transition import State
-from energyppl.potential import Bridge, Potential
+from energyppl.inference.transition import State, widen
+from energyppl.potential import Bridge, Potential, sum_event
 
-__all__ = ["GaussianBase", "Ladder", "Weights", "anneal", "bennett", "climb"]
+__all__ = ["GaussianBase", "Ladder", "Weights", "anneal", "bennett", "climb", "effective_size", "log_mean_exp"]
 
 _MOST_RUNGS = 5_000  # of a pilot: beyond, base and target hardly overlap, or the target is not normalisable
 _SMALL = 0.01  # of β: below, the target's part of a sum would be lost in rounding, and is evaluated by itself
@@ -58,7 +58,7 @@ class GaussianBase:
         """Energies of points ``(*batch, *event)``, their constant included."""
         z = (x - self.loc) / self.scale
         value = 0.5 * z * z + self.scale.log() + 0.5 * math.log(2.0 * math.pi)
-        return value.sum(dim=tuple(range(-len(self.event_shape), 0))) if self.event_shape else value
+        return sum_event(value, self.event_shape)
 
     def sample(self, count: int) -> Tensor:
         """Draws, ``(count, *event)``."""
@@ -117,7 +117,7 @@ def _moved(parts: _Parts, base: Potential, target: Potential, state: State, acce
     else:
         rest = 1.0 - beta
         new = _Parts(energy, grad, (state.energy - rest * energy) / beta, (state.grad - rest * grad) / beta)
-    wide = accepted.reshape(accepted.shape + (1,) * (state.x.dim() - 1))
+    wide = widen(accepted, state.x)
     return _Parts(*(torch.where(wide if n.dim() > 1 else accepted, n, o) for n, o in zip(new, parts, strict=True)))
 
 
@@ -165,7 +165,7 @@ def climb(
         log_weights = log_weights - (new - beta) * heat
         beta = new
         position.fill_(beta)
-        if _effective(log_weights) < 0.5 * len(x):
+        if effective_size(log_weights) < 0.5 * len(x):
             index = torch.multinomial(torch.softmax(log_weights, 0), len(x), replacement=True)
             x, parts = x[index], _Parts(*(p[index] for p in parts))
             log_weights = torch.zeros_like(log_weights)
@@ -207,7 +207,12 @@ def _next_beta(beta: float, heat: Tensor, log_weights: Tensor, steepness: float)
     return beta + max(low, 1e-12)
 
 
-def _effective(log_weights: Tensor) -> float:
+def log_mean_exp(log_weights: Tensor) -> float:
+    """Logarithm of the weights' mean, which estimates the ratio of normalisers."""
+    return float(torch.logsumexp(log_weights, 0)) - math.log(len(log_weights))
+
+
+def effective_size(log_weights: Tensor) -> float:
     """Effective sample size of weights, ``(Σ w)² / Σ w²``."""
     return float(torch.exp(2.0 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2.0 * log_weights, 0)))
 

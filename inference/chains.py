@@ -38,8 +38,7 @@ def run_chain(kernel: Kernel, potential: Potential, x: Tensor, steps: int) -> Tr
         state, info = kernel.step(potential, state)
         accept_prob += info.accept_prob
         diverging |= info.diverging
-        counted = info.gradients
-        evaluations += counted if isinstance(counted, int) else float(counted.double().mean())
+        evaluations += info.cost()
     return Trajectory(state, accept_prob / steps, diverging, evaluations)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from energyppl._checks import check_positive
 from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_only
-from energyppl.inference.transition import Info, Kernel, State, evaluate, widen
+from energyppl.inference.transition import Info, Kernel, State, combined, evaluate, widen
 from energyppl.potential import Bridge, Conditioned, Potential, Scaled
 
 __all__ = ["Block", "Cycle", "Mixture", "Tempered", "coldest"]
@@ -46,13 +46,8 @@ class Cycle:
                 state = kernel.init(potential, state.x)
             state, info = kernel.step(potential, state)
             infos.append(info)
-        gradients = sum((i.gradients for i in infos), start=0) + (len(infos) if len(infos) > 1 else 0)
-        return state, Info(
-            torch.stack([i.accept_prob for i in infos]).mean(0),
-            torch.stack([i.accepted for i in infos]).any(0),
-            torch.stack([i.diverging for i in infos]).any(0),
-            gradients,
-        )
+        together = combined(infos)
+        return state, together._replace(gradients=together.gradients + (len(infos) if len(infos) > 1 else 0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from energyppl.inference.hamiltonian import leapfrog
 from energyppl.inference.mass import InverseMass, stepper
-from energyppl.inference.transition import State, dot, evaluate
+from energyppl.inference.transition import State, dot
 from energyppl.potential import Potential
 
 __all__ = ["DualAveraging", "Rescue", "first_steps", "group_means"]
@@ -84,12 +85,9 @@ def first_steps(potential: Potential, state: State, mass: InverseMass, log_step:
     done = torch.zeros_like(log_step, dtype=torch.bool)
     for _ in range(_SEARCH):
         by = stepper(log_step.exp()[index], mass, state.x, event_shape)
-        x, u = state.x.clone(), torch.randn_like(state.x)
+        u = torch.randn_like(state.x)
         start = state.energy + 0.5 * dot(u, u, state.energy)
-        by.kick(u, state.grad, 0.5)
-        by.drift(x, u)
-        end = evaluate(potential, x)
-        by.kick(u, end.grad, 0.5)
+        end, u = leapfrog(potential, state, u, by, 1)
         ratio = start - end.energy - 0.5 * dot(u, u, start)
         accept = torch.where(ratio > -math.inf, ratio.clamp(max=0.0).exp(), 0.0)
         acceptance = group_means(accept, index, groups, torch.isfinite(start)).nan_to_num(nan=1.0)

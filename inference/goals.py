@@ -15,6 +15,7 @@ from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.pyro_models import ModelPotential
 from energyppl.inference.results import Variables
+from energyppl.inference.transition import widen
 from energyppl.potential import Potential
 
 __all__ = ["Goal", "Init"]
@@ -92,15 +93,16 @@ class Goal:
         shape = torch.Size((chains, *self.batch))
         if init is not None and not callable(init):
             x = self._enter(init, shape)
+            legal = self._finite(x)
         else:
             x = self._draw(init, shape)
+            legal = self._finite(x)
             for _ in range(_TRIES):  # again, what fell outside
-                outside = ~self._finite(x)
-                if not bool(outside.any()):
+                if bool(legal.all()):
                     break
-                wide = outside.reshape(outside.shape + (1,) * len(self.potential.event_shape))
-                x = torch.where(wide, self._draw(init, shape), x)
-        if not bool(self._finite(x).any()):
+                x = torch.where(widen(legal, x), x, self._draw(init, shape))
+                legal = self._finite(x)
+        if not bool(legal.any()):
             raise InvalidInput("no chain starts at a finite energy: start them inside the support")
         return x.detach()
 

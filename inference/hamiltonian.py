@@ -11,7 +11,7 @@ from energyppl._checks import check_count, check_positive
 from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_and_grad, energy_only, gradient_only
 from energyppl.inference.mass import InverseMass, Stepper, check_inverse_mass, stepper
-from energyppl.inference.transition import Info, State, check_force_dtype, dot, evaluate, metropolis, widen
+from energyppl.inference.transition import Info, State, check_force_dtype, dot, evaluate, metropolis, middle_step, widen
 from energyppl.potential import Potential
 
 __all__ = ["HMC", "MALT", "ChEES", "leapfrog", "spread_share", "trajectory"]
@@ -132,9 +132,8 @@ class ChEES:
     """HMC whose trajectory length is learned across chains (Hoffman, Radul & Sountsov 2021): the many-chain default.
 
     Each trajectory's length is uniform between .3 and 1 times ``length``, the same for all chains, so none waits for
-    another.
-    :func:`~energyppl.inference.adapt` tunes step size, mass and length; it needs several chains to compare, 16 or more
-    to do it well.
+    another.  :func:`~energyppl.inference.adapt` tunes step size, mass and length; it needs several chains to compare,
+    16 or more to do it well.
 
     Args:
         step_size: ε of a leapfrog step, a number or one for each chain, ``(*chains,)``.
@@ -150,7 +149,6 @@ class ChEES:
     force_dtype: torch.dtype | None = None
     most_steps: int = 512
     target: ClassVar[float | None] = 0.8
-    largest_step: ClassVar[float] = 10.0
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
@@ -161,8 +159,7 @@ class ChEES:
 
     def steps_for(self, share: float) -> int:
         """Leapfrog steps of a trajectory of ``share`` times the longest."""
-        step = self.step_size if isinstance(self.step_size, float) else float(torch.as_tensor(self.step_size).median())
-        return min(self.most_steps, max(1, math.ceil(share * self.length / step)))
+        return min(self.most_steps, max(1, math.ceil(share * self.length / middle_step(self))))
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from energyppl._checks import check_count, check_data
 from energyppl.errors import InvalidInput
-from energyppl.inference.annealing import GaussianBase, anneal, bennett, climb
+from energyppl.inference.annealing import GaussianBase, anneal, bennett, climb, effective_size, log_mean_exp
 from energyppl.normalizer import LogNormalizer
 from energyppl.potential import Potential, as_potential
 
@@ -74,10 +74,10 @@ def log_normalizer(
     ahead = anneal(base, potential, ladder, base.sample(particles))
     evaluations += ahead.evaluations
     forward, size = ahead.log_weights, len(ahead.log_weights)
-    alone = float(torch.logsumexp(forward, 0)) - math.log(size)
-    parts = torch.stack([torch.logsumexp(b, 0) - math.log(len(b)) for b in forward.chunk(_BATCHES)])
+    alone = log_mean_exp(forward)
+    parts = torch.tensor([log_mean_exp(batch) for batch in forward.chunk(_BATCHES)], dtype=forward.dtype)
     error = float(parts.std()) / math.sqrt(_BATCHES)
-    effective = float(torch.exp(2.0 * torch.logsumexp(forward, 0) - torch.logsumexp(2.0 * forward, 0)))
+    effective = effective_size(forward)
     if samples is None:
         half = float(student.ppf(0.5 + 0.5 * level, _BATCHES - 1)) * error
         trouble = None

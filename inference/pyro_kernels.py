@@ -10,11 +10,11 @@ from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
-from energyppl.inference.adaptation import Tuned, middle_step, warm_up
+from energyppl.inference.adaptation import Tuned, warm_up
 from energyppl.inference.goals import Goal
 from energyppl.inference.mass import MassEstimate, low_rank_mass
 from energyppl.inference.pyro_models import ModelPotential
-from energyppl.inference.transition import Info, Kernel, State, check_kernel
+from energyppl.inference.transition import Info, Kernel, State, check_kernel, middle_step
 
 __all__ = ["PyroKernel"]
 

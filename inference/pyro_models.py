@@ -66,7 +66,7 @@ class ModelPotential:
     """The potential −log p(z, data) of a Pyro model's unconstrained latent values z; made by :meth:`trace`."""
 
     model: Callable[..., Any] = field(metadata={"pure": True}, repr=False)
-    arguments: tuple[Any, ...] = field(metadata={"pure": True}, repr=False)  # as (args, kwargs) in a holder
+    arguments: "_Held" = field(metadata={"pure": True}, repr=False)
     sites: tuple[_Site, ...] = field(metadata={"pure": True}, repr=False)
     modules: tuple[nn.Module, ...] = field(repr=False)  # that the hot door watches
     event_shape: torch.Size
@@ -100,9 +100,8 @@ class ModelPotential:
         dtype = dtypes[0]
         for other in dtypes:
             dtype = torch.promote_types(dtype, other)
-        holder = (_Held((args, kwargs)),)
         modules = (model,) if isinstance(model, nn.Module) else tuple(modules_read_by(model))
-        found = cls(model, holder, tuple(sites), modules, torch.Size((start,)), dtype, device)
+        found = cls(model, _Held((args, kwargs)), tuple(sites), modules, torch.Size((start,)), dtype, device)
         return found if found._vmap_serves() else replace(found, one_by_one=_OneByOne())
 
     @property
@@ -139,7 +138,7 @@ class ModelPotential:
                 )
             return site.take(z)
 
-        args, kwargs = self.arguments[0].value
+        args, kwargs = self.arguments.value
         with _unvalidated(), _Fill(value) as fill:
             trace = poutine.trace(self.model).get_trace(*args, **kwargs)
         missing = by_name.keys() - trace.nodes.keys()
@@ -258,7 +257,7 @@ class ModelPotential:
             parts[msg["name"]] = transform.inv(given[msg["name"]])
             return parts[msg["name"]]
 
-        args, kwargs = self.arguments[0].value
+        args, kwargs = self.arguments.value
         with torch.no_grad(), _Fill(value):
             poutine.trace(self.model).get_trace(*args, **kwargs)
         return torch.cat([parts[site.name].reshape(-1) for site in self.sites]).to(self.dtype)

@@ -94,7 +94,7 @@ class Chains:
     def stuck(self) -> Tensor:
         """Chains, ``(chains,)`` bool, that moved in less than one draw of a hundred, or not at all."""
         if self.moved.shape[1] == 0:
-            return torch.zeros(self.moved[:, :0].any(1).shape, dtype=torch.bool)
+            return self.moved.any(1)  # nothing is known of anyone
         return self.moved.double().mean(1) < _RARELY
 
     def r_hat(self) -> Tensor:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from tqdm.auto import tqdm
 
 from energyppl._checks import check_count
 from energyppl.errors import ChainWarning, InvalidInput
-from energyppl.inference.adaptation import middle_step, warm_up
+from energyppl.inference.adaptation import warm_up
 from energyppl.inference.goals import Goal, Init
 from energyppl.inference.mass import MassEstimate, low_rank_mass
 from energyppl.inference.results import Chains
-from energyppl.inference.transition import Info, Kernel, State, check_kernel
+from energyppl.inference.transition import Info, Kernel, State, check_kernel, combined, middle_step
 
 __all__ = ["sample_chains"]
 
@@ -90,7 +91,7 @@ def sample_chains(
         if warmup:
             for tuned in warm_up(kernel, goal.potential, x, warmup, target=target, mass=mass):
                 kernel, state = tuned.kernel, tuned.state
-                gradients += float(torch.as_tensor(tuned.info.gradients, dtype=torch.float64).mean())
+                gradients += tuned.info.cost()
                 if early is not None:
                     early.add(state, [tuned.info], middle_step(kernel))
                 watch.show(tuned.info)
@@ -160,13 +161,9 @@ class _Recorder:
     def add(self, state: State, infos: Sequence[Info], step_size: float) -> None:
         i, last = self._count, infos[-1]
         self._draws[i], self._energy[i] = state.x, state.energy
-        if len(infos) == 1:
-            self._acceptance[i], self._moved[i], self._diverging[i] = last.accept_prob, last.accepted, last.diverging
-        else:
-            self._acceptance[i] = torch.stack([info.accept_prob for info in infos]).mean(0)
-            self._moved[i] = torch.stack([info.accepted for info in infos]).any(0)
-            self._diverging[i] = torch.stack([info.diverging for info in infos]).any(0)
-        self._steps[i] = sum((info.gradients for info in infos), start=0)
+        whole = last if len(infos) == 1 else combined(infos)
+        self._acceptance[i], self._moved[i], self._diverging[i] = whole.accept_prob, whole.accepted, whole.diverging
+        self._steps[i] = whole.gradients
         # A mixture of kernels may know these at some steps only; then they are left out.
         self._has_total &= last.total_energy is not None
         self._has_depth &= last.tree_depth is not None
@@ -216,8 +213,6 @@ class _Watch:
 
 
 def _attributes(kernel: Kernel, warmup: int, thin: int) -> dict[str, Any]:
-    from importlib.metadata import version
-
     return {
         "inference_library": "energyppl",
         "inference_library_version": version("energyppl"),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from energyppl.inference.hamiltonian import ChEES, spread_share
 from energyppl.inference.mass import MOST_DIMENSIONS, stepper
-from energyppl.inference.transition import Info
+from energyppl.inference.transition import Info, middle_step
 
 __all__ = ["TrajectoryLength"]
 
@@ -48,7 +48,7 @@ class TrajectoryLength:
             kernel: that made it.
             share: the trajectory's length as a share of the longest.
         """
-        chains, step = info.accept_prob.dim(), float(torch.as_tensor(kernel.step_size).median())
+        chains, step = info.accept_prob.dim(), middle_step(kernel)
         velocity = torch.zeros_like(u)
         stepper(1.0, kernel.inverse_mass, u, u.shape[chains:]).drift(velocity, u)
         x, end, velocity = (v.reshape(info.accept_prob.numel(), -1) for v in (x, end, velocity))

@@ -7,6 +7,7 @@ never repaired.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -24,9 +25,11 @@ __all__ = [
     "TunableKernel",
     "check_force_dtype",
     "check_kernel",
+    "combined",
     "dot",
     "evaluate",
     "metropolis",
+    "middle_step",
     "select",
     "widen",
 ]
@@ -50,6 +53,21 @@ class Info(NamedTuple):
     gradients: int | Tensor = 1  # evaluations that the step cost each chain, (*chains,) if they differ
     total_energy: Tensor | None = None  # (*chains,), nats, kinetic included, where the chain ended
     tree_depth: Tensor | None = None  # (*chains,), of NUTS
+
+    def cost(self) -> float:
+        """Evaluations for each chain, their mean if they differ."""
+        counted = self.gradients
+        return float(counted) if isinstance(counted, int) else float(counted.double().mean())
+
+
+def combined(infos: Sequence[Info]) -> Info:
+    """What several steps were together; total energies and tree depths belong to one step and are left out."""
+    return Info(
+        torch.stack([info.accept_prob for info in infos]).mean(0),
+        torch.stack([info.accepted for info in infos]).any(0),
+        torch.stack([info.diverging for info in infos]).any(0),
+        sum((info.gradients for info in infos), start=0),
+    )
 
 
 class Kernel(Protocol):
@@ -86,6 +104,12 @@ class TunableKernel(Kernel, Protocol):
             spread: standard deviation of the level's marginal.
         """
         ...
+
+
+def middle_step(kernel: object) -> float:
+    """The median step size of a kernel's chains; NaN for a kernel of several."""
+    size = getattr(kernel, "step_size", math.nan)
+    return float(size.median()) if isinstance(size, Tensor) else float(size)
 
 
 def evaluate(potential: Potential, x: Tensor, force_dtype: torch.dtype | None = None) -> State:
