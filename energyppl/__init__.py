@@ -1,6 +1,7 @@
 """energyppl: energy-based models as distributions that can be declared, trained, queried and diagnosed inside Pyro."""
 
 from energyppl import toys
+from energyppl.bases import Base, BernoulliBase, DistributionBase, GaussianBase, MixtureBase
 from energyppl.constrained import Constrained
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
 from energyppl.errors import (
@@ -8,16 +9,20 @@ from energyppl.errors import (
     CheckpointError,
     EnergyPPLError,
     InvalidInput,
+    NotNormalizable,
     NotNormalized,
     QuadratureError,
     TrainingDiverged,
 )
 from energyppl.gradient import energy_and_grad, energy_only, gradient_only
 from energyppl.inference import (
+    AIS,
+    BAR,
     HMC,
     MALA,
     MALT,
     NUTS,
+    SMC,
     Adaptation,
     Block,
     Chains,
@@ -26,7 +31,6 @@ from energyppl.inference import (
     CrankNicolson,
     CrankNicolsonLangevin,
     Cycle,
-    GaussianBase,
     History,
     Langevin,
     Loss,
@@ -36,6 +40,7 @@ from energyppl.inference import (
     ModelPotential,
     PyroKernel,
     RecoveryLikelihood,
+    ReverseAIS,
     Tempered,
     Training,
     TrainingOptions,
@@ -51,21 +56,27 @@ from energyppl.inference import (
     sample_chains,
 )
 from energyppl.models import MLPEnergy, RecoveryEBM
-from energyppl.normalizer import LogNormalizer
+from energyppl.normalizer import Estimate, LogNormalizer
 from energyppl.persistence import load_checkpoint, save_checkpoint
-from energyppl.potential import AtLevel, Bridge, Conditioned, Energy, Potential, Scaled, Sum, Tethered
+from energyppl.potential import Affine, AtLevel, Bridge, Conditioned, Energy, Potential, Scaled, Sum, Tethered
 from energyppl.quadrature import Grid, kl_divergence, quadrature
 from energyppl.schedule import NoiseSchedule
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AIS",
+    "BAR",
     "HMC",
     "MALA",
     "MALT",
     "NUTS",
+    "SMC",
     "Adaptation",
+    "Affine",
     "AtLevel",
+    "Base",
+    "BernoulliBase",
     "Block",
     "Bridge",
     "ChEES",
@@ -78,9 +89,11 @@ __all__ = [
     "CrankNicolson",
     "CrankNicolsonLangevin",
     "Cycle",
+    "DistributionBase",
     "Energy",
     "EnergyDistribution",
     "EnergyPPLError",
+    "Estimate",
     "GaussianBase",
     "Grid",
     "History",
@@ -92,8 +105,10 @@ __all__ = [
     "MLPEnergy",
     "MarkovSampler",
     "Mixture",
+    "MixtureBase",
     "ModelPotential",
     "NoiseSchedule",
+    "NotNormalizable",
     "NotNormalized",
     "Potential",
     "PyroKernel",
@@ -101,6 +116,7 @@ __all__ = [
     "RecoveryDistribution",
     "RecoveryEBM",
     "RecoveryLikelihood",
+    "ReverseAIS",
     "Scaled",
     "Sum",
     "Tempered",

@@ -17,6 +17,10 @@ class NotNormalized(EnergyPPLError, RuntimeError):
     """A normalised quantity was asked of a density whose normalising constant is unknown."""
 
 
+class NotNormalizable(EnergyPPLError, ValueError):
+    """The integral of exp(−U) is infinite, so there is no density to normalise."""
+
+
 class QuadratureError(EnergyPPLError, RuntimeError):
     """A grid can't carry the integral: mass leaks out of the box, or the grid is too coarse."""
 

@@ -1,27 +1,98 @@
-"""What an estimate of a normalising constant says."""
+"""What an estimate of a normalising constant says, and how it is carried through sums and differences."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
+from types import ModuleType
+from typing import Any
 
-__all__ = ["LogNormalizer"]
+import torch
+from torch import Tensor
+
+from energyppl.arviz_export import Groups, hand_over
+from energyppl.errors import InvalidInput
+
+__all__ = ["AnnealingTrace", "Estimate", "LogNormalizer", "pareto_k"]
+
+
+@dataclass(frozen=True, eq=False)
+class AnnealingTrace:
+    """The runs behind an estimate by annealing, for ArviZ and for pictures.
+
+    Attributes:
+        betas: temperatures, ``(rungs + 1,)``, all stretches of the path one after another.
+        forward: log weights of runs from the base, ``(n,)``, nats; empty if there were none.
+        reverse: log weights of runs from the target, ``(m,)``, nats; empty if there were none.
+        acceptance: of the kernel after each change of temperature, ``(moves,)``.
+        conditional_size: conditional effective sample size of each change, ``(rungs,)``, as a share.
+        effective_size: effective sample size after it, ``(rungs,)``, as a share.
+    """
+
+    betas: Tensor
+    forward: Tensor
+    reverse: Tensor
+    acceptance: Tensor
+    conditional_size: Tensor
+    effective_size: Tensor
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error, of which a part may come from log Z.
+
+    Attributes:
+        value: in nats unless it says otherwise.
+        standard_error: of the value, everything included.
+        from_log_z: the part of it that comes from log Z, which more data don't make smaller.
+        level: of the interval.
+    """
+
+    value: float
+    standard_error: float
+    from_log_z: float = 0.0
+    level: float = 0.95
+
+    @property
+    def lower(self) -> float:
+        """Lower end of the interval."""
+        return self.value - _half_width(self.standard_error, self.level)
+
+    @property
+    def upper(self) -> float:
+        """Upper end of the interval."""
+        return self.value + _half_width(self.standard_error, self.level)
+
+    def __float__(self) -> float:
+        """The value, so that the estimate goes wherever a number does."""
+        return self.value
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} ± {self.standard_error:.2g}"
 
 
 @dataclass(frozen=True)
 class LogNormalizer:
     """log Z = log ∫ exp(−U), in nats, with its uncertainty.
 
+    A number is added to it as to log Z itself (an energy that is lower by 3 has a log Z larger by 3).  Two of them are
+    taken to be independent: sums are the log Z of both together, differences log ratios of normalisers.
+
     Attributes:
         estimate: log Z.
         standard_error: of the estimate; for quadrature its own error estimate.
         lower: lower end of the interval.
         upper: upper end of the interval.
-        evaluations: how many points the energy was evaluated at.
+        evaluations: how many points the energy was evaluated at, with or without its gradient.
         method: how it was obtained.
         level: that the interval is meant to cover log Z with.
         lower_bound: stochastic lower bound, below log Z on average; None if the method has none.
         upper_bound: stochastic upper bound, likewise.
         effective_samples: of the weights of runs from the base; None if there are none.
+        pareto_k: shape of the weights' tail (Vehtari et al. 2024); above .7 their average is not to be trusted.
         seconds: that it took.
+        stopped: why no more runs were made, if an interval's width was asked for.
         warning: why not to trust it, in a sentence; None if nothing was noticed.
+        trace: the runs themselves, if it was obtained by annealing.
     """
 
     estimate: float
@@ -34,9 +105,164 @@ class LogNormalizer:
     lower_bound: float | None = None
     upper_bound: float | None = None
     effective_samples: float | None = None
+    pareto_k: float | None = None
     seconds: float | None = None
+    stopped: str | None = None
     warning: str | None = None
+    trace: AnnealingTrace | None = field(default=None, repr=False, compare=False)
 
     def __float__(self) -> float:
         """The estimate, so that the value goes wherever a number does."""
         return self.estimate
+
+    def __str__(self) -> str:
+        lines = [
+            f"log Z = {self.estimate:.4f} ± {self.standard_error:.2g} nats ({self.level:.0%}: {self.lower:.4f} to "
+            f"{self.upper:.4f}), by {self.method}"
+        ]
+        if self.lower_bound is not None or self.upper_bound is not None:
+            ends = (f"{end:.3f}" if end is not None else "unknown" for end in (self.lower_bound, self.upper_bound))
+            lines.append("  bounds on average: {} to {}".format(*ends))
+        costs = [f"{self.evaluations:,} evaluations"]
+        if self.seconds is not None:
+            costs.append(f"{self.seconds:.1f} s")
+        if self.effective_samples is not None:
+            costs.append(f"weights worth {self.effective_samples:.0f} particles")
+        if self.pareto_k is not None:
+            costs.append(f"Pareto k = {self.pareto_k:.2f}")
+        lines.append(f"  {', '.join(costs)}")
+        if self.stopped:
+            lines.append(f"  stopped: {self.stopped}")
+        if self.warning:
+            lines.append(f"  not to be trusted: {self.warning}")
+        return "\n".join(lines)
+
+    def __add__(self, other: "LogNormalizer | float") -> "LogNormalizer":
+        return self._combined(other, 1.0)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: "LogNormalizer | float") -> "LogNormalizer":
+        return self._combined(other, -1.0)
+
+    def __rsub__(self, other: float) -> "LogNormalizer":
+        return (-self)._combined(other, 1.0)
+
+    def __neg__(self) -> "LogNormalizer":
+        def minus(value: float | None) -> float | None:
+            return None if value is None else -value
+
+        return replace(
+            self,
+            estimate=-self.estimate,
+            lower=-self.upper,
+            upper=-self.lower,
+            lower_bound=minus(self.upper_bound),
+            upper_bound=minus(self.lower_bound),
+        )
+
+    def _combined(self, other: Any, sign: float) -> "LogNormalizer":
+        if isinstance(other, (int, float)):
+            return self._shifted(sign * other)
+        if not isinstance(other, LogNormalizer):
+            return NotImplemented  # type: ignore[no-any-return]
+        if other.level != self.level:
+            raise InvalidInput(
+                f"intervals of one level can be combined; got {self.level} and {other.level}: estimate both at one"
+            )
+        second = other if sign > 0 else -other
+        error = math.hypot(self.standard_error, other.standard_error)
+        estimate = self.estimate + second.estimate
+
+        # Widths add in quadrature, as independent errors do.
+        down = math.hypot(self.estimate - self.lower, second.estimate - second.lower)
+        up = math.hypot(self.upper - self.estimate, second.upper - second.estimate)
+        words = [w for w in (self.warning, other.warning) if w]
+        costs = [s for s in (self.seconds, other.seconds) if s is not None]
+        sizes = [s for s in (self.effective_samples, other.effective_samples) if s is not None]
+        tails = [k for k in (self.pareto_k, other.pareto_k) if k is not None]
+        return LogNormalizer(
+            estimate,
+            error,
+            estimate - down,
+            estimate + up,
+            self.evaluations + other.evaluations,
+            f"{self.method} {'plus' if sign > 0 else 'minus'} {other.method}",
+            self.level,
+            _sum(self.lower_bound, second.lower_bound),
+            _sum(self.upper_bound, second.upper_bound),
+            min(sizes, default=None),
+            max(tails, default=None),
+            sum(costs) if costs else None,
+            None,
+            "; ".join(words) or None,
+        )
+
+    def _shifted(self, by: float) -> "LogNormalizer":
+        return replace(
+            self,
+            estimate=self.estimate + by,
+            lower=self.lower + by,
+            upper=self.upper + by,
+            lower_bound=_sum(self.lower_bound, by),
+            upper_bound=_sum(self.upper_bound, by),
+        )
+
+    def to_arviz(self, arviz: ModuleType | None = None) -> Any:
+        """The runs for ArviZ: log weights as draws of a posterior, what each temperature was like as sample statistics.
+
+        Args:
+            arviz: the module to hand them to; the installed ArviZ if None.
+
+        Raises:
+            InvalidInput: if the estimate did not come from annealing.
+        """
+        if self.trace is None:
+            raise InvalidInput(f"an estimate by {self.method} has no runs to show: ask for one by annealing")
+        weights = {"log_weights": self.trace.forward, "reverse_log_weights": self.trace.reverse}
+        steps = {
+            "acceptance": self.trace.acceptance,
+            "conditional_size": self.trace.conditional_size,
+            "effective_size": self.trace.effective_size,
+        }
+        groups: Groups = {
+            "posterior": {name: value.numpy()[None] for name, value in weights.items() if len(value)},
+            "sample_stats": {name: value.numpy()[None, None] for name, value in steps.items() if len(value)},
+        }
+        known = {"log_z": self.estimate, "standard_error": self.standard_error, "method": self.method}
+        return hand_over(groups, known, arviz)
+
+
+def _sum(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
+
+
+def _half_width(standard_error: float, level: float) -> float:
+    return NormalDist().inv_cdf(0.5 + 0.5 * level) * standard_error
+
+
+def pareto_k(log_weights: Tensor) -> float:
+    """Shape k of the generalised Pareto tail of weights, ``(n,)`` nats (Vehtari et al. 2024; Zhang & Stephens 2009).
+
+    Weights have moments below 1/k.  ArviZ has the same (``psislw``); this one needs no ArviZ to be imported, and is
+    tested against it.  NaN for fewer than 25 weights, for which no tail can be told.
+    """
+    finite = log_weights[torch.isfinite(log_weights)].double()
+    tail = min(len(finite) // 5, math.ceil(3 * math.sqrt(len(finite))))
+    if tail < 5:
+        return math.nan
+    ordered = finite.sort().values
+    cut = float(ordered[-tail - 1])
+    top = ordered[-tail:]
+    excess = torch.exp(top - top[-1]) - math.exp(cut - float(top[-1]))
+    if float(excess[-1]) <= 1e-12:  # all the same
+        return -math.inf
+    # Zhang & Stephens: a weighted average over θ in place of the maximum of the profile likelihood.
+    count = 30 + int(math.sqrt(tail))
+    grid = 1.0 - (count / (torch.arange(1, count + 1, dtype=torch.float64) - 0.5)).sqrt()
+    theta = 1.0 / excess[-1] + grid / (3.0 * excess[int(tail / 4 + 0.5) - 1].clamp(min=1e-300))
+    k = torch.log1p(-theta[:, None] * excess).mean(1)
+    profile = tail * ((-theta / k).log() - k - 1.0)
+    weights = torch.softmax(profile, 0)
+    found = float(torch.log1p(-float((theta * weights).sum()) * excess).mean())
+    return (found * tail + 5.0) / (tail + 10.0)  # a weak prior at one half, as PSIS has

@@ -15,7 +15,7 @@ from torch import Tensor
 from energyppl._checks import check_event, shape_text
 from energyppl.errors import InvalidInput
 
-__all__ = ["AtLevel", "Bridge", "Conditioned", "Energy", "Potential", "Scaled", "Sum", "Tethered"]
+__all__ = ["Affine", "AtLevel", "Bridge", "Conditioned", "Energy", "Potential", "Scaled", "Sum", "Tethered"]
 
 
 @runtime_checkable
@@ -135,6 +135,40 @@ class Scaled:
     def __call__(self, x: Tensor) -> Tensor:
         """Energies of the points ``x``."""
         return self.factor * self.potential(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """``U(loc + F z) − log |det F|`` as an energy of z: other coordinates, the same normaliser.
+
+    Args:
+        potential: the energy U.
+        loc: where z = 0 lies, ``(*event)``.
+        factor: F, lower triangular with a positive diagonal, over the flattened event, ``(d, d)``.
+    """
+
+    potential: Potential
+    loc: Tensor
+    factor: Tensor
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        return self.potential.event_shape
+
+    def outward(self, z: Tensor) -> Tensor:
+        """The points ``loc + F z``, ``(*batch, *event)``."""
+        return self.loc + (z.reshape(-1, len(self.factor)) @ self.factor.mT).reshape(z.shape)
+
+    def inward(self, x: Tensor) -> Tensor:
+        """The z of points ``x``, ``(*batch, *event)``."""
+        rows = (x - self.loc).reshape(-1, len(self.factor))
+        z: Tensor = torch.linalg.solve_triangular(self.factor, rows.mT, upper=False).mT
+        return z.reshape(x.shape)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Energies of ``z``."""
+        return self.potential(self.outward(z)) - self.factor.diagonal().log().sum()
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,8 @@ if __name__ != "energyppl.inference":
     raise ImportError("import energyppl.inference: this folder is its source, not a package of its own")
 
 from energyppl.inference.adaptation import Adaptation, adapt
-from energyppl.inference.annealing import GaussianBase, Ladder, Weights, anneal, bennett, climb
+from energyppl.inference.annealing import Climb, Ladder, Weights, anneal, climb
+from energyppl.inference.bennett import bennett
 from energyppl.inference.chains import MarkovSampler, Trajectory, run_chain
 from energyppl.inference.composite import Block, Cycle, Mixture, Tempered
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
@@ -20,7 +21,7 @@ from energyppl.inference.generation import Generation, generate
 from energyppl.inference.hamiltonian import HMC, MALT, ChEES
 from energyppl.inference.history import History, Record
 from energyppl.inference.langevin import MALA, Langevin
-from energyppl.inference.log_normalizers import log_normalizer
+from energyppl.inference.log_normalizers import AIS, BAR, SMC, ReverseAIS, log_normalizer
 from energyppl.inference.mass import LowRankMass, diagonal_mass, identity_mass, low_rank_mass
 from energyppl.inference.nuts import NUTS
 from energyppl.inference.objectives import Contrastive, Loss, Objective, RecoveryLikelihood, from_data, from_noisy
@@ -32,20 +33,23 @@ from energyppl.inference.training import Training, TrainingOptions, fit
 from energyppl.inference.transition import Info, Kernel, State, TunableKernel
 
 __all__ = [
+    "AIS",
+    "BAR",
     "HMC",
     "MALA",
     "MALT",
     "NUTS",
+    "SMC",
     "Adaptation",
     "Block",
     "ChEES",
     "Chains",
+    "Climb",
     "Contrastive",
     "CrankNicolson",
     "CrankNicolsonLangevin",
     "Cycle",
     "EnergyDrift",
-    "GaussianBase",
     "Generation",
     "History",
     "Info",
@@ -63,6 +67,7 @@ __all__ = [
     "PyroKernel",
     "Record",
     "RecoveryLikelihood",
+    "ReverseAIS",
     "State",
     "Tempered",
     "Training",

@@ -1,70 +1,34 @@
-"""Annealed importance sampling between a base whose log Z is known and a target: forward, in reverse, and bridged.
+"""Annealed importance sampling between a base whose log Z is known and a target: forward, in reverse, and in islands.
 
 A run moves particles along the geometric path ``(1 − β) U_base + β U_target`` (Neal 2001) and adds up what the changes
 of β cost them.  Forward weights average to Z_target / Z_base, so their logarithms average to a stochastic lower bound;
 reverse ones, from draws of the target, average to the inverse and give an upper bound (Grosse, Ghahramani & Adams
-2015).  Bennett's acceptance ratio (1976) puts both together and is better than either.
+2015).  Resampled within islands, forward runs are sequential Monte Carlo (Del Moral, Doucet & Jasra 2006).
 
 At every temperature the energy is put together anew from those of base and target: weights of a run that went on with
 the last temperature's would be biased, as TensorFlow Probability's are.
 """
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_data
+from energyppl._checks import check_event, shape_text
 from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.gradient import energy_and_grad
-from energyppl.inference.langevin import MALA
-from energyppl.inference.transition import State, widen
-from energyppl.potential import Bridge, Potential, sum_event
+from energyppl.inference.transition import Kernel, State, widen
+from energyppl.potential import Bridge, Potential
 
-__all__ = ["GaussianBase", "Ladder", "Weights", "anneal", "bennett", "climb", "effective_size", "log_mean_exp"]
+__all__ = ["Climb", "Ladder", "Weights", "anneal", "climb", "effective_size", "log_mean_exp"]
 
 _MOST_RUNGS = 5_000  # of a pilot: beyond, base and target hardly overlap, or the target is not normalisable
 _SMALL = 0.01  # of β: below, the target's part of a sum would be lost in rounding, and is evaluated by itself
-_TARGET = 0.6  # acceptance of MALA (Roberts & Rosenthal 1998)
-
-
-@dataclass(frozen=True, eq=False)
-class GaussianBase:
-    """A normalised Gaussian as the energy where a path begins: log Z = 0.
-
-    Args:
-        loc: mean, ``(*event)``.
-        scale: standard deviation of each coordinate, ``(*event)``.
-    """
-
-    loc: Tensor
-    scale: Tensor
-
-    @classmethod
-    def fitted(cls, x: Tensor, event_shape: torch.Size) -> "GaussianBase":
-        """With the mean of draws ``(n, *event)`` and 1.1 times their standard deviations: wider is safer."""
-        check_data("samples", x, event_shape, at_least=2)
-        scale = 1.1 * x.std(0)
-        return cls(x.mean(0), scale.clamp(min=1e-6 * float(scale.max())))
-
-    @property
-    def event_shape(self) -> torch.Size:
-        """Shape of one point."""
-        return self.loc.shape
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Energies of points ``(*batch, *event)``, their constant included."""
-        z = (x - self.loc) / self.scale
-        value = 0.5 * z * z + self.scale.log() + 0.5 * math.log(2.0 * math.pi)
-        return sum_event(value, self.event_shape)
-
-    def sample(self, count: int) -> Tensor:
-        """Draws, ``(count, *event)``."""
-        return self.loc + self.scale * torch.randn(
-            count, *self.event_shape, dtype=self.loc.dtype, device=self.loc.device
-        )
+_TARGET = 0.6  # acceptance, for kernels that don't say which serves them
+_RESAMPLED_BELOW = 0.5  # of the particles, effective
 
 
 class Ladder(NamedTuple):
@@ -82,13 +46,23 @@ class Ladder(NamedTuple):
         return Ladder(betas, _interpolate(new, old, self.step_sizes.double().log()).exp())
 
 
-class Weights(NamedTuple):
-    """Log weights of a run's particles, and where they ended."""
+class Climb(NamedTuple):
+    """What a pilot run found."""
 
-    log_weights: Tensor  # (particles,), float64, nats
-    x: Tensor  # (particles, *event)
+    ladder: Ladder
+    x: Tensor  # (particles, *batch, *event), where its particles ended, resampled: about the target
+    evaluations: int  # of the target, all particles together
+
+
+class Weights(NamedTuple):
+    """Log weights of a run's particles, where they ended, and how the run went."""
+
+    log_weights: Tensor  # (particles, *batch), float64, nats
+    x: Tensor  # (particles, *batch, *event)
     evaluations: int  # of the target with its gradient, all particles together
-    acceptance: Tensor  # (rungs,)
+    acceptance: Tensor  # (rungs − 1,), mean over the particles after each change of β but the last
+    conditional_size: Tensor  # (rungs,), conditional effective sample size of each change, as a share
+    effective_size: Tensor  # (rungs,), effective sample size after it, as a share
 
 
 class _Parts(NamedTuple):
@@ -108,6 +82,15 @@ class _Parts(NamedTuple):
         """U_target − U_base, float64: what a unit of β costs; +∞ where the target is illegal."""
         return torch.nan_to_num((self.target - self.base).double(), nan=math.inf, posinf=math.inf, neginf=-math.inf)
 
+    def chosen(self, index: Tensor) -> "_Parts":
+        """The parts of other particles, ``(particles, *batch)`` their indices."""
+        return _Parts(*(_take(part, index) for part in self))
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    wide = index.reshape(index.shape + (1,) * (values.dim() - index.dim()))
+    return torch.take_along_dim(values, wide, 0)
+
 
 def _moved(parts: _Parts, base: Potential, target: Potential, state: State, accepted: Tensor, beta: float) -> _Parts:
     """The parts after a step at β > 0; where it was refused they stay, so that no rounding builds up."""
@@ -118,16 +101,53 @@ def _moved(parts: _Parts, base: Potential, target: Potential, state: State, acce
         rest = 1.0 - beta
         new = _Parts(energy, grad, (state.energy - rest * energy) / beta, (state.grad - rest * grad) / beta)
     wide = widen(accepted, state.x)
-    return _Parts(*(torch.where(wide if n.dim() > 1 else accepted, n, o) for n, o in zip(new, parts, strict=True)))
+    return _Parts(
+        *(torch.where(wide if n.dim() > energy.dim() else accepted, n, o) for n, o in zip(new, parts, strict=True))
+    )
 
 
-def _begin(base: Potential, target: Potential, x: Tensor) -> _Parts:
-    return _Parts(*energy_and_grad(base, x), *energy_and_grad(target, x))
+class _Path:
+    """Particles on the geometric path, moved by a kernel at one β after another."""
+
+    def __init__(self, base: Potential, target: Potential, kernel: Kernel, x: Tensor) -> None:
+        self.base, self.target, self.kernel, self.x = base, target, kernel, x
+        self.parts = _Parts(*energy_and_grad(base, x), *energy_and_grad(target, x))
+        self.particles = self.parts.target.numel()
+        self.evaluations = float(self.particles)
+        self._beta = torch.zeros((), dtype=x.dtype, device=x.device)  # a tensor, so that one trace serves all of them
+        self._bridge = Bridge(base, target, self._beta)
+
+    def move(self, beta: float, step_size: float) -> Tensor:
+        """One step of the kernel at β > 0; returns its mean acceptance."""
+        self._beta.fill_(beta)
+        state, info = resized(self.kernel, step_size).step(self._bridge, self.parts.at(beta, self.x))
+        self.x = state.x
+        self.parts = _moved(self.parts, self.base, self.target, state, info.accepted, beta)
+        self.evaluations += (info.cost() + (beta < _SMALL)) * self.particles
+        return info.accept_prob.mean()
+
+    def resample(self, index: Tensor) -> None:
+        """Replace the particles by others, ``(particles, *batch)`` their indices."""
+        self.x, self.parts = _take(self.x, index), self.parts.chosen(index)
+
+
+def resized(kernel: Any, step_size: float) -> Kernel:
+    """A kernel with another step size; as it is if it has none."""
+    found: Kernel = replace(kernel, step_size=step_size) if hasattr(kernel, "step_size") else kernel
+    return found
 
 
 def climb(
-    base: Potential, target: Potential, x: Tensor, *, rungs: int | None = None, steepness: float = 0.99
-) -> tuple[Ladder, int]:
+    base: Potential,
+    target: Potential,
+    x: Tensor,
+    kernel: Kernel,
+    *,
+    betas: Sequence[float] | None = None,
+    steepness: float = 0.99,
+    moves: int = 2,
+    rest: int = 0,
+) -> Climb:
     """Find temperatures and step sizes in a pilot run: its weights are thrown away, so it may look at what it does.
 
     Each β is as far from the last as leaves the particles' conditional effective sample size at ``steepness`` of their
@@ -136,49 +156,51 @@ def climb(
     Args:
         base: where the path begins.
         target: where it ends.
-        x: draws of the base, ``(particles, *event)``.
-        rungs: how many temperatures to spread over the path found; as many as the pilot had if None.
-        steepness: conditional effective sample size aimed at, as a share.
-
-    Returns:
-        The ladder, and how many evaluations of the target it cost.
+        x: draws of the base, ``(particles, *batch, *event)``.
+        kernel: moves the particles; its step size, if it has one, is tuned on the way.
+        betas: temperatures to visit, from 0 to 1, if they are not to be found.
+        steepness: conditional effective sample size aimed at, as a share, in the worst of a batch.
+        moves: of the kernel at each temperature.
+        rest: moves more at the end.
 
     Raises:
         InvalidInput: if the target's energy is finite at none of the base's draws.
         EnergyPPLError: if the path doesn't arrive, as where the target is not normalisable.
     """
-    parts = _begin(base, target, x)
-    if not bool(torch.isfinite(parts.target).any()):
-        raise InvalidInput("the target's energy is finite at no draw of the base: pass a base that overlaps the target")
-    beta, log_step, position = 0.0, math.log(float(x.std()) or 1.0), torch.zeros((), dtype=x.dtype, device=x.device)
-    bridge = Bridge(base, target, position)
-    log_weights = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    betas, steps = [0.0], [math.exp(log_step)]
+    path = _Path(base, target, kernel, x)
+    if not bool(torch.isfinite(path.parts.target).any()):
+        raise InvalidInput(
+            "the target's energy is finite at no draw of the base: pass a base that overlaps the target's support"
+        )
+    goal = getattr(kernel, "target", None) or _TARGET
+    largest = getattr(kernel, "largest_step", math.inf)
+    log_step = math.log(min(float(x.std()) or 1.0, largest))
+    fixed = iter(()) if betas is None else iter(betas[1:])
+    beta, log_weights = 0.0, torch.zeros_like(path.parts.target, dtype=torch.float64)
+    visited, steps = [0.0], [math.exp(log_step)]
     while beta < 1.0:
-        if len(betas) > _MOST_RUNGS or not math.isfinite(log_step):
+        if len(visited) > _MOST_RUNGS or not math.isfinite(log_step):
             raise EnergyPPLError(
-                f"annealing did not arrive: after {len(betas)} temperatures it was at β = {beta:.2g}. The target may "
+                f"annealing did not arrive: after {len(visited)} temperatures it was at β = {beta:.2g}. The target may "
                 "not be normalisable, or lies far from the base: pass a base that covers it"
             )
-        heat = parts.heat()
-        new = _next_beta(beta, heat, log_weights, steepness)
+        heat = path.parts.heat()
+        new = next(fixed) if betas is not None else _next_beta(beta, heat, log_weights, steepness)
         log_weights = log_weights - (new - beta) * heat
         beta = new
-        position.fill_(beta)
-        if effective_size(log_weights) < 0.5 * len(x):
-            index = torch.multinomial(torch.softmax(log_weights, 0), len(x), replacement=True)
-            x, parts = x[index], _Parts(*(p[index] for p in parts))
+        if bool((effective_size(log_weights) < _RESAMPLED_BELOW * len(x)).any()):
+            path.resample(_resampled(log_weights))
             log_weights = torch.zeros_like(log_weights)
-        for _ in range(2):
-            state, info = MALA(math.exp(log_step)).step(bridge, parts.at(beta, x))
-            x, parts = state.x, _moved(parts, base, target, state, info.accepted, beta)
-            log_step += 0.5 * (float(info.accept_prob.mean()) - _TARGET)
-        betas.append(beta)
+        for _ in range(moves):
+            acceptance = float(path.move(beta, math.exp(log_step)))
+            log_step = min(log_step + 0.5 * (acceptance - goal), math.log(largest))
+        visited.append(beta)
         steps.append(math.exp(log_step))
-    found = Ladder(torch.tensor(betas, dtype=torch.float64), torch.tensor(steps, dtype=torch.float64))
-    return (found if rungs is None else found.resampled(rungs)), (
-        2 * len(betas) - 1 + 2 * sum(b < _SMALL for b in betas)
-    ) * len(x)
+    path.resample(_resampled(log_weights))
+    for _ in range(rest):
+        path.move(1.0, math.exp(log_step))
+    found = Ladder(torch.tensor(visited, dtype=torch.float64), torch.tensor(steps, dtype=torch.float64))
+    return Climb(found, path.x, round(path.evaluations))
 
 
 def _next_beta(beta: float, heat: Tensor, log_weights: Tensor, steepness: float) -> float:
@@ -187,93 +209,112 @@ def _next_beta(beta: float, heat: Tensor, log_weights: Tensor, steepness: float)
     Particles of infinite heat are lost at the first change, however small: they are left out.
     """
     legal = torch.isfinite(heat) & torch.isfinite(log_weights)
-    if not bool(legal.any()):
+    if not bool(legal.any(0).all()):
         raise EnergyPPLError(
             "all particles of the pilot run are where the target's energy is infinite: pass another base"
         )
-    weights, heat = torch.softmax(log_weights[legal], 0), heat[legal]
+    log_weights = torch.where(legal, log_weights, -math.inf)
+    heat = torch.where(legal, heat, 0.0)
 
-    def share(new: float) -> float:
-        increment = -(new - beta) * heat
-        top = torch.exp(increment - increment.max())
-        return float((weights * top).sum() ** 2 / (weights * top * top).sum())
+    def enough(new: float) -> bool:
+        return float(_conditional_size(log_weights, -(new - beta) * heat).min()) >= steepness
 
-    if share(1.0) >= steepness:
+    if enough(1.0):
         return 1.0
     low, high = 0.0, 1.0 - beta
     for _ in range(60):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if share(beta + middle) >= steepness else (low, middle)
+        low, high = (middle, high) if enough(beta + middle) else (low, middle)
     return beta + max(low, 1e-12)
 
 
-def log_mean_exp(log_weights: Tensor) -> float:
-    """Logarithm of the weights' mean, which estimates the ratio of normalisers."""
-    return float(torch.logsumexp(log_weights, 0)) - math.log(len(log_weights))
+def _conditional_size(log_weights: Tensor, increment: Tensor) -> Tensor:
+    """``(Σ W u)² / Σ W u²`` of increments u under normalised weights W, ``(*batch,)``."""
+    weights = torch.softmax(log_weights, 0)
+    u = torch.exp(increment - increment.amax(0).nan_to_num(neginf=0.0))
+    return (weights * u).sum(0).square() / (weights * u * u).sum(0)
 
 
-def effective_size(log_weights: Tensor) -> float:
-    """Effective sample size of weights, ``(Σ w)² / Σ w²``."""
-    return float(torch.exp(2.0 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2.0 * log_weights, 0)))
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """Logarithm of the weights' mean over particles, which estimates the ratio of normalisers, ``(*batch,)``."""
+    return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
 
 
-def anneal(base: Potential, target: Potential, ladder: Ladder, x: Tensor, *, reverse: bool = False) -> Weights:
-    """Annealed importance sampling along a frozen ladder, one MALA step at each temperature (Neal 2001).
+def effective_size(log_weights: Tensor) -> Tensor:
+    """Effective sample size of weights, ``(Σ w)² / Σ w²`` over particles, ``(*batch,)``; 0 if none is positive."""
+    return torch.exp(2.0 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2.0 * log_weights, 0)).nan_to_num(nan=0.0)
+
+
+def _resampled(log_weights: Tensor) -> Tensor:
+    """Indices of particles drawn by their weights with little noise (systematic; Kitagawa 1996), ``(n, *batch)``."""
+    count = len(log_weights)
+    ends = torch.softmax(log_weights, 0).cumsum(0).movedim(0, -1).contiguous()
+    places = (torch.arange(count, device=ends.device) + torch.rand(*ends.shape[:-1], 1).to(ends)) / count
+    return torch.searchsorted(ends, places.to(ends)).clamp(max=count - 1).movedim(-1, 0)
+
+
+def anneal(
+    base: Potential,
+    target: Potential,
+    ladder: Ladder,
+    x: Tensor,
+    kernel: Kernel,
+    *,
+    reverse: bool = False,
+    islands: int | None = None,
+    before: Tensor | None = None,
+    goes_on: bool = False,
+) -> Weights:
+    """Annealed importance sampling along a frozen ladder, one move at each temperature (Neal 2001).
 
     Args:
         base: where the ladder begins.
         target: where it ends.
         ladder: of :func:`climb`, from a run of its own.
-        x: independent draws, ``(particles, *event)``: of the base, or of the target if ``reverse``.
+        x: independent draws, ``(particles, *batch, *event)``: of the base, or of the target if ``reverse``.
+        kernel: moves the particles, with the ladder's step sizes; it must leave each temperature's density invariant.
         reverse: go from the target down to the base; the weights then estimate Z_base / Z_target.
+        islands: split the particles into as many groups, and resample each when its weights grow uneven (sequential
+            Monte Carlo); the groups' mean weights are then independent, the particles' are not.
+        before: log weights that the particles bring from an earlier stretch of the path, ``(particles, *batch)``.
+        goes_on: move the particles at the last temperature too, for another stretch that begins there.
     """
-    check_data("x", x, target.event_shape)
-    parts = _begin(base, target, x)
+    check_event("x", x, target.event_shape)
+    path = _Path(base, target, kernel, x)
     order = range(len(ladder.betas) - 1, -1, -1) if reverse else range(len(ladder.betas))
     betas, sizes = [float(ladder.betas[i]) for i in order], [float(ladder.step_sizes[i]) for i in order]
-    position = torch.zeros((), dtype=x.dtype, device=x.device)
-    bridge = Bridge(base, target, position)
-    log_weights, acceptance = torch.zeros(len(x), dtype=torch.float64, device=x.device), []
+    log_weights = torch.zeros_like(path.parts.target, dtype=torch.float64) if before is None else before
+    acceptance, conditional, effective = [], [], []
     for i in range(1, len(betas)):
-        log_weights = log_weights - (betas[i] - betas[i - 1]) * parts.heat()
-        if i < len(betas) - 1:  # after the last change nothing is asked of the particles
-            position.fill_(betas[i])
-            state, info = MALA(sizes[i]).step(bridge, parts.at(betas[i], x))
-            x, parts = state.x, _moved(parts, base, target, state, info.accepted, betas[i])
-            acceptance.append(float(info.accept_prob.mean()))
-    evaluations = (len(betas) - 1 + sum(b < _SMALL for b in betas)) * len(x)
-    return Weights(log_weights, x, evaluations, torch.tensor(acceptance))
+        increment = -(betas[i] - betas[i - 1]) * path.parts.heat()
+        conditional.append(_conditional_size(log_weights, increment).mean())
+        log_weights = log_weights + increment
+        effective.append(effective_size(log_weights).mean() / len(x))
+        if i == len(betas) - 1 and not goes_on:  # after the last change nothing is asked of the particles
+            break
+        if islands is not None:
+            log_weights = _resample_islands(path, log_weights, islands)
+        acceptance.append(path.move(betas[i], sizes[i]))
+    kept = [torch.stack(values).cpu() if values else torch.zeros(0) for values in (acceptance, conditional, effective)]
+    return Weights(log_weights, path.x, round(path.evaluations), *kept)
 
 
-def bennett(forward: Tensor, reverse: Tensor) -> tuple[float, float]:
-    """Bennett's acceptance ratio: log(Z_target / Z_base) and its asymptotic standard error (Shirts & Chodera 2008).
-
-    Args:
-        forward: log weights of runs from the base, ``(n,)``.
-        reverse: log weights of runs from the target, ``(m,)``.
-
-    Raises:
-        EnergyPPLError: if no weight is finite.
-    """
-    shift = math.log(len(forward) / len(reverse))
-
-    def balance(guess: float) -> float:
-        ahead = torch.sigmoid(forward - guess - shift).sum()
-        back = torch.sigmoid(reverse + guess + shift).sum()
-        return float(ahead - back)
-
-    finite = torch.cat([forward, -reverse])
-    finite = finite[torch.isfinite(finite)]
-    if len(finite) == 0:
-        raise EnergyPPLError("no particle came through from either end: base and target don't overlap")
-    low, high = float(finite.min()) - abs(shift) - 1.0, float(finite.max()) + abs(shift) + 1.0
-    for _ in range(200):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if balance(middle) > 0 else (low, middle)
-    estimate = 0.5 * (low + high)
-    terms = (torch.sigmoid(forward - estimate - shift), torch.sigmoid(reverse + estimate + shift))
-    variance = sum(float((f * f).mean() / f.mean() ** 2 - 1.0) / len(f) for f in terms)
-    return estimate, math.sqrt(max(0.0, variance))
+def _resample_islands(path: _Path, log_weights: Tensor, islands: int) -> Tensor:
+    """Resample those islands whose weights are uneven; their mean weight stays, the same for all of their particles."""
+    if len(log_weights) % islands:
+        raise InvalidInput(
+            f"the particles must divide into {islands} islands; got {shape_text(log_weights.shape)} of them"
+        )
+    split = log_weights.unflatten(0, (islands, -1)).movedim(1, 0)  # (each, islands, *batch)
+    size = len(split)
+    uneven = effective_size(split) < _RESAMPLED_BELOW * size
+    if not bool(uneven.any()):
+        return log_weights
+    places = torch.arange(size, device=split.device).reshape(-1, *[1] * (split.dim() - 1)).expand(split.shape)
+    index = torch.where(uneven, _resampled(split), places)
+    offset = size * torch.arange(islands, device=split.device).reshape(1, -1, *[1] * (split.dim() - 2))
+    path.resample((index + offset).movedim(0, 1).flatten(0, 1))
+    return torch.where(uneven, log_mean_exp(split), split).movedim(0, 1).flatten(0, 1)
 
 
 def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:

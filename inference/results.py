@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energyppl.inference.arviz_export import Groups, hand_over
+from energyppl.arviz_export import Groups, hand_over
 from energyppl.inference.pyro_models import ModelPotential
 from energyppl.inference.transition import Kernel
 from energyppl.potential import Potential
