@@ -166,9 +166,9 @@ class Affine:
         z: Tensor = torch.linalg.solve_triangular(self.factor, rows.mT, upper=False).mT
         return z.reshape(x.shape)
 
-    def __call__(self, z: Tensor) -> Tensor:
-        """Energies of ``z``."""
-        return self.potential(self.outward(z)) - self.factor.diagonal().log().sum()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of the points ``x``, which are z."""
+        return self.potential(self.outward(x)) - self.factor.diagonal().log().sum()
 
 
 @dataclass(frozen=True, eq=False)

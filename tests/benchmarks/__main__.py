@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("cost", "density", "generation", "microcanonical", "recovery", "robustness", "samplers", "tables")
+NAMES = ("cost", "coverage", "density", "generation", "microcanonical", "recovery", "robustness", "samplers", "tables")
 
 
 def main() -> None:
