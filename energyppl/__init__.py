@@ -4,6 +4,7 @@ from energyppl import toys
 from energyppl.bases import Base, BernoulliBase, DistributionBase, GaussianBase, MixtureBase
 from energyppl.constrained import Constrained
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
+from energyppl.enumeration import enumerated
 from energyppl.errors import (
     ChainWarning,
     CheckpointError,
@@ -24,6 +25,7 @@ from energyppl.inference import (
     NUTS,
     SMC,
     Adaptation,
+    BinaryGibbs,
     Block,
     Chains,
     ChEES,
@@ -31,6 +33,7 @@ from energyppl.inference import (
     CrankNicolson,
     CrankNicolsonLangevin,
     Cycle,
+    DiscreteLangevin,
     History,
     Langevin,
     Loss,
@@ -77,6 +80,7 @@ __all__ = [
     "AtLevel",
     "Base",
     "BernoulliBase",
+    "BinaryGibbs",
     "Block",
     "Bridge",
     "ChEES",
@@ -89,6 +93,7 @@ __all__ = [
     "CrankNicolson",
     "CrankNicolsonLangevin",
     "Cycle",
+    "DiscreteLangevin",
     "DistributionBase",
     "Energy",
     "EnergyDistribution",
@@ -129,6 +134,7 @@ __all__ = [
     "diagonal_mass",
     "energy_and_grad",
     "energy_only",
+    "enumerated",
     "fit",
     "from_data",
     "from_noisy",

@@ -17,6 +17,7 @@ from energyppl.inference.diagnostics import (
     level_acceptance,
     mode_occupancy,
 )
+from energyppl.inference.discrete import BinaryGibbs, DiscreteLangevin
 from energyppl.inference.generation import Generation, generate
 from energyppl.inference.hamiltonian import HMC, MALT, ChEES
 from energyppl.inference.history import History, Record
@@ -41,6 +42,7 @@ __all__ = [
     "NUTS",
     "SMC",
     "Adaptation",
+    "BinaryGibbs",
     "Block",
     "ChEES",
     "Chains",
@@ -49,6 +51,7 @@ __all__ = [
     "CrankNicolson",
     "CrankNicolsonLangevin",
     "Cycle",
+    "DiscreteLangevin",
     "EnergyDrift",
     "Generation",
     "History",

@@ -12,6 +12,7 @@ from energyppl._checks import check_data, shape_text
 from energyppl.bases import Base, BernoulliBase, GaussianBase, MixtureBase
 from energyppl.errors import InvalidInput
 from energyppl.inference.annealing import Ladder, Weights, anneal, climb, effective_size
+from energyppl.inference.discrete import BinaryGibbs, DiscreteLangevin
 from energyppl.inference.normalizable import require_normalizable
 from energyppl.inference.transition import Kernel
 from energyppl.potential import Affine, Potential
@@ -123,6 +124,15 @@ def find_path(
     if base is not None and base.event_shape != shape:
         raise InvalidInput(f"base must have event_shape {shape_text(shape)}; got {shape_text(base.event_shape)}")
     betas = None if rungs is None or isinstance(rungs, int) else rungs
+    binary = isinstance(kernel, (BinaryGibbs, DiscreteLangevin))
+    if base is None and binary:
+        rows = torch.full((2, *shape), 0.5) if draws is None else draws.take(min(draws.left // 2, 4 * _PILOT))
+        base = BernoulliBase.fitted(rows, shape)
+    if binary != isinstance(base, BernoulliBase):
+        raise InvalidInput(
+            "binary targets need both a BernoulliBase and a kernel that keeps points binary, BinaryGibbs() or "
+            f"DiscreteLangevin(); got {type(base).__name__} and {type(kernel).__name__}"
+        )
     if base is None and draws is not None:
         # Runs must not begin at the very samples that the base was fitted to: in d dimensions that would bias log Z by
         # about d / (2 n).
@@ -133,7 +143,7 @@ def find_path(
     else:
         first = GaussianBase(torch.zeros(shape), torch.ones(shape)) if base is None else base
         path, x = _pilot(first, stops, kernel, betas, rest=_REST)
-        if not isinstance(first, BernoulliBase):
+        if not binary:
             require_normalizable(target, x)
             if draws is None and refit and len(stops) == 1 and _is_fit(x):
                 path = _shorter(path, x, kernel, betas)

@@ -111,7 +111,9 @@ def main(arguments: list[str]) -> None:
         return
     pooled = [run(name, args.repeats, not args.without_samples, args.particles) for name in args.targets]
     held, unflagged, unflagged_held = (sum(column) for column in zip(*pooled, strict=True))
-    print(f"pooled: covers {held / (args.repeats * len(pooled)):.3f}, unwarned {unflagged_held / max(1, unflagged):.3f}")
+    print(
+        f"pooled: covers {held / (args.repeats * len(pooled)):.3f}, unwarned {unflagged_held / max(1, unflagged):.3f}"
+    )
 
 
 if __name__ == "__main__":
