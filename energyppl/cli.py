@@ -1,8 +1,9 @@
-"""The command line: ``energyppl demo``, ``fit``, ``sample``, ``show`` and ``diagnose``."""
+"""The command line: ``energyppl demo``, ``fit``, ``sample``, ``show``, ``diagnose``, ``logz`` and ``score``."""
 
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import energyppl as ep
 from energyppl.demo import run_demo
 from energyppl.diagnosis import diagnose_run
 from energyppl.runs import fit_table, interrupted, load_run, settings_for, show_run, write_samples
+from energyppl.scoring import logz_run, score_run
 
 __all__ = ["main"]
 
@@ -83,6 +85,19 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--draws", type=int, default=1000, metavar="N", help="draws of each chain")
     diagnose.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the chains")
     diagnose.add_argument("--out", type=Path, metavar="DIR", help="folder to write into (default: RUN)")
+
+    logz = command("logz", _logz, "Estimate a trained run's normalising constant, and keep it for score.")
+    logz.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    logz.add_argument("--tolerance", type=float, metavar="NATS", help="half the interval's width to reach")
+    logz.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the runs")
+
+    score = command("score", _score, "Normalised log densities of a table's rows, outliers first.")
+    score.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    score.add_argument("file", type=Path, metavar="FILE", help="a .npy, .npz or .csv table with the run's columns")
+    score.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
+    score.add_argument("--out", type=Path, default=Path("scores.csv"), metavar="FILE", help="a .csv file to write")
+    score.add_argument("--first", type=int, default=10, metavar="N", help="how many rows to print")
+    score.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the spread of discrete values")
     return parser
 
 
@@ -209,6 +224,34 @@ def _diagnose(options: argparse.Namespace) -> None:
     _table(str(options.run), lines)
     verdict = report["verdict"] or ["chains agree with each other and stay where the data are"]
     print("\nverdict:" + "".join(f"\n  - {sentence}" for sentence in verdict))
+
+
+def _logz(options: argparse.Namespace) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what it would warn of is in the result
+        found, pictures = logz_run(options.run, tolerance=options.tolerance, seed=options.seed)
+    print(found)
+    print(f"  kept in {', '.join([str(options.run / 'logz.json'), *pictures])}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        report = score_run(options.run, options.file, options.out, array=options.array, seed=options.seed)
+    log_z, count = report["log_z"], len(report["rows"])
+    _table(
+        str(options.file),
+        {
+            "mean log density": f"{report['mean']:.4f} ± {report['standard_error']:.2g} nats, {count} rows",
+            "held-out rows": f"{report['held_out_mean']:.4f} nats on average",
+            "log Z": f"{log_z.estimate:.4f} ± {log_z.standard_error:.2g} nats, by {log_z.method}",
+            **({"warning": log_z.warning} if log_z.warning else {}),
+            "written": str(options.out),
+        },
+    )
+    print(f"\n{'row':>8}{'log density':>14}   held-out rows less likely")
+    for row, score, below in report["rows"][: options.first]:
+        print(f"{row:>8}{score:>14.4f}   {below:.1%}")
 
 
 def _listed(chains: list[int], count: int) -> str:

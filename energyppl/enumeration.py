@@ -18,7 +18,7 @@ _CHUNK = 2**15
 
 
 def binary_states(sites: int, first: int, last: int) -> Tensor:
-    """States number ``first`` to ``last − 1`` of as many sites, ``(last − first, sites)``, the last site changing first."""
+    """States number ``first`` to ``last − 1``, ``(last − first, sites)``: the digits of their numbers in base two."""
     number = torch.arange(first, last).unsqueeze(1)
     return ((number >> torch.arange(sites - 1, -1, -1)) & 1).to(torch.get_default_dtype())
 

@@ -22,10 +22,12 @@ from energyppl.inference.generation import Generation, generate
 from energyppl.inference.hamiltonian import HMC, MALT, ChEES
 from energyppl.inference.history import History, Record
 from energyppl.inference.langevin import MALA, Langevin
-from energyppl.inference.log_normalizers import AIS, BAR, SMC, ReverseAIS, log_normalizer
+from energyppl.inference.likelihood import auroc, bits_per_dimension, entropy, kl_by_samples, mean_log_likelihood
+from energyppl.inference.log_normalizers import AIS, BAR, SMC, Annealing, ReverseAIS, log_normalizer
 from energyppl.inference.mass import LowRankMass, diagonal_mass, identity_mass, low_rank_mass
 from energyppl.inference.nuts import NUTS
 from energyppl.inference.objectives import Contrastive, Loss, Objective, RecoveryLikelihood, from_data, from_noisy
+from energyppl.inference.process_likelihood import process_log_likelihood, tether_normalizers
 from energyppl.inference.pyro_kernels import PyroKernel
 from energyppl.inference.pyro_models import ModelPotential
 from energyppl.inference.results import Chains
@@ -42,6 +44,7 @@ __all__ = [
     "NUTS",
     "SMC",
     "Adaptation",
+    "Annealing",
     "BinaryGibbs",
     "Block",
     "ChEES",
@@ -80,19 +83,26 @@ __all__ = [
     "Weights",
     "adapt",
     "anneal",
+    "auroc",
     "bennett",
+    "bits_per_dimension",
     "climb",
     "diagonal_mass",
     "energy_drift",
+    "entropy",
     "fit",
     "from_data",
     "from_noisy",
     "generate",
     "identity_mass",
+    "kl_by_samples",
     "level_acceptance",
     "log_normalizer",
     "low_rank_mass",
+    "mean_log_likelihood",
     "mode_occupancy",
+    "process_log_likelihood",
     "run_chain",
     "sample_chains",
+    "tether_normalizers",
 ]

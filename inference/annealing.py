@@ -28,6 +28,7 @@ __all__ = ["Climb", "Ladder", "Weights", "anneal", "climb", "effective_size", "l
 _MOST_RUNGS = 5_000  # of a pilot: beyond, base and target hardly overlap, or the target is not normalisable
 _SMALL = 0.01  # of β: below, the target's part of a sum would be lost in rounding, and is evaluated by itself
 _TARGET = 0.6  # acceptance, for kernels that don't say which serves them
+_MOST_MOVES = 20  # of a pilot at one temperature
 _RESAMPLED_BELOW = 0.5  # of the particles, effective
 
 
@@ -191,9 +192,11 @@ def climb(
         if bool((effective_size(log_weights) < _RESAMPLED_BELOW * len(x)).any()):
             path.resample(_resampled(log_weights))
             log_weights = torch.zeros_like(log_weights)
-        for _ in range(moves):
+        for move in range(_MOST_MOVES):  # beyond ``moves`` only where the step size is still far too large
             acceptance = float(path.move(beta, math.exp(log_step)))
             log_step = min(log_step + 0.5 * (acceptance - goal), math.log(largest))
+            if move + 1 >= moves and acceptance > 0.3 * goal:
+                break
         visited.append(beta)
         steps.append(math.exp(log_step))
     path.resample(_resampled(log_weights))

@@ -27,7 +27,7 @@ from energyppl.inference.transition import Kernel, check_kernel
 from energyppl.normalizer import AnnealingTrace, LogNormalizer, pareto_k
 from energyppl.potential import Potential, as_potential
 
-__all__ = ["AIS", "BAR", "SMC", "ReverseAIS", "log_normalizer"]
+__all__ = ["AIS", "BAR", "SMC", "Annealing", "ReverseAIS", "log_normalizer"]
 
 _ISLANDS = 8  # of a forward run's particles, for its standard error
 _UNSEEN = 0.05  # of the reverse runs that no forward run is like
@@ -39,7 +39,7 @@ _MOST_RUNS = 64  # batches that a tolerance is pursued with
 
 
 @dataclass(frozen=True, eq=False)
-class _Annealing:
+class Annealing:
     """How particles get from base to target; what the methods below share.
 
     Args:
@@ -83,14 +83,14 @@ class _Annealing:
 
 
 @dataclass(frozen=True, eq=False)
-class AIS(_Annealing):
+class AIS(Annealing):
     """Annealed importance sampling from the base (Neal 2001): Z without bias, a stochastic lower bound on log Z."""
 
     words = "annealed importance sampling"
 
 
 @dataclass(frozen=True, eq=False)
-class SMC(_Annealing):
+class SMC(Annealing):
     """AIS whose particles are resampled in eight islands when their weights grow uneven (Del Moral et al. 2006)."""
 
     islands = _ISLANDS
@@ -98,7 +98,7 @@ class SMC(_Annealing):
 
 
 @dataclass(frozen=True, eq=False)
-class ReverseAIS(_Annealing):
+class ReverseAIS(Annealing):
     """AIS from draws of the target: 1/Z without bias, a stochastic upper bound on log Z (Grosse et al. 2015).
 
     Its weights are heavy-tailed even where all is well; :class:`BAR` makes far more of the same runs.
@@ -110,7 +110,7 @@ class ReverseAIS(_Annealing):
 
 
 @dataclass(frozen=True, eq=False)
-class BAR(_Annealing):
+class BAR(Annealing):
     """Forward and reverse AIS, bridged by Bennett's acceptance ratio (1976): bounds on both sides, the least error."""
 
     reverse = True
@@ -141,7 +141,7 @@ def log_normalizer(
     *,
     samples: Draws | None = None,
     base: Base | None = None,
-    method: _Annealing | None = None,
+    method: Annealing | None = None,
     tolerance: float | None = None,
     most_evaluations: int | None = None,
     level: float = 0.95,
@@ -224,7 +224,7 @@ def log_normalizer(
 # --- The runs ---
 
 
-def _batch(path: AnnealingPath, runs: _Runs, method: _Annealing, draws: DrawsOnce | None) -> None:
+def _batch(path: AnnealingPath, runs: _Runs, method: Annealing, draws: DrawsOnce | None) -> None:
     """A batch of runs from the base, from draws of the target, or both."""
     if method.forward:
         runs.last = annealed(path, path.base.sample(method.particles), method.kernel, islands=method.islands)
@@ -239,7 +239,7 @@ def _batch(path: AnnealingPath, runs: _Runs, method: _Annealing, draws: DrawsOnc
 def _why_stop(
     found: LogNormalizer,
     runs: _Runs,
-    method: _Annealing,
+    method: Annealing,
     tolerance: float | None,
     most: int | None,
     cost: int,
@@ -264,7 +264,7 @@ def _why_stop(
 # --- What they say ---
 
 
-def _conclude(path: AnnealingPath, runs: _Runs, method: _Annealing, level: float) -> LogNormalizer:
+def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float) -> LogNormalizer:
     forward, reverse = runs.forward, runs.reverse
     if method.forward and not bool(torch.isfinite(forward).any()):
         raise InvalidInput(

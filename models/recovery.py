@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from energyppl._checks import check_data, check_event, shape_text
 from energyppl._structure import Watch
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
-from energyppl.errors import InvalidInput, NotNormalized, QuadratureError
+from energyppl.errors import InvalidInput, QuadratureError
+from energyppl.inference.annealing_paths import Draws
 from energyppl.inference.chains import run_chain
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.generation import Generation, LevelTuning, gaussian_start, generate, tune_levels
+from energyppl.inference.level_normalizers import anneal_through_levels
+from energyppl.inference.log_normalizers import Annealing
 from energyppl.inference.objectives import (
     FromNegatives,
     RecoveryLikelihood,
@@ -88,6 +91,7 @@ class RecoveryEBM(nn.Module):
         spread = schedule.spread
         self._spread = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
         self._integrals: dict[int, tuple[str, Watch, Quadrature]] = {}
+        self._annealed: dict[int, tuple[str, Watch, LogNormalizer]] = {}
         self._check_net()
 
     def _check_net(self) -> None:
@@ -177,7 +181,8 @@ class RecoveryEBM(nn.Module):
             if not torch.is_grad_enabled():
                 return estimate
             # A constant would lose half of the likelihood's gradient: ∂ log Z/∂θ is −E_model[∂U/∂θ].
-            energy = self.potential(level)(self._quantiles(level)).mean()
+            model = self._quantiles(level) if self._has_grid else self.standardized(self.sample((512,), level=level))
+            energy = self.potential(level)(model).mean()
             return estimate + energy.detach() - energy
 
         return EnergyDistribution(potential, sampler=sampler, log_normalizer=log_z, like=self.loc)
@@ -270,26 +275,64 @@ class RecoveryEBM(nn.Module):
         self.step_sizes.copy_(found.step_sizes)
         return found
 
-    def log_normalizer(self, level: int = 0) -> LogNormalizer:
-        """Log Z of :meth:`marginal`, by quadrature in one and two dimensions.
+    def log_normalizer(
+        self,
+        level: int = 0,
+        *,
+        method: Annealing | None = None,
+        samples: Draws | None = None,
+        tolerance: float | None = None,
+        most_evaluations: int | None = None,
+        confidence: float = 0.95,
+        progress: bool = False,
+    ) -> LogNormalizer:
+        """Log Z of :meth:`marginal`: by quadrature in one and two dimensions, else by annealing through the levels.
+
+        Annealing goes from white noise through the noisier levels to this one, and back from the model's own samples
+        relaxed by MALA; :class:`~energyppl.BAR` bridges both.  What was found is kept until the weights change, unless
+        anything below is given.
+
+        Args:
+            level: t; 0 is the data.
+            method: how to anneal; without one and without what follows, quadrature is used where it can be.
+            samples: draws of the level's own density in data coordinates, in place of the model's own.
+            tolerance: as in :func:`~energyppl.log_normalizer`, like all that follows.
+            most_evaluations: at most.
+            confidence: level of the interval.
+            progress: show a bar.
 
         Raises:
-            NotNormalized: in more dimensions.
             QuadratureError: if the energy is not normalisable within 64 standard deviations of the data.
+            NotNormalizable: if annealing finds that it is not.
         """
         self.schedule.check_level(level)
-        size = math.prod(self.event_shape)
-        if size > 2 or len(self.event_shape) != 1:
-            raise NotNormalized(
-                f"log_normalizer works by quadrature in one or two dimensions; this model has event_shape "
-                f"{shape_text(self.event_shape)}: estimate it by annealing, energyppl.log_normalizer(ebm.marginal("
-                f"{level}).potential, samples=ebm.sample((1024,), level={level})), or use .marginal().unnormalized()"
+        plain = method is None and samples is None and tolerance is None and most_evaluations is None
+        if plain and self._has_grid:
+            found = self._quadrature(level)
+            estimate = found.log_normalizer + float(self.scale.log().sum())
+            return LogNormalizer(
+                estimate, found.error, estimate - found.error, estimate + found.error, found.evaluations, "quadrature"
             )
-        found = self._quadrature(level)
-        estimate = found.log_normalizer + float(self.scale.log().sum())
-        return LogNormalizer(
-            estimate, found.error, estimate - found.error, estimate + found.error, found.evaluations, "quadrature"
+        weights, known = self._checksum(), self._annealed.get(level)
+        if plain and known is not None and known[0] == weights and not known[1].changed():
+            return known[2]
+        annealed = anneal_through_levels(
+            self,
+            level,
+            method=method,
+            samples=samples,
+            tolerance=tolerance,
+            most_evaluations=most_evaluations,
+            level_of_interval=confidence,
+            progress=progress,
         )
+        if plain:
+            self._annealed[level] = (weights, Watch([self.net]), annealed)
+        return annealed
+
+    @property
+    def _has_grid(self) -> bool:
+        return len(self.event_shape) == 1 and self.event_shape[0] <= 2
 
     def _quadrature(self, level: int) -> Quadrature:
         """The level's integral in standardised coordinates, worked out again when the weights have changed."""
