@@ -35,6 +35,10 @@ class AnnealingTrace:
     conditional_size: Tensor
     effective_size: Tensor
 
+    def shifted(self, by: float) -> "AnnealingTrace":
+        """The same runs for a target whose log Z is larger by as many nats."""
+        return replace(self, forward=self.forward + by, reverse=self.reverse - by)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -85,8 +89,9 @@ class LogNormalizer:
         evaluations: how many points the energy was evaluated at, with or without its gradient.
         method: how it was obtained.
         level: that the interval is meant to cover log Z with.
-        lower_bound: stochastic lower bound, below log Z on average; None if the method has none.
-        upper_bound: stochastic upper bound, likewise.
+        lower_bound: stochastic lower bound: what an eighth of the forward runs says, averaged over the eighths.  Below
+            log Z on average over repetitions, not in each; None if there were no such runs.
+        upper_bound: stochastic upper bound, likewise from reverse runs.
         effective_samples: of the weights of runs from the base; None if there are none.
         pareto_k: shape of the weights' tail (Vehtari et al. 2024); above .7 their average is not to be trusted.
         seconds: that it took.
@@ -159,6 +164,7 @@ class LogNormalizer:
             upper=-self.lower,
             lower_bound=minus(self.upper_bound),
             upper_bound=minus(self.lower_bound),
+            trace=None,
         )
 
     def _combined(self, other: Any, sign: float) -> "LogNormalizer":
@@ -206,6 +212,7 @@ class LogNormalizer:
             upper=self.upper + by,
             lower_bound=_sum(self.lower_bound, by),
             upper_bound=_sum(self.upper_bound, by),
+            trace=None if self.trace is None else self.trace.shifted(by),
         )
 
     def to_arviz(self, arviz: ModuleType | None = None) -> Any:

@@ -23,10 +23,9 @@ def log_weight_histogram(found: LogNormalizer, *, title: str, log_z: float | Non
     Raises:
         InvalidInput: if the estimate did not come from annealing.
     """
-    trace, shift = _trace(found), found.estimate
+    trace = _trace(found)
     figure = blank_figure(6.2, 3.6, title)
     axes = figure.subplots()
-    # What was added to log Z later, such as a change of units, is not in the weights.
     sides = {"forward: log w": trace.forward.numpy(), "reverse: −log w": -trace.reverse.numpy()}
     sides = {name: values[np.isfinite(values)] for name, values in sides.items()}
     every = np.concatenate(list(sides.values()))
@@ -36,7 +35,7 @@ def log_weight_histogram(found: LogNormalizer, *, title: str, log_z: float | Non
     for (name, values), ink in zip(sides.items(), (DATA, SAMPLES), strict=True):
         if len(values):
             axes.hist(values, bins=bins, density=True, color=ink, alpha=0.5, label=f"{name} ({len(values):,} runs)")
-    axes.axvline(shift, color=INK, linewidth=1.2, label=f"estimate {found.estimate:.3f} ± {found.standard_error:.2g}")
+    axes.axvline(found.estimate, color=INK, linewidth=1.2, label=f"estimate {found.estimate:.3f}")
     if log_z is not None:
         axes.axvline(log_z, color=INK, linewidth=1.2, linestyle="--", label=f"truth {log_z:.3f}")
     axes.legend(fontsize=8)

@@ -199,6 +199,7 @@ def climb(
                 break
         visited.append(beta)
         steps.append(math.exp(log_step))
+    steps[0] = steps[1]  # nothing moves at β = 0, but finer ladders interpolate from there
     path.resample(_resampled(log_weights))
     for _ in range(rest):
         path.move(1.0, math.exp(log_step))

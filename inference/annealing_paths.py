@@ -142,11 +142,11 @@ def find_path(
         path, _ = _pilot(MixtureBase.fitted(framed[-1].inward(rows), shape), framed, kernel, betas)
     else:
         first = GaussianBase(torch.zeros(shape), torch.ones(shape)) if base is None else base
-        path, x = _pilot(first, stops, kernel, betas, rest=_REST)
         if not binary:
-            require_normalizable(target, x)
-            if draws is None and refit and len(stops) == 1 and _is_fit(x):
-                path = _shorter(path, x, kernel, betas)
+            require_normalizable(target, first.sample(_PILOT))
+        path, x = _pilot(first, stops, kernel, betas, rest=_REST)
+        if not binary and draws is None and refit and len(stops) == 1 and _is_fit(x):
+            path = _shorter(path, x, kernel, betas)
     if betas is not None:
         return path
     if isinstance(rungs, int):

@@ -95,9 +95,7 @@ def _energies(p: EnergyDistribution, x: Tensor) -> Tensor:
 def _mean(values: Tensor, log_z: LogNormalizer, sign: float, level: float | None) -> Estimate:
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
-        raise InvalidInput(
-            f"energies must be finite; got {bad} of {len(values)} that are not: are they in the support?"
-        )
+        raise InvalidInput(f"energies must be finite; got {bad} of {len(values)} that are not: drop those")
     spread = float(values.std()) / math.sqrt(len(values))
     return Estimate(
         float(values.mean()) + sign * log_z.estimate,

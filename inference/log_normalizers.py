@@ -299,10 +299,8 @@ def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float)
         runs.evaluations,
         method.words,
         level,
-        float((forward if method.islands is None else _island_means(forward, method.particles)).mean())
-        if method.forward
-        else None,
-        -float(reverse.mean()) if method.reverse else None,
+        float(_island_means(forward, method.particles).mean()) if method.forward else None,
+        -float(_island_means(reverse, method.particles).mean()) if method.reverse else None,
         worth,
         tail,
         warning="; ".join(trouble) or None,

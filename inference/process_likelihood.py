@@ -1,8 +1,9 @@
 """Normalisers of whole batches of recovery distributions, and the likelihood of the sampling process they make up.
 
-Samples come from a chain of conditionals, p(x_{T−1}) Π p(x_t | x_{t+1}), not from level 0's own density.  Its likelihood
-has the bound of diffusion models, with q the noising: log p(x_0) ≥ E_q[log p(x_{T−1}) + Σ log p(x_t | x_{t+1}) −
-Σ log q(x_{t+1} | x_t)] (Sohl-Dickstein et al. 2015), every conditional normalised by annealing from its own tether.
+Samples come from a chain of conditionals, p(x_{T−1}) Π p(x_t | x_{t+1}), not from level 0's own density.  The chain's
+likelihood has the bound of diffusion models, with q the noising: log p(x_0) ≥ E_q[log p(x_{T−1}) +
+Σ (log p(x_t | x_{t+1}) − log q(x_{t+1} | x_t))] (Sohl-Dickstein et al. 2015), every conditional normalised by annealing
+from its own tether.
 """
 
 import math
@@ -30,9 +31,8 @@ _PILOT = 64  # particles
 class TetherNormalizers(NamedTuple):
     """log Z of a batch of recovery distributions, in nats, ``(*batch,)`` each."""
 
-    estimate: Tensor  # logarithm of an unbiased estimate of Z
+    estimate: Tensor  # logarithm of an unbiased estimate of Z: below log Z on average
     standard_error: Tensor  # by the delta method
-    lower_bound: Tensor  # below log Z on average
     upper_bound: Tensor | None  # above log Z on average, if draws were given
     evaluations: int
 
@@ -73,11 +73,10 @@ def tether_normalizers(
     upper = None
     if draws is not None:
         back = anneal(base, potential, ladder, draws, kernel, reverse=True)
-        upper, evaluations = -back.log_weights.mean(0), evaluations + back.evaluations
+        upper, evaluations = -log_mean_exp(back.log_weights), evaluations + back.evaluations
     return TetherNormalizers(
         estimate,
         relative.std(0) / math.sqrt(particles),
-        log_weights.mean(0),
         upper,
         evaluations,
     )

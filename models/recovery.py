@@ -91,6 +91,7 @@ class RecoveryEBM(nn.Module):
         spread = schedule.spread
         self._spread = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
         self._integrals: dict[int, tuple[str, Watch, Quadrature]] = {}
+        self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
         self._annealed: dict[int, tuple[str, Watch, LogNormalizer]] = {}
         self._check_net()
 
@@ -329,10 +330,6 @@ class RecoveryEBM(nn.Module):
         if plain:
             self._annealed[level] = (weights, Watch([self.net]), annealed)
         return annealed
-
-    @property
-    def _has_grid(self) -> bool:
-        return len(self.event_shape) == 1 and self.event_shape[0] <= 2
 
     def _quadrature(self, level: int) -> Quadrature:
         """The level's integral in standardised coordinates, worked out again when the weights have changed."""
