@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from energyppl.errors import InvalidInput
 from energyppl.normalizer import AnnealingTrace, LogNormalizer
 from energyppl.plots import DATA, INK, SAMPLES, blank_figure, panel_row
 
 __all__ = ["gap_plot", "ladder_plot", "log_weight_histogram"]
+
+_SHOWN = 10.0  # nats on each side of log Z
 
 
 def log_weight_histogram(found: LogNormalizer, *, title: str, log_z: float | None = None) -> Figure:
@@ -29,7 +32,8 @@ def log_weight_histogram(found: LogNormalizer, *, title: str, log_z: float | Non
     sides = {"forward: log w": trace.forward.numpy(), "reverse: −log w": -trace.reverse.numpy()}
     sides = {name: values[np.isfinite(values)] for name, values in sides.items()}
     every = np.concatenate(list(sides.values()))
-    low, high = np.quantile(every, [0.005, 0.995])
+    # Runs that end off a support weigh nothing, and would leave no room for the others.
+    low, high = np.clip(np.quantile(every, [0.005, 0.995]), found.estimate - _SHOWN, found.estimate + _SHOWN)
     margin = 0.1 * (high - low) + 1e-3
     bins = list(np.linspace(low - margin, high + margin, 61))
     for (name, values), ink in zip(sides.items(), (DATA, SAMPLES), strict=True):
@@ -94,6 +98,7 @@ def gap_plot(estimates: Mapping[str, Sequence[LogNormalizer]], *, title: str, lo
         if log_z is not None:
             axes.axhline(log_z, color=INK, linewidth=1.0, linestyle="--", label="truth")
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(name, fontsize=10, color=INK)
         axes.set_xlabel("evaluations", fontsize=9)
         axes.set_ylabel("log Z, nats", fontsize=9)

@@ -79,7 +79,9 @@ def auroc(inliers: Tensor, outliers: Tensor) -> Estimate:
         inliers: scores of data like the training data, ``(n,)``, higher for stranger ones: −log p, where log Z cancels.
         outliers: scores of others, ``(m,)``.
     """
-    a, b = (check_data("scores", scores.double(), (), at_least=2).cpu().numpy() for scores in (inliers, outliers))
+    a, b = (
+        check_data("scores", scores.detach().double(), (), at_least=2).cpu().numpy() for scores in (inliers, outliers)
+    )
     ranks = rankdata(torch.cat([torch.as_tensor(a), torch.as_tensor(b)]).numpy())
     above = (ranks[len(a) :] - rankdata(b)) / len(a)  # share of inliers below each outlier
     below = 1.0 - (ranks[: len(a)] - rankdata(a)) / len(b)  # share of outliers above each inlier

@@ -353,6 +353,11 @@ def _disagreement(forward: Tensor, reverse: Tensor, estimate: float, alone: floa
             f"{unseen:.0%} of the samples lie where runs from the base never come: those runs miss a mode, and the "
             "estimate rests on the samples being spread over the modes as they should be"
         ]
+    below, above = (_island_means(w, len(w)) for w in (forward, reverse))
+    crossing = float(below.mean() + above.mean())
+    noise = math.sqrt(float(below.var() + above.var()) / _ISLANDS)
+    if crossing > _APART * noise:
+        return [f"the bounds cross by {crossing:.3f}: the samples are not draws of this energy"]
     if abs(alone - estimate) > _APART * error:
         return [f"runs from the base alone say {alone:.3f}: the samples miss a mode, or are not draws of this energy"]
     return []

@@ -314,8 +314,8 @@ class RecoveryEBM(nn.Module):
             return LogNormalizer(
                 estimate, found.error, estimate - found.error, estimate + found.error, found.evaluations, "quadrature"
             )
-        weights, known = self._checksum(), self._annealed.get(level)
-        if plain and known is not None and known[0] == weights and not known[1].changed():
+        known = self._annealed.get(level)
+        if plain and known is not None and known[0] == self._checksum() and not known[1].changed():
             return known[2]
         annealed = anneal_through_levels(
             self,
@@ -328,7 +328,7 @@ class RecoveryEBM(nn.Module):
             progress=progress,
         )
         if plain:
-            self._annealed[level] = (weights, Watch([self.net]), annealed)
+            self._annealed[level] = (self._checksum(), Watch([self.net]), annealed)  # sampling sets step sizes
         return annealed
 
     def _quadrature(self, level: int) -> Quadrature:

@@ -16,7 +16,7 @@ from energyppl import demo
 from energyppl.cli import main
 from energyppl.inference import training
 
-COMMANDS = ("demo", "fit", "sample", "show")
+COMMANDS = ("demo", "fit", "sample", "show", "diagnose", "logz", "score")
 RNG = np.random.default_rng(1)
 ROWS = np.stack([1e6 + 5e3 * RNG.normal(size=80), np.arange(80) % 4], 1)  # a large offset, and a discrete column
 
@@ -268,3 +268,56 @@ def test_damaged_weights_and_notes(run: Path, tmp_path: Path, capsys: pytest.Cap
     for text in ("{", "[]", "{}", '{"settings": {}, "source": 3}'):
         (tmp_path / "run.json").write_text(text)
         assert "is damaged" in fails(capsys, "show", tmp_path)
+
+
+# --- Normalising and scoring ---
+
+
+@pytest.fixture(scope="module")
+def wide_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three columns, which no grid reaches."""
+    folder = tmp_path_factory.mktemp("wide")
+    rows = np.random.default_rng(2).normal(size=(200, 3)) * [1.0, 100.0, 0.01]
+    np.savetxt(folder / "table.csv", rows, delimiter=",", header="a,b,c", comments="")
+    arguments = ["fit", folder / "table.csv", "--out", folder / "run", "--steps", 20, "--levels", 3]
+    assert main([str(a) for a in arguments]) == 0
+    return folder
+
+
+def test_logz_and_score(wide_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Densities come in the table's units, outliers first; the kept log Z serves until the model changes."""
+    assert main(["logz", str(wide_run / "run"), "--tolerance", "0.5"]) == 0
+    assert "log Z = " in capsys.readouterr().out
+    kept = json.loads((wide_run / "run" / "logz.json").read_text())
+    assert (wide_run / "run" / "log_weights.png").stat().st_size > 5000
+    rows = np.loadtxt(wide_run / "table.csv", delimiter=",", skiprows=1)
+    rows[7] = [9.0, 900.0, 0.09]
+    np.savetxt(tmp_path / "new.csv", rows[:, [2, 0, 1]], delimiter=",", header="c,a,b", comments="")  # another order
+    out = tmp_path / "scores.csv"
+    assert main(["score", str(wide_run / "run"), str(tmp_path / "new.csv"), "--out", str(out)]) == 0
+    assert f"{kept['log_z']['estimate']:.4f}" in capsys.readouterr().out
+    scores = np.loadtxt(out, delimiter=",", skiprows=1)
+    assert scores[0, 0] == 7
+    assert (np.diff(scores[:, 1]) >= 0).all()
+    assert sorted(scores[:, 0]) == list(range(200))
+    # Gaussian columns of sd 1, 100 and .01: the mean log density is about −3/2 log 2πe, whatever the units.
+    assert np.median(scores[:, 1]) == pytest.approx(-1.5 * np.log(2 * np.pi * np.e) + 0.5, abs=1.0)
+
+
+def test_score_of_what_does_not_fit(wide_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two, other = tmp_path / "two.csv", tmp_path / "other.csv"
+    np.savetxt(two, np.random.default_rng(0).normal(size=(20, 2)), delimiter=",", header="a,b", comments="")
+    np.savetxt(other, np.random.default_rng(0).normal(size=(20, 3)), delimiter=",", header="a,b,z", comments="")
+    run = wide_run / "run"
+    assert "must have the 3 columns" in fails(capsys, "score", run, two)
+    assert "must have the columns a, b, c" in fails(capsys, "score", run, other)
+    assert "must end in .csv" in fails(capsys, "score", run, wide_run / "table.csv", "--out", tmp_path / "x.npy")
+    assert "no finished model" in fails(capsys, "logz", tmp_path)
+    assert "tolerance must be positive" in fails(capsys, "logz", run, "--tolerance", "0")
+
+
+def test_discrete_columns_are_scored_by_their_cells(run: Path, tmp_path: Path) -> None:
+    """A two-column run normalises by quadrature, and its scores are finite in the table's units."""
+    np.savetxt(tmp_path / "t.csv", ROWS, delimiter=",", header="income,rooms", comments="", fmt="%.10g")
+    assert main(["score", str(run), str(tmp_path / "t.csv"), "--out", str(tmp_path / "s.csv")]) == 0
+    assert np.isfinite(np.loadtxt(tmp_path / "s.csv", delimiter=",", skiprows=1)).all()

@@ -219,7 +219,7 @@ def test_a_tolerance_is_reached_or_it_is_said_why_not() -> None:
     assert "within the tolerance" in str(reached.stopped)
     used_up = log_normalizer(toy, samples=toy.sample((700,)), tolerance=1e-4, method=BAR(128))
     assert "samples are used up" in str(used_up.stopped)
-    capped = log_normalizer(toy, tolerance=1e-4, most_evaluations=60_000, method=ep.SMC(128))
+    capped = log_normalizer(toy, base=BASE, tolerance=1e-4, most_evaluations=60_000, method=ep.SMC(128, refit=False))
     assert capped.evaluations <= 60_000
     assert "beyond 60,000" in str(capped.stopped)
 

@@ -12,6 +12,7 @@ RUNS = {
     "01_two_dimensions.py": ["--steps", "40"],
     "02_chains_and_arviz.py": ["--steps", "20", "--draws", "30"],
     "03_inside_pyro.py": ["--steps", "20", "--draws", "20", "--chains", "50"],
+    "04_log_normalizers.py": ["--steps", "30"],
 }
 
 

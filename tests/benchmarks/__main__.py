@@ -3,7 +3,18 @@
 import importlib
 import sys
 
-NAMES = ("cost", "coverage", "density", "generation", "microcanonical", "recovery", "robustness", "samplers", "tables")
+NAMES = (
+    "cost",
+    "coverage",
+    "density",
+    "generation",
+    "likelihood",
+    "microcanonical",
+    "recovery",
+    "robustness",
+    "samplers",
+    "tables",
+)
 
 
 def main() -> None:

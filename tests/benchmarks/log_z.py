@@ -1,0 +1,400 @@
+"""How far off is log Z for a given number of gradients?  Ours beside four peers, on targets whose log Z is known.
+
+``python -m tests.benchmarks log_z [--budget N] [--repeats N] [--dynesty-repeats N] [TARGET …]``
+
+One line for each target: the root-mean-square error of log Z, the evaluations used and the microseconds that each took,
+of every method; then our error without samples over the best peer's.  Peers begin where ours without samples does, at
+N(0, spread²), and are tuned by pilot runs that count: a pilot is made once for a target and charged to every repeat.
+Gradients are what is equal.  Beyond them ours counts the energies that it evaluates alone as if they were gradients, the
+annealing peers' are free; dynesty has no gradients, and spends the budget on energies.
+
+None of the peers is needed for anything else; one that is not installed is left out.  To install them, see ``peers.py``,
+and ``pip install normflows dynesty``.
+"""
+
+import argparse
+import importlib.util
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import energyppl as ep
+from tests.benchmarks.coverage import guess
+from tests.benchmarks.normalizer_targets import TARGETS, Known
+
+PILOTS = 0.2  # of the budget, for peers that must be told a step size
+CHAINS = 64  # of annealed importance sampling: ebmkit's default; the rest of the budget goes into temperatures
+LEAPFROGS = 5  # ebmkit's default
+
+
+class Found(NamedTuple):
+    """log Z, and the evaluations that it took."""
+
+    log_z: float
+    evaluations: float
+
+
+Run = Callable[[int], Found]
+"""One estimate with a seed."""
+
+
+class NotCovered(Exception):
+    """A method that isn't run on a target, with why."""
+
+
+class Counted:
+    """An energy that counts the points at which it is evaluated with a gradient, and without."""
+
+    def __init__(self, known: Known) -> None:
+        self.energy, self.gradients, self.alone = known.potential, 0, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            self.gradients += len(x)
+        else:
+            self.alone += len(x)
+        energy: Tensor = self.energy(x)
+        return energy
+
+
+# --- Ours ---
+
+
+def without_samples(name: str, budget: int) -> Run:
+    """Sequential Monte Carlo from the centred Gaussian."""
+
+    def run(seed: int) -> Found:
+        known = TARGETS[name]()
+        found = ep.log_normalizer(known.potential, base=guess(known), method=ep.SMC(256), most_evaluations=budget)
+        return Found(found.estimate, found.evaluations)
+
+    return run
+
+
+def with_samples(name: str, budget: int) -> Run:
+    """Bennett's acceptance ratio, which no peer has: forward and reverse runs from a base fitted to draws."""
+
+    def run(seed: int) -> Found:
+        known = TARGETS[name]()
+        found = ep.log_normalizer(known.potential, samples=known.draw, method=ep.BAR(256), most_evaluations=budget)
+        return Found(found.estimate, found.evaluations)
+
+    return run
+
+
+# --- Annealed importance sampling in torch ---
+
+Anneal = Callable[[Any, int], tuple[float, float]]
+"""A setting and how many temperatures, to log Z and the effective sample size."""
+
+
+def _annealer(counted: Counted, budget: int, settings: Iterable[Any], per_temperature: int, anneal: Anneal) -> Run:
+    """Runs of as many temperatures as the budget allows, at the setting whose pilot keeps the most even weights."""
+    settings = list(settings)
+    torch.manual_seed(0)
+    rungs = max(4, int(PILOTS * budget / (len(settings) * CHAINS * per_temperature)))
+    sizes = {setting: anneal(setting, rungs)[1] for setting in settings}
+    best = max(settings, key=lambda setting: sizes[setting] if math.isfinite(sizes[setting]) else 0.0)
+    pilots = counted.gradients
+    temperatures = max(4, (budget - pilots) // (CHAINS * per_temperature))
+
+    def run(seed: int) -> Found:
+        before = counted.gradients
+        return Found(anneal(best, temperatures)[0], counted.gradients - before + pilots)
+
+    return run
+
+
+def ebmkit(name: str, budget: int) -> Run:
+    """``ebm.ais_log_z``: HMC of five leapfrog steps, which adapts its step size from one temperature to the next."""
+    from ebm.ais import ais_log_z
+    from ebm.samplers.hmc import HMC
+
+    known = TARGETS[name]()
+    counted = Counted(known)
+
+    def anneal(setting: tuple[float, str], temperatures: int) -> tuple[float, float]:
+        step, schedule = setting
+        result = ais_log_z(
+            counted,
+            tuple(known.potential.event_shape),
+            base_scale=known.spread,
+            n_temps=temperatures,
+            n_chains=CHAINS,
+            sampler=HMC(step_size=step, leapfrog_steps=LEAPFROGS, steps=1),
+            schedule=schedule,
+        )
+        return result.log_z, result.ess
+
+    settings = product((0.1, 0.5), ("linear", "geometric"))
+    return _annealer(counted, budget, settings, LEAPFROGS + 1, anneal)
+
+
+def normflows(name: str, budget: int) -> Run:
+    """``normflows.sampling.HAIS``: HMC of one step size at all temperatures, each leapfrog step of two gradients."""
+    from normflows.distributions import DiagGaussian
+    from normflows.sampling.hais import HAIS
+
+    known = TARGETS[name]()
+    counted, dim, leapfrogs = Counted(known), known.dim, 3
+    base = DiagGaussian(dim, trainable=False)
+    base.log_scale.fill_(math.log(known.spread))
+
+    class Target:
+        """As normflows wants it."""
+
+        @staticmethod
+        def log_prob(x: Tensor) -> Tensor:
+            return -counted(x)
+
+    def anneal(setting: tuple[float, float], temperatures: int) -> tuple[float, float]:
+        step, power = setting
+        betas = torch.linspace(1.0, 0.0, temperatures + 2) ** power
+        hais = HAIS(betas, base, Target(), leapfrogs, torch.full((dim,), step), torch.zeros(dim))
+        for layer in hais.layers:
+            layer.requires_grad_(False)  # else every weight drags the graph of the whole path along
+        weights = hais.sample(CHAINS)[1].double()
+        size = torch.exp(2.0 * weights.logsumexp(0) - (2.0 * weights).logsumexp(0))
+        return float(weights.logsumexp(0)) - math.log(CHAINS), float(size)
+
+    return _annealer(counted, budget, product((0.03, 0.1, 0.3, 1.0), (1.0, 2.0)), 2 * leapfrogs, anneal)
+
+
+# --- Sequential Monte Carlo in jax ---
+
+
+def jax_energy(name: str, known: Known) -> Callable[[Any], Any]:
+    """The target's energy of one point, in jax."""
+    import jax.numpy as jnp
+    from jax.scipy.special import logsumexp
+
+    dim, toy = known.dim, getattr(known.potential, "mixture", known.potential)
+    if isinstance(toy, ep.toys.IsotropicMixture):
+        means, log_weights, scale = (
+            jnp.asarray(toy.means.numpy()),
+            jnp.log(jnp.asarray(toy._weights.numpy())),
+            toy.scale,
+        )
+        norm = dim * (0.5 * math.log(2.0 * math.pi) + math.log(scale))
+        return lambda x: norm - logsumexp(log_weights - 0.5 * (((x - means) / scale) ** 2).sum(1))
+    if isinstance(toy, ep.toys.GaussianMixture):
+        whiten, centers, norms = (jnp.asarray(t.numpy()) for t in (toy._whitening, toy.means, toy._log_norms))
+        return lambda x: -logsumexp(norms - 0.5 * (jnp.einsum("kij,kj->ki", whiten, x - centers) ** 2).sum(1))
+
+    def normal(x: Any, scale: Any = 1.0) -> Any:
+        return 0.5 * (x / scale) ** 2 + jnp.log(scale) + 0.5 * math.log(2.0 * math.pi)
+
+    def student(square: Any, dim: int, nu: float = 5.0) -> Any:
+        constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2) - 0.5 * dim * math.log(nu * math.pi)
+        return 0.5 * (nu + dim) * jnp.log1p(square / nu) - constant
+
+    def two_students(x: Any) -> Any:
+        energies = jnp.stack([student(((x + 2.0) ** 2).sum(), 4), student(((x - 2.0) ** 2).sum(), 4)])
+        return -logsumexp(jnp.log(jnp.array([0.25, 0.75])) - energies)
+
+    def wells(x: Any) -> Any:
+        even, odd = x[::2], x[1::2]
+        return (even**4 - 6.0 * even**2 - 0.5 * even).sum() + 0.5 * (odd**2).sum()
+
+    def quadratic(condition: float) -> Callable[[Any], Any]:
+        basis = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(dim)))[0]
+        scale = torch.logspace(-0.5 * math.log10(condition), 0.0, dim) * 2.0
+        rows = jnp.asarray((basis.T / scale[:, None]).numpy())
+        return lambda x: 0.5 * ((rows @ (x - 1.0)) ** 2).sum() - 5.0
+
+    energies: dict[str, Callable[[Any], Any]] = {
+        "banana, 2-D": lambda x: normal(x[0], 1.5) + normal(x[1] - 0.5 * (x[0] ** 2 - 1.5**2)),
+        "Student-t mixture, 4-D": two_students,
+        "Gumbel, 5-D": lambda x: (x + jnp.exp(-x)).sum() + 5.0,
+        "Student-t, 10-D": lambda x: student((x**2).sum(), dim),
+        "funnel, 10-D": lambda x: normal(x[0], 3.0) + normal(x[1:], jnp.exp(0.5 * x[0])).sum(),
+        "ManyWell, 32-D": wells,
+        "ill-conditioned Gaussian, 20-D": quadratic(1e4),
+        "Gaussian, 100-D": quadratic(100.0),
+    }
+    if name not in energies:
+        raise NotCovered("not written in jax")
+    return energies[name]
+
+
+def blackjax(name: str, budget: int) -> Run:
+    """``blackjax.adaptive_tempered_smc``: two HMC moves a temperature, masses from the particles, half of the ESS kept.
+
+    Pilots of 64 particles choose the step size that moves them furthest, and tell how many temperatures there will be.
+    """
+    import blackjax
+    import jax
+    import jax.numpy as jnp
+    from blackjax.smc import extend_params, resampling
+
+    known = TARGETS[name]()
+    energy, moves, leapfrogs = jax_energy(name, known), 2, 5
+    points = known.draw(64)
+    apart = known.potential(points).numpy() - jax.vmap(energy)(jnp.asarray(points.numpy()))
+    if not float(jnp.abs(apart).max()) < 1e-2:
+        raise AssertionError(f"the energy of {name} in jax is not the one in torch: {apart}")
+
+    def log_prior(x: Any) -> Any:
+        return jax.scipy.stats.norm.logpdf(x, 0.0, known.spread).sum()
+
+    @jax.jit
+    def climb(key: Any, state: Any, step: Any) -> Any:
+        mean = state.weights @ state.particles
+        variance = (state.weights @ (state.particles - mean) ** 2).clip(1e-12)
+        settings = {"step_size": step, "inverse_mass_matrix": variance, "num_integration_steps": leapfrogs}
+        algorithm = blackjax.adaptive_tempered_smc(
+            log_prior,
+            lambda x: -energy(x) - log_prior(x),
+            blackjax.hmc.build_kernel(),
+            blackjax.hmc.init,
+            extend_params({key: jnp.asarray(value) for key, value in settings.items()}),
+            resampling.systematic,
+            0.5,
+            num_mcmc_steps=moves,
+        )
+        state, info = algorithm.step(key, state)
+        return state, info.log_likelihood_increment, info.update_info.acceptance_rate.mean()
+
+    def smc(seed: int, particles: int, step: float) -> tuple[float, int, float]:
+        key, first = jax.random.split(jax.random.key(seed))
+        begin = known.spread * jax.random.normal(first, (particles, known.dim))
+        state = blackjax.smc.tempered.init(begin)._replace(tempering_param=jnp.zeros(()))
+        log_z, rungs, accepted = 0.0, 0, 0.0
+        while float(state.tempering_param) < 1.0 and rungs < 200:
+            key, now = jax.random.split(key)
+            state, increment, acceptance = climb(now, state, step)
+            log_z, rungs, accepted = log_z + float(increment), rungs + 1, accepted + float(acceptance)
+        return log_z if float(state.tempering_param) == 1.0 else math.nan, rungs, accepted / rungs
+
+    per_rung, spent, reach = moves * leapfrogs + 1, 0, {}
+    for step in (0.1, 0.2, 0.4, 0.8):
+        _, rungs, acceptance = smc(0, 64, step)
+        spent, reach[step] = spent + 64 * rungs * per_rung, (acceptance * step, rungs)
+    best = max(reach, key=lambda step: reach[step][0])
+    particles = max(64, (budget - spent) // (per_rung * (reach[best][1] + 1)))
+    smc(0, particles, best)  # compiles
+
+    def run(seed: int) -> Found:
+        log_z, rungs, _ = smc(seed + 1, particles, best)
+        return Found(log_z, spent + particles * rungs * per_rung)
+
+    return run
+
+
+# --- Nested sampling ---
+
+
+def dynesty(name: str, budget: int) -> Run:
+    """``dynesty.NestedSampler`` in a box of ten spreads each way, with as many live points as a pilot says will finish.
+
+    A box, since over the Gaussian the likelihood of the heavy-tailed targets would have no upper bound.
+    """
+    import numpy as np
+    from dynesty import NestedSampler
+
+    known = TARGETS[name]()
+    if known.dim > 10:
+        raise NotCovered("more than 10 dimensions")
+    half = 10.0 * known.spread
+
+    def log_likelihood(x: Any) -> float:
+        with torch.no_grad():
+            return -float(known.potential(torch.as_tensor(x, dtype=torch.float32)[None])[0])
+
+    def nested(seed: int, live: int, most: int) -> Found:
+        generator = np.random.default_rng(seed)
+        sampler = NestedSampler(log_likelihood, lambda u: half * (2.0 * u - 1.0), known.dim, live, rstate=generator)
+        sampler.run_nested(maxcall=most, print_progress=False, save_bounds=False)
+        log_volume = known.dim * math.log(2.0 * half)
+        return Found(float(sampler.results.logz[-1]) + log_volume, float(np.sum(sampler.results.ncall)))
+
+    pilot = nested(0, 50, budget // 2).evaluations
+    live = max(2 * known.dim + 2, int(50 * 0.9 * (budget - pilot) / pilot))
+
+    def run(seed: int) -> Found:
+        log_z, cost = nested(seed + 1, live, int(budget - pilot))
+        return Found(log_z, cost + pilot)
+
+    return run
+
+
+# --- The table ---
+
+OURS = {"ours": without_samples, "ours with samples": with_samples}
+PEERS = {"ebmkit AIS": ebmkit, "normflows HAIS": normflows, "BlackJAX SMC": blackjax, "dynesty": dynesty}
+MODULES = {"ebmkit AIS": "ebm", "normflows HAIS": "normflows", "BlackJAX SMC": "blackjax", "dynesty": "dynesty"}
+
+
+def compare(name: str, budget: int, repeats: int, nested_repeats: int, peers: list[str]) -> None:
+    """Print a target's line."""
+    known, cells, errors = TARGETS[name](), [], {}
+    for method, prepare in (OURS | {peer: PEERS[peer] for peer in peers}).items():
+        count = nested_repeats if method == "dynesty" else repeats
+        squares, used, own, failed = [], 0.0, 0.0, 0
+        try:
+            run = prepare(name, budget)
+        except NotCovered as reason:
+            cells.append(f"{method}: {reason}")
+            continue
+        seconds = 0.0
+        for seed in range(count):
+            torch.manual_seed(seed)
+            began = time.perf_counter()
+            try:
+                found = run(seed)
+            except (ep.EnergyPPLError, ArithmeticError, RuntimeError, ValueError):
+                failed += 1
+                continue
+            if not math.isfinite(found.log_z):
+                failed += 1
+                continue
+            seconds += time.perf_counter() - began
+            squares.append((found.log_z - known.log_z) ** 2)
+            used, own = used + found.evaluations, own + found.evaluations
+        done = len(squares)
+        errors[method] = math.sqrt(sum(squares) / done) if done and not failed else math.inf
+        shown = math.sqrt(sum(squares) / done) if done else math.nan
+        cells.append(
+            f"{method} {shown:.4f} ({used / max(1, done):,.0f} evaluations, {1e6 * seconds / max(1.0, own):.1f} µs"
+            + (f", {failed} of {count} failed" if failed else "")
+            + ")"
+        )
+    best = min((peer for peer in peers if peer in errors), key=lambda peer: errors[peer], default=None)
+    if best is not None:
+        cells.append(f"ours/best peer {errors['ours'] / errors[best]:.3f} ({best})")
+    print(f"{name:31} {'; '.join(cells)}", flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    """One line for each target."""
+    parser = argparse.ArgumentParser(prog="log_z", description=__doc__)
+    parser.add_argument("targets", nargs="*", default=list(TARGETS))
+    parser.add_argument("--budget", type=int, default=80_000)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--dynesty-repeats", type=int, help="fewer, as it is slow; as many as the others if left out")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+    peers = []
+    for peer, module in MODULES.items():
+        if importlib.util.find_spec(module) is None:
+            print(f"{peer} is left out: {module} is not installed")
+        else:
+            peers.append(peer)
+    warnings.simplefilter("ignore")
+    nested_repeats = args.repeats if args.dynesty_repeats is None else args.dynesty_repeats
+    for name in args.targets:
+        compare(name, args.budget, args.repeats, nested_repeats, peers)
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])

@@ -1,0 +1,179 @@
+"""The value that log Z comes as: arithmetic, words, ArviZ, tails of weights, bases, likelihoods, pictures."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import arviz as az
+import numpy as np
+import pytest
+import torch
+
+import energyppl as ep
+from energyppl.normalizer import pareto_k
+from energyppl.normalizer_plots import gap_plot, ladder_plot, log_weight_histogram
+from energyppl.plots import save_figure
+
+A = ep.LogNormalizer(1.0, 0.3, 0.4, 1.6, 100, "one way", lower_bound=0.5, upper_bound=2.0, seconds=1.0, pareto_k=0.2)
+B = ep.LogNormalizer(5.0, 0.4, 4.2, 5.8, 50, "another", lower_bound=4.0, upper_bound=7.0, seconds=2.0, warning="no")
+
+
+def test_sums_and_differences() -> None:
+    total, ratio = A + B, B - A
+    assert (total.estimate, ratio.estimate) == (6.0, 4.0)
+    assert total.standard_error == ratio.standard_error == pytest.approx(0.5)
+    assert (ratio.lower, ratio.upper) == (pytest.approx(3.0), pytest.approx(5.0))  # widths .6 and .8
+    assert (ratio.lower_bound, ratio.upper_bound) == (2.0, 6.5)
+    assert (total.evaluations, total.seconds, total.warning) == (150, 3.0, "no")
+    assert (A + 2).lower == pytest.approx(2.4)
+    assert (2 + A).estimate == 3.0
+    assert (10 - A).upper == pytest.approx(9.6)
+    assert (-A).lower_bound == -2.0
+    with pytest.raises(ep.InvalidInput, match="intervals of one level"):
+        A + dataclasses.replace(B, level=0.9)
+    with pytest.raises(TypeError):
+        A + "x"  # type: ignore[operator]
+
+
+def test_it_prints_as_a_person_would_write_it() -> None:
+    text = str(B)
+    assert text.startswith("log Z = 5.0000 ± 0.4 nats (95%: 4.2000 to 5.8000), by another")
+    assert "bounds on average: 4.000 to 7.000" in text
+    assert "not to be trusted: no" in text
+
+
+@pytest.mark.parametrize("shape", [-0.5, 0.0, 0.3, 0.7, 1.2])
+def test_the_tails_shape_is_arvizs(shape: float) -> None:
+    """Of 2,000 generalised Pareto weights, ours is ArviZ's to rounding."""
+    uniform = torch.rand(2000, dtype=torch.float64)
+    weights = (uniform.pow(-shape) - 1.0) / shape if shape else -uniform.log()
+    log_weights = (weights + 1.0).log()
+    theirs = float(np.asarray(az.psislw(log_weights.numpy())[1]))
+    assert pareto_k(log_weights) == pytest.approx(theirs, abs=0.02)
+    assert math.isnan(pareto_k(log_weights[:10]))
+    assert pareto_k(torch.zeros(100)) == -math.inf
+
+
+def test_a_mixture_base_is_normalised_and_fits() -> None:
+    """On a grid its mass is 1; fitted to eight Gaussians it is far closer than one Gaussian (entropy + KL = cross)."""
+    toy = ep.toys.EightGaussians()
+    x = toy.sample((2000,))
+    mixture, single = ep.MixtureBase.fitted(x, x.shape[1:]), ep.GaussianBase.fitted(x, x.shape[1:])
+    found = ep.quadrature(mixture, ep.Grid.around(x, margin=2.0))
+    assert abs(found.log_normalizer) < 1e-3
+    fresh = toy.sample((4000,))
+    assert float(mixture(fresh).mean()) < toy.entropy() + 0.3 < float(single(fresh).mean())
+    draws = mixture.sample(20_000)
+    assert float(mixture(draws).mean()) == pytest.approx(found.entropy, abs=0.05)
+
+
+@pytest.mark.parametrize("event", [(), (1,), (3, 2)])
+def test_bases_of_any_event_shape(event: tuple[int, ...]) -> None:
+    shape = torch.Size(event)
+    x = 2.0 + torch.randn(500, *shape)
+    user = torch.distributions.Normal(torch.zeros(shape), torch.ones(shape)).expand(shape)
+    bases: list[Any] = [
+        ep.GaussianBase.fitted(x, shape),
+        ep.MixtureBase.fitted(x, shape),
+        ep.DistributionBase(torch.distributions.Independent(user, len(shape))),
+    ]
+    target = ep.Energy(lambda y: 0.5 * (y - 2.0).square().reshape(*y.shape[: y.dim() - len(shape)], -1).sum(-1), shape)
+    for base in bases:
+        assert base(base.sample(7)).shape == (7,)
+        found = ep.log_normalizer(target, base=base, samples=x, method=ep.BAR(256))
+        exact = 0.5 * shape.numel() * math.log(2.0 * math.pi)
+        assert abs(found.estimate - exact) < 5.0 * found.standard_error + 1e-4
+
+
+def test_affine_coordinates_keep_the_normaliser() -> None:
+    toy = ep.toys.Banana()
+    factor = torch.tensor([[2.0, 0.0], [0.7, 0.5]])
+    moved = ep.Affine(toy, torch.tensor([1.0, -1.0]), factor)
+    x = toy.sample((50,))
+    assert torch.allclose(moved.outward(moved.inward(x)), x, atol=1e-5)
+    assert torch.allclose(moved(moved.inward(x)), toy(x) - factor.diagonal().log().sum(), atol=1e-4)
+
+
+def test_likelihood_entropy_divergence_and_bits() -> None:
+    """Gaussians of known log Z, so that every number has a closed form; 4.5 standard errors each."""
+    shape, wide = torch.Size((2,)), 1.5
+    p = ep.EnergyDistribution(ep.Energy(lambda x: 0.5 * (x * x).sum(-1), shape))
+    q = ep.EnergyDistribution(ep.Energy(lambda x: 0.5 * (x * x).sum(-1) / wide**2, shape))
+    log_z = math.log(2.0 * math.pi)
+    known = ep.LogNormalizer(log_z, 0.01, log_z - 0.02, log_z + 0.02, 1, "hand")
+    x = torch.randn(4000, 2)
+    found = ep.entropy(p, x, known)
+    assert abs(found.value - (1.0 + log_z)) < 4.5 * found.standard_error
+    assert found.from_log_z == 0.01
+    assert found.standard_error > 0.01
+    likelihood = ep.mean_log_likelihood(p, x, known)
+    assert likelihood.value == pytest.approx(-found.value)
+    divergence = ep.kl_by_samples(p, q, x, known, known + 2.0 * math.log(wide))
+    exact = 2.0 * math.log(wide) + 1.0 / wide**2 - 1.0
+    assert abs(divergence.value - exact) < 4.5 * divergence.standard_error
+    assert divergence.from_log_z == pytest.approx(math.hypot(0.01, 0.01))
+    bits = ep.bits_per_dimension(likelihood, shape, gap=torch.tensor([0.5, 0.25]))
+    assert bits.value == pytest.approx(-(likelihood.value + math.log(0.5) + math.log(0.25)) / (2.0 * math.log(2.0)))
+
+
+def test_uniform_pixels_cost_eight_bits() -> None:
+    """256 equally likely values, dequantised over [0, 256) / 255: log p = log (255/256) a pixel."""
+    uniform = ep.Estimate(16 * math.log(255.0 / 256.0), 0.0)
+    assert ep.bits_per_dimension(uniform, (4, 4), gap=1.0 / 255.0).value == pytest.approx(8.0)
+
+
+def test_auroc() -> None:
+    """P(N(1, 1) > N(0, 1)) = Φ(1/√2), its error that of 300 repeats; ties count half."""
+    repeats = [ep.auroc(torch.randn(60), 1.0 + torch.randn(40)) for _ in range(300)]
+    values = torch.tensor([r.value for r in repeats])
+    truth = 0.5 * (1.0 + math.erf(0.5))
+    assert abs(float(values.mean()) - truth) < 4.5 * float(values.std()) / math.sqrt(300)
+    assert float(values.std()) == pytest.approx(sum(r.standard_error for r in repeats) / 300, rel=0.25)
+    assert ep.auroc(torch.zeros(5), torch.zeros(7)).value == 0.5
+
+
+def test_pictures(tmp_path: Path) -> None:
+    toy = ep.toys.Banana()
+    found = ep.log_normalizer(toy, samples=toy.sample((600,)), method=ep.BAR(128))
+    figures = {
+        "weights": log_weight_histogram(found, title="weights", log_z=0.0),
+        "ladder": ladder_plot(found, title="ladder"),
+        "gap": gap_plot({"bridge": [found, found]}, title="gap", log_z=0.0),
+    }
+    for name, figure in figures.items():
+        assert save_figure(figure, tmp_path / f"{name}.png").stat().st_size > 5000
+    assert float(log_weight_histogram(found + 100.0, title="moved").axes[0].get_xlim()[0]) > 50.0
+
+
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "no runs to draw": (lambda: ladder_plot(A, title=""), "no runs to draw"),
+    "no runs to export": (lambda: A.to_arviz(), "no runs to show"),
+    "mixture of other shapes": (
+        lambda: ep.MixtureBase(torch.zeros(2, 3), torch.eye(3)[None], torch.ones(2)),
+        "must have factors",
+    ),
+    "base of no spread": (lambda: ep.GaussianBase(torch.zeros(2), torch.zeros(2)), "must be positive"),
+    "base that is no distribution": (lambda: ep.DistributionBase("normal"), "sample and log_prob"),  # type: ignore[arg-type]
+    "a batched base": (
+        lambda: ep.DistributionBase(torch.distributions.Normal(torch.zeros(2), 1.0)),
+        "must have no batch",
+    ),
+    "an infinite energy": (
+        lambda: ep.entropy(
+            ep.EnergyDistribution(ep.Energy(lambda x: math.inf * x.abs().sum(-1), torch.Size((2,)))),
+            torch.ones(4, 2),
+            A,
+        ),
+        "energies must be finite",
+    ),
+    "gap": (lambda: ep.bits_per_dimension(ep.Estimate(0.0, 0.0), (2,), gap=0.0), "gap must be positive"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_bad_input_is_named(name: str) -> None:
+    make, message = BAD[name]
+    with pytest.raises(ep.InvalidInput, match=message):
+        make()

@@ -1,0 +1,153 @@
+# %% [markdown]
+# # Normalising constants: from quadrature to annealing to the bridge, and when not to believe them
+#
+# An energy gives a density up to a constant, p(x) = exp(−U(x)) / Z.  Likelihoods, model comparison and bits per
+# dimension need log Z, and an error bar that holds.
+#
+# Run it with `python tutorials/04_log_normalizers.py [FOLDER]`; it takes about two minutes and writes its pictures to
+# `tutorials/out` (or FOLDER).  `--steps N` makes it shorter.
+
+# %%
+import argparse
+import math
+import warnings
+from pathlib import Path
+
+import pyro
+import torch
+
+import energyppl as ep
+from energyppl import normalizer_plots, plots
+
+parser = argparse.ArgumentParser()
+parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
+parser.add_argument("--steps", type=int, default=1000)
+args = parser.parse_args()
+args.folder.mkdir(parents=True, exist_ok=True)
+pyro.set_rng_seed(0)
+torch.set_num_threads(1)
+
+# %% [markdown]
+# ## In two dimensions a grid knows
+#
+# `quadrature` integrates exp(−U) on a grid and says how far off it may be.  Here the truth is 0.
+
+# %%
+rings = ep.toys.Rings()
+exact = ep.quadrature(rings, ep.Grid.around(rings.sample((5000,)), margin=1.0))
+print(f"by quadrature: {exact.log_normalizer:+.5f} ± {exact.error:.1g}, {exact.evaluations:,} evaluations\n")
+
+# %% [markdown]
+# ## Annealing needs no grid
+#
+# Particles go from a Gaussian, whose log Z is known, to the target through densities in between, and their weights
+# average to Z: sequential Monte Carlo, the default without samples.  With draws of the target (here exact ones, for a
+# trained model its own) runs go in both directions, and Bennett's acceptance ratio makes one estimate of both.
+
+# %%
+wide = ep.GaussianBase(torch.zeros(2), 3.0 * torch.ones(2))
+forward = ep.log_normalizer(rings, base=wide)
+bridge = ep.log_normalizer(rings, samples=rings.sample((2048,)))
+print(forward, bridge, sep="\n")
+plots.save_figure(
+    normalizer_plots.log_weight_histogram(bridge, title="Forward and reverse runs cross at log Z", log_z=0.0),
+    args.folder / "04_weights.png",
+)
+plots.save_figure(
+    normalizer_plots.ladder_plot(forward, title="Temperatures of the forward run"), args.folder / "04_ladder.png"
+)
+
+# %% [markdown]
+# Longer runs bring the bounds together; `tolerance` goes on until the interval is as narrow as you ask.
+
+# %%
+budgets: dict[str, list[ep.LogNormalizer]] = {"a plain Gaussian base": [], "a base fitted to samples": []}
+for rungs in (4, 16, 64, 256):
+    plain = ep.log_normalizer(rings, base=wide, samples=rings.sample((512,)), method=ep.BAR(256, rungs=rungs))
+    budgets["a plain Gaussian base"].append(plain)
+    fitted = ep.log_normalizer(rings, samples=rings.sample((1024,)), method=ep.BAR(256, rungs=rungs))
+    budgets["a base fitted to samples"].append(fitted)
+plots.save_figure(
+    normalizer_plots.gap_plot(budgets, title="Bounds and intervals as temperatures are added", log_z=0.0),
+    args.folder / "04_gap.png",
+)
+narrow = ep.log_normalizer(rings, samples=lambda n: rings.sample((n,)), tolerance=0.01)
+print(f"\nto ± .01: {narrow}")
+
+# %% [markdown]
+# ## What a missed mode looks like
+#
+# Two modes in twenty dimensions.  Runs that begin in the middle of one of them find only that one, and nothing in them
+# shows it: the interval is narrow and wrong by log ½.  Reverse runs from draws of the target do show it.
+
+# %%
+modes = ep.toys.IsotropicMixture(torch.stack([torch.zeros(20), torch.full((20,), 3.0)]), 0.5)
+inside = ep.GaussianBase(torch.zeros(20), 0.7 * torch.ones(20))
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # they are printed
+    missed = ep.log_normalizer(modes, base=inside)
+    seen = ep.log_normalizer(modes, base=inside, samples=modes.sample((512,)))
+print(f"\nforward alone: {missed}\nboth ways: {seen}")
+print(f"a base fitted to the samples: {ep.log_normalizer(modes, samples=modes.sample((2048,)))}")
+plots.save_figure(
+    normalizer_plots.log_weight_histogram(seen, title="Half of the samples lie where no forward run comes", log_z=0.0),
+    args.folder / "04_missed.png",
+)
+
+# %% [markdown]
+# ## An energy that can't be normalised is refused
+#
+# Networks without a confining term often have none.
+
+# %%
+try:
+    ep.log_normalizer(ep.Energy(lambda x: torch.nn.functional.softplus(x[..., 0]), torch.Size((2,))))
+except ep.NotNormalizable as error:
+    print(f"\nrefused: {error}")
+
+# %% [markdown]
+# ## A trained model, in nats and in bits per dimension
+#
+# The model sees data that were rounded to a tenth, spread uniformly over their cells.  Its density of the spread data
+# bounds the probability of the rounded ones.  The error of log Z is carried along.
+
+# %%
+toy, gap = ep.toys.TwoMoons(), 0.1
+
+
+def rounded(count: int) -> torch.Tensor:
+    return gap * (toy.sample((count,)) / gap).round()
+
+
+def spread(x: torch.Tensor) -> torch.Tensor:
+    return x + gap * (torch.rand_like(x) - 0.5)
+
+
+ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=6))
+ep.fit(ebm, spread(rounded(20_000)), options=ep.TrainingOptions(steps=args.steps), progress=False)
+by_grid = ebm.log_normalizer()
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)
+    by_levels = ebm.log_normalizer(method=ep.BAR(2048))
+print(f"\nby quadrature: {by_grid.estimate:.4f}; annealed through the model's levels: {by_levels}")
+held_out = ebm.diffuse(spread(rounded(5_000)), 0)
+likelihood = ep.mean_log_likelihood(ebm.marginal(), held_out, by_levels)
+bits = ep.bits_per_dimension(likelihood, (2,), gap=gap)
+print(f"held-out log-likelihood {likelihood} nats, of which log Z {likelihood.from_log_z:.2g}; {bits} bits/dimension")
+process = ep.process_log_likelihood(ebm, held_out[:500])
+print(f"the sampling process: between {process.lower} and {process.upper} nats")
+plots.save_figure(
+    normalizer_plots.log_weight_histogram(by_levels, title="A trained model, annealed through its noise levels"),
+    args.folder / "04_model.png",
+)
+
+# %% [markdown]
+# Strangers have a low density, whatever log Z is:
+
+# %%
+strangers = held_out + torch.tensor([0.0, 1.0])
+print(f"AUROC of moons pushed upwards: {ep.auroc(-ebm.log_prob(held_out), -ebm.log_prob(strangers))}")
+assert math.isfinite(bits.value)
+
+# %% [markdown]
+# On a table of your own: `energyppl logz run`, and `energyppl score run table.csv` for the rows, outliers first.
