@@ -164,7 +164,7 @@ def log_normalizer(
         base: where the path begins, or without samples the pilot run; if None, fitted to the samples, or N(0, I).
         method: :class:`AIS`, :class:`SMC`, :class:`ReverseAIS` or :class:`BAR`, with particles, temperatures, kernel.
         tolerance: go on in batches of runs until half the interval's width is at most this, in nats.
-        most_evaluations: start no batch that would go beyond as many; with or without a tolerance.
+        most_evaluations: start no batch after the first that would go beyond as many; with or without a tolerance.
         level: that the interval is to cover log Z with.
         progress: show a bar.
 
@@ -280,7 +280,7 @@ def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float)
         trouble += _disagreement(forward, reverse, estimate, alone, spread)
     else:
         alone, error = _by_islands(weights, method.particles)
-        estimate, count = alone if method.forward else -alone, _ISLANDS * (len(weights) // method.particles)
+        estimate, count = alone if method.forward else -alone, len(_island_means(weights, method.particles))
         half = float(student.ppf(0.5 + 0.5 * level, count - 1)) * error
         if tail > _TAIL:
             trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")
@@ -318,7 +318,8 @@ def _island_means(log_weights: Tensor, particles: int) -> Tensor:
 def _by_islands(log_weights: Tensor, particles: int) -> tuple[float, float]:
     """Log mean weight, and its standard error from groups of particles."""
     parts = _island_means(log_weights, particles)
-    return float(log_mean_exp(log_weights)), float(parts.std()) / math.sqrt(len(parts))
+    error = float(parts.std()) / math.sqrt(len(parts)) if bool(torch.isfinite(parts).all()) else math.inf
+    return float(log_mean_exp(log_weights)), error
 
 
 def _trace(path: AnnealingPath, runs: _Runs) -> AnnealingTrace:

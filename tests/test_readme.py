@@ -12,6 +12,7 @@ SMALLER = {
     "sample((20_000,))": "sample((2_000,))",
     "ep.fit(ebm, data)": "ep.fit(ebm, data, options=ep.TrainingOptions(steps=30), progress=False)",
     "ebm.sample((1_000,))": "ebm.sample((50,), steps=5)",
+    "ebm.sample((1_100,))": "ebm.sample((1_100,), steps=5)",
 }
 
 

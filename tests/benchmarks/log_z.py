@@ -5,11 +5,11 @@
 One line for each target: the root-mean-square error of log Z, the evaluations used and the microseconds that each took,
 of every method; then our error without samples over the best peer's.  Peers begin where ours without samples does, at
 N(0, spread²), and are tuned by pilot runs that count: a pilot is made once for a target and charged to every repeat.
-Gradients are what is equal.  Beyond them ours counts the energies that it evaluates alone as if they were gradients, the
-annealing peers' are free; dynesty has no gradients, and spends the budget on energies.
+Gradients are what is equal.  Beyond them energies that ours evaluates alone count as if they were gradients, those of
+the annealing peers are free; dynesty has no gradients, and spends the budget on energies.
 
-None of the peers is needed for anything else; one that is not installed is left out.  To install them, see ``peers.py``,
-and ``pip install normflows dynesty``.
+None of the peers is needed for anything else; one that is not installed is left out.  To install them, see
+``peers.py``, and ``pip install normflows dynesty``.
 """
 
 import argparse
@@ -19,7 +19,9 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import product
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -39,51 +41,21 @@ class Found(NamedTuple):
 
     log_z: float
     evaluations: float
+    pilots: float = 0.0  # evaluations before it, shared by all repeats and charged to each
 
 
-Run = Callable[[int], Found]
-"""One estimate with a seed."""
+Run = Callable[[int], Found]  # one estimate, with a seed
+Prepare = Callable[[str, int], Run | str]  # target and budget to runs, or to why there are none
 
 
-class NotCovered(Exception):
-    """A method that isn't run on a target, with why."""
-
-
-class Counted:
-    """An energy that counts the points at which it is evaluated with a gradient, and without."""
-
-    def __init__(self, known: Known) -> None:
-        self.energy, self.gradients, self.alone = known.potential, 0, 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.requires_grad and torch.is_grad_enabled():
-            self.gradients += len(x)
-        else:
-            self.alone += len(x)
-        energy: Tensor = self.energy(x)
-        return energy
-
-
-# --- Ours ---
-
-
-def without_samples(name: str, budget: int) -> Run:
-    """Sequential Monte Carlo from the centred Gaussian."""
+def ours(name: str, budget: int, samples: bool = False) -> Run:
+    """Sequential Monte Carlo from the centred Gaussian, or Bennett's acceptance ratio with as many draws as it asks."""
 
     def run(seed: int) -> Found:
         known = TARGETS[name]()
-        found = ep.log_normalizer(known.potential, base=guess(known), method=ep.SMC(256), most_evaluations=budget)
-        return Found(found.estimate, found.evaluations)
-
-    return run
-
-
-def with_samples(name: str, budget: int) -> Run:
-    """Bennett's acceptance ratio, which no peer has: forward and reverse runs from a base fitted to draws."""
-
-    def run(seed: int) -> Found:
-        known = TARGETS[name]()
-        found = ep.log_normalizer(known.potential, samples=known.draw, method=ep.BAR(256), most_evaluations=budget)
+        method = ep.BAR(256) if samples else ep.SMC(256)
+        begin: dict[str, Any] = {"samples": known.draw} if samples else {"base": guess(known)}
+        found = ep.log_normalizer(known.potential, method=method, most_evaluations=budget, **begin)
         return Found(found.estimate, found.evaluations)
 
     return run
@@ -91,25 +63,19 @@ def with_samples(name: str, budget: int) -> Run:
 
 # --- Annealed importance sampling in torch ---
 
-Anneal = Callable[[Any, int], tuple[float, float]]
-"""A setting and how many temperatures, to log Z and the effective sample size."""
+Anneal = Callable[[Any, int], tuple[float, float]]  # setting, temperatures to log Z, effective sample size
 
 
-def _annealer(counted: Counted, budget: int, settings: Iterable[Any], per_temperature: int, anneal: Anneal) -> Run:
+def _annealer(budget: int, settings: Iterable[Any], per_temperature: int, anneal: Anneal) -> Run:
     """Runs of as many temperatures as the budget allows, at the setting whose pilot keeps the most even weights."""
-    settings = list(settings)
     torch.manual_seed(0)
-    rungs = max(4, int(PILOTS * budget / (len(settings) * CHAINS * per_temperature)))
+    settings, per_rung = list(settings), CHAINS * per_temperature
+    rungs = max(4, int(PILOTS * budget / (len(settings) * per_rung)))
     sizes = {setting: anneal(setting, rungs)[1] for setting in settings}
     best = max(settings, key=lambda setting: sizes[setting] if math.isfinite(sizes[setting]) else 0.0)
-    pilots = counted.gradients
-    temperatures = max(4, (budget - pilots) // (CHAINS * per_temperature))
-
-    def run(seed: int) -> Found:
-        before = counted.gradients
-        return Found(anneal(best, temperatures)[0], counted.gradients - before + pilots)
-
-    return run
+    pilots = rungs * len(settings) * per_rung
+    temperatures = max(4, (budget - pilots) // per_rung)
+    return lambda seed: Found(anneal(best, temperatures)[0], temperatures * per_rung, pilots)
 
 
 def ebmkit(name: str, budget: int) -> Run:
@@ -118,23 +84,16 @@ def ebmkit(name: str, budget: int) -> Run:
     from ebm.samplers.hmc import HMC
 
     known = TARGETS[name]()
-    counted = Counted(known)
+    shape = tuple(known.potential.event_shape)
+    estimate = partial(ais_log_z, known.potential, shape, base_scale=known.spread, n_chains=CHAINS)
 
     def anneal(setting: tuple[float, str], temperatures: int) -> tuple[float, float]:
         step, schedule = setting
-        result = ais_log_z(
-            counted,
-            tuple(known.potential.event_shape),
-            base_scale=known.spread,
-            n_temps=temperatures,
-            n_chains=CHAINS,
-            sampler=HMC(step_size=step, leapfrog_steps=LEAPFROGS, steps=1),
-            schedule=schedule,
-        )
+        result = estimate(n_temps=temperatures, sampler=HMC(step, LEAPFROGS, steps=1), schedule=schedule)
         return result.log_z, result.ess
 
     settings = product((0.1, 0.5), ("linear", "geometric"))
-    return _annealer(counted, budget, settings, LEAPFROGS + 1, anneal)
+    return _annealer(budget, settings, LEAPFROGS + 1, anneal)
 
 
 def normflows(name: str, budget: int) -> Run:
@@ -143,45 +102,36 @@ def normflows(name: str, budget: int) -> Run:
     from normflows.sampling.hais import HAIS
 
     known = TARGETS[name]()
-    counted, dim, leapfrogs = Counted(known), known.dim, 3
+    dim, leapfrogs = known.dim, 3
     base = DiagGaussian(dim, trainable=False)
     base.log_scale.fill_(math.log(known.spread))
 
-    class Target:
-        """As normflows wants it."""
-
-        @staticmethod
-        def log_prob(x: Tensor) -> Tensor:
-            return -counted(x)
+    target = SimpleNamespace(log_prob=lambda x: -known.potential(x))
 
     def anneal(setting: tuple[float, float], temperatures: int) -> tuple[float, float]:
         step, power = setting
         betas = torch.linspace(1.0, 0.0, temperatures + 2) ** power
-        hais = HAIS(betas, base, Target(), leapfrogs, torch.full((dim,), step), torch.zeros(dim))
+        hais = HAIS(betas, base, target, leapfrogs, torch.full((dim,), step), torch.zeros(dim))
         for layer in hais.layers:
             layer.requires_grad_(False)  # else every weight drags the graph of the whole path along
         weights = hais.sample(CHAINS)[1].double()
         size = torch.exp(2.0 * weights.logsumexp(0) - (2.0 * weights).logsumexp(0))
         return float(weights.logsumexp(0)) - math.log(CHAINS), float(size)
 
-    return _annealer(counted, budget, product((0.03, 0.1, 0.3, 1.0), (1.0, 2.0)), 2 * leapfrogs, anneal)
+    return _annealer(budget, product((0.03, 0.1, 0.3, 1.0), (1.0, 2.0)), 2 * leapfrogs, anneal)
 
 
 # --- Sequential Monte Carlo in jax ---
 
 
-def jax_energy(name: str, known: Known) -> Callable[[Any], Any]:
-    """The target's energy of one point, in jax."""
+def jax_energy(name: str, known: Known) -> Callable[[Any], Any] | None:
+    """The target's energy of one point, in jax; None if it isn't written there."""
     import jax.numpy as jnp
     from jax.scipy.special import logsumexp
 
     dim, toy = known.dim, getattr(known.potential, "mixture", known.potential)
     if isinstance(toy, ep.toys.IsotropicMixture):
-        means, log_weights, scale = (
-            jnp.asarray(toy.means.numpy()),
-            jnp.log(jnp.asarray(toy._weights.numpy())),
-            toy.scale,
-        )
+        means, log_weights, scale = jnp.asarray(toy.means.numpy()), jnp.asarray(toy._weights.log().numpy()), toy.scale
         norm = dim * (0.5 * math.log(2.0 * math.pi) + math.log(scale))
         return lambda x: norm - logsumexp(log_weights - 0.5 * (((x - means) / scale) ** 2).sum(1))
     if isinstance(toy, ep.toys.GaussianMixture):
@@ -195,14 +145,6 @@ def jax_energy(name: str, known: Known) -> Callable[[Any], Any]:
         constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2) - 0.5 * dim * math.log(nu * math.pi)
         return 0.5 * (nu + dim) * jnp.log1p(square / nu) - constant
 
-    def two_students(x: Any) -> Any:
-        energies = jnp.stack([student(((x + 2.0) ** 2).sum(), 4), student(((x - 2.0) ** 2).sum(), 4)])
-        return -logsumexp(jnp.log(jnp.array([0.25, 0.75])) - energies)
-
-    def wells(x: Any) -> Any:
-        even, odd = x[::2], x[1::2]
-        return (even**4 - 6.0 * even**2 - 0.5 * even).sum() + 0.5 * (odd**2).sum()
-
     def quadratic(condition: float) -> Callable[[Any], Any]:
         basis = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(dim)))[0]
         scale = torch.logspace(-0.5 * math.log10(condition), 0.0, dim) * 2.0
@@ -211,20 +153,22 @@ def jax_energy(name: str, known: Known) -> Callable[[Any], Any]:
 
     energies: dict[str, Callable[[Any], Any]] = {
         "banana, 2-D": lambda x: normal(x[0], 1.5) + normal(x[1] - 0.5 * (x[0] ** 2 - 1.5**2)),
-        "Student-t mixture, 4-D": two_students,
+        "Student-t mixture, 4-D": lambda x: (
+            -jnp.logaddexp(
+                math.log(0.25) - student(((x + 2.0) ** 2).sum(), 4), math.log(0.75) - student(((x - 2.0) ** 2).sum(), 4)
+            )
+        ),
         "Gumbel, 5-D": lambda x: (x + jnp.exp(-x)).sum() + 5.0,
         "Student-t, 10-D": lambda x: student((x**2).sum(), dim),
         "funnel, 10-D": lambda x: normal(x[0], 3.0) + normal(x[1:], jnp.exp(0.5 * x[0])).sum(),
-        "ManyWell, 32-D": wells,
+        "ManyWell, 32-D": lambda x: (x[::2] ** 4 - 6.0 * x[::2] ** 2 - 0.5 * x[::2] + 0.5 * x[1::2] ** 2).sum(),
         "ill-conditioned Gaussian, 20-D": quadratic(1e4),
         "Gaussian, 100-D": quadratic(100.0),
     }
-    if name not in energies:
-        raise NotCovered("not written in jax")
-    return energies[name]
+    return energies.get(name)
 
 
-def blackjax(name: str, budget: int) -> Run:
+def blackjax(name: str, budget: int) -> Run | str:
     """``blackjax.adaptive_tempered_smc``: two HMC moves a temperature, masses from the particles, half of the ESS kept.
 
     Pilots of 64 particles choose the step size that moves them furthest, and tell how many temperatures there will be.
@@ -236,28 +180,27 @@ def blackjax(name: str, budget: int) -> Run:
 
     known = TARGETS[name]()
     energy, moves, leapfrogs = jax_energy(name, known), 2, 5
+    if energy is None:
+        return "not written in jax"
     points = known.draw(64)
     apart = known.potential(points).numpy() - jax.vmap(energy)(jnp.asarray(points.numpy()))
-    if not float(jnp.abs(apart).max()) < 1e-2:
-        raise AssertionError(f"the energy of {name} in jax is not the one in torch: {apart}")
+    assert float(jnp.abs(apart).max()) < 1e-2, f"the energy of {name} in jax is not the one in torch: {apart}"
 
     def log_prior(x: Any) -> Any:
         return jax.scipy.stats.norm.logpdf(x, 0.0, known.spread).sum()
+
+    def log_likelihood(x: Any) -> Any:
+        return -energy(x) - log_prior(x)
 
     @jax.jit
     def climb(key: Any, state: Any, step: Any) -> Any:
         mean = state.weights @ state.particles
         variance = (state.weights @ (state.particles - mean) ** 2).clip(1e-12)
         settings = {"step_size": step, "inverse_mass_matrix": variance, "num_integration_steps": leapfrogs}
+        parameters = extend_params({name: jnp.asarray(value) for name, value in settings.items()})
+        kernel, resample = blackjax.hmc.build_kernel(), resampling.systematic
         algorithm = blackjax.adaptive_tempered_smc(
-            log_prior,
-            lambda x: -energy(x) - log_prior(x),
-            blackjax.hmc.build_kernel(),
-            blackjax.hmc.init,
-            extend_params({key: jnp.asarray(value) for key, value in settings.items()}),
-            resampling.systematic,
-            0.5,
-            num_mcmc_steps=moves,
+            log_prior, log_likelihood, kernel, blackjax.hmc.init, parameters, resample, 0.5, num_mcmc_steps=moves
         )
         state, info = algorithm.step(key, state)
         return state, info.log_likelihood_increment, info.update_info.acceptance_rate.mean()
@@ -278,20 +221,19 @@ def blackjax(name: str, budget: int) -> Run:
         _, rungs, acceptance = smc(0, 64, step)
         spent, reach[step] = spent + 64 * rungs * per_rung, (acceptance * step, rungs)
     best = max(reach, key=lambda step: reach[step][0])
-    particles = max(64, (budget - spent) // (per_rung * (reach[best][1] + 1)))
-    smc(0, particles, best)  # compiles
+    rungs = reach[best][1]
+    for _ in range(2):  # compiles, and finds how many particles use up the budget
+        particles = max(64, (budget - spent) // (per_rung * rungs))
+        rungs = smc(0, particles, best)[1]
 
     def run(seed: int) -> Found:
         log_z, rungs, _ = smc(seed + 1, particles, best)
-        return Found(log_z, spent + particles * rungs * per_rung)
+        return Found(log_z, particles * rungs * per_rung, spent)
 
     return run
 
 
-# --- Nested sampling ---
-
-
-def dynesty(name: str, budget: int) -> Run:
+def dynesty(name: str, budget: int) -> Run | str:
     """``dynesty.NestedSampler`` in a box of ten spreads each way, with as many live points as a pilot says will finish.
 
     A box, since over the Gaussian the likelihood of the heavy-tailed targets would have no upper bound.
@@ -301,7 +243,7 @@ def dynesty(name: str, budget: int) -> Run:
 
     known = TARGETS[name]()
     if known.dim > 10:
-        raise NotCovered("more than 10 dimensions")
+        return "more than 10 dimensions"
     half = 10.0 * known.spread
 
     def log_likelihood(x: Any) -> float:
@@ -312,60 +254,63 @@ def dynesty(name: str, budget: int) -> Run:
         generator = np.random.default_rng(seed)
         sampler = NestedSampler(log_likelihood, lambda u: half * (2.0 * u - 1.0), known.dim, live, rstate=generator)
         sampler.run_nested(maxcall=most, print_progress=False, save_bounds=False)
-        log_volume = known.dim * math.log(2.0 * half)
-        return Found(float(sampler.results.logz[-1]) + log_volume, float(np.sum(sampler.results.ncall)))
+        log_z = float(sampler.results.logz[-1]) + known.dim * math.log(2.0 * half)
+        return Found(log_z, float(np.sum(sampler.results.ncall)))
 
     pilot = nested(0, 50, budget // 2).evaluations
     live = max(2 * known.dim + 2, int(50 * 0.9 * (budget - pilot) / pilot))
 
     def run(seed: int) -> Found:
-        log_z, cost = nested(seed + 1, live, int(budget - pilot))
-        return Found(log_z, cost + pilot)
+        log_z, cost, _ = nested(seed + 1, live, int(budget - pilot))
+        return Found(log_z, cost, pilot)
 
     return run
 
 
 # --- The table ---
 
-OURS = {"ours": without_samples, "ours with samples": with_samples}
-PEERS = {"ebmkit AIS": ebmkit, "normflows HAIS": normflows, "BlackJAX SMC": blackjax, "dynesty": dynesty}
-MODULES = {"ebmkit AIS": "ebm", "normflows HAIS": "normflows", "BlackJAX SMC": "blackjax", "dynesty": "dynesty"}
+OURS: dict[str, Prepare] = {"ours": ours, "ours with samples": partial(ours, samples=True)}
+PEERS: dict[str, tuple[str, Prepare]] = {
+    "ebmkit AIS": ("ebm", ebmkit),
+    "normflows HAIS": ("normflows", normflows),
+    "BlackJAX SMC": ("blackjax", blackjax),
+    "dynesty": ("dynesty", dynesty),
+}
+"""The module that each needs, and how its runs are prepared."""
+
+
+def measure(run: Run, log_z: float, repeats: int) -> tuple[float, str]:
+    """Root-mean-square error, infinite if a repeat failed; and it in words, with what the other repeats cost."""
+    errors, used, own, seconds = [], 0.0, 0.0, 0.0
+    for seed in range(repeats):
+        torch.manual_seed(seed)
+        began = time.perf_counter()
+        try:
+            found = run(seed)
+        except (ep.EnergyPPLError, ArithmeticError, RuntimeError, ValueError):
+            continue
+        if math.isfinite(found.log_z):
+            seconds += time.perf_counter() - began
+            errors.append(found.log_z - log_z)
+            used, own = used + found.evaluations + found.pilots, own + found.evaluations
+    done = len(errors)
+    error = math.sqrt(sum(e * e for e in errors) / done) if done else math.nan
+    failed = f", {repeats - done} of {repeats} failed" if done < repeats else ""
+    words = f"{error:.4f} ({used / max(1, done):,.0f} evaluations, {1e6 * seconds / max(1.0, own):.1f} µs{failed})"
+    return (math.inf if failed else error), words
 
 
 def compare(name: str, budget: int, repeats: int, nested_repeats: int, peers: list[str]) -> None:
     """Print a target's line."""
-    known, cells, errors = TARGETS[name](), [], {}
-    for method, prepare in (OURS | {peer: PEERS[peer] for peer in peers}).items():
-        count = nested_repeats if method == "dynesty" else repeats
-        squares, used, own, failed = [], 0.0, 0.0, 0
-        try:
-            run = prepare(name, budget)
-        except NotCovered as reason:
-            cells.append(f"{method}: {reason}")
+    cells, errors = [], {}
+    for method, prepare in (OURS | {peer: PEERS[peer][1] for peer in peers}).items():
+        run = prepare(name, budget)
+        if isinstance(run, str):
+            cells.append(f"{method}: {run}")
             continue
-        seconds = 0.0
-        for seed in range(count):
-            torch.manual_seed(seed)
-            began = time.perf_counter()
-            try:
-                found = run(seed)
-            except (ep.EnergyPPLError, ArithmeticError, RuntimeError, ValueError):
-                failed += 1
-                continue
-            if not math.isfinite(found.log_z):
-                failed += 1
-                continue
-            seconds += time.perf_counter() - began
-            squares.append((found.log_z - known.log_z) ** 2)
-            used, own = used + found.evaluations, own + found.evaluations
-        done = len(squares)
-        errors[method] = math.sqrt(sum(squares) / done) if done and not failed else math.inf
-        shown = math.sqrt(sum(squares) / done) if done else math.nan
-        cells.append(
-            f"{method} {shown:.4f} ({used / max(1, done):,.0f} evaluations, {1e6 * seconds / max(1.0, own):.1f} µs"
-            + (f", {failed} of {count} failed" if failed else "")
-            + ")"
-        )
+        count = nested_repeats if method == "dynesty" else repeats
+        errors[method], words = measure(run, TARGETS[name]().log_z, count)
+        cells.append(f"{method} {words}")
     best = min((peer for peer in peers if peer in errors), key=lambda peer: errors[peer], default=None)
     if best is not None:
         cells.append(f"ours/best peer {errors['ours'] / errors[best]:.3f} ({best})")
@@ -382,19 +327,10 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
-    peers = []
-    for peer, module in MODULES.items():
-        if importlib.util.find_spec(module) is None:
-            print(f"{peer} is left out: {module} is not installed")
-        else:
-            peers.append(peer)
+    missing = {peer: module for peer, (module, _) in PEERS.items() if importlib.util.find_spec(module) is None}
+    for peer, module in missing.items():
+        print(f"{peer} is left out: {module} is not installed")
     warnings.simplefilter("ignore")
     nested_repeats = args.repeats if args.dynesty_repeats is None else args.dynesty_repeats
     for name in args.targets:
-        compare(name, args.budget, args.repeats, nested_repeats, peers)
-
-
-if __name__ == "__main__":
-    import sys
-
-    main(sys.argv[1:])
+        compare(name, args.budget, args.repeats, nested_repeats, [peer for peer in PEERS if peer not in missing])
