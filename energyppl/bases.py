@@ -15,7 +15,7 @@ from torch import Tensor, distributions
 from energyppl._checks import check_data, check_positive, shape_text
 from energyppl._mixture_fit import fit_mixture
 from energyppl.errors import InvalidInput
-from energyppl.potential import Potential, sum_event
+from energyppl.potential import Potential, Tethered, sum_event
 
 __all__ = ["Base", "BernoulliBase", "DistributionBase", "GaussianBase", "MixtureBase"]
 
@@ -68,6 +68,20 @@ class GaussianBase:
         check_data("samples", x, event_shape, at_least=2)
         scale = 1.1 * x.std(0)
         return cls(x.mean(0), scale.clamp(min=1e-6 * float(scale.max())))
+
+    @classmethod
+    def of_tether(cls, potential: Tethered) -> "GaussianBase":
+        """The Gaussian N(center, sigma²) that a tether is, for the whole batch of its centers.
+
+        Raises:
+            InvalidInput: if a tether is infinitely wide, as at a schedule's untethered top level.
+        """
+        sigma = torch.as_tensor(potential.sigma).to(potential.center).expand(potential.center.shape)
+        if not bool(torch.isfinite(sigma).all()):
+            raise InvalidInput(
+                "the tether must be finite: an untethered level has a log Z of its own, ebm.log_normalizer(level)"
+            )
+        return cls(potential.center, sigma, potential.event_shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Energies of points ``(*batch, *event)``, their constant included."""

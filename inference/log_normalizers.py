@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from energyppl._checks import check_count, check_positive, shape_text
-from energyppl.bases import Base
+from energyppl.bases import Base, GaussianBase
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.annealing import Weights, effective_size, log_mean_exp
@@ -25,7 +25,7 @@ from energyppl.inference.composite import Cycle, Mixture, Tempered
 from energyppl.inference.langevin import MALA, Langevin
 from energyppl.inference.transition import Kernel, check_kernel
 from energyppl.normalizer import AnnealingTrace, LogNormalizer, pareto_k
-from energyppl.potential import Potential, as_potential
+from energyppl.potential import Potential, Tethered, as_potential
 
 __all__ = ["AIS", "BAR", "SMC", "Annealing", "ReverseAIS", "log_normalizer"]
 
@@ -161,7 +161,8 @@ def log_normalizer(
         target: the energy U, or a distribution of one.
         samples: independent draws of exp(−U) / Z, ``(n, *event)``, twice as many as particles since half of them only
             fit the base if none is given; or a function of a count that draws them.
-        base: where the path begins, or without samples the pilot run; if None, fitted to the samples, or N(0, I).
+        base: where the path begins, or without samples the pilot run; if None, fitted to the samples, or a
+            recovery distribution's own tether, or N(0, I).
         method: :class:`AIS`, :class:`SMC`, :class:`ReverseAIS` or :class:`BAR`, with particles, temperatures, kernel.
         tolerance: go on in batches of runs until half the interval's width is at most this, in nats.
         most_evaluations: start no batch after the first that would go beyond as many; with or without a tolerance.
@@ -182,6 +183,8 @@ def log_normalizer(
             )
         target = target.potential
     as_potential("the target", target)
+    if base is None and samples is None and isinstance(target, Tethered):
+        base = GaussianBase.of_tether(target)
     if not 0.0 < level < 1.0:
         raise InvalidInput(f"level must lie between 0 and 1; got {level}")
     if tolerance is not None:

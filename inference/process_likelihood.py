@@ -15,7 +15,6 @@ from torch import Tensor
 from energyppl._checks import check_count, check_data
 from energyppl.bases import GaussianBase
 from energyppl.distributions import RecoveryDistribution
-from energyppl.errors import InvalidInput
 from energyppl.inference.annealing import anneal, climb, log_mean_exp
 from energyppl.inference.chains import run_chain
 from energyppl.inference.langevin import MALA
@@ -60,10 +59,8 @@ def tether_normalizers(
     check_count("particles", particles, at_least=4)
     potential = target.potential if isinstance(target, RecoveryDistribution) else target
     assert isinstance(potential, Tethered)
-    sigma = torch.as_tensor(potential.sigma).to(potential.center).expand(potential.center.shape)
-    if not bool(torch.isfinite(sigma).all()):
-        raise InvalidInput("the tether must be finite: an untethered level has a log Z of its own, ebm.log_normalizer")
-    base, kernel = GaussianBase(potential.center, sigma, potential.event_shape), MALA(float(sigma.mean()))
+    base = GaussianBase.of_tether(potential)
+    kernel = MALA(float(base.scale.mean()))
     pilot = climb(base, potential, base.sample(min(particles, _PILOT)), kernel, steepness=0.9)
     ladder = pilot.ladder if rungs is None else pilot.ladder.resampled(rungs)
     ahead = anneal(base, potential, ladder, base.sample(particles), kernel)

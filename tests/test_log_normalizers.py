@@ -210,6 +210,10 @@ def test_tether_normalizers_are_exact_for_gaussians() -> None:
     total = v + sigma**2
     exact = -0.5 * noisy.square().sum(-1) / total + math.log(2.0 * math.pi * v * sigma**2 / total)
     assert bool(((found.estimate - exact).abs() < 5.2 * found.standard_error).all())
+    one = log_normalizer(ep.RecoveryDistribution(potential, noisy[0], sigma))
+    assert abs(one.estimate - float(exact[0])) < 8.0 * one.standard_error + 1e-5
+    with pytest.raises(InvalidInput, match="the tether must be finite"):
+        tether_normalizers(ep.RecoveryDistribution(potential, noisy, math.inf))
 
 
 def test_a_tolerance_is_reached_or_it_is_said_why_not() -> None:

@@ -8,8 +8,7 @@ N(0, spread²), and are tuned by pilot runs that count: a pilot is made once for
 Gradients are what is equal.  Beyond them energies that ours evaluates alone count as if they were gradients, those of
 the annealing peers are free; dynesty has no gradients, and spends the budget on energies.
 
-None of the peers is needed for anything else; one that is not installed is left out.  To install them, see
-``peers.py``, and ``pip install normflows dynesty``.
+A peer that is not installed is left out.  To install them, see ``peers.py``, and ``pip install normflows dynesty``.
 """
 
 import argparse
@@ -25,7 +24,6 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 import energyppl as ep
 from tests.benchmarks.coverage import guess
@@ -63,10 +61,8 @@ def ours(name: str, budget: int, samples: bool = False) -> Run:
 
 # --- Annealed importance sampling in torch ---
 
-Anneal = Callable[[Any, int], tuple[float, float]]  # setting, temperatures to log Z, effective sample size
 
-
-def _annealer(budget: int, settings: Iterable[Any], per_temperature: int, anneal: Anneal) -> Run:
+def _annealer(budget: int, settings: Iterable[Any], per_temperature: int, anneal: Callable[[Any, int], Any]) -> Run:
     """Runs of as many temperatures as the budget allows, at the setting whose pilot keeps the most even weights."""
     torch.manual_seed(0)
     settings, per_rung = list(settings), CHAINS * per_temperature
@@ -105,7 +101,6 @@ def normflows(name: str, budget: int) -> Run:
     dim, leapfrogs = known.dim, 3
     base = DiagGaussian(dim, trainable=False)
     base.log_scale.fill_(math.log(known.spread))
-
     target = SimpleNamespace(log_prob=lambda x: -known.potential(x))
 
     def anneal(setting: tuple[float, float], temperatures: int) -> tuple[float, float]:
@@ -189,18 +184,16 @@ def blackjax(name: str, budget: int) -> Run | str:
     def log_prior(x: Any) -> Any:
         return jax.scipy.stats.norm.logpdf(x, 0.0, known.spread).sum()
 
-    def log_likelihood(x: Any) -> Any:
-        return -energy(x) - log_prior(x)
-
     @jax.jit
     def climb(key: Any, state: Any, step: Any) -> Any:
         mean = state.weights @ state.particles
         variance = (state.weights @ (state.particles - mean) ** 2).clip(1e-12)
         settings = {"step_size": step, "inverse_mass_matrix": variance, "num_integration_steps": leapfrogs}
         parameters = extend_params({name: jnp.asarray(value) for name, value in settings.items()})
-        kernel, resample = blackjax.hmc.build_kernel(), resampling.systematic
+        ratio = lambda x: -energy(x) - log_prior(x)  # noqa: E731
+        hmc, resample = blackjax.hmc.build_kernel(), resampling.systematic
         algorithm = blackjax.adaptive_tempered_smc(
-            log_prior, log_likelihood, kernel, blackjax.hmc.init, parameters, resample, 0.5, num_mcmc_steps=moves
+            log_prior, ratio, hmc, blackjax.hmc.init, parameters, resample, target_ess=0.5, num_mcmc_steps=moves
         )
         state, info = algorithm.step(key, state)
         return state, info.log_likelihood_increment, info.update_info.acceptance_rate.mean()
