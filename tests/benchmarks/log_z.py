@@ -1,12 +1,13 @@
 """How far off is log Z for a given number of gradients?  Ours beside four peers, on targets whose log Z is known.
 
-``python -m tests.benchmarks log_z [--budget N] [--repeats N] [--dynesty-repeats N] [TARGET …]``
+``python -m tests.benchmarks log_z [--budget N] [--repeats N] [--slow-repeats N] [TARGET …]``
 
 One line for each target: the root-mean-square error of log Z, the evaluations used and the microseconds that each took,
 of every method; then our error without samples over the best peer's.  Peers begin where ours without samples does, at
 N(0, spread²), and are tuned by pilot runs that count: a pilot is made once for a target and charged to every repeat.
-Gradients are what is equal.  Beyond them energies that ours evaluates alone count as if they were gradients, those of
-the annealing peers are free; dynesty has no gradients, and spends the budget on energies.
+Ours starts no batch beyond the budget, but its own pilots of 256 particles may go beyond; then peers get as many
+evaluations as it took.  Gradients are what is equal: energies that ours evaluates alone count as if gradients,
+those of the annealing peers are free; dynesty has no gradients, and spends the budget on energies.
 
 A peer that is not installed is left out.  To install them, see ``peers.py``, and ``pip install normflows dynesty``.
 """
@@ -32,6 +33,7 @@ from tests.benchmarks.normalizer_targets import TARGETS, Known
 PILOTS = 0.2  # of the budget, for peers that must be told a step size
 CHAINS = 64  # of annealed importance sampling: ebmkit's default; the rest of the budget goes into temperatures
 LEAPFROGS = 5  # ebmkit's default
+SLOW = ("ours with samples", "dynesty")
 
 
 class Found(NamedTuple):
@@ -62,16 +64,16 @@ def ours(name: str, budget: int, samples: bool = False) -> Run:
 # --- Annealed importance sampling in torch ---
 
 
-def _annealer(budget: int, settings: Iterable[Any], per_temperature: int, anneal: Callable[[Any, int], Any]) -> Run:
-    """Runs of as many temperatures as the budget allows, at the setting whose pilot keeps the most even weights."""
+def _annealer(budget: int, settings: Iterable[Any], per_temperature: int, anneal: Callable[..., Any]) -> Run:
+    """Runs of as many temperatures as the budget allows, at the setting that is best in pilots of fewer chains."""
     torch.manual_seed(0)
-    settings, per_rung = list(settings), CHAINS * per_temperature
-    rungs = max(4, int(PILOTS * budget / (len(settings) * per_rung)))
-    sizes = {setting: anneal(setting, rungs)[1] for setting in settings}
+    settings, few = list(settings), CHAINS // 4
+    rungs = max(1, int(PILOTS * budget / (len(settings) * few * per_temperature)))
+    sizes = {setting: anneal(setting, rungs, few)[1] for setting in settings}
     best = max(settings, key=lambda setting: sizes[setting] if math.isfinite(sizes[setting]) else 0.0)
-    pilots = rungs * len(settings) * per_rung
-    temperatures = max(4, (budget - pilots) // per_rung)
-    return lambda seed: Found(anneal(best, temperatures)[0], temperatures * per_rung, pilots)
+    pilots = rungs * len(settings) * few * per_temperature
+    temperatures = max(1, (budget - pilots) // (CHAINS * per_temperature))
+    return lambda seed: Found(anneal(best, temperatures, CHAINS)[0], temperatures * CHAINS * per_temperature, pilots)
 
 
 def ebmkit(name: str, budget: int) -> Run:
@@ -81,14 +83,15 @@ def ebmkit(name: str, budget: int) -> Run:
 
     known = TARGETS[name]()
     shape = tuple(known.potential.event_shape)
-    estimate = partial(ais_log_z, known.potential, shape, base_scale=known.spread, n_chains=CHAINS)
+    estimate = partial(ais_log_z, known.potential, shape, base_scale=known.spread)
 
-    def anneal(setting: tuple[float, str], temperatures: int) -> tuple[float, float]:
+    def anneal(setting: tuple[float, str], temperatures: int, chains: int) -> tuple[float, float]:
         step, schedule = setting
-        result = estimate(n_temps=temperatures, sampler=HMC(step, LEAPFROGS, steps=1), schedule=schedule)
+        sampler = HMC(step, LEAPFROGS, steps=1)
+        result = estimate(n_temps=temperatures, n_chains=chains, sampler=sampler, schedule=schedule)
         return result.log_z, result.ess
 
-    settings = product((0.1, 0.5), ("linear", "geometric"))
+    settings = product((0.02, 0.1, 0.5), ("linear", "geometric"))
     return _annealer(budget, settings, LEAPFROGS + 1, anneal)
 
 
@@ -103,15 +106,15 @@ def normflows(name: str, budget: int) -> Run:
     base.log_scale.fill_(math.log(known.spread))
     target = SimpleNamespace(log_prob=lambda x: -known.potential(x))
 
-    def anneal(setting: tuple[float, float], temperatures: int) -> tuple[float, float]:
+    def anneal(setting: tuple[float, float], temperatures: int, chains: int) -> tuple[float, float]:
         step, power = setting
         betas = torch.linspace(1.0, 0.0, temperatures + 2) ** power
         hais = HAIS(betas, base, target, leapfrogs, torch.full((dim,), step), torch.zeros(dim))
         for layer in hais.layers:
             layer.requires_grad_(False)  # else every weight drags the graph of the whole path along
-        weights = hais.sample(CHAINS)[1].double()
+        weights = hais.sample(chains)[1].double()
         size = torch.exp(2.0 * weights.logsumexp(0) - (2.0 * weights).logsumexp(0))
-        return float(weights.logsumexp(0)) - math.log(CHAINS), float(size)
+        return float(weights.logsumexp(0)) - math.log(chains), float(size)
 
     return _annealer(budget, product((0.03, 0.1, 0.3, 1.0), (1.0, 2.0)), 2 * leapfrogs, anneal)
 
@@ -166,7 +169,7 @@ def jax_energy(name: str, known: Known) -> Callable[[Any], Any] | None:
 def blackjax(name: str, budget: int) -> Run | str:
     """``blackjax.adaptive_tempered_smc``: two HMC moves a temperature, masses from the particles, half of the ESS kept.
 
-    Pilots of 64 particles choose the step size that moves them furthest, and tell how many temperatures there will be.
+    Pilots of 32 particles choose the step size that moves them furthest, and tell how many temperatures there will be.
     """
     import blackjax
     import jax
@@ -210,9 +213,9 @@ def blackjax(name: str, budget: int) -> Run | str:
         return log_z if float(state.tempering_param) == 1.0 else math.nan, rungs, accepted / rungs
 
     per_rung, spent, reach = moves * leapfrogs + 1, 0, {}
-    for step in (0.1, 0.2, 0.4, 0.8):
-        _, rungs, acceptance = smc(0, 64, step)
-        spent, reach[step] = spent + 64 * rungs * per_rung, (acceptance * step, rungs)
+    for step in (0.01, 0.03, 0.1, 0.3, 0.9):
+        _, rungs, acceptance = smc(0, 32, step)
+        spent, reach[step] = spent + 32 * rungs * per_rung, (acceptance * step, rungs)
     best = max(reach, key=lambda step: reach[step][0])
     rungs = reach[best][1]
     for _ in range(2):  # compiles, and finds how many particles use up the budget
@@ -227,12 +230,12 @@ def blackjax(name: str, budget: int) -> Run | str:
 
 
 def dynesty(name: str, budget: int) -> Run | str:
-    """``dynesty.NestedSampler`` in a box of ten spreads each way, with as many live points as a pilot says will finish.
+    """``dynesty.DynamicNestedSampler`` for the evidence alone, in a box of ten spreads each way.
 
     A box, since over the Gaussian the likelihood of the heavy-tailed targets would have no upper bound.
     """
     import numpy as np
-    from dynesty import NestedSampler
+    from dynesty import DynamicNestedSampler
 
     known = TARGETS[name]()
     if known.dim > 10:
@@ -243,19 +246,13 @@ def dynesty(name: str, budget: int) -> Run | str:
         with torch.no_grad():
             return -float(known.potential(torch.as_tensor(x, dtype=torch.float32)[None])[0])
 
-    def nested(seed: int, live: int, most: int) -> Found:
-        generator = np.random.default_rng(seed)
-        sampler = NestedSampler(log_likelihood, lambda u: half * (2.0 * u - 1.0), known.dim, live, rstate=generator)
-        sampler.run_nested(maxcall=most, print_progress=False, save_bounds=False)
+    def run(seed: int) -> Found:
+        box, generator = (lambda u: half * (2.0 * u - 1.0)), np.random.default_rng(seed)
+        sampler = DynamicNestedSampler(log_likelihood, box, known.dim, rstate=generator)
+        settings = {"nlive_init": 100, "nlive_batch": 100, "use_stop": False, "wt_kwargs": {"pfrac": 0.0}}
+        sampler.run_nested(maxcall=budget, print_progress=False, save_bounds=False, **settings)
         log_z = float(sampler.results.logz[-1]) + known.dim * math.log(2.0 * half)
         return Found(log_z, float(np.sum(sampler.results.ncall)))
-
-    pilot = nested(0, 50, budget // 2).evaluations
-    live = max(2 * known.dim + 2, int(50 * 0.9 * (budget - pilot) / pilot))
-
-    def run(seed: int) -> Found:
-        log_z, cost, _ = nested(seed + 1, live, int(budget - pilot))
-        return Found(log_z, cost, pilot)
 
     return run
 
@@ -272,8 +269,8 @@ PEERS: dict[str, tuple[str, Prepare]] = {
 """The module that each needs, and how its runs are prepared."""
 
 
-def measure(run: Run, log_z: float, repeats: int) -> tuple[float, str]:
-    """Root-mean-square error, infinite if a repeat failed; and it in words, with what the other repeats cost."""
+def measure(run: Run, log_z: float, repeats: int) -> tuple[float, int, str]:
+    """Root-mean-square error, infinite if a repeat failed; mean evaluations of the others; and all of it in words."""
     errors, used, own, seconds = [], 0.0, 0.0, 0.0
     for seed in range(repeats):
         torch.manual_seed(seed)
@@ -290,20 +287,21 @@ def measure(run: Run, log_z: float, repeats: int) -> tuple[float, str]:
     error = math.sqrt(sum(e * e for e in errors) / done) if done else math.nan
     failed = f", {repeats - done} of {repeats} failed" if done < repeats else ""
     words = f"{error:.4f} ({used / max(1, done):,.0f} evaluations, {1e6 * seconds / max(1.0, own):.1f} µs{failed})"
-    return (math.inf if failed else error), words
+    return (math.inf if failed else error), round(used / max(1, done)), words
 
 
-def compare(name: str, budget: int, repeats: int, nested_repeats: int, peers: list[str]) -> None:
+def compare(name: str, budget: int, repeats: int, slow_repeats: int, peers: list[str]) -> None:
     """Print a target's line."""
-    cells, errors = [], {}
+    cells, errors, allowed = [], {}, budget
     for method, prepare in (OURS | {peer: PEERS[peer][1] for peer in peers}).items():
-        run = prepare(name, budget)
+        run = prepare(name, budget if method in OURS else allowed)
         if isinstance(run, str):
             cells.append(f"{method}: {run}")
             continue
-        count = nested_repeats if method == "dynesty" else repeats
-        errors[method], words = measure(run, TARGETS[name]().log_z, count)
+        count = slow_repeats if method in SLOW else repeats
+        errors[method], used, words = measure(run, TARGETS[name]().log_z, count)
         cells.append(f"{method} {words}")
+        allowed = max(budget, used) if method == "ours" else allowed
     best = min((peer for peer in peers if peer in errors), key=lambda peer: errors[peer], default=None)
     if best is not None:
         cells.append(f"ours/best peer {errors['ours'] / errors[best]:.3f} ({best})")
@@ -316,7 +314,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("targets", nargs="*", default=list(TARGETS))
     parser.add_argument("--budget", type=int, default=80_000)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--dynesty-repeats", type=int, help="fewer, as it is slow; as many as the others if left out")
+    parser.add_argument("--slow-repeats", type=int, help="of ours with samples and dynesty")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
@@ -324,6 +322,6 @@ def main(arguments: list[str]) -> None:
     for peer, module in missing.items():
         print(f"{peer} is left out: {module} is not installed")
     warnings.simplefilter("ignore")
-    nested_repeats = args.repeats if args.dynesty_repeats is None else args.dynesty_repeats
+    slow_repeats = args.repeats if args.slow_repeats is None else args.slow_repeats
     for name in args.targets:
-        compare(name, args.budget, args.repeats, nested_repeats, [peer for peer in PEERS if peer not in missing])
+        compare(name, args.budget, args.repeats, slow_repeats, [peer for peer in PEERS if peer not in missing])
