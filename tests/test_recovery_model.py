@@ -94,7 +94,7 @@ def test_tweedie_removes_the_last_noise() -> None:
     assert float((x.var(0) / expected - 1.0).abs().max()) < 4.5 * math.sqrt(2 / 20_000)
 
 
-def test_log_normalizer_follows_the_weights_and_refuses_above_two_dimensions() -> None:
+def test_log_normalizer_follows_the_weights_by_quadrature_and_by_annealing() -> None:
     ebm, _ = exact_ebm()
     before = ebm.log_normalizer()
     assert before.lower <= before.estimate <= before.upper
@@ -104,11 +104,14 @@ def test_log_normalizer_follows_the_weights_and_refuses_above_two_dimensions() -
     ebm.net.unused.data.fill_(1.0)  # in place behind torch's back: the log Z must follow all the same
     ebm.scale.mul_(2.0)
     assert abs(float(ebm.log_normalizer()) - truth - 2 * math.log(2.0)) < 1e-3
-    wide = ep.RecoveryEBM(ep.MLPEnergy((5,)), ep.NoiseSchedule.cosine(6))
-    with pytest.raises(ep.NotNormalized, match="one or two dimensions"):
-        wide.log_normalizer()
-    with pytest.raises(ep.NotNormalized):
-        wide.log_prob(torch.zeros(5))
+    wide = ep.RecoveryEBM(ep.MLPEnergy((5,)), ep.NoiseSchedule.cosine(3))
+    first = wide.log_normalizer()
+    assert wide.log_normalizer() is first
+    wide.scale.mul_(2.0)
+    again = wide.log_normalizer()
+    error = math.hypot(first.standard_error, again.standard_error)
+    assert abs(again.estimate - first.estimate - 5 * math.log(2.0)) < 4.5 * error  # 7e-6
+    assert bool(torch.isfinite(wide.log_prob(torch.zeros(5))))
 
 
 class Returns(nn.Module):
