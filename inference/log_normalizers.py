@@ -255,6 +255,8 @@ def _why_stop(
     half = 0.5 * (found.upper - found.lower)
     if tolerance is not None and half <= tolerance:
         return f"the interval is ± {half:.2g} nats wide, within the tolerance"
+    if math.isinf(found.upper):
+        return "the samples are no draws of this energy, and more runs would not mend it"
     if most is not None and runs.evaluations + cost > most:
         return f"another batch would go beyond {most:,} evaluations"
     if method.reverse and draws is not None and draws.left < method.particles:
@@ -280,11 +282,21 @@ def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float)
         estimate, error = bennett(forward, reverse)
         half = float(norm.ppf(0.5 + 0.5 * level)) * error
         alone, spread = _by_islands(forward, method.particles)
-        trouble += _disagreement(forward, reverse, estimate, alone, spread)
+        lower, upper = estimate - half, estimate + half
+        floor = alone + math.log(1.0 - level)  # P(Ẑ > Z / (1 − level)) < 1 − level, since E Ẑ = Z (Markov)
+        if floor > upper:
+            trouble.append(
+                f"runs from the base find far more mass than the samples know of: log Z is above {floor:.2f}, by how "
+                "much is unknown, and the samples are not draws of this energy"
+            )
+            estimate, error, lower, upper = alone, math.inf, floor, math.inf
+        else:
+            trouble += _disagreement(forward, reverse, estimate, alone, spread)
     else:
         alone, error = _by_islands(weights, method.particles)
         estimate, count = alone if method.forward else -alone, len(_island_means(weights, method.particles))
         half = float(student.ppf(0.5 + 0.5 * level, count - 1)) * error
+        lower, upper = estimate - half, estimate + half
         if tail > _TAIL:
             trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")
         if worth < _WORN * len(weights):
@@ -297,8 +309,8 @@ def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float)
     return LogNormalizer(
         estimate,
         error,
-        estimate - half,
-        estimate + half,
+        lower,
+        upper,
         runs.evaluations,
         method.words,
         level,
@@ -352,16 +364,18 @@ def _disagreement(forward: Tensor, reverse: Tensor, estimate: float, alone: floa
     runs whose forward twins are rarer than one in all of them come from places that no run from the base has found.
     """
     unseen = float((-reverse - estimate > math.log(len(forward))).double().mean())
-    if unseen > _UNSEEN:
-        return [
-            f"{unseen:.0%} of the samples lie where runs from the base never come: those runs miss a mode, and the "
-            "estimate rests on the samples being spread over the modes as they should be"
-        ]
     below, above = (_island_means(w, len(w)) for w in (forward, reverse))
     crossing = float(below.mean() + above.mean())
-    noise = math.sqrt(float(below.var() + above.var()) / _ISLANDS)
-    if crossing > _APART * noise:
-        return [f"the bounds cross by {crossing:.3f}: the samples are not draws of this energy"]
-    if abs(alone - estimate) > _APART * error:
-        return [f"runs from the base alone say {alone:.3f}: the samples miss a mode, or are not draws of this energy"]
-    return []
+    said = []
+    if unseen > _UNSEEN:
+        said.append(
+            f"{unseen:.0%} of the samples lie where runs from the base never come: those runs miss a mode, and the "
+            "estimate rests on the samples being spread over the modes as they should be"
+        )
+    if crossing > _APART * math.sqrt(float(below.var() + above.var()) / _ISLANDS):
+        said.append(f"the bounds cross by {crossing:.3f}: the samples are not draws of this energy")
+    elif unseen <= _UNSEEN and abs(alone - estimate) > _APART * error:
+        said.append(
+            f"runs from the base alone say {alone:.3f}: the samples miss a mode, or are not draws of this energy"
+        )
+    return said

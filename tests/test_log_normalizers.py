@@ -132,6 +132,17 @@ def test_a_mode_that_runs_from_the_base_miss_is_said() -> None:
     assert alone.estimate == pytest.approx(math.log(0.5), abs=0.2)  # and nothing in the run itself shows it
 
 
+def test_samples_that_miss_most_of_the_mass_are_refuted() -> None:
+    """Draws of a mode that holds 1/400 of the mass: the bridge is narrow and wrong, and runs from the base show it."""
+    modes = torch.tensor([[0.0, 0.0], [12.0, 0.0]])
+    mixture = ep.toys.IsotropicMixture(modes, 1.0, torch.tensor([399.0, 1.0]))
+    wide = GaussianBase(torch.tensor([6.0, 0.0]), torch.tensor([6.0, 2.0]))
+    with pytest.warns(UserWarning, match="find far more mass than the samples know of"):
+        found = log_normalizer(mixture, base=wide, samples=modes[1] + torch.randn(512, 2))
+    assert found.lower < 0.0 < found.upper == math.inf
+    assert found.standard_error == math.inf
+
+
 def test_bennett_on_gaussian_work() -> None:
     """Work N(σ²/2 ± …, σ²) between equal ends has ratio 0; and the error is what 200 repeats spread by."""
     found = [bennett(torch.randn(300).double() - 0.5, torch.randn(200).double() - 0.5) for _ in range(200)]
