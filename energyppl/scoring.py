@@ -4,7 +4,6 @@ import csv
 import json
 import math
 from dataclasses import asdict
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def logz_run(
         pictures.append(str(save_figure(figure, run / "log_weights.png")))
     kept = {name: value for name, value in asdict(found).items() if name != "trace"}
     part = run / f"{_KEPT}.part"
-    part.write_text(json.dumps({"model": _fingerprint(fitted), "log_z": kept}, indent=2) + "\n", encoding="utf-8")
+    part.write_text(json.dumps({"model": fitted.ebm.checksum(), "log_z": kept}, indent=2) + "\n", encoding="utf-8")
     part.replace(run / _KEPT)
     return found, pictures
 
@@ -134,18 +133,11 @@ def _log_densities(fitted: FittedTable, values: NDArray[np.float64], log_z: LogN
     return scores
 
 
-def _fingerprint(fitted: FittedTable) -> str:
-    digest = blake2b(digest_size=16)
-    for value in fitted.ebm.state_dict().values():
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _kept(run: Path, fitted: FittedTable) -> LogNormalizer | None:
     """Log Z from ``logz.json``, if it is there and of this very model."""
     try:
         kept = json.loads((run / _KEPT).read_text(encoding="utf-8"))
-        if kept["model"] != _fingerprint(fitted):
+        if kept["model"] != fitted.ebm.checksum():
             return None
         return LogNormalizer(**kept["log_z"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):

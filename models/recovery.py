@@ -92,7 +92,7 @@ class RecoveryEBM(nn.Module):
         self._spread = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
         self._integrals: dict[int, tuple[str, Watch, Quadrature]] = {}
         self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
-        self._annealed: dict[int, tuple[str, Watch, LogNormalizer]] = {}
+        self._annealed: dict[tuple[int, float], tuple[str, Watch, LogNormalizer]] = {}
         self._check_net()
 
     def _check_net(self) -> None:
@@ -314,8 +314,8 @@ class RecoveryEBM(nn.Module):
             return LogNormalizer(
                 estimate, found.error, estimate - found.error, estimate + found.error, found.evaluations, "quadrature"
             )
-        known = self._annealed.get(level)
-        if plain and known is not None and known[0] == self._checksum() and not known[1].changed():
+        known = self._annealed.get((level, confidence))
+        if plain and known is not None and known[0] == self.checksum() and not known[1].changed():
             return known[2]
         annealed = anneal_through_levels(
             self,
@@ -327,13 +327,13 @@ class RecoveryEBM(nn.Module):
             level_of_interval=confidence,
             progress=progress,
         )
-        if plain:
-            self._annealed[level] = (self._checksum(), Watch([self.net]), annealed)  # sampling sets step sizes
+        if plain:  # summed up now, since sampling sets step sizes
+            self._annealed[level, confidence] = (self.checksum(), Watch([self.net]), annealed)
         return annealed
 
     def _quadrature(self, level: int) -> Quadrature:
         """The level's integral in standardised coordinates, worked out again when the weights have changed."""
-        weights = self._checksum()
+        weights = self.checksum()
         known = self._integrals.get(level)
         if known is None or known[0] != weights or known[1].changed():
             known = self._integrals[level] = (weights, Watch([self.net]), self._integrate(level))
@@ -347,7 +347,7 @@ class RecoveryEBM(nn.Module):
         places = torch.unravel_index(index, found.grid.points)
         return torch.stack([axis[i] for axis, i in zip(found.grid.axes(), places, strict=True)], -1).to(self.loc)
 
-    def _checksum(self) -> str:
+    def checksum(self) -> str:
         """Changes with the weights; torch's own version counters don't, under its fused optimisers."""
         digest = blake2b()
         for tensor in (*self.parameters(), *self.buffers()):
