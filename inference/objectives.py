@@ -20,6 +20,7 @@ from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_and_grad
 from energyppl.inference.chains import Trajectory, run_chain
 from energyppl.inference.dual_averaging import group_means
+from energyppl.inference.persistent import Contrast, Roaming, persistent_contrast
 from energyppl.inference.transition import Kernel, TunableKernel
 from energyppl.potential import Potential, Tethered, sum_event
 from energyppl.schedule import NoiseSchedule
@@ -42,6 +43,8 @@ __all__ = [
     "tether_widths",
 ]
 
+_PERSISTENT = 0.25
+
 Start = Callable[[Tensor, Tensor], Tensor]
 """Where the negatives' chains begin: a function of (data y, noisy point), each ``(*batch, *event)``."""
 
@@ -63,6 +66,8 @@ class RecoveryModel(Protocol):
     schedule: NoiseSchedule
     kernel: TunableKernel
     step_sizes: Tensor  # (levels,), relative to the tether's width; 0 until tuned
+    persistent_chains: Tensor  # (slots, *event), see energyppl.inference.persistent
+    persistent_steps: Tensor  # (levels,)
 
     def standardized(self, data: Tensor) -> Tensor:
         """Data in the coordinates in which the schedule's noise is counted."""
@@ -117,6 +122,9 @@ class RecoveryLikelihood:
         reach: share of each batch that is recovered from a noisier marginal than the next, any above: its wider tether
             lets chains see, and the training flatten, what the energy does far from the data.
         shared_noise: noise both levels with one ε (CDRL's variance reduction).
+        persistent: share of each batch that is also contrasted with persistent chains of the marginals, which find and
+            fill what the energy digs far from the data; if None, a quarter above two dimensions and nothing below: in
+            the plane tethers reach everywhere, and chains that lag behind a sharp density only disturb.
 
     Raises:
         InvalidInput: for steps below one, a share outside [0, 1), or adaptation of a kernel that never rejects.
@@ -130,11 +138,13 @@ class RecoveryLikelihood:
     extra: float = 0.25
     reach: float = 0.25
     shared_noise: bool = False
+    persistent: float | None = None
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
-        if not 0.0 <= self.extra < 1.0:
-            raise InvalidInput(f"extra must lie in [0, 1); got {self.extra}")
+        for name, share in (("extra", self.extra), ("persistent", self.persistent or 0.0)):
+            if not 0.0 <= share < 1.0:
+                raise InvalidInput(f"{name} must lie in [0, 1); got {share}")
         if self.shared_noise and self.start is from_data:
             raise InvalidInput(
                 "with shared_noise the data are no draws of their recovery distributions, so chains must not start "
@@ -161,7 +171,22 @@ class RecoveryLikelihood:
             "smallest_step": float(model.step_sizes.min()),
             "diverging": float(pairs.chain.diverging.float().mean()),
         }
-        return Loss(gap, record)
+        far = self.roam(model, batch)
+        if far is None:
+            return Loss(gap, record)
+        record |= {"persistent_gap": far.gap, "persistent_weight": far.weight}
+        return Loss(gap + far.value, record)
+
+    def roam(self, model: Roaming, batch: Tensor) -> Contrast | None:
+        """The persistent chains' part of the loss of ``batch``, ``(n, *event)``; None if it has none."""
+        share = self.persistent
+        if share is None:
+            share = _PERSISTENT if math.prod(model.event_shape) > 2 else 0.0
+        count = min(int(share * len(batch)), len(model.persistent_chains))
+        if not count:
+            return None
+        far = persistent_contrast(model, batch[:count], self.steps)
+        return far._replace(value=far.value * (count / len(batch)))
 
     def draw(self, model: RecoveryModel, batch: Tensor, *, steer: bool = True) -> RecoveryPairs:
         """Noise a batch ``(n, *event)`` twice and run the model's chains, whose step sizes are steered if ``steer``."""

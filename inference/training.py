@@ -39,7 +39,8 @@ class TrainingOptions:
     Args:
         steps: updates at most.
         batch_size: rows in a batch; all of the data if they are fewer.
-        learning_rate: Adam's, after a short warm-up and before its cosine decay to zero.
+        learning_rate: Adam's, after a short warm-up and before its cosine decay to zero; 4e-3 in one and two dimensions
+            and 1e-3 above if None.
         ema: decay of the averaged weights that the model ends with.
         clip: a gradient longer than this many times its recent length is shortened to that.
         evaluate_every: updates between evaluations on held-out data, which are also when a checkpoint is written.
@@ -51,7 +52,7 @@ class TrainingOptions:
 
     steps: int = 1500
     batch_size: int = 512
-    learning_rate: float = 4e-3
+    learning_rate: float | None = None
     ema: float = 0.999
     clip: float = 10.0
     evaluate_every: int = 100
@@ -63,16 +64,20 @@ class TrainingOptions:
         for name in ("steps", "batch_size", "evaluate_every", "patience"):
             check_count(name, getattr(self, name))
         for name in ("learning_rate", "clip", "max_gap"):
-            check_positive(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
         if not self.tolerance >= 0.0:
             raise InvalidInput(f"tolerance must not be negative; got {self.tolerance}")
         if not 0.0 <= self.ema < 1.0:
             raise InvalidInput(f"ema must lie in [0, 1); got {self.ema}")
 
-    def rate(self, step: int) -> float:
-        """The learning rate at a step."""
+    def rate(self, step: int, dimensions: int) -> float:
+        """The learning rate at a step, for points of so many dimensions."""
+        largest = self.learning_rate
+        if largest is None:
+            largest = 4e-3 if dimensions <= 2 else 1e-3
         warm = min(1.0, (step + 1) / max(1.0, 0.02 * self.steps))
-        return self.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
+        return largest * warm * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
 
 
 class Training:
@@ -128,7 +133,7 @@ class Training:
         self._best = math.inf
         self._stale = 0
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.Adam(self._parameters, lr=self.options.learning_rate, fused=True)
+        self._optimizer = torch.optim.Adam(self._parameters, fused=True)  # its rate is set at every step
         self._average = [p.detach().clone() for p in self._parameters]
         self._best_weights = [p.clone() for p in self._average]
         self._best_buffers = [b.clone() for b in model.buffers()]
@@ -150,7 +155,7 @@ class Training:
             self.stopped = f"all {options.steps} steps made"
         if self.stopped:
             raise StopIteration
-        rate = options.rate(step)
+        rate = options.rate(step, math.prod(self.data.shape[1:]))
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         loss, values = self.objective.loss(self.model, self._next_batch())

@@ -31,9 +31,12 @@ class MLPEnergy(nn.Module):
             one and two dimensions, where edges can be learned, 0.3 to 3 above, where they would be learned by heart.
         levels: rows of the conditioning table; at least the schedule's levels.
         confinement: strength of the quadratic term, above 0.
+        far: distance, in √dimensions, from which f bends towards a constant along every ray, so that it digs no holes
+            where no data lie; infinite in one and two dimensions, 2 above, if None.
 
     Raises:
-        InvalidInput: for sizes below one, frequencies that don't increase, or a confinement that is not positive.
+        InvalidInput: for sizes below one, frequencies that don't increase, or a ``confinement`` or ``far`` that is not
+            positive.
     """
 
     def __init__(
@@ -46,20 +49,27 @@ class MLPEnergy(nn.Module):
         frequency_range: tuple[float, float] | None = None,
         levels: int = 64,
         confinement: float = 1.0,
+        far: float | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("hidden", hidden), ("depth", depth), ("levels", levels)):
             check_count(name, value)
         check_count("frequencies", frequencies, at_least=0)
+        plane = math.prod(event_shape) <= 2
+        if far is None:
+            far = math.inf if plane else 2.0
         check_positive("confinement", confinement)
+        if not far > 0:
+            raise InvalidInput(f"far must be positive; got {far}")
         if frequency_range is None:
-            frequency_range = (1.0, 16.0) if math.prod(event_shape) <= 2 else (0.3, 3.0)
+            frequency_range = (1.0, 16.0) if plane else (0.3, 3.0)
         low, high = frequency_range
         if not 0 < low <= high:
             raise InvalidInput(f"frequency_range must be 0 < low <= high; got {frequency_range}")
         self.event_shape = torch.Size(event_shape)
         self.levels = levels
         self.confinement = confinement
+        self.far = far
         size = math.prod(self.event_shape)
         direction = nn.functional.normalize(torch.randn(size, frequencies), dim=0)
         frequency = torch.logspace(math.log10(low), math.log10(high), frequencies)
@@ -83,6 +93,9 @@ class MLPEnergy(nn.Module):
             Energies, ``(*batch,)``.
         """
         x = x.flatten(x.dim() - len(self.event_shape)) if self.event_shape else x.unsqueeze(-1)
+        square = (x * x).sum(-1)
+        if self.far < math.inf:
+            x = x * torch.rsqrt(1.0 + square / (self.far**2 * x.shape[-1])).unsqueeze(-1)
         # Splitting once costs one concatenation on the way back, where indexing would fill a table for each piece.
         film = nn.functional.embedding(level, self.film).chunk(2 * len(self.layers), -1)
         phase = x @ self.frequencies
@@ -91,4 +104,4 @@ class MLPEnergy(nn.Module):
             before = layer(hidden)
             hidden = nn.functional.silu(torch.addcmul(before + shift, before, scale))
         energy: Tensor = self.readout(hidden).squeeze(-1)
-        return energy + 0.5 * self.confinement * (x * x).sum(-1)
+        return energy + 0.5 * self.confinement * square

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from energyppl._checks import check_data, check_event, shape_text
 from energyppl._structure import Watch
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
-from energyppl.errors import InvalidInput, QuadratureError
+from energyppl.errors import InvalidInput
 from energyppl.inference.annealing_paths import Draws
 from energyppl.inference.chains import run_chain
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
@@ -27,9 +27,10 @@ from energyppl.inference.objectives import (
     tether,
 )
 from energyppl.inference.transition import TunableKernel
+from energyppl.models._networks import integrate_widening, needs_level_for_each
 from energyppl.normalizer import LogNormalizer
 from energyppl.potential import AtLevel, Potential
-from energyppl.quadrature import Grid, Quadrature, quadrature
+from energyppl.quadrature import Quadrature
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["RecoveryEBM"]
@@ -57,6 +58,8 @@ class RecoveryEBM(nn.Module):
     loc: Tensor
     scale: Tensor
     step_sizes: Tensor
+    persistent_chains: Tensor
+    persistent_steps: Tensor
     is_standardized: Tensor
 
     def __init__(
@@ -88,42 +91,14 @@ class RecoveryEBM(nn.Module):
         self.register_buffer("is_standardized", torch.zeros((), dtype=torch.bool, device=like.device))
         # Step size of each level's chains in widths of its tether; zero until training has tuned it.
         self.register_buffer("step_sizes", torch.zeros(schedule.levels, dtype=like.dtype, device=like.device))
+        self.register_buffer("persistent_chains", self.loc.new_zeros(_SLOTS, *self.event_shape))
+        self.register_buffer("persistent_steps", torch.zeros_like(self.step_sizes))
         spread = schedule.spread
         self._spread = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
         self._integrals: dict[int, tuple[str, Watch, Quadrature]] = {}
         self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
         self._annealed: dict[tuple[int, float], tuple[str, Watch, LogNormalizer]] = {}
-        self._check_net()
-
-    def _check_net(self) -> None:
-        top = self.schedule.levels - 1
-        level = torch.tensor([0, top, top], device=self.loc.device)
-        points = torch.zeros(3, *self.event_shape).to(self.loc)
-        with torch.no_grad():
-            try:
-                energy = self.net(points, level)
-            except IndexError as error:
-                raise InvalidInput(
-                    f"the network does not take levels up to {top} ({error}): build it with levels={top + 1} or more"
-                ) from error
-            except (TypeError, RuntimeError, ValueError) as error:
-                raise InvalidInput(
-                    f"the network must take points {shape_text(points.shape)} and whole levels (3,); it raised: {error}"
-                ) from error
-        if not isinstance(energy, Tensor) or energy.shape != (3,):
-            came = shape_text(energy.shape) if isinstance(energy, Tensor) else type(energy).__name__
-            raise InvalidInput(
-                f"the network must return one energy for each point, shape (3,) for 3 points; got {came}: "
-                "sum or squeeze the last dimensions in its forward"
-            )
-        if not bool(torch.isfinite(energy).all()):
-            raise InvalidInput(f"the network must return finite energies; got {energy.tolist()} at the origin")
-
-        with torch.no_grad():
-            try:  # one level for all points is cheaper, if the network takes it
-                self._each = self.net(points, level[0]).shape != (3,)
-            except (TypeError, RuntimeError, ValueError, IndexError):
-                self._each = True
+        self._each = needs_level_for_each(net, self.schedule.levels, self.loc)
 
     # --- Coordinates ---
 
@@ -336,7 +311,8 @@ class RecoveryEBM(nn.Module):
         weights = self.checksum()
         known = self._integrals.get(level)
         if known is None or known[0] != weights or known[1].changed():
-            known = self._integrals[level] = (weights, Watch([self.net]), self._integrate(level))
+            found = integrate_widening(self.potential(level), self.loc.dtype)
+            known = self._integrals[level] = (weights, Watch([self.net]), found)
         return known[2]
 
     def _quantiles(self, level: int, count: int = 16_384) -> Tensor:
@@ -353,16 +329,6 @@ class RecoveryEBM(nn.Module):
         for tensor in (*self.parameters(), *self.buffers()):
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-    def _integrate(self, level: int) -> Quadrature:
-        size = self.event_shape[0]
-        for half_width in (4.0, 8.0, 16.0, 32.0, 64.0):  # as narrow as the mass allows: the grid is finer for it
-            grid = Grid((-half_width,) * size, (half_width,) * size, (256,) * size)
-            try:
-                return quadrature(self.potential(level), grid, dtype=self.loc.dtype)
-            except QuadratureError as error:
-                reason = error
-        raise reason
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Normalised log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
@@ -384,7 +350,10 @@ class RecoveryEBM(nn.Module):
         """
         check_data("data", data, self.event_shape)
         pyro.module("recovery_ebm", self)
-        pairs = (recipe or RecoveryLikelihood()).draw(self, data, steer=self.training)
+        recipe = recipe or RecoveryLikelihood()
+        pairs, far = recipe.draw(self, data, steer=self.training), recipe.roam(self, data)
+        if far is not None:  # its gradient; its value says nothing
+            pyro.factor("persistent", -len(data) * (far.value - far.value.detach()))
         own = pairs.potential
         negatives = FromNegatives(pairs.chain.state.x)
         site = RecoveryDistribution(own.potential, own.center, own.sigma, log_normalizer=negatives)
@@ -392,6 +361,7 @@ class RecoveryEBM(nn.Module):
             pyro.sample("clean", site, obs=pairs.clean)
 
 
+_SLOTS = 1024  # persistent chains
 _FEW_DIMENSIONS = 4  # up to here proposals from the tether are accepted so often that a gradient doesn't pay
 
 

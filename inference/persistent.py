@@ -1,0 +1,106 @@
+"""Persistent chains of a model's marginals: they roam where recovery likelihood's short, tethered chains never come.
+
+In more than two dimensions a network is free to dig holes far from the data: no tether leads there, so nothing fills
+them, samples look right, and the normalised density is nonsense.  Chains that go on from update to update (Tieleman
+2008), from wide noise and without a tether, find such holes; there they are negatives of plain maximum likelihood.
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from energyppl.inference.chains import run_chain
+from energyppl.inference.dual_averaging import group_means
+from energyppl.inference.langevin import MALA
+from energyppl.potential import Potential
+from energyppl.schedule import NoiseSchedule
+
+__all__ = ["Contrast", "Roaming", "persistent_contrast", "roaming_levels"]
+
+_WIDE = 1.5  # standard deviations of the marginal: where chains begin
+_FRESH = 0.02  # share of the visited chains that begin anew
+_FIRST_STEP = 0.1
+_ACCEPTANCE, _GAIN = 0.6, 0.1
+_MARGIN = 3.0  # nats
+
+
+class Roaming(Protocol):
+    """A model with persistent chains; ``energyppl.models.RecoveryEBM`` is one."""
+
+    event_shape: torch.Size
+    schedule: NoiseSchedule
+    persistent_chains: Tensor  # (slots, *event), standardised; zero until first used
+    persistent_steps: Tensor  # (levels,), of MALA
+
+    def standardized(self, data: Tensor) -> Tensor:
+        """Data in the coordinates in which the schedule's noise is counted."""
+        ...
+
+    def potential(self, level: Tensor) -> Potential:
+        """The energy at each point's level, in those coordinates."""
+        ...
+
+
+class Contrast(NamedTuple):
+    """A term of a loss, and what to write down about it."""
+
+    value: Tensor  # (), differentiable: mean energy of data less that of chains
+    weight: float  # mean weight of the chains: near 1 when they are where the data are
+    gap: float  # energy of data less that of all chains, in nats
+
+
+def roaming_levels(slots: int, levels: int) -> Tensor:
+    """The level of each slot, ``(slots,)``: a quarter at level 0 on top of equal shares; it is the sharpest."""
+    first = slots // 4
+    return torch.cat([torch.zeros(first, dtype=torch.long), torch.arange(slots - first) % levels])
+
+
+def persistent_contrast(model: Roaming, batch: Tensor, steps: int) -> Contrast:
+    """Move as many persistent chains as ``batch``, ``(n, *event)``, has rows, and contrast them with these rows.
+
+    A chain that is still on its way from the noise lies where the model has no mass, and must not be pushed for ever.
+    A place whose energy is Δ above the data's still holds mass if it is e^Δ times as large, and no place is larger than
+    the marginal's own Gaussian, whose entropy exceeds that of the level's noise by d log(spread / σ̄).  So a chain
+    counts by ``sigmoid(data's mean energy + d log(spread / σ̄) + 3 − U)``.
+
+    Args:
+        model: its chains and their step sizes are written in place.
+        batch: clean rows, no more than there are slots.
+        steps: moves of each chain.
+    """
+    chains, count = model.persistent_chains, len(batch)
+    spread = model.schedule.spread.to(chains)
+    levels = roaming_levels(len(chains), model.schedule.levels).to(chains.device)
+    wide = _WIDE * spread[levels].reshape(-1, *[1] * len(model.event_shape))
+    if not bool(chains.any()):
+        chains.copy_(wide * torch.randn_like(chains))
+        model.persistent_steps.copy_(_FIRST_STEP * spread[:-1])
+    slots = torch.randperm(len(chains))[:count].to(chains.device)
+    level, start = levels[slots], chains[slots]
+    fresh = torch.rand(len(slots), device=chains.device) < _FRESH
+    start = torch.where(_like(fresh, start), wide[slots] * torch.randn_like(start), start)
+    chain = run_chain(MALA(model.persistent_steps[level]), model.potential(level), start, steps)
+    chains[slots] = chain.state.x
+    change = _GAIN * (group_means(chain.accept_prob, level, len(model.persistent_steps)) - _ACCEPTANCE)
+    model.persistent_steps.mul_(torch.where(torch.isfinite(change), change, 0.0).exp())
+    model.persistent_steps.clamp_(max=float(spread.max()))
+
+    data = model.schedule.diffuse(model.standardized(batch), level)
+    energy = model.potential(torch.cat([level, level]))(torch.cat([data, chain.state.x]))
+    own, theirs = energy.split(count)
+    room = math.prod(model.event_shape) * (spread / model.schedule.sigma_bar.to(spread)).log()[level]
+    limit = _by_level(own.detach(), level, model.schedule.levels) + room + _MARGIN
+    weight = torch.sigmoid(limit - theirs.detach())
+    value = (_by_level(weight, level, model.schedule.levels) * own - weight * theirs).mean()
+    return Contrast(value, float(weight.mean()), float((own - theirs).detach().mean()))
+
+
+def _by_level(values: Tensor, level: Tensor, levels: int) -> Tensor:
+    """Each value's level's mean, ``(n,)``."""
+    return group_means(values, level, levels)[level]
+
+
+def _like(mask: Tensor, x: Tensor) -> Tensor:
+    return mask.reshape(-1, *[1] * (x.dim() - 1))
