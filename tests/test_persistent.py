@@ -1,4 +1,4 @@
-"""Persistent chains: they find and fill what tethered chains never see, and are part of a run that goes on bit for bit."""
+"""Persistent chains find and fill what tethered chains never see, and are part of a run that goes on bit for bit."""
 
 import pyro
 import pytest
@@ -43,7 +43,7 @@ def depth_gradient(persistent: float) -> float:
 
 
 def test_a_hole_far_from_the_data_is_seen_only_by_persistent_chains() -> None:
-    """Eight to eleven times the control's gradient at four seeds, each within 12 %: half of that is seven deviations."""
+    """At four seeds it was 8 to 11 times the control's, each within 12 %: half of that is seven deviations off."""
     without, with_chains = abs(depth_gradient(0.0)), depth_gradient(0.25)
     assert without < 0.002, "negative control: tethered chains hardly see it"
     assert with_chains > 4.0 * without
