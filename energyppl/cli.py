@@ -65,9 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--steps", type=int, metavar="N", help="training steps at most (default: 1500)")
     fit.add_argument("--levels", type=int, metavar="N", help="noise levels (default: 6)")
     fit.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: 512)")
-    fit.add_argument(
-        "--learning-rate", type=float, metavar="X", help="Adam's (default: .004, above two columns .001)"
-    )
+    fit.add_argument("--learning-rate", type=float, metavar="X", help="Adam's (default: .004, above two columns .001)")
 
     sample = command("sample", _sample, "Draw samples from a trained run, in the units of its table.")
     sample.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")

@@ -8,6 +8,7 @@ from energyppl.inference.annealing import Climb, Ladder, Weights, anneal, climb
 from energyppl.inference.bennett import bennett
 from energyppl.inference.chains import MarkovSampler, Trajectory, run_chain
 from energyppl.inference.composite import Block, Cycle, Mixture, Tempered
+from energyppl.inference.cooperative import CooperativeRecovery, InitializerReport, initializer_report
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.diagnostics import (
     EnergyDrift,
@@ -21,6 +22,7 @@ from energyppl.inference.discrete import BinaryGibbs, DiscreteLangevin
 from energyppl.inference.generation import Generation, generate
 from energyppl.inference.hamiltonian import HMC, MALT, ChEES
 from energyppl.inference.history import History, Record
+from energyppl.inference.initializers import IndependentMetropolis, recovery_proposal
 from energyppl.inference.langevin import MALA, Langevin
 from energyppl.inference.likelihood import auroc, bits_per_dimension, entropy, kl_by_samples, mean_log_likelihood
 from energyppl.inference.log_normalizers import AIS, BAR, SMC, Annealing, ReverseAIS, log_normalizer
@@ -51,6 +53,7 @@ __all__ = [
     "Chains",
     "Climb",
     "Contrastive",
+    "CooperativeRecovery",
     "CrankNicolson",
     "CrankNicolsonLangevin",
     "Cycle",
@@ -58,7 +61,9 @@ __all__ = [
     "EnergyDrift",
     "Generation",
     "History",
+    "IndependentMetropolis",
     "Info",
+    "InitializerReport",
     "Kernel",
     "Ladder",
     "Langevin",
@@ -95,6 +100,7 @@ __all__ = [
     "from_noisy",
     "generate",
     "identity_mass",
+    "initializer_report",
     "kl_by_samples",
     "level_acceptance",
     "log_normalizer",
@@ -102,6 +108,7 @@ __all__ = [
     "mean_log_likelihood",
     "mode_occupancy",
     "process_log_likelihood",
+    "recovery_proposal",
     "run_chain",
     "sample_chains",
     "tether_normalizers",

@@ -10,7 +10,7 @@ from torch import Tensor
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.inference.generation import generate
-from energyppl.inference.objectives import RecoveryModel
+from energyppl.inference.initializers import CooperativeModel
 from energyppl.inference.results import Chains
 
 __all__ = ["EnergyDrift", "LevelAcceptance", "ModeOccupancy", "energy_drift", "level_acceptance", "mode_occupancy"]
@@ -117,7 +117,7 @@ def mode_occupancy(points: Tensor, assign: Callable[[Tensor], Tensor], number_of
     return ModeOccupancy(by_chain.mean(0), by_chain, (modes[:, 1:] != modes[:, :-1]).sum(1))
 
 
-def level_acceptance(ebm: RecoveryModel, *, samples: int = 256, steps: int = 40) -> LevelAcceptance:
+def level_acceptance(ebm: CooperativeModel, *, samples: int = 256, steps: int = 40) -> LevelAcceptance:
     """Acceptance of each level's chains of a trained model, such as a ``RecoveryEBM``, on the way from white noise.
 
     Args:

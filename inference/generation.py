@@ -10,15 +10,14 @@ from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_and_grad
 from energyppl.inference.adaptation import adapt
 from energyppl.inference.chains import run_chain
-from energyppl.inference.crank_nicolson import reference
 from energyppl.inference.dual_averaging import group_means
 from energyppl.inference.hamiltonian import ChEES
+from energyppl.inference.initializers import CooperativeModel, recovery_start
 from energyppl.inference.mass import identity_mass
 from energyppl.inference.objectives import RecoveryModel, level_kernel, recovery_potential, tether_widths
 from energyppl.inference.transition import TunableKernel
-from energyppl.potential import Tethered
 
-__all__ = ["Generation", "LevelTuning", "gaussian_start", "generate", "tune_levels"]
+__all__ = ["Generation", "LevelTuning", "generate", "tune_levels"]
 
 
 class Generation(NamedTuple):
@@ -37,23 +36,8 @@ class LevelTuning(NamedTuple):
     acceptance: Tensor  # (levels,)
 
 
-def gaussian_start(potential: Tethered, spread: Tensor) -> Tensor:
-    """Where chains of a recovery distribution begin: at draws of what it would be for Gaussian data.
-
-    The noisy point itself lies too wide, by the noise.  Without a tether, at the top level, it is where chains begin.
-
-    Args:
-        potential: tethered to the noisy points ``(*batch, *event)``.
-        spread: standard deviation of the level's marginal, ``()`` or ``(*batch,)``.
-    """
-    center = potential.center
-    mean, deviation = reference(potential, spread, center)
-    tethered = torch.isfinite(torch.as_tensor(potential.sigma))
-    return torch.where(tethered, mean + deviation * torch.randn_like(center), center)
-
-
 def generate(
-    model: RecoveryModel,
+    model: CooperativeModel,
     shape: torch.Size,
     *,
     steps: int,
@@ -82,9 +66,8 @@ def generate(
     for t in reversed(range(last, schedule.levels)):
         level = torch.tensor(t, device=like.device)
         potential = recovery_potential(model, x, level)
-        chain = run_chain(
-            level_kernel(model, level.expand(shape)), potential, gaussian_start(potential, spreads[t]), steps
-        )
+        start = recovery_start(model, potential, x, level)
+        chain = run_chain(level_kernel(model, level.expand(shape)), potential, start, steps)
         x = chain.state.x
         acceptance[t] = chain.accept_prob.mean()
         evaluations += chain.evaluations

@@ -86,12 +86,13 @@ class Loss(NamedTuple):
 
 
 class RecoveryPairs(NamedTuple):
-    """Data at their levels, and the chains that tried to recover them."""
+    """Data at their levels, and what they are to be recovered from."""
 
     clean: Tensor  # x_t, (n, *event), standardised
-    level: Tensor  # (n,)
-    potential: Tethered
-    chain: Trajectory  # its points are the negatives
+    noisy: Tensor  # the noisier marginal, likewise
+    level: Tensor  # (n,), t
+    upper: Tensor  # (n,), of the noisier marginal: t + 1, or further
+    potential: Tethered  # the recovery potential
 
 
 class Objective(Protocol):
@@ -156,20 +157,52 @@ class RecoveryLikelihood:
                 "pass adapt=False, or a kernel that accepts and rejects"
             )
 
+    def prepare(self, model: RecoveryModel) -> None:
+        """Give the model the kernel whose step sizes are about to be learned."""
+        if self.kernel is not None:
+            model.kernel = self.kernel
+
     def loss(self, model: RecoveryModel, batch: Tensor) -> Loss:
         """The contrastive loss of ``batch``, ``(n, *event)``; steers ``model.step_sizes`` on the way."""
-        pairs = self.draw(model, batch)
-        moved, level = pairs.chain.state.x, pairs.level
-        energy = model.potential(torch.cat([level, level]))(torch.cat([pairs.clean, moved]))
-        positive, negative = energy.split(len(batch))
-        gap = positive.mean() - negative.mean()
+        pairs = self.pairs(model, batch)
+        return self.contrast(model, pairs, self.move(model, pairs), batch)
+
+    def pairs(self, model: RecoveryModel, batch: Tensor) -> RecoveryPairs:
+        """Noise a batch ``(n, *event)`` twice, each row to levels of its own."""
+        schedule, data = model.schedule, model.standardized(batch)
+        level = share_levels(len(data), schedule.levels, self.extra).to(data.device)
+        upper = share_reaches(level, schedule.levels, self.reach)
+        clean, noisy = schedule.pairs(data, level, upper=upper, shared_noise=self.shared_noise)
+        return RecoveryPairs(clean, noisy, level, upper, recovery_potential(model, noisy, level, upper))
+
+    def move(
+        self, model: RecoveryModel, pairs: RecoveryPairs, start: Tensor | None = None, *, steer: bool = True
+    ) -> Trajectory:
+        """Run the model's chains to the negatives, and steer its step sizes if ``steer``.
+
+        They begin at ``start``, ``(n, *event)``, or where :attr:`start` says if None.
+        """
+        self.prepare(model)
+        level = pairs.level
+        start = self.start(pairs.clean, pairs.potential.center) if start is None else start
+        chain = run_chain(level_kernel(model, level), pairs.potential, start, self.steps)
+        if self.adapt and steer:
+            near = pairs.upper == level + 1
+            _steer(model, chain.accept_prob[near], level[near], self.gain)
+        return chain
+
+    def contrast(self, model: RecoveryModel, pairs: RecoveryPairs, chain: Trajectory, batch: Tensor) -> Loss:
+        """Energy of the data less that of the negatives, and the persistent chains' part."""
+        moved, level = chain.state.x, pairs.level
+        positive, negative = model.potential(level)(torch.stack([pairs.clean, moved])).mean(1)
+        gap = positive - negative
         width = tether_widths(model.schedule).to(moved)[level]
         record = {
             "energy_gap": float(gap.detach()),
-            "acceptance": float(pairs.chain.accept_prob.mean()),
+            "acceptance": float(chain.accept_prob.mean()),
             "moved": float(((moved - pairs.clean).flatten(1).norm(dim=1) / width).mean()),
             "smallest_step": float(model.step_sizes.min()),
-            "diverging": float(pairs.chain.diverging.float().mean()),
+            "diverging": float(chain.diverging.float().mean()),
         }
         far = self.roam(model, batch)
         if far is None:
@@ -187,21 +220,6 @@ class RecoveryLikelihood:
             return None
         far = persistent_contrast(model, batch[:count], self.steps)
         return far._replace(value=far.value * (count / len(batch)))
-
-    def draw(self, model: RecoveryModel, batch: Tensor, *, steer: bool = True) -> RecoveryPairs:
-        """Noise a batch ``(n, *event)`` twice and run the model's chains, whose step sizes are steered if ``steer``."""
-        if self.kernel is not None:
-            model.kernel = self.kernel
-        schedule, data = model.schedule, model.standardized(batch)
-        level = share_levels(len(data), schedule.levels, self.extra).to(data.device)
-        upper = share_reaches(level, schedule.levels, self.reach)
-        clean, noisy = schedule.pairs(data, level, upper=upper, shared_noise=self.shared_noise)
-        potential = recovery_potential(model, noisy, level, upper)
-        chain = run_chain(level_kernel(model, level), potential, self.start(clean, potential.center), self.steps)
-        if self.adapt and steer:
-            near = upper == level + 1
-            _steer(model, chain.accept_prob[near], level[near], self.gain)
-        return RecoveryPairs(clean, level, potential, chain)
 
     def measure(self, model: RecoveryModel, data: Tensor) -> float:
         """Denoising score matching, ``mean |σ̄ ∇U(x_t) − ε|² / dimensions`` over the levels above 0 (Vincent 2011).

@@ -4,7 +4,7 @@ import copy
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 from energyppl._checks import check_count, check_data, check_positive
 from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged
+from energyppl.inference._run_state import describe, require_same_tensors
 from energyppl.inference.history import History, Record
-from energyppl.inference.objectives import Objective, RecoveryLikelihood, RecoveryModel
+from energyppl.inference.objectives import Objective, RecoveryLikelihood
 from energyppl.persistence import load_checkpoint, save_checkpoint
 
 __all__ = ["Training", "TrainingOptions", "fit"]
@@ -29,6 +30,15 @@ class Standardizing(Protocol):
 
     def standardize(self, data: Tensor) -> None:
         """Take the coordinates' location and scale from ``data``."""
+        ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """An objective that gives the model what it trains, a kernel or an initializer, before training begins."""
+
+    def prepare(self, model: Any) -> None:
+        """Write it to the model."""
         ...
 
 
@@ -111,8 +121,8 @@ class Training:
         like = next(model.parameters(), None)
         if like is None:
             raise InvalidInput("the model has no parameters: there is nothing to train")
-        if isinstance(self.objective, RecoveryLikelihood) and self.objective.kernel is not None:
-            cast(RecoveryModel, model).kernel = self.objective.kernel  # the step sizes that it learns are this kernel's
+        if isinstance(self.objective, Preparing):
+            cast(Preparing, self.objective).prepare(model)
         check_data("data", data, data.shape[1:] if event_shape is None else event_shape, at_least=2)
         data = data.detach().to(like)
         if held_out is None:
@@ -128,11 +138,15 @@ class Training:
         self.stopped = ""
         self._epoch_seed, self._position = 0, len(self.data)
         self._order = torch.empty(0, dtype=torch.long)
-        self._norm = 0.0
         self._gap = 0.0
         self._best = math.inf
         self._stale = 0
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        # An initializer's gradient and the energy's are different things, and are clipped apart.
+        started = {id(p) for p in _initializer_parameters(model)}
+        parts = ([p for p in self._parameters if (id(p) in started) == own] for own in (False, True))
+        self._parts = [part for part in parts if part]
+        self._norms = [0.0] * len(self._parts)
         self._optimizer = torch.optim.Adam(self._parameters, fused=True)  # its rate is set at every step
         self._average = [p.detach().clone() for p in self._parameters]
         self._best_weights = [p.clone() for p in self._average]
@@ -195,12 +209,16 @@ class Training:
 
     def _clip(self) -> float:
         """Shorten a gradient far longer than its recent length: one bad batch must not throw the weights away."""
-        limit = self.options.clip * self._norm if self._norm else math.inf
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, limit if math.isfinite(limit) else 1e30))
-        if math.isfinite(norm):
-            kept = min(norm, limit)
-            self._norm = kept if not self._norm else 0.98 * self._norm + 0.02 * kept
-        return norm
+        norms = []
+        for index, part in enumerate(self._parts):
+            recent = self._norms[index]
+            limit = self.options.clip * recent if recent else math.inf
+            norm = float(nn.utils.clip_grad_norm_(part, limit if math.isfinite(limit) else 1e30))
+            if math.isfinite(norm):
+                kept = min(norm, limit)
+                self._norms[index] = kept if not recent else 0.98 * recent + 0.02 * kept
+            norms.append(norm)
+        return math.sqrt(sum(norm * norm for norm in norms))
 
     def _guard(self, step: int, loss: float, norm: float, values: dict[str, float]) -> None:
         # One wild batch is not divergence: the gap is judged by its running mean.
@@ -251,16 +269,16 @@ class Training:
         cuda = torch.cuda.get_rng_state_all() if self.data.is_cuda else []
         return {
             "options": asdict(self.options),
-            "objective": _describe(self.objective),
-            "schedule": _describe(getattr(self.model, "schedule", None)),
-            "kernel": _describe(getattr(self.model, "kernel", None)),
+            "objective": describe(self.objective),
+            "schedule": describe(getattr(self.model, "schedule", None)),
+            "kernel": describe(getattr(self.model, "kernel", None)),
             "data": self._fingerprint(),
             "model": dict(self.model.state_dict()),
             "optimizer": self._optimizer.state_dict(),
             "average": self._average,
             "best_weights": self._best_weights,
             "best_buffers": self._best_buffers,
-            "numbers": [self._best, self._stale, self._norm, self._gap, self._epoch_seed, self._position],
+            "numbers": [self._best, self._stale, self._gap, self._epoch_seed, self._position, *self._norms],
             "records": [[*r[:5], dict(r.values)] for r in self.records],
             "stopped": self.stopped,
             "rng": [torch.get_rng_state(), *cuda],
@@ -287,7 +305,7 @@ class Training:
                     f"this checkpoint was made with {what}: {state.get(key)}, not {mine[key]}; "
                     "continue with the same, or write to another place"
                 )
-        _require_same_tensors(state["model"], mine["model"])
+        require_same_tensors(state["model"], mine["model"])
         before = copy.deepcopy(mine)
         try:
             self._assign(state)
@@ -305,7 +323,7 @@ class Training:
         ):
             for ours, theirs in zip(place, kept, strict=True):
                 ours.copy_(theirs)
-        self._best, self._stale, self._norm, self._gap, self._epoch_seed, self._position = state["numbers"]
+        self._best, self._stale, self._gap, self._epoch_seed, self._position, *self._norms = state["numbers"]
         self.records = [Record(*row) for row in state["records"]]
         self.stopped = state["stopped"]
         self._order = self._epoch_order()
@@ -317,27 +335,9 @@ class Training:
         return [list(self.data.shape), float(self.data.double().sum()), float(self.held_out.double().sum())]
 
 
-def _describe(value: object) -> str:
-    """What an objective is, the same in every process (a function's own repr holds its address)."""
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = ", ".join(f"{f.name}={_describe(getattr(value, f.name))}" for f in fields(value))
-        return f"{type(value).__qualname__}({parts})"
-    if isinstance(value, Tensor):
-        return str(value.tolist())
-    if isinstance(value, (int, float, str, type(None))):
-        return repr(value)
-    return str(getattr(value, "__qualname__", type(value).__qualname__))
-
-
-def _require_same_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
-    odd = [n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape] + [
-        n for n in theirs if n not in ours
-    ]
-    if odd:
-        raise CheckpointError(
-            f"this checkpoint is of another model: {', '.join(odd[:4])} differ in presence or shape; "
-            "build the model with the settings it was trained with"
-        )
+def _initializer_parameters(model: nn.Module) -> list[Tensor]:
+    initializer = getattr(model, "initializer", None)
+    return [] if initializer is None else list(initializer.parameters())
 
 
 def fit(

@@ -3,7 +3,10 @@
 if __name__ != "energyppl.models":
     raise ImportError("import energyppl.models: this folder is its source, not a package of its own")
 
+from energyppl.models.conv import ConvEnergy
+from energyppl.models.initializers import MLPInitializer
 from energyppl.models.mlp import MLPEnergy
 from energyppl.models.recovery import RecoveryEBM
+from energyppl.models.unet import UNetInitializer
 
-__all__ = ["MLPEnergy", "RecoveryEBM"]
+__all__ = ["ConvEnergy", "MLPEnergy", "MLPInitializer", "RecoveryEBM", "UNetInitializer"]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_count, check_positive
 from energyppl.errors import InvalidInput
+from energyppl.models._conditioning import class_rows
 
 __all__ = ["MLPEnergy"]
 
@@ -30,6 +31,7 @@ class MLPEnergy(nn.Module):
         frequency_range: lowest and highest angular frequency of the features, spread evenly on a log scale; 1 to 16 in
             one and two dimensions, where edges can be learned, 0.3 to 3 above, where they would be learned by heart.
         levels: rows of the conditioning table; at least the schedule's levels.
+        classes: number of classes.  Labels are 0 to ``classes − 1``; ``classes`` means "no class", as does no label.
         confinement: strength of the quadratic term, above 0.
         far: distance, in √dimensions, from which f bends towards a constant along every ray, so that it digs no holes
             where no data lie; infinite in one and two dimensions, 2 above, if None.
@@ -48,6 +50,7 @@ class MLPEnergy(nn.Module):
         frequencies: int = 64,
         frequency_range: tuple[float, float] | None = None,
         levels: int = 64,
+        classes: int = 0,
         confinement: float = 1.0,
         far: float | None = None,
     ) -> None:
@@ -55,6 +58,7 @@ class MLPEnergy(nn.Module):
         for name, value in (("hidden", hidden), ("depth", depth), ("levels", levels)):
             check_count(name, value)
         check_count("frequencies", frequencies, at_least=0)
+        check_count("classes", classes, at_least=0)
         plane = math.prod(event_shape) <= 2
         if far is None:
             far = math.inf if plane else 2.0
@@ -68,6 +72,7 @@ class MLPEnergy(nn.Module):
             raise InvalidInput(f"frequency_range must be 0 < low <= high; got {frequency_range}")
         self.event_shape = torch.Size(event_shape)
         self.levels = levels
+        self.classes = classes
         self.confinement = confinement
         self.far = far
         size = math.prod(self.event_shape)
@@ -78,26 +83,33 @@ class MLPEnergy(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         # A row for each level: (scale, shift) of every layer's hidden units; zero leaves the layers as they are.
         self.film = nn.Parameter(torch.zeros(levels, depth * 2 * hidden))
+        self.class_film = nn.Parameter(torch.zeros(classes + 1, depth * 2 * hidden)) if classes else None
         self.readout = nn.Linear(hidden, 1)
 
     frequencies: Tensor
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor, label: int | Tensor | None = None) -> Tensor:
         """Energies in nats.
 
         Args:
             x: points, ``(*batch, *event)``.
             level: whole levels, ``()`` or ``(*batch,)``.
+            label: classes, likewise; ``classes`` or None for no class.
 
         Returns:
             Energies, ``(*batch,)``.
+
+        Raises:
+            InvalidInput: for a label that is out of range, or where there are no classes.
         """
         x = x.flatten(x.dim() - len(self.event_shape)) if self.event_shape else x.unsqueeze(-1)
         square = (x * x).sum(-1)
         if self.far < math.inf:
             x = x * torch.rsqrt(1.0 + square / (self.far**2 * x.shape[-1])).unsqueeze(-1)
         # Splitting once costs one concatenation on the way back, where indexing would fill a table for each piece.
-        film = nn.functional.embedding(level, self.film).chunk(2 * len(self.layers), -1)
+        table = nn.functional.embedding(level, self.film)
+        of_class = class_rows(self.class_film, label, x.shape[:-1])
+        film = (table if of_class is None else table + of_class).chunk(2 * len(self.layers), -1)
         phase = x @ self.frequencies
         hidden = torch.cat([x, phase.sin(), phase.cos()], -1)
         for layer, scale, shift in zip(self.layers, film[0::2], film[1::2], strict=True):

@@ -7,6 +7,7 @@ from hashlib import blake2b
 
 import pyro
 import torch
+from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
 from energyppl._checks import check_data, check_event, shape_text
@@ -16,7 +17,8 @@ from energyppl.errors import InvalidInput
 from energyppl.inference.annealing_paths import Draws
 from energyppl.inference.chains import run_chain
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
-from energyppl.inference.generation import Generation, LevelTuning, gaussian_start, generate, tune_levels
+from energyppl.inference.generation import Generation, LevelTuning, generate, tune_levels
+from energyppl.inference.initializers import check_initializer, recovery_proposal, recovery_start
 from energyppl.inference.level_normalizers import anneal_through_levels
 from energyppl.inference.log_normalizers import Annealing
 from energyppl.inference.objectives import (
@@ -50,6 +52,8 @@ class RecoveryEBM(nn.Module):
         event_shape: shape of one point; taken from ``net.event_shape`` if it has one.
         kernel: moves the chains of the recovery distributions; Crank–Nicolson in few dimensions, with the gradient in
             many, if None.
+        initializer: a network, such as ``MLPInitializer``, that says where chains begin; ``CooperativeRecovery`` trains
+            it.
 
     Raises:
         InvalidInput: if the network returns another shape or non-finite values, or has fewer levels than the schedule.
@@ -69,6 +73,7 @@ class RecoveryEBM(nn.Module):
         *,
         event_shape: Sequence[int] | None = None,
         kernel: TunableKernel | None = None,
+        initializer: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
@@ -95,6 +100,9 @@ class RecoveryEBM(nn.Module):
         self.register_buffer("persistent_steps", torch.zeros_like(self.step_sizes))
         spread = schedule.spread
         self._spread = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
+        if initializer is not None:
+            check_initializer(initializer, self.event_shape)
+        self.initializer = initializer
         self._integrals: dict[int, tuple[str, Watch, Quadrature]] = {}
         self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
         self._annealed: dict[tuple[int, float], tuple[str, Watch, LogNormalizer]] = {}
@@ -194,8 +202,8 @@ class RecoveryEBM(nn.Module):
             wide = self.standardized(noisy).expand(*shape, *self.event_shape)
             levels = level.expand(shape)
             tethered = recovery_potential(self, wide, levels)
-            spread = self.schedule.spread.to(wide)[levels]
-            x = run_chain(level_kernel(self, levels), tethered, gaussian_start(tethered, spread), steps).state.x
+            start = recovery_start(self, tethered, wide, levels)
+            x = run_chain(level_kernel(self, levels), tethered, start, steps).state.x
             return (self.loc + self.scale * alpha * x).to(like)
 
         def log_z(own: Potential, value: Tensor) -> Tensor:
@@ -212,6 +220,25 @@ class RecoveryEBM(nn.Module):
             sampler=sampler,
             log_normalizer=log_z if contrastive else None,
         )
+
+    def guide(self, noisy: Tensor, level: int | Tensor) -> TorchDistribution:
+        """The initializer's q(y | x_{t+1} = noisy), a Gaussian in data coordinates: a Pyro guide for :meth:`recovery`.
+
+        Args:
+            noisy: ``(*batch, *event)``.
+            level: t, one number or one for each point, ``(*batch,)``.
+
+        Raises:
+            InvalidInput: if the model has no initializer.
+        """
+        noisy = check_event("noisy", noisy, self.event_shape).to(self.loc)
+        self.schedule.check_level(level)
+        level = torch.as_tensor(level, device=noisy.device)
+        q = recovery_proposal(self, self.standardized(noisy), level)
+        scale = self.scale * _wide(tether(self.schedule)[0].to(noisy)[level], self.event_shape)
+        normal = Normal(self.loc + scale * q.base_dist.loc, scale * q.base_dist.scale, validate_args=False)
+        guide: TorchDistribution = normal.to_event(len(self.event_shape))
+        return guide
 
     # --- Queries ---
 
@@ -351,11 +378,12 @@ class RecoveryEBM(nn.Module):
         check_data("data", data, self.event_shape)
         pyro.module("recovery_ebm", self)
         recipe = recipe or RecoveryLikelihood()
-        pairs, far = recipe.draw(self, data, steer=self.training), recipe.roam(self, data)
+        pairs = recipe.pairs(self, data)
+        chain, far = recipe.move(self, pairs, steer=self.training), recipe.roam(self, data)
         if far is not None:  # its gradient; its value says nothing
             pyro.factor("persistent", -len(data) * (far.value - far.value.detach()))
         own = pairs.potential
-        negatives = FromNegatives(pairs.chain.state.x)
+        negatives = FromNegatives(chain.state.x)
         site = RecoveryDistribution(own.potential, own.center, own.sigma, log_normalizer=negatives)
         with pyro.plate("data", len(data)):
             pyro.sample("clean", site, obs=pairs.clean)

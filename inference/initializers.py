@@ -1,0 +1,155 @@
+"""Initializers: learned q(x_t | x_{t+1}) from which recovery chains begin (CDRL, Zhu et al. 2024).
+
+An initializer network says how far q's mean lies from that of the recovery distribution of Gaussian data, in standard
+deviations of the latter; a fresh one, which answers zero, begins where chains begin without any.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from energyppl._checks import shape_text
+from energyppl.errors import InvalidInput
+from energyppl.gradient import energy_only
+from energyppl.inference.crank_nicolson import reference
+from energyppl.inference.objectives import RecoveryModel, recovery_potential
+from energyppl.inference.transition import Info, State, evaluate, metropolis, widen
+from energyppl.potential import Potential, Tethered
+from energyppl.schedule import NoiseSchedule
+
+__all__ = [
+    "CooperativeModel",
+    "IndependentMetropolis",
+    "InitializerNetwork",
+    "check_initializer",
+    "gaussian_start",
+    "initializer_width",
+    "recovery_proposal",
+    "recovery_start",
+]
+
+InitializerNetwork = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From noisy points of unit variance, ``(*batch, *event)``, and levels to (shift, log scale), zero at first."""
+
+
+class CooperativeModel(RecoveryModel, Protocol):
+    """A recovery model that may have an initializer; ``energyppl.models.RecoveryEBM`` is one."""
+
+    initializer: nn.Module | None  # an InitializerNetwork
+
+
+def check_initializer(initializer: object, event_shape: torch.Size) -> None:
+    """Require an initializer network for points of this shape."""
+    own = getattr(initializer, "event_shape", event_shape)
+    if not isinstance(initializer, nn.Module) or torch.Size(own) != event_shape:
+        came = shape_text(own) if isinstance(initializer, nn.Module) else type(initializer).__name__
+        raise InvalidInput(
+            f"the initializer must be a network for points of shape {shape_text(event_shape)}; got {came}: "
+            f"build MLPInitializer({shape_text(event_shape)}) or another"
+        )
+
+
+def initializer_width(schedule: NoiseSchedule) -> Tensor:
+    """CDRL's standard deviation of q at each level, in the coordinates of x_t, ``(levels,)``: σ̄_t σ_{t+1} / σ̄_{t+1}.
+
+    It is that of x_t given x_{t+1} and the clean data.
+    """
+    return schedule.sigma_bar[:-1].clamp(min=1e-6) * schedule.sigma / schedule.sigma_bar[1:]
+
+
+def recovery_proposal(model: CooperativeModel, noisy: Tensor, level: Tensor) -> dist.TorchDistribution:
+    """q(x_t | x_{t+1} = noisy) in standardised coordinates, over ``(*batch, *event)``, differentiable in its weights.
+
+    Args:
+        model: has an initializer.
+        noisy: standardised x_{t+1}, ``(*batch, *event)``.
+        level: t, ``()`` or ``(*batch,)``.
+
+    Raises:
+        InvalidInput: if the model has none.
+    """
+    if model.initializer is None:
+        raise InvalidInput(
+            "this model has no initializer: build it with RecoveryEBM(net, schedule, initializer=MLPInitializer(…))"
+        )
+    spread = model.schedule.spread.to(noisy)
+    mean, deviation = reference(recovery_potential(model, noisy, level), spread[level], noisy)
+    shift, log_scale = model.initializer(noisy / _wide(spread[level + 1], noisy), level)
+    if log_scale.dim():  # learned: relative to the recovery of Gaussian data, as the shift is
+        scale = deviation * log_scale.exp()
+    else:
+        scale = _wide(initializer_width(model.schedule).to(noisy)[level], noisy)
+    normal = dist.Normal(mean + deviation * shift, scale.expand_as(mean), validate_args=False)
+    proposal: dist.TorchDistribution = normal.to_event(len(model.event_shape))
+    return proposal
+
+
+def gaussian_start(potential: Tethered, spread: Tensor) -> Tensor:
+    """Where chains of a recovery distribution begin: at draws of what it would be for Gaussian data.
+
+    The noisy point itself lies too wide, by the noise.  Without a tether, at the top level, it is where chains begin.
+
+    Args:
+        potential: tethered to the noisy points ``(*batch, *event)``.
+        spread: standard deviation of the level's marginal, ``()`` or ``(*batch,)``.
+    """
+    center = potential.center
+    mean, deviation = reference(potential, spread, center)
+    tethered = torch.isfinite(torch.as_tensor(potential.sigma))
+    return torch.where(tethered, mean + deviation * torch.randn_like(center), center)
+
+
+def recovery_start(model: CooperativeModel, potential: Tethered, noisy: Tensor, level: Tensor) -> Tensor:
+    """Where a model's recovery chains begin, ``(*batch, *event)``: its initializer's draws, or :func:`gaussian_start`.
+
+    Args:
+        model: the model.
+        potential: its recovery potential given ``noisy``.
+        noisy: standardised x_{t+1}, ``(*batch, *event)``.
+        level: t, ``()`` or ``(*batch,)``.
+    """
+    if model.initializer is None:
+        return gaussian_start(potential, model.schedule.spread.to(noisy)[level])
+    with torch.no_grad():
+        drawn: Tensor = recovery_proposal(model, noisy, level).sample()
+    return drawn
+
+
+@dataclass(frozen=True, eq=False)
+class IndependentMetropolis:
+    """Independent proposals from a distribution, accepted by Metropolis and Hastings: it changes speed, not the target.
+
+    With an initializer's q(y | x_{t+1}) as the proposal a recovery chain forgets where it began at its first accepted
+    move.  In a :class:`Cycle` with a local kernel the chain is exact however bad the proposal.
+
+    Args:
+        proposal: over ``(*chains, *event)``: its ``sample()`` and ``log_prob``, ``(*chains,)``, are used; its support
+            must cover the target's.
+    """
+
+    proposal: dist.TorchDistribution
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Evaluate the potential at ``x``, ``(*chains, *event)``."""
+        return evaluate(potential, x)
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Propose a fresh draw for every chain and accept it by its ratio of target to proposal."""
+        with torch.no_grad():
+            x = self.proposal.sample()
+            if x.shape != state.x.shape:
+                raise InvalidInput(
+                    f"the proposal must draw one point for each chain, {tuple(state.x.shape)}; got {tuple(x.shape)}: "
+                    "expand it to the chains"
+                )
+            old, new = self.proposal.log_prob(state.x), self.proposal.log_prob(x)
+        energy = energy_only(potential, x)
+        return metropolis((state.energy - energy) + (old - new), State(x, energy, state.grad), state)
+
+
+def _wide(value: Tensor, x: Tensor) -> Tensor:
+    return widen(value, x) if value.dim() else value

@@ -1,0 +1,174 @@
+"""Cooperative training: the initializer's Gaussian, its teaching, and corrections that keep the target as it is."""
+
+import math
+import warnings
+
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+
+import energyppl as ep
+from energyppl.inference.initializers import initializer_width, recovery_proposal
+from energyppl.models import MLPEnergy, MLPInitializer
+
+OPTIONS = ep.TrainingOptions(steps=400, batch_size=256)
+
+
+class Bell(nn.Module):
+    """The energy of N(0, I), which is right at every level."""
+
+    event_shape = torch.Size((2,))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.precision = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        return 0.5 * self.precision * x.square().sum(-1) + 0.0 * level
+
+
+def bell(**settings: bool) -> ep.RecoveryEBM:
+    torch.manual_seed(0)
+    initializer = MLPInitializer((2,), hidden=32, levels=6, **settings)  # type: ignore[arg-type]
+    return ep.RecoveryEBM(Bell(), ep.NoiseSchedule.cosine(6), initializer=initializer)
+
+
+def test_widths_are_the_papers() -> None:
+    """SEEDS §2's table, in the coordinates of y = α x_t."""
+    schedule = ep.NoiseSchedule.cosine(6)
+    alpha = schedule.alpha.clone()
+    alpha[-1] = 1.0
+    published = [0.0072, 0.201, 0.325, 0.404, 0.422, 0.922]
+    assert (initializer_width(schedule) * alpha).tolist() == pytest.approx(published, abs=0.001)
+
+
+def test_a_fresh_initializer_with_a_learned_scale_is_the_recovery_of_gaussian_data() -> None:
+    ebm, level = bell(learn_scale=True), torch.tensor([0, 3])
+    noisy = torch.tensor([[0.5, -1.0], [2.0, 0.3]])
+    alpha, sigma = ebm.schedule.alpha[level].float(), ebm.schedule.sigma[level].float()
+    q = recovery_proposal(ebm, noisy, level)
+    # x_t ~ N(0, 1) and x_{t+1} = α x_t + σ ε: x_t | x_{t+1} is N(α x_{t+1}, σ²).
+    assert torch.allclose(q.mean, alpha[:, None] * noisy, atol=1e-5)
+    assert torch.allclose(q.variance.sqrt(), sigma[:, None].expand(2, 2), atol=1e-5)
+    g = ebm.guide(noisy, level)
+    assert torch.allclose(g.mean, alpha[:, None] * q.mean, atol=1e-5)
+
+
+def test_independent_proposals_leave_the_target_whatever_they_are() -> None:
+    """Mean and variance within 4.5 standard errors of 4,000 independent chains; false alarm 1 in 70,000."""
+    torch.manual_seed(0)
+    target = ep.Energy(lambda x: 0.5 * x.square().sum(-1), torch.Size((1,)))
+    proposal = torch.distributions.Independent(
+        torch.distributions.Normal(torch.full((4000, 1), 1.0), torch.full((4000, 1), 2.0)), 1
+    )
+    kernel = ep.IndependentMetropolis(proposal)  # type: ignore[arg-type]
+    x = ep.run_chain(kernel, target, torch.zeros(4000, 1), 60).state.x
+    assert abs(float(x.mean())) < 4.5 / math.sqrt(4000)
+    assert abs(float(x.var()) - 1.0) < 4.5 * math.sqrt(2.0 / 4000)
+    assert abs(float(proposal.sample().mean())) > 10 / math.sqrt(4000), "negative control: without correction"
+    with pytest.raises(ep.InvalidInput, match="one point for each chain"):
+        ep.run_chain(kernel, target, torch.zeros(5, 1), 1)
+
+
+def test_teaching_makes_chains_begin_nearer_home() -> None:
+    """Eight Gaussians, at level 0, where it matters most; an untaught one begins where chains begin without any."""
+    torch.manual_seed(0)
+    data = ep.toys.EightGaussians().sample((4000,))
+    initializer = MLPInitializer((2,), hidden=64, levels=6, learn_scale=True)
+    ebm = ep.RecoveryEBM(MLPEnergy((2,), hidden=64, depth=2), ep.NoiseSchedule.cosine(6))
+    before = MLPInitializer((2,), hidden=64, levels=6, learn_scale=True)
+    history = ep.fit(ebm, data, ep.CooperativeRecovery(initializer=initializer), options=OPTIONS, progress=False)
+    report = ep.initializer_report(ebm, data[:500])
+    assert float(report.drop[0]) < 0.7 * float(report.drop_without[0])
+    assert report.problems == ()
+    for name in ("initializer_loss", "initializer_drop", "initializer_moved"):
+        assert math.isfinite(history.records[-1].values[name])
+    ebm.initializer = before
+    untaught = ep.initializer_report(ebm, data[:500])
+    assert float(untaught.drop[0]) > 0.8 * float(untaught.drop_without[0]), "negative control"
+
+
+def test_a_useless_and_a_collapsed_initializer_are_named() -> None:
+    ebm = bell(learn_scale=True)
+    ebm.standardize(torch.randn(500, 2))
+    ebm.step_sizes.fill_(0.5)
+    with torch.no_grad():
+        ebm.initializer.readout.bias[:2] = 5.0  # type: ignore[union-attr, index]
+    assert "begin no better" in ep.initializer_report(ebm, torch.randn(500, 2)).problems[0]
+    with torch.no_grad():
+        ebm.initializer.readout.bias[:2] = 0.0  # type: ignore[union-attr, index]
+        ebm.initializer.readout.bias[2:] = -50.0  # type: ignore[union-attr, index]
+    assert any("collapsed" in problem for problem in ep.initializer_report(ebm, torch.randn(500, 2)).problems)
+
+
+def test_each_network_has_its_own_gradient_only() -> None:
+    ebm = bell()
+    data = torch.randn(300, 2)
+    ebm.standardize(data)
+    objective = ep.CooperativeRecovery()
+    objective.prepare(ebm)
+    torch.manual_seed(1)
+    with_weight = objective.loss(ebm, data).value
+    (energy_grad,) = torch.autograd.grad(with_weight, [ebm.net.precision])  # type: ignore[list-item]
+    torch.manual_seed(1)
+    (alone,) = torch.autograd.grad(ep.CooperativeRecovery(weight=0.0).loss(ebm, data).value, [ebm.net.precision])  # type: ignore[list-item]
+    assert float(energy_grad) == pytest.approx(float(alone))
+
+
+def test_negatives_from_the_initializer_are_an_option() -> None:
+    ebm = bell()
+    data = torch.randn(1000, 2)
+    objective = ep.CooperativeRecovery(from_initializer=True)
+    history = ep.fit(ebm, data, objective, options=ep.TrainingOptions(steps=20, batch_size=128), progress=False)
+    assert len(history.records) == 20
+
+
+def test_the_guide_serves_pyro_and_its_elbo_improves() -> None:
+    """The evidence bound of a recovery distribution with the initializer as its guide, in nats for each point."""
+    from pyro.infer import SVI, Trace_ELBO
+
+    torch.manual_seed(0)
+    ebm = bell(learn_scale=True)
+    ebm.standardize(torch.randn(500, 2))
+    ebm.net.requires_grad_(False)
+    with torch.no_grad():
+        ebm.initializer.readout.bias[:2] = 1.0  # type: ignore[union-attr, index]
+    noisy = torch.randn(200, 2)
+
+    def model(noisy: Tensor) -> None:
+        with pyro.plate("rows", len(noisy)):
+            pyro.sample("clean", ebm.recovery(noisy, 2).unnormalized())
+
+    def guide(noisy: Tensor) -> None:
+        pyro.module("initializer", ebm.initializer)
+        with pyro.plate("rows", len(noisy)):
+            pyro.sample("clean", ebm.guide(noisy, 2))
+
+    pyro.clear_param_store()
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(num_particles=4, vectorize_particles=False))
+    losses = [svi.step(noisy) / 200 for _ in range(60)]
+    assert sum(losses[-10:]) / 10 < sum(losses[:5]) / 5 - 0.2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ep.CooperativeRecovery(teach=0.0), "teach must lie in"),
+        (lambda: ep.CooperativeRecovery(weight=-1.0), "weight must not be negative"),
+        (
+            lambda: ep.Training(
+                ep.RecoveryEBM(Bell(), ep.NoiseSchedule.cosine(2)), torch.randn(50, 2), ep.CooperativeRecovery()
+            ),
+            "needs an initializer",
+        ),
+        (
+            lambda: ep.RecoveryEBM(Bell(), ep.NoiseSchedule.cosine(2), initializer=MLPInitializer((3,))),
+            r"points of shape \(2,\); got \(3,\)",
+        ),
+        (lambda: ep.RecoveryEBM(Bell(), ep.NoiseSchedule.cosine(2)).guide(torch.randn(1, 2), 0), "has no initializer"),
+    ],
+)
+def test_bad_input_is_said(make: object, message: str) -> None:
+    with warnings.catch_warnings(), pytest.raises(ep.InvalidInput, match=message):
+        make()  # type: ignore[operator]

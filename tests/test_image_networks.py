@@ -1,0 +1,416 @@
+"""Networks of images and of where chains begin: shapes, conditioning, spectral norm, and the papers' sizes."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import energyppl as ep
+from energyppl import gradient
+from energyppl.gradient import eager_energy_and_grad, energy_and_grad
+from energyppl.models._spectral import spectrally_normalized
+from energyppl.models.conv import ConvEnergy
+from energyppl.models.initializers import MLPInitializer
+from energyppl.models.unet import UNetInitializer
+
+SHAPE = (1, 8, 8)
+SMALL: dict[str, Any] = {"width": 8, "levels": 5, "classes": 3}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def stirred(net: Any) -> Any:
+    """With other weights than the initial ones, of which many are zero."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return net
+
+
+def tiny_drl(**options: Any) -> ConvEnergy:
+    return ConvEnergy.drl_cifar10(width=8, blocks=1, **options)
+
+
+# Every network, as a function of (x, level, label) that returns one tensor for each point.
+NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
+    "conv": lambda: (ConvEnergy(SHAPE, **SMALL), SHAPE),
+    "conv, spectral": lambda: (ConvEnergy(SHAPE, spectral_norm=True, **SMALL), SHAPE),
+    "drl": lambda: (tiny_drl(levels=5, classes=3), (3, 32, 32)),
+    "cdrl": lambda: (ConvEnergy.cdrl_cifar10(5, width=8, blocks=1, classes=3), (3, 32, 32)),
+    "mlp initializer": lambda: (
+        MLPInitializer((3, 2), hidden=16, levels=5, classes=3, learn_scale=True),
+        (3, 2),
+    ),
+    "mlp initializer of numbers": lambda: (MLPInitializer((), hidden=16, levels=5, classes=3), ()),
+    "u-net": lambda: (UNetInitializer(SHAPE, attention=(4,), learn_scale=True, **SMALL), SHAPE),
+    "u-net, cdrl": lambda: (UNetInitializer.cdrl_cifar10(5, width=8, blocks=1, classes=3).eval(), (3, 32, 32)),
+}
+
+
+def call(net: nn.Module, x: Tensor, level: Tensor, label: Any = None) -> Tensor:
+    """The energy, or shift and log scale side by side."""
+    out = net(x, level, label)
+    return out if isinstance(out, Tensor) else torch.stack([out[0], out[1].expand(x.shape)])
+
+
+def points_first(out: Tensor, net: nn.Module) -> Tensor:
+    return out if isinstance(net, ConvEnergy) else out.movedim(0, -1)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_batches_levels_and_labels_of_any_broadcastable_shape(name: str) -> None:
+    """Every way to say the same thing gives the same numbers, and points don't influence each other."""
+    net, event = NETWORKS[name]()
+    stirred(net)
+    x = torch.randn(2, 3, *event)
+    level, label = torch.randint(5, (2, 3)), torch.randint(4, (2, 3))
+    whole = points_first(call(net, x, level, label), net)
+    assert whole.shape[:2] == (2, 3)
+    flat = points_first(call(net, x.flatten(0, 1), level.flatten(), label.flatten()), net)
+    torch.testing.assert_close(flat, whole.flatten(0, 1), **CLOSE)
+    one = points_first(call(net, x[1, 2], level[1, 2], label[1, 2]), net)
+    torch.testing.assert_close(one, whole[1, 2], **CLOSE)
+    torch.testing.assert_close(points_first(call(net, x[1, 2], level[1, 2], int(label[1, 2])), net), one, **CLOSE)
+    # Broadcast: one level for a row, one label for all.
+    wide = call(net, x, level[:, :1].expand(2, 3), torch.full((2, 3), 2))
+    torch.testing.assert_close(call(net, x, level[:, :1], torch.tensor(2)), wide, **CLOSE)
+    # No label is the last row of the table.
+    torch.testing.assert_close(call(net, x, level), call(net, x, level, torch.full((2, 3), 3)), **CLOSE)
+    assert call(net, x[:0], torch.tensor(1)).numel() == 0
+
+
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "mlp initializer of numbers"])
+def test_levels_and_labels_make_a_difference(name: str) -> None:
+    net, event = NETWORKS[name]()
+    stirred(net)
+    x = torch.randn(event)
+    by_level = {tuple(call(net, x, torch.tensor(t)).flatten()[:4].tolist()) for t in range(5)}
+    by_label = {tuple(call(net, x, torch.tensor(1), c).flatten()[:4].tolist()) for c in (0, 1, 2, None)}
+    assert (len(by_level), len(by_label)) == (5, 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 5, 7)])
+def test_defaults_fit_the_image(shape: tuple[int, ...]) -> None:
+    net, start = ConvEnergy(shape), UNetInitializer(shape)
+    x = torch.randn(2, *shape)
+    assert net(x, torch.tensor(0)).shape == (2,)
+    assert start(x, torch.tensor(0))[0].shape == x.shape
+    ebm = ep.RecoveryEBM(ConvEnergy(shape), ep.NoiseSchedule.cosine(4))
+    assert torch.isfinite(ebm.sample((2,), steps=1)).all()
+    # The network begins near the quadratic term, the answer for much noise.
+    quadratic = 0.5 * (x * x).flatten(1).sum(1)
+    assert float((net(x, torch.tensor(0)) - quadratic).detach().abs().max()) < 3.0
+
+
+CONV: dict[str, Callable[[], ConvEnergy]] = {
+    "plain": lambda: ConvEnergy(SHAPE),
+    "classes": lambda: ConvEnergy(SHAPE, classes=4),
+    "spectral norm": lambda: ConvEnergy(SHAPE, spectral_norm=True),
+    "unconfined": lambda: ConvEnergy(SHAPE, confinement=0.0, output_scale=torch.linspace(3.0, 1.0, 64)),
+    "drl": tiny_drl,
+    "cdrl": lambda: ConvEnergy.cdrl_cifar10(width=8, blocks=1),
+}
+
+
+@pytest.mark.parametrize("level", [2, torch.tensor([0, 3, 1, 2, 2])], ids=["one level", "a level each"])
+@pytest.mark.parametrize("name", CONV)
+def test_the_door_traces_in_train_mode_and_gives_eager_numbers(name: str, level: Any) -> None:
+    ebm = ep.RecoveryEBM(stirred(CONV[name]()), ep.NoiseSchedule.cosine(4)).train()
+    potential = ebm.potential(level)
+    for _ in range(2):
+        x = torch.randn(5, *ebm.event_shape)
+        energy, grad = energy_and_grad(potential, x)
+        expected, expected_grad = eager_energy_and_grad(potential, x)
+        torch.testing.assert_close(energy, expected, **CLOSE)
+        torch.testing.assert_close(grad, expected_grad, **CLOSE)
+        bound = gradient._bound[potential][eager_energy_and_grad]
+        assert isinstance(bound, gradient._Bound), bound.reason
+
+
+def test_forces_in_half_precision() -> None:
+    ebm = ep.RecoveryEBM(stirred(ConvEnergy(SHAPE, width=8, spectral_norm=True)), ep.NoiseSchedule.cosine(4))
+    x = torch.randn(5, *SHAPE)
+    expected = ep.gradient_only(ebm.potential(1), x)
+    force = ep.gradient_only(ebm.potential(1), x, torch.bfloat16)
+    assert force.dtype == torch.float32
+    assert float((force - expected).norm() / expected.norm()) < 0.03
+
+
+def test_channels_last_gives_the_same_numbers() -> None:
+    for net in (stirred(ConvEnergy((3, 16, 16))), stirred(UNetInitializer((3, 16, 16), attention=(4,)))):
+        x = torch.randn(4, 3, 16, 16)
+        expected = call(net, x, torch.tensor(1))
+        last = x.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(call(net, last, torch.tensor(1)), expected, **CLOSE)
+        net.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(call(net, last, torch.tensor(1)), expected, **CLOSE)
+        torch.testing.assert_close(call(net, x, torch.tensor(1)), expected, **CLOSE)
+
+
+def test_the_output_scale_weighs_everything_but_the_confinement() -> None:
+    net = stirred(ConvEnergy(SHAPE, levels=3))
+    scaled = ConvEnergy(SHAPE, levels=3, output_scale=[1.0, 2.0, 5.0])
+    scaled.load_state_dict(net.state_dict() | {"output_scale": scaled.output_scale})
+    x, level = torch.randn(3, *SHAPE), torch.arange(3)
+    quadratic = 0.5 * (x * x).flatten(1).sum(1)
+    expected = (net(x, level) - quadratic) * torch.tensor([1.0, 2.0, 5.0]) + quadratic
+    torch.testing.assert_close(scaled(x, level), expected, **CLOSE)
+
+
+# --- Spectral norm ---
+
+
+def vectors(net: nn.Module) -> list[Tensor]:
+    return [buffer.clone() for name, buffer in net.named_buffers() if name.endswith("left")]
+
+
+def largest(net: nn.Module) -> list[float]:
+    """The largest singular value of every weight that is normalised, as the network sees it."""
+    layers = [m for m in net.modules() if nn.utils.parametrize.is_parametrized(m, "weight")]
+    return [float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)) for layer in layers]
+
+
+def backward(net: ConvEnergy) -> None:
+    net(torch.randn(4, *net.event_shape), torch.tensor(1)).mean().backward()
+
+
+@pytest.mark.parametrize(("name", "layers"), [("drl", 16), ("cdrl", 16), ("spectral norm", 6)])
+def test_spectral_norm_bounds_every_singular_value(name: str, layers: int) -> None:
+    """Of the stem, the dense layers, each block's three or two, and the shortcut; not of the head."""
+    net = stirred(CONV[name]())
+    for _ in range(60):
+        backward(net)
+    values = largest(net)
+    assert len(values) == layers
+    assert 0.9 < max(values) < 1.005
+
+
+def test_spectral_norm_that_shrinks_leaves_small_weights_alone() -> None:
+    zero = nn.Linear(4, 4)
+    nn.init.zeros_(zero.weight)
+    layer = spectrally_normalized(copy.deepcopy(zero), shrink=True)
+    assert torch.equal(layer.weight, zero.weight)
+    layer(torch.randn(3, 4)).sum().backward()
+    assert layer.parametrizations.weight.original.grad.abs().sum() > 0
+    assert vectors(layer)[0].norm() > 0.99  # a weight of zeros has not wiped it out
+    for size, expected in ((0.5, 0.5), (3.0, 1.0)):
+        with torch.no_grad():
+            layer.parametrizations.weight.original.copy_(size * torch.eye(4))
+        assert float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) == pytest.approx(expected)
+        assert float(torch.linalg.matrix_norm(spectrally_normalized(nn.Linear(4, 4)).weight.detach(), 2)) > 0.8
+
+
+def test_spectral_vectors_rest_while_chains_run_and_move_once_a_backward() -> None:
+    """The energy is the same function for chains and for the loss, in train mode too."""
+    net = stirred(ConvEnergy(SHAPE, width=8, levels=4, spectral_norm=True)).train()
+    ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(4))
+    before = vectors(net)
+    x = torch.randn(5, *SHAPE)
+    energy, _ = energy_and_grad(ebm.potential(1), x)
+    eager_energy_and_grad(ebm.potential(1), x)
+    ebm.sample((2,), steps=2)
+    loss = ebm.potential(1)(x)  # evaluated, but nothing learned from it yet
+    torch.testing.assert_close(loss, energy, **CLOSE)
+    assert all(map(torch.equal, vectors(net), before))
+    loss.mean().backward()
+    once = vectors(net)
+    assert not any(map(torch.equal, once, before))
+    matrix = net.stem.parametrizations.weight.original.detach().flatten(1)
+    torch.testing.assert_close(once[0], nn.functional.normalize(matrix @ (matrix.t() @ before[0]), dim=0))
+    # Score matching differentiates twice; its vectors follow as well, and once.
+    point = x.clone().requires_grad_()
+    (score,) = torch.autograd.grad(net(point, torch.tensor(1)).sum(), point, create_graph=True)
+    assert all(map(torch.equal, vectors(net), once))
+    score.square().sum().backward()
+    torch.testing.assert_close(
+        vectors(net)[0], nn.functional.normalize(matrix @ (matrix.t() @ once[0]), dim=0), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_spectral_norm_has_the_true_gradient() -> None:
+    """With its vectors at rest at the singular ones, W / σ(W) has the derivative of W / |W|₂."""
+    layer = spectrally_normalized(nn.Linear(5, 3)).double()
+    for _ in range(200):
+        layer.weight.sum().backward()
+    original = layer.parametrizations.weight.original
+    original.grad = None
+    weights = torch.randn(3, 5, dtype=torch.double)
+    (layer.weight * weights).sum().backward()
+    free = original.detach().clone().requires_grad_()
+    (free / torch.linalg.matrix_norm(free, 2) * weights).sum().backward()
+    torch.testing.assert_close(original.grad, free.grad, rtol=1e-6, atol=1e-8)
+
+
+def test_training_with_spectral_norm() -> None:
+    net = ConvEnergy(SHAPE, width=8, levels=3, spectral_norm=True)
+    twin = copy.deepcopy(net)
+    ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(3))
+    options = ep.TrainingOptions(steps=4, batch_size=16, evaluate_every=2)
+    ep.fit(ebm, torch.randn(40, *SHAPE), options=options, progress=False)
+    assert not torch.equal(vectors(net)[0], vectors(twin)[0])
+    twin.load_state_dict(net.state_dict())
+    x = torch.randn(2, *SHAPE)
+    torch.testing.assert_close(twin(x, torch.tensor(1)), net(x, torch.tensor(1)), rtol=0, atol=0)
+
+
+# --- The papers' networks ---
+
+
+def count(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"), [(ConvEnergy.drl_cifar10, 34_833_408), (ConvEnergy.cdrl_cifar10, 34_833_152)]
+)
+def test_published_energies(make: Callable[[], ConvEnergy], expected: int) -> None:
+    net = make()
+    assert count(net) == expected
+    assert abs(count(net) - 34.8e6) < 0.05e6
+    with torch.no_grad():
+        assert torch.isfinite(net(torch.randn(1, 3, 32, 32), torch.tensor(5))).all()
+    with pytest.raises(IndexError):
+        net(torch.zeros(1, 3, 32, 32), torch.tensor(6))
+
+
+def test_published_initializer() -> None:
+    net = UNetInitializer.cdrl_cifar10(learn_scale=True).eval()
+    assert count(net) == 3_769_795 + 6
+    with torch.no_grad():
+        shift, log_scale = net(torch.randn(2, 3, 32, 32), torch.tensor([0, 5]))
+    assert shift.shape == (2, 3, 32, 32)
+    assert log_scale.shape == (2, 1, 1, 1)
+    assert not shift.any()
+    heights = [block.first.out_channels for block in net.down]
+    assert heights == [64] * 11
+    # Attention after every block at 16 and 8, and in the middle.
+    attending = [type(b.attention).__name__ == "_Attention" for b in (*net.down, *net.middle, *net.up)]
+    assert sum(attending) == 3 + 3 + 1 + 4 + 4
+
+
+def test_positions_of_levels_as_published() -> None:
+    """DRL's are whole numbers; CDRL's grow from clean to noisy within (0, 1000)."""
+    sines = tiny_drl().conditioning.sinusoids[:, 0]
+    torch.testing.assert_close(sines, torch.arange(6.0).sin())
+    from energyppl.models.conv import log_snr_positions
+
+    positions = log_snr_positions(6)
+    assert 0 < float(positions[0]) < 10
+    assert bool((positions.diff() > 0).all())
+    assert float(positions[-1]) < 1000
+
+
+# --- Initializers ---
+
+STARTS: dict[str, Callable[..., tuple[nn.Module, tuple[int, ...]]]] = {
+    "mlp": lambda **o: (MLPInitializer((2,), levels=5, classes=2, **o), (2,)),
+    "mlp, no features": lambda **o: (MLPInitializer((4, 2), levels=5, frequencies=0, **o), (4, 2)),
+    "u-net 8": lambda **o: (UNetInitializer(SHAPE, levels=5, **o), SHAPE),
+    "u-net 28": lambda **o: (UNetInitializer((1, 28, 28), width=8, levels=5, attention=(7, 14), **o), (1, 28, 28)),
+}
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("name", STARTS)
+def test_initializers_begin_at_the_reference_and_can_leave_it(name: str, learned: bool) -> None:
+    net, event = STARTS[name](learn_scale=learned)
+    x, level = torch.randn(3, *event), torch.tensor([0, 2, 4])
+    shift, log_scale = net(x, level)
+    assert shift.shape == x.shape
+    assert not shift.any()
+    assert not log_scale.any()
+    assert torch.broadcast_shapes(log_scale.shape, shift.shape) == shift.shape
+    assert (log_scale.dim() > 0) == learned
+    # A few updates move both.
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(3):
+        shift, log_scale = net(x, level)
+        optimizer.zero_grad()
+        ((shift - 1.0).square().mean() + (log_scale + 1.0).square().mean()).backward()
+        optimizer.step()
+    shift, log_scale = net(x, level)
+    assert float((shift - 1.0).detach().square().mean()) < 1.0
+    assert bool((log_scale < 0).all()) == learned
+
+
+def test_learned_scales_stay_between_their_bounds() -> None:
+    from energyppl.models.initializers import soft_log_scale
+
+    values = soft_log_scale(torch.tensor([-1e6, -0.01, 0.0, 0.01, 1e6]))
+    torch.testing.assert_close(values, torch.tensor([-6.0, -0.01, 0.0, 0.01, 2.0]), rtol=1e-2, atol=0)
+    assert float(values[2]) == 0.0
+
+
+def test_dropout_acts_in_training_only() -> None:
+    net, x = stirred(UNetInitializer(SHAPE, dropout=0.5)), torch.randn(2, *SHAPE)
+    level = torch.tensor(0)
+    assert not torch.equal(net(x, level)[0], net(x, level)[0])
+    net.eval()
+    assert torch.equal(net(x, level)[0], net(x, level)[0])
+
+
+# --- Refusals ---
+
+
+def refused_call(x: Tensor, level: Any = 0, label: Any = None, **options: Any) -> Callable[[], object]:
+    level = torch.tensor(level) if isinstance(level, int) else level
+    return lambda: ConvEnergy(SHAPE, width=4, levels=2, **options)(x, level, label)
+
+
+IMAGES = torch.zeros(3, *SHAPE)
+REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
+    "not an image": (lambda: ConvEnergy((2,)), r"\(channels, height, width\); got \(2,\)"),
+    "no pixels": (lambda: UNetInitializer((1, 0, 8)), "channels, height, width"),
+    "no width": (lambda: ConvEnergy(SHAPE, width=0), "width must be a whole number"),
+    "no blocks": (lambda: UNetInitializer(SHAPE, blocks=0), "blocks must be a whole number"),
+    "no levels": (lambda: MLPInitializer((2,), levels=0), "levels must be a whole number"),
+    "negative classes": (lambda: ConvEnergy(SHAPE, classes=-1), "classes must be a whole number of at least 0"),
+    "confinement": (lambda: ConvEnergy(SHAPE, confinement=-1.0), "confinement must be 0 or positive"),
+    "even shortcut": (lambda: ConvEnergy(SHAPE, shortcut_size=2), "shortcut_size must be odd"),
+    "too many halvings": (lambda: ConvEnergy((1, 28, 28), multipliers=(1, 2, 2, 2)), "sides that 8 divides; got 28×28"),
+    "no multipliers": (lambda: UNetInitializer(SHAPE, multipliers=()), "at least one resolution"),
+    "bad multiplier": (lambda: UNetInitializer(SHAPE, multipliers=(1, 0)), "every multiplier"),
+    "attention nowhere": (lambda: UNetInitializer(SHAPE, attention=(16,)), r"of \[8, 4\]; got \[16\]"),
+    "dropout": (lambda: UNetInitializer(SHAPE, dropout=1.0), r"dropout must lie in \[0, 1\)"),
+    "frequencies": (lambda: MLPInitializer((2,), frequency_range=(2.0, 1.0)), "frequency_range"),
+    "odd sinusoids": (lambda: ConvEnergy.drl_cifar10(width=7, blocks=1), "width must be even"),
+    "scales": (lambda: ConvEnergy(SHAPE, levels=3, output_scale=[1.0]), r"each of 3 levels; got \(1,\)"),
+    "negative scales": (lambda: ConvEnergy(SHAPE, levels=1, output_scale=[-1.0]), "output_scale must be positive"),
+    "shape": (refused_call(torch.zeros(3, 8, 8, 1)), r"must end in event_shape \(1, 8, 8\); got \(3, 8, 8, 1\)"),
+    "whole pixels": (refused_call(IMAGES.long()), "floating point"),
+    "no classes": (refused_call(IMAGES, label=0), "no classes, but got a label: build it with classes="),
+    "label above": (refused_call(IMAGES, label=3, classes=2), "between 0 and 2; got 3: 2 means no class"),
+    "label below": (refused_call(IMAGES, label=torch.tensor([0, 1, -1]), classes=2), r"got \[0, 1, -1\]"),
+    "fractional label": (refused_call(IMAGES, label=torch.ones(3), classes=2), "label must be whole numbers"),
+    "label that is true": (refused_call(IMAGES, label=True, classes=2), "label must be whole numbers; got torch.bool"),
+    "label of a word": (
+        refused_call(IMAGES, label="cat", classes=2),
+        "label must be a tensor of whole numbers; got str",
+    ),
+    "too many labels": (refused_call(IMAGES, label=torch.zeros(4).long(), classes=2), r"batch \(3,\); got \(4,\)"),
+    "label for no batch": (refused_call(IMAGES[0], label=torch.zeros(1).long(), classes=2), r"batch \(\); got \(1,\)"),
+    "too many levels": (refused_call(IMAGES, level=torch.zeros(2).long()), r"level must broadcast to the batch \(3,\)"),
+    "fractional level": (refused_call(IMAGES, level=torch.tensor(0.5)), "level must be whole numbers"),
+    "mlp, no classes": (
+        lambda: MLPInitializer((2,))(torch.zeros(3, 2), torch.tensor(0), 1),
+        "this network has no classes",
+    ),
+    "u-net, label": (
+        lambda: UNetInitializer(SHAPE, width=4, classes=2)(IMAGES, torch.tensor(0), 5),
+        "between 0 and 2; got 5",
+    ),
+    "few levels": (
+        lambda: ep.RecoveryEBM(ConvEnergy(SHAPE, levels=3), ep.NoiseSchedule.cosine(4)),
+        "levels=4 or more",
+    ),
+    "few published levels": (lambda: ep.RecoveryEBM(tiny_drl(), ep.NoiseSchedule.cosine(8)), "levels=8 or more"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_bad_input_is_refused(name: str) -> None:
+    act, message = REFUSALS[name]
+    with pytest.raises(ep.InvalidInput, match=message):
+        act()
