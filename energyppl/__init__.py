@@ -67,7 +67,17 @@ from energyppl.inference import (
     run_chain,
     sample_chains,
 )
-from energyppl.models import ConvEnergy, MLPEnergy, MLPInitializer, RecoveryEBM, UNetInitializer
+from energyppl.models import (
+    ConvEnergy,
+    LinearMeasurement,
+    MLPEnergy,
+    MLPInitializer,
+    RecoveryEBM,
+    UNetInitializer,
+    measured,
+    mixture,
+    product,
+)
 from energyppl.normalizer import Estimate, LogNormalizer
 from energyppl.persistence import load_checkpoint, save_checkpoint
 from energyppl.potential import Affine, AtLevel, Bridge, Conditioned, Energy, Potential, Scaled, Sum, Tethered
@@ -116,6 +126,7 @@ __all__ = [
     "IndependentMetropolis",
     "InvalidInput",
     "Langevin",
+    "LinearMeasurement",
     "LogNormalizer",
     "Loss",
     "LowRankMass",
@@ -164,7 +175,10 @@ __all__ = [
     "log_normalizer",
     "low_rank_mass",
     "mean_log_likelihood",
+    "measured",
+    "mixture",
     "process_log_likelihood",
+    "product",
     "quadrature",
     "run_chain",
     "sample_chains",

@@ -1,10 +1,69 @@
-"""What a checkpoint of a run is compared by."""
+"""What a run asks of its model and labels, and what a checkpoint of it is compared by."""
 
 from dataclasses import fields, is_dataclass
+from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from energyppl.errors import CheckpointError
+from energyppl._checks import shape_text
+from energyppl.errors import CheckpointError, InvalidInput
+
+
+@runtime_checkable
+class Standardizing(Protocol):
+    """A model that wants to know its data's location and scale before it is trained for the first time."""
+
+    is_standardized: Tensor  # (), bool
+
+    def standardize(self, data: Tensor) -> None:
+        """Take the coordinates' location and scale from ``data``."""
+        ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """An objective that gives the model what it trains, a kernel or an initializer, before training begins."""
+
+    def prepare(self, model: Any) -> None:
+        """Write it to the model."""
+        ...
+
+
+class Labelled(Protocol):
+    """A model that can be given classes."""
+
+    net: Any  # has .classes, how many there are
+
+    def given(self, label: Tensor) -> Any:
+        """The model of each row's class."""
+        ...
+
+
+def check_labels(model: nn.Module, data: Tensor, labels: Tensor) -> Tensor:
+    """One whole number for each row, within the network's classes, on the data's device.
+
+    Raises:
+        InvalidInput: for anything else, or a model without classes.
+    """
+    classes = int(getattr(getattr(model, "net", None), "classes", 0))
+    if classes == 0 or not hasattr(model, "given"):
+        raise InvalidInput("labels are for a model whose network has classes: build the network with classes=…")
+    if labels.shape != data.shape[:1] or labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        raise InvalidInput(
+            f"labels must be one whole number for each of {len(data)} rows; got {labels.dtype} "
+            f"{shape_text(labels.shape)}"
+        )
+    if not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+        raise InvalidInput(
+            f"labels must lie between 0 and {classes - 1}; got {int(labels.min())} to {int(labels.max())}"
+        )
+    return labels.detach().long().to(data.device)
+
+
+def label_sum(labels: Tensor | None) -> int:
+    """A number that tells labels in their order from others; −1 without."""
+    return -1 if labels is None else int((labels.cpu() * torch.arange(1, len(labels) + 1)).sum())
 
 
 def describe(value: object) -> str:

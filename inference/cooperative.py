@@ -11,7 +11,13 @@ from energyppl._checks import check_data
 from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_only
 from energyppl.inference.chains import run_chain
-from energyppl.inference.initializers import CooperativeModel, check_initializer, gaussian_start, recovery_proposal
+from energyppl.inference.initializers import (
+    CooperativeModel,
+    check_initializer,
+    gaussian_start,
+    model_of_rows,
+    recovery_proposal,
+)
 from energyppl.inference.objectives import Loss, RecoveryLikelihood, RecoveryPairs, level_kernel, recovery_potential
 from energyppl.inference.transition import TunableKernel
 
@@ -85,15 +91,17 @@ class CooperativeRecovery:
             mask = near.reshape(-1, *[1] * len(model.event_shape))
             chain = self.recipe.move(model, pairs, torch.where(mask, drawn.detach(), start))
             rows = near.nonzero()[:, 0]
-            taught = self._teach(model, pairs, rows, drawn[rows], chain.state.x[rows])
+            part = model_of_rows(model, rows)
+            taught = self._teach(part, pairs, rows, drawn[rows], chain.state.x[rows])
         else:
             chain = self.recipe.move(model, pairs, start)
             rows = near.nonzero()[:, 0][: max(1, int(self.teach * len(batch)))]
             level, noisy = pairs.level[rows], pairs.noisy[rows]
-            drawn = recovery_proposal(model, noisy, level).rsample()
-            potential = recovery_potential(model, noisy, level)
+            part = model_of_rows(model, rows)
+            drawn = recovery_proposal(part, noisy, level).rsample()
+            potential = recovery_potential(part, noisy, level)
             refined = run_chain(level_kernel(model, level), potential, drawn.detach(), self.recipe.steps).state.x
-            taught = self._teach(model, pairs, rows, drawn, refined)
+            taught = self._teach(part, pairs, rows, drawn, refined)
         own = self.recipe.contrast(model, pairs, chain, batch)
         return Loss(own.value + self.weight * taught.value, own.record | taught.record)
 

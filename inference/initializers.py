@@ -28,6 +28,7 @@ __all__ = [
     "check_initializer",
     "gaussian_start",
     "initializer_width",
+    "model_of_rows",
     "recovery_proposal",
     "recovery_start",
 ]
@@ -41,10 +42,31 @@ class CooperativeModel(RecoveryModel, Protocol):
 
     initializer: nn.Module | None  # an InitializerNetwork
 
+    label: Tensor | None
+    guidance: float
+
+    @property
+    def unconditional(self) -> "CooperativeModel":
+        """The model that a class was asked of, or itself."""
+        ...
+
+    def given(self, label: Tensor, *, guidance: float = 0.0) -> "CooperativeModel":
+        """The model of each row's class."""
+        ...
+
+
+def model_of_rows(model: CooperativeModel, rows: Tensor) -> CooperativeModel:
+    """The model of some rows of a batch: another one only where each row has a class of its own."""
+    if model.label is None or not model.label.dim():
+        return model
+    return model.unconditional.given(model.label[rows], guidance=model.guidance)
+
 
 def check_initializer(initializer: object, event_shape: torch.Size) -> None:
-    """Require an initializer network for points of this shape."""
+    """Require an initializer network for points of this shape, or None."""
     own = getattr(initializer, "event_shape", event_shape)
+    if initializer is None:
+        return
     if not isinstance(initializer, nn.Module) or torch.Size(own) != event_shape:
         came = shape_text(own) if isinstance(initializer, nn.Module) else type(initializer).__name__
         raise InvalidInput(
@@ -78,7 +100,7 @@ def recovery_proposal(model: CooperativeModel, noisy: Tensor, level: Tensor) -> 
         )
     spread = model.schedule.spread.to(noisy)
     mean, deviation = reference(recovery_potential(model, noisy, level), spread[level], noisy)
-    shift, log_scale = model.initializer(noisy / _wide(spread[level + 1], noisy), level)
+    shift, log_scale = _initialize(model, model.initializer, noisy / _wide(spread[level + 1], noisy), level)
     if log_scale.dim():  # learned: relative to the recovery of Gaussian data, as the shift is
         scale = deviation * log_scale.exp()
     else:
@@ -86,6 +108,17 @@ def recovery_proposal(model: CooperativeModel, noisy: Tensor, level: Tensor) -> 
     normal = dist.Normal(mean + deviation * shift, scale.expand_as(mean), validate_args=False)
     proposal: dist.TorchDistribution = normal.to_event(len(model.event_shape))
     return proposal
+
+
+def _initialize(model: CooperativeModel, net: nn.Module, points: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Guided as the energy is; an initializer without classes serves them all."""
+    if model.label is None or not getattr(net, "classes", 0):
+        shift, log_scale = net(points, level)
+        return shift, log_scale
+    shift, log_scale = net(points, level, model.label)
+    if model.guidance:
+        shift = (1.0 + model.guidance) * shift - model.guidance * net(points, level)[0]
+    return shift, log_scale
 
 
 def gaussian_start(potential: Tethered, spread: Tensor) -> Tensor:

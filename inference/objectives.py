@@ -69,6 +69,11 @@ class RecoveryModel(Protocol):
     persistent_chains: Tensor  # (slots, *event), see energyppl.inference.persistent
     persistent_steps: Tensor  # (levels,)
 
+    @property
+    def unconditional(self) -> Roaming:
+        """The model that a given class was asked of, or itself."""
+        ...
+
     def standardized(self, data: Tensor) -> Tensor:
         """Data in the coordinates in which the schedule's noise is counted."""
         ...
@@ -218,7 +223,7 @@ class RecoveryLikelihood:
         count = min(int(share * len(batch)), len(model.persistent_chains))
         if not count:
             return None
-        far = persistent_contrast(model, batch[:count], self.steps)
+        far = persistent_contrast(model.unconditional, batch[:count], self.steps)
         return far._replace(value=far.value * (count / len(batch)))
 
     def measure(self, model: RecoveryModel, data: Tensor) -> float:

@@ -34,6 +34,11 @@ class Roaming(Protocol):
     persistent_chains: Tensor  # (slots, *event), standardised; zero until first used
     persistent_steps: Tensor  # (levels,), of MALA
 
+    @property
+    def unconditional(self) -> "Roaming":
+        """The model without a class: its chains belong to no row."""
+        ...
+
     def standardized(self, data: Tensor) -> Tensor:
         """Data in the coordinates in which the schedule's noise is counted."""
         ...

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,32 +14,20 @@ from tqdm.auto import tqdm
 
 from energyppl._checks import check_count, check_data, check_positive
 from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged
-from energyppl.inference._run_state import describe, require_same_tensors
+from energyppl.inference._run_state import (
+    Labelled,
+    Preparing,
+    Standardizing,
+    check_labels,
+    describe,
+    label_sum,
+    require_same_tensors,
+)
 from energyppl.inference.history import History, Record
 from energyppl.inference.objectives import Objective, RecoveryLikelihood
 from energyppl.persistence import load_checkpoint, save_checkpoint
 
 __all__ = ["Training", "TrainingOptions", "fit"]
-
-
-@runtime_checkable
-class Standardizing(Protocol):
-    """A model that wants to know its data's location and scale before it is trained for the first time."""
-
-    is_standardized: Tensor  # (), bool
-
-    def standardize(self, data: Tensor) -> None:
-        """Take the coordinates' location and scale from ``data``."""
-        ...
-
-
-@runtime_checkable
-class Preparing(Protocol):
-    """An objective that gives the model what it trains, a kernel or an initializer, before training begins."""
-
-    def prepare(self, model: Any) -> None:
-        """Write it to the model."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +45,7 @@ class TrainingOptions:
         patience: evaluations in a row that are clearly worse on held-out data than the best one, after which training
             stops, and the best weights are taken.
         tolerance: how much worse, relative to the best, is clearly worse.
+        label_drop: share of rows whose label is hidden at each update: the energy without a class is learned too.
         max_gap: energy gap, in nats for each dimension, beyond which training counts as diverged.
     """
 
@@ -69,6 +58,7 @@ class TrainingOptions:
     patience: int = 10
     tolerance: float = 0.02
     max_gap: float = 100.0
+    label_drop: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "evaluate_every", "patience"):
@@ -78,6 +68,8 @@ class TrainingOptions:
                 check_positive(name, getattr(self, name))
         if not self.tolerance >= 0.0:
             raise InvalidInput(f"tolerance must not be negative; got {self.tolerance}")
+        if not 0.0 <= self.label_drop <= 1.0:
+            raise InvalidInput(f"label_drop must lie in [0, 1]; got {self.label_drop}")
         if not 0.0 <= self.ema < 1.0:
             raise InvalidInput(f"ema must lie in [0, 1); got {self.ema}")
 
@@ -100,6 +92,7 @@ class Training:
         model: holds the parameters; standardised to the data if it wants to be and is not yet.
         data: training rows, ``(n, *event)``.
         objective: what to minimise.
+        labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
         held_out: rows to evaluate on, ``(m, *event)``, of which the first 4096 count; a tenth of ``data`` is set aside
             if None.
         options: how to optimise.
@@ -111,6 +104,7 @@ class Training:
         data: Tensor,
         objective: Objective | None = None,
         *,
+        labels: Tensor | None = None,
         held_out: Tensor | None = None,
         options: TrainingOptions | None = None,
     ) -> None:
@@ -125,11 +119,13 @@ class Training:
             cast(Preparing, self.objective).prepare(model)
         check_data("data", data, data.shape[1:] if event_shape is None else event_shape, at_least=2)
         data = data.detach().to(like)
+        self.labels = None if labels is None else check_labels(model, data, labels)
         if held_out is None:
             # Always the same split, so that a continued run has the same rows.
             order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
             aside = max(1, len(data) // 10)
             held_out, data = data[order[:aside]], data[order[aside:]]
+            self.labels = self.labels if self.labels is None else self.labels[order[aside:]]
         self.data = data
         self.held_out = check_data("held_out", held_out, data.shape[1:])[:4096].detach().to(like)
         if isinstance(model, Standardizing) and not bool(model.is_standardized):
@@ -172,7 +168,7 @@ class Training:
         rate = options.rate(step, math.prod(self.data.shape[1:]))
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        loss, values = self.objective.loss(self.model, self._next_batch())
+        loss, values = self.objective.loss(*self._next_batch())
         self._optimizer.zero_grad()
         loss.backward()
         norm = self._clip()
@@ -195,14 +191,20 @@ class Training:
             self._put(self._average)
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
 
-    def _next_batch(self) -> Tensor:
+    def _next_batch(self) -> tuple[Any, Tensor]:
+        """The next rows, and the model, which is given their classes if they have any."""
         count, size = len(self.data), min(self.options.batch_size, len(self.data))
         if self._position + size > count:
             self._epoch_seed, self._position = int(torch.randint(2**62, ())), 0
             self._order = self._epoch_order()
         rows = self._order[self._position : self._position + size]
         self._position += size
-        return self.data[rows.to(self.data.device)]
+        rows = rows.to(self.data.device)
+        if self.labels is None:
+            return self.model, self.data[rows]
+        hidden = torch.rand(size, device=rows.device) < self.options.label_drop
+        model = cast(Labelled, self.model)
+        return model.given(torch.where(hidden, model.net.classes, self.labels[rows])), self.data[rows]
 
     def _epoch_order(self) -> Tensor:
         return torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self._epoch_seed))
@@ -332,7 +334,12 @@ class Training:
             torch.cuda.set_rng_state_all(state["rng"][1:])
 
     def _fingerprint(self) -> list[Any]:
-        return [list(self.data.shape), float(self.data.double().sum()), float(self.held_out.double().sum())]
+        return [
+            list(self.data.shape),
+            float(self.data.double().sum()),
+            float(self.held_out.double().sum()),
+            label_sum(self.labels),
+        ]
 
 
 def _initializer_parameters(model: nn.Module) -> list[Tensor]:
@@ -345,6 +352,7 @@ def fit(
     data: Tensor,
     objective: Objective | None = None,
     *,
+    labels: Tensor | None = None,
     held_out: Tensor | None = None,
     options: TrainingOptions | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -356,6 +364,7 @@ def fit(
         model: such as a :class:`~energyppl.RecoveryEBM`; trained in place, and left with its averaged weights.
         data: rows, ``(n, *event)``, floating point and finite.
         objective: what to minimise; :class:`RecoveryLikelihood` with its defaults if None.
+        labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
         held_out: rows for the measure that can stop training early; a tenth of ``data`` is set aside if None.
         options: how to optimise.
         checkpoint: a file to keep the run in, written at every evaluation; if it exists the run goes on from it.
@@ -370,7 +379,7 @@ def fit(
             best weights so far, and the checkpoint the run as it was at the last evaluation.
         CheckpointError: for a checkpoint that is damaged or of another run.
     """
-    training = Training(model, data, objective, held_out=held_out, options=options)
+    training = Training(model, data, objective, labels=labels, held_out=held_out, options=options)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
         training.load_state_dict(load_checkpoint(path))

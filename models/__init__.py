@@ -3,10 +3,21 @@
 if __name__ != "energyppl.models":
     raise ImportError("import energyppl.models: this folder is its source, not a package of its own")
 
+from energyppl.models.conditional import LinearMeasurement, measured, mixture, product
 from energyppl.models.conv import ConvEnergy
 from energyppl.models.initializers import MLPInitializer
 from energyppl.models.mlp import MLPEnergy
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.models.unet import UNetInitializer
 
-__all__ = ["ConvEnergy", "MLPEnergy", "MLPInitializer", "RecoveryEBM", "UNetInitializer"]
+__all__ = [
+    "ConvEnergy",
+    "LinearMeasurement",
+    "MLPEnergy",
+    "MLPInitializer",
+    "RecoveryEBM",
+    "UNetInitializer",
+    "measured",
+    "mixture",
+    "product",
+]

@@ -1,14 +1,87 @@
 """What a model asks of its network, and how it integrates its energy in one and two dimensions."""
 
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from energyppl._checks import shape_text
+from energyppl._structure import Watch
 from energyppl.errors import InvalidInput, QuadratureError
 from energyppl.potential import Potential
 from energyppl.quadrature import Grid, Quadrature, quadrature
+from energyppl.schedule import NoiseSchedule
 
-__all__ = ["integrate_widening", "needs_level_for_each"]
+__all__ = ["LevelIntegrals", "check_label", "check_parts", "needs_level_for_each"]
+
+
+def check_parts(net: object, schedule: object, event_shape: Sequence[int] | None) -> torch.Size:
+    """The event shape of a model's parts, which must be a network and a schedule."""
+    if not isinstance(net, nn.Module):
+        raise InvalidInput(f"net must be a torch module net(x, level); got {type(net).__name__}")
+    if not isinstance(schedule, NoiseSchedule):
+        raise InvalidInput(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
+    shape = event_shape if event_shape is not None else getattr(net, "event_shape", None)
+    if shape is None:
+        raise InvalidInput("the network has no event_shape: pass event_shape=(…), the shape of one data point")
+    return torch.Size(shape)
+
+
+def check_label(net: nn.Module, label: int | Tensor, guidance: float) -> Tensor:
+    """Classes of a network as whole numbers; the arguments are those of ``RecoveryEBM.given``."""
+    classes = int(getattr(net, "classes", 0))
+    if classes == 0:
+        raise InvalidInput(
+            f"this model's network, {type(net).__name__}, has no classes: build it with classes=… and train it with "
+            "fit(…, labels=…)"
+        )
+    labels = torch.as_tensor(label)
+    if labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        raise InvalidInput(f"label must be whole numbers; got {labels.dtype}: call .long() on it")
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) <= classes):
+        raise InvalidInput(
+            f"label must lie between 0 and {classes - 1}, or be {classes} for no class; got {int(labels.min())} to "
+            f"{int(labels.max())}"
+        )
+    if not math.isfinite(guidance):
+        raise InvalidInput(f"guidance must be finite; got {guidance}")
+    return labels.long()
+
+
+class _Model(Protocol):
+    """What is integrated."""
+
+    net: nn.Module
+    loc: Tensor
+
+    def potential(self, level: int) -> Potential: ...
+
+    def checksum(self) -> str: ...
+
+
+class LevelIntegrals:
+    """The integrals of a model's levels in standardised coordinates, worked out again when the weights have changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[str, Watch, Quadrature]] = {}
+
+    def quadrature(self, model: _Model, level: int) -> Quadrature:
+        """The integral of a level, up to two dimensions."""
+        weights, known = model.checksum(), self._known.get(level)
+        if known is None or known[0] != weights or known[1].changed():
+            found = _integrate_widening(model.potential(level), model.loc.dtype)
+            known = self._known[level] = (weights, Watch([model.net]), found)
+        return known[2]
+
+    def quantiles(self, model: _Model, level: int, count: int = 16_384) -> Tensor:
+        """Grid nodes that stand for equal shares of a level's mass, ``(count, *event)``: no noise."""
+        found = self.quadrature(model, level)
+        mass = found.density.flatten().cumsum(0)
+        index = torch.searchsorted(mass, mass[-1] * (torch.arange(count) + 0.5) / count).clamp(max=len(mass) - 1)
+        places = torch.unravel_index(index, found.grid.points)
+        return torch.stack([axis[i] for axis, i in zip(found.grid.axes(), places, strict=True)], -1).to(model.loc)
 
 
 def needs_level_for_each(net: nn.Module, levels: int, like: Tensor) -> bool:
@@ -47,7 +120,7 @@ def needs_level_for_each(net: nn.Module, levels: int, like: Tensor) -> bool:
             return True
 
 
-def integrate_widening(potential: Potential, dtype: torch.dtype) -> Quadrature:
+def _integrate_widening(potential: Potential, dtype: torch.dtype) -> Quadrature:
     """The integral over a square as narrow as the mass allows, since the grid is finer for it.
 
     Raises:

@@ -1,5 +1,6 @@
 """RecoveryEBM: an energy network over a ladder of noise levels, trained by recovery likelihood."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,10 +30,9 @@ from energyppl.inference.objectives import (
     tether,
 )
 from energyppl.inference.transition import TunableKernel
-from energyppl.models._networks import integrate_widening, needs_level_for_each
+from energyppl.models._networks import LevelIntegrals, check_label, check_parts, needs_level_for_each
 from energyppl.normalizer import LogNormalizer
 from energyppl.potential import AtLevel, Potential
-from energyppl.quadrature import Quadrature
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["RecoveryEBM"]
@@ -65,6 +65,9 @@ class RecoveryEBM(nn.Module):
     persistent_chains: Tensor
     persistent_steps: Tensor
     is_standardized: Tensor
+    unconditional: "RecoveryEBM"  # the model that a class was asked of, or itself
+    label: Tensor | None = None  # the class or classes asked of it
+    guidance: float = 0.0
 
     def __init__(
         self,
@@ -76,20 +79,12 @@ class RecoveryEBM(nn.Module):
         initializer: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(net, nn.Module):
-            raise InvalidInput(f"net must be a torch module net(x, level); got {type(net).__name__}")
-        if not isinstance(schedule, NoiseSchedule):
-            raise InvalidInput(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
-        shape = event_shape if event_shape is not None else getattr(net, "event_shape", None)
-        if shape is None:
-            raise InvalidInput("the network has no event_shape: pass event_shape=(…), the shape of one data point")
+        shape = check_parts(net, schedule, event_shape)
         self.net = net
         self.schedule = schedule
-        self.event_shape = torch.Size(shape)
+        self.event_shape = shape
         few = math.prod(self.event_shape) <= _FEW_DIMENSIONS
-        self.kernel: TunableKernel = (
-            kernel if kernel is not None else CrankNicolson() if few else CrankNicolsonLangevin()
-        )
+        self.kernel: TunableKernel = kernel or (CrankNicolson() if few else CrankNicolsonLangevin())
         like = next((p for p in net.parameters() if p.dtype.is_floating_point), torch.empty(()))
         self.register_buffer("loc", torch.zeros(self.event_shape, dtype=like.dtype, device=like.device))
         self.register_buffer("scale", torch.ones_like(self.loc))
@@ -100,15 +95,13 @@ class RecoveryEBM(nn.Module):
         self.register_buffer("persistent_steps", torch.zeros_like(self.step_sizes))
         spread = schedule.spread
         self._spread = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
-        if initializer is not None:
-            check_initializer(initializer, self.event_shape)
+        check_initializer(initializer, self.event_shape)
         self.initializer = initializer
-        self._integrals: dict[int, tuple[str, Watch, Quadrature]] = {}
+        self._integrals = LevelIntegrals()
+        self.__dict__["unconditional"] = self  # not a module of its own
         self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
         self._annealed: dict[tuple[int, float], tuple[str, Watch, LogNormalizer]] = {}
         self._each = needs_level_for_each(net, self.schedule.levels, self.loc)
-
-    # --- Coordinates ---
 
     def standardize(self, data: Tensor, *, isotropic: bool = False) -> None:
         """Set ``loc`` and ``scale`` to the mean and standard deviation of each coordinate of ``data``, ``(n, *event)``.
@@ -141,12 +134,35 @@ class RecoveryEBM(nn.Module):
         """The energy at one level, or at each point's own level ``(*batch,)``, in standardised coordinates."""
         self.schedule.check_level(level)
         level = torch.as_tensor(level, device=self.loc.device)
-        if self._spread is None:
-            return AtLevel(self.net, level, self.event_shape, each=self._each)
-        spread = self._spread.to(self.loc)[level]
-        return AtLevel(self.net, level, self.event_shape, scale=_wide(spread, self.event_shape), each=self._each)
+        scale = 1.0 if self._spread is None else _wide(self._spread.to(self.loc)[level], self.event_shape)
+        return AtLevel(self.net, level, self.event_shape, 0.0, scale, self._each, self.label, self.guidance)
 
-    # --- Distributions ---
+    def given(self, label: int | Tensor, *, guidance: float = 0.0) -> "RecoveryEBM":
+        """The model of one class, or of each point's own, sharpened by classifier-free guidance (Ho & Salimans 2022).
+
+        Its energy is ``(1 + w) U(x | c) − w U(x)`` at every level, and its initializer's shift likewise (Zhu et al.
+        2024).  It shares weights, coordinates and step sizes with this one.
+
+        Args:
+            label: the class, one number or one for each point of the batches to come, ``(*batch,)``; the number of
+                classes means "no class".
+            guidance: the weight w; 0 is the class's own density, −1 the unconditional one.
+
+        Raises:
+            InvalidInput: for a network without classes, or labels out of range.
+        """
+        other = self.with_net(self.net, self.initializer)
+        other.label, other.guidance = check_label(self.net, label, guidance).to(self.loc.device), float(guidance)
+        return other
+
+    def with_net(self, net: nn.Module, initializer: nn.Module | None) -> "RecoveryEBM":
+        """The same coordinates, schedule and step sizes, which are shared, with another energy."""
+        other = copy.copy(self)
+        own = {name: dict(getattr(self, name)) for name in ("_modules", "_buffers", "_parameters")}
+        other.__dict__.update(own, _integrals=LevelIntegrals(), _annealed={}, label=None, guidance=0.0)
+        other.net, other.initializer = net, initializer
+        other.__dict__["unconditional"] = self.unconditional if net is self.net else other
+        return other
 
     def marginal(self, level: int = 0) -> EnergyDistribution:
         """p(x_t) in data coordinates: the data themselves, up to σ̄₀ of noise, at level 0.
@@ -165,7 +181,11 @@ class RecoveryEBM(nn.Module):
             if not torch.is_grad_enabled():
                 return estimate
             # A constant would lose half of the likelihood's gradient: ∂ log Z/∂θ is −E_model[∂U/∂θ].
-            model = self._quantiles(level) if self._has_grid else self.standardized(self.sample((512,), level=level))
+            model = (
+                self._integrals.quantiles(self, level)
+                if self._has_grid
+                else self.standardized(self.sample((512,), level=level))
+            )
             energy = self.potential(level)(model).mean()
             return estimate + energy.detach() - energy
 
@@ -240,8 +260,6 @@ class RecoveryEBM(nn.Module):
         guide: TorchDistribution = normal.to_event(len(self.event_shape))
         return guide
 
-    # --- Queries ---
-
     def sample(
         self, sample_shape: Sequence[int] = (), *, level: int = 0, steps: int = 80, denoise: bool = False
     ) -> Tensor:
@@ -311,7 +329,7 @@ class RecoveryEBM(nn.Module):
         self.schedule.check_level(level)
         plain = method is None and samples is None and tolerance is None and most_evaluations is None
         if plain and self._has_grid:
-            found = self._quadrature(level)
+            found = self._integrals.quadrature(self, level)
             estimate = found.log_normalizer + float(self.scale.log().sum())
             return LogNormalizer(
                 estimate, found.error, estimate - found.error, estimate + found.error, found.evaluations, "quadrature"
@@ -333,23 +351,6 @@ class RecoveryEBM(nn.Module):
             self._annealed[level, confidence] = (self.checksum(), Watch([self.net]), annealed)
         return annealed
 
-    def _quadrature(self, level: int) -> Quadrature:
-        """The level's integral in standardised coordinates, worked out again when the weights have changed."""
-        weights = self.checksum()
-        known = self._integrals.get(level)
-        if known is None or known[0] != weights or known[1].changed():
-            found = integrate_widening(self.potential(level), self.loc.dtype)
-            known = self._integrals[level] = (weights, Watch([self.net]), found)
-        return known[2]
-
-    def _quantiles(self, level: int, count: int = 16_384) -> Tensor:
-        """Grid nodes that stand for equal shares of a level's mass, standardised, ``(count, *event)``: no noise."""
-        found = self._quadrature(level)
-        mass = found.density.flatten().cumsum(0)
-        index = torch.searchsorted(mass, mass[-1] * (torch.arange(count) + 0.5) / count).clamp(max=len(mass) - 1)
-        places = torch.unravel_index(index, found.grid.points)
-        return torch.stack([axis[i] for axis, i in zip(found.grid.axes(), places, strict=True)], -1).to(self.loc)
-
     def checksum(self) -> str:
         """Changes with the weights; torch's own version counters don't, under its fused optimisers."""
         digest = blake2b()
@@ -361,8 +362,6 @@ class RecoveryEBM(nn.Module):
         """Normalised log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
         log_prob: Tensor = self.marginal().log_prob(check_event("x", x, self.event_shape).to(self.loc))
         return log_prob
-
-    # --- Inside Pyro ---
 
     def forward(self, data: Tensor, recipe: RecoveryLikelihood | None = None) -> None:
         """A Pyro model of ``data``, ``(n, *event)``: ``pyro.infer.SVI`` on it has ``fit``'s gradient, summed over rows.
