@@ -4,10 +4,12 @@ import importlib
 import sys
 
 NAMES = (
+    "cooperative",
     "cost",
     "coverage",
     "density",
     "generation",
+    "guided",
     "learned",
     "likelihood",
     "log_z",
