@@ -21,6 +21,7 @@ __all__ = ["image_grid", "image_strips", "neighbour_grid"]
 
 _WIDEST = 12.0  # inches of tiles
 _TILE = 0.9  # largest side of a tile, inches
+_CAPTION = 0.15  # room for a caption, inches
 
 
 def image_grid(images: Values, *, columns: int = 10, title: str = "", captions: Sequence[str] | None = None) -> Figure:
@@ -39,13 +40,8 @@ def image_grid(images: Values, *, columns: int = 10, title: str = "", captions: 
     check_count("columns", columns)
     if captions is not None and len(captions) != len(tiles):
         raise InvalidInput(f"captions must be {len(tiles)}, one for each image; got {len(captions)}")
-    count = min(columns, len(tiles))
-    figure, axes, step = _mosaic(tiles, count, title, head=0.0 if captions is None else 0.17)
+    figure, axes, _ = _mosaic(tiles, min(columns, len(tiles)), title, captions=captions or ())
     axes.set_axis_off()
-    for i, caption in enumerate(captions or ()):
-        row, column = divmod(i, count)
-        place = (column * step[1] + (tiles.shape[2] - 1) / 2, (row + 1) * step[0] - tiles.shape[1] - 0.5)
-        axes.text(*place, short_name(caption), fontsize=6, color=INK, ha="center", va="bottom")
     return figure
 
 
@@ -137,7 +133,13 @@ def _labelled(tiles: NDArray[Any], columns: Sequence[str], rows: Sequence[str], 
 
 
 def _mosaic(
-    tiles: NDArray[Any], columns: int, title: str, *, head: float = 0.0, margin: float = 0.1, top: float = 0.0
+    tiles: NDArray[Any],
+    columns: int,
+    title: str,
+    *,
+    captions: Sequence[str] = (),
+    margin: float = 0.1,
+    top: float = 0.0,
 ) -> tuple[Figure, Axes, tuple[int, int]]:
     """One picture of all tiles on white, and the pixels from one to the next, down and across.
 
@@ -145,13 +147,13 @@ def _mosaic(
         tiles: ``(n, height, width, 3)``.
         columns: tiles in a row.
         title: of the figure.
-        head: room above each tile, inches.
+        captions: of the tiles, or none.
         margin: room beside all of them, inches.
         top: room above all of them, inches.
     """
     count, height, width, _ = tiles.shape
     inches = min(_TILE, _WIDEST / columns) / max(height, width)  # a pixel's side
-    gap, above = max(1, round(0.04 / inches)), math.ceil(head / inches)
+    gap, above = max(1, round(0.04 / inches)), math.ceil(_CAPTION / inches) if captions else 0
     rows = -(-count // columns)
     step = (height + above + gap, width + gap)
     canvas = np.ones((rows * step[0] - gap, columns * step[1] - gap, 3))
@@ -163,4 +165,8 @@ def _mosaic(
     figure = blank_figure(*size, title)
     axes = figure.subplots()
     axes.imshow(canvas, interpolation="nearest")
+    for i, caption in enumerate(captions):
+        row, column = divmod(i, columns)
+        place = (column * step[1] + (width - 1) / 2, row * step[0] + (above - 1) / 2)
+        axes.text(*place, short_name(caption), fontsize=6, color=INK, ha="center", va="center")
     return figure, axes, step

@@ -13,6 +13,8 @@ RUNS = {
     "02_chains_and_arviz.py": ["--steps", "20", "--draws", "30"],
     "03_inside_pyro.py": ["--steps", "20", "--draws", "20", "--chains", "50"],
     "04_log_normalizers.py": ["--steps", "30"],
+    "05_cooperative.py": ["--steps", "30"],
+    "06_guidance_composition_inpainting.py": ["--steps", "20"],
 }
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl import plots
 
 
 def classifier(x: Tensor, y: Tensor) -> nn.Module:
@@ -36,18 +36,6 @@ def classifier(x: Tensor, y: Tensor) -> nn.Module:
 def spread(x: Tensor, y: Tensor) -> float:
     """Mean standard deviation of a pixel within a class."""
     return float(torch.stack([x[y == c].std(0).mean() for c in range(10)]).mean())
-
-
-def picture(rows: list[Tensor], titles: list[str], path: Path) -> None:
-    """One row of ten digits for each weight."""
-    figure = Figure((6.0, 0.75 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), 10, squeeze=False)
-    for line, (images, title) in enumerate(zip(rows, titles, strict=True)):
-        for place, image in zip(axes[line], images, strict=True):
-            place.imshow(image[0], cmap="gray_r", vmin=0.0, vmax=1.0)
-            place.set(xticks=[], yticks=[])
-        axes[line, 0].set_ylabel(title, fontsize=7)
-    figure.savefig(path, dpi=150)
 
 
 def main(arguments: list[str]) -> None:
@@ -83,7 +71,7 @@ def main(arguments: list[str]) -> None:
     history = ep.fit(ebm, x[train], objective, labels=y[train], options=options, progress=False)
     print(f"trained {len(history.records)} updates in {time.perf_counter() - began:.0f} s")
 
-    asked, rows, titles = torch.arange(args.count) % 10, [], []
+    asked, rows = torch.arange(args.count) % 10, {}
     for weight in (0.0, 0.5, 1.0, 2.0, 4.0):
         began = time.perf_counter()
         drawn = ebm.given(asked, guidance=weight).sample((args.count,), steps=20, denoise=True)
@@ -94,8 +82,7 @@ def main(arguments: list[str]) -> None:
             f"{time.perf_counter() - began:.1f} s for {args.count}",
             flush=True,
         )
-        rows.append(drawn[:10])
-        titles.append(f"w = {weight}")
+        rows[f"w = {weight}"] = drawn[:10]
     free = ebm.sample((args.count,), steps=20, denoise=True)
     with torch.no_grad():
         found = torch.bincount(judge(free).argmax(1), minlength=10).double()
@@ -103,7 +90,7 @@ def main(arguments: list[str]) -> None:
     z = (found - expected) / (expected * (1 - expected / args.count)).sqrt()
     print(f"  unguided: counts {found.int().tolist()}, standard errors off {[round(float(v), 1) for v in z]}")
     if args.picture is not None:
-        picture(rows, titles, args.picture)
+        plots.save_figure(plots.image_rows(rows, title="Asked for 0 to 9, at growing guidance"), args.picture)
 
 
 if __name__ == "__main__":
