@@ -32,7 +32,7 @@ _UNREADABLE = (
 class Folder(NamedTuple):
     """What a folder of PNGs holds."""
 
-    images: Array  # (n, height, width) or (n, height, width, 3), float32 in [0, 1]
+    images: Array  # (n, channels, height, width), float32 in [0, 1]
     labels: Array | None  # (n,), the sub-folder's number
     classes: tuple[str, ...]  # names of the sub-folders
     levels: int  # grey values that the deepest file can tell apart
@@ -121,7 +121,8 @@ def read_folder(folder: Path) -> Folder:
                 f"{path}: resize them, or read them apart"
             )
     labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups]) if classes else None
-    return Folder(np.stack(pictures), labels, tuple(entry.name for entry in classes), levels)
+    images = np.stack([picture.reshape(*picture.shape[:2], -1).transpose(2, 0, 1) for picture in pictures])
+    return Folder(images, labels, tuple(entry.name for entry in classes), levels)
 
 
 def read_png(path: Path) -> tuple[Array, int]:
@@ -146,6 +147,9 @@ def read_png(path: Path) -> tuple[Array, int]:
         raise InvalidInput(f"{path} must have 8 bits a colour; got 16, which can't all be kept: convert it to 8")
     if picture.ndim == 3:
         picture = picture[..., 0] if colour in _GREY else picture[..., :3]
+    # Current decoders widen 2 and 4 bits to 8, and matplotlib then divides by 3 or 15 all the same.
+    if picture.max() > 1:
+        picture = picture * np.float32((2**depth - 1) / 255)
     return picture, 256 if colour == _PALETTE else 2**depth
 
 

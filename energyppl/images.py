@@ -67,7 +67,8 @@ class Images:
     def quantised(self, points: Tensor) -> Tensor:
         """The grey values in [0, 1] whose gaps ``points``, ``(*batch, channels, height, width)``, lie in.
 
-        It undoes :meth:`dequantised`, leaves ``x`` as it is, and puts points outside [0, 1] on the nearest end.
+        It undoes :meth:`dequantised`, leaves ``x`` of up to 4,096 levels as it is, and puts points outside [0, 1] on
+        the nearest end.
 
         Raises:
             InvalidInput: if ``points`` are not floating point or of another size.
@@ -115,13 +116,8 @@ def read_images(
         if labels is not None or value_range is not None:
             raise InvalidInput(f"{path} is a folder of PNGs, which bring labels and range: leave both out")
         folder = read_folder(path)
-        images = images_from_array(
-            folder.images,
-            folder.labels,
-            levels=folder.levels if levels is None else levels,
-            classes=folder.classes,
-            source=str(path),
-        )
+        known = folder.levels if levels is None else levels
+        images = _assembled(folder.images, folder.labels, (0.0, 1.0), known, folder.classes, str(path))
     elif kind == ".npz":
         pixels, found, name = read_npz(path, array, None if labels is None else os.fspath(labels))
         images = images_from_array(
@@ -158,7 +154,25 @@ def images_from_array(
         InvalidInput: if it is not numeric, not finite, of another shape, transparent or outside ``value_range``, if its
             range, channels or grey values can't be told from it, or if ``labels`` don't fit.
     """
-    raw = _checked(_as_array(array), source)
+    raw = _channels_first(_as_array(array), source)
+    return _assembled(raw, labels, value_range, levels, tuple(classes), source)
+
+
+def _assembled(
+    raw: Array,
+    labels: Array | Tensor | Sequence[int] | None,
+    value_range: Range | None,
+    levels: int | None,
+    classes: tuple[str, ...],
+    source: str,
+) -> Images:
+    """Checked images from numbers ``(n, channels, height, width)``."""
+    bad = ~np.isfinite(raw).all((1, 2, 3))
+    if bad.any():
+        raise InvalidInput(
+            f"{source} must be finite; got NaN or infinity in {bad.sum()} image(s), first in image {bad.argmax()}: "
+            "drop those images"
+        )
     low, high = _checked_range(raw, value_range, source)
     if raw.shape[1] == 4:
         if (raw[:, 3] != high).any():
@@ -176,7 +190,7 @@ def images_from_array(
         raise InvalidInput(f"{source} must have at most {_MOST_LEVELS} grey values; got {levels}: pass fewer levels=")
     x = _rounded(torch.from_numpy(np.ascontiguousarray(scaled, dtype=np.float32)), levels)
     found = None if labels is None else _checked_labels(_as_array(labels), len(x), len(classes), source)
-    return Images(x, found, levels, source, tuple(classes))
+    return Images(x, found, levels, source, classes)
 
 
 def _as_array(values: Array | Tensor | Sequence[int]) -> Array:
@@ -187,8 +201,8 @@ def _as_array(values: Array | Tensor | Sequence[int]) -> Array:
     return np.asarray(values)
 
 
-def _checked(raw: Array, source: str) -> Array:
-    """Finite numbers with the channels in second place."""
+def _channels_first(raw: Array, source: str) -> Array:
+    """Numbers of a known layout, ``(n, channels, height, width)``."""
     if raw.dtype.kind not in "biuf":
         raise InvalidInput(f"{source} must hold real numbers; got dtype {raw.dtype}: convert them first")
     if raw.ndim not in (3, 4):
@@ -198,14 +212,7 @@ def _checked(raw: Array, source: str) -> Array:
         )
     if not raw.size:
         raise InvalidInput(f"{source} must hold at least one pixel; got shape {shape_text(raw.shape)}: pass images")
-    raw = raw[:, None] if raw.ndim == 3 else np.moveaxis(raw, _channel_axis(raw.shape, source), 1)
-    bad = ~np.isfinite(raw).all((1, 2, 3))
-    if bad.any():
-        raise InvalidInput(
-            f"{source} must be finite; got NaN or infinity in {bad.sum()} image(s), first in image {bad.argmax()}: "
-            "drop those images"
-        )
-    return raw
+    return raw[:, None] if raw.ndim == 3 else np.moveaxis(raw, _channel_axis(raw.shape, source), 1)
 
 
 def _channel_axis(shape: tuple[int, ...], source: str) -> int:

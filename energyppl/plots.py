@@ -18,7 +18,6 @@ from torch import Tensor
 __all__ = [
     "density_grid",
     "energy_landscape",
-    "image_rows",
     "noise_to_data",
     "pair_plot",
     "save_figure",
@@ -163,21 +162,6 @@ def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, 
         axes.set_visible(False)
     for axes in grid:
         axes.label_outer()
-    return figure
-
-
-def image_rows(rows: Mapping[str, Values], *, title: str, height: float = 0.8) -> Figure:
-    """Grey images between 0 and 1, a row for each name: ``(n, 1, height, width)`` or ``(n, height, width)``."""
-    images = {name: as_numpy(values).clip(0.0, 1.0) for name, values in rows.items()}
-    most = max(len(values) for values in images.values())
-    figure = blank_figure(height * (most + 1.5), height * len(images) + 0.5, title)
-    grid = figure.subplots(len(images), most, squeeze=False)
-    for line, (name, values) in zip(grid, images.items(), strict=True):
-        for axes in line:
-            axes.set_axis_off()
-        for axes, image in zip(line, values, strict=False):
-            axes.imshow(image.reshape(image.shape[-2:]), cmap="gray_r", vmin=0.0, vmax=1.0)
-        line[0].set_title(name, loc="left", **_STYLE)
     return figure
 
 

@@ -16,7 +16,8 @@ import torch
 from sklearn.datasets import load_digits
 
 import energyppl as ep
-from energyppl import plots
+from energyppl.image_plots import image_strips
+from energyppl.plots import save_figure
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
@@ -46,8 +47,9 @@ objective = ep.CooperativeRecovery(recipe=ep.RecoveryLikelihood(persistent=0.0))
 options = ep.TrainingOptions(steps=args.steps, batch_size=256)
 ep.fit(ebm, x[:1400], objective, labels=labels[:1400], options=options, progress=False)
 asked = torch.arange(10)
+titles = [str(i) for i in range(10)]
 rows = {"data": torch.stack([x[labels == c][0] for c in range(10)]), "no class": ebm.sample((10,), denoise=True)}
-plots.save_figure(plots.image_rows(rows, title="Digits and free samples"), args.folder / "06_samples.png")
+save_figure(image_strips(rows, titles=titles, title="Digits and free samples"), args.folder / "06_samples.png")
 
 # %% [markdown]
 # ## Guidance
@@ -59,7 +61,7 @@ plots.save_figure(plots.image_rows(rows, title="Digits and free samples"), args.
 rows = {
     f"w = {w}": ebm.given(asked, guidance=w).sample((10,), steps=20, denoise=True) for w in (0.0, 0.5, 1.0, 2.0, 4.0)
 }
-plots.save_figure(plots.image_rows(rows, title="Asked for 0 to 9"), args.folder / "06_guidance.png")
+save_figure(image_strips(rows, titles=titles, title="Asked for 0 to 9"), args.folder / "06_guidance.png")
 
 # %% [markdown]
 # ## Composition
@@ -74,7 +76,7 @@ rows = {
     "8, not 3": ep.product(eight, three, weights=[1.5, -0.5]).sample((10,), denoise=True),
     "3 or 8": ep.mixture(three, eight).sample((10,), denoise=True),
 }
-plots.save_figure(plots.image_rows(rows, title="Algebra of classes"), args.folder / "06_composition.png")
+save_figure(image_strips(rows, titles=titles, title="Algebra of classes"), args.folder / "06_composition.png")
 
 # %% [markdown]
 # ## Inpainting and deblurring
@@ -100,15 +102,18 @@ error = (drawn - whole)[:, seen].square().mean().sqrt()
 print(
     f"seen pixels: off by {float(error):.3f} (noise 0.05); unseen ones vary by {float(drawn.std(0)[~seen].mean()):.3f}"
 )
-rows = {"truth": whole[None], "seen": torch.where(seen, whole, 0.0)[None], "posterior draws": drawn}
-plots.save_figure(plots.image_rows(rows, title="The lower half of a digit"), args.folder / "06_inpainting.png")
+shown = [whole, torch.where(seen, whole, 0.0), *drawn]
+names = ["truth", "seen", *titles[1:]]
+save_figure(
+    image_strips({"": shown}, titles=names, title="The lower half of a digit"), args.folder / "06_inpainting.png"
+)
 
 pixels = torch.eye(64).reshape(64, 1, 8, 8)
 blur = torch.nn.functional.avg_pool2d(pixels, 2).reshape(64, 16).T  # (16, 64): a quarter of the resolution
 observed = blur @ whole.flatten()
-rows = {
-    "truth": whole[None],
-    "measured": observed.reshape(1, 1, 4, 4).repeat_interleave(2, -1).repeat_interleave(2, -2),
-    "posterior draws": posterior(ep.LinearMeasurement(blur, observed, noise=0.05)),
-}
-plots.save_figure(plots.image_rows(rows, title="From a quarter of the pixels"), args.folder / "06_downsampling.png")
+coarse = observed.reshape(1, 4, 4).repeat_interleave(2, -1).repeat_interleave(2, -2)
+shown = [whole, coarse, *posterior(ep.LinearMeasurement(blur, observed, noise=0.05))]
+names = ["truth", "measured", *titles[1:]]
+save_figure(
+    image_strips({"": shown}, titles=names, title="From a quarter of the pixels"), args.folder / "06_downsampling.png"
+)

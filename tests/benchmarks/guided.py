@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl import plots
+from energyppl.image_plots import image_strips
+from energyppl.plots import save_figure
 
 
 def classifier(x: Tensor, y: Tensor) -> nn.Module:
@@ -90,7 +91,7 @@ def main(arguments: list[str]) -> None:
     z = (found - expected) / (expected * (1 - expected / args.count)).sqrt()
     print(f"  unguided: counts {found.int().tolist()}, standard errors off {[round(float(v), 1) for v in z]}")
     if args.picture is not None:
-        plots.save_figure(plots.image_rows(rows, title="Asked for 0 to 9, at growing guidance"), args.picture)
+        save_figure(image_strips(rows, titles=[str(c) for c in range(10)], title="At growing guidance"), args.picture)
 
 
 if __name__ == "__main__":
