@@ -4,7 +4,8 @@
 
 For each toy three estimates: annealed through the model's noise levels, which is its default above two dimensions; the
 plain geometric path from a base fitted to the model's own samples, relaxed by MALA; and the same without the samples.
-With ``--digits``, 8 × 8 digits (array ``x``): both paths at growing numbers of temperatures.
+With ``--digits``, 8 × 8 digits (array ``x``): every noise level through the levels above it, then level 0 by both paths
+at growing numbers of temperatures.
 """
 
 import argparse
@@ -57,6 +58,9 @@ def digits(path: Path, steps: int) -> None:
     ep.fit(ebm, x, options=ep.TrainingOptions(steps=steps), progress=False)
     samples = relaxed(ebm, 1024)
     print(f"digits, 64-D, {len(x)} rows")
+    for level in reversed(range(ebm.schedule.levels - 1)):
+        name = f"level {level}, noise {float(ebm.schedule.sigma_bar[level]):.2f}, 1000 rungs"
+        report(name, lambda t=level: ebm.log_normalizer(t, method=ep.BAR(256, rungs=1000)), None)  # type: ignore[misc]
     for rungs in (500, 2000, 8000):
         method = ep.BAR(128, rungs=rungs)
         report(f"levels, {rungs} rungs", lambda m=method: ebm.log_normalizer(method=m), None)  # type: ignore[misc]
