@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_count
-from energyppl.errors import InvalidInput
 from energyppl.models._conditioning import ConditionTable, batch_shape
+from energyppl.models._features import random_frequencies
 
 __all__ = ["MLPInitializer"]
 
@@ -60,14 +60,10 @@ class MLPInitializer(nn.Module):
         size = math.prod(self.event_shape)
         if frequency_range is None:
             frequency_range = (1.0, 8.0) if size <= 2 else (0.3, 3.0)
-        low, high = frequency_range
-        if not 0 < low <= high:
-            raise InvalidInput(f"frequency_range must be 0 < low <= high; got {frequency_range}")
         self.levels = levels
         self.classes = classes
         self.learn_scale = learn_scale
-        direction = nn.functional.normalize(torch.randn(size, frequencies), dim=0)
-        self.register_buffer("frequencies", direction * torch.logspace(math.log10(low), math.log10(high), frequencies))
+        self.register_buffer("frequencies", random_frequencies(size, frequencies, frequency_range))
         widths = [size + 2 * frequencies, *[hidden] * depth]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.conditioning = ConditionTable([2 * hidden] * depth, levels=levels, classes=classes)

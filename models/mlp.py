@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from energyppl._checks import check_count, check_positive
 from energyppl.errors import InvalidInput
 from energyppl.models._conditioning import class_rows
+from energyppl.models._features import random_frequencies
 
 __all__ = ["MLPEnergy"]
 
@@ -67,18 +68,13 @@ class MLPEnergy(nn.Module):
             raise InvalidInput(f"far must be positive; got {far}")
         if frequency_range is None:
             frequency_range = (1.0, 16.0) if plane else (0.3, 3.0)
-        low, high = frequency_range
-        if not 0 < low <= high:
-            raise InvalidInput(f"frequency_range must be 0 < low <= high; got {frequency_range}")
         self.event_shape = torch.Size(event_shape)
         self.levels = levels
         self.classes = classes
         self.confinement = confinement
         self.far = far
         size = math.prod(self.event_shape)
-        direction = nn.functional.normalize(torch.randn(size, frequencies), dim=0)
-        frequency = torch.logspace(math.log10(low), math.log10(high), frequencies)
-        self.register_buffer("frequencies", direction * frequency)
+        self.register_buffer("frequencies", random_frequencies(size, frequencies, frequency_range))
         widths = [size + 2 * frequencies, *[hidden] * depth]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         # A row for each level: (scale, shift) of every layer's hidden units; zero leaves the layers as they are.
