@@ -286,8 +286,8 @@ def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float)
         floor = alone + math.log(1.0 - level)  # P(Ẑ > Z / (1 − level)) < 1 − level, since E Ẑ = Z (Markov)
         if floor > upper:
             trouble.append(
-                f"runs from the base find far more mass than the samples know of: log Z is above {floor:.2f}, by how "
-                "much is unknown, and the samples are not draws of this energy"
+                "runs from the base find far more mass than the samples know of: log Z is above the interval's lower "
+                "end, by how much is unknown, and the samples are not draws of this energy"
             )
             estimate, error, lower, upper = alone, math.inf, floor, math.inf
         else:

@@ -141,6 +141,9 @@ def test_samples_that_miss_most_of_the_mass_are_refuted() -> None:
         found = log_normalizer(mixture, base=wide, samples=modes[1] + torch.randn(512, 2))
     assert found.lower < 0.0 < found.upper == math.inf
     assert found.standard_error == math.inf
+    # A number in words would be wrong once the result is moved to other coordinates, as a model's is.
+    assert (found + 100.0).warning == found.warning
+    assert not any(letter.isdigit() for letter in found.warning or "")
 
 
 def test_bennett_on_gaussian_work() -> None:
