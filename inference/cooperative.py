@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from energyppl._checks import check_data
@@ -18,7 +19,7 @@ from energyppl.inference.initializers import (
     model_of_rows,
     recovery_proposal,
 )
-from energyppl.inference.objectives import Loss, RecoveryLikelihood, RecoveryPairs, level_kernel, recovery_potential
+from energyppl.inference.objectives import Loss, RecoveryLikelihood, level_kernel, recovery_potential
 from energyppl.inference.transition import TunableKernel
 
 __all__ = ["CooperativeRecovery", "InitializerReport", "initializer_report"]
@@ -84,24 +85,23 @@ class CooperativeRecovery:
     def loss(self, model: CooperativeModel, batch: Tensor) -> Loss:
         """The energy's contrastive loss plus the initializer's, ``(n, *event)``; each has its own weights' gradient."""
         pairs = self.recipe.pairs(model, batch)
-        near = pairs.upper == pairs.level + 1  # from a farther marginal q has not learned to begin
-        start = self.recipe.start(pairs.clean, pairs.potential.center)
+        # From a farther marginal than the next q has not learned to begin.
+        rows = (pairs.upper == pairs.level + 1).nonzero()[:, 0]
+        if not self.from_initializer:
+            chain = self.recipe.move(model, pairs)
+            rows = rows[: max(1, int(self.teach * len(batch)))]
+        part, level, noisy = model_of_rows(model, rows), pairs.level[rows], pairs.noisy[rows]
+        potential, proposal = recovery_potential(part, noisy, level), recovery_proposal(part, noisy, level)
+        drawn = proposal.rsample()
         if self.from_initializer:
-            drawn = recovery_proposal(model, pairs.noisy, pairs.level).rsample()
-            mask = near.reshape(-1, *[1] * len(model.event_shape))
-            chain = self.recipe.move(model, pairs, torch.where(mask, drawn.detach(), start))
-            rows = near.nonzero()[:, 0]
-            part = model_of_rows(model, rows)
-            taught = self._teach(part, pairs, rows, drawn[rows], chain.state.x[rows])
-        else:
+            start = self.recipe.start(pairs.clean, pairs.potential.center).index_copy(0, rows, drawn.detach())
             chain = self.recipe.move(model, pairs, start)
-            rows = near.nonzero()[:, 0][: max(1, int(self.teach * len(batch)))]
-            level, noisy = pairs.level[rows], pairs.noisy[rows]
-            part = model_of_rows(model, rows)
-            drawn = recovery_proposal(part, noisy, level).rsample()
-            potential = recovery_potential(part, noisy, level)
-            refined = run_chain(level_kernel(model, level), potential, drawn.detach(), self.recipe.steps).state.x
-            taught = self._teach(part, pairs, rows, drawn, refined)
+            refined, energy = chain.state.x[rows], chain.state.energy[rows]
+        else:
+            state = run_chain(level_kernel(model, level), potential, drawn.detach(), self.recipe.steps).state
+            refined, energy = state.x, state.energy
+        drop = energy_only(potential, drawn.detach()) - energy
+        taught = self._teach(proposal, drawn, refined, drop)
         own = self.recipe.contrast(model, pairs, chain, batch)
         return Loss(own.value + self.weight * taught.value, own.record | taught.record)
 
@@ -109,25 +109,17 @@ class CooperativeRecovery:
         """As :meth:`RecoveryLikelihood.measure`."""
         return self.recipe.measure(model, data)
 
-    def _teach(
-        self, model: CooperativeModel, pairs: RecoveryPairs, rows: Tensor, drawn: Tensor, refined: Tensor
-    ) -> Loss:
+    def _teach(self, proposal: TorchDistribution, drawn: Tensor, refined: Tensor, drop: Tensor) -> Loss:
         """½|ỹ − ŷ|² in standard deviations, a mean over coordinates; −log q(ỹ) where the scale is learned."""
-        level, noisy = pairs.level[rows], pairs.noisy[rows]
-        proposal = recovery_proposal(model, noisy, level)
         deviation = proposal.base_dist.scale
-        with torch.no_grad():
-            potential = recovery_potential(model, noisy, level)
-            before, after = energy_only(potential, drawn.detach()), energy_only(potential, refined)
         distance = (refined - drawn) / deviation.detach()
         if deviation.requires_grad:
-            value = -proposal.log_prob(refined).mean() / math.prod(model.event_shape)
+            value = -proposal.log_prob(refined).mean() / math.prod(proposal.event_shape)
         else:  # the same expected gradient with less noise: a chain that hardly moves teaches almost nothing
             value = 0.5 * distance.square().mean()
-        finite = torch.isfinite(before - after)
         record = {
             "initializer_loss": float(value.detach()),
-            "initializer_drop": float((before - after)[finite].mean()),
+            "initializer_drop": float(drop[torch.isfinite(drop)].mean()),
             "initializer_moved": float(distance.detach().square().mean().sqrt()),
         }
         return Loss(value, record)

@@ -100,11 +100,11 @@ def recovery_proposal(model: CooperativeModel, noisy: Tensor, level: Tensor) -> 
         )
     spread = model.schedule.spread.to(noisy)
     mean, deviation = reference(recovery_potential(model, noisy, level), spread[level], noisy)
-    shift, log_scale = _initialize(model, model.initializer, noisy / _wide(spread[level + 1], noisy), level)
+    shift, log_scale = _initialize(model, model.initializer, noisy / widen(spread[level + 1], noisy), level)
     if log_scale.dim():  # learned: relative to the recovery of Gaussian data, as the shift is
         scale = deviation * log_scale.exp()
     else:
-        scale = _wide(initializer_width(model.schedule).to(noisy)[level], noisy)
+        scale = widen(initializer_width(model.schedule).to(noisy)[level], noisy)
     normal = dist.Normal(mean + deviation * shift, scale.expand_as(mean), validate_args=False)
     proposal: dist.TorchDistribution = normal.to_event(len(model.event_shape))
     return proposal
@@ -182,7 +182,3 @@ class IndependentMetropolis:
             old, new = self.proposal.log_prob(state.x), self.proposal.log_prob(x)
         energy = energy_only(potential, x)
         return metropolis((state.energy - energy) + (old - new), State(x, energy, state.grad), state)
-
-
-def _wide(value: Tensor, x: Tensor) -> Tensor:
-    return widen(value, x) if value.dim() else value

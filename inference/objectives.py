@@ -19,7 +19,7 @@ from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_and_grad
 from energyppl.inference.chains import Trajectory, run_chain
-from energyppl.inference.dual_averaging import group_means
+from energyppl.inference.dual_averaging import steer_steps
 from energyppl.inference.persistent import Contrast, Roaming, persistent_contrast
 from energyppl.inference.transition import Kernel, TunableKernel
 from energyppl.potential import Potential, Tethered, sum_event
@@ -193,7 +193,15 @@ class RecoveryLikelihood:
         chain = run_chain(level_kernel(model, level), pairs.potential, start, self.steps)
         if self.adapt and steer:
             near = pairs.upper == level + 1
-            _steer(model, chain.accept_prob[near], level[near], self.gain)
+            kernel = model.kernel
+            steer_steps(
+                model.step_sizes,
+                chain.accept_prob[near],
+                level[near],
+                self.gain,
+                kernel.target,
+                largest=kernel.largest_step,
+            )
         return chain
 
     def contrast(self, model: RecoveryModel, pairs: RecoveryPairs, chain: Trajectory, batch: Tensor) -> Loss:
@@ -261,14 +269,6 @@ def share_reaches(level: Tensor, levels: int, reach: float) -> Tensor:
     above = levels - level
     jump = 1 + (torch.rand(level.shape, device=level.device) * above).long()
     return level + torch.where(torch.rand(level.shape, device=level.device) < reach, jump, 1)
-
-
-def _steer(model: RecoveryModel, accept_prob: Tensor, level: Tensor, gain: float) -> None:
-    """Move each level's step size towards the acceptance that serves the model's kernel (Robbins & Monro 1951)."""
-    if model.kernel.target is not None:
-        change = gain * (group_means(accept_prob, level, model.schedule.levels) - model.kernel.target)
-        model.step_sizes.mul_(torch.where(torch.isfinite(change), change, 0.0).exp())
-        model.step_sizes.clamp_(max=model.kernel.largest_step)
 
 
 def level_kernel(model: RecoveryModel, level: Tensor) -> TunableKernel:

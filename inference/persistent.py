@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from energyppl.inference.chains import run_chain
-from energyppl.inference.dual_averaging import group_means
+from energyppl.inference.dual_averaging import group_means, steer_steps
 from energyppl.inference.langevin import MALA
+from energyppl.inference.transition import widen
 from energyppl.potential import Potential
 from energyppl.schedule import NoiseSchedule
 
@@ -22,7 +23,7 @@ __all__ = ["Contrast", "Roaming", "persistent_contrast", "roaming_levels"]
 _WIDE = 1.5  # standard deviations of the marginal: where chains begin
 _FRESH = 0.02  # share of the visited chains that begin anew
 _FIRST_STEP = 0.1
-_ACCEPTANCE, _GAIN = 0.6, 0.1
+_GAIN = 0.1
 _MARGIN = 3.0  # nats
 
 
@@ -78,19 +79,17 @@ def persistent_contrast(model: Roaming, batch: Tensor, steps: int) -> Contrast:
     chains, count = model.persistent_chains, len(batch)
     spread = model.schedule.spread.to(chains)
     levels = roaming_levels(len(chains), model.schedule.levels).to(chains.device)
-    wide = _WIDE * spread[levels].reshape(-1, *[1] * len(model.event_shape))
+    wide = widen(_WIDE * spread[levels], chains)
     if not bool(chains.any()):
         chains.copy_(wide * torch.randn_like(chains))
         model.persistent_steps.copy_(_FIRST_STEP * spread[:-1])
     slots = torch.randperm(len(chains))[:count].to(chains.device)
     level, start = levels[slots], chains[slots]
     fresh = torch.rand(len(slots), device=chains.device) < _FRESH
-    start = torch.where(_like(fresh, start), wide[slots] * torch.randn_like(start), start)
+    start = torch.where(widen(fresh, start), wide[slots] * torch.randn_like(start), start)
     chain = run_chain(MALA(model.persistent_steps[level]), model.potential(level), start, steps)
     chains[slots] = chain.state.x
-    change = _GAIN * (group_means(chain.accept_prob, level, len(model.persistent_steps)) - _ACCEPTANCE)
-    model.persistent_steps.mul_(torch.where(torch.isfinite(change), change, 0.0).exp())
-    model.persistent_steps.clamp_(max=float(spread.max()))
+    steer_steps(model.persistent_steps, chain.accept_prob, level, _GAIN, MALA.target, largest=float(spread.max()))
 
     data = model.schedule.diffuse(model.standardized(batch), level)
     energy = model.potential(torch.cat([level, level]))(torch.cat([data, chain.state.x]))
@@ -105,7 +104,3 @@ def persistent_contrast(model: Roaming, batch: Tensor, steps: int) -> Contrast:
 def _by_level(values: Tensor, level: Tensor, levels: int) -> Tensor:
     """Each value's level's mean, ``(n,)``."""
     return group_means(values, level, levels)[level]
-
-
-def _like(mask: Tensor, x: Tensor) -> Tensor:
-    return mask.reshape(-1, *[1] * (x.dim() - 1))

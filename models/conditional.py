@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_positive, shape_text
 from energyppl.errors import InvalidInput
+from energyppl.inference.transition import widen
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.potential import AtLevel
 
@@ -151,8 +152,7 @@ class _Composed(nn.Module):
     offset: Tensor
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        spread = self.spread[level]
-        spread = spread.reshape(*spread.shape, *[1] * (x.dim() - level.dim())) if level.dim() else spread
+        spread = widen(self.spread[level], x)
         energies = [
             AtLevel(net, level, ratio.shape, label=label, guidance=guidance)(x * ratio + offset / spread)
             for net, ratio, offset, (label, guidance) in zip(

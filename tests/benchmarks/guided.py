@@ -86,10 +86,10 @@ def main(arguments: list[str]) -> None:
         rows[f"w = {weight}"] = drawn[:10]
     free = ebm.sample((args.count,), steps=20, denoise=True)
     with torch.no_grad():
-        found = torch.bincount(judge(free).argmax(1), minlength=10).double()
-    expected = args.count * torch.bincount(y[train], minlength=10).double() / len(train)
-    z = (found - expected) / (expected * (1 - expected / args.count)).sqrt()
-    print(f"  unguided: counts {found.int().tolist()}, standard errors off {[round(float(v), 1) for v in z]}")
+        found = judge(free).argmax(1)
+    shares = torch.bincount(y[train], minlength=10).double() / len(train)
+    z = [round(float(value), 1) for value in ep.label_balance(found, 10, shares).z_scores]
+    print(f"  unguided: counts {torch.bincount(found, minlength=10).tolist()}, standard errors off {z}")
     if args.picture is not None:
         save_figure(image_strips(rows, titles=[str(c) for c in range(10)], title="At growing guidance"), args.picture)
 
