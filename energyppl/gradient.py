@@ -41,12 +41,16 @@ __all__ = ["eager_energy_and_grad", "energy_and_grad", "energy_only", "gradient_
 _TRACES_KEPT = 64
 
 
-def energy_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+def energy_and_grad(
+    potential: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """Energy of each point and its gradient with respect to the point; parameters take no gradient.
 
     Args:
         potential: maps ``(*batch, *event)`` to ``(*batch,)``, in nats; points must not influence each other.
         x: points, ``(*batch, *event)``, floating point.
+        dtype: of the network's arithmetic, ``torch.bfloat16`` or ``torch.float16`` as in ``torch.autocast``; the
+            points' own if None.  The results have the points' dtype either way.
 
     Returns:
         ``(energy, grad)`` of shapes ``(*batch,)`` and ``(*batch, *event)``, detached.  Non-finite values are handed on
@@ -55,7 +59,7 @@ def energy_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[T
     Raises:
         InvalidInput: if the potential returns anything but one number for each point.
     """
-    energy, grad = _serve(potential, x, eager_energy_and_grad)
+    energy, grad = _serve(potential, x, eager_energy_and_grad if dtype is None else _autocast(dtype))
     return energy, grad
 
 
@@ -71,8 +75,7 @@ def gradient_only(potential: Callable[[Tensor], Tensor], x: Tensor, dtype: torch
     Args:
         potential: as for :func:`energy_and_grad`.
         x: points, ``(*batch, *event)``.
-        dtype: of the network's arithmetic, ``torch.bfloat16`` or ``torch.float16`` as in ``torch.autocast``; the
-            points' own if None.  The result has the points' dtype either way.
+        dtype: as for :func:`energy_and_grad`.
     """
     (grad,) = _serve(potential, x, eager_gradient if dtype is None else _autocast_gradient(dtype))
     return grad
@@ -107,14 +110,22 @@ def eager_gradient(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Te
 
 
 @functools.cache  # traces are kept by this function's identity
-def _autocast_gradient(dtype: torch.dtype) -> Evaluation:
-    def gradient(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor]:
+def _autocast(dtype: torch.dtype) -> Evaluation:
+    def evaluation(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         def cast(points: Tensor) -> Tensor:
             with torch.autocast(points.device.type, dtype=dtype, cache_enabled=False):
                 energy: Tensor = potential(points)
             return energy.to(points.dtype)
 
-        return (eager_energy_and_grad(cast, x)[1],)
+        return eager_energy_and_grad(cast, x)
+
+    return evaluation
+
+
+@functools.cache
+def _autocast_gradient(dtype: torch.dtype) -> Evaluation:
+    def gradient(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor]:
+        return (_autocast(dtype)(potential, x)[1],)
 
     return gradient
 

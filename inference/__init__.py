@@ -8,7 +8,12 @@ from energyppl.inference.annealing import Climb, Ladder, Weights, anneal, climb
 from energyppl.inference.bennett import bennett
 from energyppl.inference.chains import MarkovSampler, Trajectory, run_chain
 from energyppl.inference.composite import Block, Cycle, Mixture, Tempered
-from energyppl.inference.cooperative import CooperativeRecovery, InitializerReport, initializer_report
+from energyppl.inference.cooperative import (
+    CooperativeGuide,
+    CooperativeRecovery,
+    InitializerReport,
+    initializer_report,
+)
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.diagnostics import (
     EnergyDrift,
@@ -53,6 +58,7 @@ __all__ = [
     "Chains",
     "Climb",
     "Contrastive",
+    "CooperativeGuide",
     "CooperativeRecovery",
     "CrankNicolson",
     "CrankNicolsonLangevin",

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
@@ -19,10 +20,17 @@ from energyppl.inference.initializers import (
     model_of_rows,
     recovery_proposal,
 )
-from energyppl.inference.objectives import Loss, RecoveryLikelihood, level_kernel, recovery_potential
-from energyppl.inference.transition import TunableKernel
+from energyppl.inference.objectives import (
+    Loss,
+    RecoveryLikelihood,
+    RecoveryPairs,
+    level_kernel,
+    recovery_potential,
+)
+from energyppl.inference.transition import TunableKernel, casting
+from energyppl.potential import Tethered
 
-__all__ = ["CooperativeRecovery", "InitializerReport", "initializer_report"]
+__all__ = ["CooperativeGuide", "CooperativeRecovery", "InitializerReport", "initializer_report"]
 
 
 @dataclass(frozen=True)
@@ -85,44 +93,98 @@ class CooperativeRecovery:
     def loss(self, model: CooperativeModel, batch: Tensor) -> Loss:
         """The energy's contrastive loss plus the initializer's, ``(n, *event)``; each has its own weights' gradient."""
         pairs = self.recipe.pairs(model, batch)
-        # From a farther marginal than the next q has not learned to begin.
-        rows = (pairs.upper == pairs.level + 1).nonzero()[:, 0]
-        if not self.from_initializer:
-            chain = self.recipe.move(model, pairs)
-            rows = rows[: max(1, int(self.teach * len(batch)))]
-        part, level, noisy = model_of_rows(model, rows), pairs.level[rows], pairs.noisy[rows]
-        potential, proposal = recovery_potential(part, noisy, level), recovery_proposal(part, noisy, level)
-        drawn = proposal.rsample()
         if self.from_initializer:
-            start = self.recipe.start(pairs.clean, pairs.potential.center).index_copy(0, rows, drawn.detach())
-            chain = self.recipe.move(model, pairs, start)
-            refined, energy = chain.state.x[rows], chain.state.energy[rows]
+            lesson = self._begin(model, pairs)
+            start = self.recipe.start(pairs.clean, pairs.potential.center)
+            chain = self.recipe.move(model, pairs, start.index_copy(0, lesson.rows, lesson.drawn.detach()))
+            taught = _teach(lesson, chain.state.x[lesson.rows], chain.state.energy[lesson.rows])
         else:
-            state = run_chain(level_kernel(model, level), potential, drawn.detach(), self.recipe.steps).state
-            refined, energy = state.x, state.energy
-        drop = energy_only(potential, drawn.detach()) - energy
-        taught = self._teach(proposal, drawn, refined, drop)
+            chain = self.recipe.move(model, pairs)
+            taught = self.teaching(model, pairs)
         own = self.recipe.contrast(model, pairs, chain, batch)
         return Loss(own.value + self.weight * taught.value, own.record | taught.record)
+
+    def teaching(self, model: CooperativeModel, pairs: RecoveryPairs) -> Loss:
+        """The initializer's own loss: chains begin at its draws, and it learns to begin where they end."""
+        lesson = self._begin(model, pairs, most=max(1, int(self.teach * len(pairs.level))))
+        kernel = level_kernel(lesson.model, pairs.level[lesson.rows])
+        state = run_chain(kernel, lesson.potential, lesson.drawn.detach(), self.recipe.steps).state
+        return _teach(lesson, state.x, state.energy)
+
+    def _begin(self, model: CooperativeModel, pairs: RecoveryPairs, most: int | None = None) -> "_Lesson":
+        # From a farther marginal than the next q has not learned to begin.
+        rows = (pairs.upper == pairs.level + 1).nonzero()[:most, 0]
+        part, level, noisy = model_of_rows(model, rows), pairs.level[rows], pairs.noisy[rows]
+        potential = recovery_potential(part, noisy, level)
+        with casting(noisy, self.recipe.autocast):
+            proposal = recovery_proposal(part, noisy, level)
+        return _Lesson(part, rows, potential, proposal, proposal.rsample())
 
     def measure(self, model: CooperativeModel, data: Tensor) -> float:
         """As :meth:`RecoveryLikelihood.measure`."""
         return self.recipe.measure(model, data)
 
-    def _teach(self, proposal: TorchDistribution, drawn: Tensor, refined: Tensor, drop: Tensor) -> Loss:
-        """½|ỹ − ŷ|² in standard deviations, a mean over coordinates; −log q(ỹ) where the scale is learned."""
-        deviation = proposal.base_dist.scale
-        distance = (refined - drawn) / deviation.detach()
-        if deviation.requires_grad:
-            value = -proposal.log_prob(refined).mean() / math.prod(proposal.event_shape)
-        else:  # the same expected gradient with less noise: a chain that hardly moves teaches almost nothing
-            value = 0.5 * distance.square().mean()
-        record = {
-            "initializer_loss": float(value.detach()),
-            "initializer_drop": float(drop[torch.isfinite(drop)].mean()),
-            "initializer_moved": float(distance.detach().square().mean().sqrt()),
-        }
-        return Loss(value, record)
+
+@dataclass(frozen=True)
+class CooperativeGuide:
+    """MCMC teaching as a Pyro guide: with the model itself as the Pyro model, ``SVI`` trains both networks at once.
+
+    ``SVI(ebm, CooperativeGuide(ebm), Adam(…), Trace_ELBO()).step(batch)`` has the gradients of
+    :class:`CooperativeRecovery`, summed over rows.  The guide has no sample sites: its loss enters as a factor.
+
+    Args:
+        model: has an initializer.
+        objective: how the initializer is taught; its negatives are its own.
+
+    Raises:
+        InvalidInput: if the model has no initializer, or the objective takes the energy's negatives from it.
+    """
+
+    model: CooperativeModel
+    objective: CooperativeRecovery = field(default_factory=CooperativeRecovery)
+
+    def __post_init__(self) -> None:
+        if self.objective.from_initializer:
+            raise InvalidInput("from_initializer shares chains between model and guide: train by fit for that")
+        self.objective.prepare(self.model)
+
+    def __call__(self, data: Tensor) -> None:
+        """Teach on rows ``(n, *event)``, noised afresh."""
+        check_data("data", data, self.model.event_shape)
+        assert self.model.initializer is not None  # prepare has seen to it
+        pyro.module("initializer", self.model.initializer)
+        pairs = self.objective.recipe.pairs(self.model, data)
+        taught = self.objective.teaching(self.model, pairs).value
+        # What a guide adds is taken off the evidence bound, so a loss goes in with a plus sign.
+        pyro.factor("teaching", self.objective.weight * len(data) * taught, has_rsample=True)
+
+
+class _Lesson(NamedTuple):
+    """The initializer's draws for some rows of a batch, before chains refine them."""
+
+    model: CooperativeModel  # of the rows
+    rows: Tensor  # (m,), of the batch
+    potential: Tethered
+    proposal: TorchDistribution
+    drawn: Tensor  # (m, *event), differentiable
+
+
+def _teach(lesson: _Lesson, refined: Tensor, energy: Tensor) -> Loss:
+    """½|ỹ − ŷ|² in standard deviations, a mean over coordinates; −log q(ỹ) where the scale is learned."""
+    proposal, drawn = lesson.proposal, lesson.drawn
+    drop = energy_only(lesson.potential, drawn.detach()) - energy
+    deviation = proposal.base_dist.scale
+    distance = (refined - drawn) / deviation.detach()
+    if deviation.requires_grad:
+        value = -proposal.log_prob(refined).mean() / math.prod(proposal.event_shape)
+    else:  # the same expected gradient with less noise: a chain that hardly moves teaches almost nothing
+        value = 0.5 * distance.square().mean()
+    record = {
+        "initializer_loss": float(value.detach()),
+        "initializer_drop": float(drop[torch.isfinite(drop)].mean()),
+        "initializer_moved": float(distance.detach().square().mean().sqrt()),
+    }
+    return Loss(value, record)
 
 
 class InitializerReport(NamedTuple):

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from energyppl._checks import check_event, check_positive
 from energyppl.errors import InvalidInput
-from energyppl.gradient import energy_and_grad, energy_only
-from energyppl.inference.transition import Info, State, dot, evaluate, metropolis, widen
+from energyppl.gradient import energy_only
+from energyppl.inference.transition import Info, State, check_force_dtype, dot, evaluate, metropolis, widen
 from energyppl.potential import Potential, Tethered
 
 __all__ = ["CrankNicolson", "CrankNicolsonLangevin", "reference"]
@@ -72,15 +72,18 @@ class CrankNicolsonLangevin:
     Args:
         step_size: β in (0, 1], a number or one for each chain, ``(*chains,)``.
         reference_scale: as in :class:`CrankNicolson`.
+        force_dtype: arithmetic of the drift, as in :class:`~energyppl.MALA`: the target stays exact.
     """
 
     step_size: float | Tensor = 0.3
     reference_scale: float | Tensor = 1.0
+    force_dtype: torch.dtype | None = None
     target: ClassVar[float | None] = 0.6
     largest_step: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         _check_crank_nicolson(self)
+        check_force_dtype(self.force_dtype)
 
     def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "CrankNicolsonLangevin":
         """The same kernel with β = ``step``, at most 1, and the marginal's spread as its reference."""
@@ -89,7 +92,7 @@ class CrankNicolsonLangevin:
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""
         _require_tethered(self, potential)
-        return evaluate(potential, x)
+        return evaluate(potential, x, self.force_dtype)
 
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Propose a Langevin move of the reference for every chain and accept it by the Metropolis–Hastings rule."""
@@ -98,7 +101,7 @@ class CrankNicolsonLangevin:
         size, noise = beta * deviation, torch.randn_like(state.x)
         drift = (1.0 - (1.0 - beta * beta).sqrt()) * deviation * deviation
         x = torch.addcmul(torch.addcmul(state.x, drift, state.grad, value=-1.0), size, noise)
-        new = State(x, *energy_and_grad(potential, x))
+        new = evaluate(potential, x, self.force_dtype)
         back = torch.addcmul(state.x - x, drift, new.grad) / size  # the noise of the way back
         log_ratio = (state.energy - new.energy) + 0.5 * dot(noise - back, noise + back, new.energy)
         return metropolis(log_ratio, new, state)

@@ -1,5 +1,6 @@
 """Progressive sampling: from white noise to data, level by level (Gao et al. 2021, Algorithm 2)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from energyppl.inference.adaptation import adapt
 from energyppl.inference.chains import run_chain
 from energyppl.inference.dual_averaging import group_means
 from energyppl.inference.hamiltonian import ChEES
-from energyppl.inference.initializers import CooperativeModel, recovery_start
+from energyppl.inference.initializers import CooperativeModel, model_of_rows, recovery_start
 from energyppl.inference.mass import identity_mass
 from energyppl.inference.objectives import RecoveryModel, level_kernel, recovery_potential, tether_widths
 from energyppl.inference.transition import TunableKernel
@@ -43,6 +44,7 @@ def generate(
     steps: int,
     last: int = 0,
     denoise: bool = False,
+    micro_batch: int | None = None,
 ) -> Generation:
     """Draw from every level's recovery distribution in turn, the top level's from white noise.
 
@@ -53,11 +55,32 @@ def generate(
         last: the level to stop at.
         denoise: at level 0, finish with the mean of the clean data given level 0, ``(x + σ̄₀² ∇log p) / ᾱ₀``
             (Tweedie; Zhu et al. 2024, appendix A.2).
+        micro_batch: samples at a time, so that memory is bounded; all at once if None.
 
     Raises:
         InvalidInput: for steps below one.
     """
     check_count("steps", steps)
+    if micro_batch is None:
+        return _descend(model, shape, steps, last, denoise)
+    check_count("micro_batch", micro_batch)
+    if model.label is not None and model.label.dim():
+        model = model.unconditional.given(model.label.expand(shape).flatten(), guidance=model.guidance)
+    parts = [
+        _descend(model_of_rows(model, rows), rows.shape, steps, last, denoise)
+        for rows in torch.arange(shape.numel(), device=model.step_sizes.device).split(micro_batch)
+    ]
+
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(tensors)).reshape(*shape, *model.event_shape)
+
+    path = tuple(joined(stage) for stage in zip(*(part.path for part in parts), strict=True))
+    rows_of = torch.tensor([len(part.x) for part in parts]).to(model.step_sizes) / max(1, shape.numel())
+    acceptance = (torch.stack([part.acceptance for part in parts], -1) * rows_of).sum(-1)
+    return Generation(joined([part.x for part in parts]), path, acceptance, parts[0].evaluations)
+
+
+def _descend(model: CooperativeModel, shape: torch.Size, steps: int, last: int, denoise: bool) -> Generation:
     schedule = model.schedule
     like = model.step_sizes
     spreads = schedule.spread.to(like)

@@ -32,14 +32,18 @@ class Langevin:
 
     Args:
         step_size: the standard deviation s of the noise in one step, a number or one for each chain, ``(*chains,)``.
+        force_dtype: arithmetic of the network, ``torch.bfloat16`` for large ones; nothing corrects its rounding, which
+            the energies of the states carry too.
     """
 
     step_size: float | Tensor
+    force_dtype: torch.dtype | None = None
     target: ClassVar[float | None] = None
     largest_step: ClassVar[float] = 10.0
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
+        check_force_dtype(self.force_dtype)
 
     def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "Langevin":
         """The same kernel with steps of ``step`` widths."""
@@ -47,12 +51,12 @@ class Langevin:
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""
-        return evaluate(potential, x)
+        return evaluate(potential, x, self.force_dtype)
 
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Move every chain once; a move to a non-finite energy or gradient is not made, and flagged."""
         x, _, _ = _langevin_proposal(self.step_size, state)
-        new = State(x, *energy_and_grad(potential, x))
+        new = State(x, *energy_and_grad(potential, x, self.force_dtype))
         # Two sums tell that all is well, the usual case; on a GPU the question would make every step wait.
         if not x.is_cuda and math.isfinite(float(new.energy.sum() + new.grad.sum())):
             fine = torch.ones_like(new.energy, dtype=torch.bool)

@@ -21,7 +21,7 @@ from energyppl.gradient import energy_and_grad
 from energyppl.inference.chains import Trajectory, run_chain
 from energyppl.inference.dual_averaging import steer_steps
 from energyppl.inference.persistent import Contrast, Roaming, persistent_contrast
-from energyppl.inference.transition import Kernel, TunableKernel
+from energyppl.inference.transition import Kernel, TunableKernel, casting, check_force_dtype
 from energyppl.potential import Potential, Tethered, sum_event
 from energyppl.schedule import NoiseSchedule
 
@@ -131,6 +131,8 @@ class RecoveryLikelihood:
         persistent: share of each batch that is also contrasted with persistent chains of the marginals, which find and
             fill what the energy digs far from the data; if None, a quarter above two dimensions and nothing below: in
             the plane tethers reach everywhere, and chains that lag behind a sharp density only disturb.
+        autocast: arithmetic of the loss, ``torch.bfloat16`` for networks of images; that of the chains is the kernel's
+            ``force_dtype``, and energies that accept or reject keep the weights' own.
 
     Raises:
         InvalidInput: for steps below one, a share outside [0, 1), or adaptation of a kernel that never rejects.
@@ -145,9 +147,11 @@ class RecoveryLikelihood:
     reach: float = 0.25
     shared_noise: bool = False
     persistent: float | None = None
+    autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
+        check_force_dtype(self.autocast, "autocast")
         for name, share in (("extra", self.extra), ("persistent", self.persistent or 0.0)):
             if not 0.0 <= share < 1.0:
                 raise InvalidInput(f"{name} must lie in [0, 1); got {share}")
@@ -207,7 +211,9 @@ class RecoveryLikelihood:
     def contrast(self, model: RecoveryModel, pairs: RecoveryPairs, chain: Trajectory, batch: Tensor) -> Loss:
         """Energy of the data less that of the negatives, and the persistent chains' part."""
         moved, level = chain.state.x, pairs.level
-        positive, negative = model.potential(level)(torch.stack([pairs.clean, moved])).mean(1)
+        with casting(moved, self.autocast):
+            energies = model.potential(level)(torch.stack([pairs.clean, moved]))
+        positive, negative = energies.to(moved.dtype).mean(1)
         gap = positive - negative
         width = tether_widths(model.schedule).to(moved)[level]
         record = {
@@ -231,7 +237,7 @@ class RecoveryLikelihood:
         count = min(int(share * len(batch)), len(model.persistent_chains))
         if not count:
             return None
-        far = persistent_contrast(model.unconditional, batch[:count], self.steps)
+        far = persistent_contrast(model.unconditional, batch[:count], self.steps, self.autocast)
         return far._replace(value=far.value * (count / len(batch)))
 
     def measure(self, model: RecoveryModel, data: Tensor) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from energyppl.inference.chains import run_chain
 from energyppl.inference.dual_averaging import group_means, steer_steps
 from energyppl.inference.langevin import MALA
-from energyppl.inference.transition import widen
+from energyppl.inference.transition import TunableKernel, casting, widen
 from energyppl.potential import Potential
 from energyppl.schedule import NoiseSchedule
 
@@ -32,6 +32,7 @@ class Roaming(Protocol):
 
     event_shape: torch.Size
     schedule: NoiseSchedule
+    kernel: TunableKernel
     persistent_chains: Tensor  # (slots, *event), standardised; zero until first used
     persistent_steps: Tensor  # (levels,), of MALA
 
@@ -63,7 +64,7 @@ def roaming_levels(slots: int, levels: int) -> Tensor:
     return torch.cat([torch.zeros(first, dtype=torch.long), torch.arange(slots - first) % levels])
 
 
-def persistent_contrast(model: Roaming, batch: Tensor, steps: int) -> Contrast:
+def persistent_contrast(model: Roaming, batch: Tensor, steps: int, autocast: torch.dtype | None = None) -> Contrast:
     """Move as many persistent chains as ``batch``, ``(n, *event)``, has rows, and contrast them with these rows.
 
     A chain that is still on its way from the noise lies where the model has no mass, and must not be pushed for ever.
@@ -75,6 +76,7 @@ def persistent_contrast(model: Roaming, batch: Tensor, steps: int) -> Contrast:
         model: its chains and their step sizes are written in place.
         batch: clean rows, no more than there are slots.
         steps: moves of each chain.
+        autocast: arithmetic of the energies in the loss.
     """
     chains, count = model.persistent_chains, len(batch)
     spread = model.schedule.spread.to(chains)
@@ -87,13 +89,15 @@ def persistent_contrast(model: Roaming, batch: Tensor, steps: int) -> Contrast:
     level, start = levels[slots], chains[slots]
     fresh = torch.rand(len(slots), device=chains.device) < _FRESH
     start = torch.where(widen(fresh, start), wide[slots] * torch.randn_like(start), start)
-    chain = run_chain(MALA(model.persistent_steps[level]), model.potential(level), start, steps)
+    kernel = MALA(model.persistent_steps[level], force_dtype=getattr(model.kernel, "force_dtype", None))
+    chain = run_chain(kernel, model.potential(level), start, steps)
     chains[slots] = chain.state.x
     steer_steps(model.persistent_steps, chain.accept_prob, level, _GAIN, MALA.target, largest=float(spread.max()))
 
     data = model.schedule.diffuse(model.standardized(batch), level)
-    energy = model.potential(torch.cat([level, level]))(torch.cat([data, chain.state.x]))
-    own, theirs = energy.split(count)
+    with casting(data, autocast):
+        energy = model.potential(torch.cat([level, level]))(torch.cat([data, chain.state.x]))
+    own, theirs = energy.to(data.dtype).split(count)
     room = math.prod(model.event_shape) * (spread / model.schedule.sigma_bar.to(spread)).log()[level]
     limit = _by_level(own.detach(), level, model.schedule.levels) + room + _MARGIN
     weight = torch.sigmoid(limit - theirs.detach())

@@ -23,6 +23,7 @@ __all__ = [
     "Kernel",
     "State",
     "TunableKernel",
+    "casting",
     "check_force_dtype",
     "check_kernel",
     "combined",
@@ -127,10 +128,15 @@ def check_kernel(kernel: Any) -> None:
         raise InvalidInput(f"kernel must have init and step, as HMC() or NUTS(); got {kernel!r}")
 
 
-def check_force_dtype(dtype: torch.dtype | None) -> None:
+def check_force_dtype(dtype: torch.dtype | None, name: str = "force_dtype") -> None:
     """Require None, or a floating type that networks run faster in."""
     if dtype not in (None, torch.bfloat16, torch.float16):
-        raise InvalidInput(f"force_dtype must be None, torch.bfloat16 or torch.float16; got {dtype}")
+        raise InvalidInput(f"{name} must be None, torch.bfloat16 or torch.float16; got {dtype}")
+
+
+def casting(x: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to ``dtype`` on the device of ``x``; nothing if None."""
+    return torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def widen(value: Tensor, x: Tensor) -> Tensor:

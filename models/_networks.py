@@ -1,8 +1,8 @@
 """What a model asks of its network, and how it integrates its energy in one and two dimensions."""
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from energyppl.potential import Potential
 from energyppl.quadrature import Grid, Quadrature, quadrature
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["LevelIntegrals", "check_label", "check_parts", "needs_level_for_each"]
+__all__ = ["LevelIntegrals", "Remembered", "check_label", "check_parts", "needs_level_for_each"]
 
 
 def check_parts(net: object, schedule: object, event_shape: Sequence[int] | None) -> torch.Size:
@@ -61,19 +61,33 @@ class _Model(Protocol):
     def checksum(self) -> str: ...
 
 
-class LevelIntegrals:
-    """The integrals of a model's levels in standardised coordinates, worked out again when the weights have changed."""
+T = TypeVar("T")
+
+
+class Remembered(Generic[T]):
+    """What was worked out from a model's weights, worked out again when they have changed."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[str, Watch, Quadrature]] = {}
+        self._known: dict[Hashable, tuple[str, Watch, T]] = {}
+
+    def get(self, model: _Model, key: Hashable, work: Callable[[], T]) -> T:
+        """The value of ``key``, by ``work()`` if it is not known."""
+        known = self._known.get(key)
+        if known is None or known[0] != model.checksum() or known[1].changed():
+            value = work()
+            known = self._known[key] = (model.checksum(), Watch([model.net]), value)  # sampling sets step sizes
+        return known[2]
+
+
+class LevelIntegrals:
+    """The integrals of a model's levels in standardised coordinates."""
+
+    def __init__(self) -> None:
+        self._known: Remembered[Quadrature] = Remembered()
 
     def quadrature(self, model: _Model, level: int) -> Quadrature:
         """The integral of a level, up to two dimensions."""
-        weights, known = model.checksum(), self._known.get(level)
-        if known is None or known[0] != weights or known[1].changed():
-            found = _integrate_widening(model.potential(level), model.loc.dtype)
-            known = self._known[level] = (weights, Watch([model.net]), found)
-        return known[2]
+        return self._known.get(model, level, lambda: _integrate_widening(model.potential(level), model.loc.dtype))
 
     def quantiles(self, model: _Model, level: int, count: int = 16_384) -> Tensor:
         """Grid nodes that stand for equal shares of a level's mass, ``(count, *event)``: no noise."""

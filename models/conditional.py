@@ -6,6 +6,7 @@ another energy at every level; so it samples, recovers, normalises and goes into
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +139,7 @@ class _Composed(nn.Module):
     def __init__(self, ebms: Sequence[RecoveryEBM], weights: Sequence[float], soft: bool) -> None:
         super().__init__()
         self.nets = nn.ModuleList(ebm.net for ebm in ebms)
-        self.asked = [(ebm.label, ebm.guidance) for ebm in ebms]
+        self.asked = [_asked(ebm) for ebm in ebms]
         self.weights, self.soft = tuple(weights), soft
         first = ebms[0]
         spread = first.schedule.spread[:-1].to(first.loc)
@@ -154,10 +155,8 @@ class _Composed(nn.Module):
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         spread = widen(self.spread[level], x)
         energies = [
-            AtLevel(net, level, ratio.shape, label=label, guidance=guidance)(x * ratio + offset / spread)
-            for net, ratio, offset, (label, guidance) in zip(
-                self.nets, self.ratio, self.offset, self.asked, strict=True
-            )
+            AtLevel(net, level, **asked)(x * ratio + offset / spread)
+            for net, ratio, offset, asked in zip(self.nets, self.ratio, self.offset, self.asked, strict=True)
         ]
         if self.soft:
             logs = [math.log(weight) - energy for weight, energy in zip(self.weights, energies, strict=True)]
@@ -171,8 +170,7 @@ class _Composed(nn.Module):
 class _Measured(nn.Module):
     def __init__(self, ebm: RecoveryEBM, measurement: LinearMeasurement) -> None:
         super().__init__()
-        self.net, self.label, self.guidance = ebm.net, ebm.label, ebm.guidance
-        self.event_shape = ebm.event_shape
+        self.net, self.asked = ebm.net, _asked(ebm)
         schedule, like = ebm.schedule, ebm.loc
         scale, matrix = ebm.scale.flatten(), measurement.matrix.to(like)
         alpha, sigma = schedule.alpha_bar[:-1].to(like), schedule.sigma_bar[:-1].to(like)
@@ -192,11 +190,17 @@ class _Measured(nn.Module):
     precision: Tensor
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        energy = AtLevel(self.net, level, self.event_shape, label=self.label, guidance=self.guidance)(x)
+        energy = AtLevel(self.net, level, **self.asked)(x)
         batch = energy.shape
         clean = x.reshape(*batch, -1) * self.to_clean[level].unsqueeze(-1)
         misfit = clean @ self.rows.mT - self.target
         return energy + 0.5 * (misfit.square() * self.precision[level]).sum(-1)
+
+
+def _asked(ebm: RecoveryEBM) -> dict[str, Any]:
+    """What a model asks of its network: all of its potential but the level and the coordinates."""
+    own = ebm.potential(0)
+    return {"event_shape": own.event_shape, "each": own.each, "label": own.label, "guidance": own.guidance}
 
 
 def _check_parts(ebms: Sequence[RecoveryEBM], weights: Sequence[float]) -> None:

@@ -111,6 +111,7 @@ class ConvEnergy(nn.Module):
             self.readout = nn.Parameter(torch.randn(channels[-1]) / (area * math.sqrt(channels[-1])))
         else:
             self.conditioning = conditioning(channels, channels[-1])
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast in bfloat16
 
     def forward(self, x: Tensor, level: Tensor, label: int | Tensor | None = None) -> Tensor:
         """Energies in nats.
@@ -131,7 +132,7 @@ class ConvEnergy(nn.Module):
         features = self.stem(images)
         for block, piece in zip(self.blocks, pieces, strict=True):
             features = block(features, piece)
-        pooled = self.final_activation(features).sum((-2, -1))
+        pooled = self.final_activation(features).sum((-2, -1), dtype=x.dtype)  # a sum in bfloat16 has three digits
         weights = weights if self.readout is None else weights + self.readout
         energy: Tensor = (pooled * weights).sum(-1).reshape(batch)
         if self.output_scale is not None:
@@ -199,7 +200,7 @@ class ConvEnergy(nn.Module):
             assert isinstance(block, _Block)
             channels = block.second.out_channels
             block.second = spectrally_normalized(convolution(channels, channels))
-        return net
+        return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     @classmethod
     def _published(

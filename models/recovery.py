@@ -12,7 +12,6 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
 from energyppl._checks import check_data, check_event, shape_text
-from energyppl._structure import Watch
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.annealing_paths import Draws
@@ -30,7 +29,8 @@ from energyppl.inference.objectives import (
     tether,
 )
 from energyppl.inference.transition import TunableKernel
-from energyppl.models._networks import LevelIntegrals, check_label, check_parts, needs_level_for_each
+from energyppl.models._networks import LevelIntegrals, Remembered, check_label, check_parts, needs_level_for_each
+from energyppl.models._standardized import Standardized
 from energyppl.normalizer import LogNormalizer
 from energyppl.potential import AtLevel, Potential
 from energyppl.schedule import NoiseSchedule
@@ -38,7 +38,7 @@ from energyppl.schedule import NoiseSchedule
 __all__ = ["RecoveryEBM"]
 
 
-class RecoveryEBM(nn.Module):
+class RecoveryEBM(Standardized):
     """Energies U(x, t) at every level of a noise schedule, each the marginal of the noised data at that level.
 
     The network sees points of about unit variance: data are standardised by ``loc`` and ``scale`` (by ``fit``, or by
@@ -59,12 +59,9 @@ class RecoveryEBM(nn.Module):
         InvalidInput: if the network returns another shape or non-finite values, or has fewer levels than the schedule.
     """
 
-    loc: Tensor
-    scale: Tensor
     step_sizes: Tensor
     persistent_chains: Tensor
     persistent_steps: Tensor
-    is_standardized: Tensor
     unconditional: "RecoveryEBM"  # the model that a class was asked of, or itself
     label: Tensor | None = None  # the class or classes asked of it
     guidance: float = 0.0
@@ -78,19 +75,12 @@ class RecoveryEBM(nn.Module):
         kernel: TunableKernel | None = None,
         initializer: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        shape = check_parts(net, schedule, event_shape)
-        self.net = net
+        super().__init__(check_parts(net, schedule, event_shape), net)
         self.schedule = schedule
-        self.event_shape = shape
         few = math.prod(self.event_shape) <= _FEW_DIMENSIONS
         self.kernel: TunableKernel = kernel or (CrankNicolson() if few else CrankNicolsonLangevin())
-        like = next((p for p in net.parameters() if p.dtype.is_floating_point), torch.empty(()))
-        self.register_buffer("loc", torch.zeros(self.event_shape, dtype=like.dtype, device=like.device))
-        self.register_buffer("scale", torch.ones_like(self.loc))
-        self.register_buffer("is_standardized", torch.zeros((), dtype=torch.bool, device=like.device))
         # Step size of each level's chains in widths of its tether; zero until training has tuned it.
-        self.register_buffer("step_sizes", torch.zeros(schedule.levels, dtype=like.dtype, device=like.device))
+        self.register_buffer("step_sizes", self.loc.new_zeros(schedule.levels))
         self.register_buffer("persistent_chains", self.loc.new_zeros(_SLOTS, *self.event_shape))
         self.register_buffer("persistent_steps", torch.zeros_like(self.step_sizes))
         spread = schedule.spread
@@ -100,30 +90,8 @@ class RecoveryEBM(nn.Module):
         self._integrals = LevelIntegrals()
         self.__dict__["unconditional"] = self  # not a module of its own
         self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
-        self._annealed: dict[tuple[int, float], tuple[str, Watch, LogNormalizer]] = {}
+        self._annealed: Remembered[LogNormalizer] = Remembered()
         self._each = needs_level_for_each(net, self.schedule.levels, self.loc)
-
-    def standardize(self, data: Tensor, *, isotropic: bool = False) -> None:
-        """Set ``loc`` and ``scale`` to the mean and standard deviation of each coordinate of ``data``, ``(n, *event)``.
-
-        ``fit`` does so once, unless you have; with ``isotropic`` all coordinates share one scale.
-
-        Raises:
-            InvalidInput: if a coordinate is constant, which no density can describe.
-        """
-        check_data("data", data, self.event_shape, at_least=2)
-        data = data.to(self.loc)
-        scale = data.std(0)
-        constant = (scale <= 1e-6 * (1.0 + data.abs().amax(0))).flatten().nonzero()[:, 0].tolist()
-        if constant:
-            raise InvalidInput(f"data must vary in every coordinate; coordinate(s) {constant} are constant: drop them")
-        self.loc.copy_(data.mean(0))
-        self.scale.copy_(scale.square().mean().sqrt() if isotropic else scale)
-        self.is_standardized.fill_(True)
-
-    def standardized(self, data: Tensor) -> Tensor:
-        """Data in the coordinates in which the schedule's noise is counted, ``(x − loc) / scale``."""
-        return (data - self.loc) / self.scale
 
     def diffuse(self, x0: Tensor, level: int | Tensor) -> Tensor:
         """Clean data, ``(*batch, *event)``, at a marginal of the schedule, in data coordinates."""
@@ -159,7 +127,7 @@ class RecoveryEBM(nn.Module):
         """The same coordinates, schedule and step sizes, which are shared, with another energy."""
         other = copy.copy(self)
         own = {name: dict(getattr(self, name)) for name in ("_modules", "_buffers", "_parameters")}
-        other.__dict__.update(own, _integrals=LevelIntegrals(), _annealed={}, label=None, guidance=0.0)
+        other.__dict__.update(own, _integrals=LevelIntegrals(), _annealed=Remembered(), label=None, guidance=0.0)
         other.net, other.initializer = net, initializer
         other.__dict__["unconditional"] = self.unconditional if net is self.net else other
         return other
@@ -261,7 +229,13 @@ class RecoveryEBM(nn.Module):
         return guide
 
     def sample(
-        self, sample_shape: Sequence[int] = (), *, level: int = 0, steps: int = 80, denoise: bool = False
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        level: int = 0,
+        steps: int = 80,
+        denoise: bool = False,
+        micro_batch: int | None = None,
     ) -> Tensor:
         """Samples ``(*sample_shape, *event)`` from white noise, level by level down to ``level``.
 
@@ -270,15 +244,24 @@ class RecoveryEBM(nn.Module):
             level: where to stop; 0 is the data.
             steps: moves at each level; one evaluation of the energy each.
             denoise: finish at level 0 with the mean of the clean data (Tweedie).
+            micro_batch: samples at a time, so that memory is bounded; all at once if None.
         """
-        return self.loc + self.scale * self.generate(sample_shape, level=level, steps=steps, denoise=denoise).x
+        options = {"level": level, "steps": steps, "denoise": denoise, "micro_batch": micro_batch}
+        return self.loc + self.scale * self.generate(sample_shape, **options).x  # type: ignore[arg-type]
 
     def generate(
-        self, sample_shape: Sequence[int] = (), *, level: int = 0, steps: int = 80, denoise: bool = False
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        level: int = 0,
+        steps: int = 80,
+        denoise: bool = False,
+        micro_batch: int | None = None,
     ) -> Generation:
         """As :meth:`sample`, with the path from noise to data and the acceptances, in standardised coordinates."""
         self.schedule.check_level(level)
-        return generate(self, torch.Size(sample_shape), steps=steps, last=level, denoise=denoise)
+        shape = torch.Size(sample_shape)
+        return generate(self, shape, steps=steps, last=level, denoise=denoise, micro_batch=micro_batch)
 
     def tune(self, data: Tensor, kernel: TunableKernel | None = None, *, steps: int = 100) -> LevelTuning:
         """Give the chains another kernel, or the same anew, with a step size tuned at every level.
@@ -334,22 +317,20 @@ class RecoveryEBM(nn.Module):
             return LogNormalizer(
                 estimate, found.error, estimate - found.error, estimate + found.error, found.evaluations, "quadrature"
             )
-        known = self._annealed.get((level, confidence))
-        if plain and known is not None and known[0] == self.checksum() and not known[1].changed():
-            return known[2]
-        annealed = anneal_through_levels(
-            self,
-            level,
-            method=method,
-            samples=samples,
-            tolerance=tolerance,
-            most_evaluations=most_evaluations,
-            level_of_interval=confidence,
-            progress=progress,
-        )
-        if plain:  # summed up now, since sampling sets step sizes
-            self._annealed[level, confidence] = (self.checksum(), Watch([self.net]), annealed)
-        return annealed
+
+        def anneal() -> LogNormalizer:
+            return anneal_through_levels(
+                self,
+                level,
+                method=method,
+                samples=samples,
+                tolerance=tolerance,
+                most_evaluations=most_evaluations,
+                level_of_interval=confidence,
+                progress=progress,
+            )
+
+        return self._annealed.get(self, (level, confidence), anneal) if plain else anneal()
 
     def checksum(self) -> str:
         """Changes with the weights; torch's own version counters don't, under its fused optimisers."""

@@ -10,6 +10,7 @@ NAMES = (
     "density",
     "generation",
     "guided",
+    "images",
     "learned",
     "likelihood",
     "log_z",

@@ -1,0 +1,142 @@
+"""Images at their full size: cooperative recovery of 28 × 28 digits or clothes, for as many seconds as asked.
+
+``python -m tests.benchmarks images FILE.npz [--seconds N] [--samples N] [--pictures FOLDER] [--plain]``
+
+``FILE.npz`` holds ``x_train``, ``y_train``, ``x_test``, ``y_test`` (n, 28, 28), as MNIST.  A small convolutional
+classifier learns on the training images; its 64 last features are those of the Fréchet and kernel distances, of the
+samples and of as many training images, both to as many test images.  Then: the labels' balance, and how near samples
+come to training images beside how near test images do.  ``--plain`` trains without an initializer.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import energyppl as ep
+from energyppl.image_plots import image_grid, image_strips, neighbour_grid
+from energyppl.inference.history import Record
+from energyppl.plots import save_figure
+
+LEVELS = 6
+
+
+def features() -> nn.Sequential:
+    """The classifier's body: 64 numbers for each image."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(32 * 49, 64), nn.ReLU()),
+    )
+
+
+def classifier(x: Tensor, y: Tensor, steps: int = 2000) -> tuple[nn.Sequential, nn.Linear]:
+    """Trained on real images with a little noise."""
+    body, head = features(), nn.Linear(64, int(y.max()) + 1)
+    optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()], lr=1e-3)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (128,))
+        loss = nn.functional.cross_entropy(head(body(x[rows] + 0.05 * torch.randn_like(x[rows]))), y[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return body.requires_grad_(False), head.requires_grad_(False)
+
+
+def train(x: Tensor, seconds: float, *, plain: bool) -> tuple[ep.RecoveryEBM, ep.History]:
+    """A model trained for so many seconds, its cosine decay fitted to the speed of the first updates."""
+    shape = x.shape[1:]
+    recipe = ep.RecoveryLikelihood(
+        ep.CrankNicolsonLangevin(force_dtype=torch.bfloat16), persistent=0.0, autocast=torch.bfloat16
+    )
+    schedule = ep.NoiseSchedule.cosine(LEVELS, log_snr_max=5.0)
+    updates = 10_000
+    for attempt in ("speed", "run"):
+        torch.manual_seed(1)
+        objective: ep.Objective = recipe
+        if not plain:
+            initializer = ep.UNetInitializer(shape, width=16, levels=LEVELS, learn_scale=True)
+            objective = ep.CooperativeRecovery(initializer=initializer, recipe=recipe, teach=0.25)
+        ebm = ep.RecoveryEBM(ep.ConvEnergy(shape, width=24, levels=LEVELS), schedule)
+        ebm.standardize(x, isotropic=True)
+        options = ep.TrainingOptions(steps=updates, batch_size=128, evaluate_every=max(200, updates // 10))
+        training = ep.Training(ebm, x[1000:], objective, held_out=x[:1000], options=options)
+        began = time.perf_counter()
+        for record in training:
+            count, spent = record.step + 1, time.perf_counter() - began
+            if attempt == "speed" and count == 5:
+                began = time.perf_counter()
+            if attempt == "speed" and count == 25:
+                updates = max(100, int(20 * seconds / spent))
+                break
+            if attempt == "run" and count % max(1, updates // 20) == 0:
+                print(f"  {count:6} updates, {spent:5.0f} s: {shown(record)}", flush=True)
+    return ebm, training.finish()
+
+
+def shown(record: Record) -> str:
+    """What is worth a look while it trains."""
+    names = ("energy_gap", "acceptance", "moved", "smallest_step", "initializer_drop", "initializer_moved")
+    values = {name: record.values[name] for name in names if name in record.values}
+    return ", ".join(f"{name} {value:.3g}" for name, value in values.items()) + f", held out {record.held_out:.4f}"
+
+
+def main(arguments: list[str]) -> None:
+    """Some lines, and pictures if a folder is given."""
+    parser = argparse.ArgumentParser(prog="images", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--seconds", type=float, default=2700.0)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--plain", action="store_true")
+    args = parser.parse_args(arguments)
+    with np.load(args.file, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    torch.manual_seed(0)
+    x, test = (ep.images_from_array(arrays[name]).x for name in ("x_train", "x_test"))
+    y, y_test = (torch.as_tensor(arrays[name].astype(np.int64)) for name in ("y_train", "y_test"))
+    body, head = classifier(x, y)
+    accuracy = float((head(body(test)).argmax(1) == y_test).float().mean())
+    print(f"classifier: {accuracy:.3f} of the test images right", flush=True)
+
+    ebm, history = train(x, args.seconds, plain=args.plain)
+    print(f"trained: {len(history.records)} updates, {history.stopped}", flush=True)
+    real, other = test[: args.samples], x[-args.samples :]
+    for steps in (10, 40):
+        torch.manual_seed(2)
+        began = time.perf_counter()
+        drawn = ebm.sample((args.samples,), steps=steps, denoise=True, micro_batch=100).clamp(0.0, 1.0)
+        spent = time.perf_counter() - began
+        seen = body(drawn)
+        kernel = ep.kernel_distance(seen, body(real))
+        labels = head(seen).argmax(1)
+        balance = ep.label_balance(labels, int(y.max()) + 1, torch.bincount(y).double() / len(y))
+        sure = float((head(seen).softmax(1).amax(1) > 0.9).float().mean())
+        near, usual = (ep.nearest_neighbours(batch[:500], x).distance.median() for batch in (drawn, test))
+        print(
+            f"{steps} moves a level, {spent / args.samples * 1e3:.0f} ms a sample: Fréchet "
+            f"{ep.frechet_distance(seen, body(real)):.3f} (real {ep.frechet_distance(body(other), body(real)):.3f}), "
+            f"kernel {kernel.value:.4f} ± {kernel.standard_error:.4f}; recognised with 90 % confidence {sure:.3f} "
+            f"(real {float((head(body(real)).softmax(1).amax(1) > 0.9).float().mean()):.3f}); labels "
+            f"{torch.bincount(labels, minlength=10).tolist()}, standard errors off "
+            f"{[round(float(z), 1) for z in balance.z_scores]}; median distance to a training image {float(near):.2f} "
+            f"(test images {float(usual):.2f})",
+            flush=True,
+        )
+        if args.pictures is not None:
+            save_figure(image_grid(drawn[:100], title=f"{steps} moves a level"), args.pictures / f"samples_{steps}.png")
+    if args.pictures is not None:
+        path = ebm.generate((10,), steps=40).path
+        titles = ["noise", *[f"level {t}" for t in reversed(range(LEVELS))]]
+        rows = {f"{i}": [stage[i] for stage in path] for i in range(10)}
+        save_figure(image_strips(rows, titles=titles, title="Level by level"), args.pictures / "levels.png")
+        nearest = x[ep.nearest_neighbours(drawn[:10], x, k=3).indices]
+        save_figure(neighbour_grid(drawn[:10], nearest), args.pictures / "neighbours.png")
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])
