@@ -77,6 +77,7 @@ from energyppl.inference import (
     sample_chains,
 )
 from energyppl.models import (
+    EBM,
     ConvEnergy,
     LinearMeasurement,
     MLPEnergy,
@@ -98,6 +99,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AIS",
     "BAR",
+    "EBM",
     "HMC",
     "MALA",
     "MALT",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from energyppl._checks import check_data
 from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_only
-from energyppl.inference.chains import run_chain
+from energyppl.inference.chains import Trajectory, run_chain
 from energyppl.inference.initializers import (
     CooperativeModel,
     check_initializer,
@@ -40,7 +40,8 @@ class CooperativeRecovery:
     The initializer draws ŷ given the noisy point, the kernel refines it to ỹ, and the initializer learns to begin where
     the chain ended (MCMC teaching, Xie et al. 2020).  In CDRL the energy's negatives are the same ỹ; chains can then
     run away as those from the noisy point do.  By default they are not: negatives begin at the data, as in
-    :class:`RecoveryLikelihood`, and a share of the batch has a second chain, which begins at ŷ, for the teaching.
+    :class:`RecoveryLikelihood`, and teach the initializer too: that costs a tenth of an update, and where the chains
+    settle it is the same lesson.  With ``teach`` chains of its own, which begin at ŷ, do so.
 
     Args:
         kernel: moves all chains; the recipe's, or else the model's own, if None.
@@ -48,7 +49,7 @@ class CooperativeRecovery:
         steps: moves of every chain; the recipe's if None.
         recipe: everything else about the pairs and the energy's negatives.
         from_initializer: take the energy's negatives from the initializer's chains, as CDRL does.
-        teach: share of each batch that teaches the initializer, where the negatives are not from it.
+        teach: share of each batch that has second chains, from the initializer's draws, to teach it; 0 for none.
         weight: of the initializer's loss beside the energy's.
 
     Raises:
@@ -60,12 +61,12 @@ class CooperativeRecovery:
     steps: int | None = None
     recipe: RecoveryLikelihood = field(default_factory=RecoveryLikelihood)
     from_initializer: bool = False
-    teach: float = 0.5
+    teach: float = 0.0
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.teach <= 1.0:
-            raise InvalidInput(f"teach must lie in (0, 1]; got {self.teach}")
+        if not 0.0 <= self.teach <= 1.0:
+            raise InvalidInput(f"teach must lie in [0, 1]; got {self.teach}")
         if not self.weight >= 0.0:
             raise InvalidInput(f"weight must not be negative; got {self.weight}")
         changes = {"kernel": self.kernel, "steps": self.steps}
@@ -100,13 +101,18 @@ class CooperativeRecovery:
             taught = _teach(lesson, chain.state.x[lesson.rows], chain.state.energy[lesson.rows])
         else:
             chain = self.recipe.move(model, pairs)
-            taught = self.teaching(model, pairs)
+            taught = self.teaching(model, pairs, None if self.teach else chain)
         own = self.recipe.contrast(model, pairs, chain, batch)
         return Loss(own.value + self.weight * taught.value, own.record | taught.record)
 
-    def teaching(self, model: CooperativeModel, pairs: RecoveryPairs) -> Loss:
-        """The initializer's own loss: chains begin at its draws, and it learns to begin where they end."""
-        lesson = self._begin(model, pairs, most=max(1, int(self.teach * len(pairs.level))))
+    def teaching(self, model: CooperativeModel, pairs: RecoveryPairs, chain: Trajectory | None = None) -> Loss:
+        """The initializer's own loss: chains begin at its draws, and it learns to begin where they end.
+
+        With a ``chain`` from elsewhere for the same pairs it learns to begin where that ended.
+        """
+        lesson = self._begin(model, pairs, most=max(1, int((self.teach or 0.5) * len(pairs.level))))
+        if chain is not None:
+            return _teach(lesson, chain.state.x[lesson.rows], chain.state.energy[lesson.rows])
         kernel = level_kernel(lesson.model, pairs.level[lesson.rows])
         state = run_chain(kernel, lesson.potential, lesson.drawn.detach(), self.recipe.steps).state
         return _teach(lesson, state.x, state.energy)
@@ -130,7 +136,8 @@ class CooperativeGuide:
     """MCMC teaching as a Pyro guide: with the model itself as the Pyro model, ``SVI`` trains both networks at once.
 
     ``SVI(ebm, CooperativeGuide(ebm), Adam(…), Trace_ELBO()).step(batch)`` has the gradients of
-    :class:`CooperativeRecovery`, summed over rows.  The guide has no sample sites: its loss enters as a factor.
+    :class:`CooperativeRecovery`, summed over rows.  The guide has no sample sites: its loss enters as a factor.  It
+    sees nothing of the model's chains, so it runs its own, for half of the rows if the objective's ``teach`` is 0.
 
     Args:
         model: has an initializer.

@@ -4,6 +4,8 @@ Noise, not temperature, is what takes modes apart gradually here: the energies o
 cover what lies between the modes of the sharper ones.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,23 +17,23 @@ from energyppl.inference.adaptation import adapt
 from energyppl.inference.annealing_paths import Draws
 from energyppl.inference.langevin import MALA
 from energyppl.inference.log_normalizers import BAR, Annealing, log_normalizer
-from energyppl.inference.objectives import RecoveryModel
 from energyppl.normalizer import LogNormalizer
-from energyppl.potential import AtLevel
+from energyppl.potential import Potential
 
 __all__ = ["LevelModel", "anneal_through_levels"]
 
 _RELAXED = 200  # moves of MALA that take the model's own samples to its energy
 
 
-class LevelModel(RecoveryModel, Protocol):
+class LevelModel(Protocol):
     """What annealing through levels needs of a model; ``energyppl.models.RecoveryEBM`` is one."""
 
+    event_shape: torch.Size
     loc: Tensor
     scale: Tensor
 
-    def potential(self, level: Tensor) -> AtLevel:
-        """The energy at a level, in standardised coordinates."""
+    def standardized(self, data: Tensor) -> Tensor:
+        """Data in the coordinates of the energies."""
         ...
 
     def sample(self, sample_shape: tuple[int, ...], *, level: int) -> Tensor:
@@ -42,25 +44,33 @@ class LevelModel(RecoveryModel, Protocol):
 def anneal_through_levels(
     model: LevelModel,
     level: int,
+    stops: Sequence[Potential],
+    spread: float,
     *,
     method: Annealing | None,
     samples: Draws | None,
     tolerance: float | None,
     most_evaluations: int | None,
-    level_of_interval: float,
+    confidence: float,
     progress: bool,
 ) -> LogNormalizer:
     """Log Z of a level's marginal in data coordinates; see ``RecoveryEBM.log_normalizer``.
 
-    All levels are looked at in coordinates of unit variance, in which the base is N(0, I).
+    Args:
+        model: whose level it is.
+        level: which one.
+        stops: energies in coordinates of unit variance, of the level asked for and then of noisier ones, if any.
+        spread: standard deviation of the level's standardised points.
+        method: how to anneal; :class:`BAR` if None.
+        samples: draws of the level in data coordinates; the model's own if None.
+        tolerance: as in :func:`log_normalizer`.
+        most_evaluations: likewise.
+        confidence: level of the interval.
+        progress: show a bar.
     """
-    spread = model.schedule.spread.to(model.loc)
-    top = model.schedule.levels - 1
-    # The network itself sees points of unit variance.
-    stops = [replace(model.potential(torch.tensor(t)), scale=1.0) for t in range(level, top + 1)]
 
     def inward(x: Tensor) -> Tensor:
-        return model.standardized(x) / spread[level]
+        return model.standardized(x) / spread
 
     def own(count: int) -> Tensor:
         x = inward(model.sample((count,), level=level))
@@ -82,8 +92,8 @@ def anneal_through_levels(
         method=method,
         tolerance=tolerance,
         most_evaluations=most_evaluations,
-        level=level_of_interval,
+        level=confidence,
         progress=progress,
     )
-    jacobian = float(model.scale.log().sum()) + model.event_shape.numel() * float(spread[level].log())
+    jacobian = float(model.scale.log().sum()) + model.event_shape.numel() * math.log(spread)
     return found + jacobian

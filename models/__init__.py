@@ -5,12 +5,14 @@ if __name__ != "energyppl.models":
 
 from energyppl.models.conditional import LinearMeasurement, measured, mixture, product
 from energyppl.models.conv import ConvEnergy
+from energyppl.models.ebm import EBM
 from energyppl.models.initializers import MLPInitializer
 from energyppl.models.mlp import MLPEnergy
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.models.unet import UNetInitializer
 
 __all__ = [
+    "EBM",
     "ConvEnergy",
     "LinearMeasurement",
     "MLPEnergy",

@@ -14,15 +14,28 @@ from energyppl.potential import Potential
 from energyppl.quadrature import Grid, Quadrature, quadrature
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["LevelIntegrals", "Remembered", "check_label", "check_parts", "needs_level_for_each"]
+__all__ = [
+    "LevelIntegrals",
+    "Remembered",
+    "check_label",
+    "check_parts",
+    "event_shape_of",
+    "needs_level_for_each",
+    "takes_level",
+]
 
 
 def check_parts(net: object, schedule: object, event_shape: Sequence[int] | None) -> torch.Size:
     """The event shape of a model's parts, which must be a network and a schedule."""
-    if not isinstance(net, nn.Module):
-        raise InvalidInput(f"net must be a torch module net(x, level); got {type(net).__name__}")
     if not isinstance(schedule, NoiseSchedule):
         raise InvalidInput(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
+    return event_shape_of(net, event_shape)
+
+
+def event_shape_of(net: object, event_shape: Sequence[int] | None) -> torch.Size:
+    """The event shape that is given, or that a network names."""
+    if not isinstance(net, nn.Module):
+        raise InvalidInput(f"net must be a torch module net(x, level); got {type(net).__name__}")
     shape = event_shape if event_shape is not None else getattr(net, "event_shape", None)
     if shape is None:
         raise InvalidInput("the network has no event_shape: pass event_shape=(…), the shape of one data point")
@@ -107,17 +120,51 @@ def needs_level_for_each(net: nn.Module, levels: int, like: Tensor) -> bool:
     top = levels - 1
     level = torch.tensor([0, top, top], device=like.device)
     points = torch.zeros(3, *like.shape).to(like)
+    try:
+        _tried(net, points, level)
+    except IndexError as error:
+        raise InvalidInput(
+            f"the network does not take levels up to {top} ({error}): build it with levels={top + 1} or more"
+        ) from error
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise InvalidInput(
+            f"the network must take points {shape_text(points.shape)} and whole levels (3,); it raised: {error}"
+        ) from error
+
     with torch.no_grad():
-        try:
-            energy = net(points, level)
-        except IndexError as error:
-            raise InvalidInput(
-                f"the network does not take levels up to {top} ({error}): build it with levels={top + 1} or more"
-            ) from error
-        except (TypeError, RuntimeError, ValueError) as error:
-            raise InvalidInput(
-                f"the network must take points {shape_text(points.shape)} and whole levels (3,); it raised: {error}"
-            ) from error
+        try:  # one level for all points is cheaper, if the network takes it
+            return bool(net(points, level[0]).shape != (3,))
+        except (TypeError, RuntimeError, ValueError, IndexError):
+            return True
+
+
+def takes_level(net: nn.Module, like: Tensor) -> bool:
+    """Try the network on points shaped as ``like``, ``(*event)``: does it want a level beside them?
+
+    Raises:
+        InvalidInput: if it takes points neither alone nor with a level, or returns another shape or non-finite values.
+    """
+    points = torch.zeros(3, *like.shape).to(like)
+    try:
+        _tried(net, points)
+        return False
+    except TypeError:
+        pass
+    except (RuntimeError, ValueError) as error:
+        raise InvalidInput(f"the network must take points {shape_text(points.shape)}; it raised: {error}") from error
+    try:
+        _tried(net, points, torch.tensor(0, device=like.device))
+    except (TypeError, RuntimeError, ValueError, IndexError) as error:
+        raise InvalidInput(
+            f"the network must take points {shape_text(points.shape)}, alone or with a level; it raised: {error}"
+        ) from error
+    return True
+
+
+def _tried(net: nn.Module, *arguments: Tensor) -> None:
+    """Require finite energies, ``(3,)``, of three points; the network's own errors come through."""
+    with torch.no_grad():
+        energy = net(*arguments)
     if not isinstance(energy, Tensor) or energy.shape != (3,):
         came = shape_text(energy.shape) if isinstance(energy, Tensor) else type(energy).__name__
         raise InvalidInput(
@@ -126,12 +173,6 @@ def needs_level_for_each(net: nn.Module, levels: int, like: Tensor) -> bool:
         )
     if not bool(torch.isfinite(energy).all()):
         raise InvalidInput(f"the network must return finite energies; got {energy.tolist()} at the origin")
-
-    with torch.no_grad():
-        try:  # one level for all points is cheaper, if the network takes it
-            return bool(net(points, level[0]).shape != (3,))
-        except (TypeError, RuntimeError, ValueError, IndexError):
-            return True
 
 
 def _integrate_widening(potential: Potential, dtype: torch.dtype) -> Quadrature:

@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import blake2b
 
 import pyro
 import torch
@@ -12,15 +11,12 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
 from energyppl._checks import check_data, check_event, shape_text
-from energyppl.distributions import EnergyDistribution, RecoveryDistribution
+from energyppl.distributions import RecoveryDistribution
 from energyppl.errors import InvalidInput
-from energyppl.inference.annealing_paths import Draws
 from energyppl.inference.chains import run_chain
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.generation import Generation, LevelTuning, generate, tune_levels
 from energyppl.inference.initializers import check_initializer, recovery_proposal, recovery_start
-from energyppl.inference.level_normalizers import anneal_through_levels
-from energyppl.inference.log_normalizers import Annealing
 from energyppl.inference.objectives import (
     FromNegatives,
     RecoveryLikelihood,
@@ -29,16 +25,15 @@ from energyppl.inference.objectives import (
     tether,
 )
 from energyppl.inference.transition import TunableKernel
-from energyppl.models._networks import LevelIntegrals, Remembered, check_label, check_parts, needs_level_for_each
-from energyppl.models._standardized import Standardized
-from energyppl.normalizer import LogNormalizer
-from energyppl.potential import AtLevel, Potential
+from energyppl.models._levels import LevelEnergies, wide
+from energyppl.models._networks import LevelIntegrals, Remembered, check_label
+from energyppl.potential import Potential
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["RecoveryEBM"]
 
 
-class RecoveryEBM(Standardized):
+class RecoveryEBM(LevelEnergies):
     """Energies U(x, t) at every level of a noise schedule, each the marginal of the noised data at that level.
 
     The network sees points of about unit variance: data are standardised by ``loc`` and ``scale`` (by ``fit``, or by
@@ -63,8 +58,6 @@ class RecoveryEBM(Standardized):
     persistent_chains: Tensor
     persistent_steps: Tensor
     unconditional: "RecoveryEBM"  # the model that a class was asked of, or itself
-    label: Tensor | None = None  # the class or classes asked of it
-    guidance: float = 0.0
 
     def __init__(
         self,
@@ -75,35 +68,16 @@ class RecoveryEBM(Standardized):
         kernel: TunableKernel | None = None,
         initializer: nn.Module | None = None,
     ) -> None:
-        super().__init__(check_parts(net, schedule, event_shape), net)
-        self.schedule = schedule
+        super().__init__(net, schedule, event_shape)
         few = math.prod(self.event_shape) <= _FEW_DIMENSIONS
         self.kernel: TunableKernel = kernel or (CrankNicolson() if few else CrankNicolsonLangevin())
         # Step size of each level's chains in widths of its tether; zero until training has tuned it.
         self.register_buffer("step_sizes", self.loc.new_zeros(schedule.levels))
         self.register_buffer("persistent_chains", self.loc.new_zeros(_SLOTS, *self.event_shape))
         self.register_buffer("persistent_steps", torch.zeros_like(self.step_sizes))
-        spread = schedule.spread
-        self._spread = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
         check_initializer(initializer, self.event_shape)
         self.initializer = initializer
-        self._integrals = LevelIntegrals()
         self.__dict__["unconditional"] = self  # not a module of its own
-        self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
-        self._annealed: Remembered[LogNormalizer] = Remembered()
-        self._each = needs_level_for_each(net, self.schedule.levels, self.loc)
-
-    def diffuse(self, x0: Tensor, level: int | Tensor) -> Tensor:
-        """Clean data, ``(*batch, *event)``, at a marginal of the schedule, in data coordinates."""
-        check_event("x0", x0, self.event_shape)
-        return self.loc + self.scale * self.schedule.diffuse(self.standardized(x0), level)
-
-    def potential(self, level: int | Tensor) -> AtLevel:
-        """The energy at one level, or at each point's own level ``(*batch,)``, in standardised coordinates."""
-        self.schedule.check_level(level)
-        level = torch.as_tensor(level, device=self.loc.device)
-        scale = 1.0 if self._spread is None else _wide(self._spread.to(self.loc)[level], self.event_shape)
-        return AtLevel(self.net, level, self.event_shape, 0.0, scale, self._each, self.label, self.guidance)
 
     def given(self, label: int | Tensor, *, guidance: float = 0.0) -> "RecoveryEBM":
         """The model of one class, or of each point's own, sharpened by classifier-free guidance (Ho & Salimans 2022).
@@ -132,33 +106,6 @@ class RecoveryEBM(Standardized):
         other.__dict__["unconditional"] = self.unconditional if net is self.net else other
         return other
 
-    def marginal(self, level: int = 0) -> EnergyDistribution:
-        """p(x_t) in data coordinates: the data themselves, up to σ̄₀ of noise, at level 0.
-
-        ``sample`` is progressive, from white noise; ``log_prob`` is normalised where :meth:`log_normalizer` can be.
-        """
-        self.schedule.check_level(level)
-        inner = self.potential(level)
-        potential = replace(inner, loc=self.loc, scale=self.scale * inner.scale)
-
-        def sampler(_: Potential, shape: torch.Size, like: Tensor) -> Tensor:
-            return self.sample(shape, level=level).to(like)
-
-        def log_z(_: Potential, value: Tensor) -> Tensor:
-            estimate = value.new_tensor(self.log_normalizer(level).estimate)
-            if not torch.is_grad_enabled():
-                return estimate
-            # A constant would lose half of the likelihood's gradient: ∂ log Z/∂θ is −E_model[∂U/∂θ].
-            model = (
-                self._integrals.quantiles(self, level)
-                if self._has_grid
-                else self.standardized(self.sample((512,), level=level))
-            )
-            energy = self.potential(level)(model).mean()
-            return estimate + energy.detach() - energy
-
-        return EnergyDistribution(potential, sampler=sampler, log_normalizer=log_z, like=self.loc)
-
     def recovery(
         self, noisy: Tensor, level: int | Tensor, *, steps: int = 40, contrastive: bool = False
     ) -> RecoveryDistribution:
@@ -180,17 +127,17 @@ class RecoveryEBM(Standardized):
                 f"level must be one number or one for each point; got {shape_text(level.shape)} for noisy "
                 f"{shape_text(noisy.shape)}"
             )
-        alpha, sigma = (_wide(value.to(noisy)[level], self.event_shape) for value in tether(self.schedule))
+        alpha, sigma = (wide(value.to(noisy)[level], self.event_shape) for value in tether(self.schedule))
         sigma = sigma * self.scale
         inner = self.potential(level)
         potential = replace(inner, loc=self.loc, scale=self.scale * inner.scale * alpha)
 
         def sampler(_: Potential, shape: torch.Size, like: Tensor) -> Tensor:
             # Chains run where the tuned step sizes count: in standardised coordinates of x_t.
-            wide = self.standardized(noisy).expand(*shape, *self.event_shape)
+            points = self.standardized(noisy).expand(*shape, *self.event_shape)
             levels = level.expand(shape)
-            tethered = recovery_potential(self, wide, levels)
-            start = recovery_start(self, tethered, wide, levels)
+            tethered = recovery_potential(self, points, levels)
+            start = recovery_start(self, tethered, points, levels)
             x = run_chain(level_kernel(self, levels), tethered, start, steps).state.x
             return (self.loc + self.scale * alpha * x).to(like)
 
@@ -223,7 +170,7 @@ class RecoveryEBM(Standardized):
         self.schedule.check_level(level)
         level = torch.as_tensor(level, device=noisy.device)
         q = recovery_proposal(self, self.standardized(noisy), level)
-        scale = self.scale * _wide(tether(self.schedule)[0].to(noisy)[level], self.event_shape)
+        scale = self.scale * wide(tether(self.schedule)[0].to(noisy)[level], self.event_shape)
         normal = Normal(self.loc + scale * q.base_dist.loc, scale * q.base_dist.scale, validate_args=False)
         guide: TorchDistribution = normal.to_event(len(self.event_shape))
         return guide
@@ -279,71 +226,6 @@ class RecoveryEBM(Standardized):
         self.step_sizes.copy_(found.step_sizes)
         return found
 
-    def log_normalizer(
-        self,
-        level: int = 0,
-        *,
-        method: Annealing | None = None,
-        samples: Draws | None = None,
-        tolerance: float | None = None,
-        most_evaluations: int | None = None,
-        confidence: float = 0.95,
-        progress: bool = False,
-    ) -> LogNormalizer:
-        """Log Z of :meth:`marginal`: by quadrature in one and two dimensions, else by annealing through the levels.
-
-        Annealing goes from white noise through the noisier levels to this one, and back from the model's own samples
-        relaxed by MALA; :class:`~energyppl.BAR` bridges both.  What was found is kept until the weights change, unless
-        anything below is given.
-
-        Args:
-            level: t; 0 is the data.
-            method: how to anneal; without one and without what follows, quadrature is used where it can be.
-            samples: draws of the level's own density in data coordinates, in place of the model's own.
-            tolerance: as in :func:`~energyppl.log_normalizer`, like all that follows.
-            most_evaluations: at most.
-            confidence: level of the interval.
-            progress: show a bar.
-
-        Raises:
-            QuadratureError: if the energy is not normalisable within 64 standard deviations of the data.
-            NotNormalizable: if annealing finds that it is not.
-        """
-        self.schedule.check_level(level)
-        plain = method is None and samples is None and tolerance is None and most_evaluations is None
-        if plain and self._has_grid:
-            found = self._integrals.quadrature(self, level)
-            estimate = found.log_normalizer + float(self.scale.log().sum())
-            return LogNormalizer(
-                estimate, found.error, estimate - found.error, estimate + found.error, found.evaluations, "quadrature"
-            )
-
-        def anneal() -> LogNormalizer:
-            return anneal_through_levels(
-                self,
-                level,
-                method=method,
-                samples=samples,
-                tolerance=tolerance,
-                most_evaluations=most_evaluations,
-                level_of_interval=confidence,
-                progress=progress,
-            )
-
-        return self._annealed.get(self, (level, confidence), anneal) if plain else anneal()
-
-    def checksum(self) -> str:
-        """Changes with the weights; torch's own version counters don't, under its fused optimisers."""
-        digest = blake2b()
-        for tensor in (*self.parameters(), *self.buffers()):
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Normalised log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
-        log_prob: Tensor = self.marginal().log_prob(check_event("x", x, self.event_shape).to(self.loc))
-        return log_prob
-
     def forward(self, data: Tensor, recipe: RecoveryLikelihood | None = None) -> None:
         """A Pyro model of ``data``, ``(n, *event)``: ``pyro.infer.SVI`` on it has ``fit``'s gradient, summed over rows.
 
@@ -371,8 +253,3 @@ class RecoveryEBM(Standardized):
 
 _SLOTS = 1024  # persistent chains
 _FEW_DIMENSIONS = 4  # up to here proposals from the tether are accepted so often that a gradient doesn't pay
-
-
-def _wide(value: Tensor, event_shape: torch.Size) -> Tensor:
-    """A number for each point, made broadcastable against the points."""
-    return value.reshape(*value.shape, *[1] * len(event_shape))

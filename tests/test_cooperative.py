@@ -154,7 +154,7 @@ def test_the_guide_serves_pyro_and_its_elbo_improves() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ep.CooperativeRecovery(teach=0.0), "teach must lie in"),
+        (lambda: ep.CooperativeRecovery(teach=-0.1), "teach must lie in"),
         (lambda: ep.CooperativeRecovery(weight=-1.0), "weight must not be negative"),
         (
             lambda: ep.Training(
