@@ -6,8 +6,10 @@ if __name__ != "energyppl.inference":
 from energyppl.inference.adaptation import Adaptation, adapt
 from energyppl.inference.annealing import Climb, Ladder, Weights, anneal, climb
 from energyppl.inference.bennett import bennett
+from energyppl.inference.chain_buffer import ChainBuffer
 from energyppl.inference.chains import MarkovSampler, Trajectory, run_chain
 from energyppl.inference.composite import Block, Cycle, Mixture, Tempered
+from energyppl.inference.contrastive_divergence import ContrastiveDivergence
 from energyppl.inference.cooperative import (
     CooperativeGuide,
     CooperativeRecovery,
@@ -15,6 +17,17 @@ from energyppl.inference.cooperative import (
     initializer_report,
 )
 from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
+from energyppl.inference.detection import (
+    DetectionReport,
+    auroc,
+    detection_report,
+    energy_scores,
+    fpr_at_95,
+    gradient_scores,
+    joint_scores,
+    ratio_scores,
+    typicality_scores,
+)
 from energyppl.inference.diagnostics import (
     EnergyDrift,
     LevelAcceptance,
@@ -24,21 +37,35 @@ from energyppl.inference.diagnostics import (
     mode_occupancy,
 )
 from energyppl.inference.discrete import BinaryGibbs, DiscreteLangevin
+from energyppl.inference.exact_likelihood import ExactLikelihood
 from energyppl.inference.generation import Generation, generate
 from energyppl.inference.hamiltonian import HMC, MALT, ChEES
 from energyppl.inference.history import History, Record
 from energyppl.inference.initializers import IndependentMetropolis, recovery_proposal
+from energyppl.inference.joint import JointTrajectory, draw_levels, level_energies, move_jointly
 from energyppl.inference.langevin import MALA, Langevin
-from energyppl.inference.likelihood import auroc, bits_per_dimension, entropy, kl_by_samples, mean_log_likelihood
+from energyppl.inference.likelihood import bits_per_dimension, entropy, kl_by_samples, mean_log_likelihood
 from energyppl.inference.log_normalizers import AIS, BAR, SMC, Annealing, ReverseAIS, log_normalizer
+from energyppl.inference.long_run import LongRun, long_run
 from energyppl.inference.mass import LowRankMass, diagonal_mass, identity_mass, low_rank_mass
+from energyppl.inference.multiscale import (
+    AnnealedPoints,
+    LevelScoreMatching,
+    MultiscaleScoreMatching,
+    TemperatureLadder,
+    anneal_temperature,
+    denoising_jump,
+)
+from energyppl.inference.noise_contrastive import NoiseContrastive
 from energyppl.inference.nuts import NUTS
 from energyppl.inference.objectives import Contrastive, Loss, Objective, RecoveryLikelihood, from_data, from_noisy
+from energyppl.inference.persistent_likelihood import PersistentLikelihood
 from energyppl.inference.process_likelihood import process_log_likelihood, tether_normalizers
 from energyppl.inference.pyro_kernels import PyroKernel
 from energyppl.inference.pyro_models import ModelPotential
 from energyppl.inference.results import Chains
 from energyppl.inference.sampling import sample_chains
+from energyppl.inference.score_matching import DenoisingScoreMatching, ExactScoreMatching, SlicedScoreMatching
 from energyppl.inference.training import Training, TrainingOptions, fit
 from energyppl.inference.transition import Info, Kernel, State, TunableKernel
 
@@ -51,41 +78,56 @@ __all__ = [
     "NUTS",
     "SMC",
     "Adaptation",
+    "AnnealedPoints",
     "Annealing",
     "BinaryGibbs",
     "Block",
     "ChEES",
+    "ChainBuffer",
     "Chains",
     "Climb",
     "Contrastive",
+    "ContrastiveDivergence",
     "CooperativeGuide",
     "CooperativeRecovery",
     "CrankNicolson",
     "CrankNicolsonLangevin",
     "Cycle",
+    "DenoisingScoreMatching",
+    "DetectionReport",
     "DiscreteLangevin",
     "EnergyDrift",
+    "ExactLikelihood",
+    "ExactScoreMatching",
     "Generation",
     "History",
     "IndependentMetropolis",
     "Info",
     "InitializerReport",
+    "JointTrajectory",
     "Kernel",
     "Ladder",
     "Langevin",
     "LevelAcceptance",
+    "LevelScoreMatching",
+    "LongRun",
     "Loss",
     "LowRankMass",
     "MarkovSampler",
     "Mixture",
     "ModeOccupancy",
     "ModelPotential",
+    "MultiscaleScoreMatching",
+    "NoiseContrastive",
     "Objective",
+    "PersistentLikelihood",
     "PyroKernel",
     "Record",
     "RecoveryLikelihood",
     "ReverseAIS",
+    "SlicedScoreMatching",
     "State",
+    "TemperatureLadder",
     "Tempered",
     "Training",
     "TrainingOptions",
@@ -94,28 +136,41 @@ __all__ = [
     "Weights",
     "adapt",
     "anneal",
+    "anneal_temperature",
     "auroc",
     "bennett",
     "bits_per_dimension",
     "climb",
+    "denoising_jump",
+    "detection_report",
     "diagonal_mass",
+    "draw_levels",
     "energy_drift",
+    "energy_scores",
     "entropy",
     "fit",
+    "fpr_at_95",
     "from_data",
     "from_noisy",
     "generate",
+    "gradient_scores",
     "identity_mass",
     "initializer_report",
+    "joint_scores",
     "kl_by_samples",
     "level_acceptance",
+    "level_energies",
     "log_normalizer",
+    "long_run",
     "low_rank_mass",
     "mean_log_likelihood",
     "mode_occupancy",
+    "move_jointly",
     "process_log_likelihood",
+    "ratio_scores",
     "recovery_proposal",
     "run_chain",
     "sample_chains",
     "tether_normalizers",
+    "typicality_scores",
 ]

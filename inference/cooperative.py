@@ -33,6 +33,9 @@ from energyppl.potential import Tethered
 __all__ = ["CooperativeGuide", "CooperativeRecovery", "InitializerReport", "initializer_report"]
 
 
+_TAUGHT = 0.25  # share of a batch whose negatives teach; more teaches little more and makes updates longer
+
+
 @dataclass(frozen=True)
 class CooperativeRecovery:
     """Recovery likelihood with a learned initializer (Zhu et al. 2024, Algorithm 1).
@@ -40,7 +43,7 @@ class CooperativeRecovery:
     The initializer draws ŷ given the noisy point, the kernel refines it to ỹ, and the initializer learns to begin where
     the chain ended (MCMC teaching, Xie et al. 2020).  In CDRL the energy's negatives are the same ỹ; chains can then
     run away as those from the noisy point do.  By default they are not: negatives begin at the data, as in
-    :class:`RecoveryLikelihood`, and teach the initializer too: that costs a tenth of an update, and where the chains
+    :class:`RecoveryLikelihood`, and teach the initializer too: that costs a fifth of an update, and where the chains
     settle it is the same lesson.  With ``teach`` chains of its own, which begin at ŷ, do so.
 
     Args:
@@ -110,7 +113,7 @@ class CooperativeRecovery:
 
         With a ``chain`` from elsewhere for the same pairs it learns to begin where that ended.
         """
-        lesson = self._begin(model, pairs, most=max(1, int((self.teach or 0.5) * len(pairs.level))))
+        lesson = self._begin(model, pairs, most=max(1, int((self.teach or _TAUGHT) * len(pairs.level))))
         if chain is not None:
             return _teach(lesson, chain.state.x[lesson.rows], chain.state.energy[lesson.rows])
         kernel = level_kernel(lesson.model, pairs.level[lesson.rows])
@@ -137,7 +140,7 @@ class CooperativeGuide:
 
     ``SVI(ebm, CooperativeGuide(ebm), Adam(…), Trace_ELBO()).step(batch)`` has the gradients of
     :class:`CooperativeRecovery`, summed over rows.  The guide has no sample sites: its loss enters as a factor.  It
-    sees nothing of the model's chains, so it runs its own, for half of the rows if the objective's ``teach`` is 0.
+    sees nothing of the model's chains, so it runs its own, for a quarter of the rows if the objective's ``teach`` is 0.
 
     Args:
         model: has an initializer.

@@ -1,10 +1,9 @@
-"""What a density with a log Z of known uncertainty says of data: likelihoods, bits, entropies, divergences, scores."""
+"""What a density with a log Z of known uncertainty says of data: likelihoods, bits, entropies, divergences."""
 
 import math
 from collections.abc import Sequence
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from energyppl._checks import check_data, check_positive
@@ -12,7 +11,7 @@ from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.normalizer import Estimate, LogNormalizer
 
-__all__ = ["auroc", "bits_per_dimension", "entropy", "kl_by_samples", "mean_log_likelihood"]
+__all__ = ["bits_per_dimension", "entropy", "kl_by_samples", "mean_log_likelihood"]
 
 
 def mean_log_likelihood(
@@ -70,22 +69,6 @@ def bits_per_dimension(log_likelihood: Estimate, event_shape: Sequence[int], *, 
         log_likelihood.from_log_z / unit,
         log_likelihood.level,
     )
-
-
-def auroc(inliers: Tensor, outliers: Tensor) -> Estimate:
-    """Probability that an outlier's score is above an inlier's, ties counted half, with DeLong's error (1988).
-
-    Args:
-        inliers: scores of data like the training data, ``(n,)``, higher for stranger ones: −log p, where log Z cancels.
-        outliers: scores of others, ``(m,)``.
-    """
-    a, b = (
-        check_data("scores", scores.detach().double(), (), at_least=2).cpu().numpy() for scores in (inliers, outliers)
-    )
-    ranks = rankdata(torch.cat([torch.as_tensor(a), torch.as_tensor(b)]).numpy())
-    above = (ranks[len(a) :] - rankdata(b)) / len(a)  # share of inliers below each outlier
-    below = 1.0 - (ranks[: len(a)] - rankdata(a)) / len(b)  # share of outliers above each inlier
-    return Estimate(float(above.mean()), float(math.sqrt(above.var(ddof=1) / len(b) + below.var(ddof=1) / len(a))))
 
 
 def _energies(p: EnergyDistribution, x: Tensor) -> Tensor:

@@ -109,7 +109,9 @@ class Training:
         options: TrainingOptions | None = None,
     ) -> None:
         self.model = model
-        self.objective: Objective = RecoveryLikelihood() if objective is None else objective
+        # Each kind of model names what trains it unless another way is asked for.
+        default = getattr(model, "default_objective", RecoveryLikelihood)
+        self.objective: Objective = default() if objective is None else objective
         self.options = TrainingOptions() if options is None else options
         event_shape = getattr(model, "event_shape", None)
         like = next(model.parameters(), None)

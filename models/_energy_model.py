@@ -71,6 +71,10 @@ class EnergyModel(nn.Module):
         """Data in the coordinates in which noise is counted, ``(x − loc) / scale``."""
         return (data - self.loc) / self.scale
 
+    def diffuse(self, x0: Tensor, level: int | Tensor) -> Tensor:
+        """Clean data, ``(*batch, *event)``, at a level's noise, in data coordinates; without levels none."""
+        return check_event("x0", x0, self.event_shape)
+
     def potential(self, level: int | Tensor = 0) -> AtLevel:
         """The energy at a level, in standardised coordinates."""
         raise NotImplementedError

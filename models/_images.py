@@ -48,11 +48,11 @@ def _odd_or_small(side: int) -> bool:
 
 def modulated(features: Tensor, piece: Tensor) -> Tensor:
     """Features ``(n, channels, height, width)`` shifted by ``(n, channels)``; scaled too, if it is twice as many."""
-    piece = piece[..., None, None]
+    piece = piece.to(features.dtype)[..., None, None]  # float32 would turn the features of autocast into itself
     if piece.shape[-3] == features.shape[-3]:
         return features + piece
     scale, shift = piece.chunk(2, -3)
-    return torch.addcmul(features + shift, features, scale)
+    return torch.addcmul(shift, features, 1.0 + scale)  # one pass over the features
 
 
 def convolution(before: int, after: int, size: int = 3, *, zero: bool = False) -> nn.Conv2d:

@@ -46,7 +46,7 @@ class LevelEnergies(EnergyModel):
 
     def potential(self, level: int | Tensor = 0) -> AtLevel:
         """The energy at one level, or at each point's own level ``(*batch,)``, in standardised coordinates."""
-        self.schedule.check_level(level)
+        self.schedule.check_level(level, marginal=self.levels > self.schedule.levels)
         level = torch.as_tensor(level, device=self.loc.device)
         scale = 1.0 if self._spread is None else wide(self._spread.to(self.loc)[level], self.event_shape)
         return AtLevel(self.net, level, self.event_shape, 0.0, scale, self._each, self.label, self.guidance)

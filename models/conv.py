@@ -298,6 +298,6 @@ class _Block(nn.Module):
         x = avg_pool2d(x, 2) if self.halve else x
         hidden = modulated(self.first(self.activation(x)), piece)
         hidden = self.second(self.activation(hidden))
-        hidden = hidden if self.gain is None else hidden * self.gain
+        hidden = hidden if self.gain is None else hidden * self.gain.to(hidden.dtype)
         total: Tensor = self.shortcut(x) + hidden
         return total

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation import adapt
+from energyppl.inference.chain_buffer import ChainBuffer
 from energyppl.inference.langevin import MALA
 from energyppl.inference.level_normalizers import anneal_through_levels
+from energyppl.inference.persistent_likelihood import PersistentLikelihood
 from energyppl.inference.transition import TunableKernel
 from energyppl.models._energy_model import EnergyModel
 from energyppl.models._networks import event_shape_of, takes_level
@@ -33,6 +35,11 @@ class EBM(EnergyModel):
         InvalidInput: if the network returns another shape or non-finite values.
     """
 
+    default_objective = PersistentLikelihood
+    levels = 1
+    schedule = None
+    step_sizes: Tensor
+    chains: ChainBuffer | None
     _one: nn.Module
 
     def __init__(
@@ -40,6 +47,8 @@ class EBM(EnergyModel):
     ) -> None:
         super().__init__(event_shape_of(net, event_shape), net)
         self.kernel: TunableKernel = MALA(0.1) if kernel is None else kernel
+        self.register_buffer("step_sizes", self.loc.new_zeros(1))  # zero until training has tuned it
+        self.chains = None
         # Not a module of its own: its weights are those of net.
         self.__dict__["_one"] = net if takes_level(net, self.loc) else _WithoutLevel(net)
 
@@ -63,6 +72,10 @@ class EBM(EnergyModel):
         start = torch.randn(max(1, shape.numel()), *self.event_shape).to(self.loc)
         x = adapt(self.kernel, potential, start, steps).state.x[: shape.numel()]
         return self.loc + self.scale * x.reshape(*shape, *self.event_shape)
+
+    def at_level(self, data: Tensor, level: Tensor) -> Tensor:
+        """Rows of data ``(n, *event)``, standardised; their levels ``(n,)`` are all 0."""
+        return self.standardized(data)
 
     def _anneal(self, level: int, **options: Any) -> LogNormalizer:
         return anneal_through_levels(self, level, [self.potential(level)], 1.0, **options)

@@ -92,7 +92,7 @@ class MLPInitializer(nn.Module):
         for layer, piece in zip(self.layers, self.conditioning(level, label, batch), strict=True):
             before = layer(hidden)
             scale, shift = piece.chunk(2, -1)
-            hidden = nn.functional.silu(torch.addcmul(before + shift, before, scale))
+            hidden = nn.functional.silu(torch.addcmul(shift, before, 1.0 + scale))
         read = self.readout(hidden)
         if not self.learn_scale:
             return read.reshape(x.shape), x.new_zeros(())

@@ -110,6 +110,6 @@ class MLPEnergy(nn.Module):
         hidden = torch.cat([x, phase.sin(), phase.cos()], -1)
         for layer, scale, shift in zip(self.layers, film[0::2], film[1::2], strict=True):
             before = layer(hidden)
-            hidden = nn.functional.silu(torch.addcmul(before + shift, before, scale))
+            hidden = nn.functional.silu(torch.addcmul(shift, before, 1.0 + scale))
         energy: Tensor = self.readout(hidden).squeeze(-1)
         return energy + 0.5 * self.confinement * square

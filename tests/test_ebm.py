@@ -65,6 +65,18 @@ def test_networks_with_and_without_a_level() -> None:
         assert [name for name, _ in ebm.named_parameters()] == [f"net.{name}" for name, _ in ebm.net.named_parameters()]
 
 
+def test_fit_knows_what_trains_each_kind_of_model() -> None:
+    options = ep.TrainingOptions(steps=2, batch_size=32)
+    net, schedule = ep.MLPEnergy((2,), hidden=8, levels=4), ep.NoiseSchedule.cosine(3)
+    for model in (
+        ep.EBM(net),
+        ep.JointEBM(net, schedule),
+        ep.MultiscaleEBM(net, [1.0, 0.1]),
+        ep.RecoveryEBM(net, schedule),
+    ):
+        assert len(ep.fit(model, torch.randn(100, 2), options=options, progress=False).records) == 2
+
+
 class Broken(nn.Module):
     event_shape = torch.Size((2,))
 

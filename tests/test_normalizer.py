@@ -124,16 +124,6 @@ def test_uniform_pixels_cost_eight_bits() -> None:
     assert ep.bits_per_dimension(uniform, (4, 4), gap=1.0 / 255.0).value == pytest.approx(8.0)
 
 
-def test_auroc() -> None:
-    """P(N(1, 1) > N(0, 1)) = Φ(1/√2), its error that of 300 repeats; ties count half."""
-    repeats = [ep.auroc(torch.randn(60), 1.0 + torch.randn(40)) for _ in range(300)]
-    values = torch.tensor([r.value for r in repeats])
-    truth = 0.5 * (1.0 + math.erf(0.5))
-    assert abs(float(values.mean()) - truth) < 4.5 * float(values.std()) / math.sqrt(300)
-    assert float(values.std()) == pytest.approx(sum(r.standard_error for r in repeats) / 300, rel=0.25)
-    assert ep.auroc(torch.zeros(5), torch.zeros(7)).value == 0.5
-
-
 def test_pictures(tmp_path: Path) -> None:
     toy = ep.toys.Banana()
     found = ep.log_normalizer(toy, samples=toy.sample((600,)), method=ep.BAR(128))

@@ -15,6 +15,8 @@ RUNS = {
     "04_log_normalizers.py": ["--steps", "30"],
     "05_cooperative.py": ["--steps", "30"],
     "06_guidance_composition_inpainting.py": ["--steps", "20"],
+    "07_joint_ebm_long_runs.py": ["--steps", "30", "--long", "100"],
+    "08_score_matching.py": ["--steps", "30"],
 }
 
 

@@ -11,6 +11,7 @@ NAMES = (
     "generation",
     "guided",
     "images",
+    "joint",
     "learned",
     "likelihood",
     "log_z",
@@ -19,6 +20,7 @@ NAMES = (
     "robustness",
     "samplers",
     "tables",
+    "temperature",
 )
 
 

@@ -5,7 +5,7 @@
 ``FILE.npz`` holds ``x`` (n, 8, 8), grey values 0 to 16, and ``y``; scikit-learn's digits are such.  A small classifier,
 trained on 1,400 real digits, judges ``--count`` samples of each guidance weight: the share recognised as the class that
 was asked for, and the mean standard deviation of a class's pixels beside that of the real digits.  The labels of
-unguided samples are compared with the shares among the training digits.
+unguided samples, of classes drawn as often as among the training digits and without any class, are compared with those.
 """
 
 import argparse
@@ -73,6 +73,14 @@ def main(arguments: list[str]) -> None:
     print(f"trained {len(history.records)} updates in {time.perf_counter() - began:.0f} s")
 
     asked, rows = torch.arange(args.count) % 10, {}
+    shares = torch.bincount(y[train], minlength=10).double() / len(train)
+
+    def balance(drawn: Tensor) -> str:
+        with torch.no_grad():
+            found = judge(drawn).argmax(1)
+        z = [round(float(value), 1) for value in ep.label_balance(found, 10, shares).z_scores]
+        return f"counts {torch.bincount(found, minlength=10).tolist()}, standard errors off {z}"
+
     for weight in (0.0, 0.5, 1.0, 2.0, 4.0):
         began = time.perf_counter()
         drawn = ebm.given(asked, guidance=weight).sample((args.count,), steps=20, denoise=True)
@@ -84,12 +92,9 @@ def main(arguments: list[str]) -> None:
             flush=True,
         )
         rows[f"w = {weight}"] = drawn[:10]
-    free = ebm.sample((args.count,), steps=20, denoise=True)
-    with torch.no_grad():
-        found = judge(free).argmax(1)
-    shares = torch.bincount(y[train], minlength=10).double() / len(train)
-    z = [round(float(value), 1) for value in ep.label_balance(found, 10, shares).z_scores]
-    print(f"  unguided: counts {torch.bincount(found, minlength=10).tolist()}, standard errors off {z}")
+    labels = torch.multinomial(shares, args.count, replacement=True)
+    print(f"  unguided, classes drawn: {balance(ebm.given(labels).sample((args.count,), steps=20, denoise=True))}")
+    print(f"  without a class: {balance(ebm.sample((args.count,), steps=20, denoise=True))}")
     if args.picture is not None:
         save_figure(image_strips(rows, titles=[str(c) for c in range(10)], title="At growing guidance"), args.picture)
 

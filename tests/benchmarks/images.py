@@ -1,14 +1,18 @@
 """Images at their full size: cooperative recovery of 28 × 28 digits or clothes, for as many seconds as asked.
 
-``python -m tests.benchmarks images FILE.npz [--seconds N] [--samples N] [--pictures FOLDER] [--plain]``
+``python -m tests.benchmarks images FILE.npz [--seconds N] [--samples N] [--pictures FOLDER] [--plain] [--threads N]``
 
 ``FILE.npz`` holds ``x_train``, ``y_train``, ``x_test``, ``y_test`` (n, 28, 28), as MNIST.  A small convolutional
 classifier learns on the training images; its 64 last features are those of the Fréchet and kernel distances, of the
 samples and of as many training images, both to as many test images.  Then: the labels' balance, and how near samples
 come to training images beside how near test images do.  ``--plain`` trains without an initializer.
+
+``--rate`` needs no file, but ``pip install --no-deps ebmkit``: gradients of the chains a second, and whole updates, of
+ebmkit's recovery likelihood and of ours, on one network and batch in one run, taking turns.
 """
 
 import argparse
+import functools
 import time
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from torch import Tensor, nn
 
 import energyppl as ep
 from energyppl.image_plots import image_grid, image_strips, neighbour_grid
+from energyppl.inference import Objective
 from energyppl.inference.history import Record
 from energyppl.plots import save_figure
 
@@ -55,10 +60,10 @@ def train(x: Tensor, seconds: float, *, plain: bool) -> tuple[ep.RecoveryEBM, ep
     updates = 10_000
     for attempt in ("speed", "run"):
         torch.manual_seed(1)
-        objective: ep.Objective = recipe
+        objective: Objective = recipe
         if not plain:
             initializer = ep.UNetInitializer(shape, width=16, levels=LEVELS, learn_scale=True)
-            objective = ep.CooperativeRecovery(initializer=initializer, recipe=recipe, teach=0.25)
+            objective = ep.CooperativeRecovery(initializer=initializer, recipe=recipe)
         ebm = ep.RecoveryEBM(ep.ConvEnergy(shape, width=24, levels=LEVELS), schedule)
         ebm.standardize(x, isotropic=True)
         options = ep.TrainingOptions(steps=updates, batch_size=128, evaluate_every=max(200, updates // 10))
@@ -76,6 +81,53 @@ def train(x: Tensor, seconds: float, *, plain: bool) -> tuple[ep.RecoveryEBM, ep
     return ebm, training.finish()
 
 
+def rates() -> None:
+    """Chains alone, and updates with 10 moves, in CPU time of one thread: other processes don't count."""
+    from ebm.losses import DiffusionRecoveryLikelihood
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    shape, moves = (1, 28, 28), 10
+    net, x = ep.ConvEnergy(shape, width=24, levels=LEVELS), torch.randn(128, *shape)
+
+    class Told(nn.Module):
+        """The network as ebmkit calls it; its noise levels make no difference to the cost."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            return self.net(x, torch.zeros(len(x), dtype=torch.long))
+
+    told, theirs = Told(), DiffusionRecoveryLikelihood(torch.linspace(1.0, 0.1, LEVELS + 1), mcmc_steps=moves)
+    cases = {"ebmkit": lambda: theirs(told, x).loss}
+    ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(LEVELS))
+    for name, dtype in (("ours, float32", None), ("ours, bfloat16 chains and loss", torch.bfloat16)):
+        for kernel in (ep.Langevin(0.1, force_dtype=dtype), ep.CrankNicolsonLangevin(0.1, force_dtype=dtype)):
+            adapt = kernel.target is not None
+            recipe = ep.RecoveryLikelihood(kernel, steps=moves, persistent=0.0, autocast=dtype, adapt=adapt)
+            cases[f"{name}, {type(kernel).__name__}"] = functools.partial(lambda r: r.loss(ebm, x).value, recipe)
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    for turn in range(6):
+        for name, loss in cases.items():
+            ebm.step_sizes.fill_(0.1)
+            began = time.process_time()
+            value = loss()
+            middle = time.process_time()
+            value.backward()
+            if turn:  # the first is a warm-up
+                spent[name].append((middle - began, time.process_time() - began))
+    base = [sorted(times)[len(times) // 2] for times in zip(*spent["ebmkit"], strict=True)]
+    for name, times in spent.items():
+        chain, whole = (sorted(column)[len(column) // 2] for column in zip(*times, strict=True))
+        print(
+            f"{name}: {moves * len(x) / chain:.0f} moves of a chain a second ({base[0] / chain:.2f} of ebmkit's), an "
+            f"update takes {whole:.2f} s ({whole / base[1]:.2f})",
+            flush=True,
+        )
+
+
 def shown(record: Record) -> str:
     """What is worth a look while it trains."""
     names = ("energy_gap", "acceptance", "moved", "smallest_step", "initializer_drop", "initializer_moved")
@@ -86,12 +138,20 @@ def shown(record: Record) -> str:
 def main(arguments: list[str]) -> None:
     """Some lines, and pictures if a folder is given."""
     parser = argparse.ArgumentParser(prog="images", description=__doc__)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, nargs="?")
+    parser.add_argument("--rate", action="store_true")
     parser.add_argument("--seconds", type=float, default=2700.0)
-    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    if args.rate:
+        rates()
+        return
+    if args.file is None:
+        parser.error("FILE.npz is missing")
     with np.load(args.file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
     torch.manual_seed(0)

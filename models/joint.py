@@ -1,0 +1,186 @@
+"""JointEBM: one energy over points and noise levels, trained by chains that move among both (DA-EBM)."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from energyppl._checks import check_count, check_event
+from energyppl.distributions import EnergyDistribution
+from energyppl.inference.chain_buffer import ChainBuffer
+from energyppl.inference.joint import draw_levels, level_energies, move_jointly
+from energyppl.inference.langevin import MALA
+from energyppl.inference.persistent_likelihood import PersistentLikelihood
+from energyppl.inference.transition import TunableKernel
+from energyppl.models._levels import LevelEnergies
+from energyppl.models._networks import check_parts
+from energyppl.potential import Potential
+from energyppl.schedule import NoiseSchedule
+
+__all__ = ["JointEBM"]
+
+
+class JointEBM(LevelEnergies):
+    """``p(x, t) ∝ exp(−U(x, t))`` over points and levels 0 to ``schedule.levels``, with one normaliser for all.
+
+    Where it fits, every level has the same mass, so that energies of different levels can be compared, and chains walk
+    from noise to data and back (Zhang, Tan & Ou 2023).  Train it by :class:`~energyppl.PersistentLikelihood`.  The
+    levels include the noisiest marginal, one more than a :class:`RecoveryEBM` has.  A learned offset for each level is
+    added to the network's energy, scaled so that it keeps up with masses that differ by many nats.
+
+    Args:
+        net: any module ``net(x, level)``, as for :class:`RecoveryEBM`, for levels 0 to ``schedule.levels``.
+        schedule: the noise levels; ``NoiseSchedule.sqrtcumlinear`` is the paper's.
+        event_shape: shape of one point; taken from ``net.event_shape`` if it has one.
+        kernel: moves chains at a fixed level; MALA if None.
+        slots: persistent chains.
+
+    Raises:
+        InvalidInput: if the network returns another shape or non-finite values, or has too few levels.
+    """
+
+    default_objective = PersistentLikelihood
+    step_sizes: Tensor
+    chains: ChainBuffer | None
+
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: NoiseSchedule,
+        *,
+        event_shape: Sequence[int] | None = None,
+        kernel: TunableKernel | None = None,
+        slots: int = 4096,
+    ) -> None:
+        shape = check_parts(net, schedule, event_shape)
+        super().__init__(_WithOffsets(net, schedule.levels + 1, shape), schedule, shape, schedule.levels + 1)
+        self.kernel: TunableKernel = MALA(0.1) if kernel is None else kernel
+        self.register_buffer("step_sizes", self.loc.new_zeros(self.levels))
+        self.chains = ChainBuffer(self.event_shape, slots, self.levels).to(self.loc)
+
+    def level_energies(self, x: Tensor) -> Tensor:
+        """U(x, t) of points in data coordinates at every level, ``(*batch, *event)`` to ``(*batch, levels)``, nats."""
+        check_event("x", x, self.event_shape)
+        batch = x.shape[: x.dim() - len(self.event_shape)]
+        energies = level_energies(self, self.standardized(x.to(self.loc)).reshape(-1, *self.event_shape))
+        return energies.movedim(0, -1).reshape(*batch, self.levels)
+
+    def level_probabilities(self, x: Tensor) -> Tensor:
+        """p(t | x), ``(*batch, levels)``: how noisy the model takes a point to be."""
+        return torch.softmax(-self.level_energies(x), -1)
+
+    def sample(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        level: int = 0,
+        visits: int = 10,
+        moves: int = 5,
+        most_sweeps: int = 2000,
+    ) -> Tensor:
+        """Samples ``(*sample_shape, *event)`` from white noise by level moves.
+
+        Every chain begins at the noisiest level and is read at its ``visits``-th sweep at ``level``; a chain's points
+        at its visits are themselves a Markov chain of that level's density.
+
+        Args:
+            sample_shape: shape of the batch.
+            level: what to sample; 0 is the data.
+            visits: at which visit a chain is read.
+            moves: of the kernel in each sweep.
+            most_sweeps: a chain that has not been there as often by then is read as it was last, with a warning.
+        """
+        for name, value in (("visits", visits), ("moves", moves), ("most_sweeps", most_sweeps)):
+            check_count(name, value)
+        self.schedule.check_level(level, marginal=True)
+        shape = torch.Size(sample_shape)
+        x = torch.randn(max(1, shape.numel()), *self.event_shape).to(self.loc)
+        t = torch.full((len(x),), self.levels - 1, device=x.device)
+        kept, seen = x.clone(), torch.zeros_like(t)
+        for _ in range(most_sweeps):
+            run = move_jointly(self, x, t, sweeps=1, moves=moves)
+            x, t = run.x, run.level
+            here = (t == level) & (seen < visits)
+            kept[here] = x[here]
+            seen += here
+            if bool((seen >= visits).all()):
+                break
+        late = int((seen < visits).sum())
+        if late:
+            warnings.warn(
+                f"{late} of {len(x)} chains visited level {level} fewer than {visits} times in {most_sweeps} sweeps: "
+                "they are read as they were last, and the samples are not the model's; train it longer",
+                stacklevel=2,
+            )
+            never = seen == 0
+            kept[never] = x[never]
+        return self.loc + self.scale * kept[: shape.numel()].reshape(*shape, *self.event_shape)
+
+    def at_level(self, data: Tensor, level: Tensor) -> Tensor:
+        """Rows of data ``(n, *event)`` noised to their levels ``(n,)``, standardised."""
+        return self.schedule.diffuse(self.standardized(data), level)
+
+    def forward(self, count: int = 1) -> Tensor:
+        """A Pyro model of ``count`` points and their levels: sites ``level`` and ``x``, in standardised coordinates.
+
+        All levels' energies share one normaliser, so the level may be enumerated (``infer={"enumerate": "parallel"}``
+        is set), conditioned or replayed like any discrete site; ``x`` is unnormalised, as inside MCMC.
+        """
+        check_count("count", count)
+        pyro.module("joint_ebm", self)
+        with pyro.plate("points", count):
+            flat = dist.Categorical(torch.ones(self.levels, device=self.loc.device))
+            level = pyro.sample("level", flat, infer={"enumerate": "parallel"})
+            energy = EnergyDistribution(
+                _AtLevels(self, level, self.event_shape), sampler=_noise, batch_shape=level.shape, like=self.loc
+            )
+            x: Tensor = pyro.sample("x", energy.unnormalized())
+        return x
+
+    def draw_level(self, x: Tensor) -> Tensor:
+        """An exact draw from p(t | x) for points ``(n, *event)`` in data coordinates, ``(n,)``: a Gibbs step."""
+        check_event("x", x, self.event_shape)
+        return draw_levels(self, self.standardized(x.to(self.loc)))
+
+
+class _WithOffsets(nn.Module):
+    """A network's energies plus a learned number for each level.
+
+    Its gradient is a level's share of the data less its share of the chains: a level that chains visit too often is
+    lifted (the self-adjustment of Tan 2017).  Masses differ by many nats in many dimensions, and an optimiser moves a
+    parameter by its learning rate, so the number is scaled.
+    """
+
+    def __init__(self, net: nn.Module, levels: int, event_shape: torch.Size) -> None:
+        super().__init__()
+        self.net = net
+        self.event_shape = event_shape
+        self.factor = 10.0 * math.sqrt(event_shape.numel())
+        like = next((p for p in net.parameters() if p.dtype.is_floating_point), torch.empty(()))
+        self.offset = nn.Parameter(torch.zeros(levels, dtype=like.dtype, device=like.device))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        energy: Tensor = self.net(x, level) + self.factor * nn.functional.embedding(level, self.offset[:, None])[..., 0]
+        return energy
+
+
+@dataclass(frozen=True, eq=False)
+class _AtLevels:
+    """The joint energy at levels that may have more batch dimensions than the points, as when they are enumerated."""
+
+    net: LevelEnergies
+    level: Tensor
+    event_shape: torch.Size
+
+    def __call__(self, x: Tensor) -> Tensor:
+        batch = torch.broadcast_shapes(self.level.shape, x.shape[: x.dim() - len(self.event_shape)])
+        return self.net.potential(self.level.expand(batch))(x.expand(*batch, *self.event_shape))
+
+
+def _noise(potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
+    return torch.randn(*shape, *potential.event_shape).to(like)

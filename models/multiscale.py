@@ -1,0 +1,256 @@
+"""MultiscaleEBM: one energy that is not told how noisy a point is, sampled by temperature (MDSM)."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from energyppl._checks import check_event, check_positive
+from energyppl.distributions import EnergyDistribution
+from energyppl.errors import ChainWarning, InvalidInput, NotNormalized
+from energyppl.inference.multiscale import (
+    AnnealedPoints,
+    MultiscaleScoreMatching,
+    TemperatureLadder,
+    anneal_temperature,
+    check_seen,
+    denoising_jump,
+)
+from energyppl.models._energy_model import EnergyModel
+from energyppl.models._networks import event_shape_of, takes_level
+from energyppl.normalizer import LogNormalizer
+from energyppl.potential import AtLevel
+
+__all__ = ["MultiscaleEBM"]
+
+_STEP = 0.2  # of σ0: the paper's 0.02 for σ0 = 0.1
+_REFUSAL = (
+    "a MultiscaleEBM has no density to normalise: one energy serves all noise levels. In high dimension a point shows "
+    "its own noise σ, and at the temperature σ²/σ0² the energy's samples are data with that noise; in low dimension "
+    "the field that training aims at is in general no gradient, and the energy is not −log p. For a density train a "
+    "RecoveryEBM, by LevelScoreMatching() or by recovery likelihood; if you know why you want the integral of exp(−U) "
+    "all the same, energyppl.log_normalizer(ebm.potential()) estimates it"
+)
+
+
+class MultiscaleEBM(EnergyModel):
+    """``U(x) = net(x) / σ0²``, trained over a ladder of noise levels that it isn't told (Li, Chen & Sommer 2019).
+
+    Train it by :class:`~energyppl.MultiscaleScoreMatching`.  The network's gradient is then the way from a noisy point
+    back to the mean of its clean ones, ``∇net(x̃) = x̃ − E[x | x̃]``, whatever σ0 is, and ½|x|² is the answer for more
+    noise than data.  ``sample`` is annealed Langevin; at temperature T = σ²/σ0² it gives data with noise σ *if the
+    dimension is high*.  For N(0, I) and the paper's ladder for CIFAR-10 the variance at T = 1, 25 and 100, which should
+    be 1.01, 1.25 and 2, is .98, 1.27 and 2.01 in 784 dimensions, and .29, 2.75 and 4.99 in two, for the best possible
+    energy.  So nothing here is normalised: ``log_prob`` and ``log_normalizer`` refuse.
+
+    Noise counts in standard deviations of the data: ``fit`` standardises them with one scale for all coordinates.  The
+    paper's numbers are for pixels in [0, 1], whose standard deviation is about 1/4: its CIFAR-10 ladder, 1.2 to 0.05
+    with σ0 = 0.1, is 4.8 to 0.2 with σ0 = 0.4 here.
+
+    Args:
+        net: any module ``net(x)``, or ``net(x, level)`` which then is asked for level 0, from points
+            ``(*batch, *event)``, of the spread of the noised data, to ``(*batch,)``.
+        sigmas: the noise levels, decreasing, two or more; the paper has 128.
+        base_sigma: σ0, the noise of temperature 1, which the last step of sampling removes; within the ladder.
+        event_shape: shape of one point; taken from ``net.event_shape`` if it has one.
+
+    Raises:
+        InvalidInput: for a ladder that is not one, or a network that returns another shape or non-finite values.
+    """
+
+    default_objective = MultiscaleScoreMatching
+    sigmas: Tensor
+    _one: nn.Module
+
+    def __init__(
+        self,
+        net: nn.Module,
+        sigmas: Sequence[float] | Tensor,
+        *,
+        base_sigma: float = 0.1,
+        event_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(event_shape_of(net, event_shape), net)
+        self.register_buffer("sigmas", _ladder(sigmas, base_sigma).to(self.loc))
+        self.base_sigma = float(base_sigma)
+        # Not a module of its own: its weights are those of net.
+        self.__dict__["_one"] = _Unconditional(net, takes_level(net, self.loc), self.base_sigma**-2)
+
+    def standardize(self, data: Tensor, *, isotropic: bool = True) -> None:
+        """As :meth:`EnergyModel.standardize`, with one scale for all coordinates, as the noise has, unless told not to.
+
+        Args:
+            data: rows ``(n, *event)``.
+            isotropic: one scale.
+        """
+        super().standardize(data, isotropic=isotropic)
+
+    def potential(self, level: int | Tensor = 0) -> AtLevel:
+        """The energy in standardised coordinates, unnormalised; there is only level 0.
+
+        Its samples at temperature σ²/σ0² are data with noise σ in high dimension.  It is not −log p in low dimension,
+        and nowhere the density of clean data: don't compare likelihoods by it.
+        """
+        level = torch.as_tensor(level, device=self.loc.device)
+        if bool((level != 0).any()):
+            raise InvalidInput(
+                f"a MultiscaleEBM is not told the noise and has level 0 only; got {level.tolist()}: RecoveryEBM and "
+                "JointEBM have levels"
+            )
+        return AtLevel(self._one, level, self.event_shape)
+
+    def sample(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        level: int = 0,
+        ladder: TemperatureLadder | None = None,
+        step_size: float | None = None,
+        denoise: bool = True,
+        force_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Samples ``(*sample_shape, *event)`` by annealed Langevin from white noise, in data coordinates.
+
+        Args:
+            sample_shape: shape of the batch.
+            level: 0.
+            ladder: the temperatures; if None the paper's 2,700 steps, from the temperature of the noisiest level (the
+                paper's 100 stands for 10 σ0, its noisiest level being 12 σ0).
+            step_size: ε, in standardised units; the paper's, a fifth of σ0, if None.
+            denoise: finish with the jump ``x − σ0² ∇U(x)``.
+            force_dtype: arithmetic of the network, ``torch.bfloat16`` for large ones.
+        """
+        self.potential(level)  # which checks the level
+        ladder = self._ladder(ladder)
+        start = self.base_sigma * ladder.start**0.5 * torch.randn(*sample_shape, *self.event_shape).to(self.loc)
+        return self._anneal_from(start, ladder, step_size, denoise, force_dtype)
+
+    def inpaint(
+        self,
+        image: Tensor,
+        seen: Tensor,
+        *,
+        ladder: TemperatureLadder | None = None,
+        step_size: float | None = None,
+        denoise: bool = True,
+        force_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Fill in what is not seen, by the same chain (Li et al. 2019): one completion of each point.
+
+        The seen coordinates keep their values, and are given the noise σ0 √T of the temperature before each gradient.
+        (The released code takes the root of T twice there.)
+
+        Args:
+            image: points ``(*batch, *event)`` in data coordinates; expand one for several completions.  Values that are
+                not seen don't matter.
+            seen: boolean mask, ``(*event)`` or of the shape of ``image``: True where it is known.
+            ladder: as for :meth:`sample`, like all that follows.
+            step_size: likewise.
+            denoise: likewise, for what was not seen.
+            force_dtype: likewise.
+
+        Returns:
+            Completed points, ``(*batch, *event)``.
+
+        Raises:
+            InvalidInput: for points of another shape, a mask that is not boolean, all False or all True, or seen values
+                that are not finite.
+        """
+        check_event("image", image, self.event_shape)
+        check_seen(seen, image, self.event_shape)
+        image, seen, ladder = image.to(self.loc), seen.to(self.loc.device), self._ladder(ladder)
+        noise = self.base_sigma * ladder.start**0.5 * torch.randn_like(image)
+        start = torch.where(seen, self.standardized(image), noise)
+        return torch.where(seen, image, self._anneal_from(start, ladder, step_size, denoise, force_dtype, seen))
+
+    def marginal(self, level: int = 0) -> EnergyDistribution:
+        """``exp(−U(x))`` in data coordinates, whose ``log_prob`` refuses and whose ``sample`` is :meth:`sample`.
+
+        Chains on its potential, at temperature 1, draw data with noise σ0 in high dimension.
+        """
+        inner = super().marginal(level)
+        return EnergyDistribution(inner.potential, sampler=inner.sampler, log_normalizer=_refuse, like=self.loc)
+
+    def log_normalizer(self, level: int = 0, **options: Any) -> LogNormalizer:
+        """Refuses: there is no density to normalise.
+
+        Raises:
+            NotNormalized: always; the message says why, and what to do instead.
+        """
+        raise NotNormalized(_REFUSAL)
+
+    def _ladder(self, ladder: TemperatureLadder | None) -> TemperatureLadder:
+        if ladder is not None:
+            return ladder
+        return TemperatureLadder(start=max(1.0, (float(self.sigmas[0]) / self.base_sigma) ** 2))
+
+    def _anneal_from(
+        self,
+        start: Tensor,
+        ladder: TemperatureLadder,
+        step_size: float | None,
+        denoise: bool,
+        force_dtype: torch.dtype | None,
+        seen: Tensor | None = None,
+    ) -> Tensor:
+        """The end of annealing from standardised points, in data coordinates."""
+        potential = self.potential()
+        found: AnnealedPoints = anneal_temperature(
+            potential,
+            start,
+            ladder,
+            step_size=_STEP * self.base_sigma if step_size is None else step_size,
+            seen=seen,
+            base_sigma=self.base_sigma,
+            force_dtype=force_dtype,
+        )
+        if bool(found.diverging.any()):
+            warnings.warn(
+                f"{int(found.diverging.sum())} of {found.diverging.numel()} chains were asked to move to where nothing "
+                "is finite, and stayed: pass a smaller step_size, or train longer",
+                ChainWarning,
+                stacklevel=3,
+            )
+        x = denoising_jump(potential, found.x, self.base_sigma, force_dtype) if denoise else found.x
+        return self.loc + self.scale * x
+
+
+class _Unconditional(nn.Module):
+    """A network with or without a level, where one is handed on; its values times a factor."""
+
+    def __init__(self, net: nn.Module, takes_level: bool, factor: float) -> None:
+        super().__init__()
+        self.net = net
+        self.takes_level = takes_level
+        self.factor = factor
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        value: Tensor = self.net(x, level) if self.takes_level else self.net(x)
+        return value * self.factor
+
+
+def _refuse(*_: object) -> NoReturn:
+    raise NotNormalized(_REFUSAL)
+
+
+def _ladder(sigmas: Sequence[float] | Tensor, base_sigma: float) -> Tensor:
+    """The noise levels as a tensor, checked."""
+    ladder = torch.as_tensor(sigmas, dtype=torch.float64)
+    if ladder.dim() != 1 or len(ladder) < 2:
+        raise InvalidInput(
+            f"sigmas must be a vector of two noise levels or more; got shape {tuple(ladder.shape)}: for a single level "
+            "train an EBM by DenoisingScoreMatching"
+        )
+    check_positive("every sigma", ladder)
+    if bool((ladder.diff() >= 0).any()):
+        raise InvalidInput(f"sigmas must decrease, the most noise first; got {ladder.tolist()}: sort or flip them")
+    check_positive("base_sigma", base_sigma)
+    low, high = float(ladder[-1]), float(ladder[0])
+    if not low * (1 - 1e-6) <= base_sigma <= high * (1 + 1e-6):
+        raise InvalidInput(
+            f"base_sigma must lie within the ladder, where the energy has seen it; got {base_sigma} for sigmas from "
+            f"{high:.4g} to {low:.4g}"
+        )
+    return ladder

@@ -1,0 +1,163 @@
+"""Joint persistent training beside its relatives: the 1-D mixture, and four rings in one table.
+
+``python -m tests.benchmarks joint [--seconds N] [--steps N] [--repeats N] [CASE …]``
+
+First ¾ N(−2, .1²) + ¼ N(2, .1²) with the paper's energy of 81 knots (Zhang, Tan & Ou 2023), 1,000 points, 1,200
+updates of 10 moves, ``--repeats`` seeds: the energy gap U(−2) − U(2), which is −1.0986, and the mass on the left, .75.
+Then four rings of sd .15 and .01: each case trains one network for ``--seconds``.  The gap is the held-out NLL of the
+normalised level 0 less the truth's; shares of the rings are those of chains of ``--steps`` MALA moves from the data,
+of such from white noise, and of the model's own samples.
+"""
+
+import argparse
+import time
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+import energyppl as ep
+
+Case = tuple[bool, ep.RecoveryLikelihood | ep.PersistentLikelihood | ep.ContrastiveDivergence]
+CASES: dict[str, Case | None] = {  # joint or not, objective; None is recovery likelihood's own model
+    "joint": (True, ep.PersistentLikelihood()),
+    "persistent": (False, ep.PersistentLikelihood()),
+    "hybrid": (False, ep.PersistentLikelihood(rejuvenate=0.05)),
+    "noise": (False, ep.PersistentLikelihood(rejuvenate=1.0, moves=100)),
+    "contrastive": (False, ep.ContrastiveDivergence(steps=20)),
+    "recovery": None,
+}
+
+
+class Knots(nn.Module):
+    """``x²/100 + Σ θ_j ReLU(x − ξ_j)`` with 81 knots, a row of weights for each level."""
+
+    event_shape = torch.Size((1,))
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.register_buffer("knots", torch.linspace(-4.0, 4.0, 81))
+        self.weights = nn.Parameter(torch.zeros(levels, 81))
+
+    knots: Tensor
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        z = x[..., 0]
+        weights = nn.functional.embedding(level, self.weights)
+        return z * z / 100.0 + (weights * torch.relu(z[..., None] - self.knots)).sum(-1)
+
+
+def schedule() -> ep.NoiseSchedule:
+    """The paper's six noise levels for toys, and the clean one."""
+    return ep.NoiseSchedule.sqrtcumlinear(6, start=0.01, end=0.3)
+
+
+def mixture(joint: bool, seed: int) -> tuple[float, float, str]:
+    """The energy gap of a trained model, its mass on the left, and how it went."""
+    torch.manual_seed(seed)
+    data = ep.toys.OneDimensionalMixture().sample((1000,))
+    model: ep.EBM | ep.JointEBM = (
+        ep.JointEBM(Knots(7), schedule(), slots=1000) if joint else ep.EBM(Knots(1), event_shape=(1,))
+    )
+    model.is_standardized.fill_(True)  # the knots lie in data coordinates
+    objective = ep.PersistentLikelihood(slots=1000, moves=10, sweeps=1)
+    options = ep.TrainingOptions(steps=1200, batch_size=500, learning_rate=0.02, patience=1000)
+    try:
+        ep.fit(model, data, objective, options=options, progress=False)
+    except ep.TrainingDiverged as error:
+        return float("nan"), float("nan"), str(error)[:80]
+    potential = model.marginal().potential
+    grid = torch.linspace(-6.0, 6.0, 4001)[:, None]
+    with torch.no_grad():
+        ends = potential(torch.tensor([[-2.0], [2.0]]))
+        mass = torch.softmax(-potential(grid), 0)
+    return float(ends[0] - ends[1]), float(mass[:2000].sum()), ""
+
+
+def rings(case: str, sd: float, seconds: float) -> tuple[ep.EBM | ep.JointEBM | ep.RecoveryEBM, ep.toys.Rings, Tensor]:
+    """A model trained for so many seconds, its cosine decay fitted to the speed of the first updates."""
+    torch.manual_seed(0)
+    toy = ep.toys.Rings(sd=sd)
+    data = toy.sample((50_000,))
+    updates, chosen = 100_000, CASES[case]
+    for attempt in ("speed", "run"):
+        torch.manual_seed(1)
+        net = ep.MLPEnergy((2,), levels=7)
+        model: ep.EBM | ep.JointEBM | ep.RecoveryEBM
+        if chosen is None:
+            model = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(6))
+        else:
+            model = ep.JointEBM(net, schedule()) if chosen[0] else ep.EBM(net)
+        model.standardize(data, isotropic=True)
+        objective = ep.RecoveryLikelihood() if chosen is None else chosen[1]
+        options = ep.TrainingOptions(steps=updates, evaluate_every=max(100, updates // 10), patience=1000)
+        training = ep.Training(model, data, objective, options=options)
+        began = time.process_time()
+        for record in training:
+            if attempt == "speed" and record.step == 9:
+                began = time.process_time()
+            if attempt == "speed" and record.step == 29:
+                updates = max(100, int(20 * seconds / (time.process_time() - began)))
+                break
+    history = training.finish()
+    print(f"  {case}: {len(history.records)} updates", end="", flush=True)
+    return model, toy, data
+
+
+def shares(x: Tensor) -> list[float]:
+    """Percent of points nearest to each ring."""
+    found = x.reshape(-1, 2).norm(dim=-1).round().clamp(1, 4)
+    return [round(100.0 * float((found == ring).double().mean()), 1) for ring in (1, 2, 3, 4)]
+
+
+def main(arguments: list[str]) -> None:
+    """Lines for the mixture, and one for each case and width of rings."""
+    parser = argparse.ArgumentParser(prog="joint", description=__doc__)
+    parser.add_argument("cases", nargs="*", default=list(CASES))
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--widths", type=float, nargs="*", default=[0.15, 0.01])
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    for joint in (True, False):
+        found = [mixture(joint, seed) for seed in range(args.repeats)]
+        name = "joint" if joint else "persistent"
+        print(
+            f"1-D mixture, {name}: energy gap {[round(gap, 3) for gap, _, _ in found]} (truth -1.099), mass on the "
+            f"left {[round(mass, 3) for _, mass, _ in found]} (truth .75)",
+            flush=True,
+        )
+    for sd in args.widths:
+        print(f"four rings of sd {sd}, {args.seconds:.0f} s each; percent on each ring:")
+        for case in args.cases:
+            try:
+                model, toy, data = rings(case, sd, args.seconds)
+            except ep.TrainingDiverged as error:
+                print(f"  {case}: diverged: {str(error)[:90]}", flush=True)
+                continue
+            fresh = model.diffuse(toy.sample((20_000,)), 0)
+            if case == "recovery":  # whose level 0 has noise of its own
+                truth = toy.diffused(1.0, float(model.schedule.sigma_bar[0] * model.scale[0])).log_prob(fresh)
+            else:
+                truth = toy.log_prob(fresh)
+            with torch.no_grad():
+                difference = truth - model.log_prob(fresh)
+            run = ep.long_run(model, data, steps=args.steps, kept=50, chains=100, progress=False)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                own = model.sample((4000,))
+            ends = (run.from_data.chains.draws[:, -5:], run.from_noise.chains.draws[:, -5:], own)
+            problems = "; ".join([*run.problems, *(str(warning.message)[:60] for warning in caught)])
+            print(
+                f", NLL gap {float(difference.mean()):.4f} ± {float(difference.std()) / 20_000**0.5:.4f}; after "
+                f"{args.steps} moves from data {shares(ends[0])}, from noise {shares(ends[1])}; own samples "
+                f"{shares(own)}; {problems}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])

@@ -1,0 +1,262 @@
+"""Noise-contrastive estimation, contrastive divergence, exact likelihood; and what all baselines have in common."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pyro.distributions import Normal
+from torch import Tensor, nn
+
+import energyppl as ep
+from energyppl.inference.noise_contrastive import conditional_contrast
+
+COVARIANCE = torch.tensor([[1.0, 0.5], [0.5, 0.8]], dtype=torch.float64)
+PRECISION = torch.linalg.inv(COVARIANCE)
+LOG_Z = math.log(2.0 * math.pi) + 0.5 * float(torch.logdet(COVARIANCE))
+NOISE = ep.GaussianBase(torch.zeros(2, dtype=torch.float64), torch.tensor([1.5, 1.2], dtype=torch.float64))
+LIKELIHOODS: list[Any] = [
+    ep.NoiseContrastive(NOISE),
+    ep.NoiseContrastive(NOISE, ratio=4),
+    ep.ContrastiveDivergence(ep.MALA(0.7), adapt=False),
+    ep.ContrastiveDivergence(ep.HMC(0.5, 3), steps=2, adapt=False),
+    ep.ExactLikelihood(points=48),
+]
+BASELINES: list[Any] = [
+    ep.NoiseContrastive(),
+    ep.NoiseContrastive(ep.DistributionBase(Normal(0.0, 1.2 * torch.ones(2)).to_event(1)), ratio=2),
+    ep.ContrastiveDivergence(steps=3),
+    ep.ContrastiveDivergence(ep.Langevin(0.05), steps=3),
+    ep.ExactLikelihood(points=32),
+    ep.ExactScoreMatching(),
+    ep.SlicedScoreMatching(projections=2),
+    ep.DenoisingScoreMatching(0.3),
+]
+
+
+class Gaussian(nn.Module):
+    """½ xᵀ P x, the symmetric P learnable."""
+
+    def __init__(self, precision: Tensor) -> None:
+        super().__init__()
+        self.event_shape = torch.Size((len(precision),))
+        self.weights = nn.Parameter(precision.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * torch.einsum("...i,ij,...j->...", x, self.weights, x)
+
+
+def small_ebm(size: int = 2) -> ep.EBM:
+    return ep.EBM(ep.MLPEnergy((size,), hidden=16, depth=2, frequencies=4, levels=1))
+
+
+def draws(count: int) -> Tensor:
+    return torch.randn(count, 2, dtype=torch.float64) @ torch.linalg.cholesky(COVARIANCE).mT
+
+
+def gradients(objective: Any, precision: Tensor, log_z: float = LOG_Z, repeats: int = 100, size: int = 200) -> Tensor:
+    """∂ loss / ∂P over fresh batches, its distinct entries, and ∂ loss / ∂ log Z where there is one."""
+    ebm = ep.EBM(Gaussian(precision))
+    objective.prepare(ebm)
+    weights: list[Tensor] = [ebm.net.weights]
+    if isinstance(objective, ep.NoiseContrastive):
+        objective.loss(ebm, draws(size))  # it begins
+        ebm.log_z.data.fill_(log_z)
+        weights.append(ebm.log_z)
+    rows = []
+    for _ in range(repeats):
+        grad, *rest = torch.autograd.grad(objective.loss(ebm, draws(size)).value, weights)
+        rows.append(torch.stack([grad[0, 0], grad[0, 1] + grad[1, 0], grad[1, 1], *rest]))
+    return torch.stack(rows)
+
+
+def z_scores(rows: Tensor) -> Tensor:
+    return rows.mean(0) / (rows.std(0) / math.sqrt(len(rows)))
+
+
+@pytest.mark.parametrize("objective", LIKELIHOODS, ids=lambda value: type(value).__name__)
+def test_the_true_precision_is_the_minimiser(objective: Any) -> None:
+    """17 gradients at 4.5 standard errors, t with 99 degrees: a false alarm in about 1 run of 3,000.
+
+    Negative control: at a precision that is too small, they are not zero, and the first step goes the right way.
+    """
+    assert float(z_scores(gradients(objective, PRECISION)).abs().max()) < 4.5
+    wide = gradients(objective, 0.7 * PRECISION)
+    assert float(z_scores(wide)[:3].abs().max()) > 9.0
+    towards = -wide.mean(0)[:3] @ torch.stack([PRECISION[0, 0], PRECISION[0, 1], PRECISION[1, 1]])
+    assert float(towards) > 0.0
+
+
+def test_a_wrong_log_z_shows() -> None:
+    """Negative control: at the true precision and another constant, the gradient of noise contrast is not zero."""
+    for log_z in (LOG_Z - 0.2, LOG_Z + 0.2):
+        z = z_scores(gradients(ep.NoiseContrastive(NOISE), PRECISION, log_z))
+        assert abs(float(z[3])) > 9.0
+        assert (float(z[3]) < 0.0) == (log_z < LOG_Z), "the gradient must lead back"
+
+
+def test_stuck_chains_teach_nothing() -> None:
+    """Negative control: chains that don't leave the data have no gradient, wherever the energy is."""
+    rows = gradients(ep.ContrastiveDivergence(ep.MALA(1e-9), steps=1, adapt=False), 0.7 * PRECISION, repeats=2)
+    assert float(rows.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_exact_likelihood_is_the_models_own_log_prob(size: int) -> None:
+    """log Z by the model's adaptive quadrature, and the likelihood in data coordinates, to a thousandth of a nat."""
+    ebm, data = small_ebm(size).double(), 3.0 + 2.0 * torch.randn(300, size, dtype=torch.float64)
+    ebm.standardize(data)
+    log_scale = float(ebm.scale.log().sum())
+    objective = ep.ExactLikelihood(points=96)
+    found = [objective.loss(ebm, data) for _ in range(3)]  # each on a grid of its own
+    for loss in found:
+        assert math.isclose(loss.record["log_z"] + log_scale, ebm.log_normalizer().estimate, abs_tol=1e-3)
+        assert math.isclose(
+            float(loss.value.detach()) + log_scale, -float(ebm.log_prob(data).detach().mean()), abs_tol=1e-3
+        )
+    assert math.isclose(objective.measure(ebm, data), float(found[0].value.detach()), abs_tol=1e-3)
+    assert found[0].record["log_z"] != found[1].record["log_z"], "the grid must move"
+
+
+def test_exact_likelihood_has_the_exact_gradient() -> None:
+    """∂/∂P of −log N(x; 0, P⁻¹) is ½ (mean of x xᵀ − P⁻¹), in closed form."""
+    ebm, data = ep.EBM(Gaussian(1.3 * PRECISION)), draws(500)
+    grad = torch.autograd.grad(ep.ExactLikelihood(points=64).loss(ebm, data).value, ebm.net.weights)[0]
+    torch.testing.assert_close(grad, 0.5 * (data.mT @ data / len(data) - COVARIANCE / 1.3), rtol=0.0, atol=1e-6)
+
+
+def test_noise_contrast_finds_log_z() -> None:
+    """Trained from a precision three times too large; log Z is off by 0.55 nats before and by less than 0.05 after."""
+    data = torch.tensor([2.0, -1.0]) + 3.0 * draws(20_000).float()
+    ebm, objective = ep.EBM(Gaussian(3.0 * torch.eye(2))), ep.NoiseContrastive(ratio=2)
+    options = ep.TrainingOptions(steps=400, batch_size=1024, learning_rate=0.03, ema=0.98)
+    history = ep.fit(ebm, data, objective, options=options, progress=False)
+    truth = math.log(2.0 * math.pi) + 0.5 * float(torch.logdet(9.0 * COVARIANCE))
+    found = objective.log_normalizer(ebm)
+    first = history.records[0].values["log_z"] + float(ebm.scale.log().sum())
+    assert abs(first - truth) > 0.5
+    assert abs(found - truth) < 0.05
+    assert abs(found - ebm.log_normalizer().estimate) < 0.05, "and so says the energy that was learned"
+    assert 0.5 < history.records[-1].values["told_apart"] < 0.8
+
+
+def test_log_z_begins_where_the_energy_is() -> None:
+    """In 30 dimensions log Z is 27.6 nats; by importance sampling it begins within a tenth, not at zero."""
+    ebm, objective = ep.EBM(Gaussian(torch.eye(30))), ep.NoiseContrastive()
+    objective.prepare(ebm)
+    loss = objective.loss(ebm, torch.randn(5000, 30))
+    assert abs(loss.record["log_z"] - 15.0 * math.log(2.0 * math.pi)) < 0.1
+
+
+def test_contrastive_divergence_steers_its_step_size() -> None:
+    """From a step far too long; half a hundred updates bring acceptance to MALA's 0.6, within 0.15."""
+    ebm, objective = ep.EBM(Gaussian(PRECISION)), ep.ContrastiveDivergence(ep.MALA(9.0), steps=2)
+    objective.prepare(ebm)
+    records = [objective.loss(ebm, draws(100)).record for _ in range(80)]
+    assert records[0]["acceptance"] < 0.1
+    assert abs(records[-1]["acceptance"] - ep.MALA.target) < 0.15
+    kept = ebm.step_sizes.clone()
+    objective.prepare(ebm)
+    assert torch.equal(ebm.step_sizes, kept)
+    ep.ContrastiveDivergence(ep.HMC(0.5, 3)).prepare(ebm)
+    assert not ebm.step_sizes.any(), "another kernel's step size is its own"
+
+
+def test_contrastive_divergence_brings_its_own_buffer() -> None:
+    """A model of one energy that has none gets it, in time for checkpoints."""
+    model = small_ebm()
+    del model.step_sizes
+    ep.ContrastiveDivergence().prepare(model)
+    assert "step_sizes" in model.state_dict()
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.4])
+def test_conditional_contrast_is_a_proper_score(factor: float) -> None:
+    """Lower for the truth than for another precision, on data and noise that both share; a constant gets log 2."""
+    data = draws(4000)
+    true = conditional_contrast(ep.EBM(Gaussian(PRECISION)), data)
+    assert true < conditional_contrast(ep.EBM(Gaussian(factor * PRECISION)), data) - 1e-3
+    assert true < conditional_contrast(ep.EBM(Gaussian(PRECISION.diagonal().diag())), data) - 1e-3
+    assert math.isclose(conditional_contrast(ep.EBM(Gaussian(0.0 * PRECISION)), data), math.log(2.0))
+
+
+# --- What all have in common ---
+
+
+@pytest.mark.parametrize("objective", BASELINES, ids=lambda value: type(value).__name__)
+def test_it_trains(objective: Any) -> None:
+    """``fit`` betters the measure, which is the same at every call and takes no random numbers."""
+    data = ep.toys.EightGaussians().sample((1000,)).float()
+    ebm = small_ebm()
+    options = ep.TrainingOptions(steps=60, batch_size=128, evaluate_every=30, learning_rate=0.01, ema=0.9)
+    training = ep.Training(ebm, data, objective, options=options)
+    before = objective.measure(ebm, data)
+    for record in training:
+        assert all(math.isfinite(value) for value in record.values.values())
+    training.finish()
+    state = torch.get_rng_state()
+    after = objective.measure(ebm, data)
+    assert after < before
+    assert objective.measure(ebm, data) == after
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("objective", BASELINES, ids=lambda value: type(value).__name__)
+def test_it_goes_on_from_a_checkpoint(objective: Any) -> None:
+    """A run that another process would continue at step 4 ends bit for bit as the one that was left alone."""
+    data = ep.toys.EightGaussians().sample((200,)).float()
+    options = ep.TrainingOptions(steps=8, batch_size=64, evaluate_every=3)
+    alone = ep.Training(small_ebm(), data, objective, options=options)
+    for _ in range(4):
+        next(alone)
+    kept = copy.deepcopy(alone.state_dict())
+    list(alone)
+    other = ep.Training(small_ebm(), data, objective, options=options)
+    other.load_state_dict(kept)
+    list(other)
+    assert [r.loss for r in other.records] == [r.loss for r in alone.records]
+    for name, value in alone.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [ep.NoiseContrastive(level=1), ep.ExactLikelihood(points=32, level=1), ep.DenoisingScoreMatching(0.3, level=1)],
+    ids=lambda value: type(value).__name__,
+)
+def test_it_trains_a_level_of_a_model_of_levels(objective: Any) -> None:
+    net = ep.MLPEnergy((2,), hidden=16, depth=2, frequencies=4, levels=3)
+    ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(3))
+    data = ep.toys.EightGaussians().sample((500,)).float()
+    options = ep.TrainingOptions(steps=5, batch_size=64)
+    ep.fit(ebm, data, objective, options=options, progress=False)
+    assert bool(net.film[1].any())
+    assert not bool(net.film[[0, 2]].any()), "the other levels' rows are as they were"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ep.NoiseContrastive(ratio=0), "ratio must be a whole number"),
+        (lambda: ep.NoiseContrastive(Normal(0.0, 1.0)), "wrap a distribution"),
+        (lambda: ep.NoiseContrastive(NOISE).prepare(small_ebm(3)), r"event_shape \(3,\); got \(2,\)"),
+        (lambda: ep.NoiseContrastive().loss(small_ebm(), torch.randn(4, 2)), "prepare"),
+        (lambda: ep.ContrastiveDivergence(steps=0), "steps must be a whole number"),
+        (lambda: ep.ContrastiveDivergence().prepare(levels()), "got 3 levels"),
+        (lambda: ep.ExactLikelihood(points=4), "points must be a whole number of at least 8"),
+        (lambda: ep.ExactLikelihood(half_width=-1.0), "half_width must be positive"),
+        (lambda: ep.ExactLikelihood().prepare(small_ebm(3)), r"one or two dimensions; got event_shape \(3,\)"),
+        (lambda: ep.fit(small_ebm(3), torch.randn(20, 3), ep.ExactLikelihood()), "one or two dimensions"),
+        (lambda: ep.ExactLikelihood().loss(small_ebm(), torch.tensor([[0.0, 7.5]])), "within half_width = 6.*7.5 away"),
+    ],
+)
+def test_bad_input_is_said(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ep.InvalidInput, match=message):
+        make()
+
+
+def levels() -> ep.RecoveryEBM:
+    net = ep.MLPEnergy((2,), hidden=8, depth=1, frequencies=2, levels=3)
+    return ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(3))

@@ -1,0 +1,230 @@
+# %% [markdown]
+# # Score matching: training without chains and without a normaliser
+#
+# The score of a model, −∇U(x), does not hold log Z.  Score matching fits it to the data's in four ways: exact, sliced,
+# denoising at one noise level, and denoising at many (MDSM, Li, Chen & Sommer 2019).  Each has a blind spot, and in two
+# dimensions, where the truth is known, all of them show.
+#
+# Run it with `python tutorials/08_score_matching.py [FOLDER]`; it takes about a minute on one core and writes its
+# pictures to `tutorials/out` (or FOLDER).  `--steps N` makes it shorter.
+
+# %%
+import argparse
+import time
+from pathlib import Path
+
+import pyro
+import torch
+from sklearn.datasets import load_digits
+
+import energyppl as ep
+from energyppl import plots
+from energyppl.image_plots import image_grid, image_strips
+
+parser = argparse.ArgumentParser()
+parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
+parser.add_argument("--steps", type=int, default=1200)
+args = parser.parse_args()
+args.folder.mkdir(parents=True, exist_ok=True)
+pyro.set_rng_seed(0)
+torch.set_num_threads(1)
+few = ep.TrainingOptions(steps=max(1, args.steps // 3))
+
+toy = ep.toys.TwoMoons()
+data, fresh = toy.sample((20_000,)), toy.sample((5_000,))
+axis = torch.linspace(-3.0, 3.0, 120)
+grid = torch.cartesian_prod(axis, axis)
+
+
+def net() -> ep.MLPEnergy:
+    return ep.MLPEnergy((2,), levels=1, frequencies=0)
+
+
+def level_model() -> ep.RecoveryEBM:
+    return ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6, log_snr_max=5.0))
+
+
+def as_map(values: torch.Tensor) -> torch.Tensor:
+    return values.detach().reshape(120, 120).T
+
+
+# %% [markdown]
+# ## Three objectives for one energy
+#
+# Exact score matching needs the Laplacian of U, a backward pass for each coordinate; sliced score matching needs one in
+# a random direction; denoising score matching needs none, and learns the density of data *with noise*.
+
+# %%
+objectives = {
+    "exact": ep.ExactScoreMatching(),
+    "sliced": ep.SlicedScoreMatching(),
+    "denoising, σ = 0.1": ep.DenoisingScoreMatching(0.1),
+    "denoising, σ = 0.3": ep.DenoisingScoreMatching(0.3),
+}
+maps = {"truth": [as_map(toy.log_prob(grid).exp())]}
+for name, objective in objectives.items():
+    ebm = ep.EBM(net())
+    ebm.standardize(data, isotropic=True)
+    begin = time.perf_counter()
+    ep.fit(ebm, data, objective, options=few, progress=False)
+    seconds = time.perf_counter() - begin
+    with torch.no_grad():
+        gap = float((toy.log_prob(fresh) - ebm.log_prob(fresh)).mean())
+        print(f"{name}: {gap:.3f} nats from the truth, in {seconds:.1f} s")
+        maps[name] = [as_map(ebm.log_prob(grid).exp())]
+columns = {"density": [row[0] for row in maps.values()]}
+plots.save_figure(
+    plots.density_grid(columns, list(maps), extent=(-3, 3, -3, 3), title="Two moons by score matching"),
+    args.folder / "08_objectives.png",
+)
+
+# %% [markdown]
+# ## The blind spot: how much of the data is where
+#
+# A score is a slope.  Where no data connect two regions, nothing says how high one lies above the other.  Three
+# quarters of these data are on the left.  Sliced score matching gets both halves right, and not their shares.
+#
+# Noise connects regions.  `LevelScoreMatching` trains every level of a `RecoveryEBM` by its own denoising: samples that
+# come down from white noise land where they should.  The *density* of level 0 is as blind as before.
+
+# %%
+blobs = ep.toys.IsotropicMixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 0.35, torch.tensor([0.75, 0.25]))
+rows = blobs.sample((20_000,))
+sliced, levels = ep.EBM(net()), level_model()
+maps = {"truth": [as_map(blobs.log_prob(grid).exp())]}
+for name, ebm, objective in (
+    ("sliced", sliced, ep.SlicedScoreMatching()),
+    ("level 0 of six", levels, ep.LevelScoreMatching()),
+):
+    ebm.standardize(rows, isotropic=True)
+    ep.fit(ebm, rows, objective, options=few, progress=False)
+    with torch.no_grad():
+        density = ebm.log_prob(grid).exp()
+    print(f"{name}: {float(density[grid[:, 0] < 0].sum() / density.sum()):.2f} of the mass on the left (data: 0.75)")
+    maps[name] = [as_map(density)]
+levels.tune(rows[:2000])
+print(f"samples down the levels: {float((levels.sample((2000,), steps=20)[:, 0] < 0).float().mean()):.2f} on the left")
+columns = {"density": [row[0] for row in maps.values()]}
+plots.save_figure(
+    plots.density_grid(columns, list(maps), extent=(-3, 3, -3, 3), title="Shares are not in the scores"),
+    args.folder / "08_shares.png",
+)
+
+# %% [markdown]
+# ## Many noise levels, one energy: not in two dimensions
+#
+# MDSM trains one energy for 128 noise levels that it isn't told.  At the temperature T = σ²/σ0² its density exp(−U/T)
+# should be the data with noise σ.  That rests on a point showing how noisy it is, which it does in hundreds of
+# dimensions: a shell of radius σ√d is thin.  In two dimensions it doesn't.  For N(0, I) and the *best possible* energy
+# the variance at T = 1, 25, 100, which should be 1.01, 1.25, 2.00, is .98, 1.27, 2.01 in 784 dimensions and .29, 2.75,
+# 4.99 in two (`python -m tests.benchmarks temperature`).  So the rows below differ, and must.
+
+# %%
+sigmas = torch.logspace(0.5, -1.3, 128)
+multi = ep.MultiscaleEBM(net(), sigmas, base_sigma=0.1)
+ep.fit(multi, data, ep.MultiscaleScoreMatching(), options=few, progress=False)
+noises, wide = (0.1, 0.3, 1.0), 2.0 * grid
+potential, scale = multi.potential(), float(multi.scale[0])
+truth, found = [], []
+for sigma in noises:
+    temperature = (sigma / multi.base_sigma) ** 2
+    with torch.no_grad():
+        own = torch.softmax(-potential(multi.standardized(wide)) / temperature, 0)
+    noised = torch.softmax(toy.diffused(1.0, sigma * scale).log_prob(wide), 0)
+    truth.append(as_map(noised))
+    found.append(as_map(own))
+    spread = [float((p * ((wide - multi.loc) / scale).square().sum(-1)).sum()) / 2 for p in (noised, own)]
+    print(f"T = {temperature:3.0f}: variance {spread[1]:.2f}; of data with noise {sigma}: {spread[0]:.2f}")
+plots.save_figure(
+    plots.density_grid(
+        {"data with noise": truth, "energy at T": found},
+        [f"σ = {sigma}, T = {(sigma / multi.base_sigma) ** 2:.0f}" for sigma in noises],
+        extent=(-6, 6, -6, 6),
+        title="The temperature law fails in two dimensions",
+    ),
+    args.folder / "08_temperature.png",
+)
+
+# %% [markdown]
+# So `multi.log_prob` refuses.  A density needs an energy that is *told* the level, as `LevelScoreMatching` trains it.
+
+# %%
+try:
+    multi.log_prob(data[:1])
+except ep.NotNormalized as refusal:
+    print(refusal)
+levels = level_model()
+levels.standardize(data, isotropic=True)
+ep.fit(levels, data, ep.LevelScoreMatching(), options=few, progress=False)
+levels.tune(data[:2000])
+alpha, sigma = float(levels.schedule.alpha_bar[0]), float(levels.schedule.sigma_bar[0]) * scale
+noisy = levels.diffuse(fresh, 0)
+truth = toy.diffused(alpha, sigma).log_prob(noisy - (1.0 - alpha) * levels.loc)
+with torch.no_grad():
+    print(f"level 0 of six: {float((truth - levels.log_prob(noisy)).mean()):.3f} nats from the data with its noise")
+clouds = {
+    "data": data[:1000],
+    "one energy, annealed": multi.sample((1000,)),
+    "six levels": levels.sample((1000,), steps=40),
+}
+plots.save_figure(
+    plots.scatter_panels(clouds, title="Two moons: samples", extent=(-3, 3, -3, 3)), args.folder / "08_samples.png"
+)
+
+# %% [markdown]
+# ## Where it is at home: 64 pixels
+#
+# The paper's CIFAR-10 ladder, 1.2 to 0.05 with σ0 = 0.1 for pixels in [0, 1], in standard deviations of the data, about
+# a quarter: 4.8 to 0.2 with σ0 = 0.4.  Training has no chains; sampling has 2,700 steps.
+
+# %%
+x = torch.as_tensor(load_digits().images, dtype=torch.float32).reshape(-1, 1, 8, 8)
+x = (x + torch.rand_like(x)) / 17.0
+size = (1, 8, 8)
+digits = ep.MultiscaleEBM(
+    ep.MLPEnergy(size, hidden=256, levels=1, frequencies=0, far=float("inf")),
+    4.8 * (0.2 / 4.8) ** torch.linspace(0.0, 1.0, 128),
+    base_sigma=0.4,
+)
+options = ep.TrainingOptions(steps=args.steps, batch_size=256, learning_rate=3e-3)
+begin = time.perf_counter()
+history = ep.fit(digits, x[:1400], ep.MultiscaleScoreMatching(), options=options, progress=False)
+print(f"{time.perf_counter() - begin:.0f} s; error of denoising {history.records[-1].held_out:.3f} (1 is no denoising)")
+begin = time.perf_counter()
+samples = digits.sample((60,))
+print(f"60 samples in {time.perf_counter() - begin:.0f} s")
+plots.save_figure(
+    image_grid(torch.cat([x[1400:1420], samples]), columns=20, title="One row of data, three of samples"),
+    args.folder / "08_digits.png",
+)
+
+# %% [markdown]
+# How well does the temperature law do here?  Chains that begin at data with noise σ should keep its variance.
+
+# %%
+for sigma in (0.4, 2.0, 4.0):
+    clean = digits.standardized(x[:200])
+    start = clean + sigma * torch.randn_like(clean)
+    hot = ep.TemperatureLadder((sigma / 0.4) ** 2, hot=500, cooling=0, quench=0)
+    end = ep.anneal_temperature(digits.potential(), start, hot, step_size=0.08).x
+    kept, asked = float(end.square().mean()), float(start.square().mean())
+    print(f"T = {hot.start:3.0f}: variance {kept:.2f}; of data with noise {sigma}: {asked:.2f}")
+
+# %% [markdown]
+# ## Inpainting
+#
+# The same chain with the upper half held: before each gradient it gets the noise of the temperature, σ0 √T, so that the
+# energy sees one noise level everywhere.  Nine completions of each.
+
+# %%
+seen = torch.zeros(size, dtype=torch.bool)
+seen[:, :4] = True
+wholes = x[[1500, 1503, 1510, 1522]]
+filled = digits.inpaint(wholes[:, None].expand(-1, 9, *size), seen)
+rows = torch.cat([wholes[:, None], torch.where(seen, wholes, 0.5)[:, None], filled], 1)
+titles = ["truth", "seen", *map(str, range(1, 10))]
+plots.save_figure(
+    image_strips(rows, titles=titles, title="The lower half of four digits"), args.folder / "08_inpainting.png"
+)
+away = (filled - wholes[:, None])[:, :, ~seen]
+print(f"seen: off by {float((filled - wholes[:, None])[:, :, seen].abs().max())}; unseen: {float(away.std()):.2f}")
