@@ -16,6 +16,7 @@ RUNS = {
     "05_cooperative.py": ["--steps", "30"],
     "06_guidance_composition_inpainting.py": ["--steps", "20"],
     "07_joint_ebm_long_runs.py": ["--steps", "30", "--long", "100"],
+    "09_out_of_distribution.py": ["--steps", "10"],
     "08_score_matching.py": ["--steps", "30"],
 }
 
