@@ -13,7 +13,7 @@ from energyppl.plots import DATA, INK, SAMPLES, Values, as_numpy, blank_figure, 
 
 __all__ = ["score_histograms"]
 
-_INKS = (SAMPLES, "#7a9e3f", "#8d6a9f", "#d98e2b", "#4aa3a2")
+_INKS = (SAMPLES, "#7a9e3f", "#8d6a9f", "#d98e2b", "#4aa3a2", "#3d3d3d", "#c47fb4", "#8c6d46")
 _ROOM = 2.0  # widths of the reference's central part that are shown on each side of it
 _BINS = 80
 

@@ -1,5 +1,6 @@
 """What a run asks of its model and labels, and what a checkpoint of it is compared by."""
 
+import math
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,6 +28,15 @@ class Preparing(Protocol):
 
     def prepare(self, model: Any) -> None:
         """Write it to the model."""
+        ...
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """An objective that knows which learning rate suits it."""
+
+    def usual_rate(self, model: Any) -> float | None:
+        """The largest one; None for what points of these dimensions usually take."""
         ...
 
 
@@ -87,3 +97,9 @@ def require_same_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> 
             f"this checkpoint is of another model: {', '.join(odd[:4])} differ in presence or shape; "
             "build the model with the settings it was trained with"
         )
+
+
+def usual_rate(objective: object, model: object, data: Tensor) -> float:
+    """The learning rate that suits an objective, if it knows one, or else points of these dimensions."""
+    own = objective.usual_rate(model) if isinstance(objective, Paced) else None
+    return own or (4e-3 if math.prod(data.shape[1:]) <= 2 else 1e-3)

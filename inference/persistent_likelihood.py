@@ -96,6 +96,10 @@ class PersistentLikelihood:
         elif model.chains is None:
             model.chains = ChainBuffer(model.event_shape, max(self.slots, model.levels), model.levels).to(model.loc)
 
+    def usual_rate(self, model: PersistentModel) -> float | None:
+        """Without noise levels chains fall behind a density that sharpens as fast as recovery likelihood may."""
+        return 1e-3 if model.levels == 1 else None
+
     def loss(self, model: PersistentModel, batch: Tensor) -> Loss:
         """Mean energy of ``batch``, ``(n, *event)``, at levels of equal shares, less that of as many chains."""
         self.prepare(model)

@@ -22,6 +22,7 @@ from energyppl.inference._run_state import (
     describe,
     label_sum,
     require_same_tensors,
+    usual_rate,
 )
 from energyppl.inference.history import History, Record
 from energyppl.inference.objectives import Objective, RecoveryLikelihood
@@ -37,8 +38,8 @@ class TrainingOptions:
     Args:
         steps: updates at most.
         batch_size: rows in a batch; all of the data if they are fewer.
-        learning_rate: Adam's, after a short warm-up and before its cosine decay to zero; 4e-3 in one and two dimensions
-            and 1e-3 above if None.
+        learning_rate: Adam's, after a short warm-up and before its cosine decay to zero; if None what suits the
+            objective, or else 4e-3 in one and two dimensions and 1e-3 above.
         ema: decay of the averaged weights that the model ends with.
         clip: a gradient longer than this many times its recent length is shortened to that.
         evaluate_every: updates between evaluations on held-out data, which are also when a checkpoint is written.
@@ -73,11 +74,8 @@ class TrainingOptions:
         if not 0.0 <= self.ema < 1.0:
             raise InvalidInput(f"ema must lie in [0, 1); got {self.ema}")
 
-    def rate(self, step: int, dimensions: int) -> float:
-        """The learning rate at a step, for points of so many dimensions."""
-        largest = self.learning_rate
-        if largest is None:
-            largest = 4e-3 if dimensions <= 2 else 1e-3
+    def rate(self, step: int, largest: float) -> float:
+        """The learning rate at a step, of which ``largest`` is the largest."""
         warm = min(1.0, (step + 1) / max(1.0, 0.02 * self.steps))
         return largest * warm * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
 
@@ -132,6 +130,7 @@ class Training:
         self.held_out = check_data("held_out", held_out, data.shape[1:])[:4096].detach().to(like)
         if isinstance(model, Standardizing) and not bool(model.is_standardized):
             model.standardize(self.data)
+        self._largest_rate = self.options.learning_rate or usual_rate(self.objective, model, self.data)
         self.records: list[Record] = []
         self.stopped = ""
         self._epoch_seed, self._position = 0, len(self.data)
@@ -167,7 +166,7 @@ class Training:
             self.stopped = f"all {options.steps} steps made"
         if self.stopped:
             raise StopIteration
-        rate = options.rate(step, math.prod(self.data.shape[1:]))
+        rate = options.rate(step, self._largest_rate)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         loss, values = self.objective.loss(*self._next_batch())

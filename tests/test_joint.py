@@ -184,6 +184,21 @@ def test_checkpoints_hold_the_chains() -> None:
         assert math.isfinite(whole.records[-1].values[name])
 
 
+def test_a_single_level_learns_more_slowly_unless_told_otherwise() -> None:
+    """At recovery likelihood's rate chains fall behind on four rings, and training diverges within 100 updates."""
+    options = ep.TrainingOptions(steps=100)
+    single, joint = ep.EBM(ep.MLPEnergy((2,), levels=1)), bells()
+    rates = []
+    for model, given in (
+        (single, options),
+        (joint, options),
+        (single, ep.TrainingOptions(steps=100, learning_rate=0.02)),
+    ):
+        training = ep.Training(model, torch.randn(200, 2), ep.PersistentLikelihood(moves=2), options=given)
+        rates.append(max(next(training).learning_rate for _ in range(3)))
+    assert rates == pytest.approx([1e-3, 4e-3, 0.02], rel=0.01)
+
+
 def test_unvisited_levels_keep_their_step() -> None:
     """In the released code they entered the acceptance average as zero and dragged their step down (SEEDS §3)."""
     torch.manual_seed(0)

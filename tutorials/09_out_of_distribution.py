@@ -95,9 +95,10 @@ for name, model in models.items():
 # %% [markdown]
 # ## Other scores of one model
 #
-# A smooth image, such as a grey one, may lie *deeper* in the energy than any digit: being likely is not being typical
-# (Nalisnick et al. 2019).  Typicality looks at the distance from the usual energy, the gradient's norm at whether chains
-# would stay, and a ratio at what a mixture of Gaussians finds strange as well.
+# The mean of two digits is smoother than a digit, and most of these models find it *less* strange: being likely is not
+# being typical (Nalisnick et al. 2019).  Typicality looks at the distance from the usual energy, the gradient's norm at
+# whether chains would stay, and a ratio at what a mixture of Gaussians finds strange as well.  None of them helps here,
+# and two of them miss much that the energy finds: a score is a choice to be checked, not a certainty.
 
 # %%
 ebm = models["recovery"]

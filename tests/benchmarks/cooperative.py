@@ -5,9 +5,9 @@
 Each objective trains for as many seconds of one core (the plain one's default run takes about that long), so that what
 the initializer costs is paid for.  For each: KL(truth ‖ level 0) by quadrature, and the share of 4,000 samples on
 the support at 1 to 40 moves a level, beside the data's, with the seconds that they took.  ``--published`` adds CDRL's
-own choice, negatives from the initializer's chains.  ``--ablation`` is the paper's: 15, 8, 5 and 3 moves a level in
-training *and* generation, for as many updates each; quality is the energy distance of 4,000 samples from fresh data,
-in units of what two samples of the data give on average.
+own choices, a fixed width and negatives from the initializer's chains.  ``--ablation`` is the paper's: 15, 8, 5 and 3
+moves a level in training *and* generation, for as many updates each; quality is the energy distance of 4,000 samples
+from fresh data, in units of what two samples of the data give on average.
 """
 
 import argparse
@@ -108,10 +108,10 @@ def main(arguments: list[str]) -> None:
         cases: dict[str, ep.CooperativeRecovery | None] = {
             "recovery": None,
             "cooperative": ep.CooperativeRecovery(initializer=ep.MLPInitializer((2,), learn_scale=True)),
-            "cooperative, fixed width": ep.CooperativeRecovery(initializer=ep.MLPInitializer((2,))),
         }
         if args.published:
-            cases["CDRL's negatives"] = ep.CooperativeRecovery(
+            cases["fixed width"] = ep.CooperativeRecovery(initializer=ep.MLPInitializer((2,)))
+            cases["fixed width, CDRL's negatives"] = ep.CooperativeRecovery(
                 initializer=ep.MLPInitializer((2,)), from_initializer=True
             )
         for case, objective in cases.items():
