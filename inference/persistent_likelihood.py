@@ -5,6 +5,7 @@ With several levels these are joint chains (Zhang, Tan & Ou 2023).  Beginning a 
 hybrid training (Du & Mordatch 2019: a twentieth), all of them noise-initialised short runs (Nijkamp et al. 2019).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.inference.chain_buffer import ChainBuffer
-from energyppl.inference.dual_averaging import steer_steps
+from energyppl.inference.dual_averaging import group_means, steer_steps
 from energyppl.inference.joint import JointModel, move_jointly
 from energyppl.inference.noise_contrastive import conditional_contrast
 from energyppl.inference.objectives import Loss, share_levels
@@ -41,6 +42,9 @@ class PersistentModel(JointModel, Protocol):
         ...
 
 
+_MARGIN = 3.0  # nats
+
+
 @dataclass(frozen=True)
 class PersistentLikelihood:
     """Persistent contrastive divergence, over levels too if the model has them (Zhang, Tan & Ou 2023, Algorithm 1).
@@ -53,6 +57,9 @@ class PersistentLikelihood:
         sweeps: draws of the level at each update; the moves are shared among them.
         rejuvenate: share of the visited chains that begin anew from noise: 0 is persistent, 1 short runs from noise.
         adapt: steer each visited level's step size towards the kernel's target acceptance.
+        room: nats for each dimension by which a chain's energy may exceed the data's, until it counts no more: no place
+            is e^room times as large, in every direction, as where the data are.  Without a limit a chain that is stuck
+            is pushed up for ever, and training runs away; infinity takes it off.
         gain: how fast: log step size moves by ``gain * (acceptance − target)`` at each update.
         autocast: arithmetic of the loss, as in :class:`RecoveryLikelihood`.
 
@@ -67,6 +74,7 @@ class PersistentLikelihood:
     sweeps: int = 2
     rejuvenate: float = 0.0
     adapt: bool = True
+    room: float = 4.6
     gain: float = 0.1
     autocast: torch.dtype | None = None
 
@@ -75,6 +83,8 @@ class PersistentLikelihood:
         check_count("sweeps", self.sweeps)
         check_count("moves", self.moves, at_least=self.sweeps)
         check_force_dtype(self.autocast, "autocast")
+        if not self.room > 0.0:
+            raise InvalidInput(f"room must be positive; got {self.room}: infinity lets every chain count")
         if not 0.0 <= self.rejuvenate <= 1.0:
             raise InvalidInput(f"rejuvenate must lie in [0, 1]; got {self.rejuvenate}")
         if self.adapt and self.kernel is not None and self.kernel.target is None:
@@ -125,10 +135,14 @@ class PersistentLikelihood:
         with casting(data, self.autocast):
             energy = model.potential(torch.cat([level, run.level]))(torch.cat([data, run.x]))
         own, theirs = energy.to(data.dtype).split([len(data), len(slots)])
-        gap = own.mean() - theirs.mean()
+        usual = group_means(own.detach(), level, model.levels).nan_to_num(nan=float(own.detach().mean()))
+        limit = usual[run.level] + self.room * math.prod(model.event_shape) + _MARGIN
+        weight = torch.sigmoid(limit - theirs.detach())
+        gap = weight.mean() * own.mean() - (weight * theirs).mean()
         share = torch.bincount(chains.level, minlength=model.levels).double() / len(chains)
         record = {
             "energy_gap": float(gap.detach()),
+            "chain_weight": float(weight.mean()),
             "acceptance": float(run.accept_prob.mean()),
             "smallest_step": float(model.step_sizes.min()),
             "diverging": float(run.diverging.float().mean()),

@@ -184,6 +184,21 @@ def test_checkpoints_hold_the_chains() -> None:
         assert math.isfinite(whole.records[-1].values[name])
 
 
+def test_a_chain_that_is_stuck_far_up_is_not_pushed_further() -> None:
+    """A chain beyond the limit has no part in the gradient; one within it has all of it."""
+    ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+    objective = ep.PersistentLikelihood(Still(), slots=16, adapt=False)  # type: ignore[arg-type]
+    objective.prepare(ebm)
+    batch, found = torch.zeros(16, 2), {}
+    for name, distance in (("near", 1.0), ("far", 30.0)):
+        ebm.chains.x.fill_(distance)  # type: ignore[union-attr]
+        loss = objective.loss(ebm, batch)  # type: ignore[arg-type]
+        grads = torch.autograd.grad(loss.value, list(ebm.net.parameters()), allow_unused=True)
+        found[name] = max(float(grad.abs().max()) for grad in grads if grad is not None)
+        assert (loss.record["chain_weight"] > 0.99) == (name == "near")
+    assert found["far"] < 1e-6 < found["near"]
+
+
 def test_a_single_level_learns_more_slowly_unless_told_otherwise() -> None:
     """At recovery likelihood's rate chains fall behind on four rings, and training diverges within 100 updates."""
     options = ep.TrainingOptions(steps=100)
@@ -263,6 +278,7 @@ def test_the_level_is_a_site_that_pyro_can_enumerate() -> None:
         ),
         (lambda: ep.PersistentLikelihood(rejuvenate=1.5), "rejuvenate must lie in"),
         (lambda: ep.PersistentLikelihood(moves=1, sweeps=2), "moves must be"),
+        (lambda: ep.PersistentLikelihood(room=0.0), "room must be positive"),
         (lambda: ep.PersistentLikelihood(ep.Langevin(0.1)), "accepts every move"),
         (lambda: bells().potential(4), "level must be between 0 and 3"),
         (lambda: ep.JointEBM(ep.MLPEnergy((2,), levels=3), ep.NoiseSchedule.cosine(3)), "does not take levels up to 3"),
