@@ -64,3 +64,9 @@ def check_count(name: str, value: int, *, at_least: int = 1) -> None:
     """Require a whole number of at least ``at_least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise InvalidInput(f"{name} must be a whole number of at least {at_least}; got {value!r}")
+
+
+def check_whole(name: str, value: Tensor) -> None:
+    """Require a tensor of whole numbers."""
+    if value.dtype.is_floating_point or value.dtype == torch.bool:
+        raise InvalidInput(f"{name} must be whole numbers; got {value.dtype}: call .long() on it")

@@ -13,16 +13,13 @@ from energyppl.inference.dual_averaging import steer_steps
 from energyppl.inference.noise_contrastive import conditional_contrast
 from energyppl.inference.objectives import Loss
 from energyppl.inference.score_matching import ScoredModel
-from energyppl.inference.transition import TunableKernel
+from energyppl.inference.transition import Stepping, TunableKernel, kernel_at
 
 __all__ = ["ContrastedChains", "ContrastiveDivergence"]
 
 
-class ContrastedChains(ScoredModel, Protocol):
+class ContrastedChains(ScoredModel, Stepping, Protocol):
     """What contrastive divergence needs of a model of one energy; :class:`~energyppl.EBM` is one."""
-
-    kernel: TunableKernel
-    step_sizes: Tensor  # (1,), 0 until tuned
 
 
 @dataclass(frozen=True)
@@ -71,16 +68,12 @@ class ContrastiveDivergence:
     def loss(self, model: ContrastedChains, batch: Tensor) -> Loss:
         """Mean energy of ``batch``, ``(n, *event)``, less that of its chains; steers ``model.step_sizes``."""
         self.prepare(model)
-        if not bool(model.step_sizes.any()):
-            model.step_sizes.fill_(float(model.kernel.step_size))
         x, potential = model.standardized(batch), model.potential()
-        one = x.new_ones(len(x))
-        kernel = model.kernel.resized(model.step_sizes.to(x).expand(len(x)), one, one)
-        chain = run_chain(kernel, potential, x, self.steps)
+        level = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        chain = run_chain(kernel_at(model, level), potential, x, self.steps)
         if self.adapt:
-            group = torch.zeros(len(x), dtype=torch.long, device=x.device)
             target, largest = model.kernel.target, model.kernel.largest_step
-            steer_steps(model.step_sizes, chain.accept_prob, group, self.gain, target, largest=largest)
+            steer_steps(model.step_sizes, chain.accept_prob, level, self.gain, target, largest=largest)
         own, theirs = potential(torch.cat([x, chain.state.x])).split(len(x))
         gap = own.mean() - theirs.mean()
         record = {

@@ -56,7 +56,7 @@ class CooperativeRecovery:
         weight: of the initializer's loss beside the energy's.
 
     Raises:
-        InvalidInput: for a share outside (0, 1], or a negative weight.
+        InvalidInput: for a share outside [0, 1], or a negative weight.
     """
 
     kernel: TunableKernel | None = None
@@ -126,7 +126,7 @@ class CooperativeRecovery:
         part, level, noisy = model_of_rows(model, rows), pairs.level[rows], pairs.noisy[rows]
         potential = recovery_potential(part, noisy, level)
         with casting(noisy, self.recipe.autocast):
-            proposal = recovery_proposal(part, noisy, level)
+            proposal = recovery_proposal(part, noisy, level, potential)
         return _Lesson(part, rows, potential, proposal, proposal.rsample())
 
     def measure(self, model: CooperativeModel, data: Tensor) -> float:
@@ -225,7 +225,7 @@ def initializer_report(model: CooperativeModel, data: Tensor, steps: int = 100) 
         pair = model.schedule.pairs(clean, level)
         potential = recovery_potential(model, pair.noisy, level)
         with torch.no_grad():
-            proposal = recovery_proposal(model, pair.noisy, level)
+            proposal = recovery_proposal(model, pair.noisy, level, potential)
             drawn = proposal.sample()
         start = gaussian_start(potential, model.schedule.spread.to(clean)[level])
         refined = run_chain(level_kernel(model, level), potential, pair.clean, steps).state.x

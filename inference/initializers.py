@@ -83,13 +83,16 @@ def initializer_width(schedule: NoiseSchedule) -> Tensor:
     return schedule.sigma_bar[:-1].clamp(min=1e-6) * schedule.sigma / schedule.sigma_bar[1:]
 
 
-def recovery_proposal(model: CooperativeModel, noisy: Tensor, level: Tensor) -> dist.TorchDistribution:
+def recovery_proposal(
+    model: CooperativeModel, noisy: Tensor, level: Tensor, potential: Tethered | None = None
+) -> dist.TorchDistribution:
     """q(x_t | x_{t+1} = noisy) in standardised coordinates, over ``(*batch, *event)``, differentiable in its weights.
 
     Args:
         model: has an initializer.
         noisy: standardised x_{t+1}, ``(*batch, *event)``.
         level: t, ``()`` or ``(*batch,)``.
+        potential: the recovery potential given ``noisy``, where it is there already.
 
     Raises:
         InvalidInput: if the model has none.
@@ -99,7 +102,8 @@ def recovery_proposal(model: CooperativeModel, noisy: Tensor, level: Tensor) -> 
             "this model has no initializer: build it with RecoveryEBM(net, schedule, initializer=MLPInitializer(…))"
         )
     spread = model.schedule.spread.to(noisy)
-    mean, deviation = reference(recovery_potential(model, noisy, level), spread[level], noisy)
+    potential = recovery_potential(model, noisy, level) if potential is None else potential
+    mean, deviation = reference(potential, spread[level], noisy)
     shift, log_scale = _initialize(model, model.initializer, noisy / widen(spread[level + 1], noisy), level)
     if log_scale.dim():  # learned: relative to the recovery of Gaussian data, as the shift is
         scale = deviation * log_scale.exp()
@@ -148,7 +152,7 @@ def recovery_start(model: CooperativeModel, potential: Tethered, noisy: Tensor, 
     if model.initializer is None:
         return gaussian_start(potential, model.schedule.spread.to(noisy)[level])
     with torch.no_grad():
-        drawn: Tensor = recovery_proposal(model, noisy, level).sample()
+        drawn: Tensor = recovery_proposal(model, noisy, level, potential).sample()
     return drawn
 
 

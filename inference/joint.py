@@ -12,19 +12,17 @@ from torch import Tensor
 from energyppl._checks import check_count
 from energyppl.gradient import energy_only
 from energyppl.inference.chains import run_chain
-from energyppl.inference.transition import TunableKernel, widen
+from energyppl.inference.transition import Stepping, kernel_at, widen
 from energyppl.potential import Potential
 
-__all__ = ["JointModel", "JointTrajectory", "draw_levels", "kernel_at", "level_energies", "move_jointly"]
+__all__ = ["JointModel", "JointTrajectory", "draw_levels", "level_energies", "move_jointly"]
 
 
-class JointModel(Protocol):
+class JointModel(Stepping, Protocol):
     """What joint chains need of a model; ``energyppl.models.JointEBM`` is one, and an ``EBM`` with its one level."""
 
     event_shape: torch.Size
     levels: int
-    kernel: TunableKernel
-    step_sizes: Tensor  # (levels,); 0 until training has tuned it
 
     def potential(self, level: int | Tensor = 0) -> Potential:
         """The energy at a level, or at each point's own, in standardised coordinates."""
@@ -56,14 +54,6 @@ def draw_levels(model: JointModel, x: Tensor) -> Tensor:
     # The largest of −U + Gumbel noise is a draw from the softmax, however far apart energies are.
     gumbel = -torch.empty_like(energies).exponential_().log()
     return torch.where(torch.isfinite(energies), gumbel - energies, -torch.inf).argmax(0)
-
-
-def kernel_at(model: JointModel, level: Tensor) -> TunableKernel:
-    """The model's kernel with each chain's level's step size."""
-    if not bool(model.step_sizes.any()):
-        model.step_sizes.fill_(float(model.kernel.step_size))
-    one = torch.ones_like(model.step_sizes[level])
-    return model.kernel.resized(model.step_sizes[level], one, one)
 
 
 def move_jointly(model: JointModel, x: Tensor, level: Tensor, *, sweeps: int, moves: int) -> JointTrajectory:

@@ -21,7 +21,7 @@ from energyppl.gradient import energy_and_grad
 from energyppl.inference.chains import Trajectory, run_chain
 from energyppl.inference.dual_averaging import steer_steps
 from energyppl.inference.persistent import Contrast, Roaming, persistent_contrast
-from energyppl.inference.transition import Kernel, TunableKernel, casting, check_force_dtype
+from energyppl.inference.transition import Kernel, TunableKernel, casting, check_force_dtype, kernel_at
 from energyppl.potential import Potential, Tethered, sum_event
 from energyppl.schedule import NoiseSchedule
 
@@ -280,11 +280,9 @@ def share_reaches(level: Tensor, levels: int, reach: float) -> Tensor:
 
 def level_kernel(model: RecoveryModel, level: Tensor) -> TunableKernel:
     """The model's kernel at each chain's level."""
-    if not bool(model.step_sizes.any()):
-        model.step_sizes.fill_(float(model.kernel.step_size))
     width = tether_widths(model.schedule).to(model.step_sizes)
     spread = model.schedule.spread.to(width)
-    return model.kernel.resized(model.step_sizes[level], width[level], spread[level])
+    return kernel_at(model, level, width[level], spread[level])
 
 
 def tether_widths(schedule: NoiseSchedule) -> Tensor:

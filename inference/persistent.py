@@ -18,7 +18,7 @@ from energyppl.inference.transition import TunableKernel, casting, widen
 from energyppl.potential import Potential
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["Contrast", "Roaming", "persistent_contrast", "roaming_levels"]
+__all__ = ["Contrast", "Roaming", "chain_weights", "persistent_contrast", "roaming_levels"]
 
 _WIDE = 1.5  # standard deviations of the marginal: where chains begin
 _FRESH = 0.02  # share of the visited chains that begin anew
@@ -99,10 +99,27 @@ def persistent_contrast(model: Roaming, batch: Tensor, steps: int, autocast: tor
         energy = model.potential(torch.cat([level, level]))(torch.cat([data, chain.state.x]))
     own, theirs = energy.to(data.dtype).split(count)
     room = math.prod(model.event_shape) * (spread / model.schedule.sigma_bar.to(spread)).log()[level]
-    limit = _by_level(own.detach(), level, model.schedule.levels) + room + _MARGIN
-    weight = torch.sigmoid(limit - theirs.detach())
+    weight = chain_weights(own, level, theirs, level, model.schedule.levels, room)
     value = (_by_level(weight, level, model.schedule.levels) * own - weight * theirs).mean()
     return Contrast(value, float(weight.mean()), float((own - theirs).detach().mean()))
+
+
+def chain_weights(
+    own: Tensor, own_level: Tensor, theirs: Tensor, level: Tensor, levels: int, room: float | Tensor
+) -> Tensor:
+    """How much each chain counts, ``(chains,)``: ``sigmoid(mean energy of its level's data + room + 3 − U)``.
+
+    Args:
+        own: energies of data, ``(n,)``, in nats.
+        own_level: their levels, ``(n,)``.
+        theirs: energies of chains, ``(chains,)``.
+        level: their levels, ``(chains,)``; where there are no data, those of all levels serve.
+        levels: how many there are.
+        room: nats that a place may make up for by its size, a number or ``(chains,)``.
+    """
+    own = own.detach()
+    usual = group_means(own, own_level, levels).nan_to_num(nan=float(own.mean()))
+    return torch.sigmoid(usual[level] + room + _MARGIN - theirs.detach())
 
 
 def _by_level(values: Tensor, level: Tensor, levels: int) -> Tensor:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.inference.chain_buffer import ChainBuffer
-from energyppl.inference.dual_averaging import group_means, steer_steps
+from energyppl.inference.dual_averaging import steer_steps
 from energyppl.inference.joint import JointModel, move_jointly
 from energyppl.inference.noise_contrastive import conditional_contrast
 from energyppl.inference.objectives import Loss, share_levels
+from energyppl.inference.persistent import chain_weights
 from energyppl.inference.transition import TunableKernel, casting, check_force_dtype
 from energyppl.schedule import NoiseSchedule
 
@@ -40,9 +41,6 @@ class PersistentModel(JointModel, Protocol):
     def at_level(self, data: Tensor, level: Tensor) -> Tensor:
         """Rows of data ``(n, *event)`` at their levels ``(n,)``, standardised."""
         ...
-
-
-_MARGIN = 3.0  # nats
 
 
 @dataclass(frozen=True)
@@ -135,9 +133,8 @@ class PersistentLikelihood:
         with casting(data, self.autocast):
             energy = model.potential(torch.cat([level, run.level]))(torch.cat([data, run.x]))
         own, theirs = energy.to(data.dtype).split([len(data), len(slots)])
-        usual = group_means(own.detach(), level, model.levels).nan_to_num(nan=float(own.detach().mean()))
-        limit = usual[run.level] + self.room * math.prod(model.event_shape) + _MARGIN
-        weight = torch.sigmoid(limit - theirs.detach())
+        room = self.room * math.prod(model.event_shape)
+        weight = chain_weights(own, level, theirs, run.level, model.levels, room)
         gap = weight.mean() * own.mean() - (weight * theirs).mean()
         share = torch.bincount(chains.level, minlength=model.levels).double() / len(chains)
         record = {

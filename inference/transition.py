@@ -22,6 +22,7 @@ __all__ = [
     "Info",
     "Kernel",
     "State",
+    "Stepping",
     "TunableKernel",
     "casting",
     "check_force_dtype",
@@ -29,6 +30,7 @@ __all__ = [
     "combined",
     "dot",
     "evaluate",
+    "kernel_at",
     "metropolis",
     "middle_step",
     "select",
@@ -105,6 +107,31 @@ class TunableKernel(Kernel, Protocol):
             spread: standard deviation of the level's marginal.
         """
         ...
+
+
+class Stepping(Protocol):
+    """A model that keeps a step size for each of its levels."""
+
+    kernel: TunableKernel
+    step_sizes: Tensor  # (levels,); all 0 until tuned
+
+
+def kernel_at(
+    model: Stepping, level: Tensor, width: Tensor | None = None, spread: Tensor | None = None
+) -> TunableKernel:
+    """A model's kernel with the step size of each chain's level, the kernel's own where nothing is tuned yet.
+
+    Args:
+        model: its step sizes are filled in if they are all zero.
+        level: of each chain, ``(*chains,)``.
+        width: as for :meth:`TunableKernel.resized`, of each chain; 1 if None.
+        spread: likewise.
+    """
+    if not bool(model.step_sizes.any()):
+        model.step_sizes.fill_(float(model.kernel.step_size))
+    step = model.step_sizes[level]
+    one = torch.ones_like(step)
+    return model.kernel.resized(step, one if width is None else width, one if spread is None else spread)
 
 
 def middle_step(kernel: object) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, check_event, shape_text
+from energyppl._checks import check_count, check_event, check_whole, shape_text
 from energyppl.errors import InvalidInput
 
 # --- Batches ---
@@ -73,8 +73,7 @@ def class_rows(table: Tensor | None, label: int | Tensor | None, batch: torch.Si
 def _whole(name: str, value: Tensor, batch: torch.Size) -> Tensor:
     if not isinstance(value, Tensor):
         raise InvalidInput(f"{name} must be a tensor of whole numbers; got {type(value).__name__}: use torch.tensor")
-    if value.dtype.is_floating_point or value.dtype == torch.bool:
-        raise InvalidInput(f"{name} must be whole numbers; got {value.dtype}: call .long() on it")
+    check_whole(name, value)
     try:
         fits = torch.broadcast_shapes(value.shape, batch) == batch
     except RuntimeError:

@@ -1,13 +1,15 @@
-"""Random Fourier features, which perceptrons see points through (Tancik et al. 2020)."""
+"""Perceptrons on random Fourier features (Tancik et al. 2020), whose layers are scaled and shifted from outside."""
 
+import itertools
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from energyppl.errors import InvalidInput
 
-__all__ = ["random_frequencies"]
+__all__ = ["feature_layers", "random_frequencies", "through_layers"]
 
 
 def random_frequencies(size: int, count: int, limits: tuple[float, float]) -> Tensor:
@@ -21,3 +23,27 @@ def random_frequencies(size: int, count: int, limits: tuple[float, float]) -> Te
         raise InvalidInput(f"frequency_range must be 0 < low <= high; got {limits}")
     direction = nn.functional.normalize(torch.randn(size, count), dim=0)
     return direction * torch.logspace(math.log10(low), math.log10(high), count)
+
+
+def feature_layers(size: int, frequencies: int, hidden: int, depth: int) -> nn.ModuleList:
+    """The hidden layers of a perceptron on points of so many coordinates and both phases of so many frequencies."""
+    widths = [size + 2 * frequencies, *[hidden] * depth]
+    return nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+
+
+def through_layers(
+    points: Tensor, frequencies: Tensor, layers: nn.ModuleList, modulation: Iterable[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Points ``(*batch, size)`` through the features and the layers, ``(*batch, hidden)``.
+
+    Args:
+        points: rows.
+        frequencies: of the features, ``(size, count)``.
+        layers: from :func:`feature_layers`.
+        modulation: scale and shift of each layer's units before its SiLU, ``(*batch, hidden)`` or ``(hidden,)``.
+    """
+    phase = points @ frequencies
+    hidden = torch.cat([points, phase.sin(), phase.cos()], -1)
+    for layer, (scale, shift) in zip(layers, modulation, strict=True):
+        hidden = nn.functional.silu(torch.addcmul(shift, layer(hidden), 1.0 + scale))
+    return hidden

@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import shape_text
+from energyppl._checks import check_whole, shape_text
 from energyppl._structure import Watch
 from energyppl.errors import InvalidInput, QuadratureError
 from energyppl.potential import Potential
@@ -20,8 +20,8 @@ __all__ = [
     "check_label",
     "check_parts",
     "event_shape_of",
+    "handed_a_level",
     "needs_level_for_each",
-    "takes_level",
 ]
 
 
@@ -51,8 +51,7 @@ def check_label(net: nn.Module, label: int | Tensor, guidance: float) -> Tensor:
             "fit(…, labels=…)"
         )
     labels = torch.as_tensor(label)
-    if labels.dtype.is_floating_point or labels.dtype == torch.bool:
-        raise InvalidInput(f"label must be whole numbers; got {labels.dtype}: call .long() on it")
+    check_whole("label", labels)
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) <= classes):
         raise InvalidInput(
             f"label must lie between 0 and {classes - 1}, or be {classes} for no class; got {int(labels.min())} to "
@@ -138,7 +137,30 @@ def needs_level_for_each(net: nn.Module, levels: int, like: Tensor) -> bool:
             return True
 
 
-def takes_level(net: nn.Module, like: Tensor) -> bool:
+class _WithoutLevel(nn.Module):
+    """A network that takes no level, where one is handed on."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        energy: Tensor = self.net(x)
+        return energy
+
+
+def handed_a_level(net: nn.Module, like: Tensor) -> nn.Module:
+    """The network as one that takes points and a level, whether it looks at the level or not.
+
+    It is tried on points shaped as ``like``, ``(*event)``.
+
+    Raises:
+        InvalidInput: if it takes points neither alone nor with a level, or returns another shape or non-finite values.
+    """
+    return net if _takes_level(net, like) else _WithoutLevel(net)
+
+
+def _takes_level(net: nn.Module, like: Tensor) -> bool:
     """Try the network on points shaped as ``like``, ``(*event)``: does it want a level beside them?
 
     Raises:

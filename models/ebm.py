@@ -15,7 +15,7 @@ from energyppl.inference.level_normalizers import anneal_through_levels
 from energyppl.inference.persistent_likelihood import PersistentLikelihood
 from energyppl.inference.transition import TunableKernel
 from energyppl.models._energy_model import EnergyModel
-from energyppl.models._networks import event_shape_of, takes_level
+from energyppl.models._networks import event_shape_of, handed_a_level
 from energyppl.normalizer import LogNormalizer
 from energyppl.potential import AtLevel
 
@@ -50,7 +50,7 @@ class EBM(EnergyModel):
         self.register_buffer("step_sizes", self.loc.new_zeros(1))  # zero until training has tuned it
         self.chains = None
         # Not a module of its own: its weights are those of net.
-        self.__dict__["_one"] = net if takes_level(net, self.loc) else _WithoutLevel(net)
+        self.__dict__["_one"] = handed_a_level(net, self.loc)
 
     def potential(self, level: int | Tensor = 0) -> AtLevel:
         """The energy in standardised coordinates; there is only level 0."""
@@ -79,15 +79,3 @@ class EBM(EnergyModel):
 
     def _anneal(self, level: int, **options: Any) -> LogNormalizer:
         return anneal_through_levels(self, level, [self.potential(level)], 1.0, **options)
-
-
-class _WithoutLevel(nn.Module):
-    """A network that takes no level, where one is handed on."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        energy: Tensor = self.net(x)
-        return energy

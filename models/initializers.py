@@ -1,6 +1,5 @@
 """A perceptron that says where a recovery chain should begin: q(y | x_{t+1}) of CDRL."""
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_count
 from energyppl.models._conditioning import ConditionTable, batch_shape
-from energyppl.models._features import random_frequencies
+from energyppl.models._features import feature_layers, random_frequencies, through_layers
 
 __all__ = ["MLPInitializer"]
 
@@ -64,8 +63,7 @@ class MLPInitializer(nn.Module):
         self.classes = classes
         self.learn_scale = learn_scale
         self.register_buffer("frequencies", random_frequencies(size, frequencies, frequency_range))
-        widths = [size + 2 * frequencies, *[hidden] * depth]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.layers = feature_layers(size, frequencies, hidden, depth)
         self.conditioning = ConditionTable([2 * hidden] * depth, levels=levels, classes=classes)
         self.readout = nn.Linear(hidden, 2 * size if learn_scale else size)
         nn.init.zeros_(self.readout.weight)
@@ -87,13 +85,8 @@ class MLPInitializer(nn.Module):
         """
         batch = batch_shape(x, self.event_shape)
         points = x.reshape(math.prod(batch), math.prod(self.event_shape))
-        phase = points @ self.frequencies
-        hidden = torch.cat([points, phase.sin(), phase.cos()], -1)
-        for layer, piece in zip(self.layers, self.conditioning(level, label, batch), strict=True):
-            before = layer(hidden)
-            scale, shift = piece.chunk(2, -1)
-            hidden = nn.functional.silu(torch.addcmul(shift, before, 1.0 + scale))
-        read = self.readout(hidden)
+        pieces = (piece.chunk(2, -1) for piece in self.conditioning(level, label, batch))
+        read = self.readout(through_layers(points, self.frequencies, self.layers, pieces))
         if not self.learn_scale:
             return read.reshape(x.shape), x.new_zeros(())
         shift, raw = read.chunk(2, -1)

@@ -173,13 +173,13 @@ class _WithOffsets(nn.Module):
 class _AtLevels:
     """The joint energy at levels that may have more batch dimensions than the points, as when they are enumerated."""
 
-    net: LevelEnergies
+    model: LevelEnergies
     level: Tensor
     event_shape: torch.Size
 
     def __call__(self, x: Tensor) -> Tensor:
         batch = torch.broadcast_shapes(self.level.shape, x.shape[: x.dim() - len(self.event_shape)])
-        return self.net.potential(self.level.expand(batch))(x.expand(*batch, *self.event_shape))
+        return self.model.potential(self.level.expand(batch))(x.expand(*batch, *self.event_shape))
 
 
 def _noise(potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """A time-conditioned multilayer perceptron that returns an energy."""
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from energyppl._checks import check_count, check_positive
 from energyppl.errors import InvalidInput
 from energyppl.models._conditioning import class_rows
-from energyppl.models._features import random_frequencies
+from energyppl.models._features import feature_layers, random_frequencies, through_layers
 
 __all__ = ["MLPEnergy"]
 
@@ -75,8 +74,7 @@ class MLPEnergy(nn.Module):
         self.far = far
         size = math.prod(self.event_shape)
         self.register_buffer("frequencies", random_frequencies(size, frequencies, frequency_range))
-        widths = [size + 2 * frequencies, *[hidden] * depth]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.layers = feature_layers(size, frequencies, hidden, depth)
         # A row for each level: (scale, shift) of every layer's hidden units; zero leaves the layers as they are.
         self.film = nn.Parameter(torch.zeros(levels, depth * 2 * hidden))
         self.class_film = nn.Parameter(torch.zeros(classes + 1, depth * 2 * hidden)) if classes else None
@@ -106,10 +104,6 @@ class MLPEnergy(nn.Module):
         table = nn.functional.embedding(level, self.film)
         of_class = class_rows(self.class_film, label, x.shape[:-1])
         film = (table if of_class is None else table + of_class).chunk(2 * len(self.layers), -1)
-        phase = x @ self.frequencies
-        hidden = torch.cat([x, phase.sin(), phase.cos()], -1)
-        for layer, scale, shift in zip(self.layers, film[0::2], film[1::2], strict=True):
-            before = layer(hidden)
-            hidden = nn.functional.silu(torch.addcmul(shift, before, 1.0 + scale))
+        hidden = through_layers(x, self.frequencies, self.layers, zip(film[0::2], film[1::2], strict=True))
         energy: Tensor = self.readout(hidden).squeeze(-1)
         return energy + 0.5 * self.confinement * square

@@ -19,7 +19,7 @@ from energyppl.inference.multiscale import (
     denoising_jump,
 )
 from energyppl.models._energy_model import EnergyModel
-from energyppl.models._networks import event_shape_of, takes_level
+from energyppl.models._networks import event_shape_of, handed_a_level
 from energyppl.normalizer import LogNormalizer
 from energyppl.potential import AtLevel
 
@@ -76,7 +76,7 @@ class MultiscaleEBM(EnergyModel):
         self.register_buffer("sigmas", _ladder(sigmas, base_sigma).to(self.loc))
         self.base_sigma = float(base_sigma)
         # Not a module of its own: its weights are those of net.
-        self.__dict__["_one"] = _Unconditional(net, takes_level(net, self.loc), self.base_sigma**-2)
+        self.__dict__["_one"] = _Times(handed_a_level(net, self.loc), self.base_sigma**-2)
 
     def standardize(self, data: Tensor, *, isotropic: bool = True) -> None:
         """As :meth:`EnergyModel.standardize`, with one scale for all coordinates, as the noise has, unless told not to.
@@ -217,17 +217,16 @@ class MultiscaleEBM(EnergyModel):
         return self.loc + self.scale * x
 
 
-class _Unconditional(nn.Module):
-    """A network with or without a level, where one is handed on; its values times a factor."""
+class _Times(nn.Module):
+    """A network's energies times a number."""
 
-    def __init__(self, net: nn.Module, takes_level: bool, factor: float) -> None:
+    def __init__(self, net: nn.Module, factor: float) -> None:
         super().__init__()
         self.net = net
-        self.takes_level = takes_level
         self.factor = factor
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        value: Tensor = self.net(x, level) if self.takes_level else self.net(x)
+        value: Tensor = self.net(x, level)
         return value * self.factor
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from pyro.distributions import Normal
-from torch import Tensor, nn
+from torch import Tensor
 
 import energyppl as ep
 from energyppl.inference.noise_contrastive import conditional_contrast
+from tests.test_score_matching import COVARIANCE, Gaussian, draws, small_ebm
 
-COVARIANCE = torch.tensor([[1.0, 0.5], [0.5, 0.8]], dtype=torch.float64)
 PRECISION = torch.linalg.inv(COVARIANCE)
 LOG_Z = math.log(2.0 * math.pi) + 0.5 * float(torch.logdet(COVARIANCE))
 NOISE = ep.GaussianBase(torch.zeros(2, dtype=torch.float64), torch.tensor([1.5, 1.2], dtype=torch.float64))
@@ -34,26 +34,6 @@ BASELINES: list[Any] = [
     ep.SlicedScoreMatching(projections=2),
     ep.DenoisingScoreMatching(0.3),
 ]
-
-
-class Gaussian(nn.Module):
-    """½ xᵀ P x, the symmetric P learnable."""
-
-    def __init__(self, precision: Tensor) -> None:
-        super().__init__()
-        self.event_shape = torch.Size((len(precision),))
-        self.weights = nn.Parameter(precision.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.5 * torch.einsum("...i,ij,...j->...", x, self.weights, x)
-
-
-def small_ebm(size: int = 2) -> ep.EBM:
-    return ep.EBM(ep.MLPEnergy((size,), hidden=16, depth=2, frequencies=4, levels=1))
-
-
-def draws(count: int) -> Tensor:
-    return torch.randn(count, 2, dtype=torch.float64) @ torch.linalg.cholesky(COVARIANCE).mT
 
 
 def gradients(objective: Any, precision: Tensor, log_z: float = LOG_Z, repeats: int = 100, size: int = 200) -> Tensor:

@@ -23,10 +23,9 @@ OBJECTIVES = [
 class Gaussian(nn.Module):
     """½ xᵀ P x, the symmetric P learnable."""
 
-    event_shape = torch.Size((2,))
-
     def __init__(self, precision: Tensor) -> None:
         super().__init__()
+        self.event_shape = torch.Size((len(precision),))
         self.weights = nn.Parameter(precision.clone())
 
     def forward(self, x: Tensor) -> Tensor:
