@@ -33,9 +33,6 @@ from energyppl.potential import Tethered
 __all__ = ["CooperativeGuide", "CooperativeRecovery", "InitializerReport", "initializer_report"]
 
 
-_TAUGHT = 0.25  # share of a batch whose negatives teach; more teaches little more and makes updates longer
-
-
 @dataclass(frozen=True)
 class CooperativeRecovery:
     """Recovery likelihood with a learned initializer (Zhu et al. 2024, Algorithm 1).
@@ -53,10 +50,12 @@ class CooperativeRecovery:
         recipe: everything else about the pairs and the energy's negatives.
         from_initializer: take the energy's negatives from the initializer's chains, as CDRL does.
         teach: share of each batch that has second chains, from the initializer's draws, to teach it; 0 for none.
+        taught: share of each batch whose negatives teach it where there are no second chains.  More teaches little more
+            in the plane and makes updates longer; images take all of them.
         weight: of the initializer's loss beside the energy's.
 
     Raises:
-        InvalidInput: for a share outside [0, 1], or a negative weight.
+        InvalidInput: for a share outside [0, 1], where ``taught`` must not be 0 either, or a negative weight.
     """
 
     kernel: TunableKernel | None = None
@@ -65,11 +64,14 @@ class CooperativeRecovery:
     recipe: RecoveryLikelihood = field(default_factory=RecoveryLikelihood)
     from_initializer: bool = False
     teach: float = 0.0
+    taught: float = 0.25
     weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.teach <= 1.0:
             raise InvalidInput(f"teach must lie in [0, 1]; got {self.teach}")
+        if not 0.0 < self.taught <= 1.0:
+            raise InvalidInput(f"taught must lie in (0, 1]; got {self.taught}")
         if not self.weight >= 0.0:
             raise InvalidInput(f"weight must not be negative; got {self.weight}")
         changes = {"kernel": self.kernel, "steps": self.steps}
@@ -113,7 +115,7 @@ class CooperativeRecovery:
 
         With a ``chain`` from elsewhere for the same pairs it learns to begin where that ended.
         """
-        lesson = self._begin(model, pairs, most=max(1, int((self.teach or _TAUGHT) * len(pairs.level))))
+        lesson = self._begin(model, pairs, most=max(1, int((self.teach or self.taught) * len(pairs.level))))
         if chain is not None:
             return _teach(lesson, chain.state.x[lesson.rows], chain.state.energy[lesson.rows])
         kernel = level_kernel(lesson.model, pairs.level[lesson.rows])

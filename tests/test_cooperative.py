@@ -116,6 +116,18 @@ def test_each_network_has_its_own_gradient_only() -> None:
     assert float(energy_grad) == pytest.approx(float(alone))
 
 
+@pytest.mark.parametrize(("taught", "most"), [(0.1, 20), (1.0, 200)])
+def test_a_share_of_the_negatives_teaches(taught: float, most: int) -> None:
+    ebm, seen = bell(), []
+    objective = ep.CooperativeRecovery(recipe=ep.RecoveryLikelihood(reach=0.0), taught=taught)
+    objective.prepare(ebm)
+    ebm.standardize(torch.randn(200, 2))
+    assert ebm.initializer is not None
+    ebm.initializer.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    objective.loss(ebm, torch.randn(200, 2))
+    assert seen == [most]
+
+
 def test_negatives_from_the_initializer_are_an_option() -> None:
     ebm = bell()
     data = torch.randn(1000, 2)
@@ -155,6 +167,7 @@ def test_the_guide_serves_pyro_and_its_elbo_improves() -> None:
     ("make", "message"),
     [
         (lambda: ep.CooperativeRecovery(teach=-0.1), "teach must lie in"),
+        (lambda: ep.CooperativeRecovery(taught=0.0), r"taught must lie in \(0, 1\]"),
         (lambda: ep.CooperativeRecovery(weight=-1.0), "weight must not be negative"),
         (
             lambda: ep.Training(

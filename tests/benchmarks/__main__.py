@@ -19,6 +19,7 @@ NAMES = (
     "recovery",
     "robustness",
     "samplers",
+    "systems",
     "tables",
     "temperature",
 )

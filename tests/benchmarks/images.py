@@ -63,10 +63,11 @@ def train(x: Tensor, seconds: float, *, plain: bool) -> tuple[ep.RecoveryEBM, ep
         objective: Objective = recipe
         if not plain:
             initializer = ep.UNetInitializer(shape, width=16, levels=LEVELS, learn_scale=True)
-            objective = ep.CooperativeRecovery(initializer=initializer, recipe=recipe)
-        ebm = ep.RecoveryEBM(ep.ConvEnergy(shape, width=24, levels=LEVELS), schedule)
+            objective = ep.CooperativeRecovery(initializer=initializer, recipe=recipe, taught=1.0)
+        net = ep.ConvEnergy(shape, width=16, multipliers=(1, 2, 4), levels=LEVELS)
+        ebm = ep.RecoveryEBM(net, schedule)
         ebm.standardize(x, isotropic=True)
-        options = ep.TrainingOptions(steps=updates, batch_size=128, evaluate_every=max(200, updates // 10))
+        options = ep.TrainingOptions(steps=updates, batch_size=64, evaluate_every=max(200, updates // 10))
         training = ep.Training(ebm, x[1000:], objective, held_out=x[:1000], options=options)
         began = time.perf_counter()
         for record in training:
@@ -164,7 +165,7 @@ def main(arguments: list[str]) -> None:
     ebm, history = train(x, args.seconds, plain=args.plain)
     print(f"trained: {len(history.records)} updates, {history.stopped}", flush=True)
     real, other = test[: args.samples], x[-args.samples :]
-    for steps in (10, 40):
+    for steps in (1, 10, 40):
         torch.manual_seed(2)
         began = time.perf_counter()
         drawn = ebm.sample((args.samples,), steps=steps, denoise=True, micro_batch=100).clamp(0.0, 1.0)

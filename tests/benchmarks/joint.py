@@ -1,32 +1,41 @@
 """Joint persistent training beside its relatives: the 1-D mixture, and four rings in one table.
 
-``python -m tests.benchmarks joint [--seconds N] [--steps N] [--repeats N] [CASE …]``
+``python -m tests.benchmarks joint [--seconds N] [--steps N] [--chains N] [--repeats N] [--widths SD …] [CASE …]``
 
 First ¾ N(−2, .1²) + ¼ N(2, .1²) with the paper's energy of 81 knots (Zhang, Tan & Ou 2023), 1,000 points, 1,200
 updates of 10 moves, ``--repeats`` seeds: the energy gap U(−2) − U(2), which is −1.0986, and the mass on the left, .75,
 beside that of the points themselves, whose log odds have a standard error of .073.
-Then four rings of sd .15 and .01: each case trains one network for ``--seconds``.  The gap is the held-out NLL of the
-normalised level 0 less the truth's; shares of the rings are those of chains of ``--steps`` MALA moves from the data,
-of such from white noise, and of the model's own samples.
+Then four rings of sd .15 and .01: each case trains one network for ``--seconds`` of CPU time.  The gap is the held-out
+NLL of the normalised level 0 less the truth's (where level 0 has noise of its own, of data with that noise); shares of
+the rings are those of chains of ``--steps`` MALA moves from the data, of such from white noise, and of the model's own
+samples.  Gradients are those of chains and loss in training, in millions of points.
 """
 
 import argparse
 import time
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl.inference import Objective
 
-Case = tuple[bool, ep.RecoveryLikelihood | ep.PersistentLikelihood | ep.ContrastiveDivergence]
-CASES: dict[str, Case | None] = {  # joint or not, objective; None is recovery likelihood's own model
-    "joint": (True, ep.PersistentLikelihood()),
-    "persistent": (False, ep.PersistentLikelihood()),
-    "hybrid": (False, ep.PersistentLikelihood(rejuvenate=0.05)),
-    "noise": (False, ep.PersistentLikelihood(rejuvenate=1.0, moves=100)),
-    "contrastive": (False, ep.ContrastiveDivergence(steps=20)),
-    "recovery": None,
+Model = ep.EBM | ep.JointEBM | ep.RecoveryEBM
+CASES: dict[str, tuple[type[Model], Callable[[], Objective], int]] = {  # and the gradients for each row of a batch
+    "joint": (ep.JointEBM, ep.PersistentLikelihood, 22),
+    "persistent": (ep.EBM, ep.PersistentLikelihood, 22),
+    "hybrid": (ep.EBM, lambda: ep.PersistentLikelihood(rejuvenate=0.05), 22),
+    "noise": (ep.EBM, lambda: ep.PersistentLikelihood(rejuvenate=1.0, moves=100), 102),
+    "contrastive": (ep.EBM, lambda: ep.ContrastiveDivergence(steps=20), 22),
+    "recovery": (ep.RecoveryEBM, ep.RecoveryLikelihood, 7),
+    "cooperative": (
+        ep.RecoveryEBM,
+        lambda: ep.CooperativeRecovery(initializer=ep.MLPInitializer((2,), learn_scale=True)),
+        7,
+    ),
+    "level-scores": (ep.RecoveryEBM, ep.LevelScoreMatching, 2),  # MDSM told the noise: the energy alone has no density
 }
 
 
@@ -53,13 +62,16 @@ def schedule() -> ep.NoiseSchedule:
     return ep.NoiseSchedule.sqrtcumlinear(6, start=0.01, end=0.3)
 
 
+def recovery_schedule(sd: float) -> ep.NoiseSchedule:
+    """The default's, its first level sharpened until its noise is well below the rings' width."""
+    return ep.NoiseSchedule.cosine(6) if sd >= 0.1 else ep.NoiseSchedule.cosine(8, log_snr_max=13.0)
+
+
 def mixture(joint: bool, seed: int) -> tuple[float, float, float]:
     """The energy gap of a trained model, NaN if it diverged, its mass on the left, and that of its training points."""
     torch.manual_seed(seed)
     data = ep.toys.OneDimensionalMixture().sample((1000,))
-    model: ep.EBM | ep.JointEBM = (
-        ep.JointEBM(Knots(7), schedule(), slots=1000) if joint else ep.EBM(Knots(1), event_shape=(1,))
-    )
+    model: Model = ep.JointEBM(Knots(7), schedule(), slots=1000) if joint else ep.EBM(Knots(1), event_shape=(1,))
     model.is_standardized.fill_(True)  # the knots lie in data coordinates
     objective = ep.PersistentLikelihood(slots=1000, moves=10, sweeps=1)
     options = ep.TrainingOptions(steps=1200, batch_size=900, learning_rate=0.01, patience=1000)
@@ -75,24 +87,23 @@ def mixture(joint: bool, seed: int) -> tuple[float, float, float]:
     return float(ends[0] - ends[1]), float(mass[:2000].sum()), float((data < 0.0).double().mean())
 
 
-def rings(case: str, sd: float, seconds: float) -> tuple[ep.EBM | ep.JointEBM | ep.RecoveryEBM, ep.toys.Rings, Tensor]:
+def rings(case: str, sd: float, seconds: float) -> tuple[Model, ep.toys.Rings, Tensor]:
     """A model trained for so many seconds, its cosine decay fitted to the speed of the first updates."""
     torch.manual_seed(0)
     toy = ep.toys.Rings(sd=sd)
     data = toy.sample((50_000,))
-    updates, chosen = 100_000, CASES[case]
+    updates, (kind, objective, gradients) = 100_000, CASES[case]
     for attempt in ("speed", "run"):
         torch.manual_seed(1)
-        net = ep.MLPEnergy((2,), levels=7)
-        model: ep.EBM | ep.JointEBM | ep.RecoveryEBM
-        if chosen is None:
-            model = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(6))
+        net = ep.MLPEnergy((2,), levels=8)
+        model: Model
+        if kind is ep.EBM:
+            model = ep.EBM(net)
         else:
-            model = ep.JointEBM(net, schedule()) if chosen[0] else ep.EBM(net)
+            model = ep.JointEBM(net, schedule()) if kind is ep.JointEBM else ep.RecoveryEBM(net, recovery_schedule(sd))
         model.standardize(data, isotropic=True)
-        objective = ep.RecoveryLikelihood() if chosen is None else chosen[1]
         options = ep.TrainingOptions(steps=updates, evaluate_every=max(100, updates // 10), patience=1000)
-        training = ep.Training(model, data, objective, options=options)
+        training = ep.Training(model, data, objective(), options=options)
         began = time.process_time()
         for record in training:
             if attempt == "speed" and record.step == 9:
@@ -101,7 +112,9 @@ def rings(case: str, sd: float, seconds: float) -> tuple[ep.EBM | ep.JointEBM | 
                 updates = max(100, int(20 * seconds / (time.process_time() - began)))
                 break
     history = training.finish()
-    print(f"  {case}: {len(history.records)} updates", end="", flush=True)
+    count = len(history.records)
+    taken = count * options.batch_size * gradients / 1e6
+    print(f"  {case}: {count} updates, {taken:.1f} million gradients", end="", flush=True)
     return model, toy, data
 
 
@@ -117,11 +130,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("cases", nargs="*", default=list(CASES))
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--chains", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--widths", type=float, nargs="*", default=[0.15, 0.01])
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    for joint in (True, False):
+    for joint in (True, False) if args.repeats else ():
         found = [mixture(joint, seed) for seed in range(args.repeats)]
         name = "joint" if joint else "persistent"
         columns = [[round(value, 3) for value in column] for column in zip(*found, strict=True)]
@@ -139,13 +153,13 @@ def main(arguments: list[str]) -> None:
                 print(f"  {case}: diverged: {str(error)[:90]}", flush=True)
                 continue
             fresh = model.diffuse(toy.sample((20_000,)), 0)
-            if case == "recovery":  # whose level 0 has noise of its own
+            if isinstance(model, ep.RecoveryEBM):  # whose level 0 has noise of its own
                 truth = toy.diffused(1.0, float(model.schedule.sigma_bar[0] * model.scale[0])).log_prob(fresh)
             else:
                 truth = toy.log_prob(fresh)
             with torch.no_grad():
                 difference = truth - model.log_prob(fresh)
-            run = ep.long_run(model, data, steps=args.steps, kept=50, chains=100, progress=False)
+            run = ep.long_run(model, data, steps=args.steps, kept=50, chains=args.chains, progress=False)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 own = model.sample((4000,))
