@@ -50,6 +50,27 @@ class Labelled(Protocol):
         ...
 
 
+def initializer_parameters(model: nn.Module) -> list[Tensor]:
+    """What a model's initializer learns; nothing if it has none."""
+    initializer = getattr(model, "initializer", None)
+    return [] if initializer is None else list(initializer.parameters())
+
+
+def move_to(model: nn.Module, device: str | torch.device) -> None:
+    """Move a model to a device.
+
+    Raises:
+        InvalidInput: if there is no such device here.
+    """
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        reason = str(error).splitlines()[0]
+        raise InvalidInput(
+            f"device {str(device)!r} can't be used ({reason}): leave it out to stay where it is"
+        ) from error
+
+
 def check_labels(model: nn.Module, data: Tensor, labels: Tensor) -> Tensor:
     """One whole number for each row, within the network's classes, on the data's device.
 

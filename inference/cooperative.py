@@ -90,7 +90,7 @@ class CooperativeRecovery:
         self.recipe.prepare(model)
         if self.initializer is not None:
             check_initializer(self.initializer, model.event_shape)
-            model.initializer = self.initializer
+            model.initializer = self.initializer.to(model.step_sizes)  # its device and dtype
         if model.initializer is None:
             raise InvalidInput(
                 "cooperative training needs an initializer: pass CooperativeRecovery(initializer=MLPInitializer(…))"

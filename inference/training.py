@@ -20,7 +20,9 @@ from energyppl.inference._run_state import (
     Standardizing,
     check_labels,
     describe,
+    initializer_parameters,
     label_sum,
+    move_to,
     require_same_tensors,
     usual_rate,
 )
@@ -140,7 +142,7 @@ class Training:
         self._stale = 0
         self._parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         # An initializer's gradient and the energy's are different things, and are clipped apart.
-        started = {id(p) for p in _initializer_parameters(model)}
+        started = {id(p) for p in initializer_parameters(model)}
         parts = ([p for p in self._parameters if (id(p) in started) == own] for own in (False, True))
         self._parts = [part for part in parts if part]
         self._norms = [0.0] * len(self._parts)
@@ -343,11 +345,6 @@ class Training:
         ]
 
 
-def _initializer_parameters(model: nn.Module) -> list[Tensor]:
-    initializer = getattr(model, "initializer", None)
-    return [] if initializer is None else list(initializer.parameters())
-
-
 def fit(
     model: nn.Module,
     data: Tensor,
@@ -357,6 +354,7 @@ def fit(
     held_out: Tensor | None = None,
     options: TrainingOptions | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
     progress: bool = True,
 ) -> History:
     """Train ``model`` on ``data``, with a progress bar, a held-out measure and guards against divergence.
@@ -369,17 +367,20 @@ def fit(
         held_out: rows for the measure that can stop training early; a tenth of ``data`` is set aside if None.
         options: how to optimise.
         checkpoint: a file to keep the run in, written at every evaluation; if it exists the run goes on from it.
+        device: move the model there first, such as ``"cuda"``; data follow the model, which stays there.
         progress: show a bar with the loss, the energy gap and the acceptance.
 
     Returns:
         One record a step, and why training stopped.
 
     Raises:
-        InvalidInput: for data of the wrong shape or dtype, non-finite or empty.
+        InvalidInput: for data of the wrong shape or dtype, non-finite or empty, or a device that is not there.
         TrainingDiverged: when a quantity left its range: it names the step and the quantity.  The model then holds its
             best weights so far, and the checkpoint the run as it was at the last evaluation.
         CheckpointError: for a checkpoint that is damaged or of another run.
     """
+    if device is not None:
+        move_to(model, device)
     training = Training(model, data, objective, labels=labels, held_out=held_out, options=options)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():

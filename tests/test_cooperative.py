@@ -128,6 +128,12 @@ def test_a_share_of_the_negatives_teaches(taught: float, most: int) -> None:
     assert seen == [most]
 
 
+def test_an_initializer_follows_its_model() -> None:
+    ebm = bell().double()
+    ep.CooperativeRecovery(initializer=MLPInitializer((2,))).prepare(ebm)
+    assert {p.dtype for p in ebm.parameters()} == {torch.float64}
+
+
 def test_negatives_from_the_initializer_are_an_option() -> None:
     ebm = bell()
     data = torch.randn(1000, 2)

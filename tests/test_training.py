@@ -221,6 +221,12 @@ def test_bad_data_are_refused(case: str) -> None:
     assert torch.equal(weights(ebm), before)
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(ep.InvalidInput, match="can't be used"):
+        ep.fit(small_ebm(), small_data(), device=device, options=SMALL, progress=False)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
