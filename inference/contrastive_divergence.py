@@ -13,7 +13,7 @@ from energyppl.inference.dual_averaging import steer_steps
 from energyppl.inference.noise_contrastive import conditional_contrast
 from energyppl.inference.objectives import Loss
 from energyppl.inference.score_matching import ScoredModel
-from energyppl.inference.transition import Stepping, TunableKernel, kernel_at
+from energyppl.inference.transition import Stepping, TunableKernel, hand_kernel, kernel_at
 
 __all__ = ["ContrastedChains", "ContrastiveDivergence"]
 
@@ -61,9 +61,7 @@ class ContrastiveDivergence:
                 f"contrastive divergence is for a model of one energy; got {len(model.step_sizes)} levels: train them "
                 "by RecoveryLikelihood or PersistentLikelihood"
             )
-        if self.kernel is not None and model.kernel is not self.kernel:
-            model.kernel = self.kernel
-            model.step_sizes.zero_()  # those of another kernel say nothing
+        hand_kernel(model, self.kernel)
 
     def loss(self, model: ContrastedChains, batch: Tensor) -> Loss:
         """Mean energy of ``batch``, ``(n, *event)``, less that of its chains; steers ``model.step_sizes``."""

@@ -21,7 +21,14 @@ from energyppl.gradient import energy_and_grad
 from energyppl.inference.chains import Trajectory, run_chain
 from energyppl.inference.dual_averaging import steer_steps
 from energyppl.inference.persistent import Contrast, Roaming, persistent_contrast
-from energyppl.inference.transition import Kernel, TunableKernel, casting, check_force_dtype, kernel_at
+from energyppl.inference.transition import (
+    Kernel,
+    TunableKernel,
+    casting,
+    check_force_dtype,
+    hand_kernel,
+    kernel_at,
+)
 from energyppl.potential import Potential, Tethered, sum_event
 from energyppl.schedule import NoiseSchedule
 
@@ -169,8 +176,7 @@ class RecoveryLikelihood:
 
     def prepare(self, model: RecoveryModel) -> None:
         """Give the model the kernel whose step sizes are about to be learned."""
-        if self.kernel is not None:
-            model.kernel = self.kernel
+        hand_kernel(model, self.kernel)
 
     def loss(self, model: RecoveryModel, batch: Tensor) -> Loss:
         """The contrastive loss of ``batch``, ``(n, *event)``; steers ``model.step_sizes`` on the way."""

@@ -20,7 +20,7 @@ from energyppl.inference.joint import JointModel, move_jointly
 from energyppl.inference.noise_contrastive import conditional_contrast
 from energyppl.inference.objectives import Loss, share_levels
 from energyppl.inference.persistent import chain_weights
-from energyppl.inference.transition import TunableKernel, casting, check_force_dtype
+from energyppl.inference.transition import TunableKernel, casting, check_force_dtype, hand_kernel
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["PersistentLikelihood", "PersistentModel"]
@@ -96,8 +96,7 @@ class PersistentLikelihood:
         Raises:
             InvalidInput: for chains of another model or device.
         """
-        if self.kernel is not None:
-            model.kernel = self.kernel
+        hand_kernel(model, self.kernel)
         if self.buffer is not None:
             self.buffer.check(model.event_shape, model.levels, model.loc)
             model.chains = self.buffer

@@ -30,6 +30,7 @@ __all__ = [
     "combined",
     "dot",
     "evaluate",
+    "hand_kernel",
     "kernel_at",
     "metropolis",
     "middle_step",
@@ -132,6 +133,20 @@ def kernel_at(
     step = model.step_sizes[level]
     one = torch.ones_like(step)
     return model.kernel.resized(step, one if width is None else width, one if spread is None else spread)
+
+
+def hand_kernel(model: Stepping, kernel: TunableKernel | None) -> None:
+    """Make a kernel the model's; step sizes that were tuned for one of another kind are forgotten.
+
+    Args:
+        model: keeps its own kernel if ``kernel`` is None.
+        kernel: the new one.
+    """
+    if kernel is None or model.kernel is kernel:
+        return
+    if type(model.kernel) is not type(kernel):
+        model.step_sizes.zero_()
+    model.kernel = kernel
 
 
 def middle_step(kernel: object) -> float:

@@ -112,6 +112,8 @@ def rings(case: str, sd: float, seconds: float) -> tuple[Model, ep.toys.Rings, T
                 updates = max(100, int(20 * seconds / (time.process_time() - began)))
                 break
     history = training.finish()
+    if isinstance(model, ep.RecoveryEBM) and not bool(model.step_sizes.any()):
+        model.tune(data[:2000])  # score matching has no chains
     count = len(history.records)
     taken = count * options.batch_size * gradients / 1e6
     print(f"  {case}: {count} updates, {taken:.1f} million gradients", end="", flush=True)
