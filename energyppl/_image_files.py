@@ -15,7 +15,7 @@ import matplotlib.image
 import numpy as np
 from numpy.typing import NDArray
 
-from energyppl._checks import shape_text
+from energyppl._checks import UNREADABLE, shape_text
 from energyppl.errors import InvalidInput
 
 Array = NDArray[Any]
@@ -23,10 +23,6 @@ Array = NDArray[Any]
 LABEL_NAMES = ("y", "labels", "target")
 _PNG, _PALETTE, _GREY = b"\x89PNG\r\n\x1a\n", 3, (0, 4)
 _IDX = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_UNREADABLE = (
-    *(ValueError, EOFError, OSError, MemoryError, RuntimeError, KeyError, NotImplementedError, struct.error),
-    *(zipfile.BadZipFile, zlib.error),
-)
 
 
 class Folder(NamedTuple):
@@ -196,7 +192,7 @@ def _refused(path: Path, what: str, remedy: str) -> Iterator[None]:
         yield
     except InvalidInput:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         _refuse(path, what, remedy, error)
 
 

@@ -2,11 +2,8 @@
 
 import csv
 import io
-import lzma
 import os
-import struct
 import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from energyppl._checks import UNREADABLE
 from energyppl.errors import InvalidInput
 
 __all__ = ["Table", "dequantise", "read_table", "requantise", "table_from_array"]
@@ -26,10 +24,6 @@ _FEW_VALUES = (
     20  # a column with no more distinct values than this, most of them repeated, is discrete without a lattice
 )
 _LONGEST_GRID = 100_000
-_UNREADABLE = (
-    *(ValueError, EOFError, OSError, MemoryError, RuntimeError, KeyError, struct.error),
-    *(csv.Error, lzma.LZMAError, zipfile.BadZipFile, zlib.error),
-)
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "inf", "-inf", "+inf", "infinity"}
 
 
@@ -104,7 +98,7 @@ def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Tab
         return table_from_array(loaded, source=f"{path}, array {name}")
     except InvalidInput:
         raise
-    except _UNREADABLE as error:
+    except (*UNREADABLE, csv.Error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(
             f"{path} can't be read as a table of numbers ({reason}): it is truncated, pickled or something else; "
