@@ -162,7 +162,7 @@ class CooperativeGuide:
 
     def __call__(self, data: Tensor) -> None:
         """Teach on rows ``(n, *event)``, noised afresh."""
-        check_data("data", data, self.model.event_shape)
+        data = check_data("data", data, self.model.event_shape).to(self.model.step_sizes)
         assert self.model.initializer is not None  # prepare has seen to it
         pyro.module("initializer", self.model.initializer)
         pairs = self.objective.recipe.pairs(self.model, data)
@@ -220,7 +220,7 @@ def initializer_report(model: CooperativeModel, data: Tensor, steps: int = 100) 
         InvalidInput: if the model has no initializer.
     """
     check_data("data", data, model.event_shape, at_least=2)
-    clean = model.standardized(data)
+    clean = model.standardized(data.to(model.step_sizes))
     columns: list[list[float]] = [[], [], []]
     for t in range(model.schedule.levels):
         level = torch.full((len(data),), t, device=clean.device)

@@ -87,16 +87,18 @@ def long_run(
         progress: show a bar.
 
     Raises:
-        InvalidInput: for too few draws or rows, or steps that are fewer than the draws.
+        InvalidInput: for too few draws or rows, steps that are fewer than the draws, or as :func:`mode_occupancy`.
     """
     check_count("kept", kept, at_least=10)
     check_count("steps", steps, at_least=kept)
     check_count("chains", chains, at_least=2)
     check_data("data", data, model.event_shape, at_least=chains)
     starts = (
-        model.diffuse(data[torch.randperm(len(data))[:chains]], level).to(model.loc),
+        model.diffuse(data[torch.randperm(len(data))[:chains]].to(model.loc), level),
         model.loc + model.scale * torch.randn(chains, *model.event_shape).to(model.loc),
     )
+    if assign is not None:
+        mode_occupancy(starts[0][:, None], assign, modes)  # what is wrong with it is better said before than after
     groups = []
     for start in starts:
         with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.inference.chain_buffer import ChainBuffer
-from energyppl.inference.dual_averaging import steer_steps
+from energyppl.inference.dual_averaging import group_means, steer_steps
 from energyppl.inference.joint import JointModel, move_jointly
 from energyppl.inference.noise_contrastive import conditional_contrast
 from energyppl.inference.objectives import Loss, share_levels
@@ -55,9 +55,9 @@ class PersistentLikelihood:
         sweeps: draws of the level at each update; the moves are shared among them.
         rejuvenate: share of the visited chains that begin anew from noise: 0 is persistent, 1 short runs from noise.
         adapt: steer each visited level's step size towards the kernel's target acceptance.
-        room: nats for each dimension by which a chain's energy may exceed the data's, until it counts no more: no place
-            is e^room times as large, in every direction, as where the data are.  Without a limit a chain that is stuck
-            is pushed up for ever, and training runs away; infinity takes it off.
+        room: nats for each dimension by which a chain's energy may exceed the data's of its level, until it counts as
+            one of these: no place is e^room times as large, in every direction, as where the data are.  Without a limit
+            a chain that is stuck is pushed up for ever, and training runs away; infinity takes it off.
         gain: how fast: log step size moves by ``gain * (acceptance − target)`` at each update.
         autocast: arithmetic of the loss, as in :class:`RecoveryLikelihood`.
 
@@ -112,7 +112,7 @@ class PersistentLikelihood:
         self.prepare(model)
         chains = model.chains
         assert chains is not None
-        level = share_levels(len(batch), model.levels, 0.0).to(batch.device)
+        level = share_levels(len(batch), model.levels, 0.0).to(model.loc.device)
         data = model.at_level(batch, level)
         slots = chains.draw(len(batch))
         chains.begin_anew(slots[torch.rand(len(slots), device=slots.device) < self.rejuvenate])
@@ -134,7 +134,11 @@ class PersistentLikelihood:
         own, theirs = energy.to(data.dtype).split([len(data), len(slots)])
         room = self.room * math.prod(model.event_shape)
         weight = chain_weights(own, level, theirs, run.level, model.levels, room)
-        gap = weight.mean() * own.mean() - (weight * theirs).mean()
+        # A chain that doesn't count stands for data of its level, so that levels keep their shares of the gradient:
+        # left out, it would let a level sink, unopposed, to which all chains then go.
+        usual = group_means(own, level, model.levels)
+        usual = torch.where(usual.isnan(), own.mean(), usual)[run.level]
+        gap = own.mean() - (weight * theirs + (1.0 - weight) * usual).mean()
         share = torch.bincount(chains.level, minlength=model.levels).double() / len(chains)
         record = {
             "energy_gap": float(gap.detach()),

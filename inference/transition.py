@@ -136,7 +136,7 @@ def kernel_at(
 
 
 def hand_kernel(model: Stepping, kernel: TunableKernel | None) -> None:
-    """Make a kernel the model's; step sizes that were tuned for one of another kind are forgotten.
+    """Make a kernel the model's; step sizes tuned for another kind, or from another first step, are forgotten.
 
     Args:
         model: keeps its own kernel if ``kernel`` is None.
@@ -144,9 +144,13 @@ def hand_kernel(model: Stepping, kernel: TunableKernel | None) -> None:
     """
     if kernel is None or model.kernel is kernel:
         return
-    if type(model.kernel) is not type(kernel):
+    if type(model.kernel) is not type(kernel) or not torch.equal(*map(_first_step, (model.kernel, kernel))):
         model.step_sizes.zero_()
     model.kernel = kernel
+
+
+def _first_step(kernel: TunableKernel) -> Tensor:
+    return torch.as_tensor(kernel.step_size, dtype=torch.float64, device="cpu")
 
 
 def middle_step(kernel: object) -> float:

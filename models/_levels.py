@@ -53,7 +53,7 @@ class LevelEnergies(EnergyModel):
 
     def _anneal(self, level: int, **options: Any) -> LogNormalizer:
         # The network itself sees points of unit variance.
-        stops = [replace(self.potential(t), scale=1.0) for t in range(level, self.schedule.levels)]
+        stops = [replace(self.potential(t), scale=1.0) for t in range(level, self.levels)]
         return anneal_through_levels(self, level, stops, float(self.schedule.spread[level]), **options)
 
 

@@ -76,7 +76,7 @@ class RecoveryEBM(LevelEnergies):
         self.register_buffer("persistent_chains", self.loc.new_zeros(_SLOTS, *self.event_shape))
         self.register_buffer("persistent_steps", torch.zeros_like(self.step_sizes))
         check_initializer(initializer, self.event_shape)
-        self.initializer = initializer
+        self.initializer = None if initializer is None else initializer.to(self.loc.device)
         self.__dict__["unconditional"] = self  # not a module of its own
 
     def given(self, label: int | Tensor, *, guidance: float = 0.0) -> "RecoveryEBM":
@@ -100,7 +100,8 @@ class RecoveryEBM(LevelEnergies):
     def with_net(self, net: nn.Module, initializer: nn.Module | None) -> "RecoveryEBM":
         """The same coordinates, schedule and step sizes, which are shared, with another energy."""
         other = copy.copy(self)
-        own = {name: dict(getattr(self, name)) for name in ("_modules", "_buffers", "_parameters")}
+        # The table of buffers stays one, so that they are still shared after either is moved to another device.
+        own = {name: dict(getattr(self, name)) for name in ("_modules", "_parameters")}
         other.__dict__.update(own, _integrals=LevelIntegrals(), _annealed=Remembered(), label=None, guidance=0.0)
         other.net, other.initializer = net, initializer
         other.__dict__["unconditional"] = self.unconditional if net is self.net else other
@@ -237,7 +238,7 @@ class RecoveryEBM(LevelEnergies):
             data: rows.
             recipe: how pairs and negatives are made; the defaults of :class:`RecoveryLikelihood` if None.
         """
-        check_data("data", data, self.event_shape)
+        data = check_data("data", data, self.event_shape).to(self.loc)
         pyro.module("recovery_ebm", self)
         recipe = recipe or RecoveryLikelihood()
         pairs = recipe.pairs(self, data)

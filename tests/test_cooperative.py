@@ -128,6 +128,17 @@ def test_a_share_of_the_negatives_teaches(taught: float, most: int) -> None:
     assert seen == [most]
 
 
+def test_rows_of_another_dtype_are_taken() -> None:
+    """As ``fit`` takes them."""
+    from pyro.infer import SVI, Trace_ELBO
+
+    ebm, rows = bell(), torch.randn(300, 2, dtype=torch.float64)
+    ebm.standardize(torch.randn(300, 2))
+    assert len(ep.initializer_report(ebm, rows).drop) == ebm.schedule.levels
+    pyro.clear_param_store()
+    SVI(ebm, ep.CooperativeGuide(ebm), pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(rows)
+
+
 def test_an_initializer_follows_its_model() -> None:
     ebm = bell().double()
     ep.CooperativeRecovery(initializer=MLPInitializer((2,))).prepare(ebm)

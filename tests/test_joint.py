@@ -1,6 +1,7 @@
 """JointEBM: exact level draws, chains over points and levels, slot-correct persistent chains, and training."""
 
 import math
+import time
 from typing import Any
 
 import pyro
@@ -199,6 +200,19 @@ def test_a_chain_that_is_stuck_far_up_is_not_pushed_further() -> None:
     assert found["far"] < 1e-6 < found["near"]
 
 
+def test_chains_that_do_not_count_keep_their_levels_share() -> None:
+    """A level's offset has the gradient (share of the data − share of the chains), wherever the chains are."""
+    ebm = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(3), slots=16)
+    objective = ep.PersistentLikelihood(Still(), adapt=False)  # type: ignore[arg-type]
+    ebm.chains.x.fill_(30.0)  # type: ignore[union-attr]
+    loss = objective.loss(ebm, torch.zeros(16, 2))  # type: ignore[arg-type]
+    assert loss.record["chain_weight"] < 0.01
+    share = torch.bincount(ebm.chains.level, minlength=4) / 16.0  # type: ignore[union-attr]
+    assert float((share - 0.25).abs().max()) > 0.1, "else nothing would be tested"
+    (grad,) = torch.autograd.grad(loss.value, [ebm.net.offset])
+    assert torch.allclose(grad / ebm.net.factor, 0.25 - share, atol=1e-3)  # type: ignore[operator]
+
+
 def test_a_single_level_learns_more_slowly_unless_told_otherwise() -> None:
     """At recovery likelihood's rate chains fall behind on four rings, and training diverges within 100 updates."""
     options = ep.TrainingOptions(steps=100)
@@ -287,6 +301,22 @@ def test_the_level_is_a_site_that_pyro_can_enumerate() -> None:
 def test_bad_input_is_said(make: Any, message: str) -> None:
     with pytest.raises(ep.InvalidInput, match=message):
         make()
+
+
+def test_what_is_wrong_with_modes_is_said_before_the_run() -> None:
+    ebm, began = bells(), time.perf_counter()
+    with pytest.raises(ep.InvalidInput, match="number_of_modes"):
+        ep.long_run(ebm, torch.randn(100, 2), steps=10_000_000, assign=lambda x: (x[..., 0] > 0).long(), progress=False)
+    assert time.perf_counter() - began < 10.0
+
+
+def test_the_noisiest_level_has_a_normaliser_in_three_dimensions() -> None:
+    """Above the plane the path leads through the noisier levels; the noisiest has none above."""
+    torch.manual_seed(0)
+    ebm = bells(3, torch.zeros(4))
+    for level in (1, 3):
+        found = ebm.log_normalizer(level)
+        assert abs(found.estimate - 1.5 * math.log(2.0 * math.pi)) < 5.0 * found.standard_error + 1e-3
 
 
 def test_long_runs_stay_where_the_model_has_its_mass() -> None:

@@ -142,6 +142,11 @@ def test_contrastive_divergence_steers_its_step_size() -> None:
     assert torch.equal(ebm.step_sizes, kept)
     ep.ContrastiveDivergence(ep.HMC(0.5, 3)).prepare(ebm)
     assert not ebm.step_sizes.any(), "another kernel's step size is its own"
+    ebm.step_sizes.fill_(0.3)
+    ep.ContrastiveDivergence(ep.HMC(0.5, 7)).prepare(ebm)
+    assert ebm.step_sizes.all(), "it was tuned for this kind"
+    ep.ContrastiveDivergence(ep.HMC(0.1, 7)).prepare(ebm)
+    assert not ebm.step_sizes.any(), "another first step was asked for"
 
 
 def test_contrastive_divergence_brings_its_own_buffer() -> None:

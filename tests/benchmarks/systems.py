@@ -33,6 +33,7 @@ from energyppl.plots import save_figure
 from tests.benchmarks.images import classifier
 
 SHAPE, LEVELS, NOISE, BATCH, SAMPLES, ROWS = (1, 28, 28), 6, 0.03, 64, 256, 1000
+SLOTS = 256  # as many chains as the few updates can keep up
 BRIEF = torch.bfloat16
 SIGMAS = torch.logspace(0.7, -0.7, 32)  # in standard deviations of the data
 
@@ -63,7 +64,7 @@ def systems() -> dict[str, System]:
     initializer = ep.UNetInitializer(SHAPE, width=8, levels=LEVELS, learn_scale=True)
     mala = ep.MALA(0.1, force_dtype=BRIEF)
     # A quarter of the rows are contrasted with persistent chains too; the loss adds data and negatives.
-    recovery, lasting = 1.25 * recipe.steps + 2.0, ep.PersistentLikelihood(mala, autocast=BRIEF)
+    recovery, lasting = 1.25 * recipe.steps + 2.0, ep.PersistentLikelihood(mala, slots=SLOTS, autocast=BRIEF)
     brief = {"steps": 10, "denoise": True, "micro_batch": BATCH}
     plain, long = (lambda: ep.EBM(net())), {"steps": 300}
     ladder = ep.TemperatureLadder(start=float(SIGMAS[0] / 0.4) ** 2, hot=100, cooling=400, quench=50)
@@ -76,7 +77,10 @@ def systems() -> dict[str, System]:
             brief,
         ),
         "joint": System(
-            lambda: ep.JointEBM(net(LEVELS + 1), schedule()), lasting, 22.0, {"visits": 1, "most_sweeps": 200}
+            lambda: ep.JointEBM(net(LEVELS + 1), schedule(), slots=SLOTS),
+            lasting,
+            22.0,
+            {"visits": 1, "most_sweeps": 200},
         ),
         "multi-scale": System(
             lambda: ep.MultiscaleEBM(net(), SIGMAS, base_sigma=0.4),
@@ -85,7 +89,9 @@ def systems() -> dict[str, System]:
             {"ladder": ladder, "force_dtype": BRIEF},
         ),
         "persistent": System(plain, lasting, 22.0, long),
-        "hybrid": System(plain, ep.PersistentLikelihood(mala, rejuvenate=0.05, autocast=BRIEF), 22.0, long),
+        "hybrid": System(
+            plain, ep.PersistentLikelihood(mala, slots=SLOTS, rejuvenate=0.05, autocast=BRIEF), 22.0, long
+        ),
         "noise": System(plain, ep.PersistentLikelihood(mala, rejuvenate=1.0, moves=100, autocast=BRIEF), 102.0, long),
         "contrastive": System(plain, ep.ContrastiveDivergence(mala, steps=20), 22.0, long),
     }
