@@ -54,7 +54,7 @@ class GaussianBase:
         if self.loc.shape[self.loc.dim() - len(shape) :] != shape:
             raise InvalidInput(f"loc must end in event_shape {shape_text(shape)}; got {shape_text(self.loc.shape)}")
         try:
-            scale = self.scale.expand(self.loc.shape)
+            scale = self.scale.to(self.loc.device).expand(self.loc.shape)
         except RuntimeError:
             raise InvalidInput(
                 f"scale must broadcast against loc {shape_text(self.loc.shape)}; got {shape_text(self.scale.shape)}"

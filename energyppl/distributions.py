@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from energyppl._checks import check_event, shape_text
+from energyppl._structure import device_of
 from energyppl.constrained import Constrained
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.normalizer import LogNormalizer
@@ -48,7 +49,7 @@ class EnergyDistribution(dist.TorchDistribution):
         log_normalizer: log Z in nats: a number, a ``LogNormalizer``, a tensor that broadcasts to ``batch_shape``, or a
             :class:`LogZ` while parameters are being learned; without one ``log_prob`` refuses.
         batch_shape: shape of the batch of independent distributions.
-        like: a tensor whose dtype and device draws take; torch's defaults otherwise.
+        like: a tensor whose dtype and device draws take; torch's default dtype and the potential's device otherwise.
         support: where the energy is finite, of which Pyro's and our samplers keep to the inside; all real points if
             None.
     """
@@ -90,7 +91,12 @@ class EnergyDistribution(dist.TorchDistribution):
     @property
     def like(self) -> Tensor:
         """A tensor with the dtype and device of the draws."""
-        return self._like
+        return self._like.to(self.device)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where points are to lie; None if nothing tells."""
+        return device_of(self.potential) if self._dtype is None else self._like.device
 
     @property
     def is_unconstrained(self) -> bool:
@@ -143,9 +149,9 @@ class EnergyDistribution(dist.TorchDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))[: -len(self.event_shape) or None]
         with torch.no_grad():
             if self._support is None:
-                return self.sampler(self.potential, shape, self._like)
+                return self.sampler(self.potential, shape, self.like)
             inside = Constrained(self.potential, self.support)
-            return inside.constrain(self.sampler(inside, shape, self._like))
+            return inside.constrain(self.sampler(inside, shape, self.like))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "EnergyDistribution":
         """The same distribution over a larger batch."""

@@ -6,6 +6,7 @@ import time
 import torch
 from torch import Tensor
 
+from energyppl._structure import beside
 from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_only
 from energyppl.normalizer import LogNormalizer
@@ -41,7 +42,7 @@ def enumerated(potential: Potential) -> LogNormalizer:
     total, count = torch.tensor(-math.inf, dtype=torch.float64), 2**sites
     for first in range(0, count, _CHUNK):
         states = binary_states(sites, first, min(first + _CHUNK, count)).reshape(-1, *shape)
-        energy = energy_only(potential, states).double()
+        energy = energy_only(potential, beside(potential, states)).double()
         total = torch.logaddexp(total, torch.logsumexp(-energy, 0))
     estimate = float(total)
     if not math.isfinite(estimate):

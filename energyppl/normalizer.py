@@ -266,7 +266,8 @@ def pareto_k(log_weights: Tensor) -> float:
         return -math.inf
     # Zhang & Stephens: a weighted average over θ in place of the maximum of the profile likelihood.
     count = 30 + int(math.sqrt(tail))
-    grid = 1.0 - (count / (torch.arange(1, count + 1, dtype=torch.float64) - 0.5)).sqrt()
+    places = torch.arange(1, count + 1, dtype=torch.float64, device=finite.device)
+    grid = 1.0 - (count / (places - 0.5)).sqrt()
     theta = 1.0 / excess[-1] + grid / (3.0 * excess[int(tail / 4 + 0.5) - 1].clamp(min=1e-300))
     k = torch.log1p(-theta[:, None] * excess).mean(1)
     profile = tail * ((-theta / k).log() - k - 1.0)

@@ -299,8 +299,9 @@ class Conditioned:
         """Whole points, ``(*batch, *event)``, from the free coordinates ``x``, ``(*batch, free)``."""
         shape = self.potential.event_shape
         batch = torch.broadcast_shapes(x.shape[:-1], self.observed.shape[: self.observed.dim() - len(shape)])
-        whole = self.observed.to(x.dtype).expand(*batch, *shape).flatten(len(batch))
-        return whole.scatter(-1, self._places.expand(*batch, -1), x.expand(*batch, x.shape[-1])).reshape(*batch, *shape)
+        whole = self.observed.to(x).expand(*batch, *shape).flatten(len(batch))
+        places = self._places.to(x.device).expand(*batch, -1)
+        return whole.scatter(-1, places, x.expand(*batch, x.shape[-1])).reshape(*batch, *shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Energies of the free coordinates ``x``, ``(*batch, free)``."""
@@ -341,7 +342,7 @@ class AtLevel:
         points = (x - self.loc) / self.scale
         if self.label is None:
             return self.net(points, level)
-        own = self.net(points, level, self.label)
+        own = self.net(points, level, self.label.to(x.device))
         if self.guidance == 0.0:
             return own
         return (1.0 + self.guidance) * own - self.guidance * self.net(points, level)

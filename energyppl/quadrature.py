@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_count, check_positive, shape_text
+from energyppl._structure import beside
 from energyppl.errors import InvalidInput, QuadratureError
 
 __all__ = ["Grid", "Quadrature", "expectation", "kl_divergence", "quadrature"]
@@ -330,8 +331,7 @@ def _as_points(potential: Callable[[Tensor], Tensor], nodes: Tensor, dtype: torc
     owner = getattr(potential, "owner", potential)
     weight = next(owner.parameters(), None) if isinstance(owner, nn.Module) else None
     kind = dtype or (weight.dtype if weight is not None else torch.get_default_dtype())
-    device = weight.device if weight is not None else nodes.device
-    return nodes.to(device=device, dtype=kind).reshape(len(nodes), *shape)
+    return beside(owner, nodes.to(kind)).reshape(len(nodes), *shape)
 
 
 def _energies(potential: Callable[[Tensor], Tensor], grid: Grid, dtype: torch.dtype | None, chunk: int) -> Tensor:

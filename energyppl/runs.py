@@ -80,7 +80,7 @@ class FittedTable:
     def sample(self, count: int, *, raw: bool = False) -> NDArray[np.float64]:
         """Samples ``(count, d)`` in the table's units; discrete columns rounded to their values unless ``raw``."""
         check_count("the number of samples", count)
-        x = self.ebm.sample((count,)).double().numpy() * self.scale + self.loc
+        x = self.ebm.sample((count,)).double().cpu().numpy() * self.scale + self.loc
         if not np.isfinite(x).all():
             raise EnergyPPLError("the model's samples are not finite: its training went wrong, fit it again")
         return x if raw else requantise(x, self.grids)

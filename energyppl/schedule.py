@@ -46,7 +46,7 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         for name in ("alpha_bar", "sigma_bar"):
-            value = torch.as_tensor(getattr(self, name), dtype=torch.float64).clone()
+            value = torch.as_tensor(getattr(self, name), dtype=torch.float64, device="cpu").clone()
             if value.dim() != 1 or len(value) < 2:
                 raise InvalidInput(
                     f"{name} must be a vector of at least 2 marginals (one level); got shape {tuple(value.shape)}"

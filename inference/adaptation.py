@@ -135,11 +135,12 @@ def warm_up(
     state = kernel.init(potential, x)
     if not bool(torch.isfinite(state.energy).any()):
         raise InvalidInput("no chain starts at a finite energy: start them inside the support")
-    index = torch.zeros(state.energy.shape, dtype=torch.long, device=x.device) if groups is None else groups
+    index = torch.zeros(state.energy.shape, dtype=torch.long) if groups is None else groups
     if index.shape != state.energy.shape:
         raise InvalidInput(f"groups must have the chains' shape {tuple(state.energy.shape)}; got {tuple(index.shape)}")
     if index.dtype.is_floating_point or index.dtype == torch.bool or bool((index < 0).any()):
         raise InvalidInput("groups must be whole numbers from 0: pass a tensor of dtype torch.long")
+    index = index.to(x.device)
     if isinstance(kernel, ChEES) and state.energy.numel() < 2:
         raise InvalidInput("ChEES learns its length by comparing chains; got one chain: run 16 or more, or use NUTS")
     if isinstance(kernel, _Simple):
@@ -236,7 +237,7 @@ def _stretch(old: InverseMass, new: InverseMass, x: Tensor) -> float:
     """How much longer the widest coordinate's unit has become, as far as the diagonals tell."""
     before, after = (m.variance if isinstance(m, LowRankMass) else m for m in (old, new))
     after = torch.ones(()).to(x) if after is None else after
-    ratio = after if before is None else after / before
+    ratio = after if before is None else after / before.to(after.device)
     return float(ratio.amax().sqrt())
 
 

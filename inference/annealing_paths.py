@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_data, shape_text
+from energyppl._structure import beside, device_of
 from energyppl.bases import Base, BernoulliBase, GaussianBase, MixtureBase
 from energyppl.errors import InvalidInput
 from energyppl.inference.annealing import Ladder, Weights, anneal, climb, effective_size
@@ -31,11 +32,11 @@ Draws = Tensor | Callable[[int], Tensor]
 class DrawsOnce:
     """Draws of the target, each handed out once: runs that begin at the same point are not independent."""
 
-    def __init__(self, source: Draws, event_shape: torch.Size) -> None:
-        self._source, self._event_shape = source, event_shape
+    def __init__(self, source: Draws, target: Potential) -> None:
+        self._source, self._target = source, target
         self._rows: Tensor | None = None
         if isinstance(source, Tensor):
-            check_data("samples", source, event_shape, at_least=_FEWEST)
+            source = beside(target, check_data("samples", source, target.event_shape, at_least=_FEWEST))
             self._rows = source[torch.randperm(len(source), device=source.device)]
         elif not callable(source):
             raise InvalidInput(
@@ -53,7 +54,8 @@ class DrawsOnce:
             taken, self._rows = self._rows[:count], self._rows[count:]
             return taken
         assert callable(self._source)
-        return check_data("samples", self._source(count), self._event_shape, at_least=_FEWEST)
+        drawn = check_data("samples", self._source(count), self._target.event_shape, at_least=_FEWEST)
+        return beside(self._target, drawn)
 
 
 class AnnealingPath(NamedTuple):
@@ -121,12 +123,13 @@ def find_path(
     """
     target = stops[-1]
     shape = target.event_shape
+    origin = torch.zeros(shape, device=device_of(target))
     if base is not None and base.event_shape != shape:
         raise InvalidInput(f"base must have event_shape {shape_text(shape)}; got {shape_text(base.event_shape)}")
     betas = None if rungs is None or isinstance(rungs, int) else rungs
     binary = isinstance(kernel, (BinaryGibbs, DiscreteLangevin))
     if base is None and binary:
-        rows = torch.full((2, *shape), 0.5) if draws is None else draws.take(min(draws.left // 2, 4 * _PILOT))
+        rows = origin.new_full((2, *shape), 0.5) if draws is None else draws.take(min(draws.left // 2, 4 * _PILOT))
         base = BernoulliBase.fitted(rows, shape)
     if binary != isinstance(base, BernoulliBase):
         raise InvalidInput(
@@ -141,7 +144,7 @@ def find_path(
         framed = _framed(stops, rows)
         path, _ = _pilot(MixtureBase.fitted(framed[-1].inward(rows), shape), framed, kernel, betas)
     else:
-        first = GaussianBase(torch.zeros(shape), torch.ones(shape)) if base is None else base
+        first = GaussianBase(origin, torch.ones_like(origin)) if base is None else base
         if not binary:
             require_normalizable(target, first.sample(_PILOT))
         path, x = _pilot(first, stops, kernel, betas, rest=_REST)

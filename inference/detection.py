@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from energyppl._checks import check_count, check_data, shape_text
+from energyppl._structure import beside
 from energyppl.bases import DistributionBase
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
@@ -224,8 +225,7 @@ def _pieces(name: str, x: Tensor, model: Scored, level: int, batch: int) -> Iter
     for start in range(0, len(x), batch):
         rows = slice(start, start + batch)
         points = x[rows].detach()
-        if _has_coordinates(model):
-            points = model.standardized(points.to(model.loc))
+        points = model.standardized(points.to(model.loc)) if _has_coordinates(model) else beside(model, points)
         own = potential
         if isinstance(own, AtLevel) and own.label is not None and own.label.dim():  # each row has a class of its own
             own = replace(own, label=own.label[rows])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_event, shape_text
-from energyppl._structure import Untraceable, structure
+from energyppl._structure import Untraceable, beside, structure
 from energyppl.constrained import Constrained
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
@@ -127,10 +127,12 @@ class Goal:
                 f"init must have shape {shape_text((*shape, *event))}, a point for each chain; got "
                 f"{shape_text(x.shape)}"
             )
-        own = _like(potential, x).dtype
-        if x.dtype != own:
-            raise InvalidInput(f"init must be {own} like the network's weights; got {x.dtype}: convert one of them")
-        return _unconstrained(potential, x)
+        own = _like(potential, x)
+        if x.dtype != own.dtype:
+            raise InvalidInput(
+                f"init must be {own.dtype} like the network's weights; got {x.dtype}: convert one of them"
+            )
+        return _unconstrained(potential, x.to(own.device))
 
     def _finite(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -163,14 +165,14 @@ def _named(potential: Potential) -> Variables:
 def _like(potential: Potential, other: Tensor) -> Tensor:
     """A tensor of the dtype and device that a potential's networks have; the other one if there is none.
 
-    Tensors of formulas don't count: they are often converted to the points.
+    Tensors of formulas count for the device alone: they are often converted to the points.
     """
     try:
         modules = structure(potential).modules
     except Untraceable:
-        return other
+        return beside(potential, other)
     weights = (p for module in modules for p in module.parameters())
-    return next((p for p in weights if p.dtype.is_floating_point), other)
+    return next((p for p in weights if p.dtype.is_floating_point), beside(potential, other))
 
 
 def _check_arguments(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

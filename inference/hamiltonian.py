@@ -206,7 +206,7 @@ class MALT:
 
     def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "MALT":
         """The same kernel with steps of ``step`` widths, and as much friction for each width."""
-        return replace(self, step_size=step * width, friction=torch.as_tensor(self.friction) / width)
+        return replace(self, step_size=step * width, friction=torch.as_tensor(self.friction).to(width.device) / width)
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""
@@ -217,7 +217,8 @@ class MALT:
         by = stepper(self.step_size, self.inverse_mass, state.x, potential.event_shape)
         x, u, grad = state.x.clone(), torch.randn_like(state.x), state.grad
         # The two half renewals between leapfrog steps are one; the first and the last change nothing that is kept.
-        kept = torch.exp(-torch.as_tensor(self.friction) * torch.as_tensor(self.step_size)).to(x)
+        friction, size = (torch.as_tensor(value).to(x.device) for value in (self.friction, self.step_size))
+        kept = torch.exp(-friction * size).to(x)
         kept = widen(kept, x) if kept.dim() else kept
         fresh = (1.0 - kept * kept).sqrt()
         start = state.energy + 0.5 * dot(u, u, state.energy)

@@ -195,7 +195,7 @@ def log_normalizer(
             f"{type(method).__name__} begins at draws of the target: pass samples, or use SMC() or AIS()"
         )
     began = time.perf_counter()
-    draws = None if samples is None else DrawsOnce(samples, target.event_shape)
+    draws = None if samples is None else DrawsOnce(samples, target)
     path = find_path(
         (*method.waypoints, target),
         base,

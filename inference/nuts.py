@@ -76,11 +76,12 @@ class NUTS:
         growing = torch.ones_like(total, dtype=torch.bool)
         diverging, depth = ~growing, torch.zeros_like(total, dtype=torch.long)
         accept_sum, leaves = torch.zeros_like(total), torch.zeros_like(total)
-        gradients = 0
+        gradients, size = 0, self.step_size
+        size = size.to(total.device) if isinstance(size, Tensor) else size
         while gradients < 2**self.max_depth - 1 and bool(growing.any()):
             forward = torch.rand_like(total) < 0.5
             sign = torch.where(forward, 1.0, -1.0).to(total)
-            by = stepper(sign * self.step_size, self.inverse_mass, state.x, potential.event_shape)
+            by = stepper(sign * size, self.inverse_mass, state.x, potential.event_shape)
             tree = _grow(potential, _choose(forward, right, left), by, total, growing, gradients + 1)
             gradients += gradients + 1
             accept_sum, leaves = accept_sum + tree.accept_sum, leaves + tree.leaves

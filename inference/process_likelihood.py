@@ -69,7 +69,7 @@ def tether_normalizers(
     relative = torch.exp(log_weights - estimate)
     upper = None
     if draws is not None:
-        back = anneal(base, potential, ladder, draws, kernel, reverse=True)
+        back = anneal(base, potential, ladder, draws.to(base.loc.device), kernel, reverse=True)
         upper, evaluations = -log_mean_exp(back.log_weights), evaluations + back.evaluations
     return TetherNormalizers(
         estimate,
@@ -114,7 +114,7 @@ def process_log_likelihood(
     check_data("x", x, model.event_shape, at_least=2)
     schedule, shape, top = model.schedule, model.event_shape, model.schedule.levels - 1
     z, evaluations = model.standardized(x), 0
-    lower, upper = (torch.zeros(len(x), dtype=torch.float64, device=x.device) for _ in range(2))
+    lower, upper = (torch.zeros(len(x), dtype=torch.float64, device=z.device) for _ in range(2))
     alphas, sigmas = tether(schedule)
     for t in range(top + schedule.tethered_top):
         alpha, sigma = float(alphas[t]), float(sigmas[t])

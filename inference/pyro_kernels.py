@@ -9,6 +9,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from energyppl._checks import check_count
+from energyppl._structure import beside
 from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation import Tuned, warm_up
 from energyppl.inference.goals import Goal
@@ -68,7 +69,7 @@ class PyroKernel(MCMCKernel):
         given = {n: v[None] if self._chains == 1 else v for n, v in self._initial.items()}
         if isinstance(goal.potential, ModelPotential):
             return goal.potential.join(given, torch.Size((self._chains, *goal.batch)))
-        return given["x"]
+        return beside(goal.potential, given["x"])
 
     def end_warmup(self) -> None:
         """Keep the kernel as it is from now on; called by ``MCMC.run``."""

@@ -84,14 +84,16 @@ class ModelPotential:
         _refuse_discrete(model, args, kwargs)
         with torch.no_grad(), _Fill(_origin):
             nodes: Mapping[str, Any] = poutine.trace(model).get_trace(*args, **kwargs).nodes
-        sites, start, dtypes, device = [], 0, [], torch.device("cpu")
+        values = [node["value"] for node in nodes.values() if node["type"] in ("sample", "param")]
+        # Latent values of priors that are plain numbers lie on the CPU, wherever the rest is.
+        off = (v.device for v in values if isinstance(v, Tensor) and v.device.type != "cpu")
+        sites, start, dtypes, device = [], 0, [], next(off, torch.device("cpu"))
         for name, node in nodes.items():
             if node["type"] == "sample" and node["infer"].get("was_latent"):
                 shape = bijection(node["fn"].support).inverse_shape(node["value"].shape)
                 sites.append(_Site(name, start, torch.Size(shape), node["value"].shape))
                 start += math.prod(shape)
                 dtypes.append(node["value"].dtype)
-                device = node["value"].device
         if not sites:
             raise InvalidInput(
                 "the model has no latent site: there is nothing to sample; an energy goes in "
@@ -225,7 +227,7 @@ class ModelPotential:
 
     def join(self, values: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
         """Unconstrained points from the latent sites' unconstrained values, ``(*shape, *site shape)`` each."""
-        return torch.cat([values[site.name].reshape(*shape, -1) for site in self.sites], -1).to(self.dtype)
+        return torch.cat([values[site.name].reshape(*shape, -1) for site in self.sites], -1).to(self.device, self.dtype)
 
     def unconstrain(self, values: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
         """Unconstrained points from the latent sites' values, ``(*shape, *site shape)`` each.
@@ -236,7 +238,7 @@ class ModelPotential:
         missing = {site.name for site in self.sites} - set(values)
         if missing:
             raise InvalidInput(f"init must give every latent site a value; missing: {', '.join(sorted(missing))}")
-        values = {name: torch.as_tensor(value) for name, value in values.items()}
+        values = {name: torch.as_tensor(value, device=self.device) for name, value in values.items()}
         for site in self.sites:
             expected = (*shape, *site.constrained_shape)
             if tuple(values[site.name].shape) != expected:

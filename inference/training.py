@@ -339,8 +339,8 @@ class Training:
     def _fingerprint(self) -> list[Any]:
         return [
             list(self.data.shape),
-            float(self.data.double().sum()),
-            float(self.held_out.double().sum()),
+            float(self.data.cpu().double().sum()),  # a GPU adds up in an order of its own
+            float(self.held_out.cpu().double().sum()),
             label_sum(self.labels),
         ]
 

@@ -68,8 +68,8 @@ class EnergyModel(nn.Module):
         self.is_standardized.fill_(True)
 
     def standardized(self, data: Tensor) -> Tensor:
-        """Data in the coordinates in which noise is counted, ``(x − loc) / scale``."""
-        return (data - self.loc) / self.scale
+        """Data in the coordinates in which noise is counted, ``(x − loc) / scale``, on the model's device."""
+        return (data.to(self.loc.device) - self.loc) / self.scale
 
     def diffuse(self, x0: Tensor, level: int | Tensor) -> Tensor:
         """Clean data, ``(*batch, *event)``, at a level's noise, in data coordinates; without levels none."""

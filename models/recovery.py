@@ -51,9 +51,11 @@ class RecoveryEBM(LevelEnergies):
             it.
 
     Raises:
-        InvalidInput: if the network returns another shape or non-finite values, or has fewer levels than the schedule.
+        InvalidInput: if the network returns another shape or non-finite values, or has fewer levels than the schedule,
+            or the initializer does or has other classes.
     """
 
+    default_objective = RecoveryLikelihood
     step_sizes: Tensor
     persistent_chains: Tensor
     persistent_steps: Tensor
@@ -75,7 +77,7 @@ class RecoveryEBM(LevelEnergies):
         self.register_buffer("step_sizes", self.loc.new_zeros(schedule.levels))
         self.register_buffer("persistent_chains", self.loc.new_zeros(_SLOTS, *self.event_shape))
         self.register_buffer("persistent_steps", torch.zeros_like(self.step_sizes))
-        check_initializer(initializer, self.event_shape)
+        check_initializer(initializer, self)
         self.initializer = None if initializer is None else initializer.to(self.loc.device)
         self.__dict__["unconditional"] = self  # not a module of its own
 
