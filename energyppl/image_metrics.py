@@ -162,7 +162,10 @@ def label_balance(labels: Tensor, classes: int, expected: Tensor | None = None) 
 
 
 def nearest_neighbours(samples: Tensor, training: Tensor, k: int = 1, batch: int = 1024) -> Neighbours:
-    """For each sample the ``k`` nearest training points in Euclidean distance, exact to float64's last digits.
+    """For each sample the ``k`` nearest training points in Euclidean distance, worked out in float64.
+
+    Distances are exact to the last digits.  Which points are the nearest is told by squares about the training data's
+    mean: two are told apart if their squared distances differ by more than about 1e-15 of the largest square.
 
     Args:
         samples: ``(n, *event)``.
@@ -179,7 +182,8 @@ def nearest_neighbours(samples: Tensor, training: Tensor, k: int = 1, batch: int
     check_data("samples", samples, samples.shape[1:])
     check_data("training", training, training.shape[1:], at_least=k)
     samples, training = samples.detach().flatten(1), training.detach().flatten(1)
-    found = [_nearest(block.double(), training, k, batch) for block in samples.split(batch)]
+    centre = sum(rows.double().sum(0) for rows in training.split(batch)) / len(training)
+    found = [_nearest(block.double(), training, centre, k, batch) for block in samples.split(batch)]
     return Neighbours(torch.cat([index for index, _ in found]), torch.cat([distance for _, distance in found]))
 
 
@@ -225,7 +229,7 @@ def _pair(a: Tensor, b: Tensor, *, at_least: int) -> tuple[Tensor, Tensor]:
         )
     check_data("a", a, a.shape[1:], at_least=at_least)
     check_data("b", b, b.shape[1:], at_least=at_least)
-    return a.detach().double(), b.detach().double()
+    return a.detach().double(), b.detach().double().to(a.device)
 
 
 def _triangle(x: Tensor) -> Tensor:
@@ -266,13 +270,14 @@ def _across(x: Tensor, y: Tensor, degree: int) -> tuple[Tensor, Tensor, Tensor]:
     return rows, columns, squares / ((len(x) - 1) * (len(y) - 1))
 
 
-def _nearest(block: Tensor, training: Tensor, k: int, batch: int) -> tuple[Tensor, Tensor]:
+def _nearest(block: Tensor, training: Tensor, centre: Tensor, k: int, batch: int) -> tuple[Tensor, Tensor]:
+    from_centre = block - centre  # far from the origin the squares below would cancel
     squares = block.new_empty(len(block), 0)
     index = torch.empty(len(block), 0, dtype=torch.int64, device=block.device)
     for start in range(0, len(training), batch):
-        rows = training[start : start + batch].double()
+        rows = training[start : start + batch].double() - centre
         # |x − y|² but for |x|², which is the same for all: one product, many times faster than differences.
-        squares = torch.cat([squares, rows.square().sum(1) - 2.0 * block @ rows.mT], 1)
+        squares = torch.cat([squares, rows.square().sum(1) - 2.0 * from_centre @ rows.mT], 1)
         own = torch.arange(start, start + len(rows), device=block.device)
         index = torch.cat([index, own.expand(len(block), -1)], 1)
         squares, kept = squares.topk(min(k, squares.shape[1]), 1, largest=False)

@@ -105,8 +105,7 @@ def _tried(potential: Callable[[Tensor], Tensor], x: Tensor, net: nn.Module) -> 
             f"score matching differentiates the network twice, which {layers.say(where)} does not allow ({why}): "
             "replace that layer, or train by an objective of energies such as ContrastiveDivergence"
         )
-    score = torch.autograd.grad(energy.sum(), x, create_graph=True)[0] if energy.requires_grad else x.detach()
-    if weights and not _reaches(score, weights):
+    if not _reaches(_score(energy, x), weights):
         cut = f" ({layers.say(layers.cuts[0])} lets no gradient through)" if layers.cuts else ""
         raise InvalidInput(
             f"the gradient ∇U(x) must depend on the weights; that of {layers.say('')} does not{cut}: score matching "
@@ -116,7 +115,17 @@ def _tried(potential: Callable[[Tensor], Tensor], x: Tensor, net: nn.Module) -> 
     return energy
 
 
-def _reaches(score: Tensor, weights: list[nn.Parameter]) -> bool:
+def _score(energy: Tensor, x: Tensor) -> Tensor | None:
+    """∇U(x) with its graph, or None where the energy does not depend on ``x``."""
+    if not energy.requires_grad:
+        return None
+    return torch.autograd.grad(energy.sum(), x, create_graph=True, allow_unused=True)[0]
+
+
+def _reaches(score: Tensor | None, weights: list[nn.Parameter]) -> bool:
+    """Whether there is a score and it depends on a weight, if there are any."""
+    if score is None or not weights:
+        return score is not None
     if not score.requires_grad:
         return False
     found = torch.autograd.grad(score.sum(), weights, retain_graph=True, allow_unused=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_data, check_positive
+from energyppl._structure import beside
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.normalizer import Estimate, LogNormalizer
@@ -57,7 +58,8 @@ def bits_per_dimension(log_likelihood: Estimate, event_shape: Sequence[int], *, 
         log_likelihood: mean log density of the dequantised data, in nats.
         event_shape: of one point.
         gap: between neighbouring values, in the units of the density's points: one number, or one for each coordinate,
-            ``(*event)``.  Pixels in [0, 1] with 256 values have 1 / 255.
+            ``(*event)``.  Pixels of ``Images.dequantised`` have 1 / levels, so 1 / 256 for bytes; those of
+            ``x + u / 255`` have 1 / 255.
     """
     check_positive("gap", gap)
     size = math.prod(event_shape)
@@ -74,7 +76,7 @@ def bits_per_dimension(log_likelihood: Estimate, event_shape: Sequence[int], *, 
 def _energies(p: EnergyDistribution, x: Tensor) -> Tensor:
     check_data("x", x, p.event_shape, at_least=2)
     with torch.no_grad():
-        return p.energy(x).double()
+        return p.energy(beside(p, x)).double()
 
 
 def _mean(values: Tensor, log_z: LogNormalizer, sign: float, level: float | None) -> Estimate:

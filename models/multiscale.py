@@ -25,6 +25,7 @@ from energyppl.potential import AtLevel
 
 __all__ = ["MultiscaleEBM"]
 
+_BASE = "base_sigma"  # in a state dict
 _STEP = 0.2  # of σ0: the paper's 0.02 for σ0 = 0.1
 _REFUSAL = (
     "a MultiscaleEBM has no density to normalise: one energy serves all noise levels. In high dimension a point shows "
@@ -62,7 +63,7 @@ class MultiscaleEBM(EnergyModel):
 
     default_objective = MultiscaleScoreMatching
     sigmas: Tensor
-    _one: nn.Module
+    _one: "_Cooled"
 
     def __init__(
         self,
@@ -74,9 +75,13 @@ class MultiscaleEBM(EnergyModel):
     ) -> None:
         super().__init__(event_shape_of(net, event_shape), net)
         self.register_buffer("sigmas", _ladder(sigmas, base_sigma).to(self.loc))
-        self.base_sigma = float(base_sigma)
         # Not a module of its own: its weights are those of net.
-        self.__dict__["_one"] = _Times(handed_a_level(net, self.loc), self.base_sigma**-2)
+        self.__dict__["_one"] = _Cooled(handed_a_level(net, self.loc), float(base_sigma))
+
+    @property
+    def base_sigma(self) -> float:
+        """σ0, the noise of temperature 1; part of the state dict, since the same network with another is another U."""
+        return self._one.base_sigma
 
     def standardize(self, data: Tensor, *, isotropic: bool = True) -> None:
         """As :meth:`EnergyModel.standardize`, with one scale for all coordinates, as the noise has, unless told not to.
@@ -181,6 +186,27 @@ class MultiscaleEBM(EnergyModel):
         """
         raise NotNormalized(_REFUSAL)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # A number and not a buffer, which .half() would round: steps and temperatures are worked out from it.
+        destination[prefix + _BASE] = torch.tensor(self.base_sigma, dtype=torch.float64)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *lists: list[str],
+    ) -> None:
+        value = state_dict.pop(prefix + _BASE, None)  # of torch's own copy of the caller's
+        if value is not None:
+            self._one.base_sigma = float(value)
+        elif strict:
+            missing_keys.append(prefix + _BASE)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *lists)
+
     def _ladder(self, ladder: TemperatureLadder | None) -> TemperatureLadder:
         if ladder is not None:
             return ladder
@@ -217,17 +243,17 @@ class MultiscaleEBM(EnergyModel):
         return self.loc + self.scale * x
 
 
-class _Times(nn.Module):
-    """A network's energies times a number."""
+class _Cooled(nn.Module):
+    """A network's energies over σ0²."""
 
-    def __init__(self, net: nn.Module, factor: float) -> None:
+    def __init__(self, net: nn.Module, base_sigma: float) -> None:
         super().__init__()
         self.net = net
-        self.factor = factor
+        self.base_sigma = base_sigma
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         value: Tensor = self.net(x, level)
-        return value * self.factor
+        return value * self.base_sigma**-2
 
 
 def _refuse(*_: object) -> NoReturn:

@@ -149,6 +149,15 @@ def test_distance_of_a_copy_is_zero_far_from_the_origin() -> None:
     assert found.distance.abs().max() == 0.0
 
 
+def test_neighbours_far_from_the_origin_are_brute_forces() -> None:
+    """At 1e8 squares have 16 digits before the point, and with them 47 of 50 neighbours were wrong."""
+    samples, training = (1e8 + torch.randn(n, 3, 4, dtype=torch.float64) for n in (50, 200))
+    found = nearest_neighbours(samples, training, k=3, batch=70)
+    distance = (samples.flatten(1)[:, None] - training.flatten(1)).norm(dim=2).sort(1)
+    assert found.indices.equal(distance.indices[:, :3])
+    torch.testing.assert_close(found.distance, distance.values[:, :3], rtol=1e-12, atol=0.0)
+
+
 def test_copies_are_found() -> None:
     """Of 1,000 samples a share of 0.01 is expected, with a standard error of 0.0045: 5 of them are allowed."""
     training, held_out, fresh = torch.randn(2000, 6), torch.randn(1000, 6), torch.randn(1000, 6)

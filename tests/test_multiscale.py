@@ -188,6 +188,59 @@ def test_networks_with_and_without_a_level() -> None:
     assert set(dict(leveled.named_buffers())) - {"net.frequencies"} == {"loc", "scale", "is_standardized", "sigmas"}
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_dict_brings_its_base_sigma(tmp_path: Path, assign: bool) -> None:
+    """Energies, traced gradients and a potential made before loading are those of the model that was saved."""
+    saved, other = gaussian((2,), 0.7), ep.MultiscaleEBM(Bell((2,)), torch.linspace(3.0, 0.4, 128), base_sigma=0.4)
+    x, potential = torch.randn(5, 2), other.potential()
+    ep.energy_and_grad(potential, x)  # which is traced with the old σ0
+    ep.save_checkpoint(tmp_path / "state", dict(saved.state_dict()))
+    state = ep.load_checkpoint(tmp_path / "state")
+    other.load_state_dict(state, assign=assign)
+    assert state.keys() == saved.state_dict().keys(), "the caller's state dict is as it was"
+    assert other.base_sigma == saved.base_sigma == BASE
+    assert torch.equal(other.sigmas, saved.sigmas)
+    expected = ep.energy_and_grad(saved.potential(), x)
+    assert torch.allclose(expected[0], 0.35 * x.square().sum(-1) / BASE**2)
+    for found in (potential, other.potential()):
+        assert torch.equal(found(x), expected[0])
+        assert all(map(torch.equal, ep.energy_and_grad(found, x), expected))
+    assert torch.allclose(other.double().potential()(x.double()).float(), expected[0])
+    assert f"{(1.0 / other.base_sigma) ** 2:.0f}" == "100"
+
+
+def test_a_state_dict_without_base_sigma_is_refused() -> None:
+    ebm, state = gaussian(), gaussian().state_dict()
+    del state["base_sigma"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*base_sigma"):
+        ebm.load_state_dict(state)
+    assert ebm.load_state_dict(state, strict=False).missing_keys == ["base_sigma"]
+    assert ebm.base_sigma == BASE
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "base_sigma", "message"),
+    [
+        (CIFAR, 0.2, "another model's base_sigma: 0.1, not 0.2; continue"),
+        (CIFAR * 1.1, 0.1, "another model's sigmas: 1.2, not 1.32 at place 0; continue"),
+        (CIFAR.sqrt(), 0.5, "another model's sigmas"),
+        (CIFAR[::2], 0.1, "another model: sigmas differ"),
+    ],
+)
+def test_a_checkpoint_of_another_ladder_is_refused(
+    tmp_path: Path, sigmas: Tensor, base_sigma: float, message: str
+) -> None:
+    path, data, options = tmp_path / "run", torch.randn(100, 3), ep.TrainingOptions(steps=4, batch_size=30)
+    ep.fit(gaussian((3,), 0.5), data, options=options, checkpoint=path, progress=False)
+    other = ep.MultiscaleEBM(Bell((3,), 0.5), sigmas, base_sigma=base_sigma)
+    with pytest.raises(ep.CheckpointError, match=message):
+        ep.fit(other, data, options=options, checkpoint=path, progress=False)
+    assert other.base_sigma == base_sigma
+    assert other.net.k.item() == 0.5
+    history = ep.fit(gaussian((3,), 0.5), data, options=options, checkpoint=path, progress=False)
+    assert len(history.records) == 4
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     def run(steps: int, path: Path) -> Tensor:
         torch.manual_seed(0)

@@ -183,17 +183,19 @@ class Layer(nn.Module):
 
 
 class Net(nn.Module):
-    """½ |x|² and a perceptron with a layer in its middle and one at its end."""
+    """A perceptron with a layer in its middle and one at its end, and ½ |x|² if there is to be a ``bowl``."""
 
     event_shape = torch.Size((2,))
 
-    def __init__(self, middle: nn.Module, last: nn.Module | None = None) -> None:
+    def __init__(self, middle: nn.Module, last: nn.Module | None = None, *, bowl: bool = True) -> None:
         super().__init__()
+        self.bowl = 0.5 if bowl else 0.0
         self.body = nn.Sequential(nn.Linear(2, 8), nn.Sequential(nn.SiLU(), middle), nn.Linear(8, 1))
         self.last = nn.Identity() if last is None else last
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.body(x).squeeze(-1)) + 0.5 * x.square().sum(-1)
+        value = self.last(self.body(x).squeeze(-1))
+        return value + self.bowl * x.square().sum(-1) if self.bowl else value
 
 
 def attention(x: Tensor) -> Tensor:
@@ -203,6 +205,11 @@ def attention(x: Tensor) -> Tensor:
 
 def to_anchors(x: Tensor) -> Tensor:
     return torch.cdist(x, torch.arange(64.0).reshape(8, 8) / 64.0)
+
+
+@torch.no_grad()
+def unrecorded(x: Tensor) -> Tensor:
+    return x.tanh()
 
 
 class Bowl(nn.Module):
@@ -225,6 +232,8 @@ FAULTY = [
     (lambda: Net(Layer(attention)), r"layer 'body\.1\.1' \(Layer\).*not implemented"),
     (lambda: Net(Layer(to_anchors)), r"layer 'body\.1\.1' \(Layer\).*not implemented"),
     (lambda: Net(Layer(Tensor.detach)), r"depend on the weights.*layer 'body\.1\.1' \(Layer\) lets no gradient"),
+    (lambda: Net(Layer(Tensor.detach), bowl=False), r"depend on the weights.*layer 'body\.1\.1' \(Layer\) lets no"),
+    (lambda: Net(Layer(unrecorded), bowl=False), r"depend on the weights.*layer 'body\.1\.1' \(Layer\) lets no"),
     (Bowl, r"depend on the weights; that of Bowl does not"),
 ]
 
@@ -262,6 +271,85 @@ def test_torch_alone_says_nothing() -> None:
     (score,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
     true = torch.autograd.grad(score.square().sum(), net.body[0].weight)[0]
     assert silent is None or float((silent - true).norm() / true.norm()) > 1e-3
+
+
+# --- Networks whose curvature is not their own ---
+
+
+class Confined(nn.Module):
+    """``½ k |x|²`` and a perceptron, k a weight or 1."""
+
+    event_shape = torch.Size((2,))
+
+    def __init__(self, activation: type[nn.Module], *, zero: bool = False, learn_k: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(2, 16), activation(), nn.Linear(16, 16), activation())
+        self.head = nn.Linear(16, 1)
+        self.k = nn.Parameter(torch.ones(())) if learn_k else 1.0
+        if zero:
+            nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)).squeeze(-1) + 0.5 * self.k * x.square().sum(-1)
+
+
+class Mean(nn.Module):
+    """½ |x − m|², whose curvature no weight changes, and which has no kinks either."""
+
+    event_shape = torch.Size((2,))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.m = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * (x - self.m).square().sum(-1)
+
+
+@pytest.mark.parametrize("rows", [1, 32])
+@pytest.mark.parametrize("objective", OBJECTIVES[:2], ids=repr)
+@pytest.mark.parametrize("learn_k", [False, True])
+@pytest.mark.parametrize("zero", [False, True])
+def test_kinks_are_refused_whatever_else_is_curved(objective: object, rows: int, zero: bool, learn_k: bool) -> None:
+    """Smooth networks pass, those whose head is zero at first too; a kinked one is refused again the next time."""
+    for kinked in (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Hardtanh):
+        ebm = ep.EBM(Confined(kinked, zero=zero, learn_k=learn_k))
+        for _ in range(2):
+            with pytest.raises(ep.InvalidInput, match=r"must be curved.*ReLU \(weight '.*SiLU.*DenoisingScoreMatching"):
+                objective.loss(ebm, torch.randn(rows, 2))  # type: ignore[attr-defined]
+        assert math.isfinite(ep.DenoisingScoreMatching(0.5).loss(ebm, torch.randn(rows, 2)).value.item())
+    for smooth in (nn.SiLU, nn.Softplus, nn.Tanh, nn.ELU):
+        ebm = ep.EBM(Confined(smooth, zero=zero, learn_k=learn_k))
+        assert math.isfinite(objective.loss(ebm, torch.randn(rows, 2)).value.item())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[:2], ids=repr)
+def test_a_smooth_head_of_zeros_needs_no_other_curvature(objective: object) -> None:
+    net = Net(nn.SiLU(), bowl=False)
+    nn.init.zeros_(net.body[2].weight)
+    assert objective.loss(ep.EBM(net), torch.randn(8, 2)).value.item() == 0.0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[:2], ids=repr)
+def test_a_mean_is_learned(objective: object) -> None:
+    """Its score matching is the sample mean's: the loss is right though no weight changes the curvature."""
+    ebm, x = ep.EBM(Mean()), 3.0 + torch.randn(50, 2)
+    objective.loss(ebm, x).value.backward()  # type: ignore[attr-defined]
+    torch.testing.assert_close(ebm.net.m.grad, -x.mean(0))
+
+
+def test_the_look_leaves_no_trace() -> None:
+    """Random numbers and running means after the first loss are those after a loss of a network that was tried."""
+    net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.SiLU(), nn.Dropout(), nn.Linear(8, 1), nn.Flatten(0))
+    ebm, x = ep.EBM(net, event_shape=(2,)), torch.randn(32, 2)
+    start, found = [b.clone() for b in net.buffers()], []
+    for _ in range(2):
+        torch.manual_seed(7)
+        loss = ep.SlicedScoreMatching().loss(ebm, x).value.detach()
+        found.append([loss, torch.rand(()), *(b.clone() for b in net.buffers())])
+        for buffer, before in zip(net.buffers(), start, strict=True):
+            buffer.copy_(before)
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize(
