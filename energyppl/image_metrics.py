@@ -134,6 +134,10 @@ def label_balance(labels: Tensor, classes: int, expected: Tensor | None = None) 
         InvalidInput: if labels are no integers below ``classes``, or expected shares no positive ones that sum to 1.
     """
     check_count("classes", classes, at_least=2)
+    if not isinstance(labels, Tensor):
+        raise InvalidInput(
+            f"labels must be a tensor of integers; got {type(labels).__name__}: wrap them in torch.as_tensor"
+        )
     if labels.dim() != 1 or not len(labels) or labels.dtype.is_floating_point or labels.dtype.is_complex:
         raise InvalidInput(
             f"labels must be integers of shape (n,); got {labels.dtype} of shape {shape_text(labels.shape)}: "

@@ -50,6 +50,47 @@ class Labelled(Protocol):
         ...
 
 
+def check_model(model: object, needs: str, *attributes: str) -> None:
+    """Require a model of the kind that an objective trains.
+
+    Args:
+        model: what came.
+        needs: what needs which kind, the message's first words.
+        attributes: by which that kind is known.
+
+    Raises:
+        InvalidInput: if one of them is missing.
+    """
+    missing = [name for name in attributes if not hasattr(model, name)]
+    if missing:
+        came = f"{type(model).__name__}, without {', '.join(missing)}"
+        raise InvalidInput(f"{needs}; got {came}: {usual_training(model)}")
+
+
+def usual_training(model: object) -> str:
+    """What to do with a model that an objective is not for."""
+    own = getattr(model, "default_objective", None)
+    return "pass such a model" if own is None else f"train it by {describe(own)}"
+
+
+def check_tunable(kernel: Any, *, adapt: bool = False) -> None:
+    """Require None, or a kernel whose step size can be set for each level and, with ``adapt``, steered.
+
+    Raises:
+        InvalidInput: for a kernel's class, kernels made of others, and with ``adapt`` for one that never rejects.
+    """
+    if kernel is None:
+        return
+    name = f"the class {kernel.__name__}" if isinstance(kernel, type) else type(kernel).__name__
+    if isinstance(kernel, type) or not (hasattr(kernel, "resized") and hasattr(kernel, "target")):
+        raise InvalidInput(f"kernel must have one step size that training can set; got {name}: pass MALA(0.1) or HMC()")
+    if adapt and kernel.target is None:
+        raise InvalidInput(
+            f"{name} accepts every move, so its step size can't be adapted: pass adapt=False, or a kernel that accepts "
+            "and rejects"
+        )
+
+
 def initializer_parameters(model: nn.Module) -> list[Tensor]:
     """What a model's initializer learns; nothing if it has none."""
     initializer = getattr(model, "initializer", None)
@@ -77,10 +118,21 @@ def check_labels(model: nn.Module, data: Tensor, labels: Tensor) -> Tensor:
     Raises:
         InvalidInput: for anything else, or a model without classes.
     """
-    classes = int(getattr(getattr(model, "net", None), "classes", 0))
-    if classes == 0 or not hasattr(model, "given"):
-        raise InvalidInput("labels are for a model whose network has classes: build the network with classes=…")
-    if labels.shape != data.shape[:1] or labels.dtype.is_floating_point or labels.dtype == torch.bool:
+    if not hasattr(model, "given"):
+        raise InvalidInput(
+            f"labels need a model that can be given a class, as RecoveryEBM; got {type(model).__name__}: leave them out"
+        )
+    net = getattr(model, "net", None)
+    classes = int(getattr(net, "classes", 0))
+    if classes == 0:
+        raise InvalidInput(
+            f"labels are for a model whose network has classes; got {type(net).__name__} without: build it with "
+            "classes=…"
+        )
+    if not isinstance(labels, Tensor):
+        raise InvalidInput(f"labels must be a torch tensor; got {type(labels).__name__}: wrap it in torch.as_tensor")
+    kind = labels.dtype
+    if labels.shape != data.shape[:1] or kind.is_floating_point or kind.is_complex or kind == torch.bool:
         raise InvalidInput(
             f"labels must be one whole number for each of {len(data)} rows; got {labels.dtype} "
             f"{shape_text(labels.shape)}"
@@ -109,6 +161,9 @@ def describe(value: object) -> str:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
+_DECLARED = ("sigmas", "base_sigma")  # of a model's state: what it is built with and no training changes
+
+
 def require_same_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
     odd = [n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape] + [
         n for n in theirs if n not in ours
@@ -118,6 +173,14 @@ def require_same_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> 
             f"this checkpoint is of another model: {', '.join(odd[:4])} differ in presence or shape; "
             "build the model with the settings it was trained with"
         )
+    for name in _DECLARED:
+        was, now = (state[name].double().flatten().tolist() if name in state else [] for state in (theirs, ours))
+        for place, (their, our) in enumerate(zip(was, now, strict=True)):
+            if their != our:
+                raise CheckpointError(
+                    f"this checkpoint was made with another model's {name}: {their:.6g}, not {our:.6g}"
+                    f"{f' at place {place}' if len(now) > 1 else ''}; continue with the same, or write to another place"
+                )
 
 
 def usual_rate(objective: object, model: object, data: Tensor) -> float:

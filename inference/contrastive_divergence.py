@@ -8,6 +8,7 @@ from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
+from energyppl.inference._run_state import check_model, check_tunable, usual_training
 from energyppl.inference.chains import run_chain
 from energyppl.inference.dual_averaging import steer_steps
 from energyppl.inference.noise_contrastive import conditional_contrast
@@ -37,7 +38,7 @@ class ContrastiveDivergence:
         gain: how fast: log step size moves by ``gain * (acceptance − target)`` at each update.
 
     Raises:
-        InvalidInput: for steps below one.
+        InvalidInput: for steps below one, or a kernel without one step size.
     """
 
     kernel: TunableKernel | None = None
@@ -47,19 +48,21 @@ class ContrastiveDivergence:
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
+        check_tunable(self.kernel)
 
     def prepare(self, model: Any) -> None:
         """Give the model the kernel, and a place to keep its step size.
 
         Raises:
-            InvalidInput: for a model of several levels.
+            InvalidInput: for a model of several levels, or of another kind.
         """
+        check_model(model, "contrastive divergence needs a model of one energy with a kernel, as an EBM", "kernel")
         if getattr(model, "step_sizes", None) is None:
             model.register_buffer("step_sizes", next(model.parameters()).detach().new_zeros(1))
         if len(model.step_sizes) != 1:
             raise InvalidInput(
-                f"contrastive divergence is for a model of one energy; got {len(model.step_sizes)} levels: train them "
-                "by RecoveryLikelihood or PersistentLikelihood"
+                f"contrastive divergence is for a model of one energy; got {len(model.step_sizes)} levels of a "
+                f"{type(model).__name__}: {usual_training(model)}"
             )
         hand_kernel(model, self.kernel)
 

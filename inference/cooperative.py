@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from energyppl._checks import check_data
 from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_only
+from energyppl.inference._run_state import check_model
 from energyppl.inference.chains import Trajectory, run_chain
 from energyppl.inference.initializers import (
     CooperativeModel,
@@ -85,11 +86,13 @@ class CooperativeRecovery:
         """Give the model its kernel and its initializer, before the optimiser collects what is to be learned.
 
         Raises:
-            InvalidInput: if neither has an initializer, or it is for points of another shape.
+            InvalidInput: for another kind of model, if neither has an initializer, or for one that doesn't fit.
         """
+        needs = "cooperative training needs a model of levels whose chains an initializer begins, as a RecoveryEBM"
+        check_model(model, needs, "persistent_chains", "initializer", "label", "guidance")
         self.recipe.prepare(model)
         if self.initializer is not None:
-            check_initializer(self.initializer, model.event_shape)
+            check_initializer(self.initializer, model)
             model.initializer = self.initializer.to(model.step_sizes)  # its device and dtype
         if model.initializer is None:
             raise InvalidInput(

@@ -43,15 +43,21 @@ class ExactLikelihood:
         check_positive("half_width", self.half_width)
 
     def prepare(self, model: Any) -> None:
-        """Require a model of one or two dimensions.
+        """Require a model of one or two dimensions, and of one density.
 
         Raises:
-            InvalidInput: for more.
+            InvalidInput: for more, or a model that was given a class for each row.
         """
         if not 1 <= math.prod(model.event_shape) <= 2:
             raise InvalidInput(
                 f"exact likelihood integrates on a grid, in one or two dimensions; got event_shape "
                 f"{shape_text(model.event_shape)}: train by ContrastiveDivergence, score matching or RecoveryLikelihood"
+            )
+        label = getattr(model, "label", None)
+        if label is not None and label.dim():
+            raise InvalidInput(
+                f"exact likelihood is of one density at a time, and each class has its own; got a label for each of "
+                f"{len(label)} rows: train by RecoveryLikelihood or NoiseContrastive, or leave labels out"
             )
 
     def loss(self, model: ScoredModel, batch: Tensor) -> Loss:

@@ -59,19 +59,69 @@ def model_of_rows(model: CooperativeModel, rows: Tensor) -> CooperativeModel:
     """The model of some rows of a batch: another one only where each row has a class of its own."""
     if model.label is None or not model.label.dim():
         return model
-    return model.unconditional.given(model.label[rows], guidance=model.guidance)
+    return model.unconditional.given(model.label.to(rows.device)[rows], guidance=model.guidance)
 
 
-def check_initializer(initializer: object, event_shape: torch.Size) -> None:
-    """Require an initializer network for points of this shape, or None."""
-    own = getattr(initializer, "event_shape", event_shape)
+def check_initializer(initializer: object, model: RecoveryModel) -> None:
+    """Require an initializer network for a model's points, levels and classes, or None; it is tried on three points.
+
+    Raises:
+        InvalidInput: for points of another shape, other classes or fewer levels, or if it fails or returns something
+            else than a shift and a log scale.
+    """
     if initializer is None:
         return
-    if not isinstance(initializer, nn.Module) or torch.Size(own) != event_shape:
+    own = getattr(initializer, "event_shape", model.event_shape)
+    if not isinstance(initializer, nn.Module) or torch.Size(own) != model.event_shape:
         came = shape_text(own) if isinstance(initializer, nn.Module) else type(initializer).__name__
         raise InvalidInput(
-            f"the initializer must be a network for points of shape {shape_text(event_shape)}; got {came}: "
-            f"build MLPInitializer({shape_text(event_shape)}) or another"
+            f"the initializer must be a network for points of shape {shape_text(model.event_shape)}; got {came}: "
+            f"build MLPInitializer({shape_text(model.event_shape)}) or another"
+        )
+    classes, theirs = (int(getattr(net, "classes", 0)) for net in (initializer, getattr(model, "net", None)))
+    if classes not in (0, theirs):
+        raise InvalidInput(
+            f"the initializer must have no classes, or the {theirs} of the model's network; got {classes}: build it "
+            f"with classes={theirs}"
+        )
+    # It may not have been moved to the model yet.
+    like = next((p for p in initializer.parameters() if p.dtype.is_floating_point), model.step_sizes)
+    points = torch.zeros(3, *model.event_shape, dtype=like.dtype, device=like.device)
+    for answer in _tried(initializer, points, model.schedule.levels - 1, classes):
+        _check_answer(answer, points)
+
+
+def _tried(initializer: nn.Module, points: Tensor, top: int, classes: int) -> list[object]:
+    """What it answers at the top level, given for each point, for all at once, and with no class."""
+    level = torch.full((len(points),), top, device=points.device)
+    try:
+        with torch.no_grad():
+            answers = [initializer(points, level), initializer(points, level[0])]
+            return [*answers, initializer(points, level, torch.full_like(level, classes))] if classes else answers
+    except IndexError as error:
+        raise InvalidInput(
+            f"the initializer must take levels up to {top}; it raised: {error}: build it with levels={top + 1} or more"
+        ) from error
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise InvalidInput(
+            f"the initializer must take points {shape_text(points.shape)} and whole levels, (3,) or one for all; it "
+            f"raised: {error}"
+        ) from error
+
+
+def _check_answer(answer: object, points: Tensor) -> None:
+    """Require a shift for each point, and a log scale that broadcasts to it."""
+    parts = answer if isinstance(answer, (tuple, list)) else [answer]
+    shapes = [part.shape for part in parts if isinstance(part, Tensor)]
+    try:
+        fits = len(shapes) == len(parts) == 2 and shapes[0] == points.shape == torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        kinds = (shape_text(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts)
+        raise InvalidInput(
+            f"the initializer must return a shift {shape_text(points.shape)} and a log scale, of that shape or (), for "
+            f"points {shape_text(points.shape)}; got {' and '.join(kinds)}: return both, as MLPInitializer does"
         )
 
 
@@ -119,7 +169,7 @@ def _initialize(model: CooperativeModel, net: nn.Module, points: Tensor, level: 
     if model.label is None or not getattr(net, "classes", 0):
         shift, log_scale = net(points, level)
         return shift, log_scale
-    shift, log_scale = net(points, level, model.label)
+    shift, log_scale = net(points, level, model.label.to(points.device))
     if model.guidance:
         shift = (1.0 + model.guidance) * shift - model.guidance * net(points, level)[0]
     return shift, log_scale

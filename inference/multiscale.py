@@ -118,6 +118,7 @@ def anneal_temperature(
     event_shape, given = potential.event_shape, x.detach()
     if seen is not None:
         check_seen(seen, given, event_shape)
+        seen = seen.to(given.device)
     x, temperatures = given, (TemperatureLadder() if ladder is None else ladder).temperatures().tolist()
     diverging = torch.zeros(x.shape[: x.dim() - len(event_shape)], dtype=torch.bool, device=x.device)
     for temperature in temperatures:
@@ -163,7 +164,7 @@ def check_seen(seen: Tensor, x: Tensor, event_shape: torch.Size) -> None:
         raise InvalidInput("seen must be True somewhere; got all False: without seen coordinates, sample instead")
     if bool(seen.all()):
         raise InvalidInput("seen must be False somewhere; got all True: there is nothing to fill in")
-    if not bool(torch.isfinite(x[seen.expand(x.shape)]).all()):
+    if not bool(torch.isfinite(x[seen.expand(x.shape).to(x.device)]).all()):
         raise InvalidInput("what is seen must be finite; got NaN or infinity: mark those coordinates as not seen")
 
 
@@ -281,7 +282,7 @@ class LevelScoreMatching:
             raise InvalidInput(f"extra must lie in [0, 1); got {self.extra}")
 
     def prepare(self, model: Any) -> None:
-        """Require a model of levels which all have noise.
+        """Require a model of levels which all have noise, each with a normaliser of its own.
 
         Raises:
             InvalidInput: for any other.
@@ -291,6 +292,12 @@ class LevelScoreMatching:
             raise InvalidInput(
                 f"score matching at every level needs a model with a schedule, as RecoveryEBM; got "
                 f"{type(model).__name__}: for one energy use DenoisingScoreMatching"
+            )
+        levels = getattr(model, "levels", schedule.levels)
+        if levels != schedule.levels:
+            raise InvalidInput(
+                f"score matching at every level trains {schedule.levels} levels, each up to a constant of its own; got "
+                f"{type(model).__name__}, whose {levels} levels share one: train it by PersistentLikelihood"
             )
         if float(schedule.sigma_bar[0]) <= 0.0:
             raise InvalidInput(

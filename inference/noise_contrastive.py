@@ -96,8 +96,8 @@ class NoiseContrastive:
                 self._begin(model, x)
         base = self._base(model)
         noise = base.sample(self.ratio * len(x)).to(x)
-        potential = model.potential(self.level)
-        odds = torch.cat([base(x), base(noise)]) - torch.cat([potential(x), potential(noise)]) - model.log_z
+        own, theirs = model.potential(self.level)(x), self._of_noise(model).potential(self.level)(noise)
+        odds = torch.cat([base(x), base(noise)]) - torch.cat([own, theirs]) - model.log_z
         own, theirs = (odds - math.log(self.ratio)).split([len(x), len(noise)])
         value = nn.functional.softplus(-own).mean() + self.ratio * nn.functional.softplus(theirs).mean()
         right = 0.5 * ((own > 0).double().mean() + (theirs < 0).double().mean())
@@ -123,6 +123,14 @@ class NoiseContrastive:
         draws = base.sample(len(x)).to(x)
         log_weights = base(draws) - model.potential(self.level)(draws)
         model.log_z.copy_(torch.logsumexp(log_weights, 0) - math.log(len(x)))
+
+    def _of_noise(self, model: Any) -> ContrastedModel:
+        """The model of the noise points, which have the classes of the rows they are compared with."""
+        label = getattr(model, "label", None)
+        if label is not None and label.dim():
+            model = model.unconditional.given(label.repeat(self.ratio), guidance=model.guidance)
+        given: ContrastedModel = model
+        return given
 
     def _base(self, model: ContrastedModel) -> Base:
         return GaussianBase(model.noise[0], model.noise[1]) if self.base is None else self.base

@@ -18,6 +18,7 @@ from torch import Tensor
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.gradient import energy_and_grad
+from energyppl.inference._run_state import check_model, check_tunable
 from energyppl.inference.chains import Trajectory, run_chain
 from energyppl.inference.dual_averaging import steer_steps
 from energyppl.inference.persistent import Contrast, Roaming, persistent_contrast
@@ -143,7 +144,8 @@ class RecoveryLikelihood:
             ``force_dtype``, and energies that accept or reject keep the weights' own.
 
     Raises:
-        InvalidInput: for steps below one, a share outside [0, 1), or adaptation of a kernel that never rejects.
+        InvalidInput: for steps below one, a share outside [0, 1), a kernel without one step size, or adaptation of one
+            that never rejects.
     """
 
     kernel: TunableKernel | None = None
@@ -168,14 +170,16 @@ class RecoveryLikelihood:
                 "with shared_noise the data are no draws of their recovery distributions, so chains must not start "
                 "there: pass start=from_noisy or an initializer"
             )
-        if self.adapt and self.kernel is not None and self.kernel.target is None:
-            raise InvalidInput(
-                f"{type(self.kernel).__name__} accepts every move, so its step size can't be adapted: "
-                "pass adapt=False, or a kernel that accepts and rejects"
-            )
+        check_tunable(self.kernel, adapt=self.adapt)
 
     def prepare(self, model: RecoveryModel) -> None:
-        """Give the model the kernel whose step sizes are about to be learned."""
+        """Give the model the kernel whose step sizes are about to be learned.
+
+        Raises:
+            InvalidInput: for another kind of model.
+        """
+        needs = "recovery likelihood needs a model of levels that are recovered from each other, as a RecoveryEBM"
+        check_model(model, needs, "schedule", "kernel", "step_sizes", "persistent_chains", "persistent_steps")
         hand_kernel(model, self.kernel)
 
     def loss(self, model: RecoveryModel, batch: Tensor) -> Loss:

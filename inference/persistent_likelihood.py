@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
+from energyppl.inference._run_state import check_model, check_tunable
 from energyppl.inference.chain_buffer import ChainBuffer
 from energyppl.inference.dual_averaging import group_means, steer_steps
 from energyppl.inference.joint import JointModel, move_jointly
@@ -62,7 +63,8 @@ class PersistentLikelihood:
         autocast: arithmetic of the loss, as in :class:`RecoveryLikelihood`.
 
     Raises:
-        InvalidInput: for fewer moves than sweeps, a share outside [0, 1], or adaptation of a kernel that never rejects.
+        InvalidInput: for fewer moves than sweeps, a share outside [0, 1], a kernel without one step size, adaptation of
+            one that never rejects, or chains that are no buffer.
     """
 
     kernel: TunableKernel | None = None
@@ -85,17 +87,20 @@ class PersistentLikelihood:
             raise InvalidInput(f"room must be positive; got {self.room}: infinity lets every chain count")
         if not 0.0 <= self.rejuvenate <= 1.0:
             raise InvalidInput(f"rejuvenate must lie in [0, 1]; got {self.rejuvenate}")
-        if self.adapt and self.kernel is not None and self.kernel.target is None:
+        check_tunable(self.kernel, adapt=self.adapt)
+        if self.buffer is not None and not isinstance(self.buffer, ChainBuffer):
             raise InvalidInput(
-                f"{type(self.kernel).__name__} accepts every move, so its step size can't be adapted: pass adapt=False"
+                f"buffer must be a ChainBuffer; got {type(self.buffer).__name__}: pass none to have chains made"
             )
 
     def prepare(self, model: Any) -> None:
         """Give the model its kernel and its chains, before the optimiser and checkpoints look at it.
 
         Raises:
-            InvalidInput: for chains of another model or device.
+            InvalidInput: for another kind of model, or chains of another model or device.
         """
+        needs = "persistent likelihood needs a model that keeps chains, as an EBM or a JointEBM"
+        check_model(model, needs, "kernel", "step_sizes", "levels", "chains", "at_level")
         hand_kernel(model, self.kernel)
         if self.buffer is not None:
             self.buffer.check(model.event_shape, model.levels, model.loc)

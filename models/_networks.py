@@ -50,7 +50,12 @@ def check_label(net: nn.Module, label: int | Tensor, guidance: float) -> Tensor:
             f"this model's network, {type(net).__name__}, has no classes: build it with classes=… and train it with "
             "fit(…, labels=…)"
         )
-    labels = torch.as_tensor(label)
+    try:
+        labels = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(
+            f"label must be a whole number or a tensor of them; got {label!r}: {classes} means no class"
+        ) from error
     check_whole("label", labels)
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) <= classes):
         raise InvalidInput(

@@ -121,8 +121,9 @@ def measured(ebm: RecoveryEBM, measurement: LinearMeasurement) -> RecoveryEBM:
     them by chains of :meth:`RecoveryEBM.marginal` for draws that are the posterior's own.
 
     Raises:
-        InvalidInput: if the matrix is for points of another size.
+        InvalidInput: if the matrix is for points of another size, or the model is no RecoveryEBM.
     """
+    _check_kind("a measurement", ebm)
     size = math.prod(ebm.event_shape)
     if measurement.matrix.shape[1] != size:
         raise InvalidInput(
@@ -203,17 +204,36 @@ def _asked(ebm: RecoveryEBM) -> dict[str, Any]:
     return {"event_shape": own.event_shape, "each": own.each, "label": own.label, "guidance": own.guidance}
 
 
+def _check_kind(what: str, ebm: object) -> None:
+    if not hasattr(ebm, "with_net"):
+        raise InvalidInput(
+            f"{what} needs energies at every level of a schedule, as a RecoveryEBM has; got {type(ebm).__name__}: "
+            "train the network in RecoveryEBM(net, schedule)"
+        )
+
+
 def _check_parts(ebms: Sequence[RecoveryEBM], weights: Sequence[float]) -> None:
     if not ebms:
         raise InvalidInput("a composition needs at least one model; got none")
     if len(weights) != len(ebms) or not all(math.isfinite(weight) for weight in weights):
         raise InvalidInput(f"weights must be {len(ebms)} finite numbers, one for each model; got {list(weights)}")
-    first = ebms[0]
     for index, ebm in enumerate(ebms):
-        same = ebm.event_shape == first.event_shape and ebm.schedule.levels == first.schedule.levels
-        if not (same and torch.equal(ebm.schedule.alpha_bar, first.schedule.alpha_bar)):
+        _check_kind("a composition", ebm)
+        odd = _differences(ebm, ebms[0])
+        if odd:
             raise InvalidInput(
-                f"the models of a composition must share event_shape and schedule; model {index} has "
-                f"{shape_text(ebm.event_shape)} and {ebm.schedule.levels} levels, model 0 "
-                f"{shape_text(first.event_shape)} and {first.schedule.levels}"
+                f"the models of a composition must share event_shape and schedule; got another {', '.join(odd)} in "
+                f"model {index} than in model 0: train both with one schedule"
             )
+
+
+def _differences(ebm: RecoveryEBM, other: RecoveryEBM) -> list[str]:
+    """What two models should have in common and don't."""
+    ours, theirs = ebm.schedule, other.schedule
+    same = {
+        "event_shape": ebm.event_shape == other.event_shape,
+        "alpha_bar": torch.equal(ours.alpha_bar, theirs.alpha_bar),
+        "sigma_bar": torch.equal(ours.sigma_bar, theirs.sigma_bar),
+        "tethered_top": ours.tethered_top == theirs.tethered_top,
+    }
+    return [name for name, holds in same.items() if not holds]

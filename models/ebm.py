@@ -77,5 +77,12 @@ class EBM(EnergyModel):
         """Rows of data ``(n, *event)``, standardised; their levels ``(n,)`` are all 0."""
         return self.standardized(data)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *options: Any) -> None:
+        # Training has made the chains, which a model that was never trained lacks.
+        chains = state_dict.get(f"{prefix}chains.x")
+        if chains is not None and self.chains is None:
+            self.chains = ChainBuffer(self.event_shape, len(chains)).to(self.loc)
+        super()._load_from_state_dict(state_dict, prefix, *options)
+
     def _anneal(self, level: int, **options: Any) -> LogNormalizer:
         return anneal_through_levels(self, level, [self.potential(level)], 1.0, **options)

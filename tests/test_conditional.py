@@ -1,6 +1,7 @@
 """Models given a class, composed, or given a measurement, against answers that are known."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,6 +131,19 @@ def ordinary() -> ep.RecoveryEBM:
     return ep.RecoveryEBM(MLPEnergy((2,)), SCHEDULE)
 
 
+def ladder(name: str, tethered_top: bool = False) -> ep.RecoveryEBM:
+    """Of as many levels as the ordinary one."""
+    schedule = replace(getattr(ep.NoiseSchedule, name)(6), tethered_top=tethered_top)
+    return ep.RecoveryEBM(MLPEnergy((2,)), schedule)
+
+
+SEEN = LinearMeasurement(torch.ones(1, 2), torch.zeros(1))
+
+
+def test_equal_schedules_compose() -> None:
+    assert product(ladder("linear_sigmas"), ladder("linear_sigmas")).schedule.levels == 6
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -152,6 +166,15 @@ def ordinary() -> ep.RecoveryEBM:
             lambda: product(ordinary(), ep.RecoveryEBM(MLPEnergy((2,)), ep.NoiseSchedule.cosine(3))),
             "must share",
         ),
+        (lambda: product(ordinary(), ladder("linear_sigmas")), "got another alpha_bar, sigma_bar in model 1"),
+        (lambda: mixture(ladder("linear_sigmas"), ladder("geometric_sigmas")), "got another sigma_bar in model 1 than"),
+        (lambda: product(ladder("linear_sigmas"), ladder("linear_sigmas", True)), "got another tethered_top in model"),
+        (lambda: product(ep.EBM(MLPEnergy((2,))), ep.EBM(MLPEnergy((2,)))), "as a RecoveryEBM has; got EBM: train"),
+        (lambda: mixture(ordinary(), ep.JointEBM(MLPEnergy((2,)), SCHEDULE)), "as a RecoveryEBM has; got JointEBM"),
+        (lambda: measured(ep.EBM(MLPEnergy((2,))), SEEN), "a measurement needs .* as a RecoveryEBM has; got EBM"),
+        (lambda: measured(ep.JointEBM(MLPEnergy((2,)), SCHEDULE), SEEN), "as a RecoveryEBM has; got JointEBM"),
+        (lambda: ep.RecoveryEBM(Classes(), SCHEDULE).given(None), "label must be a whole number .*; got None: 2 means"),
+        (lambda: ep.RecoveryEBM(Classes(), SCHEDULE).given("a"), "label must be a whole number .*; got 'a': 2 means"),
         (lambda: mixture(ordinary(), weights=[-1.0]), "must be positive"),
         (lambda: LinearMeasurement.mask(torch.zeros(2), torch.zeros(3, dtype=torch.bool)), r"mask of shape \(2,\)"),
         (lambda: LinearMeasurement.mask(torch.zeros(2), torch.zeros(2, dtype=torch.bool)), "all False"),

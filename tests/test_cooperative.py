@@ -1,7 +1,9 @@
 """Cooperative training: the initializer's Gaussian, its teaching, and corrections that keep the target as it is."""
 
+import copy
 import math
 import warnings
+from collections.abc import Callable
 
 import pyro
 import pytest
@@ -178,6 +180,67 @@ def test_the_guide_serves_pyro_and_its_elbo_improves() -> None:
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(num_particles=4, vectorize_particles=False))
     losses = [svi.step(noisy) / 200 for _ in range(60)]
     assert sum(losses[-10:]) / 10 < sum(losses[:5]) / 5 - 0.2
+
+
+class Answers(nn.Module):
+    """A user's initializer, which says nothing of the points it takes, nor has weights."""
+
+    def __init__(self, answer: Callable[..., object], classes: int = 0) -> None:
+        super().__init__()
+        self.answer, self.classes = answer, classes
+
+    def forward(self, *arguments: Tensor) -> object:
+        return self.answer(*arguments)
+
+
+MISFITS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "more classes": (lambda: MLPInitializer((2,), classes=5), "the 3 of the model's network; got 5: build .*=3"),
+    "fewer classes": (lambda: MLPInitializer((2,), classes=2), "the 3 of the model's network; got 2"),
+    "fewer levels": (lambda: MLPInitializer((2,), levels=3), "must take levels up to 69; .* build it with levels=70"),
+    "the usual levels": (lambda: MLPInitializer((2,)), "must take levels up to 69"),
+    "another shape": (lambda: Answers(lambda x, level: nn.Linear(3, 3)(x)), r"must take points \(3, 2\).*it raised"),
+    "no level": (lambda: Answers(lambda x: (x, x)), "it raised: .*positional argument"),
+    "no label": (lambda: Answers(lambda x, level: (x, x), classes=3), "it raised: .*positional argument"),
+    "levels for each only": (lambda: Answers(lambda x, level: (x * len(level), x)), "whole levels, .* it raised"),
+    "one answer": (lambda: Answers(lambda x, level: x), r"a shift \(3, 2\) and a log scale.*; got \(3, 2\): return"),
+    "a number": (lambda: Answers(lambda x, level: (x, 0.0)), r"; got \(3, 2\) and float: return"),
+    "another log scale": (lambda: Answers(lambda x, level: (x, x[..., 0])), r"; got \(3, 2\) and \(3,\): return"),
+    "a flat shift": (lambda: Answers(lambda x, level: (x.sum(), x)), r"; got \(\) and \(3, 2\): return"),
+}
+
+
+@pytest.mark.parametrize("attach", ["model", "objective"])
+@pytest.mark.parametrize("name", MISFITS)
+def test_an_initializer_that_does_not_fit_is_refused_when_it_is_attached(name: str, attach: str) -> None:
+    make, message = MISFITS[name]
+    net, schedule = MLPEnergy((2,), hidden=8, classes=3, levels=70), ep.NoiseSchedule.cosine(70)
+    ways: dict[str, Callable[[], object]] = {
+        "model": lambda: ep.RecoveryEBM(net, schedule, initializer=make()),
+        "objective": lambda: ep.CooperativeRecovery(initializer=make()).prepare(ep.RecoveryEBM(net, schedule)),
+    }
+    with pytest.raises(ep.InvalidInput, match=message):
+        ways[attach]()
+
+
+@pytest.mark.parametrize(
+    "initializer",
+    [
+        MLPInitializer((2,), classes=3, levels=6),
+        MLPInitializer((2,), levels=6, learn_scale=True).double(),
+        Answers(lambda x, level: (0.0 * x, x.new_zeros(()))),
+        Answers(lambda x, level: [0.0 * x, level.to(x)[..., None]]),
+    ],
+)
+def test_an_initializer_that_fits_is_not_changed_by_being_tried(initializer: nn.Module) -> None:
+    before = copy.deepcopy(initializer.state_dict())
+    net = MLPEnergy((2,), hidden=8, classes=3)
+    ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(6), initializer=initializer)
+    ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(6))
+    ep.CooperativeRecovery(initializer=initializer).prepare(ebm)
+    assert ebm.sample((4,), steps=2).shape == (4, 2)
+    assert all(p.grad is None for p in initializer.parameters())
+    for name, value in initializer.state_dict().items():
+        assert torch.equal(value, before[name].to(value)), name
 
 
 @pytest.mark.parametrize(
