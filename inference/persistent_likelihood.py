@@ -153,6 +153,7 @@ class PersistentLikelihood:
             "diverging": float(run.diverging.float().mean()),
             "level_least": float(share.min()) * model.levels,  # 1 where all levels have equal shares of the chains
             "level_most": float(share.max()) * model.levels,
+            "level_changed": float((run.level != run.path[-1]).float().mean()),  # near 0 if levels lie too far apart
             "chain_age": float(chains.age.double().mean()),
         }
         return Loss(gap, record)

@@ -181,7 +181,7 @@ def test_checkpoints_hold_the_chains() -> None:
     ours, theirs = (run.model.state_dict() for run in (other, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert "chains.x" in ours
-    for name in ("level_least", "level_most", "chain_age", "acceptance"):
+    for name in ("level_least", "level_most", "level_changed", "chain_age", "acceptance"):
         assert math.isfinite(whole.records[-1].values[name])
 
 
