@@ -27,7 +27,8 @@ def product(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> Recov
     more; at level 0 the energy is the weighted sum.
 
     Args:
-        ebms: models on the same schedule and of the same points; the first one's coordinates are kept.
+        ebms: models on the same schedule, device and of the same points; the first one's coordinates are kept.
+            Compose again after moving or standardising one of them anew; moving the whole moves all.
         weights: one for each; 1 if None.
 
     Raises:
@@ -45,7 +46,8 @@ def mixture(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> Recov
     ``w_i = s_i exp(−log_normalizer_i)``.
 
     Args:
-        ebms: models on the same schedule and of the same points; the first one's coordinates are kept.
+        ebms: models on the same schedule, device and of the same points; the first one's coordinates are kept.
+            Compose again after moving or standardising one of them anew; moving the whole moves all.
         weights: one positive number for each; 1 if None.
 
     Raises:
