@@ -77,7 +77,7 @@ def train(x: Tensor, seconds: float, *, plain: bool) -> tuple[ep.RecoveryEBM, ep
             if attempt == "speed" and count == 25:
                 updates = max(100, int(20 * seconds / spent))
                 break
-            if attempt == "run" and count % max(1, updates // 20) == 0:
+            if attempt == "run" and count % max(200, updates // 10) == 0:
                 print(f"  {count:6} updates, {spent:5.0f} s: {shown(record)}", flush=True)
     return ebm, training.finish()
 
