@@ -18,7 +18,7 @@ from energyppl.inference.transition import TunableKernel, casting, widen
 from energyppl.potential import Potential
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["Contrast", "Roaming", "chain_weights", "persistent_contrast", "roaming_levels"]
+__all__ = ["Contrast", "Roaming", "chain_contrast", "persistent_contrast", "roaming_levels"]
 
 _WIDE = 1.5  # standard deviations of the marginal: where chains begin
 _FRESH = 0.02  # share of the visited chains that begin anew
@@ -99,15 +99,18 @@ def persistent_contrast(model: Roaming, batch: Tensor, steps: int, autocast: tor
         energy = model.potential(torch.cat([level, level]))(torch.cat([data, chain.state.x]))
     own, theirs = energy.to(data.dtype).split(count)
     room = math.prod(model.event_shape) * (spread / model.schedule.sigma_bar.to(spread)).log()[level]
-    weight = chain_weights(own, level, theirs, level, model.schedule.levels, room)
-    value = (_by_level(weight, level, model.schedule.levels) * own - weight * theirs).mean()
+    value, weight = chain_contrast(own, level, theirs, level, model.schedule.levels, room)
     return Contrast(value, float(weight.mean()), float((own - theirs).detach().mean()))
 
 
-def chain_weights(
+def chain_contrast(
     own: Tensor, own_level: Tensor, theirs: Tensor, level: Tensor, levels: int, room: float | Tensor
-) -> Tensor:
-    """How much each chain counts, ``(chains,)``: ``sigmoid(mean energy of its level's data + room + 3 − U)``.
+) -> tuple[Tensor, Tensor]:
+    """Mean energy of data less that of chains, ``()``, and how much each chain counts, ``(chains,)``.
+
+    The latter is ``sigmoid(mean energy of its level's data + room + 3 − U)``.  A chain that doesn't count stands for
+    data of its level, so that levels keep their shares of the gradient: left out, it would let a level sink, unopposed,
+    to which chains that choose their level then go.
 
     Args:
         own: energies of data, ``(n,)``, in nats.
@@ -117,11 +120,7 @@ def chain_weights(
         levels: how many there are.
         room: nats that a place may make up for by its size, a number or ``(chains,)``.
     """
-    own = own.detach()
-    usual = group_means(own, own_level, levels).nan_to_num(nan=float(own.mean()))
-    return torch.sigmoid(usual[level] + room + _MARGIN - theirs.detach())
-
-
-def _by_level(values: Tensor, level: Tensor, levels: int) -> Tensor:
-    """Each value's level's mean, ``(n,)``."""
-    return group_means(values, level, levels)[level]
+    usual = group_means(own, own_level, levels)
+    usual = torch.where(usual.isnan(), own.mean(), usual)[level]
+    weight = torch.sigmoid((usual + room + _MARGIN - theirs).detach())
+    return own.mean() - (weight * theirs + (1.0 - weight) * usual).mean(), weight

@@ -16,11 +16,11 @@ from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.inference._run_state import check_model, check_tunable
 from energyppl.inference.chain_buffer import ChainBuffer
-from energyppl.inference.dual_averaging import group_means, steer_steps
+from energyppl.inference.dual_averaging import steer_steps
 from energyppl.inference.joint import JointModel, move_jointly
 from energyppl.inference.noise_contrastive import conditional_contrast
 from energyppl.inference.objectives import Loss, share_levels
-from energyppl.inference.persistent import chain_weights
+from energyppl.inference.persistent import chain_contrast
 from energyppl.inference.transition import TunableKernel, casting, check_force_dtype, hand_kernel
 from energyppl.schedule import NoiseSchedule
 
@@ -138,12 +138,7 @@ class PersistentLikelihood:
             energy = model.potential(torch.cat([level, run.level]))(torch.cat([data, run.x]))
         own, theirs = energy.to(data.dtype).split([len(data), len(slots)])
         room = self.room * math.prod(model.event_shape)
-        weight = chain_weights(own, level, theirs, run.level, model.levels, room)
-        # A chain that doesn't count stands for data of its level, so that levels keep their shares of the gradient:
-        # left out, it would let a level sink, unopposed, to which all chains then go.
-        usual = group_means(own, level, model.levels)
-        usual = torch.where(usual.isnan(), own.mean(), usual)[run.level]
-        gap = own.mean() - (weight * theirs + (1.0 - weight) * usual).mean()
+        gap, weight = chain_contrast(own, level, theirs, run.level, model.levels, room)
         share = torch.bincount(chains.level, minlength=model.levels).double() / len(chains)
         record = {
             "energy_gap": float(gap.detach()),
