@@ -12,12 +12,14 @@ from fresh data, in units of what two samples of the data give on average.
 
 import argparse
 import time
+from typing import cast
 
 import torch
 
 import energyppl as ep
 from energyppl.inference import Objective
 from energyppl.two_sample import energy_distance_test
+from tests.benchmarks.budget import training_within
 from tests.benchmarks.density import FIVE, gap
 from tests.benchmarks.generation import share
 
@@ -28,29 +30,25 @@ ABLATION = (15, 8, 5, 3)
 def train(
     name: str, objective: ep.CooperativeRecovery | None, seconds: float
 ) -> tuple[ep.RecoveryEBM, ep.toys.Toy, str]:
-    """A model trained for so many seconds, its cosine decay fitted to the speed of the first updates."""
+    """A model trained for so many seconds, its toy, and how it went."""
     torch.manual_seed(0)
     toy = ep.toys.TWO_DIMENSIONAL[name]()
     data = toy.sample((50_000,))
-    updates = 1
-    for attempt in ("speed", "run"):
+
+    def build(updates: int) -> ep.Training:
         torch.manual_seed(1)
         ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6))
         ebm.standardize(data, isotropic=True)
-        if attempt == "speed":
-            training = ep.Training(ebm, data, objective, options=ep.TrainingOptions(steps=10_000))
-            for _ in range(20):
-                next(training)
-            began = time.process_time()  # whatever else runs on the machine
-            for _ in range(60):
-                next(training)
-            updates = max(100, int(60 * seconds / (time.process_time() - began)))
-            continue
-        try:
-            history = ep.fit(ebm, data, objective, options=ep.TrainingOptions(steps=updates), progress=False)
-        except ep.TrainingDiverged as error:
-            return ebm, toy, f"diverged: {str(error).split(':')[1].strip()[:60]}"
-    return ebm, toy, f"{len(history.records)} updates"
+        return ep.Training(ebm, data, objective, options=ep.TrainingOptions(steps=updates))
+
+    training = training_within(seconds, build, skip=20, over=60)
+    ebm = cast(ep.RecoveryEBM, training.model)
+    try:
+        for _ in training:
+            pass
+    except ep.TrainingDiverged as error:
+        return ebm, toy, f"diverged: {str(error).split(':')[1].strip()[:60]}"
+    return ebm, toy, f"{len(training.finish().records)} updates"
 
 
 def timed(ebm: ep.RecoveryEBM, toy: ep.toys.Toy, steps: int) -> str:

@@ -15,6 +15,7 @@ import argparse
 import functools
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from energyppl.image_plots import image_grid, image_strips, neighbour_grid
 from energyppl.inference import Objective
 from energyppl.inference.history import Record
 from energyppl.plots import save_figure
+from tests.benchmarks.budget import training_within
 
 LEVELS = 6
 
@@ -51,14 +53,14 @@ def classifier(x: Tensor, y: Tensor, steps: int = 2000) -> tuple[nn.Sequential, 
 
 
 def train(x: Tensor, seconds: float, *, plain: bool) -> tuple[ep.RecoveryEBM, ep.History]:
-    """A model trained for so many seconds, its cosine decay fitted to the speed of the first updates."""
+    """A model trained for so many seconds."""
     shape = x.shape[1:]
     recipe = ep.RecoveryLikelihood(
         ep.CrankNicolsonLangevin(force_dtype=torch.bfloat16), persistent=0.0, autocast=torch.bfloat16
     )
     schedule = ep.NoiseSchedule.cosine(LEVELS, log_snr_max=5.0)
-    updates = 10_000
-    for attempt in ("speed", "run"):
+
+    def build(updates: int) -> ep.Training:
         torch.manual_seed(1)
         objective: Objective = recipe
         if not plain:
@@ -68,18 +70,14 @@ def train(x: Tensor, seconds: float, *, plain: bool) -> tuple[ep.RecoveryEBM, ep
         ebm = ep.RecoveryEBM(net, schedule)
         ebm.standardize(x, isotropic=True)
         options = ep.TrainingOptions(steps=updates, batch_size=64, evaluate_every=max(200, updates // 10))
-        training = ep.Training(ebm, x[1000:], objective, held_out=x[:1000], options=options)
-        began = time.perf_counter()
-        for record in training:
-            count, spent = record.step + 1, time.perf_counter() - began
-            if attempt == "speed" and count == 5:
-                began = time.perf_counter()
-            if attempt == "speed" and count == 25:
-                updates = max(100, int(20 * seconds / spent))
-                break
-            if attempt == "run" and count % max(200, updates // 10) == 0:
-                print(f"  {count:6} updates, {spent:5.0f} s: {shown(record)}", flush=True)
-    return ebm, training.finish()
+        return ep.Training(ebm, x[1000:], objective, held_out=x[:1000], options=options)
+
+    training = training_within(seconds, build, skip=5, clock=time.perf_counter)
+    began = time.perf_counter()
+    for record in training:
+        if (record.step + 1) % training.options.evaluate_every == 0:
+            print(f"  {record.step + 1:6} updates, {time.perf_counter() - began:5.0f} s: {shown(record)}", flush=True)
+    return cast(ep.RecoveryEBM, training.model), training.finish()
 
 
 def rates() -> None:

@@ -13,15 +13,16 @@ samples.  Gradients are those of chains and loss in training, in millions of poi
 """
 
 import argparse
-import time
 import warnings
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 import energyppl as ep
 from energyppl.inference import Objective
+from tests.benchmarks.budget import training_within
 
 Model = ep.EBM | ep.JointEBM | ep.RecoveryEBM
 CASES: dict[str, tuple[type[Model], Callable[[], Objective], int]] = {  # and the gradients for each row of a batch
@@ -89,12 +90,13 @@ def mixture(joint: bool, seed: int, points: int) -> tuple[float, float, float]:
 
 
 def rings(case: str, sd: float, seconds: float) -> tuple[Model, ep.toys.Rings, Tensor]:
-    """A model trained for so many seconds, its cosine decay fitted to the speed of the first updates."""
+    """A model trained for so many seconds, its toy, and its data."""
     torch.manual_seed(0)
     toy = ep.toys.Rings(sd=sd)
     data = toy.sample((50_000,))
-    updates, (kind, objective, gradients) = 100_000, CASES[case]
-    for attempt in ("speed", "run"):
+    kind, objective, gradients = CASES[case]
+
+    def build(updates: int) -> ep.Training:
         torch.manual_seed(1)
         net = ep.MLPEnergy((2,), levels=8)
         model: Model
@@ -104,19 +106,17 @@ def rings(case: str, sd: float, seconds: float) -> tuple[Model, ep.toys.Rings, T
             model = ep.JointEBM(net, schedule()) if kind is ep.JointEBM else ep.RecoveryEBM(net, recovery_schedule(sd))
         model.standardize(data, isotropic=True)
         options = ep.TrainingOptions(steps=updates, evaluate_every=max(100, updates // 10), patience=1000)
-        training = ep.Training(model, data, objective(), options=options)
-        began = time.process_time()
-        for record in training:
-            if attempt == "speed" and record.step == 9:
-                began = time.process_time()
-            if attempt == "speed" and record.step == 29:
-                updates = max(100, int(20 * seconds / (time.process_time() - began)))
-                break
+        return ep.Training(model, data, objective(), options=options)
+
+    training = training_within(seconds, build)
+    for _ in training:
+        pass
+    model = cast(Model, training.model)
     history = training.finish()
     if isinstance(model, ep.RecoveryEBM) and not bool(model.step_sizes.any()):
         model.tune(data[:2000])  # score matching has no chains
     count = len(history.records)
-    taken = count * options.batch_size * gradients / 1e6
+    taken = count * training.options.batch_size * gradients / 1e6
     print(f"  {case}: {count} updates, {taken:.1f} million gradients", end="", flush=True)
     return model, toy, data
 

@@ -1,6 +1,6 @@
 """All ways of training beside each other on real images: samples, long chains, and strangers told apart.
 
-``python -m tests.benchmarks systems FILE.npz OTHER.npz [--seconds N] [--pictures FOLDER] [SYSTEM …]``
+``python -m tests.benchmarks systems FILE.npz OTHER.npz [SYSTEM …] [--seconds N] [--steps N] [--pictures FOLDER]``
 
 Both files hold ``x_train``, ``y_train``, ``x_test``, ``y_test`` (n, 28, 28), as MNIST and Fashion-MNIST.  Every system
 learns FILE with one convolutional network for ``--seconds`` of CPU time of one thread, from images with noise of
@@ -16,7 +16,6 @@ standard deviation .03 (as the baselines of Zhang, Tan & Ou 2023 have; without i
 """
 
 import argparse
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 import energyppl as ep
 from energyppl.image_plots import image_strips
 from energyppl.plots import save_figure
+from tests.benchmarks.budget import training_within
 from tests.benchmarks.images import classifier
 
 SHAPE, LEVELS, NOISE, BATCH, SAMPLES, ROWS = (1, 28, 28), 6, 0.03, 64, 256, 1000
@@ -99,9 +99,9 @@ def systems() -> dict[str, System]:
 
 
 def train(name: str, x: Tensor, seconds: float) -> tuple[Any, ep.History]:
-    """A model trained for so many seconds, its cosine decay fitted to the speed of the first updates."""
-    updates = 100_000
-    for attempt in ("speed", "run"):
+    """A model trained for so many seconds."""
+
+    def build(updates: int) -> ep.Training:
         torch.manual_seed(1)
         system = systems()[name]
         model = system.model()
@@ -113,15 +113,12 @@ def train(name: str, x: Tensor, seconds: float) -> tuple[Any, ep.History]:
             evaluate_every=max(50, updates // 10),
             patience=1000,
         )
-        training = ep.Training(model, x[500:], system.objective, held_out=x[:500], options=options)
-        began = time.process_time()
-        for record in training:
-            if attempt == "speed" and record.step == 4:
-                began = time.process_time()
-            if attempt == "speed" and record.step == 14:
-                updates = max(50, int(10 * seconds / (time.process_time() - began)))
-                break
-    return model, training.finish()
+        return ep.Training(model, x[500:], system.objective, held_out=x[:500], options=options)
+
+    training = training_within(seconds, build, skip=5, over=10, least=50)
+    for _ in training:
+        pass
+    return training.model, training.finish()
 
 
 def strangers(test: Tensor, other: Tensor) -> dict[str, Tensor]:
