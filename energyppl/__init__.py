@@ -1,10 +1,10 @@
 """energyppl: energy-based models as distributions that can be declared, trained, queried and diagnosed inside Pyro."""
 
 from energyppl import toys
-from energyppl.bases import Base, BernoulliBase, DistributionBase, GaussianBase, MixtureBase
-from energyppl.constrained import Constrained
+from energyppl.autodiff.gradient import energy_and_grad, energy_only, gradient_only
+from energyppl.checkpoints import load_checkpoint, save_checkpoint
+from energyppl.data.images import Images, images_from_array, read_images
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
-from energyppl.enumeration import enumerated
 from energyppl.errors import (
     ChainWarning,
     CheckpointError,
@@ -15,15 +15,6 @@ from energyppl.errors import (
     QuadratureError,
     TrainingDiverged,
 )
-from energyppl.gradient import energy_and_grad, energy_only, gradient_only
-from energyppl.image_metrics import (
-    frechet_distance,
-    kernel_distance,
-    label_balance,
-    memorised,
-    nearest_neighbours,
-)
-from energyppl.images import Images, images_from_array, read_images
 from energyppl.inference import (
     AIS,
     BAR,
@@ -88,7 +79,6 @@ from energyppl.inference import (
     joint_scores,
     kl_by_samples,
     log_normalizer,
-    long_run,
     low_rank_mass,
     mean_log_likelihood,
     process_log_likelihood,
@@ -97,6 +87,11 @@ from energyppl.inference import (
     sample_chains,
     typicality_scores,
 )
+from energyppl.inference.evaluation import long_run
+from energyppl.integration.enumeration import enumerated
+from energyppl.integration.estimates import Estimate, LogNormalizer
+from energyppl.integration.quadrature import Grid, kl_divergence, quadrature
+from energyppl.metrics.images import frechet_distance, kernel_distance, label_balance, memorised, nearest_neighbours
 from energyppl.models import (
     EBM,
     ConvEnergy,
@@ -111,10 +106,9 @@ from energyppl.models import (
     mixture,
     product,
 )
-from energyppl.normalizer import Estimate, LogNormalizer
-from energyppl.persistence import load_checkpoint, save_checkpoint
-from energyppl.potential import Affine, AtLevel, Bridge, Conditioned, Energy, Potential, Scaled, Sum, Tethered
-from energyppl.quadrature import Grid, kl_divergence, quadrature
+from energyppl.potentials.algebra import Affine, AtLevel, Bridge, Conditioned, Energy, Potential, Scaled, Sum, Tethered
+from energyppl.potentials.bases import Base, BernoulliBase, DistributionBase, GaussianBase, MixtureBase
+from energyppl.potentials.constrained import Constrained
 from energyppl.schedule import NoiseSchedule
 
 __version__ = "0.1.0"

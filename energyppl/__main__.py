@@ -2,7 +2,7 @@
 
 import sys
 
-from energyppl.cli import main
+from energyppl.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from energyppl._checks import check_event, shape_text
-from energyppl._structure import device_of
-from energyppl.constrained import Constrained
+from energyppl.autodiff.structure import device_of
 from energyppl.errors import InvalidInput, NotNormalized
-from energyppl.normalizer import LogNormalizer
-from energyppl.potential import Potential, Tethered
+from energyppl.integration.estimates import LogNormalizer
+from energyppl.potentials.algebra import Potential, Tethered
+from energyppl.potentials.constrained import Constrained
 
 __all__ = ["EnergyDistribution", "LogZ", "RecoveryDistribution", "Sampler"]
 

@@ -3,21 +3,18 @@
 if __name__ != "energyppl.inference":
     raise ImportError("import energyppl.inference: this folder is its source, not a package of its own")
 
-from energyppl.inference.adaptation import Adaptation, adapt
-from energyppl.inference.annealing import Climb, Ladder, Weights, anneal, climb
-from energyppl.inference.bennett import bennett
-from energyppl.inference.chain_buffer import ChainBuffer
-from energyppl.inference.chains import MarkovSampler, Trajectory, run_chain
-from energyppl.inference.composite import Block, Cycle, Mixture, Tempered
-from energyppl.inference.contrastive_divergence import ContrastiveDivergence
-from energyppl.inference.cooperative import (
-    CooperativeGuide,
-    CooperativeRecovery,
-    InitializerReport,
-    initializer_report,
+from energyppl.inference.adaptation.warmup import Adaptation, adapt
+from energyppl.inference.evaluation.chains import (
+    EnergyDrift,
+    LevelAcceptance,
+    ModeOccupancy,
+    energy_drift,
+    level_acceptance,
+    mode_occupancy,
 )
-from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
-from energyppl.inference.detection import (
+from energyppl.inference.evaluation.likelihood import bits_per_dimension, entropy, kl_by_samples, mean_log_likelihood
+from energyppl.inference.evaluation.long_run import LongRun, long_run
+from energyppl.inference.evaluation.scores import (
     DetectionReport,
     auroc,
     detection_report,
@@ -28,27 +25,31 @@ from energyppl.inference.detection import (
     ratio_scores,
     typicality_scores,
 )
-from energyppl.inference.diagnostics import (
-    EnergyDrift,
-    LevelAcceptance,
-    ModeOccupancy,
-    energy_drift,
-    level_acceptance,
-    mode_occupancy,
+from energyppl.inference.kernels.binary import BinaryGibbs, DiscreteLangevin
+from energyppl.inference.kernels.composite import Block, Cycle, Mixture, Tempered
+from energyppl.inference.kernels.contract import Info, Kernel, State, TunableKernel
+from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
+from energyppl.inference.kernels.hamiltonian import HMC, MALT, ChEES
+from energyppl.inference.kernels.langevin import MALA, Langevin
+from energyppl.inference.kernels.mass import LowRankMass, diagonal_mass, identity_mass, low_rank_mass
+from energyppl.inference.kernels.nuts import NUTS
+from energyppl.inference.levels.generation import Generation, generate
+from energyppl.inference.levels.initializers import IndependentMetropolis, recovery_proposal
+from energyppl.inference.levels.joint import JointTrajectory, draw_levels, level_energies, move_jointly
+from energyppl.inference.normalizing.annealing import Climb, Ladder, Weights, anneal, climb
+from energyppl.inference.normalizing.bennett import bennett
+from energyppl.inference.normalizing.log_normalizer import AIS, BAR, SMC, Annealing, ReverseAIS, log_normalizer
+from energyppl.inference.normalizing.recovery import process_log_likelihood, tether_normalizers
+from energyppl.inference.objectives.chain_buffer import ChainBuffer
+from energyppl.inference.objectives.contrastive_divergence import ContrastiveDivergence
+from energyppl.inference.objectives.cooperative import (
+    CooperativeGuide,
+    CooperativeRecovery,
+    InitializerReport,
+    initializer_report,
 )
-from energyppl.inference.discrete import BinaryGibbs, DiscreteLangevin
-from energyppl.inference.exact_likelihood import ExactLikelihood
-from energyppl.inference.generation import Generation, generate
-from energyppl.inference.hamiltonian import HMC, MALT, ChEES
-from energyppl.inference.history import History, Record
-from energyppl.inference.initializers import IndependentMetropolis, recovery_proposal
-from energyppl.inference.joint import JointTrajectory, draw_levels, level_energies, move_jointly
-from energyppl.inference.langevin import MALA, Langevin
-from energyppl.inference.likelihood import bits_per_dimension, entropy, kl_by_samples, mean_log_likelihood
-from energyppl.inference.log_normalizers import AIS, BAR, SMC, Annealing, ReverseAIS, log_normalizer
-from energyppl.inference.long_run import LongRun, long_run
-from energyppl.inference.mass import LowRankMass, diagonal_mass, identity_mass, low_rank_mass
-from energyppl.inference.multiscale import (
+from energyppl.inference.objectives.exact_likelihood import ExactLikelihood
+from energyppl.inference.objectives.multiscale_score_matching import (
     AnnealedPoints,
     LevelScoreMatching,
     MultiscaleScoreMatching,
@@ -56,18 +57,28 @@ from energyppl.inference.multiscale import (
     anneal_temperature,
     denoising_jump,
 )
-from energyppl.inference.noise_contrastive import NoiseContrastive
-from energyppl.inference.nuts import NUTS
-from energyppl.inference.objectives import Contrastive, Loss, Objective, RecoveryLikelihood, from_data, from_noisy
-from energyppl.inference.persistent_likelihood import PersistentLikelihood
-from energyppl.inference.process_likelihood import process_log_likelihood, tether_normalizers
-from energyppl.inference.pyro_kernels import PyroKernel
-from energyppl.inference.pyro_models import ModelPotential
-from energyppl.inference.results import Chains
-from energyppl.inference.sampling import sample_chains
-from energyppl.inference.score_matching import DenoisingScoreMatching, ExactScoreMatching, SlicedScoreMatching
-from energyppl.inference.training import Training, TrainingOptions, fit
-from energyppl.inference.transition import Info, Kernel, State, TunableKernel
+from energyppl.inference.objectives.noise_contrastive import NoiseContrastive
+from energyppl.inference.objectives.persistent import PersistentLikelihood
+from energyppl.inference.objectives.recovery import (
+    Contrastive,
+    Loss,
+    Objective,
+    RecoveryLikelihood,
+    from_data,
+    from_noisy,
+)
+from energyppl.inference.objectives.score_matching import (
+    DenoisingScoreMatching,
+    ExactScoreMatching,
+    SlicedScoreMatching,
+)
+from energyppl.inference.sampling.chains import Chains
+from energyppl.inference.sampling.pyro_kernel import PyroKernel
+from energyppl.inference.sampling.pyro_model import ModelPotential
+from energyppl.inference.sampling.run_chain import MarkovSampler, Trajectory, run_chain
+from energyppl.inference.sampling.sample_chains import sample_chains
+from energyppl.inference.training.fit import Training, TrainingOptions, fit
+from energyppl.inference.training.history import History, Record
 
 __all__ = [
     "AIS",

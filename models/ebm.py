@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
-from energyppl.inference.adaptation import adapt
-from energyppl.inference.chain_buffer import ChainBuffer
-from energyppl.inference.langevin import MALA
-from energyppl.inference.level_normalizers import anneal_through_levels
-from energyppl.inference.persistent_likelihood import PersistentLikelihood
-from energyppl.inference.transition import TunableKernel
-from energyppl.models._energy_model import EnergyModel
-from energyppl.models._networks import event_shape_of, handed_a_level
-from energyppl.normalizer import LogNormalizer
-from energyppl.potential import AtLevel
+from energyppl.inference.adaptation.warmup import adapt
+from energyppl.inference.kernels.contract import TunableKernel
+from energyppl.inference.kernels.langevin import MALA
+from energyppl.inference.normalizing.levels import anneal_through_levels
+from energyppl.inference.objectives.chain_buffer import ChainBuffer
+from energyppl.inference.objectives.persistent import PersistentLikelihood
+from energyppl.integration.estimates import LogNormalizer
+from energyppl.models._network_checks import event_shape_of, handed_a_level
+from energyppl.models.base import EnergyModel
+from energyppl.potentials.algebra import AtLevel
 
 __all__ = ["EBM"]
 

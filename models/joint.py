@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_count, check_event
 from energyppl.distributions import EnergyDistribution
-from energyppl.inference.chain_buffer import ChainBuffer
-from energyppl.inference.joint import draw_levels, level_energies, move_jointly
-from energyppl.inference.langevin import MALA
-from energyppl.inference.persistent_likelihood import PersistentLikelihood
-from energyppl.inference.transition import TunableKernel
-from energyppl.models._levels import LevelEnergies
-from energyppl.models._networks import check_parts
-from energyppl.potential import Potential
+from energyppl.inference.kernels.contract import TunableKernel
+from energyppl.inference.kernels.langevin import MALA
+from energyppl.inference.levels.joint import draw_levels, level_energies, move_jointly
+from energyppl.inference.objectives.chain_buffer import ChainBuffer
+from energyppl.inference.objectives.persistent import PersistentLikelihood
+from energyppl.models._network_checks import check_parts
+from energyppl.models.levels import LevelEnergies
+from energyppl.potentials.algebra import Potential
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["JointEBM"]

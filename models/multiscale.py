@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from energyppl._checks import check_event, check_positive
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import ChainWarning, InvalidInput, NotNormalized
-from energyppl.inference.multiscale import (
+from energyppl.inference.objectives.multiscale_score_matching import (
     AnnealedPoints,
     MultiscaleScoreMatching,
     TemperatureLadder,
@@ -18,10 +18,10 @@ from energyppl.inference.multiscale import (
     check_seen,
     denoising_jump,
 )
-from energyppl.models._energy_model import EnergyModel
-from energyppl.models._networks import event_shape_of, handed_a_level
-from energyppl.normalizer import LogNormalizer
-from energyppl.potential import AtLevel
+from energyppl.integration.estimates import LogNormalizer
+from energyppl.models._network_checks import event_shape_of, handed_a_level
+from energyppl.models.base import EnergyModel
+from energyppl.potentials.algebra import AtLevel
 
 __all__ = ["MultiscaleEBM"]
 

@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from energyppl._checks import check_data, check_event, shape_text
 from energyppl.distributions import RecoveryDistribution
 from energyppl.errors import InvalidInput
-from energyppl.inference.chains import run_chain
-from energyppl.inference.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
-from energyppl.inference.generation import Generation, LevelTuning, generate, tune_levels
-from energyppl.inference.initializers import check_initializer, recovery_proposal, recovery_start
-from energyppl.inference.objectives import (
+from energyppl.inference.kernels.contract import TunableKernel
+from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
+from energyppl.inference.levels.generation import Generation, LevelTuning, generate, tune_levels
+from energyppl.inference.levels.initializers import check_initializer, recovery_proposal, recovery_start
+from energyppl.inference.objectives.recovery import (
     FromNegatives,
     RecoveryLikelihood,
     level_kernel,
     recovery_potential,
     tether,
 )
-from energyppl.inference.transition import TunableKernel
-from energyppl.models._levels import LevelEnergies, wide
-from energyppl.models._networks import LevelIntegrals, Remembered, check_label
-from energyppl.potential import Potential
+from energyppl.inference.sampling.run_chain import run_chain
+from energyppl.models._network_checks import LevelIntegrals, Remembered, check_label
+from energyppl.models.levels import LevelEnergies, wide
+from energyppl.potentials.algebra import Potential
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["RecoveryEBM"]

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from energyppl import gradient
+from energyppl.autodiff import gradient
 
 _CPU, _CUDA = torch.device("cpu"), torch.device("cuda", 0)
 _COPIES = {"copy_", "_to_copy", "_foreach_copy_", "set_"}

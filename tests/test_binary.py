@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import energyppl as ep
-from energyppl.enumeration import binary_states
+from energyppl.integration.enumeration import binary_states
 
 SITES = 16
 LIMIT = 5.0  # standard errors; 6e-7 for one number
@@ -70,7 +70,7 @@ def test_a_proposal_that_forgets_the_way_back_fails() -> None:
             x = torch.where(torch.rand_like(logit) < torch.sigmoid(logit), 1.0 - state.x, state.x)
             new = self.init(potential, x)
             accepted = torch.rand_like(new.energy) < (state.energy - new.energy).exp()
-            from energyppl.inference.transition import Info, select
+            from energyppl.inference.kernels.contract import Info, select
 
             return select(accepted, new, state), Info(accepted.float(), accepted, ~accepted)
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import energyppl as ep
-from energyppl import demo
-from energyppl.cli import main
-from energyppl.inference import training
+from energyppl.cli import demo
+from energyppl.cli.main import main
+from energyppl.inference.training import fit as training
 
 COMMANDS = ("demo", "fit", "sample", "show", "diagnose", "logz", "score")
 RNG = np.random.default_rng(1)

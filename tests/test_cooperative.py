@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference.initializers import initializer_width, recovery_proposal
+from energyppl.inference.levels.initializers import initializer_width, recovery_proposal
 from energyppl.models import MLPEnergy, MLPInitializer
 
 OPTIONS = ep.TrainingOptions(steps=400, batch_size=256)

@@ -14,9 +14,9 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.detection_plots import score_histograms
 from energyppl.errors import InvalidInput
-from energyppl.plots import save_figure
+from energyppl.plots.detection import score_histograms
+from energyppl.plots.models import save_figure
 
 PLANE = torch.Size((2,))
 

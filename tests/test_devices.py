@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import energyppl as ep
-from energyppl import chain_plots, detection_plots, normalizer_plots, plots
+from energyppl import plots
+from energyppl.cli.runs import FittedTable
 from energyppl.inference import level_acceptance, tether_normalizers
-from energyppl.quadrature import expectation, kl_divergence, quadrature
-from energyppl.runs import FittedTable
-from energyppl.two_sample import energy_distance_test
+from energyppl.integration.quadrature import expectation, kl_divergence, quadrature
+from energyppl.metrics.two_sample import energy_distance_test
 from tests.pretend_device import MixedDevices, pretend_device
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # chains this short earn every one
@@ -326,11 +326,11 @@ def results_are_drawn_and_exported() -> None:
     model = on_device()
     z = ep.log_normalizer(model.potential(0), method=ep.SMC(particles=32))
     z.to_arviz()
-    normalizer_plots.log_weight_histogram(z, title="")
-    normalizer_plots.ladder_plot(z, title="")
+    plots.log_weight_histogram(z, title="")
+    plots.ladder_plot(z, title="")
     plots.scatter_panels({"draws": model.sample((9,), steps=1)}, title="")
-    chain_plots.level_plot(level_acceptance(model, samples=4, steps=1).acceptance, title="")
-    detection_plots.score_histograms({"scores": ep.energy_scores(model, data().to(DEVICE))})
+    plots.level_plot(level_acceptance(model, samples=4, steps=1).acceptance, title="")
+    plots.score_histograms({"scores": ep.energy_scores(model, data().to(DEVICE))})
     empty = (np.empty(0),) * 2
     FittedTable(model, ("a", "b"), np.zeros(2), np.ones(2), empty, np.eye(2), np.eye(2), {}).sample(5)
 

@@ -15,9 +15,10 @@ import torch
 from matplotlib.figure import Figure
 
 import energyppl as ep
-from energyppl import chain_plots, diagnosis, plots
-from energyppl.cli import main
-from energyppl.inference.diagnostics import EnergyDrift
+from energyppl import plots
+from energyppl.cli import diagnosis
+from energyppl.cli.main import main
+from energyppl.inference.evaluation.chains import EnergyDrift
 
 RNG = np.random.default_rng(1)
 ROWS = np.stack([1e6 + 5e3 * RNG.normal(size=80), np.arange(80) % 4], 1)  # a large offset, and a discrete column
@@ -254,17 +255,17 @@ DRAWS = torch.randn(6, 120)
 BROKEN = torch.where(torch.arange(6)[:, None] == 1, torch.nan, DRAWS)
 TWO = {"from data": np.arange(3), "from samples": np.arange(3, 6)}
 FIGURES: dict[str, Callable[[], Figure]] = {
-    "trace": lambda: chain_plots.trace_plot({"a": DRAWS, "b": BROKEN}, title="t", groups=TWO),
-    "trace of one": lambda: chain_plots.trace_plot({"a name of many letters": DRAWS}, title="t"),
-    "trace that stands still": lambda: chain_plots.trace_plot({"a": torch.full((3, 20), 1e6)}, title="t"),
-    "trace of nothing finite": lambda: chain_plots.trace_plot({"a": torch.full((3, 20), torch.nan)}, title="t"),
-    "rank": lambda: chain_plots.rank_plot(dict.fromkeys("abcde", DRAWS), title="t"),
-    "rank of few draws": lambda: chain_plots.rank_plot({"a": BROKEN[:, :7]}, title="t"),
-    "energy": lambda: chain_plots.energy_plot(BROKEN, title="t"),
-    "energy that stands still": lambda: chain_plots.energy_plot(torch.ones(3, 20), title="t"),
-    "energy of nothing finite": lambda: chain_plots.energy_plot(torch.full((3, 20), torch.inf), title="t"),
-    "drift": lambda: chain_plots.drift_plot({"a": BROKEN, "b": DRAWS[:1]}, title="t", warmup=9, reference=("r", 0.1)),
-    "levels": lambda: chain_plots.level_plot(torch.rand(6), title="t"),
+    "trace": lambda: plots.trace_plot({"a": DRAWS, "b": BROKEN}, title="t", groups=TWO),
+    "trace of one": lambda: plots.trace_plot({"a name of many letters": DRAWS}, title="t"),
+    "trace that stands still": lambda: plots.trace_plot({"a": torch.full((3, 20), 1e6)}, title="t"),
+    "trace of nothing finite": lambda: plots.trace_plot({"a": torch.full((3, 20), torch.nan)}, title="t"),
+    "rank": lambda: plots.rank_plot(dict.fromkeys("abcde", DRAWS), title="t"),
+    "rank of few draws": lambda: plots.rank_plot({"a": BROKEN[:, :7]}, title="t"),
+    "energy": lambda: plots.energy_plot(BROKEN, title="t"),
+    "energy that stands still": lambda: plots.energy_plot(torch.ones(3, 20), title="t"),
+    "energy of nothing finite": lambda: plots.energy_plot(torch.full((3, 20), torch.inf), title="t"),
+    "drift": lambda: plots.drift_plot({"a": BROKEN, "b": DRAWS[:1]}, title="t", warmup=9, reference=("r", 0.1)),
+    "levels": lambda: plots.level_plot(torch.rand(6), title="t"),
 }
 
 
@@ -281,7 +282,7 @@ def test_figure_becomes_a_png(name: str, tmp_path: Path) -> None:
 def test_rank_map_of_chains_that_differ() -> None:
     """A chain below all others has all its draws in the lowest ranks; equal draws are not told apart by their chain."""
     apart = torch.stack([torch.arange(100.0), 100.0 + torch.arange(100.0)])
-    share = chain_plots.rank_plot({"a": apart}, title="t", bins=10).axes[0].images[0].get_array()
+    share = plots.rank_plot({"a": apart}, title="t", bins=10).axes[0].images[0].get_array()
     np.testing.assert_allclose(share, np.repeat([[2.0, 0.0], [0.0, 2.0]], 5, axis=1))
-    share = chain_plots.rank_plot({"a": torch.zeros(2, 100)}, title="t", bins=10).axes[0].images[0].get_array()
+    share = plots.rank_plot({"a": torch.zeros(2, 100)}, title="t", bins=10).axes[0].images[0].get_array()
     np.testing.assert_allclose(share, 1.0)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import energyppl as ep
-from energyppl.inference import diagnostics
-from energyppl.inference.diagnostics import energy_drift, level_acceptance, mode_occupancy
+from energyppl.inference.evaluation import chains as diagnostics
+from energyppl.inference.evaluation.chains import energy_drift, level_acceptance, mode_occupancy
 
 
 def test_drift_of_straight_lines_is_exact() -> None:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl import _tracing, gradient
+from energyppl.autodiff import gradient
+from energyppl.autodiff import tracing as _tracing
+from energyppl.autodiff.gradient import eager_energy, eager_energy_and_grad, energy_and_grad, energy_only
 from energyppl.errors import InvalidInput
-from energyppl.gradient import eager_energy, eager_energy_and_grad, energy_and_grad, energy_only
 from energyppl.models import MLPEnergy
 
 

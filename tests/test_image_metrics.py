@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from energyppl.errors import InvalidInput
-from energyppl.image_metrics import (
-    frechet_distance,
-    kernel_distance,
-    label_balance,
-    memorised,
-    nearest_neighbours,
-)
+from energyppl.metrics.images import frechet_distance, kernel_distance, label_balance, memorised, nearest_neighbours
 
 
 def exact_gaussian(n: int, mean: Tensor, covariance: Tensor) -> Tensor:
@@ -80,7 +74,7 @@ def test_kernel_distance_is_its_formula(degree: int, monkeypatch: pytest.MonkeyP
     a, b = torch.randn(9, 4), torch.randn(13, 4) + 0.5
     whole = kernel_distance(a, b, degree=degree)
     assert whole.value == pytest.approx(brute_force(a, b, degree), rel=1e-9)
-    monkeypatch.setattr("energyppl.image_metrics._ROWS", 4)
+    monkeypatch.setattr("energyppl.metrics.images._ROWS", 4)
     assert kernel_distance(a, b, degree=degree) == pytest.approx(whole, rel=1e-9)
 
 

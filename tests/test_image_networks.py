@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl import gradient
-from energyppl.gradient import eager_energy_and_grad, energy_and_grad
-from energyppl.models._spectral import spectrally_normalized
-from energyppl.models.conv import ConvEnergy
-from energyppl.models.initializers import MLPInitializer
-from energyppl.models.unet import UNetInitializer
+from energyppl.autodiff import gradient
+from energyppl.autodiff.gradient import eager_energy_and_grad, energy_and_grad
+from energyppl.models.networks.conv import ConvEnergy
+from energyppl.models.networks.mlp_initializer import MLPInitializer
+from energyppl.models.networks.spectral import spectrally_normalized
+from energyppl.models.networks.unet import UNetInitializer
 
 SHAPE = (1, 8, 8)
 SMALL: dict[str, Any] = {"width": 8, "levels": 5, "classes": 3}
@@ -294,7 +294,7 @@ def test_positions_of_levels_as_published() -> None:
     """DRL's are whole numbers; CDRL's grow from clean to noisy within (0, 1000)."""
     sines = tiny_drl().conditioning.sinusoids[:, 0]
     torch.testing.assert_close(sines, torch.arange(6.0).sin())
-    from energyppl.models.conv import log_snr_positions
+    from energyppl.models.networks.conv import log_snr_positions
 
     positions = log_snr_positions(6)
     assert 0 < float(positions[0]) < 10
@@ -336,7 +336,7 @@ def test_initializers_begin_at_the_reference_and_can_leave_it(name: str, learned
 
 
 def test_learned_scales_stay_between_their_bounds() -> None:
-    from energyppl.models.initializers import soft_log_scale
+    from energyppl.models.networks.mlp_initializer import soft_log_scale
 
     values = soft_log_scale(torch.tensor([-1e6, -0.01, 0.0, 0.01, 1e6]))
     torch.testing.assert_close(values, torch.tensor([-6.0, -0.01, 0.0, 0.01, 2.0]), rtol=1e-2, atol=0)

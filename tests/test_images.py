@@ -17,8 +17,8 @@ import pytest
 import torch
 from scipy import stats
 
+from energyppl.data.images import Images, images_from_array, read_images
 from energyppl.errors import InvalidInput
-from energyppl.images import Images, images_from_array, read_images
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (6, 5, 4), dtype=np.uint8)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import energyppl as ep
 from energyppl.inference import draw_levels, level_energies, move_jointly
-from energyppl.inference.transition import Info, State
+from energyppl.inference.kernels.contract import Info, State
 
 LIMIT = 4.5  # standard errors: a false alarm in 150,000 for each number
 OPTIONS = ep.TrainingOptions(steps=30, batch_size=64)
@@ -55,7 +55,7 @@ class ReleasedMALA(ep.MALA):
     """The released sampler's acceptance ratio: ``−z + ½s²(g + g')`` where ``½s(g + g')`` is right (SEEDS §3)."""
 
     def step(self, potential: ep.Potential, state: State) -> tuple[State, Info]:
-        from energyppl.inference.transition import dot, evaluate, metropolis, widen
+        from energyppl.inference.kernels.contract import dot, evaluate, metropolis, widen
 
         size = widen(torch.as_tensor(self.step_size), state.x)
         noise = torch.randn_like(state.x)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 import energyppl as ep
-from energyppl.gradient import energy_and_grad
+from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.inference import Info, State
-from energyppl.inference.hamiltonian import trajectory
-from energyppl.inference.transition import select
+from energyppl.inference.kernels.contract import select
+from energyppl.inference.kernels.hamiltonian import trajectory
 
 CHAINS = 4000
 LIMIT = 5.0  # standard errors: 6e-7 two-sided for one number

@@ -13,7 +13,8 @@ from torch import Tensor
 import energyppl as ep
 from energyppl import BAR, GaussianBase, log_normalizer
 from energyppl.errors import InvalidInput
-from energyppl.inference import Ladder, anneal, bennett, climb, tether_normalizers
+from energyppl.inference import Ladder, anneal, climb, tether_normalizers
+from energyppl.inference.normalizing import bennett
 
 LIMIT = 4.5  # standard errors: 7e-6 two-sided for one number
 
@@ -103,7 +104,7 @@ class Stale(ep.MALA):
 
 def test_an_energy_of_the_last_temperature_biases_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: the same check on runs whose accept test uses stale energies."""
-    import energyppl.inference.annealing as module
+    import energyppl.inference.normalizing.annealing as module
 
     known, size = TARGETS["banana"], 30_000
     ladder = climb(BASE, known.potential, BASE.sample(500), KERNEL).ladder.resampled(6)

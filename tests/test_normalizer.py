@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import energyppl as ep
-from energyppl.normalizer import pareto_k
-from energyppl.normalizer_plots import gap_plot, ladder_plot, log_weight_histogram
-from energyppl.plots import save_figure
+from energyppl.integration.estimates import pareto_k
+from energyppl.plots.models import save_figure
+from energyppl.plots.normalizers import gap_plot, ladder_plot, log_weight_histogram
 
 A = ep.LogNormalizer(1.0, 0.3, 0.4, 1.6, 100, "one way", lower_bound=0.5, upper_bound=2.0, seconds=1.0, pareto_k=0.2)
 B = ep.LogNormalizer(5.0, 0.4, 4.2, 5.8, 50, "another", lower_bound=4.0, upper_bound=7.0, seconds=2.0, warning="no")

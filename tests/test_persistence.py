@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.errors import CheckpointError
-from energyppl.persistence import load_checkpoint, save_checkpoint
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)

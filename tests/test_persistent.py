@@ -7,7 +7,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference.persistent import persistent_contrast, roaming_levels
+from energyppl.inference.objectives.persistent_chains import persistent_contrast, roaming_levels
 from energyppl.models import MLPEnergy
 
 HOLE = torch.full((3,), 3.0)  # five standard deviations out

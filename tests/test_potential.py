@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from energyppl import AtLevel, Bridge, Conditioned, Energy, Potential, Scaled, Sum, Tethered, toys
+from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.errors import InvalidInput
-from energyppl.gradient import energy_and_grad
 from energyppl.models import MLPEnergy
 
 PAIR = torch.Size((2,))

@@ -9,7 +9,7 @@ import torch
 
 from energyppl import toys
 from energyppl.errors import InvalidInput, QuadratureError
-from energyppl.quadrature import Grid, expectation, kl_divergence, quadrature
+from energyppl.integration.quadrature import Grid, expectation, kl_divergence, quadrature
 
 COVARIANCE = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
 MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)

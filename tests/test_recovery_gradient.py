@@ -9,7 +9,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference.objectives import recovery_potential, share_levels, share_reaches, tether
+from energyppl.inference.objectives.recovery import recovery_potential, share_levels, share_reaches, tether
 
 
 class Quartic(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import energyppl as ep
-from energyppl.inference._double_backward import differentiable_score
+from energyppl.inference.objectives.second_order import differentiable_score
 
 COVARIANCE = torch.tensor([[1.0, 0.5], [0.5, 0.8]], dtype=torch.float64)
 OBJECTIVES = [

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from energyppl.data.tables import dequantise, read_table, requantise, table_from_array
 from energyppl.errors import InvalidInput
-from energyppl.tables import dequantise, read_table, requantise, table_from_array
 
 RNG = np.random.default_rng(0)
 SMOOTH = RNG.normal(size=(50, 2))

@@ -10,7 +10,7 @@ import torch
 
 from energyppl import toys
 from energyppl.errors import InvalidInput
-from energyppl.quadrature import Grid, quadrature
+from energyppl.integration.quadrature import Grid, quadrature
 
 WELLS = toys.DoubleWell(dim=1, tilt=0.5)
 SKEWED = toys.GaussianMixture(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from energyppl.errors import InvalidInput
-from energyppl.two_sample import energy_distance_test
+from energyppl.metrics.two_sample import energy_distance_test
 
 
 def p_values(shift: float, scale: float, repeats: int) -> torch.Tensor:

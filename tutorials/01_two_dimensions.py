@@ -18,7 +18,7 @@ import torch
 
 import energyppl as ep
 from energyppl import plots
-from energyppl.two_sample import energy_distance_test
+from energyppl.metrics.two_sample import energy_distance_test
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")

@@ -17,8 +17,8 @@ import pyro
 import torch
 
 import energyppl as ep
-from energyppl import chain_plots, plots
-from energyppl.inference.diagnostics import energy_drift, level_acceptance, mode_occupancy
+from energyppl import plots
+from energyppl.inference.evaluation.chains import energy_drift, level_acceptance, mode_occupancy
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 whenever it is imported
@@ -106,7 +106,7 @@ with warnings.catch_warnings():
 ranks = {
     f"x[{i}], {name}": found.draws[..., i] for name, found in (("guessed", guessed), ("tuned", chains)) for i in (0, 1)
 }
-plots.save_figure(chain_plots.rank_plot(ranks, title="Ranks of every chain"), args.folder / "02_rank_all.png")
+plots.save_figure(plots.rank_plot(ranks, title="Ranks of every chain"), args.folder / "02_rank_all.png")
 
 # %% [markdown]
 # ## What the warm-up did
@@ -155,7 +155,7 @@ stuck = ep.sample_chains(ep.HMC(0.6, 10), funnel, chains=16, warmup=0, draws=arg
 print("the funnel:", *stuck.problems(), sep="\n  ")
 print("R-hat of the funnel's x[0]:", round(float(az.summary(stuck.to_arviz())["r_hat"].iloc[0]), 2))
 plots.save_figure(
-    chain_plots.trace_plot(
+    plots.trace_plot(
         {"log width": stuck.draws[..., 0], "x[1]": stuck.draws[..., 1]},
         title="Three stuck chains among sixteen",
         groups={"stuck": stuck.stuck.nonzero()[:, 0], "moving": (~stuck.stuck).nonzero()[:, 0]},
@@ -222,7 +222,7 @@ warm = learned.warmup
 assert warm is not None
 energy = torch.cat([warm.energy, learned.energy], 1)
 plots.save_figure(
-    chain_plots.drift_plot(
+    plots.drift_plot(
         {"from data": energy[:32], "from samples": energy[32:]},
         title="Energy along chains on a learned energy",
         warmup=200,

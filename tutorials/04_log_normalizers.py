@@ -17,7 +17,7 @@ import pyro
 import torch
 
 import energyppl as ep
-from energyppl import normalizer_plots, plots
+from energyppl import plots
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
@@ -50,12 +50,10 @@ forward = ep.log_normalizer(rings, base=wide)
 bridge = ep.log_normalizer(rings, samples=rings.sample((2048,)))
 print(forward, bridge, sep="\n")
 plots.save_figure(
-    normalizer_plots.log_weight_histogram(bridge, title="Forward and reverse runs cross at log Z", log_z=0.0),
+    plots.log_weight_histogram(bridge, title="Forward and reverse runs cross at log Z", log_z=0.0),
     args.folder / "04_weights.png",
 )
-plots.save_figure(
-    normalizer_plots.ladder_plot(forward, title="Temperatures of the forward run"), args.folder / "04_ladder.png"
-)
+plots.save_figure(plots.ladder_plot(forward, title="Temperatures of the forward run"), args.folder / "04_ladder.png")
 
 # %% [markdown]
 # Longer runs bring the bounds together; `tolerance` goes on until the interval is as narrow as you ask.
@@ -68,7 +66,7 @@ for rungs in (4, 16, 64, 256):
     fitted = ep.log_normalizer(rings, samples=rings.sample((1024,)), method=ep.BAR(256, rungs=rungs))
     budgets["a base fitted to samples"].append(fitted)
 plots.save_figure(
-    normalizer_plots.gap_plot(budgets, title="Bounds and intervals as temperatures are added", log_z=0.0),
+    plots.gap_plot(budgets, title="Bounds and intervals as temperatures are added", log_z=0.0),
     args.folder / "04_gap.png",
 )
 narrow = ep.log_normalizer(rings, samples=lambda n: rings.sample((n,)), tolerance=0.01)
@@ -90,7 +88,7 @@ with warnings.catch_warnings():
 print(f"\nforward alone: {missed}\nboth ways: {seen}")
 print(f"a base fitted to the samples: {ep.log_normalizer(modes, samples=modes.sample((2048,)))}")
 plots.save_figure(
-    normalizer_plots.log_weight_histogram(seen, title="Half of the samples lie where no forward run comes", log_z=0.0),
+    plots.log_weight_histogram(seen, title="Half of the samples lie where no forward run comes", log_z=0.0),
     args.folder / "04_missed.png",
 )
 
@@ -137,7 +135,7 @@ print(f"held-out log-likelihood {likelihood} nats, of which log Z {likelihood.fr
 process = ep.process_log_likelihood(ebm, held_out[:500])
 print(f"the sampling process: between {process.lower} and {process.upper} nats")
 plots.save_figure(
-    normalizer_plots.log_weight_histogram(by_levels, title="A trained model, annealed through its noise levels"),
+    plots.log_weight_histogram(by_levels, title="A trained model, annealed through its noise levels"),
     args.folder / "04_model.png",
 )
 

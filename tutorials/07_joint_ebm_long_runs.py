@@ -18,7 +18,7 @@ import pyro
 import torch
 
 import energyppl as ep
-from energyppl import chain_plots, plots
+from energyppl import plots
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
@@ -104,7 +104,7 @@ for name, model in (("joint", joint), ("plain", plain)):
     }
     plots.save_figure(plots.scatter_panels(panels, title=f"Long runs, {name} model"), args.folder / f"07_{name}.png")
     energies = {"from data": run.from_data.chains.energy, "from noise": run.from_noise.chains.energy}
-    figure = chain_plots.drift_plot(energies, title=f"Energy along long runs, {name} model")
+    figure = plots.drift_plot(energies, title=f"Energy along long runs, {name} model")
     plots.save_figure(figure, args.folder / f"07_{name}_drift.png")
 
 # %% [markdown]

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 import energyppl as ep
 from energyppl import plots
-from energyppl.image_plots import image_grid, image_strips
+from energyppl.plots.images import image_grid, image_strips
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")

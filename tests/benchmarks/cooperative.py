@@ -18,7 +18,7 @@ import torch
 
 import energyppl as ep
 from energyppl.inference import Objective
-from energyppl.two_sample import energy_distance_test
+from energyppl.metrics.two_sample import energy_distance_test
 from tests.benchmarks.budget import training_within
 from tests.benchmarks.density import FIVE, gap
 from tests.benchmarks.generation import share

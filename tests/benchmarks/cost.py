@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.gradient import eager_energy_and_grad
+from energyppl.autodiff.gradient import eager_energy_and_grad
 from tests.benchmarks import textbook
 
 

@@ -15,7 +15,7 @@ from scipy.stats import chi2_contingency
 from torch import Tensor
 
 import energyppl as ep
-from energyppl.two_sample import energy_distance_test
+from energyppl.metrics.two_sample import energy_distance_test
 from tests.benchmarks.density import FIVE, gap, train
 
 

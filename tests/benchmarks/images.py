@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.image_plots import image_grid, image_strips, neighbour_grid
 from energyppl.inference import Objective
-from energyppl.inference.history import Record
-from energyppl.plots import save_figure
+from energyppl.inference.training.history import Record
+from energyppl.plots.images import image_grid, image_strips, neighbour_grid
+from energyppl.plots.models import save_figure
 from tests.benchmarks.budget import training_within
 
 LEVELS = 6

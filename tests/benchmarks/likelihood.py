@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import energyppl as ep
-from energyppl.tables import dequantise, table_from_array
+from energyppl.data.tables import dequantise, table_from_array
 
 TABLES = ("airfoil", "concrete", "wine", "energy", "skillcraft")
 BATCH = 512

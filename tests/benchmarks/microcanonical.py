@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import energyppl as ep
-from energyppl.gradient import energy_and_grad, gradient_only
+from energyppl.autodiff.gradient import energy_and_grad, gradient_only
 from energyppl.inference import Info, State
-from energyppl.inference.transition import dot, evaluate, metropolis
+from energyppl.inference.kernels.contract import dot, evaluate, metropolis
 
 CHAINS, WARMUP, DRAWS = 64, 300, 400
 

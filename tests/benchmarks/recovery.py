@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import energyppl as ep
-from energyppl.two_sample import energy_distance_test
+from energyppl.metrics.two_sample import energy_distance_test
 from tests.benchmarks.density import FIVE, train
 
 # The kernel, and how many of its moves at each level come to about 120 and 250 evaluations a sample over 6 levels.

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-from energyppl.runs import Settings, fit_table, load_run
-from energyppl.two_sample import energy_distance_test
+from energyppl.cli.runs import Settings, fit_table, load_run
+from energyppl.metrics.two_sample import energy_distance_test
 
 
 def compare(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:

@@ -1,0 +1,1 @@
+"""Energies and their gradients: one traced call, and what tells when a trace no longer serves."""

@@ -1,0 +1,216 @@
+"""What a potential is made of, as the hot door (:mod:`energyppl.autodiff.gradient`) needs to know it.
+
+A frozen dataclass (our algebra) is a tree: its tensors become inputs of a trace, so a new batch of tethers or levels
+re-uses the trace of the last one.  A module is a leaf whose weights a trace holds by reference, and which is watched.
+"""
+
+import dataclasses
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_SCALARS = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size)
+_OWN = frozenset(vars(nn.Module())) - {"training"}  # torch's bookkeeping, the same for every module
+
+
+class Untraceable(Exception):
+    """Tracing can't serve this potential; the reason is the message."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """A key that equal structures share, the tensors to feed, and the modules to watch."""
+
+    key: tuple[Any, ...]
+    tensors: list[Tensor]
+    modules: list[nn.Module]
+
+
+def structure(potential: object) -> Structure:
+    """Take a potential apart.
+
+    Raises:
+        Untraceable: if it holds something that could change unseen, such as a plain function.
+    """
+    tensors: list[Tensor] = []
+    modules: list[nn.Module] = []
+
+    def visit_field(owner: object, field: "dataclasses.Field[Any]") -> Any:
+        value = getattr(owner, field.name)
+        if not field.metadata.get("pure") or isinstance(value, nn.Module) or dataclasses.is_dataclass(value):
+            return visit(value)
+        try:
+            hash(value)
+        except TypeError:
+            raise Untraceable(f"a {type(value).__name__}, which can't be told from another") from None
+        modules.extend(modules_read_by(value))
+        return ("pure", value)
+
+    def visit(value: object) -> Any:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+            return ("tensor", value.shape, value.dtype, value.device, value.stride())
+        if isinstance(value, nn.Module):
+            modules.append(value)
+            return ("module", id(value))
+        if isinstance(value, _SCALARS):
+            return (type(value), value)
+        if isinstance(value, tuple):
+            return tuple(visit(item) for item in value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            if not type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+                raise Untraceable(f"a {type(value).__name__}, whose fields could change unseen: make it frozen")
+            return (type(value), *(visit_field(value, f) for f in dataclasses.fields(value)))
+        raise Untraceable(f"a {type(value).__name__}, which could change unseen")
+
+    return Structure((visit(potential),), tensors, modules)
+
+
+def device_of(owner: object) -> torch.device | None:
+    """Where a potential or distribution computes: the device that it names, or that of what it holds off the CPU.
+
+    None if that can't be told: what is held on the CPU is often converted to the points.
+    """
+    named = getattr(owner, "device", None)
+    if isinstance(named, torch.device):
+        return named
+    try:
+        parts = structure(owner)
+    except Untraceable:
+        return None
+    held = (*parts.tensors, *(t for module in parts.modules for t in (*module.parameters(), *module.buffers())))
+    return next((t.device for t in held if t.device.type != "cpu"), None)
+
+
+def beside(owner: object, x: Tensor) -> Tensor:
+    """Points on the device of a potential or distribution, as far as that can be told."""
+    device = device_of(owner)
+    return x if device is None else x.to(device)
+
+
+def modules_read_by(function: object) -> list[nn.Module]:
+    """Modules that a function finds in its closure, among its globals, or as its ``self``."""
+    found = [function, getattr(function, "__self__", None)]
+    inner = getattr(function, "__func__", function)
+    if isinstance(inner, types.FunctionType):
+        found += [_content(cell) for cell in inner.__closure__ or ()]
+        found += [inner.__globals__.get(name) for name in inner.__code__.co_names]
+        found += [*(inner.__defaults__ or ()), *(inner.__kwdefaults__ or {}).values()]
+    return [value for value in found if isinstance(value, nn.Module)]
+
+
+def _content(cell: types.CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet filled
+        return None
+
+
+def rebuild(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """The same potential with its tensor fields replaced, in the order in which :func:`structure` met them."""
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if isinstance(value, tuple) and not isinstance(value, torch.Size):
+        return tuple(rebuild(item, tensors) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, nn.Module)):
+        copy = object.__new__(type(value))
+        for field in dataclasses.fields(value):
+            object.__setattr__(copy, field.name, rebuild(getattr(value, field.name), tensors))
+        return copy
+    return value
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy that autograd can use if it was made in inference mode (call it outside)."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def without_inference_tensors(potential: Any) -> Any:
+    """The potential with :func:`ordinary` tensor fields, as far as they can be replaced."""
+    try:
+        tensors = structure(potential).tensors
+    except Untraceable:
+        return potential
+    return rebuild(potential, map(ordinary, tensors)) if any(t.is_inference() for t in tensors) else potential
+
+
+class Watch:
+    """Notices when a module is no longer what was traced: a weight, a switch, a number or a hook was replaced."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._tables: list[dict[str, Any]] = []  # a new name in any of them counts
+        self._slots: list[tuple[dict[str, Any], str]] = []
+        self._deep: list[tuple[dict[str, Any], str]] = []
+        for module in {id(m): m for root in modules for m in root.modules()}.values():
+            tables: list[dict[str, Any]] = [module._parameters, module._buffers, module._modules]
+            hooks: list[dict[Any, Any]] = [module._forward_hooks, module._forward_pre_hooks]
+            self._tables += [vars(module), *tables, *hooks]
+            for table in tables:
+                self._slots.extend((table, name) for name in table)
+            for name, value in vars(module).items():
+                if name not in _OWN:
+                    (self._deep if _is_deep(value) else self._slots).append((vars(module), name))
+        # Held, so that no new object can have an old one's id.
+        self._held = [table.get(name) for table, name in self._slots]
+        self._held_deep: list[Any] = []
+        for table, name in self._deep:
+            _frozen(table.get(name), self._held_deep)
+        self._seen = self._look()
+
+    def _look(self) -> list[Any]:
+        seen = [v if isinstance(v := table.get(name), (int, float, str)) else id(v) for table, name in self._slots]
+        seen += map(len, self._tables)
+        if self._deep:
+            seen += [_frozen(table.get(name), []) for table, name in self._deep]
+        return seen
+
+    def changed(self) -> bool:
+        """Whether anything is different from when the watch was set."""
+        return self._look() != self._seen
+
+
+def _is_deep(value: object) -> bool:
+    """Whether a module's attribute can change inside while it stays the same object."""
+    if isinstance(value, tuple):
+        return any(_is_deep(item) for item in value)
+    if isinstance(value, (list, dict)):
+        return True
+    plain = (*_SCALARS, Tensor, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType)
+    return not isinstance(value, plain) and hasattr(value, "__dict__")
+
+
+def _frozen(value: object, held: list[Any], depth: int = 2) -> Any:
+    """A comparable picture of a container or plain object, two floors deep; what is pictured by id goes to ``held``."""
+    if isinstance(value, (int, float, str)):
+        return value
+    held.append(value)
+    if depth and isinstance(value, (list, tuple)):
+        return (id(value), *(_frozen(item, held, depth - 1) for item in value))
+    if depth and _is_deep(value):
+        items = value if isinstance(value, dict) else vars(value)
+        return (id(value), *((_frozen(k, held, 0), _frozen(v, held, depth - 1)) for k, v in items.items()))
+    return id(value)
+
+
+class Snapshot:
+    """The attributes and buffers of modules, to put back what a forward pass that was only a look has changed."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        every = {id(m): m for root in modules for m in root.modules()}.values()
+        self._tables = [(t, dict(t)) for m in every for t in (vars(m), m._parameters, m._buffers, m._modules)]
+        buffers = [b for m in every for b in m._buffers.values() if b is not None and not b.is_inference()]
+        self._buffers = [(b, b.detach().clone()) for b in buffers]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for table, before in self._tables:
+            if table.keys() != before.keys() or any(table[name] is not before[name] for name in before):
+                table.clear()
+                table.update(before)
+        with torch.no_grad():
+            for buffer, values in self._buffers:
+                if not torch.equal(buffer, values):  # batch norm writes without raising the version
+                    buffer.copy_(values)

@@ -1,0 +1,144 @@
+"""``energyppl logz`` and ``energyppl score``: a trained run's log Z, and normalised log densities of a table's rows."""
+
+import csv
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from numpy.typing import NDArray
+
+from energyppl._checks import check_count
+from energyppl.cli.runs import FittedTable, load_run
+from energyppl.data.tables import read_table
+from energyppl.errors import InvalidInput
+from energyppl.integration.estimates import LogNormalizer
+from energyppl.plots.models import save_figure
+from energyppl.plots.normalizers import log_weight_histogram
+
+__all__ = ["logz_run", "score_run"]
+
+_SPREADS = 16  # draws of a discrete value's cell that its density is averaged over
+_KEPT = "logz.json"
+
+
+def logz_run(
+    run: Path, *, tolerance: float | None = None, seed: int = 0, progress: bool = True
+) -> tuple[LogNormalizer, list[str]]:
+    """Estimate log Z of a run's level 0 and keep it in ``logz.json``, with a picture of the weights if there are any.
+
+    Args:
+        run: made by ``energyppl fit``.
+        tolerance: half the interval's width to reach, in nats; by quadrature (up to two columns) or one batch of runs
+            if None.
+        seed: of the runs.
+        progress: show a bar.
+
+    Returns:
+        log Z in the table's units, and the pictures.
+    """
+    fitted = load_run(run)
+    pyro.set_rng_seed(seed)
+    found = fitted.ebm.log_normalizer(tolerance=tolerance, progress=progress) + float(np.log(fitted.scale).sum())
+    pictures = []
+    if found.trace is not None:
+        figure = log_weight_histogram(found, title=f"{run.name}: log weights")
+        pictures.append(str(save_figure(figure, run / "log_weights.png")))
+    kept = {name: value for name, value in asdict(found).items() if name != "trace"}
+    part = run / f"{_KEPT}.part"
+    part.write_text(json.dumps({"model": fitted.ebm.checksum(), "log_z": kept}, indent=2) + "\n", encoding="utf-8")
+    part.replace(run / _KEPT)
+    return found, pictures
+
+
+def score_run(run: Path, file: Path, out: Path, *, array: str | None = None, seed: int = 0) -> dict[str, Any]:
+    """Log densities of a table's rows under a run's model, in the table's units, least likely first.
+
+    A discrete value is scored by the mean density over its cell.  All rows share the error of log Z, so their order has
+    none of it.
+
+    Args:
+        run: made by ``energyppl fit``; its ``logz.json`` is used if it is of this model, else log Z is estimated.
+        file: a table with the run's columns.
+        out: a .csv file to write: row number, log density, the share of held-out rows that are less likely.
+        array: which array of an archive.
+        seed: of the spread of discrete values.
+
+    Returns:
+        The rows in order, their mean with its error, and log Z.
+
+    Raises:
+        InvalidInput: for a table with other columns.
+    """
+    fitted = load_run(run)
+    if out.suffix.lower() != ".csv":
+        raise InvalidInput(f"{out} must end in .csv; got {out.suffix or 'no ending'!r}")
+    table = read_table(file, array=array)
+    if len(table.columns) != len(fitted.columns):
+        raise InvalidInput(
+            f"{table.source} must have the {len(fitted.columns)} columns of {run}, {', '.join(fitted.columns)}; got "
+            f"{len(table.columns)}: {', '.join(table.columns)}"
+        )
+    named = any(name != f"c{i}" for i, name in enumerate(table.columns))
+    if named and set(table.columns) == set(fitted.columns):
+        order = [table.columns.index(name) for name in fitted.columns]
+    elif named and table.columns != fitted.columns and any(n != f"c{i}" for i, n in enumerate(fitted.columns)):
+        raise InvalidInput(
+            f"{table.source} must have the columns {', '.join(fitted.columns)}; got {', '.join(table.columns)}"
+        )
+    else:
+        order = list(range(len(table.columns)))
+    log_z = _kept(run, fitted) or logz_run(run, seed=seed, progress=False)[0]
+    pyro.set_rng_seed(seed)
+    scores = _log_densities(fitted, table.values[:, order], log_z)
+    reference = np.sort(_log_densities(fitted, fitted.held_out, log_z))
+    below = np.searchsorted(reference, scores) / len(reference)
+    rows = np.argsort(scores, kind="stable")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    with part.open("w", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text)
+        writer.writerow(["row", "log_density", "held_out_rows_less_likely"])
+        writer.writerows([int(i), float(scores[i]), float(below[i])] for i in rows)
+    part.replace(out)
+    finite = scores[np.isfinite(scores)]
+    error = float(finite.std(ddof=1)) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
+    return {
+        "rows": [(int(i), float(scores[i]), float(below[i])) for i in rows],
+        "mean": float(scores.mean()),
+        "standard_error": math.hypot(error, log_z.standard_error),
+        "held_out_mean": float(reference.mean()),
+        "log_z": log_z,
+    }
+
+
+def _log_densities(fitted: FittedTable, values: NDArray[np.float64], log_z: LogNormalizer) -> NDArray[np.float64]:
+    """Log densities ``(n,)`` of rows ``(n, d)`` in the table's units."""
+    check_count("rows", len(values))
+    gaps = np.array([float(np.diff(grid).min()) if len(grid) else 0.0 for grid in fitted.grids])
+    spreads = _SPREADS if gaps.any() else 1
+    energies = []
+    for _ in range(spreads):
+        noise = torch.rand(*values.shape, dtype=torch.float64).numpy() - 0.5
+        standard = torch.as_tensor((values + noise * gaps - fitted.loc) / fitted.scale).to(fitted.ebm.loc)
+        with torch.no_grad():
+            parts = [fitted.ebm.marginal().energy(part) for part in standard.split(65_536)]
+        energies.append(torch.cat(parts).double())
+    log_mean = torch.logsumexp(-torch.stack(energies), 0) - math.log(spreads)
+    scores: NDArray[np.float64] = log_mean.numpy() - log_z.estimate
+    return scores
+
+
+def _kept(run: Path, fitted: FittedTable) -> LogNormalizer | None:
+    """Log Z from ``logz.json``, if it is there and of this very model."""
+    try:
+        kept = json.loads((run / _KEPT).read_text(encoding="utf-8"))
+        if kept["model"] != fitted.ebm.checksum():
+            return None
+        return LogNormalizer(**kept["log_z"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,51 @@
+"""The exact log Z of an energy over a few binary variables, by adding up all of their states."""
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from energyppl.autodiff.gradient import energy_only
+from energyppl.autodiff.structure import beside
+from energyppl.errors import InvalidInput
+from energyppl.integration.estimates import LogNormalizer
+from energyppl.potentials.algebra import Potential, as_potential
+
+__all__ = ["binary_states", "enumerated"]
+
+_MOST_SITES = 24
+_CHUNK = 2**15
+
+
+def binary_states(sites: int, first: int, last: int) -> Tensor:
+    """States number ``first`` to ``last − 1``, ``(last − first, sites)``: the digits of their numbers in base two."""
+    number = torch.arange(first, last).unsqueeze(1)
+    return ((number >> torch.arange(sites - 1, -1, -1)) & 1).to(torch.get_default_dtype())
+
+
+def enumerated(potential: Potential) -> LogNormalizer:
+    """Log Σ exp(−U(x)) over all vectors of zeros and ones, in nats, exact but for rounding.
+
+    Args:
+        potential: an energy over at most 24 binary variables, in any event shape.
+
+    Raises:
+        InvalidInput: for more of them, or an energy that is nowhere finite.
+    """
+    began, shape = time.perf_counter(), as_potential("potential", potential).event_shape
+    sites = shape.numel()
+    if sites > _MOST_SITES:
+        raise InvalidInput(
+            f"at most {_MOST_SITES} binary variables can be enumerated; got {sites}: estimate log Z with log_normalizer"
+        )
+    total, count = torch.tensor(-math.inf, dtype=torch.float64), 2**sites
+    for first in range(0, count, _CHUNK):
+        states = binary_states(sites, first, min(first + _CHUNK, count)).reshape(-1, *shape)
+        energy = energy_only(potential, beside(potential, states)).double()
+        total = torch.logaddexp(total, torch.logsumexp(-energy, 0))
+    estimate = float(total)
+    if not math.isfinite(estimate):
+        raise InvalidInput(f"the energy must be finite somewhere and bounded from below; log Z is {estimate}")
+    seconds = time.perf_counter() - began
+    return LogNormalizer(estimate, 0.0, estimate, estimate, count, "enumeration of all states", seconds=seconds)

@@ -1,0 +1,399 @@
+"""Integrals on a grid, to near machine precision, for any potential in one or two dimensions.
+
+The midpoint rule on equal cells: its error falls faster than any power of the cell for smooth densities that vanish at
+the box's faces. The grid is doubled until an error estimate made of its own coarser versions meets the tolerance. A
+feature between all nodes can't be seen: begin with cells no wider than a few times the finest one (``Grid.points``).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from energyppl._checks import check_count, check_positive, shape_text
+from energyppl.autodiff.structure import beside
+from energyppl.errors import InvalidInput, QuadratureError
+
+__all__ = ["Grid", "Quadrature", "expectation", "kl_divergence", "quadrature"]
+
+# The box's outermost 1/_LAYERS on each side is where the leak is measured, whatever the number of cells.
+_LAYERS = 64
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Equal cells over a box of one or two dimensions; the nodes are the cells' centres.
+
+    Attributes:
+        low: the box's lower corner, one number per dimension.
+        high: its upper corner.
+        points: cells along each dimension, at least 8.
+
+    Raises:
+        InvalidInput: lengths differ, more than two dimensions, an empty or infinite side, or too few points.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    points: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "points"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not 1 <= len(self.low) <= 2:
+            raise InvalidInput(
+                f"low must have one or two dimensions; got {len(self.low)}: estimate the normaliser by sampling instead"
+            )
+        if not len(self.low) == len(self.high) == len(self.points):
+            raise InvalidInput(
+                f"low, high and points must be equally long; got {len(self.low)}, {len(self.high)} and "
+                f"{len(self.points)}: pass one number per dimension"
+            )
+        for low, high, points in zip(self.low, self.high, self.points, strict=True):
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise InvalidInput(f"low must be finite and below high; got {low} and {high}: swap or change them")
+            check_count("points", points, at_least=8)
+
+    @classmethod
+    def around(cls, data: Tensor, *, margin: float = 0.5, points: int = 256) -> "Grid":
+        """The box that holds the data and ``margin`` times their range more on every side.
+
+        Args:
+            data: ``(n, d)`` with d of 1 or 2, or ``(n,)``.
+            margin: share of the range added on each side, not negative.
+            points: cells along each dimension.
+        """
+        if data.dim() not in (1, 2) or len(data) < 2 or not bool(torch.isfinite(data).all()):
+            raise InvalidInput(
+                f"data must be at least two finite rows (n, d); got {shape_text(data.shape)}: pass the points to cover"
+            )
+        if not (math.isfinite(margin) and margin >= 0):
+            raise InvalidInput(f"margin must be finite and not negative; got {margin}: 0.5 is usual")
+        rows = data.detach().reshape(len(data), -1).double()
+        low, high = rows.amin(0), rows.amax(0)
+        if not bool((high > low).all()):
+            raise InvalidInput("data must vary in every dimension; got a constant column: give Grid its corners")
+        extra = margin * (high - low)
+        return cls(tuple((low - extra).tolist()), tuple((high + extra).tolist()), (points,) * rows.shape[1])
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions."""
+        return len(self.low)
+
+    @property
+    def size(self) -> int:
+        """Number of nodes."""
+        return math.prod(self.points)
+
+    @property
+    def cell(self) -> float:
+        """Volume of one cell, which is every node's weight."""
+        return math.prod((b - a) / n for a, b, n in zip(self.low, self.high, self.points, strict=True))
+
+    @property
+    def weights(self) -> Tensor:
+        """Every node's weight ``(n,)``, float64; they add up to the box's volume."""
+        return torch.full((self.size,), self.cell, dtype=torch.float64)
+
+    def axes(self) -> list[Tensor]:
+        """The nodes' coordinates along each dimension, float64."""
+        return [
+            a + (torch.arange(n, dtype=torch.float64) + 0.5) * ((b - a) / n)
+            for a, b, n in zip(self.low, self.high, self.points, strict=True)
+        ]
+
+    def nodes(self) -> Tensor:
+        """All nodes ``(n, d)``, float64, the last dimension running fastest."""
+        return torch.cat(list(self.chunks(self.size)))
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """The nodes in order, at most ``size`` rows at a time (a fine grid is never held whole)."""
+        axes = self.axes()
+        for start in range(0, self.size, size):
+            index = torch.arange(start, min(start + size, self.size))
+            if self.dim == 1:
+                yield axes[0][index].unsqueeze(1)
+            else:
+                yield torch.stack([axes[0][index // self.points[1]], axes[1][index % self.points[1]]], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Quadrature:
+    """What the integral gave.
+
+    Attributes:
+        grid: the grid that was finally used.
+        log_normalizer: log of the integral of exp(-U), in nats.
+        error: estimate of log_normalizer's error, in nats; usually far too large, as it is that of a coarser rule.
+        log_density: log of exp(-U)/Z at the nodes, ``grid.points``, float64, in nats.
+        mean: ``(d,)``, float64.
+        covariance: ``(d, d)``, float64.
+        entropy: of exp(-U)/Z, in nats.
+        leak: estimated share of the mass at and beyond the box's faces.
+        evaluations: number of points at which the potential was evaluated.
+    """
+
+    grid: Grid
+    log_normalizer: float
+    error: float
+    log_density: Tensor
+    mean: Tensor
+    covariance: Tensor
+    entropy: float
+    leak: float
+    evaluations: int
+
+    @property
+    def density(self) -> Tensor:
+        """exp(-U)/Z at the nodes, ``grid.points``, float64."""
+        return self.log_density.exp()
+
+
+def quadrature(
+    potential: Callable[[Tensor], Tensor],
+    grid: Grid,
+    *,
+    tolerance: float = 1e-3,
+    max_points: int = 4096,
+    dtype: torch.dtype | None = None,
+    chunk: int = 65_536,
+) -> Quadrature:
+    """Normalise exp(-potential) on a box, doubling the grid until log Z is known to the tolerance.
+
+    The error estimate is the larger of two: the change from a grid with 0.618 times the points (whose nodes fall
+    elsewhere), and the spread of the rules that use every second node of each dimension. Both are errors of a coarser
+    rule, so for smooth densities the true error is much smaller. Where the density jumps, the error falls only like the
+    cell and the estimate is no more than its order of magnitude: put the jumps between cells. The leak is the mass in
+    the outermost 1/64 of the box on each side plus what an exponential tail of the slope seen there adds outside.
+
+    Args:
+        potential: energy in nats, ``(*batch, *event) -> (*batch,)``; its ``event_shape``, if it has one, is ``()``,
+            ``(1,)`` or ``(2,)``. Plus infinity (off the support) is fine.
+        grid: the box, and the points to begin with.
+        tolerance: largest error of log Z, in nats, and largest share of the mass that may leak.
+        max_points: most points per dimension.
+        dtype: dtype of the points given to the potential; by default its parameters', else torch's default. The sums
+            are in float64 whatever it is.
+        chunk: points evaluated at a time.
+
+    Raises:
+        InvalidInput: the potential's dimension is not the grid's, or it returns a wrong shape.
+        QuadratureError: mass leaks out of the box; the grid is too coarse at ``max_points``; an energy is NaN or minus
+            infinity; or there is no mass in the box.
+    """
+    check_positive("tolerance", tolerance)
+    check_count("max_points", max_points, at_least=8)
+    evaluations = 0
+    while True:
+        energy = _energies(potential, grid, dtype, chunk)
+        evaluations += grid.size
+        log_z = _log_integral(energy, grid)
+        if log_z == -math.inf:
+            raise QuadratureError("the box must hold mass; got energy +inf at every node: move it or refine the grid")
+        other = replace(grid, points=tuple(max(8, round(0.618 * n) + 1) for n in grid.points))
+        evaluations += other.size
+        change = abs(log_z - _log_integral(_energies(potential, other, dtype, chunk), other))
+        error = max(change, _parity_spread(energy, grid, log_z))
+        if error <= tolerance:
+            break
+        finer = tuple(2 * n for n in grid.points)
+        if max(finer) > max_points:
+            raise QuadratureError(
+                f"the error of log Z must be at most {tolerance:g} nats; got {error:.3g} with {grid.points} points: "
+                "raise max_points, shrink the box, or raise the tolerance"
+            )
+        grid = replace(grid, points=finer)
+    log_density = -energy - log_z
+    leak = _leak(log_density, grid)
+    if leak > tolerance:
+        text = (
+            f"the box must hold all but {tolerance:g} of the mass; got a leak of {leak:.3g} near and beyond its faces"
+        )
+        raise QuadratureError(f"{text}: enlarge the box")
+    return _summary(grid, log_z, error, log_density, leak, evaluations)
+
+
+def expectation(
+    function: Callable[[Tensor], Tensor],
+    potential: Callable[[Tensor], Tensor],
+    grid: Grid,
+    *,
+    tolerance: float = 1e-3,
+    max_points: int = 4096,
+    dtype: torch.dtype | None = None,
+    chunk: int = 65_536,
+) -> Tensor:
+    """Mean of a function under exp(-potential)/Z, ``(*out)`` in float64.
+
+    Args:
+        function: ``(*batch, *event) -> (*batch, *out)``; not asked where the density is zero.
+        potential: energy in nats, as in ``quadrature``.
+        grid: the box, and the points to begin with.
+        tolerance: as in ``quadrature``; it bounds the error of log Z, not that of the mean.
+        max_points: most points per dimension.
+        dtype: dtype of the points given to the potential and to the function.
+        chunk: points evaluated at a time.
+
+    Raises:
+        InvalidInput: as in ``quadrature``.
+        QuadratureError: as in ``quadrature``, or the function is NaN where there is mass.
+    """
+    result = quadrature(potential, grid, tolerance=tolerance, max_points=max_points, dtype=dtype, chunk=chunk)
+    total: Tensor | None = None
+    masses = (result.density.flatten() * result.grid.cell).split(chunk)
+    with torch.no_grad():
+        for nodes, mass in zip(result.grid.chunks(chunk), masses, strict=True):
+            held = mass > 0
+            if not bool(held.any()):
+                continue
+            values = function(_as_points(potential, nodes[held], dtype)).double().cpu()
+            part = torch.tensordot(mass[held], values, dims=1)
+            total = part if total is None else total + part
+    assert total is not None  # a normalised density has mass
+    if not bool(torch.isfinite(total).all()):
+        raise QuadratureError("the mean must be finite; got NaN or infinity: check the function where there is mass")
+    return total
+
+
+def kl_divergence(
+    log_p: Callable[[Tensor], Tensor],
+    log_q: Callable[[Tensor], Tensor],
+    grid: Grid,
+    *,
+    tolerance: float = 1e-2,
+    max_points: int = 4096,
+    dtype: torch.dtype | None = None,
+    chunk: int = 65_536,
+) -> float:
+    """KL(p || q) in nats of two normalised log densities, on a grid fine enough for both.
+
+    Args:
+        log_p: ``(*batch, *event) -> (*batch,)`` in nats.
+        log_q: the same; the result is infinite where q has no mass and p has some.
+        grid: the box, and the points to begin with.
+        tolerance: how far each density's integral may be from one, in nats.
+        max_points: most points per dimension.
+        dtype: dtype of the points given to both.
+        chunk: points evaluated at a time.
+
+    Raises:
+        InvalidInput: as in ``quadrature``.
+        QuadratureError: as in ``quadrature``, or a density does not integrate to one.
+    """
+    results: list[Quadrature] = []
+    for name, log_density in (("log_p", log_p), ("log_q", log_q)):
+        energy = _Negative(log_density)
+        result = quadrature(energy, grid, tolerance=tolerance, max_points=max_points, dtype=dtype, chunk=chunk)
+        if abs(result.log_normalizer) > tolerance:
+            raise QuadratureError(
+                f"{name} must integrate to one on the box; got {math.exp(result.log_normalizer):.6g}: "
+                "normalise it, or enlarge the box"
+            )
+        results.append(result)
+        grid = result.grid  # q starts from p's grid, so the last grid is fine enough for both
+    p = -_energies(_Negative(log_p), grid, dtype, chunk) if results[0].grid != grid else _raw(results[0])
+    q = _raw(results[1])
+    held = p.exp() > 0
+    return float((p[held].exp() * (p[held] - q[held])).sum()) * grid.cell
+
+
+class _Negative:
+    """A log density as a potential, with its event_shape, parameters and all."""
+
+    def __init__(self, log_density: Callable[[Tensor], Tensor]) -> None:
+        self._log_density = log_density
+        self.owner = getattr(log_density, "__self__", log_density)  # the toy whose method log_prob is
+        shape = getattr(self.owner, "event_shape", None)
+        if shape is not None:
+            self.event_shape = shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return -self._log_density(x)
+
+
+def _raw(result: Quadrature) -> Tensor:
+    """The log density as it was given, before the quadrature normalised it."""
+    return result.log_density + result.log_normalizer
+
+
+def _as_points(potential: Callable[[Tensor], Tensor], nodes: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Nodes ``(n, d)`` in the shape, dtype and device that the potential takes."""
+    shape = getattr(potential, "event_shape", None)
+    shape = torch.Size((nodes.shape[1],)) if shape is None else torch.Size(shape)
+    if len(shape) > 1 or shape.numel() != nodes.shape[1]:
+        raise InvalidInput(
+            f"the potential's event_shape must have {nodes.shape[1]} dimension(s), as the grid; "
+            f"got {shape_text(shape)}: pass a grid of that dimension (quadrature takes one or two)"
+        )
+    owner = getattr(potential, "owner", potential)
+    weight = next(owner.parameters(), None) if isinstance(owner, nn.Module) else None
+    kind = dtype or (weight.dtype if weight is not None else torch.get_default_dtype())
+    return beside(owner, nodes.to(kind)).reshape(len(nodes), *shape)
+
+
+def _energies(potential: Callable[[Tensor], Tensor], grid: Grid, dtype: torch.dtype | None, chunk: int) -> Tensor:
+    """The energy at every node, ``grid.points``, float64."""
+    check_count("chunk", chunk)
+    parts = []
+    with torch.no_grad():
+        for nodes in grid.chunks(chunk):
+            values = potential(_as_points(potential, nodes, dtype))
+            if tuple(values.shape) != (len(nodes),):
+                raise InvalidInput(
+                    f"the potential must return shape ({len(nodes)},); got {shape_text(values.shape)}: "
+                    "return one energy per point"
+                )
+            values = values.double().cpu()
+            bad = torch.isnan(values) | (values == -math.inf)
+            if bool(bad.any()):
+                first = int(bad.nonzero()[0])
+                raise QuadratureError(
+                    f"energies must be numbers or +inf; got {float(values[first])} at {int(bad.sum())} node(s), "
+                    f"first at {nodes[first].tolist()}: check the potential there"
+                )
+            parts.append(values)
+    return torch.cat(parts).reshape(grid.points)
+
+
+def _log_integral(energy: Tensor, grid: Grid) -> float:
+    return float(torch.logsumexp(-energy.flatten(), 0)) + math.log(grid.cell)
+
+
+def _parity_spread(energy: Tensor, grid: Grid, log_z: float) -> float:
+    """Largest distance of log Z from the rules that take every second node: they differ when cells are too wide."""
+    spread = 0.0
+    for start in range(2**grid.dim):
+        part = energy[tuple(slice(start >> i & 1, None, 2) for i in range(grid.dim))]
+        value = float(torch.logsumexp(-part.flatten(), 0)) + math.log(grid.cell * grid.size / part.numel())
+        spread = max(spread, abs(value - log_z))
+    return spread
+
+
+def _leak(log_density: Tensor, grid: Grid) -> float:
+    mass = log_density.exp() * grid.cell
+    total = 0.0
+    for axis in range(grid.dim):
+        line = mass.sum(1 - axis) if grid.dim == 2 else mass
+        width = max(1, len(line) // _LAYERS)
+        for side in (line, line.flip(0)):
+            outer, inner = float(side[:width].sum()), float(side[width : 2 * width].sum())
+            # A layer as heavy as the next one inside does not decay at all: call the leak a whole box's worth of it.
+            ratio = min(outer / inner, 1 - 1 / _LAYERS) if inner > 0 else 1 - 1 / _LAYERS
+            total += outer / (1 - ratio)
+    return min(total, 1.0)
+
+
+def _summary(grid: Grid, log_z: float, error: float, log_density: Tensor, leak: float, evaluations: int) -> Quadrature:
+    mass = log_density.exp() * grid.cell
+    axes = grid.axes()
+    margins = [mass.sum([j for j in range(grid.dim) if j != i]) if grid.dim == 2 else mass for i in range(grid.dim)]
+    mean = torch.stack([(margin * axis).sum() for margin, axis in zip(margins, axes, strict=True)])
+    away = [axis - center for axis, center in zip(axes, mean, strict=True)]
+    covariance = torch.diag(torch.stack([(m * a.square()).sum() for m, a in zip(margins, away, strict=True)]))
+    if grid.dim == 2:
+        covariance[0, 1] = covariance[1, 0] = away[0] @ mass @ away[1]
+    entropy = -float((mass * log_density).nan_to_num(0.0).sum())
+    return Quadrature(grid, log_z, error, log_density, mean, covariance, entropy, leak, evaluations)

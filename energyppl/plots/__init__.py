@@ -1,0 +1,37 @@
+"""Pictures of models, chains, images and log normalizers, by matplotlib."""
+
+from energyppl.plots.chains import drift_plot, energy_plot, level_plot, rank_plot, trace_plot
+from energyppl.plots.detection import score_histograms
+from energyppl.plots.images import image_grid, image_strips, neighbour_grid
+from energyppl.plots.models import (
+    density_grid,
+    energy_landscape,
+    noise_to_data,
+    pair_plot,
+    save_figure,
+    scatter_panels,
+    training_curves,
+)
+from energyppl.plots.normalizers import gap_plot, ladder_plot, log_weight_histogram
+
+__all__ = [
+    "density_grid",
+    "drift_plot",
+    "energy_landscape",
+    "energy_plot",
+    "gap_plot",
+    "image_grid",
+    "image_strips",
+    "ladder_plot",
+    "level_plot",
+    "log_weight_histogram",
+    "neighbour_grid",
+    "noise_to_data",
+    "pair_plot",
+    "rank_plot",
+    "save_figure",
+    "scatter_panels",
+    "score_histograms",
+    "trace_plot",
+    "training_curves",
+]

@@ -1,0 +1,1 @@
+"""Energies: their algebra, networks at a noise level, constrained supports, normalized bases."""

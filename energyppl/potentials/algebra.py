@@ -1,0 +1,348 @@
+"""Potentials: energies U(x) in nats, p(x) ∝ exp(−U(x)), and the algebra that makes new ones out of old.
+
+A potential is anything that maps ``(*batch, *event)`` to ``(*batch,)`` and knows its ``event_shape``.  The classes here
+are frozen values: their tensors are fields, so ``energy_and_grad`` can trace them once and feed them
+a new batch of tethers or levels without tracing again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from energyppl._checks import check_event, shape_text
+from energyppl.errors import InvalidInput
+
+__all__ = ["Affine", "AtLevel", "Bridge", "Conditioned", "Energy", "Potential", "Scaled", "Sum", "Tethered"]
+
+
+@runtime_checkable
+class Potential(Protocol):
+    """An energy: a callable from ``(*batch, *event_shape)`` to ``(*batch,)``, in nats."""
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point; a plain attribute will do."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of the points ``x``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Energy:
+    """A plain function as a potential.
+
+    Args:
+        function: maps ``(*batch, *event)`` to ``(*batch,)``, in nats.  It must be pure: tensors that it reads may be
+            written in place, but nothing else that it reads may change, since it is traced once.
+        event_shape: shape of one point.
+    """
+
+    function: Callable[[Tensor], Tensor] = field(metadata={"pure": True})
+    event_shape: torch.Size
+
+    def __post_init__(self) -> None:
+        try:
+            shape = torch.Size(self.event_shape)
+        except TypeError:
+            raise InvalidInput(f"event_shape must be a tuple such as (2,); got {self.event_shape!r}") from None
+        object.__setattr__(self, "event_shape", shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of the points ``x``."""
+        return self.function(x)
+
+
+def as_potential(name: str, value: object) -> Potential:
+    """The value, if it is a potential.
+
+    Raises:
+        InvalidInput: if not.
+    """
+    if not isinstance(value, Potential):
+        raise InvalidInput(
+            f"{name} must be a potential, a callable with an event_shape; got {type(value).__name__}: "
+            "wrap a plain function in Energy(function, event_shape)"
+        )
+    return value
+
+
+def sum_event(value: Tensor, event_shape: torch.Size) -> Tensor:
+    """Sum over the event dimensions: ``(*batch, *event)`` to ``(*batch,)``."""
+    return value.sum(dim=tuple(range(-len(event_shape), 0))) if event_shape else value
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """The sum of energies: a product of experts.
+
+    Raises:
+        InvalidInput: if there is no term or the terms' event shapes differ.
+    """
+
+    terms: tuple[Potential, ...]
+
+    def __init__(self, *terms: Potential) -> None:
+        if not terms:
+            raise InvalidInput("Sum needs at least one potential; got none")
+        for index, term in enumerate(terms):
+            if as_potential(f"term {index} of a Sum", term).event_shape != terms[0].event_shape:
+                raise InvalidInput(
+                    f"the terms of a Sum must share one event_shape; got {shape_text(terms[0].event_shape)} and "
+                    f"{shape_text(term.event_shape)}: bring them to the same points first"
+                )
+        object.__setattr__(self, "terms", terms)
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        return self.terms[0].event_shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of the points ``x``."""
+        total = self.terms[0](x)
+        for term in self.terms[1:]:
+            total = total + term(x)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """``factor * U(x)``: the density at temperature ``1 / factor``.
+
+    Args:
+        potential: the energy U.
+        factor: a finite number, or one for each point, ``(*batch,)``; may be negative in a composition.
+    """
+
+    potential: Potential
+    factor: float | Tensor
+
+    def __post_init__(self) -> None:
+        as_potential("the potential of a Scaled", self.potential)
+        if not bool(torch.isfinite(torch.as_tensor(self.factor)).all()):
+            raise InvalidInput(f"factor must be finite; got {self.factor}")
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        return self.potential.event_shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of the points ``x``."""
+        return self.factor * self.potential(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """``U(loc + F z) − log |det F|`` as an energy of z: other coordinates, the same normaliser.
+
+    Args:
+        potential: the energy U.
+        loc: where z = 0 lies, ``(*event)``.
+        factor: F, lower triangular with a positive diagonal, over the flattened event, ``(d, d)``.
+    """
+
+    potential: Potential
+    loc: Tensor
+    factor: Tensor
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        return self.potential.event_shape
+
+    def outward(self, z: Tensor) -> Tensor:
+        """The points ``loc + F z``, ``(*batch, *event)``."""
+        return self.loc + (z.reshape(-1, len(self.factor)) @ self.factor.mT).reshape(z.shape)
+
+    def inward(self, x: Tensor) -> Tensor:
+        """The z of points ``x``, ``(*batch, *event)``."""
+        rows = (x - self.loc).reshape(-1, len(self.factor))
+        z: Tensor = torch.linalg.solve_triangular(self.factor, rows.mT, upper=False).mT
+        return z.reshape(x.shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of the points ``x``, which are z."""
+        return self.potential(self.outward(x)) - self.factor.diagonal().log().sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Tethered:
+    """``U(y) + |y − center|² / (2 sigma²)``: the recovery potential of a noisy observation (Gao et al. 2021, eq. 5).
+
+    Args:
+        potential: the energy U.
+        center: the noisy points x̃, ``(*batch, *event)``.
+        sigma: standard deviation of the noise, a number or a tensor that broadcasts against ``center`` (one for each
+            point: ``(*batch, 1)`` for vectors); infinity takes the tether off.
+
+    Raises:
+        InvalidInput: if ``center`` does not end in the event shape, or ``sigma`` is not positive.
+    """
+
+    potential: Potential
+    center: Tensor
+    sigma: float | Tensor
+
+    def __post_init__(self) -> None:
+        event_shape = as_potential("the potential of a Tethered", self.potential).event_shape
+        check_event("noisy", self.center, event_shape)
+        sigma = torch.as_tensor(self.sigma)
+        if not bool((sigma > 0).all()):
+            raise InvalidInput(f"sigma must be positive; got {self.sigma}")
+        try:
+            fits = torch.broadcast_shapes(sigma.shape, self.center.shape) == self.center.shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise InvalidInput(
+                f"sigma must broadcast against noisy of shape {shape_text(self.center.shape)}; got "
+                f"{shape_text(sigma.shape)}: one for each point has shape (*batch, 1) for vectors"
+            )
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        return self.potential.event_shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of the points ``x``, of a shape that broadcasts against ``center``."""
+        difference = (x - self.center) / self.sigma
+        return self.potential(x) + 0.5 * sum_event(difference * difference, self.event_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Bridge:
+    """``(1 − beta) U_base + beta U_target``: the geometric path of annealed importance sampling (Neal 2001).
+
+    Args:
+        base: the energy at beta = 0.
+        target: the energy at beta = 1.
+        beta: a number in [0, 1], or one for each point, ``(*batch,)``.
+
+    Raises:
+        InvalidInput: if beta leaves [0, 1] or the event shapes differ.
+    """
+
+    base: Potential
+    target: Potential
+    beta: float | Tensor
+
+    def __post_init__(self) -> None:
+        shapes = (as_potential("base", self.base).event_shape, as_potential("target", self.target).event_shape)
+        if shapes[0] != shapes[1]:
+            raise InvalidInput(
+                f"base and target of a Bridge must share one event_shape; got {shape_text(shapes[0])} and "
+                f"{shape_text(shapes[1])}"
+            )
+        beta = torch.as_tensor(self.beta)
+        if not bool(((beta >= 0) & (beta <= 1)).all()):
+            raise InvalidInput(f"beta must lie in [0, 1]; got {self.beta}")
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        return self.base.event_shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of the points ``x``."""
+        # The ends are exact: 0 * inf would be NaN where one support is smaller than the other.
+        if not isinstance(self.beta, Tensor) and self.beta in (0.0, 1.0):
+            return self.target(x) if self.beta else self.base(x)
+        return _weighted(1.0 - self.beta, self.base(x)) + _weighted(self.beta, self.target(x))
+
+
+def _weighted(weight: float | Tensor, energy: Tensor) -> Tensor:
+    """``weight * energy`` with ``0 * inf = 0``."""
+    return torch.where(weight == 0, 0.0, weight * energy) if isinstance(weight, Tensor) else weight * energy
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioned:
+    """Some coordinates held at observed values; a point is the vector of the free ones (inpainting).
+
+    Args:
+        potential: the energy of whole points.
+        observed: values, ``(*event)`` or ``(*batch, *event)``; those of free coordinates are ignored.
+        free: boolean mask, ``(*event)``: True where the coordinate is to be sampled.
+
+    Raises:
+        InvalidInput: if shapes don't fit, or no coordinate is free.
+    """
+
+    potential: Potential
+    observed: Tensor
+    free: Tensor
+    event_shape: torch.Size = field(init=False, repr=False)
+    _places: Tensor = field(init=False, repr=False)  # indices of the free coordinates in the flattened event
+
+    def __post_init__(self) -> None:
+        event_shape = as_potential("the potential of a Conditioned", self.potential).event_shape
+        if self.free.dtype != torch.bool or self.free.shape != event_shape:
+            raise InvalidInput(
+                f"free must be a boolean mask of shape {shape_text(event_shape)}; got {self.free.dtype} "
+                f"{shape_text(self.free.shape)}"
+            )
+        if not bool(self.free.any()):
+            raise InvalidInput("free must be True somewhere; got all False: there is nothing to sample")
+        check_event("observed", self.observed, event_shape)
+        places = self.free.flatten().nonzero()[:, 0]
+        object.__setattr__(self, "_places", places)
+        object.__setattr__(self, "event_shape", places.shape)
+
+    def complete(self, x: Tensor) -> Tensor:
+        """Whole points, ``(*batch, *event)``, from the free coordinates ``x``, ``(*batch, free)``."""
+        shape = self.potential.event_shape
+        batch = torch.broadcast_shapes(x.shape[:-1], self.observed.shape[: self.observed.dim() - len(shape)])
+        whole = self.observed.to(x).expand(*batch, *shape).flatten(len(batch))
+        places = self._places.to(x.device).expand(*batch, -1)
+        return whole.scatter(-1, places, x.expand(*batch, x.shape[-1])).reshape(*batch, *shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of the free coordinates ``x``, ``(*batch, free)``."""
+        return self.potential(self.complete(x))
+
+
+@dataclass(frozen=True, eq=False)
+class AtLevel:
+    """A time-conditioned network as a potential: ``net((x − loc) / scale, level)``.
+
+    With a label it is ``(1 + w) net(…, level, label) − w net(…, level)``, classifier-free guidance (Ho & Salimans).
+
+    Args:
+        net: maps points ``(*batch, *event)`` and levels ``(*batch,)`` or ``()`` to energies ``(*batch,)`` in
+            nats; with a label a third argument like the levels.
+        level: whole levels, one for all points, ``()``, or one for each, ``(*batch,)``.
+        event_shape: shape of one point.
+        loc: where the points are centred, a number or a tensor that broadcasts against them.
+        scale: the points' standard deviation, likewise.
+        each: hand the network a level for each point even where one serves them all.
+        label: whole numbers, the class of all points, ``()``, or of each, ``(*batch,)``; none if None.
+        guidance: the weight w; 0 is the class's own energy.
+    """
+
+    net: Callable[..., Tensor]
+    level: Tensor
+    event_shape: torch.Size
+    loc: float | Tensor = 0.0
+    scale: float | Tensor = 1.0
+    each: bool = False
+    label: Tensor | None = None
+    guidance: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of the points ``x``."""
+        batch = x.shape[: x.dim() - len(self.event_shape)]
+        level = self.level.expand(batch) if self.each or self.level.dim() else self.level
+        points = (x - self.loc) / self.scale
+        if self.label is None:
+            return self.net(points, level)
+        own = self.net(points, level, self.label.to(x.device))
+        if self.guidance == 0.0:
+            return own
+        return (1.0 + self.guidance) * own - self.guidance * self.net(points, level)

@@ -1,0 +1,236 @@
+"""Bases: normalised densities that annealing begins from, as energies whose log Z is zero, with exact draws.
+
+A base is a potential with ``sample(count)``.  The closer it is to the target, the fewer temperatures lie between them:
+:meth:`MixtureBase.fitted` takes what draws of the target show, modes included.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, distributions
+
+from energyppl._checks import check_data, check_positive, shape_text
+from energyppl.errors import InvalidInput
+from energyppl.potentials.algebra import Potential, Tethered, sum_event
+from energyppl.potentials.mixture_fit import fit_mixture
+
+__all__ = ["Base", "BernoulliBase", "DistributionBase", "GaussianBase", "MixtureBase"]
+
+_LOG_2PI = math.log(2.0 * math.pi)
+
+
+@runtime_checkable
+class Base(Potential, Protocol):
+    """A potential of log Z = 0 that can be drawn from."""
+
+    def sample(self, count: int) -> Tensor:
+        """Independent draws, ``(count, *batch, *event)``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianBase:
+    """Independent Gaussian coordinates.
+
+    Args:
+        loc: mean, ``(*batch, *event)``.
+        scale: standard deviation of each coordinate, of a shape that broadcasts against ``loc``.
+        event_shape: shape of one point; that of ``loc`` if None, so that there is no batch.
+
+    Raises:
+        InvalidInput: for scales that are not positive, or shapes that don't fit.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    event_shape: torch.Size = None  # type: ignore[assignment]  # set on entry
+
+    def __post_init__(self) -> None:
+        check_positive("scale of a base", self.scale)
+        shape = self.loc.shape if self.event_shape is None else torch.Size(self.event_shape)
+        if self.loc.shape[self.loc.dim() - len(shape) :] != shape:
+            raise InvalidInput(f"loc must end in event_shape {shape_text(shape)}; got {shape_text(self.loc.shape)}")
+        try:
+            scale = self.scale.to(self.loc.device).expand(self.loc.shape)
+        except RuntimeError:
+            raise InvalidInput(
+                f"scale must broadcast against loc {shape_text(self.loc.shape)}; got {shape_text(self.scale.shape)}"
+            ) from None
+        object.__setattr__(self, "event_shape", shape)
+        object.__setattr__(self, "scale", scale)
+
+    @classmethod
+    def fitted(cls, x: Tensor, event_shape: torch.Size) -> "GaussianBase":
+        """With the mean of draws ``(n, *event)`` and 1.1 times their standard deviations: wider is safer."""
+        check_data("samples", x, event_shape, at_least=2)
+        scale = 1.1 * x.std(0)
+        return cls(x.mean(0), scale.clamp(min=1e-6 * float(scale.max())))
+
+    @classmethod
+    def of_tether(cls, potential: Tethered) -> "GaussianBase":
+        """The Gaussian N(center, sigma²) that a tether is, for the whole batch of its centers.
+
+        Raises:
+            InvalidInput: if a tether is infinitely wide, as at a schedule's untethered top level.
+        """
+        sigma = torch.as_tensor(potential.sigma).to(potential.center).expand(potential.center.shape)
+        if not bool(torch.isfinite(sigma).all()):
+            raise InvalidInput(
+                "the tether must be finite: an untethered level has a log Z of its own, ebm.log_normalizer(level)"
+            )
+        return cls(potential.center, sigma, potential.event_shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of points ``(*batch, *event)``, their constant included."""
+        z = (x - self.loc) / self.scale
+        return sum_event(0.5 * z * z + self.scale.log() + 0.5 * _LOG_2PI, self.event_shape)
+
+    def sample(self, count: int) -> Tensor:
+        """Draws, ``(count, *batch, *event)``."""
+        return self.loc + self.scale * torch.randn(count, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureBase:
+    """A mixture of Gaussians with full covariances; one of a single component is a full Gaussian.
+
+    Args:
+        means: ``(k, *event)``.
+        factors: lower triangular L of each covariance L Lᵀ over the flattened event, ``(k, d, d)``.
+        weights: ``(k,)``, positive; normalised on entry.
+
+    Raises:
+        InvalidInput: for shapes that don't fit, or numbers that are not positive where they must be.
+    """
+
+    means: Tensor
+    factors: Tensor
+    weights: Tensor
+    event_shape: torch.Size = field(init=False)
+    _whitening: Tensor = field(init=False, repr=False)  # (k, d, d), the factors' inverses
+    _shift: Tensor = field(init=False, repr=False)  # (k, d), the whitened means
+    _log_norm: Tensor = field(init=False, repr=False)  # (k,)
+
+    def __post_init__(self) -> None:
+        count, *event = self.means.shape if self.means.dim() else (0,)
+        size = math.prod(event)
+        if self.factors.shape != (count, size, size) or self.weights.shape != (count,):
+            raise InvalidInput(
+                f"means {shape_text(self.means.shape)} must have factors {(count, size, size)} and weights "
+                f"{(count,)}; got {shape_text(self.factors.shape)} and {shape_text(self.weights.shape)}"
+            )
+        check_positive("weights", self.weights)
+        diagonal = self.factors.diagonal(dim1=1, dim2=2)
+        check_positive("the diagonals of factors", diagonal)
+        eye = torch.eye(size, dtype=self.factors.dtype, device=self.factors.device).expand_as(self.factors)
+        whitening = torch.linalg.solve_triangular(self.factors, eye, upper=False)
+        shift = (whitening @ self.means.reshape(count, size, 1)).squeeze(-1)
+        weights = self.weights / self.weights.sum()
+        log_norm = weights.log() - diagonal.log().sum(1) - 0.5 * size * _LOG_2PI
+        for name, value in {
+            "event_shape": torch.Size(event),
+            "weights": weights,
+            "_whitening": whitening,
+            "_shift": shift,
+            "_log_norm": log_norm,
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def fitted(cls, x: Tensor, event_shape: torch.Size) -> "MixtureBase":
+        """With as many components as held-out draws ask for, and a wide one behind them all (:func:`fit_mixture`).
+
+        Args:
+            x: draws of the target, ``(n, *event)``.
+            event_shape: shape of one point.
+        """
+        check_data("samples", x, event_shape, at_least=4)
+        means, factors, weights = fit_mixture(x.reshape(len(x), -1))
+        return cls(means.reshape(-1, *event_shape), factors, weights)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of points ``(*batch, *event)``."""
+        batch = x.shape[: x.dim() - len(self.event_shape)]
+        rows = x.reshape(-1, 1, self._shift.shape[1])
+        z = (self._whitening @ rows.unsqueeze(-1)).squeeze(-1) - self._shift
+        return -torch.logsumexp(self._log_norm - 0.5 * (z * z).sum(-1), -1).reshape(batch)
+
+    def sample(self, count: int) -> Tensor:
+        """Draws, ``(count, *event)``."""
+        which = torch.multinomial(self.weights, count, replacement=True)
+        noise = torch.randn(count, self._shift.shape[1], 1, dtype=self.means.dtype, device=self.means.device)
+        return self.means[which] + (self.factors[which] @ noise).reshape(count, *self.event_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class BernoulliBase:
+    """Independent coordinates that are 0 or 1, for binary targets.
+
+    Args:
+        probs: of a 1, ``(*event)``, inside (0, 1).
+    """
+
+    probs: Tensor
+
+    def __post_init__(self) -> None:
+        if not bool(((self.probs > 0) & (self.probs < 1)).all()):
+            raise InvalidInput("probs of a BernoulliBase must lie inside (0, 1): no state may be impossible")
+
+    @classmethod
+    def fitted(cls, x: Tensor, event_shape: torch.Size) -> "BernoulliBase":
+        """With the frequencies of draws ``(n, *event)``, one half counted in for each value."""
+        check_data("samples", x, event_shape, at_least=2)
+        return cls((x.sum(0) + 0.5) / (len(x) + 1.0))
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        return self.probs.shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of points ``(*batch, *event)`` of zeros and ones; linear in between, so that it has a gradient."""
+        return -sum_event(x * self.probs.logit() + (1.0 - self.probs).log(), self.event_shape)
+
+    def sample(self, count: int) -> Tensor:
+        """Draws, ``(count, *event)``."""
+        return torch.bernoulli(self.probs.expand(count, *self.event_shape))
+
+
+@dataclass(frozen=True, eq=False)
+class DistributionBase:
+    """Any normalised distribution of torch or Pyro that can be drawn from.
+
+    Args:
+        distribution: with the target's event shape.
+    """
+
+    distribution: distributions.Distribution = field(metadata={"pure": True})
+    _log_prob: Callable[[Tensor], Tensor] = field(init=False, repr=False, metadata={"pure": True})
+
+    def __post_init__(self) -> None:
+        given: Any = self.distribution
+        if not hasattr(given, "log_prob") or not hasattr(given, "sample"):
+            raise InvalidInput(f"distribution must have sample and log_prob; got {type(given).__name__}")
+        if given.batch_shape:
+            raise InvalidInput(
+                f"a base must have no batch; got batch_shape {shape_text(given.batch_shape)}: "
+                "turn it into events with .to_event(n) or Independent"
+            )
+        object.__setattr__(self, "_log_prob", given.log_prob)
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        return self.distribution.event_shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of points ``(*batch, *event)``."""
+        return -self._log_prob(x)
+
+    def sample(self, count: int) -> Tensor:
+        """Draws, ``(count, *event)``."""
+        draws: Tensor = self.distribution.sample((count,))
+        return draws

@@ -1,0 +1,1 @@
+"""Adaptation: what a warm-up learns."""

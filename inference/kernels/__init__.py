@@ -1,0 +1,1 @@
+"""Markov kernels: one transition for a batch of chains."""

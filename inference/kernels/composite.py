@@ -1,0 +1,191 @@
+"""Kernels made of kernels: in turn, at random, on some coordinates, and at several temperatures."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from energyppl._checks import check_positive
+from energyppl.autodiff.gradient import energy_only
+from energyppl.errors import InvalidInput
+from energyppl.inference.kernels.contract import Info, Kernel, State, combined, evaluate, widen
+from energyppl.potentials.algebra import Bridge, Conditioned, Potential, Scaled
+
+__all__ = ["Block", "Cycle", "Mixture", "Tempered", "coldest"]
+
+
+def _kernels(name: str, kernels: Sequence[Kernel]) -> None:
+    if not kernels:
+        raise InvalidInput(f"{name} needs at least one kernel; got none")
+    if any(isinstance(kernel, Tempered) for kernel in kernels):
+        # Each part begins from the chain alone, and a Tempered would lose its replicas at every turn.
+        raise InvalidInput(f"a Tempered can't be a part of {name}: temper the whole, Tempered({name}(…), betas)")
+
+
+@dataclass(frozen=True, eq=False)
+class Cycle:
+    """Kernels one after another: a systematic scan.  Exact if each of them is."""
+
+    kernels: tuple[Kernel, ...]
+
+    def __init__(self, *kernels: Kernel) -> None:
+        _kernels("Cycle", kernels)
+        object.__setattr__(self, "kernels", kernels)
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Evaluate the potential at ``x``, ``(*chains, *event)``."""
+        return self.kernels[0].init(potential, x)
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Let every kernel move every chain once."""
+        infos = []
+        for kernel in self.kernels:
+            if len(self.kernels) > 1:  # each keeps in a state what it needs itself
+                state = kernel.init(potential, state.x)
+            state, info = kernel.step(potential, state)
+            infos.append(info)
+        together = combined(infos)
+        return state, together._replace(gradients=together.gradients + (len(infos) if len(infos) > 1 else 0))
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """One of several kernels at each step, drawn for all chains together: a random scan.  Exact if each of them is.
+
+    Args:
+        kernels: the kernels.
+        weights: how often each is drawn; equally often if None.
+
+    Raises:
+        InvalidInput: without a kernel, or for weights that are not positive or not as many.
+    """
+
+    kernels: tuple[Kernel, ...]
+    weights: tuple[float, ...]
+
+    def __init__(self, *kernels: Kernel, weights: Sequence[float] | None = None) -> None:
+        _kernels("Mixture", kernels)
+        weights = (1.0,) * len(kernels) if weights is None else tuple(float(w) for w in weights)
+        if len(weights) != len(kernels):
+            raise InvalidInput(f"weights must be as many as kernels, {len(kernels)}; got {len(weights)}")
+        for weight in weights:
+            check_positive("a weight of a Mixture", weight)
+        object.__setattr__(self, "kernels", kernels)
+        object.__setattr__(self, "weights", weights)
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Evaluate the potential at ``x``, ``(*chains, *event)``."""
+        return self.kernels[0].init(potential, x)
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Let one kernel move every chain once."""
+        kernel = self.kernels[int(torch.multinomial(torch.tensor(self.weights), 1))]
+        state, info = kernel.step(potential, kernel.init(potential, state.x))
+        return state, info._replace(gradients=info.gradients + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A kernel on some coordinates, the others held where they are: Metropolis within Gibbs, in a :class:`Cycle`.
+
+    Args:
+        kernel: moves the free coordinates, as a vector.
+        free: boolean mask, ``(*event)``: True where the kernel moves.
+    """
+
+    kernel: Kernel
+    free: Tensor
+
+    def __post_init__(self) -> None:
+        _kernels("Block", [self.kernel])
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Evaluate the potential at ``x``, ``(*chains, *event)``."""
+        return evaluate(potential, x)
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Move the free coordinates of every chain once, given the others."""
+        conditional = Conditioned(potential, state.x, self.free)
+        inner = self.kernel.init(conditional, state.x[..., self.free])
+        inner, info = self.kernel.step(conditional, inner)
+        whole = evaluate(potential, conditional.complete(inner.x))
+        return whole, info._replace(gradients=info.gradients + 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Tempered:
+    """Parallel tempering around any kernel (Geyer 1991), with the non-reversible scheme of Syed et al. (2022).
+
+    Each chain has a replica at every inverse temperature β; after each move, neighbouring replicas propose to swap, at
+    odd and even places in turn, so that states travel straight through the ladder.  The chain itself is the replica at
+    β = 1.
+
+    Args:
+        kernel: moves the replicas.  A step size ``(rungs, 1)`` gives each temperature its own.
+        betas: inverse temperatures from 1 downwards, at least two.
+        base: what the target melts into, ``β U + (1 − β) U_base``; plain ``β U`` if None, for targets that stay
+            normalisable when flattened.
+
+    Raises:
+        InvalidInput: if ``betas`` don't begin at 1 and fall, or reach 0 without a base.
+    """
+
+    kernel: Kernel
+    betas: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125)
+    base: Potential | None = None
+
+    def __post_init__(self) -> None:
+        betas = tuple(float(b) for b in self.betas)
+        falling = all(a > b for a, b in itertools.pairwise(betas))
+        if len(betas) < 2 or betas[0] != 1.0 or not falling or betas[-1] < 0.0:
+            raise InvalidInput(f"betas must begin at 1 and fall, at least two of them, none negative; got {self.betas}")
+        if betas[-1] == 0.0 and self.base is None:
+            raise InvalidInput("betas that reach 0 need a base, the density there: pass base=…, or end above 0")
+        object.__setattr__(self, "betas", betas)
+
+    def replicas(self, x: Tensor) -> Tensor:
+        """A copy of each chain ``(*chains, *event)`` for every temperature, ``(rungs, *chains, *event)``."""
+        return x.detach().expand(len(self.betas), *x.shape).contiguous()
+
+    def ladder(self, potential: Potential, x: Tensor) -> "Scaled | Bridge":
+        """The target at every temperature, for replicas of chains like ``x``, ``(*chains, *event)``."""
+        beta = torch.tensor(self.betas, dtype=x.dtype, device=x.device)
+        beta = beta.reshape(-1, *[1] * (x.dim() - len(potential.event_shape)))
+        return Scaled(potential, beta) if self.base is None else Bridge(self.base, potential, beta)
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Put a replica of each chain at every temperature, ``(rungs, *chains, *event)`` in ``inner``."""
+        return coldest(self.kernel.init(self.ladder(potential, x), self.replicas(x)), 0)
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Move all replicas once, then let neighbours swap."""
+        rungs, parity = state.inner
+        ladder = self.ladder(potential, state.x)
+        rungs, info = self.kernel.step(ladder, rungs)
+        # U − U_base at each replica: what a swap of neighbours exchanges (β_i − β_j) times of.
+        if isinstance(ladder, Scaled):
+            heat = rungs.energy / ladder.factor
+        else:
+            heat = energy_only(ladder.target, rungs.x) - energy_only(ladder.base, rungs.x)
+        order = torch.arange(len(self.betas), device=rungs.x.device)
+        order = widen(order, rungs.energy).expand(rungs.energy.shape).clone()
+        for i in range(parity, len(self.betas) - 1, 2):
+            gain = (self.betas[i] - self.betas[i + 1]) * (heat[i] - heat[i + 1])
+            swap = torch.rand_like(gain) < gain.clamp(max=0.0).exp()
+            order[i], order[i + 1] = torch.where(swap, i + 1, i), torch.where(swap, i, i + 1)
+        x = torch.gather(rungs.x, 0, widen(order, rungs.x).expand(rungs.x.shape))
+        outer = coldest(self.kernel.init(ladder, x), 1 - parity)
+        cold = Info(
+            info.accept_prob[0],
+            info.accepted[0] | (order[0] != 0),
+            info.diverging[0],
+            len(self.betas) * (info.gradients + 1) if isinstance(info.gradients, int) else info.gradients.sum(0),
+        )
+        return outer, cold
+
+
+def coldest(rungs: State, parity: int) -> State:
+    """The chains at β = 1 of all replicas, which they keep beside, with the places that swap next, even or odd."""
+    return State(rungs.x[0], rungs.energy[0], rungs.grad[0], (rungs, parity))

@@ -1,0 +1,225 @@
+"""The contract of Markov kernels, and the steps they share: what moves a batch of chains on a potential.
+
+A kernel is a frozen value that holds only its hyperparameters.  ``init`` evaluates the potential where chains stand,
+``step`` moves them; after the potential changes (other weights, temperature or level) call ``init`` again.  Random
+numbers come from torch's global generator.  A proposal whose energy or gradient is not finite is rejected and flagged,
+never repaired.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from energyppl._checks import check_event, shape_text
+from energyppl.autodiff.gradient import energy_and_grad, energy_only, gradient_only
+from energyppl.errors import InvalidInput
+from energyppl.potentials.algebra import Potential
+
+__all__ = [
+    "Info",
+    "Kernel",
+    "State",
+    "Stepping",
+    "TunableKernel",
+    "casting",
+    "check_force_dtype",
+    "check_kernel",
+    "combined",
+    "dot",
+    "evaluate",
+    "hand_kernel",
+    "kernel_at",
+    "metropolis",
+    "middle_step",
+    "select",
+    "widen",
+]
+
+
+class State(NamedTuple):
+    """What the next step needs."""
+
+    x: Tensor  # (*chains, *event)
+    energy: Tensor  # (*chains,), nats
+    grad: Tensor  # (*chains, *event); with a force_dtype, the force's gradient
+    inner: Any = None  # what a kernel made of others keeps beside
+
+
+class Info(NamedTuple):
+    """What diagnostics need, one entry for each chain."""
+
+    accept_prob: Tensor  # (*chains,), in [0, 1]
+    accepted: Tensor  # (*chains,), bool
+    diverging: Tensor  # (*chains,), bool: not finite, or an energy error that no step size is meant to make
+    gradients: int | Tensor = 1  # evaluations that the step cost each chain, (*chains,) if they differ
+    total_energy: Tensor | None = None  # (*chains,), nats, kinetic included, where the chain ended
+    tree_depth: Tensor | None = None  # (*chains,), of NUTS
+
+    def cost(self) -> float:
+        """Evaluations for each chain, their mean if they differ."""
+        counted = self.gradients
+        return float(counted) if isinstance(counted, int) else float(counted.double().mean())
+
+
+def combined(infos: Sequence[Info]) -> Info:
+    """What several steps were together; total energies and tree depths belong to one step and are left out."""
+    return Info(
+        torch.stack([info.accept_prob for info in infos]).mean(0),
+        torch.stack([info.accepted for info in infos]).any(0),
+        torch.stack([info.diverging for info in infos]).any(0),
+        sum((info.gradients for info in infos), start=0),
+    )
+
+
+class Kernel(Protocol):
+    """One Markov transition for a batch of chains."""
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Evaluate the potential at the chains' positions ``(*chains, *event)``."""
+        ...
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Move every chain once."""
+        ...
+
+
+class TunableKernel(Kernel, Protocol):
+    """A kernel with one step size that acceptance can steer."""
+
+    target: ClassVar[float | None]
+    """The mean acceptance that serves it best; None if it never rejects."""
+    largest_step: ClassVar[float]
+    """The largest step size that makes sense, in widths of the target."""
+
+    @property
+    def step_size(self) -> float | Tensor:
+        """A number, or one for each chain."""
+        ...
+
+    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "TunableKernel":
+        """The same kernel for a level, one of each for each chain.
+
+        Args:
+            step: relative step size.
+            width: width of the recovery distribution at most, the tether's.
+            spread: standard deviation of the level's marginal.
+        """
+        ...
+
+
+class Stepping(Protocol):
+    """A model that keeps a step size for each of its levels."""
+
+    kernel: TunableKernel
+    step_sizes: Tensor  # (levels,); all 0 until tuned
+
+
+def kernel_at(
+    model: Stepping, level: Tensor, width: Tensor | None = None, spread: Tensor | None = None
+) -> TunableKernel:
+    """A model's kernel with the step size of each chain's level, the kernel's own where nothing is tuned yet.
+
+    Args:
+        model: its step sizes are filled in if they are all zero.
+        level: of each chain, ``(*chains,)``.
+        width: as for :meth:`TunableKernel.resized`, of each chain; 1 if None.
+        spread: likewise.
+    """
+    if not bool(model.step_sizes.any()):
+        model.step_sizes.fill_(float(model.kernel.step_size))
+    step = model.step_sizes[level]
+    one = torch.ones_like(step)
+    return model.kernel.resized(step, one if width is None else width, one if spread is None else spread)
+
+
+def hand_kernel(model: Stepping, kernel: TunableKernel | None) -> None:
+    """Make a kernel the model's; step sizes tuned for another kind, or from another first step, are forgotten.
+
+    Args:
+        model: keeps its own kernel if ``kernel`` is None.
+        kernel: the new one.
+    """
+    if kernel is None or model.kernel is kernel:
+        return
+    if type(model.kernel) is not type(kernel) or not torch.equal(*map(_first_step, (model.kernel, kernel))):
+        model.step_sizes.zero_()
+    model.kernel = kernel
+
+
+def _first_step(kernel: TunableKernel) -> Tensor:
+    return torch.as_tensor(kernel.step_size, dtype=torch.float64, device="cpu")
+
+
+def middle_step(kernel: object) -> float:
+    """The median step size of a kernel's chains; NaN for a kernel of several."""
+    size = getattr(kernel, "step_size", math.nan)
+    return float(size.median()) if isinstance(size, Tensor) else float(size)
+
+
+def evaluate(potential: Potential, x: Tensor, force_dtype: torch.dtype | None = None) -> State:
+    """The state at ``x``, ``(*chains, *event)``, its gradient in ``force_dtype`` arithmetic if one is given."""
+    check_event("x", x, potential.event_shape)
+    x = x.detach()
+    if force_dtype is None:
+        return State(x, *energy_and_grad(potential, x))
+    return State(x, energy_only(potential, x), gradient_only(potential, x, force_dtype))
+
+
+def check_kernel(kernel: Any) -> None:
+    """Require a kernel, and not its class."""
+    if isinstance(kernel, type) or not (hasattr(kernel, "step") and hasattr(kernel, "init")):
+        raise InvalidInput(f"kernel must have init and step, as HMC() or NUTS(); got {kernel!r}")
+
+
+def check_force_dtype(dtype: torch.dtype | None, name: str = "force_dtype") -> None:
+    """Require None, or a floating type that networks run faster in."""
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise InvalidInput(f"{name} must be None, torch.bfloat16 or torch.float16; got {dtype}")
+
+
+def casting(x: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to ``dtype`` on the device of ``x``; nothing if None."""
+    return torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def widen(value: Tensor, x: Tensor) -> Tensor:
+    """A number for each chain, made broadcastable against the points.
+
+    Raises:
+        InvalidInput: if there are other chains.
+    """
+    if any(own not in (1, of) for own, of in zip(value.shape, x.shape, strict=False)) or value.dim() > x.dim():
+        raise InvalidInput(
+            f"step sizes and the like must be a number or one for each chain; got {shape_text(value.shape)} for points "
+            f"{shape_text(x.shape)}"
+        )
+    return value.reshape(value.shape + (1,) * (x.dim() - value.dim()))
+
+
+def select(accepted: Tensor, new: State, old: State) -> State:
+    """The new state where ``accepted``, ``(*chains,)``, the old one elsewhere."""
+    wide = widen(accepted, old.x).expand_as(old.x).contiguous()  # twice read: where is slow on a strided mask
+    return State(
+        torch.where(wide, new.x, old.x),
+        torch.where(accepted, new.energy, old.energy),
+        old.grad if new.grad is old.grad else torch.where(wide, new.grad, old.grad),
+    )
+
+
+def metropolis(log_ratio: Tensor, new: State, old: State) -> tuple[State, Info]:
+    """Accept with probability min(1, exp(log_ratio)); NaN, −∞ and a proposal of energy −∞ are rejected and flagged.
+
+    A ratio of +∞ is a chain that started where the energy is infinite: it may leave.
+    """
+    legal = (log_ratio > -math.inf) & (new.energy > -math.inf)
+    accept_prob = torch.where(legal, log_ratio.clamp(max=0.0).exp(), 0.0)
+    accepted = torch.rand_like(accept_prob) < accept_prob
+    return select(accepted, new, old), Info(accept_prob, accepted, ~legal)
+
+
+def dot(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """Inner product over the event dimensions; ``like`` has the chains' dimensions only."""
+    return (a * b).sum(dim=tuple(range(like.dim(), a.dim()))) if a.dim() > like.dim() else a * b

@@ -1,0 +1,112 @@
+"""Langevin kernels: unadjusted, and adjusted by Metropolis and Hastings."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from energyppl._checks import check_positive
+from energyppl.autodiff.gradient import energy_and_grad
+from energyppl.inference.kernels.contract import (
+    Info,
+    State,
+    check_force_dtype,
+    dot,
+    evaluate,
+    metropolis,
+    select,
+    widen,
+)
+from energyppl.potentials.algebra import Potential
+
+__all__ = ["MALA", "Langevin"]
+
+
+def _langevin_proposal(step_size: float | Tensor, state: State) -> tuple[Tensor, Tensor, float | Tensor]:
+    """``x − ½ s² ∇U + s ξ``, the noise ξ, and s made broadcastable."""
+    noise = torch.randn_like(state.x)
+    if isinstance(step_size, Tensor) and step_size.dim():
+        wide = widen(step_size.to(state.x), state.x)
+        drift = torch.addcmul(state.x, wide * wide, state.grad, value=-0.5)
+        return torch.addcmul(drift, wide, noise), noise, wide
+    size = float(step_size)
+    return state.x.add(state.grad, alpha=-0.5 * size * size).add_(noise, alpha=size), noise, size
+
+
+@dataclass(frozen=True, eq=False)
+class Langevin:
+    """Unadjusted Langevin: ``x ← x − ½ s² ∇U(x) + s ξ`` (Gao et al. 2021, eq. 9; biased at any fixed s).
+
+    Args:
+        step_size: the standard deviation s of the noise in one step, a number or one for each chain, ``(*chains,)``.
+        force_dtype: arithmetic of the network, ``torch.bfloat16`` for large ones; nothing corrects its rounding, which
+            the energies of the states carry too.
+    """
+
+    step_size: float | Tensor
+    force_dtype: torch.dtype | None = None
+    target: ClassVar[float | None] = None
+    largest_step: ClassVar[float] = 10.0
+
+    def __post_init__(self) -> None:
+        check_positive("step_size", self.step_size)
+        check_force_dtype(self.force_dtype)
+
+    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "Langevin":
+        """The same kernel with steps of ``step`` widths."""
+        return replace(self, step_size=step * width)
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Evaluate the potential at ``x``, ``(*chains, *event)``."""
+        return evaluate(potential, x, self.force_dtype)
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Move every chain once; a move to a non-finite energy or gradient is not made, and flagged."""
+        x, _, _ = _langevin_proposal(self.step_size, state)
+        new = State(x, *energy_and_grad(potential, x, self.force_dtype))
+        # Two sums tell that all is well, the usual case; on a GPU the question would make every step wait.
+        if not x.is_cuda and math.isfinite(float(new.energy.sum() + new.grad.sum())):
+            fine = torch.ones_like(new.energy, dtype=torch.bool)
+            return new, Info(torch.ones_like(new.energy), fine, ~fine)
+        finite = (new.energy + dot(new.grad, new.grad, new.energy)).abs() < math.inf
+        return select(finite, new, state), Info(finite.to(new.energy.dtype), finite, ~finite)
+
+
+@dataclass(frozen=True, eq=False)
+class MALA:
+    """Metropolis-adjusted Langevin (Roberts & Tweedie 1996): exact for any step size.
+
+    Args:
+        step_size: the standard deviation s of the noise in one step, a number or one for each chain, ``(*chains,)``.
+        force_dtype: arithmetic of the drift, ``torch.bfloat16`` for large networks: any deterministic drift is as good
+            to the accept step, which uses the energy's own dtype, so the target stays exact.
+    """
+
+    step_size: float | Tensor
+    force_dtype: torch.dtype | None = None
+    target: ClassVar[float | None] = 0.6  # fastest mixing is near .574 in high dimension (Roberts & Rosenthal 1998)
+    largest_step: ClassVar[float] = 10.0
+
+    def __post_init__(self) -> None:
+        check_positive("step_size", self.step_size)
+        check_force_dtype(self.force_dtype)
+
+    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "MALA":
+        """The same kernel with steps of ``step`` widths."""
+        return replace(self, step_size=step * width)
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Evaluate the potential at ``x``, ``(*chains, *event)``."""
+        return evaluate(potential, x, self.force_dtype)
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Propose a Langevin move for every chain and accept it by the Metropolis–Hastings rule."""
+        x, noise, size = _langevin_proposal(self.step_size, state)
+        new = evaluate(potential, x, self.force_dtype)
+        # The way back needs the noise r = ξ − d with d = ½ s (g + g'), so the proposals' log-ratio is
+        # ½ (|ξ|² − |r|²) = d · (ξ − ½ d).
+        d = (state.grad + new.grad) * (0.5 * size)
+        log_ratio = (state.energy - new.energy) + dot(d, noise.sub_(d, alpha=0.5), new.energy)
+        return metropolis(log_ratio, new, state)

@@ -1,0 +1,190 @@
+"""The No-U-Turn Sampler, iterative and in lock-step over chains."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from energyppl._checks import check_count, check_positive
+from energyppl.autodiff.gradient import energy_and_grad
+from energyppl.inference.kernels.contract import Info, State, dot, evaluate, select, widen
+from energyppl.inference.kernels.hamiltonian import LARGEST_ERROR
+from energyppl.inference.kernels.mass import InverseMass, Stepper, check_inverse_mass, stepper
+from energyppl.potentials.algebra import Potential
+
+__all__ = ["NUTS"]
+
+
+_CERTAIN = 1e4  # nats
+
+
+class _Tree(NamedTuple):
+    """Half a trajectory that has just been grown, for every chain."""
+
+    first: Tensor  # (*chains, *event), momenta at its first leaf
+    end: tuple[State, Tensor]  # where it stopped, with its momenta
+    proposal: State
+    proposal_total: Tensor  # (*chains,), H there
+    log_weight: Tensor  # (*chains,), log Σ exp(H0 − H)
+    momentum: Tensor  # (*chains, *event), summed
+    complete: Tensor  # (*chains,), bool: neither turned nor diverged
+    diverging: Tensor
+    accept_sum: Tensor
+    leaves: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NUTS:
+    """Multinomial NUTS (Hoffman & Gelman 2014; Betancourt 2017), its tree grown without recursion (Phan et al. 2019).
+
+    All chains double together, so a batch costs as many gradients as its longest trajectory: for few chains, or where
+    trajectories must differ from place to place.  For many chains :class:`ChEES` is faster.
+
+    Args:
+        step_size: ε of a leapfrog step, a number or one for each chain, ``(*chains,)``.
+        max_depth: doublings at most.
+        inverse_mass: None for the identity, variances ``(*event)``, or a :class:`LowRankMass`.
+    """
+
+    step_size: float | Tensor = 0.1
+    max_depth: int = 10
+    inverse_mass: InverseMass = None
+    target: ClassVar[float | None] = 0.8
+    largest_step: ClassVar[float] = 10.0
+
+    def __post_init__(self) -> None:
+        check_positive("step_size", self.step_size)
+        check_count("max_depth", self.max_depth)
+        check_inverse_mass(self.inverse_mass)
+
+    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "NUTS":
+        """The same kernel with steps of ``step`` widths."""
+        return replace(self, step_size=step * width)
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Evaluate the potential at ``x``, ``(*chains, *event)``."""
+        return evaluate(potential, x)
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Double every chain's trajectory until it turns, and draw one of its points."""
+        u = torch.randn_like(state.x)
+        total = state.energy + 0.5 * dot(u, u, state.energy)
+        left = right = (state, u)
+        proposal, proposal_total, momentum = state, total, u
+        log_weight = torch.zeros_like(total)
+        growing = torch.ones_like(total, dtype=torch.bool)
+        diverging, depth = ~growing, torch.zeros_like(total, dtype=torch.long)
+        accept_sum, leaves = torch.zeros_like(total), torch.zeros_like(total)
+        gradients, size = 0, self.step_size
+        size = size.to(total.device) if isinstance(size, Tensor) else size
+        while gradients < 2**self.max_depth - 1 and bool(growing.any()):
+            forward = torch.rand_like(total) < 0.5
+            sign = torch.where(forward, 1.0, -1.0).to(total)
+            by = stepper(sign * size, self.inverse_mass, state.x, potential.event_shape)
+            tree = _grow(potential, _choose(forward, right, left), by, total, growing, gradients + 1)
+            gradients += gradients + 1
+            accept_sum, leaves = accept_sum + tree.accept_sum, leaves + tree.leaves
+            diverging, depth = diverging | tree.diverging, depth + growing.long()
+            far, near = _choose(forward, left, right)[1], _choose(forward, right, left)[1]
+            across = _turning_across(far, near, momentum, tree.first, tree.end[1], tree.momentum, total)
+            # Biased towards the new half, which lies farther away (Betancourt 2017, appendix A.3.2).
+            taken = tree.complete & (torch.rand_like(total) < torch.exp(tree.log_weight - log_weight))
+            proposal = select(taken, tree.proposal, proposal)
+            proposal_total = torch.where(taken, tree.proposal_total, proposal_total)
+            right = _choose(tree.complete & forward, tree.end, right)
+            left = _choose(tree.complete & ~forward, tree.end, left)
+            momentum = torch.where(widen(tree.complete, momentum), momentum + tree.momentum, momentum)
+            log_weight = torch.logaddexp(log_weight, tree.log_weight)
+            growing = tree.complete & ~_turning(left[1], right[1], momentum, total) & ~across
+        accept_prob = accept_sum / leaves.clamp(min=1.0)
+        info = Info(
+            accept_prob,
+            (proposal.x != state.x).reshape(*total.shape, -1).any(-1),
+            diverging,
+            gradients,
+            proposal_total,
+            depth,
+        )
+        return proposal, info
+
+
+def _grow(
+    potential: Potential, end: tuple[State, Tensor], by: Stepper, total: Tensor, growing: Tensor, leaves: int
+) -> _Tree:
+    """``leaves`` steps from one end, until the new half turns or diverges; ``total`` is H where the chain began."""
+    (x, _, grad), u = end[0][:3], end[1].clone()
+    x = x.clone()
+    nothing = torch.full_like(total, -torch.inf)
+    proposal, proposal_total, log_weight, momentum = end[0], total, nothing, torch.zeros_like(u)
+    diverging, accept_sum, count = growing & False, torch.zeros_like(total), torch.zeros_like(total)
+    # Checkpoints: where the sub-trees begin that may end at the present leaf, log₂(n) of them: the momenta there and
+    # just before, and the sum of momenta up to there, that one left out.
+    kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    last = first = u
+    for n in range(leaves):
+        by.kick(u, grad, 0.5)
+        by.drift(x, u)
+        energy, grad = energy_and_grad(potential, x)
+        by.kick(u, grad, 0.5)
+        error = energy + 0.5 * dot(u, u, total) - total
+        bad = ~(error < LARGEST_ERROR) | (energy == -torch.inf)  # NaN counts
+        # A chain that began where the energy is infinite may leave: any finite leaf is as good as certain.
+        weight = torch.where(bad, nothing, -error).clamp(max=_CERTAIN)
+        accept_sum = accept_sum + torch.where(growing, weight.clamp(max=0.0).exp(), 0.0)
+        count, diverging = count + growing, diverging | (growing & bad)
+        growing = growing & ~bad
+        log_weight = torch.where(growing, torch.logaddexp(log_weight, weight), log_weight)
+        taken = growing & (torch.rand_like(total) < torch.exp(weight - log_weight))
+        proposal = select(taken, State(x.clone(), energy, grad), proposal)
+        proposal_total = torch.where(taken, total + error, proposal_total)
+        here, place = u.clone(), (n >> 1).bit_count()
+        if n == 0:
+            first = here
+        if n % 2 == 0:
+            kept[place] = (here, last, momentum)
+        momentum = momentum + here
+        if n % 2:
+            ending = (~n & (n + 1)).bit_length() - 1  # trailing ones: how many sub-trees end at this leaf
+            for i in range(place, place - ending, -1):
+                begin, _, before = kept[i]
+                growing = growing & ~_turning(begin, here, momentum - before, total)
+                if i < place:  # the smaller sub-tree is the second half of this one
+                    middle, end_of_half, halfway = kept[i + 1]
+                    growing = growing & ~_turning_across(
+                        begin, end_of_half, halfway - before, middle, here, momentum - halfway, total
+                    )
+        if not bool(growing.any()):
+            break
+        last = here
+    return _Tree(
+        first,
+        (State(x, energy, grad), u),
+        proposal,
+        proposal_total,
+        log_weight,
+        momentum,
+        growing,
+        diverging,
+        accept_sum,
+        count,
+    )
+
+
+def _choose(first: Tensor, a: tuple[State, Tensor], b: tuple[State, Tensor]) -> tuple[State, Tensor]:
+    return select(first, a[0], b[0]), torch.where(widen(first, a[1]), a[1], b[1])
+
+
+def _turning(left: Tensor, right: Tensor, momentum: Tensor, like: Tensor) -> Tensor:
+    """Whether the trajectory between two whitened momenta with this sum turns (Betancourt 2017, appendix A.4.2)."""
+    return (dot(left, momentum, like) <= 0) | (dot(right, momentum, like) <= 0)
+
+
+def _turning_across(
+    start: Tensor, before: Tensor, sum_before: Tensor, after: Tensor, end: Tensor, sum_after: Tensor, like: Tensor
+) -> Tensor:
+    """Whether one half and the nearest point of the other turn: on a sphere, a doubled trajectory may miss the turn.
+
+    As in Stan since 2.21: the first half runs from ``start`` to ``before``, the second from ``after`` to ``end``.
+    """
+    return _turning(start, after, sum_before + after, like) | _turning(before, end, sum_after + before, like)

@@ -1,0 +1,1 @@
+"""Chains at and between noise levels."""

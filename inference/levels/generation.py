@@ -1,0 +1,127 @@
+"""Progressive sampling: from white noise to data, level by level (Gao et al. 2021, Algorithm 2)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from energyppl._checks import check_count
+from energyppl.autodiff.gradient import energy_and_grad
+from energyppl.errors import InvalidInput
+from energyppl.inference.adaptation.step_size import group_means
+from energyppl.inference.adaptation.warmup import adapt
+from energyppl.inference.kernels.contract import TunableKernel
+from energyppl.inference.kernels.hamiltonian import ChEES
+from energyppl.inference.kernels.mass import identity_mass
+from energyppl.inference.levels.initializers import CooperativeModel, model_of_rows, recovery_start
+from energyppl.inference.objectives.recovery import RecoveryModel, level_kernel, recovery_potential, tether_widths
+from energyppl.inference.sampling.run_chain import run_chain
+
+__all__ = ["Generation", "LevelTuning", "generate", "tune_levels"]
+
+
+class Generation(NamedTuple):
+    """Samples and how they came about, in the coordinates of ``model.standardized``."""
+
+    x: Tensor  # (*shape, *event), data at level 0 (or without noise, after the Tweedie step)
+    path: tuple[Tensor, ...]  # white noise, then x_t at the end of each level, from the top level down to 0
+    acceptance: Tensor  # (levels,), mean of each level's kernel
+    evaluations: int  # of the energy (with its gradient, if the kernel needs one) for each sample
+
+
+class LevelTuning(NamedTuple):
+    """One step size for each noise level, and the acceptance it gave."""
+
+    step_sizes: Tensor  # (levels,), in widths of each level's recovery distribution, as kernels' ``resized`` takes them
+    acceptance: Tensor  # (levels,)
+
+
+def generate(
+    model: CooperativeModel,
+    shape: torch.Size,
+    *,
+    steps: int,
+    last: int = 0,
+    denoise: bool = False,
+    micro_batch: int | None = None,
+) -> Generation:
+    """Draw from every level's recovery distribution in turn, the top level's from white noise.
+
+    Args:
+        model: the trained model.
+        shape: shape of the batch of samples.
+        steps: moves at each level.
+        last: the level to stop at.
+        denoise: at level 0, finish with the mean of the clean data given level 0, ``(x + σ̄₀² ∇log p) / ᾱ₀``
+            (Tweedie; Zhu et al. 2024, appendix A.2).
+        micro_batch: samples at a time, so that memory is bounded; all at once if None.
+
+    Raises:
+        InvalidInput: for steps below one.
+    """
+    check_count("steps", steps)
+    if micro_batch is None:
+        return _descend(model, shape, steps, last, denoise)
+    check_count("micro_batch", micro_batch)
+    if model.label is not None and model.label.dim():
+        model = model.unconditional.given(model.label.expand(shape).flatten(), guidance=model.guidance)
+    parts = [
+        _descend(model_of_rows(model, rows), rows.shape, steps, last, denoise)
+        for rows in torch.arange(shape.numel(), device=model.step_sizes.device).split(micro_batch)
+    ]
+
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(tensors)).reshape(*shape, *model.event_shape)
+
+    path = tuple(joined(stage) for stage in zip(*(part.path for part in parts), strict=True))
+    rows_of = torch.tensor([len(part.x) for part in parts]).to(model.step_sizes) / max(1, shape.numel())
+    acceptance = (torch.stack([part.acceptance for part in parts], -1) * rows_of).sum(-1)
+    return Generation(joined([part.x for part in parts]), path, acceptance, parts[0].evaluations)
+
+
+def _descend(model: CooperativeModel, shape: torch.Size, steps: int, last: int, denoise: bool) -> Generation:
+    schedule = model.schedule
+    like = model.step_sizes
+    spreads = schedule.spread.to(like)
+    x = spreads[-1] * torch.randn(*shape, *model.event_shape, dtype=like.dtype, device=like.device)
+    path, acceptance, evaluations = [x], torch.zeros_like(like), 0.0
+    for t in reversed(range(last, schedule.levels)):
+        level = torch.tensor(t, device=like.device)
+        potential = recovery_potential(model, x, level)
+        start = recovery_start(model, potential, x, level)
+        chain = run_chain(level_kernel(model, level.expand(shape)), potential, start, steps)
+        x = chain.state.x
+        acceptance[t] = chain.accept_prob.mean()
+        evaluations += chain.evaluations
+        path.append(x)
+    if denoise and last == 0:
+        # Tweedie: E[x0 | x_0] with the score −∇U of level 0.
+        _, grad = energy_and_grad(model.potential(torch.tensor(0, device=like.device)), x)
+        alpha, sigma = schedule.alpha_bar[0].to(like), schedule.sigma_bar[0].to(like)
+        x, evaluations = (x - sigma**2 * grad) / alpha, evaluations + 1
+    return Generation(x, tuple(path), acceptance, round(evaluations))
+
+
+def tune_levels(model: RecoveryModel, kernel: TunableKernel, data: Tensor, steps: int = 100) -> LevelTuning:
+    """Tune a kernel's step size at every level, on the recovery distributions of noised ``data``, ``(n, *event)``.
+
+    Raises:
+        InvalidInput: for a kernel that can't be tuned, or fewer rows than levels.
+    """
+    levels = model.schedule.levels
+    if isinstance(kernel, ChEES):
+        raise InvalidInput("ChEES learns one length, and levels differ: give HMC(steps=…) to a model's levels")
+    if len(data) < levels:
+        raise InvalidInput(f"data must have a row for each of {levels} levels at least; got {len(data)}")
+    level = torch.arange(len(data), device=data.device) % levels
+    clean, noisy = model.schedule.pairs(model.standardized(data), level)
+    potential = recovery_potential(model, noisy, level)
+    width = tether_widths(model.schedule).to(clean)[level]
+    spread = model.schedule.spread.to(clean)[level]
+    unit = kernel.resized(torch.full_like(width, min(0.5, kernel.largest_step)), width, spread)
+    tuned = adapt(unit, potential, clean, steps, groups=level, mass=identity_mass)
+    relative = torch.as_tensor(tuned.kernel.step_size) / torch.as_tensor(unit.step_size) * min(0.5, kernel.largest_step)
+    accept_prob = run_chain(tuned.kernel, potential, tuned.state.x, 10).accept_prob
+    means = [group_means(values, level, levels) for values in (relative, accept_prob)]
+    return LevelTuning(means[0].clamp(max=kernel.largest_step), means[1])

@@ -1,0 +1,238 @@
+"""Initializers: learned q(x_t | x_{t+1}) from which recovery chains begin (CDRL, Zhu et al. 2024).
+
+An initializer network says how far q's mean lies from that of the recovery distribution of Gaussian data, in standard
+deviations of the latter; a fresh one, which answers zero, begins where chains begin without any.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from energyppl._checks import shape_text
+from energyppl.autodiff.gradient import energy_only
+from energyppl.errors import InvalidInput
+from energyppl.inference.kernels.contract import Info, State, evaluate, metropolis, widen
+from energyppl.inference.kernels.crank_nicolson import reference
+from energyppl.inference.objectives.recovery import RecoveryModel, recovery_potential
+from energyppl.potentials.algebra import Potential, Tethered
+from energyppl.schedule import NoiseSchedule
+
+__all__ = [
+    "CooperativeModel",
+    "IndependentMetropolis",
+    "InitializerNetwork",
+    "check_initializer",
+    "gaussian_start",
+    "initializer_width",
+    "model_of_rows",
+    "recovery_proposal",
+    "recovery_start",
+]
+
+InitializerNetwork = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From noisy points of unit variance, ``(*batch, *event)``, and levels to (shift, log scale), zero at first."""
+
+
+class CooperativeModel(RecoveryModel, Protocol):
+    """A recovery model that may have an initializer; ``energyppl.models.RecoveryEBM`` is one."""
+
+    initializer: nn.Module | None  # an InitializerNetwork
+
+    label: Tensor | None
+    guidance: float
+
+    @property
+    def unconditional(self) -> "CooperativeModel":
+        """The model that a class was asked of, or itself."""
+        ...
+
+    def given(self, label: Tensor, *, guidance: float = 0.0) -> "CooperativeModel":
+        """The model of each row's class."""
+        ...
+
+
+def model_of_rows(model: CooperativeModel, rows: Tensor) -> CooperativeModel:
+    """The model of some rows of a batch: another one only where each row has a class of its own."""
+    if model.label is None or not model.label.dim():
+        return model
+    return model.unconditional.given(model.label.to(rows.device)[rows], guidance=model.guidance)
+
+
+def check_initializer(initializer: object, model: RecoveryModel) -> None:
+    """Require an initializer network for a model's points, levels and classes, or None; it is tried on three points.
+
+    Raises:
+        InvalidInput: for points of another shape, other classes or fewer levels, or if it fails or returns something
+            else than a shift and a log scale.
+    """
+    if initializer is None:
+        return
+    own = getattr(initializer, "event_shape", model.event_shape)
+    if not isinstance(initializer, nn.Module) or torch.Size(own) != model.event_shape:
+        came = shape_text(own) if isinstance(initializer, nn.Module) else type(initializer).__name__
+        raise InvalidInput(
+            f"the initializer must be a network for points of shape {shape_text(model.event_shape)}; got {came}: "
+            f"build MLPInitializer({shape_text(model.event_shape)}) or another"
+        )
+    classes, theirs = (int(getattr(net, "classes", 0)) for net in (initializer, getattr(model, "net", None)))
+    if classes not in (0, theirs):
+        raise InvalidInput(
+            f"the initializer must have no classes, or the {theirs} of the model's network; got {classes}: build it "
+            f"with classes={theirs}"
+        )
+    # It may not have been moved to the model yet.
+    like = next((p for p in initializer.parameters() if p.dtype.is_floating_point), model.step_sizes)
+    points = torch.zeros(3, *model.event_shape, dtype=like.dtype, device=like.device)
+    for answer in _tried(initializer, points, model.schedule.levels - 1, classes):
+        _check_answer(answer, points)
+
+
+def _tried(initializer: nn.Module, points: Tensor, top: int, classes: int) -> list[object]:
+    """What it answers at the top level, given for each point, for all at once, and with no class."""
+    level = torch.full((len(points),), top, device=points.device)
+    try:
+        with torch.no_grad():
+            answers = [initializer(points, level), initializer(points, level[0])]
+            return [*answers, initializer(points, level, torch.full_like(level, classes))] if classes else answers
+    except IndexError as error:
+        raise InvalidInput(
+            f"the initializer must take levels up to {top}; it raised: {error}: build it with levels={top + 1} or more"
+        ) from error
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise InvalidInput(
+            f"the initializer must take points {shape_text(points.shape)} and whole levels, (3,) or one for all; it "
+            f"raised: {error}"
+        ) from error
+
+
+def _check_answer(answer: object, points: Tensor) -> None:
+    """Require a shift for each point, and a log scale that broadcasts to it."""
+    parts = answer if isinstance(answer, (tuple, list)) else [answer]
+    shapes = [part.shape for part in parts if isinstance(part, Tensor)]
+    try:
+        fits = len(shapes) == len(parts) == 2 and shapes[0] == points.shape == torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        kinds = (shape_text(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts)
+        raise InvalidInput(
+            f"the initializer must return a shift {shape_text(points.shape)} and a log scale, of that shape or (), for "
+            f"points {shape_text(points.shape)}; got {' and '.join(kinds)}: return both, as MLPInitializer does"
+        )
+
+
+def initializer_width(schedule: NoiseSchedule) -> Tensor:
+    """CDRL's standard deviation of q at each level, in the coordinates of x_t, ``(levels,)``: σ̄_t σ_{t+1} / σ̄_{t+1}.
+
+    It is that of x_t given x_{t+1} and the clean data.
+    """
+    return schedule.sigma_bar[:-1].clamp(min=1e-6) * schedule.sigma / schedule.sigma_bar[1:]
+
+
+def recovery_proposal(
+    model: CooperativeModel, noisy: Tensor, level: Tensor, potential: Tethered | None = None
+) -> dist.TorchDistribution:
+    """q(x_t | x_{t+1} = noisy) in standardised coordinates, over ``(*batch, *event)``, differentiable in its weights.
+
+    Args:
+        model: has an initializer.
+        noisy: standardised x_{t+1}, ``(*batch, *event)``.
+        level: t, ``()`` or ``(*batch,)``.
+        potential: the recovery potential given ``noisy``, where it is there already.
+
+    Raises:
+        InvalidInput: if the model has none.
+    """
+    if model.initializer is None:
+        raise InvalidInput(
+            "this model has no initializer: build it with RecoveryEBM(net, schedule, initializer=MLPInitializer(…))"
+        )
+    spread = model.schedule.spread.to(noisy)
+    potential = recovery_potential(model, noisy, level) if potential is None else potential
+    mean, deviation = reference(potential, spread[level], noisy)
+    shift, log_scale = _initialize(model, model.initializer, noisy / widen(spread[level + 1], noisy), level)
+    if log_scale.dim():  # learned: relative to the recovery of Gaussian data, as the shift is
+        scale = deviation * log_scale.exp()
+    else:
+        scale = widen(initializer_width(model.schedule).to(noisy)[level], noisy)
+    normal = dist.Normal(mean + deviation * shift, scale.expand_as(mean), validate_args=False)
+    proposal: dist.TorchDistribution = normal.to_event(len(model.event_shape))
+    return proposal
+
+
+def _initialize(model: CooperativeModel, net: nn.Module, points: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Guided as the energy is; an initializer without classes serves them all."""
+    if model.label is None or not getattr(net, "classes", 0):
+        shift, log_scale = net(points, level)
+        return shift, log_scale
+    shift, log_scale = net(points, level, model.label.to(points.device))
+    if model.guidance:
+        shift = (1.0 + model.guidance) * shift - model.guidance * net(points, level)[0]
+    return shift, log_scale
+
+
+def gaussian_start(potential: Tethered, spread: Tensor) -> Tensor:
+    """Where chains of a recovery distribution begin: at draws of what it would be for Gaussian data.
+
+    The noisy point itself lies too wide, by the noise.  Without a tether, at the top level, it is where chains begin.
+
+    Args:
+        potential: tethered to the noisy points ``(*batch, *event)``.
+        spread: standard deviation of the level's marginal, ``()`` or ``(*batch,)``.
+    """
+    center = potential.center
+    mean, deviation = reference(potential, spread, center)
+    tethered = torch.isfinite(torch.as_tensor(potential.sigma))
+    return torch.where(tethered, mean + deviation * torch.randn_like(center), center)
+
+
+def recovery_start(model: CooperativeModel, potential: Tethered, noisy: Tensor, level: Tensor) -> Tensor:
+    """Where a model's recovery chains begin, ``(*batch, *event)``: its initializer's draws, or :func:`gaussian_start`.
+
+    Args:
+        model: the model.
+        potential: its recovery potential given ``noisy``.
+        noisy: standardised x_{t+1}, ``(*batch, *event)``.
+        level: t, ``()`` or ``(*batch,)``.
+    """
+    if model.initializer is None:
+        return gaussian_start(potential, model.schedule.spread.to(noisy)[level])
+    with torch.no_grad():
+        drawn: Tensor = recovery_proposal(model, noisy, level, potential).sample()
+    return drawn
+
+
+@dataclass(frozen=True, eq=False)
+class IndependentMetropolis:
+    """Independent proposals from a distribution, accepted by Metropolis and Hastings: it changes speed, not the target.
+
+    With an initializer's q(y | x_{t+1}) as the proposal a recovery chain forgets where it began at its first accepted
+    move.  In a :class:`Cycle` with a local kernel the chain is exact however bad the proposal.
+
+    Args:
+        proposal: over ``(*chains, *event)``: its ``sample()`` and ``log_prob``, ``(*chains,)``, are used; its support
+            must cover the target's.
+    """
+
+    proposal: dist.TorchDistribution
+
+    def init(self, potential: Potential, x: Tensor) -> State:
+        """Evaluate the potential at ``x``, ``(*chains, *event)``."""
+        return evaluate(potential, x)
+
+    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
+        """Propose a fresh draw for every chain and accept it by its ratio of target to proposal."""
+        with torch.no_grad():
+            x = self.proposal.sample()
+            if x.shape != state.x.shape:
+                raise InvalidInput(
+                    f"the proposal must draw one point for each chain, {tuple(state.x.shape)}; got {tuple(x.shape)}: "
+                    "expand it to the chains"
+                )
+            old, new = self.proposal.log_prob(state.x), self.proposal.log_prob(x)
+        energy = energy_only(potential, x)
+        return metropolis((state.energy - energy) + (old - new), State(x, energy, state.grad), state)

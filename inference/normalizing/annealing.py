@@ -1,0 +1,328 @@
+"""Annealed importance sampling between a base whose log Z is known and a target: forward, in reverse, and in islands.
+
+A run moves particles along the geometric path ``(1 − β) U_base + β U_target`` (Neal 2001) and adds up what the changes
+of β cost them.  Forward weights average to Z_target / Z_base, so their logarithms average to a stochastic lower bound;
+reverse ones, from draws of the target, average to the inverse and give an upper bound (Grosse, Ghahramani & Adams
+2015).  Resampled within islands, forward runs are sequential Monte Carlo (Del Moral, Doucet & Jasra 2006).
+
+At every temperature the energy is put together anew from those of base and target: weights of a run that went on with
+the last temperature's would be biased, as TensorFlow Probability's are.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from energyppl._checks import check_event, shape_text
+from energyppl.autodiff.gradient import energy_and_grad
+from energyppl.errors import EnergyPPLError, InvalidInput
+from energyppl.inference.kernels.contract import Kernel, State, widen
+from energyppl.potentials.algebra import Bridge, Potential
+
+__all__ = ["Climb", "Ladder", "Weights", "anneal", "climb", "effective_size", "log_mean_exp"]
+
+_MOST_RUNGS = 5_000  # of a pilot: beyond, base and target hardly overlap, or the target is not normalisable
+_SMALL = 0.01  # of β: below, the target's part of a sum would be lost in rounding, and is evaluated by itself
+_TARGET = 0.6  # acceptance, for kernels that don't say which serves them
+_MOST_MOVES = 20  # of a pilot at one temperature
+_RESAMPLED_BELOW = 0.5  # of the particles, effective
+
+
+class Ladder(NamedTuple):
+    """Temperatures and the step sizes that suit them, frozen before any weight is worked out."""
+
+    betas: Tensor  # (rungs + 1,), from 0 to 1, float64
+    step_sizes: Tensor  # (rungs + 1,)
+
+    def resampled(self, rungs: int) -> "Ladder":
+        """The same path with another number of rungs."""
+        old = torch.linspace(0.0, 1.0, len(self.betas), dtype=torch.float64)
+        new = torch.linspace(0.0, 1.0, rungs + 1, dtype=torch.float64)
+        betas = _interpolate(new, old, self.betas)
+        betas[0], betas[-1] = 0.0, 1.0
+        return Ladder(betas, _interpolate(new, old, self.step_sizes.double().log()).exp())
+
+
+class Climb(NamedTuple):
+    """What a pilot run found."""
+
+    ladder: Ladder
+    x: Tensor  # (particles, *batch, *event), where its particles ended, resampled: about the target
+    evaluations: int  # of the target, all particles together
+
+
+class Weights(NamedTuple):
+    """Log weights of a run's particles, where they ended, and how the run went."""
+
+    log_weights: Tensor  # (particles, *batch), float64, nats
+    x: Tensor  # (particles, *batch, *event)
+    evaluations: int  # of the target with its gradient, all particles together
+    acceptance: Tensor  # (rungs − 1,), mean over the particles after each change of β but the last
+    conditional_size: Tensor  # (rungs,), conditional effective sample size of each change, as a share
+    effective_size: Tensor  # (rungs,), effective sample size after it, as a share
+
+
+class _Parts(NamedTuple):
+    """Energies and gradients of base and target, told apart so that β changes without evaluating again."""
+
+    base: Tensor
+    base_grad: Tensor
+    target: Tensor
+    target_grad: Tensor
+
+    def at(self, beta: float, x: Tensor) -> State:
+        """The state at ``x`` for the path at β."""
+        energy = (1.0 - beta) * self.base + beta * self.target
+        return State(x, energy, (1.0 - beta) * self.base_grad + beta * self.target_grad)
+
+    def heat(self) -> Tensor:
+        """U_target − U_base, float64: what a unit of β costs; +∞ where the target is illegal."""
+        return torch.nan_to_num((self.target - self.base).double(), nan=math.inf, posinf=math.inf, neginf=-math.inf)
+
+    def chosen(self, index: Tensor) -> "_Parts":
+        """The parts of other particles, ``(particles, *batch)`` their indices."""
+        return _Parts(*(_take(part, index) for part in self))
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    wide = index.reshape(index.shape + (1,) * (values.dim() - index.dim()))
+    return torch.take_along_dim(values, wide, 0)
+
+
+def _moved(parts: _Parts, base: Potential, target: Potential, state: State, accepted: Tensor, beta: float) -> _Parts:
+    """The parts after a step at β > 0; where it was refused they stay, so that no rounding builds up."""
+    energy, grad = energy_and_grad(base, state.x)
+    if beta < _SMALL:
+        new = _Parts(energy, grad, *energy_and_grad(target, state.x))
+    else:
+        rest = 1.0 - beta
+        new = _Parts(energy, grad, (state.energy - rest * energy) / beta, (state.grad - rest * grad) / beta)
+    wide = widen(accepted, state.x)
+    return _Parts(
+        *(torch.where(wide if n.dim() > energy.dim() else accepted, n, o) for n, o in zip(new, parts, strict=True))
+    )
+
+
+class _Path:
+    """Particles on the geometric path, moved by a kernel at one β after another."""
+
+    def __init__(self, base: Potential, target: Potential, kernel: Kernel, x: Tensor) -> None:
+        self.base, self.target, self.kernel, self.x = base, target, kernel, x
+        self.parts = _Parts(*energy_and_grad(base, x), *energy_and_grad(target, x))
+        self.particles = self.parts.target.numel()
+        self.evaluations = float(self.particles)
+        self._beta = torch.zeros((), dtype=x.dtype, device=x.device)  # a tensor, so that one trace serves all of them
+        self._bridge = Bridge(base, target, self._beta)
+
+    def move(self, beta: float, step_size: float) -> Tensor:
+        """One step of the kernel at β > 0; returns its mean acceptance."""
+        self._beta.fill_(beta)
+        state, info = resized(self.kernel, step_size).step(self._bridge, self.parts.at(beta, self.x))
+        self.x = state.x
+        self.parts = _moved(self.parts, self.base, self.target, state, info.accepted, beta)
+        self.evaluations += (info.cost() + (beta < _SMALL)) * self.particles
+        return info.accept_prob.mean()
+
+    def resample(self, index: Tensor) -> None:
+        """Replace the particles by others, ``(particles, *batch)`` their indices."""
+        self.x, self.parts = _take(self.x, index), self.parts.chosen(index)
+
+
+def resized(kernel: Any, step_size: float) -> Kernel:
+    """A kernel with another step size; as it is if it has none."""
+    found: Kernel = replace(kernel, step_size=step_size) if hasattr(kernel, "step_size") else kernel
+    return found
+
+
+def climb(
+    base: Potential,
+    target: Potential,
+    x: Tensor,
+    kernel: Kernel,
+    *,
+    betas: Sequence[float] | None = None,
+    steepness: float = 0.99,
+    moves: int = 2,
+    rest: int = 0,
+) -> Climb:
+    """Find temperatures and step sizes in a pilot run: its weights are thrown away, so it may look at what it does.
+
+    Each β is as far from the last as leaves the particles' conditional effective sample size at ``steepness`` of their
+    number (Zhou, Johansen & Aston 2016); particles are resampled when their weights grow uneven.
+
+    Args:
+        base: where the path begins.
+        target: where it ends.
+        x: draws of the base, ``(particles, *batch, *event)``.
+        kernel: moves the particles; its step size, if it has one, is tuned on the way.
+        betas: temperatures to visit, from 0 to 1, if they are not to be found.
+        steepness: conditional effective sample size aimed at, as a share, in the worst of a batch.
+        moves: of the kernel at each temperature.
+        rest: moves more at the end.
+
+    Raises:
+        InvalidInput: if the target's energy is finite at none of the base's draws.
+        EnergyPPLError: if the path doesn't arrive, as where the target is not normalisable.
+    """
+    path = _Path(base, target, kernel, x)
+    if not bool(torch.isfinite(path.parts.target).any()):
+        raise InvalidInput(
+            "the target's energy is finite at no draw of the base: pass a base that overlaps the target's support"
+        )
+    goal = getattr(kernel, "target", None) or _TARGET
+    largest = getattr(kernel, "largest_step", math.inf)
+    log_step = math.log(min(float(x.std()) or 1.0, largest))
+    fixed = iter(()) if betas is None else iter(betas[1:])
+    beta, log_weights = 0.0, torch.zeros_like(path.parts.target, dtype=torch.float64)
+    visited, steps = [0.0], [math.exp(log_step)]
+    while beta < 1.0:
+        if len(visited) > _MOST_RUNGS or not math.isfinite(log_step):
+            raise EnergyPPLError(
+                f"annealing did not arrive: after {len(visited)} temperatures it was at β = {beta:.2g}. The target may "
+                "not be normalisable, or lies far from the base: pass a base that covers it"
+            )
+        heat = path.parts.heat()
+        new = next(fixed) if betas is not None else _next_beta(beta, heat, log_weights, steepness)
+        log_weights = log_weights - (new - beta) * heat
+        beta = new
+        if bool((effective_size(log_weights) < _RESAMPLED_BELOW * len(x)).any()):
+            path.resample(_resampled(log_weights))
+            log_weights = torch.zeros_like(log_weights)
+        for move in range(_MOST_MOVES):  # beyond ``moves`` only where the step size is still far too large
+            acceptance = float(path.move(beta, math.exp(log_step)))
+            log_step = min(log_step + 0.5 * (acceptance - goal), math.log(largest))
+            if move + 1 >= moves and acceptance > 0.3 * goal:
+                break
+        visited.append(beta)
+        steps.append(math.exp(log_step))
+    steps[0] = steps[1]  # nothing moves at β = 0, but finer ladders interpolate from there
+    path.resample(_resampled(log_weights))
+    for _ in range(rest):
+        path.move(1.0, math.exp(log_step))
+    found = Ladder(torch.tensor(visited, dtype=torch.float64), torch.tensor(steps, dtype=torch.float64))
+    return Climb(found, path.x, round(path.evaluations))
+
+
+def _next_beta(beta: float, heat: Tensor, log_weights: Tensor, steepness: float) -> float:
+    """The farthest β that leaves the conditional effective sample size at ``steepness``, by bisection.
+
+    Particles of infinite heat are lost at the first change, however small: they are left out.
+    """
+    legal = torch.isfinite(heat) & torch.isfinite(log_weights)
+    if not bool(legal.any(0).all()):
+        raise EnergyPPLError(
+            "all particles of the pilot run are where the target's energy is infinite: pass another base"
+        )
+    log_weights = torch.where(legal, log_weights, -math.inf)
+    heat = torch.where(legal, heat, 0.0)
+
+    def enough(new: float) -> bool:
+        return float(_conditional_size(log_weights, -(new - beta) * heat).min()) >= steepness
+
+    if enough(1.0):
+        return 1.0
+    low, high = 0.0, 1.0 - beta
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if enough(beta + middle) else (low, middle)
+    return beta + max(low, 1e-12)
+
+
+def _conditional_size(log_weights: Tensor, increment: Tensor) -> Tensor:
+    """``(Σ W u)² / Σ W u²`` of increments u under normalised weights W, ``(*batch,)``."""
+    weights = torch.softmax(log_weights, 0)
+    u = torch.exp(increment - increment.amax(0).nan_to_num(neginf=0.0))
+    return (weights * u).sum(0).square() / (weights * u * u).sum(0)
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """Logarithm of the weights' mean over particles, which estimates the ratio of normalisers, ``(*batch,)``."""
+    return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
+
+
+def effective_size(log_weights: Tensor) -> Tensor:
+    """Effective sample size of weights, ``(Σ w)² / Σ w²`` over particles, ``(*batch,)``; 0 if none is positive."""
+    return torch.exp(2.0 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2.0 * log_weights, 0)).nan_to_num(nan=0.0)
+
+
+def _resampled(log_weights: Tensor) -> Tensor:
+    """Indices of particles drawn by their weights with little noise (systematic; Kitagawa 1996), ``(n, *batch)``."""
+    count = len(log_weights)
+    ends = torch.softmax(log_weights, 0).cumsum(0).movedim(0, -1).contiguous()
+    places = (torch.arange(count, device=ends.device) + torch.rand(*ends.shape[:-1], 1).to(ends)) / count
+    return torch.searchsorted(ends, places.to(ends)).clamp(max=count - 1).movedim(-1, 0)
+
+
+def anneal(
+    base: Potential,
+    target: Potential,
+    ladder: Ladder,
+    x: Tensor,
+    kernel: Kernel,
+    *,
+    reverse: bool = False,
+    islands: int | None = None,
+    before: Tensor | None = None,
+    goes_on: bool = False,
+) -> Weights:
+    """Annealed importance sampling along a frozen ladder, one move at each temperature (Neal 2001).
+
+    Args:
+        base: where the ladder begins.
+        target: where it ends.
+        ladder: of :func:`climb`, from a run of its own.
+        x: independent draws, ``(particles, *batch, *event)``: of the base, or of the target if ``reverse``.
+        kernel: moves the particles, with the ladder's step sizes; it must leave each temperature's density invariant.
+        reverse: go from the target down to the base; the weights then estimate Z_base / Z_target.
+        islands: split the particles into as many groups, and resample each when its weights grow uneven (sequential
+            Monte Carlo); the groups' mean weights are then independent, the particles' are not.
+        before: log weights that the particles bring from an earlier stretch of the path, ``(particles, *batch)``.
+        goes_on: move the particles at the last temperature too, for another stretch that begins there.
+    """
+    check_event("x", x, target.event_shape)
+    path = _Path(base, target, kernel, x)
+    order = range(len(ladder.betas) - 1, -1, -1) if reverse else range(len(ladder.betas))
+    betas, sizes = [float(ladder.betas[i]) for i in order], [float(ladder.step_sizes[i]) for i in order]
+    log_weights = torch.zeros_like(path.parts.target, dtype=torch.float64) if before is None else before
+    acceptance, conditional, effective = [], [], []
+    for i in range(1, len(betas)):
+        increment = -(betas[i] - betas[i - 1]) * path.parts.heat()
+        conditional.append(_conditional_size(log_weights, increment).mean())
+        log_weights = log_weights + increment
+        effective.append(effective_size(log_weights).mean() / len(x))
+        if i == len(betas) - 1 and not goes_on:  # after the last change nothing is asked of the particles
+            break
+        if islands is not None:
+            log_weights = _resample_islands(path, log_weights, islands)
+        acceptance.append(path.move(betas[i], sizes[i]))
+    kept = [torch.stack(values).cpu() if values else torch.zeros(0) for values in (acceptance, conditional, effective)]
+    return Weights(log_weights, path.x, round(path.evaluations), *kept)
+
+
+def _resample_islands(path: _Path, log_weights: Tensor, islands: int) -> Tensor:
+    """Resample those islands whose weights are uneven; their mean weight stays, the same for all of their particles."""
+    if len(log_weights) % islands:
+        raise InvalidInput(
+            f"the particles must divide into {islands} islands; got {shape_text(log_weights.shape)} of them"
+        )
+    split = log_weights.unflatten(0, (islands, -1)).movedim(1, 0)  # (each, islands, *batch)
+    size = len(split)
+    uneven = effective_size(split) < _RESAMPLED_BELOW * size
+    if not bool(uneven.any()):
+        return log_weights
+    places = torch.arange(size, device=split.device).reshape(-1, *[1] * (split.dim() - 1)).expand(split.shape)
+    index = torch.where(uneven, _resampled(split), places)
+    offset = size * torch.arange(islands, device=split.device).reshape(1, -1, *[1] * (split.dim() - 2))
+    path.resample((index + offset).movedim(0, 1).flatten(0, 1))
+    return torch.where(uneven, log_mean_exp(split), split).movedim(0, 1).flatten(0, 1)
+
+
+def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """``y`` at new points, straight between the old ones ``x``, which rise."""
+    right = torch.searchsorted(x, at.contiguous()).clamp(1, len(x) - 1)
+    share = (at - x[right - 1]) / (x[right] - x[right - 1])
+    return torch.lerp(y[right - 1].double(), y[right].double(), share)

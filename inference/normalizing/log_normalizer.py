@@ -1,0 +1,381 @@
+"""log Z of any potential, with an interval that is meant to hold and a sentence where it may not."""
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from scipy.stats import norm
+from scipy.stats import t as student
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from energyppl._checks import check_count, check_positive, shape_text
+from energyppl.distributions import EnergyDistribution
+from energyppl.errors import InvalidInput
+from energyppl.inference.kernels.composite import Cycle, Mixture, Tempered
+from energyppl.inference.kernels.contract import Kernel, check_kernel
+from energyppl.inference.kernels.langevin import MALA, Langevin
+from energyppl.inference.normalizing.annealing import Weights, effective_size, log_mean_exp
+from energyppl.inference.normalizing.bennett import bennett
+from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path
+from energyppl.integration.estimates import AnnealingTrace, LogNormalizer, pareto_k
+from energyppl.potentials.algebra import Potential, Tethered, as_potential
+from energyppl.potentials.bases import Base, GaussianBase
+
+__all__ = ["AIS", "BAR", "SMC", "Annealing", "ReverseAIS", "log_normalizer"]
+
+_ISLANDS = 8  # of a forward run's particles, for its standard error
+_UNSEEN = 0.05  # of the reverse runs that no forward run is like
+_APART = 6.0  # standard errors between forward runs and the bridge; those come from 8 islands, so t with 7 degrees
+_TAIL = 0.7  # of the Pareto shape: above, averages of weights are not to be trusted (Vehtari et al. 2024)
+_WORN = 0.02  # of the particles that weights must be worth
+_STUCK = 0.05  # acceptance below which particles hardly move
+_MOST_RUNS = 64  # batches that a tolerance is pursued with
+
+
+@dataclass(frozen=True, eq=False)
+class Annealing:
+    """How particles get from base to target; what the methods below share.
+
+    Args:
+        particles: of a batch of runs, in each direction.
+        rungs: temperatures: as many as a pilot run finds worth their cost if None, a number of them spread as the pilot
+            run says, or the temperatures themselves, from 0 to 1.
+        kernel: moves the particles; its step size is tuned by the pilot run.
+        waypoints: potentials between base and target that the path goes through, such as a model's noise levels.
+        refit: where there are no samples, take a base fitted to the particles of the pilot run in place of the one that
+            it began at, if that shortens the path.
+    """
+
+    particles: int = 512
+    rungs: int | Sequence[float] | None = None
+    kernel: Kernel = field(default_factory=lambda: MALA(1.0))
+    waypoints: tuple[Potential, ...] = ()
+    refit: bool = True
+    forward: ClassVar[bool] = True
+    reverse: ClassVar[bool] = False
+    islands: ClassVar[int | None] = None
+    words: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_count("particles", self.particles, at_least=4 * _ISLANDS)
+        if self.particles % _ISLANDS:
+            raise InvalidInput(f"particles must be a multiple of {_ISLANDS}; got {self.particles}")
+        if isinstance(self.rungs, int):
+            check_count("rungs", self.rungs)
+        elif self.rungs is not None:
+            betas = [float(beta) for beta in self.rungs]
+            rising = all(a < b for a, b in pairwise(betas))
+            if len(betas) < 2 or betas[0] != 0.0 or betas[-1] != 1.0 or not rising:
+                raise InvalidInput(f"temperatures must rise from 0 to 1; got {betas}")
+        check_kernel(self.kernel)
+        if isinstance(self.kernel, Langevin):
+            raise InvalidInput("Langevin never rejects, so its weights would be biased: anneal with MALA or HMC")
+        if isinstance(self.kernel, Tempered) or (self.reverse and isinstance(self.kernel, (Cycle, Mixture))):
+            raise InvalidInput(
+                f"{type(self.kernel).__name__} can't be run backwards from one temperature to the next: use MALA or HMC"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class AIS(Annealing):
+    """Annealed importance sampling from the base (Neal 2001): Z without bias, a stochastic lower bound on log Z."""
+
+    words = "annealed importance sampling"
+
+
+@dataclass(frozen=True, eq=False)
+class SMC(Annealing):
+    """AIS whose particles are resampled in eight islands when their weights grow uneven (Del Moral et al. 2006)."""
+
+    islands = _ISLANDS
+    words = "sequential Monte Carlo"
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseAIS(Annealing):
+    """AIS from draws of the target: 1/Z without bias, a stochastic upper bound on log Z (Grosse et al. 2015).
+
+    Its weights are heavy-tailed even where all is well; :class:`BAR` makes far more of the same runs.
+    """
+
+    forward = False
+    reverse = True
+    words = "reverse annealed importance sampling"
+
+
+@dataclass(frozen=True, eq=False)
+class BAR(Annealing):
+    """Forward and reverse AIS, bridged by Bennett's acceptance ratio (1976): bounds on both sides, the least error."""
+
+    reverse = True
+    words = "bridge of forward and reverse annealing"
+
+
+@dataclass
+class _Runs:
+    """Log weights so far, what they cost, and what the last batch was like."""
+
+    evaluations: int
+    forward: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    reverse: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    last: list[Weights] = field(default_factory=list)
+
+    def add(self, run: list[Weights], *, reverse: bool = False) -> None:
+        """Put the weights of a run with those of others."""
+        new = run[-1].log_weights
+        if reverse:
+            self.reverse = torch.cat([self.reverse.to(new), new])
+        else:
+            self.forward = torch.cat([self.forward.to(new), new])
+        self.evaluations += sum(stretch.evaluations for stretch in run)
+
+
+def log_normalizer(
+    target: Potential | EnergyDistribution,
+    *,
+    samples: Draws | None = None,
+    base: Base | None = None,
+    method: Annealing | None = None,
+    tolerance: float | None = None,
+    most_evaluations: int | None = None,
+    level: float = 0.95,
+    progress: bool = False,
+) -> LogNormalizer:
+    """Estimate log ∫ exp(−U) by annealing from a base whose log Z is known.
+
+    With ``samples`` the estimate is Bennett's acceptance ratio of forward and reverse runs (:class:`BAR`), its interval
+    uses the asymptotic variance, and a mode that runs from the base don't find shows as the two disagreeing.  Without
+    them it is sequential Monte Carlo (:class:`SMC`), with an interval by Student's t over its islands: a mode that no
+    particle visits can't be seen by anything in it.
+
+    The base is a mixture of Gaussians fitted to half of the samples, or to where a pilot run from N(0, I) ends if that
+    shortens the path; particles then move in coordinates in which the target is about round.
+
+    Args:
+        target: the energy U, or a distribution of one.
+        samples: independent draws of exp(−U) / Z, ``(n, *event)``, twice as many as particles since half of them only
+            fit the base if none is given; or a function of a count that draws them.
+        base: where the path begins, or without samples the pilot run; if None, fitted to the samples, or a
+            recovery distribution's own tether, or N(0, I).
+        method: :class:`AIS`, :class:`SMC`, :class:`ReverseAIS` or :class:`BAR`, with particles, temperatures, kernel.
+        tolerance: go on in batches of runs until half the interval's width is at most this, in nats.
+        most_evaluations: start no batch after the first that would go beyond as many; with or without a tolerance.
+        level: that the interval is to cover log Z with.
+        progress: show a bar.
+
+    Raises:
+        InvalidInput: for numbers out of range, shapes or dtypes that don't fit, a base that doesn't overlap the target,
+            or a method that needs samples and has none.
+        NotNormalizable: if the energy does not rise far away as it must for Z to be finite.
+        EnergyPPLError: if the path from base to target doesn't arrive.
+    """
+    if isinstance(target, EnergyDistribution):
+        if target.batch_shape:
+            raise InvalidInput(
+                f"log_normalizer takes one distribution; got a batch of shape {shape_text(target.batch_shape)}: "
+                "energyppl.inference.tether_normalizers does whole batches of recovery distributions"
+            )
+        target = target.potential
+    as_potential("the target", target)
+    if base is None and samples is None and isinstance(target, Tethered):
+        base = GaussianBase.of_tether(target)
+    if not 0.0 < level < 1.0:
+        raise InvalidInput(f"level must lie between 0 and 1; got {level}")
+    if tolerance is not None:
+        check_positive("tolerance", tolerance)
+    method = method if method is not None else (SMC() if samples is None else BAR())
+    if method.reverse and samples is None:
+        raise InvalidInput(
+            f"{type(method).__name__} begins at draws of the target: pass samples, or use SMC() or AIS()"
+        )
+    began = time.perf_counter()
+    draws = None if samples is None else DrawsOnce(samples, target)
+    path = find_path(
+        (*method.waypoints, target),
+        base,
+        draws,
+        method.kernel,
+        rungs=method.rungs,
+        refit=method.refit,
+        sparing=method.reverse,
+    )
+    runs, stopped = _Runs(path.evaluations), None
+    bar = tqdm(desc="log Z", unit=" evaluations", disable=not progress)
+    with bar:
+        while True:
+            before = runs.evaluations
+            _batch(path, runs, method, draws)
+            bar.update(runs.evaluations - before)
+            found = _conclude(path, runs, method, level)
+            bar.set_postfix_str(f"{found.estimate:.4f} ± {found.standard_error:.2g}")
+            stopped = _why_stop(found, runs, method, tolerance, most_evaluations, runs.evaluations - before, draws)
+            if stopped is not None:
+                break
+    asked = tolerance is not None or most_evaluations is not None
+    result = replace(found, seconds=time.perf_counter() - began, stopped=stopped if asked else None)
+    if result.warning:
+        warnings.warn(f"log Z: {result.warning}", stacklevel=2)
+    return result
+
+
+# --- The runs ---
+
+
+def _batch(path: AnnealingPath, runs: _Runs, method: Annealing, draws: DrawsOnce | None) -> None:
+    """A batch of runs from the base, from draws of the target, or both."""
+    if method.forward:
+        runs.last = annealed(path, path.base.sample(method.particles), method.kernel, islands=method.islands)
+        runs.add(runs.last)
+    if method.reverse:
+        assert draws is not None
+        back = annealed(path, path.inward(draws.take(method.particles)), method.kernel, reverse=True)
+        runs.add(back, reverse=True)
+        runs.last = runs.last if method.forward else back
+
+
+def _why_stop(
+    found: LogNormalizer,
+    runs: _Runs,
+    method: Annealing,
+    tolerance: float | None,
+    most: int | None,
+    cost: int,
+    draws: DrawsOnce | None,
+) -> str | None:
+    """Why no further batch is run; None to go on."""
+    if tolerance is None and most is None:
+        return "one batch of runs was asked for"
+    batches = max(len(runs.forward), len(runs.reverse)) // method.particles
+    half = 0.5 * (found.upper - found.lower)
+    if tolerance is not None and half <= tolerance:
+        return f"the interval is ± {half:.2g} nats wide, within the tolerance"
+    if math.isinf(found.upper):
+        return "the samples are no draws of this energy, and more runs would not mend it"
+    if most is not None and runs.evaluations + cost > most:
+        return f"another batch would go beyond {most:,} evaluations"
+    if method.reverse and draws is not None and draws.left < method.particles:
+        return "the samples are used up: pass more, or a function that draws them"
+    if most is None and batches >= _MOST_RUNS:
+        return f"{batches} batches were run: use more rungs, a closer base, or more particles"
+    return None
+
+
+# --- What they say ---
+
+
+def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float) -> LogNormalizer:
+    forward, reverse = runs.forward, runs.reverse
+    if method.forward and not bool(torch.isfinite(forward).any()):
+        raise InvalidInput(
+            "no particle arrived where the target's energy is finite: pass a base that overlaps the target's support"
+        )
+    trouble: list[str] = []
+    weights = forward if method.forward else reverse
+    tail, worth = pareto_k(weights), float(effective_size(weights))
+    if method.forward and method.reverse:
+        estimate, error = bennett(forward, reverse)
+        half = float(norm.ppf(0.5 + 0.5 * level)) * error
+        alone, spread = _by_islands(forward, method.particles)
+        lower, upper = estimate - half, estimate + half
+        floor = alone + math.log(1.0 - level)  # P(Ẑ > Z / (1 − level)) < 1 − level, since E Ẑ = Z (Markov)
+        if floor > upper:
+            trouble.append(
+                "runs from the base find far more mass than the samples know of: log Z is above the interval's lower "
+                "end, by how much is unknown, and the samples are not draws of this energy"
+            )
+            estimate, error, lower, upper = alone, math.inf, floor, math.inf
+        else:
+            trouble += _disagreement(forward, reverse, estimate, alone, spread)
+    else:
+        alone, error = _by_islands(weights, method.particles)
+        estimate, count = alone if method.forward else -alone, len(_island_means(weights, method.particles))
+        half = float(student.ppf(0.5 + 0.5 * level, count - 1)) * error
+        lower, upper = estimate - half, estimate + half
+        if tail > _TAIL:
+            trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")
+        if worth < _WORN * len(weights):
+            trouble.append(f"the weights are worth {worth:.0f} of {len(weights)}")
+        if trouble:
+            trouble.append("use more rungs, or a base that is closer to the target and has wider tails")
+    slowest = min((float(w.acceptance.min()) for w in runs.last if len(w.acceptance)), default=1.0)
+    if slowest < _STUCK:
+        trouble.append(f"particles hardly move at some temperature (acceptance {slowest:.2f}): use another kernel")
+    return LogNormalizer(
+        estimate,
+        error,
+        lower,
+        upper,
+        runs.evaluations,
+        method.words,
+        level,
+        float(_island_means(forward, method.particles).mean()) if method.forward else None,
+        -float(_island_means(reverse, method.particles).mean()) if method.reverse else None,
+        worth,
+        tail,
+        warning="; ".join(trouble) or None,
+        trace=_trace(path, runs),
+    )
+
+
+def _island_means(log_weights: Tensor, particles: int) -> Tensor:
+    """Log mean weights of groups of independent particles, ``(groups,)``."""
+    size = max(1, min(particles, len(log_weights)) // _ISLANDS)
+    groups = max(2, len(log_weights) // size)
+    return torch.stack([log_mean_exp(part) for part in log_weights.tensor_split(groups)])
+
+
+def _by_islands(log_weights: Tensor, particles: int) -> tuple[float, float]:
+    """Log mean weight, and its standard error from groups of particles."""
+    parts = _island_means(log_weights, particles)
+    error = float(parts.std()) / math.sqrt(len(parts)) if bool(torch.isfinite(parts).all()) else math.inf
+    return float(log_mean_exp(log_weights)), error
+
+
+def _trace(path: AnnealingPath, runs: _Runs) -> AnnealingTrace:
+    betas, offset = [torch.zeros(1, dtype=torch.float64)], 0.0
+    for ladder in path.ladders:
+        betas.append(ladder.betas[1:] + offset)
+        offset += 1.0
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(run, name).float() for run in runs.last])
+
+    together = torch.cat(betas) / offset
+    return AnnealingTrace(
+        together,
+        runs.forward.cpu(),
+        runs.reverse.cpu(),
+        joined("acceptance"),
+        joined("conditional_size"),
+        joined("effective_size"),
+    )
+
+
+def _disagreement(forward: Tensor, reverse: Tensor, estimate: float, alone: float, error: float) -> list[str]:
+    """Whether runs from the base and runs from the samples tell of different targets.
+
+    A forward log weight w is exp(w − log Z) times as rare as the same one of a reverse run (Crooks 1999).  So reverse
+    runs whose forward twins are rarer than one in all of them come from places that no run from the base has found.
+    """
+    unseen = float((-reverse - estimate > math.log(len(forward))).double().mean())
+    below, above = (_island_means(w, len(w)) for w in (forward, reverse))
+    crossing = float(below.mean() + above.mean())
+    said = []
+    if unseen > _UNSEEN:
+        said.append(
+            f"{unseen:.0%} of the samples lie where runs from the base never come: those runs miss a mode, and the "
+            "estimate rests on the samples being spread over the modes as they should be"
+        )
+    if crossing > _APART * math.sqrt(float(below.var() + above.var()) / _ISLANDS):
+        said.append(f"the bounds cross by {crossing:.3f}: the samples are not draws of this energy")
+    elif unseen <= _UNSEEN and abs(alone - estimate) > _APART * error:
+        said.append(
+            f"runs from the base alone say {alone:.3f}: the samples miss a mode, or are not draws of this energy"
+        )
+    return said

@@ -1,0 +1,1 @@
+"""Training objectives: a batch in, a loss out."""

@@ -1,0 +1,254 @@
+"""Cooperative recovery likelihood: an energy and the initializer of its chains teach each other (CDRL)."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from energyppl._checks import check_data
+from energyppl.autodiff.gradient import energy_only
+from energyppl.errors import InvalidInput
+from energyppl.inference.kernels.contract import TunableKernel, casting
+from energyppl.inference.levels.initializers import (
+    CooperativeModel,
+    check_initializer,
+    gaussian_start,
+    model_of_rows,
+    recovery_proposal,
+)
+from energyppl.inference.objectives.recovery import (
+    Loss,
+    RecoveryLikelihood,
+    RecoveryPairs,
+    level_kernel,
+    recovery_potential,
+)
+from energyppl.inference.sampling.run_chain import Trajectory, run_chain
+from energyppl.inference.training._checks import check_model
+from energyppl.potentials.algebra import Tethered
+
+__all__ = ["CooperativeGuide", "CooperativeRecovery", "InitializerReport", "initializer_report"]
+
+
+@dataclass(frozen=True)
+class CooperativeRecovery:
+    """Recovery likelihood with a learned initializer (Zhu et al. 2024, Algorithm 1).
+
+    The initializer draws ŷ given the noisy point, the kernel refines it to ỹ, and the initializer learns to begin where
+    the chain ended (MCMC teaching, Xie et al. 2020).  In CDRL the energy's negatives are the same ỹ; chains can then
+    run away as those from the noisy point do.  By default they are not: negatives begin at the data, as in
+    :class:`RecoveryLikelihood`, and teach the initializer too: that costs a fifth of an update, and where the chains
+    settle it is the same lesson.  With ``teach`` chains of its own, which begin at ŷ, do so.
+
+    Args:
+        kernel: moves all chains; the recipe's, or else the model's own, if None.
+        initializer: the network, such as ``MLPInitializer``; the model's own if None.
+        steps: moves of every chain; the recipe's if None.
+        recipe: everything else about the pairs and the energy's negatives.
+        from_initializer: take the energy's negatives from the initializer's chains, as CDRL does.
+        teach: share of each batch that has second chains, from the initializer's draws, to teach it; 0 for none.
+        taught: share of each batch whose negatives teach it where there are no second chains.  More teaches little more
+            in the plane and makes updates longer; images take all of them.
+        weight: of the initializer's loss beside the energy's.
+
+    Raises:
+        InvalidInput: for a share outside [0, 1], where ``taught`` must not be 0 either, or a negative weight.
+    """
+
+    kernel: TunableKernel | None = None
+    initializer: nn.Module | None = None
+    steps: int | None = None
+    recipe: RecoveryLikelihood = field(default_factory=RecoveryLikelihood)
+    from_initializer: bool = False
+    teach: float = 0.0
+    taught: float = 0.25
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.teach <= 1.0:
+            raise InvalidInput(f"teach must lie in [0, 1]; got {self.teach}")
+        if not 0.0 < self.taught <= 1.0:
+            raise InvalidInput(f"taught must lie in (0, 1]; got {self.taught}")
+        if not self.weight >= 0.0:
+            raise InvalidInput(f"weight must not be negative; got {self.weight}")
+        changes = {"kernel": self.kernel, "steps": self.steps}
+        object.__setattr__(
+            self,
+            "recipe",
+            replace(self.recipe, **{k: v for k, v in changes.items() if v is not None}),  # type: ignore[arg-type]
+        )
+
+    def prepare(self, model: CooperativeModel) -> None:
+        """Give the model its kernel and its initializer, before the optimiser collects what is to be learned.
+
+        Raises:
+            InvalidInput: for another kind of model, if neither has an initializer, or for one that doesn't fit.
+        """
+        needs = "cooperative training needs a model of levels whose chains an initializer begins, as a RecoveryEBM"
+        check_model(model, needs, "persistent_chains", "initializer", "label", "guidance")
+        self.recipe.prepare(model)
+        if self.initializer is not None:
+            check_initializer(self.initializer, model)
+            model.initializer = self.initializer.to(model.step_sizes)  # its device and dtype
+        if model.initializer is None:
+            raise InvalidInput(
+                "cooperative training needs an initializer: pass CooperativeRecovery(initializer=MLPInitializer(…))"
+            )
+
+    def loss(self, model: CooperativeModel, batch: Tensor) -> Loss:
+        """The energy's contrastive loss plus the initializer's, ``(n, *event)``; each has its own weights' gradient."""
+        pairs = self.recipe.pairs(model, batch)
+        if self.from_initializer:
+            lesson = self._begin(model, pairs)
+            start = self.recipe.start(pairs.clean, pairs.potential.center)
+            chain = self.recipe.move(model, pairs, start.index_copy(0, lesson.rows, lesson.drawn.detach()))
+            taught = _teach(lesson, chain.state.x[lesson.rows], chain.state.energy[lesson.rows])
+        else:
+            chain = self.recipe.move(model, pairs)
+            taught = self.teaching(model, pairs, None if self.teach else chain)
+        own = self.recipe.contrast(model, pairs, chain, batch)
+        return Loss(own.value + self.weight * taught.value, own.record | taught.record)
+
+    def teaching(self, model: CooperativeModel, pairs: RecoveryPairs, chain: Trajectory | None = None) -> Loss:
+        """The initializer's own loss: chains begin at its draws, and it learns to begin where they end.
+
+        With a ``chain`` from elsewhere for the same pairs it learns to begin where that ended.
+        """
+        lesson = self._begin(model, pairs, most=max(1, int((self.teach or self.taught) * len(pairs.level))))
+        if chain is not None:
+            return _teach(lesson, chain.state.x[lesson.rows], chain.state.energy[lesson.rows])
+        kernel = level_kernel(lesson.model, pairs.level[lesson.rows])
+        state = run_chain(kernel, lesson.potential, lesson.drawn.detach(), self.recipe.steps).state
+        return _teach(lesson, state.x, state.energy)
+
+    def _begin(self, model: CooperativeModel, pairs: RecoveryPairs, most: int | None = None) -> "_Lesson":
+        # From a farther marginal than the next q has not learned to begin.
+        rows = (pairs.upper == pairs.level + 1).nonzero()[:most, 0]
+        part, level, noisy = model_of_rows(model, rows), pairs.level[rows], pairs.noisy[rows]
+        potential = recovery_potential(part, noisy, level)
+        with casting(noisy, self.recipe.autocast):
+            proposal = recovery_proposal(part, noisy, level, potential)
+        return _Lesson(part, rows, potential, proposal, proposal.rsample())
+
+    def measure(self, model: CooperativeModel, data: Tensor) -> float:
+        """As :meth:`RecoveryLikelihood.measure`."""
+        return self.recipe.measure(model, data)
+
+
+@dataclass(frozen=True)
+class CooperativeGuide:
+    """MCMC teaching as a Pyro guide: with the model itself as the Pyro model, ``SVI`` trains both networks at once.
+
+    ``SVI(ebm, CooperativeGuide(ebm), Adam(…), Trace_ELBO()).step(batch)`` has the gradients of
+    :class:`CooperativeRecovery`, summed over rows.  The guide has no sample sites: its loss enters as a factor.  It
+    sees nothing of the model's chains, so it runs its own, for a quarter of the rows if the objective's ``teach`` is 0.
+
+    Args:
+        model: has an initializer.
+        objective: how the initializer is taught; its negatives are its own.
+
+    Raises:
+        InvalidInput: if the model has no initializer, or the objective takes the energy's negatives from it.
+    """
+
+    model: CooperativeModel
+    objective: CooperativeRecovery = field(default_factory=CooperativeRecovery)
+
+    def __post_init__(self) -> None:
+        if self.objective.from_initializer:
+            raise InvalidInput("from_initializer shares chains between model and guide: train by fit for that")
+        self.objective.prepare(self.model)
+
+    def __call__(self, data: Tensor) -> None:
+        """Teach on rows ``(n, *event)``, noised afresh."""
+        data = check_data("data", data, self.model.event_shape).to(self.model.step_sizes)
+        assert self.model.initializer is not None  # prepare has seen to it
+        pyro.module("initializer", self.model.initializer)
+        pairs = self.objective.recipe.pairs(self.model, data)
+        taught = self.objective.teaching(self.model, pairs).value
+        # What a guide adds is taken off the evidence bound, so a loss goes in with a plus sign.
+        pyro.factor("teaching", self.objective.weight * len(data) * taught, has_rsample=True)
+
+
+class _Lesson(NamedTuple):
+    """The initializer's draws for some rows of a batch, before chains refine them."""
+
+    model: CooperativeModel  # of the rows
+    rows: Tensor  # (m,), of the batch
+    potential: Tethered
+    proposal: TorchDistribution
+    drawn: Tensor  # (m, *event), differentiable
+
+
+def _teach(lesson: _Lesson, refined: Tensor, energy: Tensor) -> Loss:
+    """½|ỹ − ŷ|² in standard deviations, a mean over coordinates; −log q(ỹ) where the scale is learned."""
+    proposal, drawn = lesson.proposal, lesson.drawn
+    drop = energy_only(lesson.potential, drawn.detach()) - energy
+    deviation = proposal.base_dist.scale
+    distance = (refined - drawn) / deviation.detach()
+    if deviation.requires_grad:
+        value = -proposal.log_prob(refined).mean() / math.prod(proposal.event_shape)
+    else:  # the same expected gradient with less noise: a chain that hardly moves teaches almost nothing
+        value = 0.5 * distance.square().mean()
+    record = {
+        "initializer_loss": float(value.detach()),
+        "initializer_drop": float(drop[torch.isfinite(drop)].mean()),
+        "initializer_moved": float(distance.detach().square().mean().sqrt()),
+    }
+    return Loss(value, record)
+
+
+class InitializerReport(NamedTuple):
+    """What a model's initializer is worth, level by level."""
+
+    drop: Tensor  # (levels,), nats that the energy falls by from q's draws to the refined ones
+    drop_without: Tensor  # (levels,), the same from the start that chains have without an initializer
+    spread: Tensor  # (levels,), standard deviation of q's draws around their mean over that of the refined ones
+    problems: tuple[str, ...]  # in words; empty if there are none
+
+
+def initializer_report(model: CooperativeModel, data: Tensor, steps: int = 100) -> InitializerReport:
+    """Compare an initializer's draws with chains that begin at the data, which are at home from the start.
+
+    Args:
+        model: has an initializer.
+        data: rows ``(n, *event)``, some hundreds.
+        steps: moves of those chains.
+
+    Raises:
+        InvalidInput: if the model has no initializer.
+    """
+    check_data("data", data, model.event_shape, at_least=2)
+    clean = model.standardized(data.to(model.step_sizes))
+    columns: list[list[float]] = [[], [], []]
+    for t in range(model.schedule.levels):
+        level = torch.full((len(data),), t, device=clean.device)
+        pair = model.schedule.pairs(clean, level)
+        potential = recovery_potential(model, pair.noisy, level)
+        with torch.no_grad():
+            proposal = recovery_proposal(model, pair.noisy, level, potential)
+            drawn = proposal.sample()
+        start = gaussian_start(potential, model.schedule.spread.to(clean)[level])
+        refined = run_chain(level_kernel(model, level), potential, pair.clean, steps).state.x
+        home = energy_only(potential, refined)
+        for column, points in zip(columns, (drawn, start), strict=False):
+            column.append(float((energy_only(potential, points) - home).median()))
+        columns[2].append(float((drawn - proposal.mean).std() / (refined - proposal.mean).std()))
+    drop, without, spread = (torch.tensor(column) for column in columns)
+    problems = []
+    useless = [t for t in range(len(drop)) if drop[t] > without[t] + 0.5]
+    if useless:
+        problems.append(
+            f"at level(s) {useless} chains begin no better with the initializer than without: train it longer"
+        )
+    collapsed = [t for t in range(len(drop)) if spread[t] < 0.05]
+    if collapsed:
+        problems.append(
+            f"at level(s) {collapsed} the initializer has collapsed: its draws differ by less than a twentieth of what "
+            "the chains do"
+        )
+    return InitializerReport(drop, without, spread, tuple(problems))

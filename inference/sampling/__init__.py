@@ -1,0 +1,1 @@
+"""Many chains on any target."""

@@ -1,0 +1,201 @@
+"""What sampling returns: draws, what each step knew about itself, and which chains not to trust."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from energyppl.arviz_export import Groups, hand_over
+from energyppl.inference.kernels.contract import Kernel
+from energyppl.inference.sampling.pyro_model import ModelPotential
+from energyppl.potentials.algebra import Potential
+
+__all__ = ["Chains", "Variables"]
+
+_BLOCK = 2**24  # numbers worked on at once
+_ENOUGH = 50  # draws for R̂ to tell something
+_RARELY = 0.01  # of the draws: a chain that moves less often stands still
+
+
+Variables = Callable[[Tensor], Mapping[str, Tensor]]
+"""Turns a potential's points, ``(*batch, *event)``, into the variables that a user named."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Chains:
+    """Draws of many chains with their diagnostics; ``to_arviz`` hands them to ArviZ.
+
+    Batched targets, such as the recovery distributions of many noisy points, have their batch after chains and draws.
+    """
+
+    draws: Tensor  # (chains, draws, *event), the potential's own (unconstrained) points
+    energy: Tensor  # (chains, draws), nats
+    acceptance: Tensor  # (chains, draws), mean over the steps of a draw
+    diverging: Tensor  # (chains, draws), bool: any step of the draw
+    moved: Tensor  # (chains, draws), bool: any step of the draw was accepted
+    steps: Tensor  # (chains, draws), gradients of the draw
+    step_sizes: Tensor  # (draws,), the middle one of the chains'; NaN for a kernel made of others
+    kernel: Kernel  # as it sampled
+    potential: Potential
+    variables: Variables = field(repr=False)
+    total_energy: Tensor | None = None  # (chains, draws), nats, kinetic included
+    tree_depth: Tensor | None = None  # (chains, draws)
+    warmup: "Chains | None" = None  # the warm-up's draws, if they were kept
+    interrupted: bool = False
+    seconds: float = 0.0
+    warmup_seconds: float = 0.0
+    warmup_gradients: float = 0.0  # for each chain
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        chains, draws, *event = self.draws.shape
+        lines = [f"Chains: {chains} of {draws} draws of points {tuple(event)}, {type(self.kernel).__name__}"]
+        lines.append(
+            f"  {self.gradients:.0f} gradients a chain in {self.seconds:.1f} s, after {self.warmup_gradients:.0f} in "
+            f"{self.warmup_seconds:.1f} s of warm-up; acceptance {float(self.acceptance.double().mean()):.2f}"
+        )
+        return "\n".join([*lines, *(f"  {problem}" for problem in self.problems() or ["no problem noticed"])])
+
+    @property
+    def samples(self) -> dict[str, Tensor]:
+        """The named variables on their own supports, ``(chains, draws, *shape)`` each."""
+        return dict(self.variables(self.draws))
+
+    def flat(self, count: int | None = None) -> dict[str, Tensor]:
+        """The named variables with chains and draws as one, as ``pyro.infer.Predictive`` takes them.
+
+        Args:
+            count: keep as many, evenly spread; all if None.
+        """
+        merged = {name: value.flatten(0, 1) for name, value in self.samples.items()}
+        total = self.draws.shape[0] * self.draws.shape[1]
+        if count is None or count >= total:
+            return merged
+        index = torch.linspace(0, total - 1, count).long()
+        return {name: value[index] for name, value in merged.items()}
+
+    @property
+    def gradients(self) -> float:
+        """Evaluations of the gradient that sampling cost each chain, warm-up left out."""
+        return float(self.steps.double().sum(1).mean())
+
+    @property
+    def not_finite(self) -> Tensor:
+        """Chains, ``(chains,)`` bool, whose energy is infinite or NaN in any draw."""
+        return (~torch.isfinite(self.energy)).any(1)
+
+    @property
+    def stuck(self) -> Tensor:
+        """Chains, ``(chains,)`` bool, that moved in less than one draw of a hundred, or not at all."""
+        if self.moved.shape[1] == 0:
+            return self.moved.any(1)  # nothing is known of anyone
+        return self.moved.double().mean(1) < _RARELY
+
+    def r_hat(self) -> Tensor:
+        """Split R̂ of each unconstrained coordinate, ``(*batch, *event)`` (Gelman et al. 2013); ArviZ's is by ranks.
+
+        It tells whether chains agree; NaN with less than four draws.
+        """
+        half = self.draws.shape[1] // 2
+        if half < 2:
+            return torch.full(self.draws.shape[2:], torch.nan)
+        # A few chains at a time: the draws may lie on disk because they don't fit into memory.
+        block = max(1, _BLOCK // max(1, self.draws[:1].numel()))
+        means, variances = [], []
+        for side in (self.draws[:, :half], self.draws[:, half : 2 * half]):
+            for part in side.split(block):
+                variance, mean = torch.var_mean(part.double(), 1)
+                means.append(mean)
+                variances.append(variance)
+        return ((half - 1) / half + torch.cat(means).var(0) / torch.cat(variances).mean(0)).sqrt()
+
+    def problems(self, *, rare: float = 0.0, disagreement: float = 1.05) -> list[str]:
+        """What not to trust, in words; empty if nothing was noticed.
+
+        Args:
+            rare: the share of diverging draws that is passed over.
+            disagreement: the split R̂ that is passed over.
+        """
+        found = []
+        if self.interrupted:
+            found.append(f"interrupted: {self.draws.shape[1]} draws of each chain were kept")
+        if self.draws.shape[1] == 0:
+            return found
+        for name, flags, remedy in (
+            ("never or hardly moved", self.stuck, "take smaller steps (target=0.95), or start them elsewhere"),
+            ("stand where the energy is not finite", self.not_finite, "start them inside the support"),
+        ):
+            if bool(flags.any()):
+                found.append(f"{_list(flags)} {name}: {remedy}")
+        share = float(self.diverging.double().mean())
+        if share > rare:
+            found.append(
+                f"{share:.2%} of the draws diverged: take smaller steps (target=0.95), or write the energy more "
+                "smoothly"
+            )
+        worst = float(self.r_hat().nan_to_num(0.0, posinf=math.inf).max())
+        if worst > disagreement and self.draws.shape[1] >= _ENOUGH:
+            found.append(
+                f"the chains disagree (split R̂ up to {worst:.2f}): run them longer, or temper them if there are modes "
+                "that they don't cross between"
+            )
+        return found
+
+    def to_arviz(self, *, log_likelihood: bool = False, arviz: ModuleType | None = None) -> Any:
+        """The chains for ArviZ: ``InferenceData`` under 0.x, ``DataTree`` under 1.x.
+
+        ``posterior`` holds the named variables on their own supports, ``sample_stats`` what each draw knew, under
+        ArviZ's names: ``lp`` (log density of the unconstrained point, up to a constant), ``energy`` (kinetic included),
+        ``acceptance_rate``, ``diverging``, ``n_steps`` (gradients), ``step_size``, ``tree_depth``.  Warm-up groups are
+        there if the warm-up was kept, ``observed_data`` if the chains sampled a Pyro model.
+
+        Args:
+            log_likelihood: work out the observed sites' log likelihood too, for ``az.loo`` and ``az.compare``; it is as
+                large as the draws times the data.
+            arviz: the module whose ``from_dict`` is used; the installed ArviZ if None.
+        """
+        groups: Groups = {"posterior": self._posterior(), "sample_stats": self._stats()}
+        if self.warmup is not None:
+            groups["warmup_posterior"] = self.warmup._posterior()
+            groups["warmup_sample_stats"] = self.warmup._stats()
+        if isinstance(self.potential, ModelPotential):
+            groups["observed_data"] = _arrays(self.potential.observed())
+            if log_likelihood:
+                groups["log_likelihood"] = _arrays(self.potential.log_likelihood(self.draws))
+        return hand_over(groups, self.attributes, arviz)
+
+    def _posterior(self) -> dict[str, NDArray[Any]]:
+        return _arrays(self.samples)
+
+    def _stats(self) -> dict[str, NDArray[Any]]:
+        stats = {
+            "lp": -self.energy,
+            "acceptance_rate": self.acceptance,
+            "diverging": self.diverging,
+            "n_steps": self.steps,
+        }
+        if self.total_energy is not None:
+            stats["energy"] = self.total_energy
+        if self.tree_depth is not None:
+            stats["tree_depth"] = self.tree_depth
+        if bool(torch.isfinite(self.step_sizes).all()):
+            over = (1, -1, *[1] * (self.energy.dim() - 2))
+            stats["step_size"] = self.step_sizes.reshape(over).expand(self.energy.shape)
+        return _arrays(stats)
+
+
+def _arrays(values: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    return {name: np.ascontiguousarray(value.detach().cpu().numpy()) for name, value in values.items()}
+
+
+def _list(flags: Tensor) -> str:
+    index = flags.nonzero().tolist()
+    names = ", ".join(str(i[0] if len(i) == 1 else tuple(i)) for i in index[:10])
+    more = f" and {len(index) - 10} more" if len(index) > 10 else ""
+    return f"chain{'s' if len(index) > 1 else ''} {names}{more} of {flags.numel()}"

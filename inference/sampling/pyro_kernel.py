@@ -1,0 +1,115 @@
+"""Our kernels inside ``pyro.infer.MCMC``: an adapter at the edge."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+
+from energyppl._checks import check_count
+from energyppl.autodiff.structure import beside
+from energyppl.errors import InvalidInput
+from energyppl.inference.adaptation.warmup import Tuned, warm_up
+from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, middle_step
+from energyppl.inference.kernels.mass import MassEstimate, low_rank_mass
+from energyppl.inference.sampling.pyro_model import ModelPotential
+from energyppl.inference.sampling.targets import Goal
+
+__all__ = ["PyroKernel"]
+
+
+class PyroKernel(MCMCKernel):
+    """A kernel that ``pyro.infer.MCMC`` drives: ``MCMC(PyroKernel(NUTS(), model), num_samples=500)``.
+
+    The kernel is tuned during Pyro's warm-up.  Each of Pyro's chains is ``chains`` of ours in one batch; with more than
+    one, samples have shape ``(draws, chains, *shape)``, and cross-chain kernels such as ``ChEES`` can learn.
+
+    Args:
+        kernel: moves the chains.
+        target: a Pyro model, whose arguments ``MCMC.run`` takes; or a potential or ``EnergyDistribution``, whose
+            variable is called ``x``.
+        chains: how many chains in the batch.
+        mass: as in :func:`~energyppl.inference.adapt`.
+    """
+
+    transforms: Mapping[str, Any] = {}  # Pyro asks: samples are on their own supports already
+    model = None
+    potential_fn = None
+
+    def __init__(self, kernel: Kernel, target: Any, *, chains: int = 1, mass: MassEstimate = low_rank_mass) -> None:
+        check_count("chains", chains)
+        check_kernel(kernel)
+        self.kernel = kernel
+        self._given, self._target, self._chains, self._mass = kernel, target, chains, mass
+        self._initial: Mapping[str, Tensor] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._goal: Goal | None = None
+        self._state: State | None = None
+        self._info: Info | None = None
+        self._warming: Iterator[Tuned] | None = None
+        self._accepted = self._count = 0.0
+        self._divergences: list[int] = []
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Find the model's sites and where chains begin; called by ``MCMC.run``."""
+        self._forget()
+        self.kernel = self._given
+        self._goal = Goal.of(self._target, args, kwargs)
+        x = self._goal.start(self._chains) if self._initial is None else self._given_start(self._goal)
+        self._state = self.kernel.init(self._goal.potential, x)
+        if warmup_steps:
+            self._warming = warm_up(self.kernel, self._goal.potential, x, warmup_steps, mass=self._mass)
+
+    def _given_start(self, goal: Goal) -> Tensor:
+        assert self._initial is not None
+        given = {n: v[None] if self._chains == 1 else v for n, v in self._initial.items()}
+        if isinstance(goal.potential, ModelPotential):
+            return goal.potential.join(given, torch.Size((self._chains, *goal.batch)))
+        return beside(goal.potential, given["x"])
+
+    def end_warmup(self) -> None:
+        """Keep the kernel as it is from now on; called by ``MCMC.run``."""
+        self._warming = None
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        """Where the chain is, by site, on the sites' own supports.
+
+        Set it to begin elsewhere, to unconstrained values as in Pyro (``MCMC(…, initial_params=…)`` does so).
+        """
+        if self._state is None or self._goal is None:
+            raise InvalidInput("the kernel has no target yet: MCMC.run sets it up")
+        values = self._goal.variables(self._state.x)
+        return {name: value[0] if self._chains == 1 else value for name, value in values.items()}
+
+    @initial_params.setter
+    def initial_params(self, params: Mapping[str, Tensor]) -> None:
+        self._initial = params
+
+    def sample(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Move the chains once; ``params`` must be what the last call returned, since the kernel keeps its state."""
+        assert self._goal is not None
+        assert self._state is not None
+        tuned = next(self._warming, None) if self._warming is not None else None
+        if tuned is not None:
+            self.kernel, self._state, self._info = tuned
+        else:
+            self._state, self._info = self.kernel.step(self._goal.potential, self._state)
+            self._count += 1
+            self._accepted += float(self._info.accept_prob.mean())
+            if bool(self._info.diverging.any()):
+                self._divergences.append(int(self._count) - 1)
+        return self.initial_params
+
+    def logging(self) -> "OrderedDict[str, str]":
+        """What Pyro's progress bar shows."""
+        accept = float(self._info.accept_prob.mean()) if self._info is not None else 0.0
+        return OrderedDict([("step size", f"{middle_step(self.kernel):.2e}"), ("acc. prob", f"{accept:.3f}")])
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Divergent draws and the mean acceptance, as Pyro's own kernels report them."""
+        return {"divergences": self._divergences, "acceptance rate": self._accepted / max(1.0, self._count)}

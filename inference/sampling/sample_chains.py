@@ -1,0 +1,225 @@
+"""Many chains on a potential, a distribution or a Pyro model: warm-up, draws, and what became of each chain."""
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from energyppl._checks import check_count
+from energyppl.errors import ChainWarning, InvalidInput
+from energyppl.inference.adaptation.warmup import warm_up
+from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, combined, middle_step
+from energyppl.inference.kernels.mass import MassEstimate, low_rank_mass
+from energyppl.inference.sampling.chains import Chains
+from energyppl.inference.sampling.targets import Goal, Init
+
+__all__ = ["sample_chains"]
+
+_MOST_BYTES = 4 * 2**30  # of draws in memory
+# Less than this is in Chains.problems, and not worth a warning: a share of diverging draws, a split R̂.
+_RARE, _FAR = 0.01, 1.2
+
+
+def sample_chains(
+    kernel: Kernel,
+    potential: Any,
+    *args: Any,
+    chains: int = 64,
+    draws: int = 1000,
+    warmup: int = 400,
+    thin: int = 1,
+    init: Init = None,
+    target: float | None = None,
+    mass: MassEstimate = low_rank_mass,
+    keep_warmup: bool = False,
+    file: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Chains:
+    """Tune a kernel on the target during a warm-up, then draw from many chains at once.
+
+    Draws take ``chains · draws · event`` numbers of memory; with ``file`` they go to a ``.npy`` file that is mapped
+    into memory, and only their diagnostics (19 bytes each) stay.  Ctrl-C ends the sampling and keeps what was drawn;
+    chains that are stuck or not finite are named by :meth:`Chains.problems`, and in a warning.
+
+    Args:
+        kernel: moves the chains; tuned by :func:`~energyppl.inference.adapt` during the warm-up.
+        potential: a potential, an ``EnergyDistribution`` (its batch is sampled along), or any Pyro model, whose latent
+            sites are sampled given its observed ones.
+        args: the Pyro model's arguments.
+        chains: how many chains.
+        draws: how many draws of each are kept.
+        warmup: steps of tuning; 0 takes the kernel as it is.
+        thin: steps for each draw that is kept.
+        init: where chains begin: points ``(chains, *batch, *event)`` of the support, a function of ``(chains, *batch)``
+            that draws them, for a Pyro model a dictionary of sites; if None the distribution's own sampler, Pyro's way
+            for a model, or N(0, 1).
+        target: acceptance that the warm-up aims at; nearer to 1 means smaller steps, for divergences and stuck chains.
+        mass: as in :func:`~energyppl.inference.adapt`.
+        keep_warmup: keep the warm-up's draws too.
+        file: where draws go instead of memory, ``(draws, chains, *batch, *event)``; after Ctrl-C the rows that were not
+            drawn are zeros.
+        progress: show a bar with acceptance and divergences.
+        kwargs: the Pyro model's named arguments.
+
+    Raises:
+        InvalidInput: for numbers out of range, a start of the wrong shape or without any finite energy, a model with
+            discrete latent sites, or draws that don't fit into memory.
+    """
+    for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
+        check_count(name, value, at_least=least)
+    check_kernel(kernel)
+    goal = Goal.of(potential, args, kwargs)
+    x = goal.start(chains, init)
+    recorder = _Recorder(goal, x, draws, file)
+    early = _Recorder(goal, x, warmup, None) if keep_warmup and warmup else None
+    began = time.perf_counter()
+    gradients, interrupted, sampling_since = 0.0, False, math.inf
+    bar = tqdm(total=warmup + draws, disable=not progress, desc="warm-up" if warmup else "sampling", leave=True)
+    watch = _Watch(bar)
+    try:
+        state = None
+        if warmup:
+            for tuned in warm_up(kernel, goal.potential, x, warmup, target=target, mass=mass):
+                kernel, state = tuned.kernel, tuned.state
+                gradients += tuned.info.cost()
+                if early is not None:
+                    early.add(state, [tuned.info], middle_step(kernel))
+                watch.show(tuned.info)
+        if state is None:
+            state = kernel.init(goal.potential, x)
+        bar.set_description("sampling")
+        step_size = middle_step(kernel)
+        sampling_since = time.perf_counter()
+        for _ in range(draws):
+            infos = []
+            for _ in range(thin):
+                state, info = kernel.step(goal.potential, state)
+                infos.append(info)
+            recorder.add(state, infos, step_size)
+            watch.show(infos[-1])
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        bar.close()
+    ended = time.perf_counter()
+    result = replace(
+        recorder.chains(kernel),
+        warmup=early.chains(kernel) if early is not None else None,
+        interrupted=interrupted,
+        seconds=max(0.0, ended - sampling_since),
+        warmup_seconds=min(ended, sampling_since) - began,
+        warmup_gradients=gradients,
+        attributes=_attributes(kernel, warmup, thin),
+    )
+    for problem in result.problems(rare=_RARE, disagreement=_FAR):
+        warnings.warn(problem, ChainWarning, stacklevel=2)
+    return result
+
+
+class _Recorder:
+    """Writes draws and diagnostics into tensors made once, step by step."""
+
+    def __init__(
+        self,
+        goal: Goal,
+        x: Tensor,
+        draws: int,
+        file: str | os.PathLike[str] | None,
+    ) -> None:
+        shape, size = x.shape[: x.dim() - len(goal.potential.event_shape)], (draws, *x.shape)
+        self._goal, self._count = goal, 0
+        if file is None:
+            needed = math.prod(size) * x.element_size()
+            if needed > _MOST_BYTES:
+                raise InvalidInput(
+                    f"the draws need {needed / 2**30:.1f} GiB of memory, more than {_MOST_BYTES // 2**30}: pass "
+                    "file='draws.npy' to keep them on disk, or a larger thin with fewer draws"
+                )
+            self._draws = torch.empty(size, dtype=x.dtype)
+        else:
+            kind = torch.empty(0, dtype=x.dtype).numpy().dtype
+            self._draws = torch.from_numpy(np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=size))
+        self._energy = torch.empty((draws, *shape), dtype=x.dtype)
+        self._acceptance, self._total = torch.empty_like(self._energy), torch.empty_like(self._energy)
+        self._diverging = torch.empty((draws, *shape), dtype=torch.bool)
+        self._moved = torch.empty_like(self._diverging)
+        self._steps = torch.empty((draws, *shape), dtype=torch.int32)
+        self._depth = torch.empty((draws, *shape), dtype=torch.int8)
+        self._step_sizes = torch.empty(draws, dtype=x.dtype)
+        self._has_total = self._has_depth = draws > 0
+
+    def add(self, state: State, infos: Sequence[Info], step_size: float) -> None:
+        i, last = self._count, infos[-1]
+        self._draws[i], self._energy[i] = state.x, state.energy
+        whole = last if len(infos) == 1 else combined(infos)
+        self._acceptance[i], self._moved[i], self._diverging[i] = whole.accept_prob, whole.accepted, whole.diverging
+        self._steps[i] = whole.gradients
+        # A mixture of kernels may know these at some steps only; then they are left out.
+        self._has_total &= last.total_energy is not None
+        self._has_depth &= last.tree_depth is not None
+        if last.total_energy is not None:
+            self._total[i] = last.total_energy
+        if last.tree_depth is not None:
+            self._depth[i] = last.tree_depth
+        self._step_sizes[i] = step_size
+        self._count = i + 1
+
+    def chains(self, kernel: Kernel) -> Chains:
+        def turned(values: Tensor) -> Tensor:
+            return values[: self._count].transpose(0, 1)
+
+        return Chains(
+            draws=turned(self._draws),
+            energy=turned(self._energy),
+            acceptance=turned(self._acceptance),
+            diverging=turned(self._diverging),
+            moved=turned(self._moved),
+            steps=turned(self._steps),
+            step_sizes=self._step_sizes[: self._count],
+            kernel=kernel,
+            potential=self._goal.potential,
+            variables=self._goal.variables,
+            total_energy=turned(self._total) if self._has_total and self._count else None,
+            tree_depth=turned(self._depth) if self._has_depth and self._count else None,
+        )
+
+
+class _Watch:
+    """Shows acceptance and divergences on a bar, a few times a second at most: reading them makes a GPU wait."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar, self._since = bar, 0.0
+
+    def show(self, info: Info) -> None:
+        if not self._bar.disable:
+            now = time.monotonic()
+            if now - self._since > 0.3:
+                self._since = now
+                self._bar.set_postfix_str(
+                    f"acceptance {float(info.accept_prob.mean()):.2f}, diverging {int(info.diverging.sum())}",
+                    refresh=False,
+                )
+        self._bar.update()
+
+
+def _attributes(kernel: Kernel, warmup: int, thin: int) -> dict[str, Any]:
+    return {
+        "inference_library": "energyppl",
+        "inference_library_version": version("energyppl"),
+        "torch_version": str(torch.__version__),
+        "pyro_version": version("pyro-ppl"),
+        "seed": torch.initial_seed(),
+        "kernel": repr(kernel),
+        "tuning_steps": warmup,
+        "thin": thin,
+    }

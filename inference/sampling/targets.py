@@ -1,0 +1,190 @@
+"""Where chains are to go: the potential of what a user named, how they begin, and what their points are called."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from energyppl._checks import check_event, shape_text
+from energyppl.autodiff.structure import Untraceable, beside, structure
+from energyppl.distributions import EnergyDistribution
+from energyppl.errors import InvalidInput
+from energyppl.inference.kernels.contract import widen
+from energyppl.inference.sampling.chains import Variables
+from energyppl.inference.sampling.pyro_model import ModelPotential
+from energyppl.potentials.algebra import Potential
+from energyppl.potentials.constrained import Constrained
+
+__all__ = ["Goal", "Init"]
+
+_TRIES = 100  # at a start whose energy is finite
+
+Begin = Callable[[torch.Size], Tensor]
+Init = Tensor | Mapping[str, Tensor] | Callable[[torch.Size], Tensor | Mapping[str, Tensor]] | None
+"""Points of the support ``(chains, *batch, *event)``; for a Pyro model its latent sites by name; or what draws them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """A target as chains need it; made by :meth:`of`."""
+
+    potential: Potential  # of unconstrained points
+    variables: Variables
+    batch: torch.Size  # of independent targets, sampled along
+    begin: Begin  # unconstrained points, by default
+
+    @classmethod
+    def of(cls, target: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> "Goal":
+        """What a potential, an ``EnergyDistribution`` or a Pyro model with its arguments means to chains.
+
+        Raises:
+            InvalidInput: for anything else, and for a model whose latent sites can't be moved by gradients.
+        """
+        if (args or kwargs) and isinstance(target, (EnergyDistribution, Potential)):
+            raise InvalidInput(
+                f"only a Pyro model takes arguments; got {len(args)} and {', '.join(kwargs or ()) or 'no names'} for a "
+                f"{type(target).__name__}"
+            )
+        if isinstance(target, EnergyDistribution):
+            return cls._of_distribution(target)
+        if isinstance(target, torch.distributions.Distribution):
+            raise InvalidInput(
+                f"a {type(target).__name__} is no potential: sample it with .sample(), or name it in a Pyro model"
+            )
+        if isinstance(target, nn.Module) and hasattr(target, "marginal"):
+            raise InvalidInput(
+                f"a {type(target).__name__} has many distributions: pass ebm.marginal() for the data's, or "
+                "ebm.recovery(noisy, level)"
+            )
+        if isinstance(target, Potential):
+            return cls(target, _named(target), torch.Size(), _normal(target, _like(target, torch.empty(()))))
+        if callable(target):
+            _check_arguments(target, args, kwargs or {})
+            model = ModelPotential.trace(target, *args, **(kwargs or {}))
+            return cls(model, model.constrain, torch.Size(), model.initial)
+        raise InvalidInput(
+            "expected a potential with an event_shape, an EnergyDistribution or a Pyro model; got "
+            f"{type(target).__name__}"
+        )
+
+    @classmethod
+    def _of_distribution(cls, target: EnergyDistribution) -> "Goal":
+        potential, sampler = target.potential, target.sampler
+        if not target.is_unconstrained:
+            potential = Constrained(potential, target.support)
+        if sampler is None:
+            return cls(potential, _named(potential), target.batch_shape, _normal(potential, target.like))
+
+        def begin(shape: torch.Size) -> Tensor:
+            with torch.no_grad():
+                return sampler(potential, shape, target.like)
+
+        return cls(potential, _named(potential), target.batch_shape, begin)
+
+    def start(self, chains: int, init: Init = None) -> Tensor:
+        """Where chains begin, ``(chains, *batch, *event)`` unconstrained: what was given, or drawn until it is legal.
+
+        Raises:
+            InvalidInput: for points of another shape, sites that are missing, or if no energy is finite.
+        """
+        shape = torch.Size((chains, *self.batch))
+        if init is not None and not callable(init):
+            x = self._enter(init, shape)
+            legal = self._finite(x)
+        else:
+            x = self._draw(init, shape)
+            legal = self._finite(x)
+            for _ in range(_TRIES):  # again, what fell outside
+                if bool(legal.all()):
+                    break
+                x = torch.where(widen(legal, x), x, self._draw(init, shape))
+                legal = self._finite(x)
+        if not bool(legal.any()):
+            raise InvalidInput("no chain starts at a finite energy: start them inside the support")
+        return x.detach()
+
+    def _draw(self, init: Any, shape: torch.Size) -> Tensor:
+        return self.begin(shape) if init is None else self._enter(init(shape), shape)
+
+    def _enter(self, x: "Tensor | Mapping[str, Tensor]", shape: torch.Size) -> Tensor:
+        """A user's points of the support, or values of sites, checked, as unconstrained points."""
+        potential = self.potential
+        if isinstance(potential, ModelPotential):
+            if not isinstance(x, Mapping):
+                raise InvalidInput(
+                    f"init must be a dictionary of the model's latent sites, or draw one; got {type(x).__name__}"
+                )
+            return potential.unconstrain(x, shape)
+        if isinstance(x, Mapping):
+            raise InvalidInput("init can be a dictionary of sites only for a Pyro model: pass a tensor of points")
+        event = potential.potential.event_shape if isinstance(potential, Constrained) else potential.event_shape
+        check_event("init", x, event)
+        if x.shape != (*shape, *event):
+            raise InvalidInput(
+                f"init must have shape {shape_text((*shape, *event))}, a point for each chain; got "
+                f"{shape_text(x.shape)}"
+            )
+        own = _like(potential, x)
+        if x.dtype != own.dtype:
+            raise InvalidInput(
+                f"init must be {own.dtype} like the network's weights; got {x.dtype}: convert one of them"
+            )
+        return _unconstrained(potential, x.to(own.device))
+
+    def _finite(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            try:
+                energy = self.potential(x)
+                alone = self.potential(x[:1]) if len(x) > 1 else energy
+            except (TypeError, IndexError) as error:
+                raise InvalidInput(
+                    f"the energy can't be evaluated at points {shape_text(x.shape)} and at the first alone ({error}): "
+                    "it must map (*batch, *event) to (*batch,) for any batch; of a network with levels, pass a marginal"
+                ) from error
+        # A batch of one has another energy where points influence each other; other shapes are a batch of targets.
+        if alone.shape == energy[:1].shape and not torch.allclose(alone, energy[:1], 1e-3, 1e-3, equal_nan=True):
+            raise InvalidInput(
+                "the energy of a point depends on the points beside it: sum over the event's dimensions only, and keep "
+                "networks that look at the whole batch (batch norm) in eval mode"
+            )
+        return torch.isfinite(energy)
+
+
+def _unconstrained(potential: Potential, x: Tensor) -> Tensor:
+    return potential.unconstrain(x) if isinstance(potential, Constrained) else x
+
+
+def _named(potential: Potential) -> Variables:
+    """Calls the points ``x``, on their support."""
+    return lambda points: {"x": potential.constrain(points) if isinstance(potential, Constrained) else points}
+
+
+def _like(potential: Potential, other: Tensor) -> Tensor:
+    """A tensor of the dtype and device that a potential's networks have; the other one if there is none.
+
+    Tensors of formulas count for the device alone: they are often converted to the points.
+    """
+    try:
+        modules = structure(potential).modules
+    except Untraceable:
+        return beside(potential, other)
+    weights = (p for module in modules for p in module.parameters())
+    return next((p for p in weights if p.dtype.is_floating_point), beside(potential, other))
+
+
+def _check_arguments(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    try:
+        call = model.forward if isinstance(model, nn.Module) else model
+        inspect.signature(call).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InvalidInput(
+            f"the Pyro model can't be called with these arguments ({error}); if it is not a model but an energy, wrap "
+            "it in Energy(function, event_shape), or give a module an event_shape"
+        ) from error
+
+
+def _normal(potential: Potential, like: Tensor) -> Begin:
+    return lambda shape: torch.randn(*shape, *potential.event_shape, dtype=like.dtype, device=like.device)
