@@ -106,9 +106,10 @@ from energyppl.models import (
     mixture,
     product,
 )
-from energyppl.potentials.algebra import Affine, AtLevel, Bridge, Conditioned, Energy, Potential, Scaled, Sum, Tethered
+from energyppl.potentials.algebra import Affine, Bridge, Conditioned, Energy, Potential, Scaled, Sum, Tethered
 from energyppl.potentials.bases import Base, BernoulliBase, DistributionBase, GaussianBase, MixtureBase
 from energyppl.potentials.constrained import Constrained
+from energyppl.potentials.network import AtLevel
 from energyppl.schedule import NoiseSchedule
 
 __version__ = "0.1.0"

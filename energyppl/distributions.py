@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from energyppl._checks import check_event, shape_text
-from energyppl.autodiff.structure import device_of
+from energyppl.autodiff.devices import device_of
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.potentials.algebra import Potential, Tethered

@@ -12,14 +12,12 @@ from energyppl.inference.evaluation.chains import (
     level_acceptance,
     mode_occupancy,
 )
+from energyppl.inference.evaluation.initializer import InitializerReport, initializer_report
 from energyppl.inference.evaluation.likelihood import bits_per_dimension, entropy, kl_by_samples, mean_log_likelihood
 from energyppl.inference.evaluation.long_run import LongRun, long_run
+from energyppl.inference.evaluation.roc import DetectionReport, auroc, detection_report, fpr_at_95
 from energyppl.inference.evaluation.scores import (
-    DetectionReport,
-    auroc,
-    detection_report,
     energy_scores,
-    fpr_at_95,
     gradient_scores,
     joint_scores,
     ratio_scores,
@@ -30,43 +28,35 @@ from energyppl.inference.kernels.composite import Block, Cycle, Mixture, Tempere
 from energyppl.inference.kernels.contract import Info, Kernel, State, TunableKernel
 from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.kernels.hamiltonian import HMC, MALT, ChEES
+from energyppl.inference.kernels.independent import IndependentMetropolis
 from energyppl.inference.kernels.langevin import MALA, Langevin
 from energyppl.inference.kernels.mass import LowRankMass, diagonal_mass, identity_mass, low_rank_mass
 from energyppl.inference.kernels.nuts import NUTS
+from energyppl.inference.levels.annealed_langevin import (
+    AnnealedPoints,
+    TemperatureLadder,
+    anneal_temperature,
+    denoising_jump,
+)
 from energyppl.inference.levels.generation import Generation, generate
-from energyppl.inference.levels.initializers import IndependentMetropolis, recovery_proposal
+from energyppl.inference.levels.initializers import recovery_proposal
 from energyppl.inference.levels.joint import JointTrajectory, draw_levels, level_energies, move_jointly
 from energyppl.inference.normalizing.annealing import Climb, Ladder, Weights, anneal, climb
 from energyppl.inference.normalizing.bennett import bennett
 from energyppl.inference.normalizing.log_normalizer import AIS, BAR, SMC, Annealing, ReverseAIS, log_normalizer
 from energyppl.inference.normalizing.recovery import process_log_likelihood, tether_normalizers
-from energyppl.inference.objectives.chain_buffer import ChainBuffer
+from energyppl.inference.objectives.contract import Loss, Objective
+from energyppl.inference.objectives.contrastive import Contrastive, from_data, from_noisy
 from energyppl.inference.objectives.contrastive_divergence import ContrastiveDivergence
-from energyppl.inference.objectives.cooperative import (
-    CooperativeGuide,
-    CooperativeRecovery,
-    InitializerReport,
-    initializer_report,
-)
+from energyppl.inference.objectives.cooperative import CooperativeRecovery
+from energyppl.inference.objectives.cooperative_guide import CooperativeGuide
 from energyppl.inference.objectives.exact_likelihood import ExactLikelihood
-from energyppl.inference.objectives.multiscale_score_matching import (
-    AnnealedPoints,
-    LevelScoreMatching,
-    MultiscaleScoreMatching,
-    TemperatureLadder,
-    anneal_temperature,
-    denoising_jump,
-)
+from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
+from energyppl.inference.objectives.multiscale_score_matching import MultiscaleScoreMatching
 from energyppl.inference.objectives.noise_contrastive import NoiseContrastive
 from energyppl.inference.objectives.persistent import PersistentLikelihood
-from energyppl.inference.objectives.recovery import (
-    Contrastive,
-    Loss,
-    Objective,
-    RecoveryLikelihood,
-    from_data,
-    from_noisy,
-)
+from energyppl.inference.objectives.persistent_chains import ChainBuffer
+from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.objectives.score_matching import (
     DenoisingScoreMatching,
     ExactScoreMatching,

@@ -14,8 +14,9 @@ from energyppl.errors import InvalidInput
 from energyppl.inference.normalizing.log_normalizer import Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.models._network_checks import LevelIntegrals, Remembered
-from energyppl.potentials.algebra import AtLevel, Potential
+from energyppl.models._cache import LevelIntegrals, Remembered
+from energyppl.potentials.algebra import Potential
+from energyppl.potentials.network import AtLevel
 
 
 class EnergyModel(nn.Module):

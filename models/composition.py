@@ -15,7 +15,7 @@ from energyppl._checks import check_positive, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import widen
 from energyppl.models.recovery import RecoveryEBM
-from energyppl.potentials.algebra import AtLevel
+from energyppl.potentials.network import AtLevel
 
 __all__ = ["LinearMeasurement", "measured", "mixture", "product"]
 

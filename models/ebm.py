@@ -12,12 +12,12 @@ from energyppl.inference.adaptation.warmup import adapt
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.inference.normalizing.levels import anneal_through_levels
-from energyppl.inference.objectives.chain_buffer import ChainBuffer
 from energyppl.inference.objectives.persistent import PersistentLikelihood
+from energyppl.inference.objectives.persistent_chains import ChainBuffer
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import event_shape_of, handed_a_level
 from energyppl.models.base import EnergyModel
-from energyppl.potentials.algebra import AtLevel
+from energyppl.potentials.network import AtLevel
 
 __all__ = ["EBM"]
 

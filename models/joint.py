@@ -15,8 +15,8 @@ from energyppl.distributions import EnergyDistribution
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.inference.levels.joint import draw_levels, level_energies, move_jointly
-from energyppl.inference.objectives.chain_buffer import ChainBuffer
 from energyppl.inference.objectives.persistent import PersistentLikelihood
+from energyppl.inference.objectives.persistent_chains import ChainBuffer
 from energyppl.models._network_checks import check_parts
 from energyppl.models.levels import LevelEnergies
 from energyppl.potentials.algebra import Potential

@@ -12,7 +12,7 @@ from energyppl.inference.normalizing.levels import anneal_through_levels
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import check_parts, needs_level_for_each
 from energyppl.models.base import EnergyModel
-from energyppl.potentials.algebra import AtLevel
+from energyppl.potentials.network import AtLevel
 from energyppl.schedule import NoiseSchedule
 
 

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from energyppl._checks import check_event, check_positive
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import ChainWarning, InvalidInput, NotNormalized
-from energyppl.inference.objectives.multiscale_score_matching import (
+from energyppl.inference.levels.annealed_langevin import (
     AnnealedPoints,
-    MultiscaleScoreMatching,
     TemperatureLadder,
     anneal_temperature,
     check_seen,
     denoising_jump,
 )
+from energyppl.inference.objectives.multiscale_score_matching import MultiscaleScoreMatching
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import event_shape_of, handed_a_level
 from energyppl.models.base import EnergyModel
-from energyppl.potentials.algebra import AtLevel
+from energyppl.potentials.network import AtLevel
 
 __all__ = ["MultiscaleEBM"]
 

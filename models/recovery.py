@@ -17,15 +17,12 @@ from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.levels.generation import Generation, LevelTuning, generate, tune_levels
 from energyppl.inference.levels.initializers import check_initializer, recovery_proposal, recovery_start
-from energyppl.inference.objectives.recovery import (
-    FromNegatives,
-    RecoveryLikelihood,
-    level_kernel,
-    recovery_potential,
-    tether,
-)
+from energyppl.inference.levels.recovery import level_kernel, recovery_potential, tether
+from energyppl.inference.objectives.contrastive import FromNegatives
+from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.sampling.run_chain import run_chain
-from energyppl.models._network_checks import LevelIntegrals, Remembered, check_label
+from energyppl.models._cache import LevelIntegrals, Remembered
+from energyppl.models._network_checks import check_label
 from energyppl.models.levels import LevelEnergies, wide
 from energyppl.potentials.algebra import Potential
 from energyppl.schedule import NoiseSchedule

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import energyppl as ep
 from energyppl.errors import InvalidInput
+from energyppl.plots.base import save_figure
 from energyppl.plots.detection import score_histograms
-from energyppl.plots.models import save_figure
 
 PLANE = torch.Size((2,))
 

@@ -11,8 +11,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from energyppl.errors import InvalidInput
+from energyppl.plots.base import SAMPLES, save_figure
 from energyppl.plots.images import image_grid, image_strips, neighbour_grid
-from energyppl.plots.models import SAMPLES, save_figure
 
 GREY, RGB = torch.rand(7, 1, 6, 5), torch.rand(7, 3, 6, 5) * 3 - 1
 FIGURES: dict[str, Callable[[], Figure]] = {

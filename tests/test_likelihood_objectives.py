@@ -11,7 +11,7 @@ from pyro.distributions import Normal
 from torch import Tensor
 
 import energyppl as ep
-from energyppl.inference.objectives.noise_contrastive import conditional_contrast
+from energyppl.inference.objectives.held_out import conditional_contrast
 from tests.test_score_matching import COVARIANCE, Gaussian, draws, small_ebm
 
 PRECISION = torch.linalg.inv(COVARIANCE)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import energyppl as ep
-from energyppl.inference.objectives.multiscale_score_matching import share_ladder
+from energyppl.inference.objectives.level_allocation import share_ladder
 from tests.benchmarks.density import gap
 from tests.benchmarks.temperature import BASE, CIFAR, LAW, ExactField, second_moment
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import energyppl as ep
-from energyppl.integration.estimates import pareto_k
-from energyppl.plots.models import save_figure
+from energyppl.integration.pareto import pareto_k
+from energyppl.plots.base import save_figure
 from energyppl.plots.normalizers import gap_plot, ladder_plot, log_weight_histogram
 
 A = ep.LogNormalizer(1.0, 0.3, 0.4, 1.6, 100, "one way", lower_bound=0.5, upper_bound=2.0, seconds=1.0, pareto_k=0.2)

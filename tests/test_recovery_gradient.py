@@ -9,7 +9,8 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference.objectives.recovery import recovery_potential, share_levels, share_reaches, tether
+from energyppl.inference.levels.recovery import recovery_potential, tether
+from energyppl.inference.objectives.level_allocation import share_levels, share_reaches
 
 
 class Quartic(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference.objectives.recovery import recovery_potential, tether
+from energyppl.inference.levels.recovery import recovery_potential, tether
 
 
 class GaussianNet(nn.Module):

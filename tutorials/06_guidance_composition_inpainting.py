@@ -16,8 +16,8 @@ import torch
 from sklearn.datasets import load_digits
 
 import energyppl as ep
+from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_strips
-from energyppl.plots.models import save_figure
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")

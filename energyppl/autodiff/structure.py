@@ -69,28 +69,6 @@ def structure(potential: object) -> Structure:
     return Structure((visit(potential),), tensors, modules)
 
 
-def device_of(owner: object) -> torch.device | None:
-    """Where a potential or distribution computes: the device that it names, or that of what it holds off the CPU.
-
-    None if that can't be told: what is held on the CPU is often converted to the points.
-    """
-    named = getattr(owner, "device", None)
-    if isinstance(named, torch.device):
-        return named
-    try:
-        parts = structure(owner)
-    except Untraceable:
-        return None
-    held = (*parts.tensors, *(t for module in parts.modules for t in (*module.parameters(), *module.buffers())))
-    return next((t.device for t in held if t.device.type != "cpu"), None)
-
-
-def beside(owner: object, x: Tensor) -> Tensor:
-    """Points on the device of a potential or distribution, as far as that can be told."""
-    device = device_of(owner)
-    return x if device is None else x.to(device)
-
-
 def modules_read_by(function: object) -> list[nn.Module]:
     """Modules that a function finds in its closure, among its globals, or as its ``self``."""
     found = [function, getattr(function, "__self__", None)]

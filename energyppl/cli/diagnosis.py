@@ -22,7 +22,7 @@ from energyppl.inference.kernels.hamiltonian import ChEES
 from energyppl.inference.sampling.chains import Chains
 from energyppl.inference.sampling.sample_chains import sample_chains
 from energyppl.metrics.two_sample import energy_distance_test
-from energyppl.plots.models import save_figure
+from energyppl.plots.base import save_figure
 
 __all__ = ["diagnose_run"]
 

@@ -17,7 +17,7 @@ from energyppl.cli.runs import FittedTable, load_run
 from energyppl.data.tables import read_table
 from energyppl.errors import InvalidInput
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.plots.models import save_figure
+from energyppl.plots.base import save_figure
 from energyppl.plots.normalizers import log_weight_histogram
 
 __all__ = ["logz_run", "score_run"]

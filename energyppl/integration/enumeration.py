@@ -6,8 +6,8 @@ import time
 import torch
 from torch import Tensor
 
+from energyppl.autodiff.devices import beside
 from energyppl.autodiff.gradient import energy_only
-from energyppl.autodiff.structure import beside
 from energyppl.errors import InvalidInput
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.potentials.algebra import Potential, as_potential

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_count, check_positive, shape_text
-from energyppl.autodiff.structure import beside
+from energyppl.autodiff.devices import beside
 from energyppl.errors import InvalidInput, QuadratureError
 
 __all__ = ["Grid", "Quadrature", "expectation", "kl_divergence", "quadrature"]

@@ -1,5 +1,6 @@
 """Pictures of models, chains, images and log normalizers, by matplotlib."""
 
+from energyppl.plots.base import save_figure
 from energyppl.plots.chains import drift_plot, energy_plot, level_plot, rank_plot, trace_plot
 from energyppl.plots.detection import score_histograms
 from energyppl.plots.images import image_grid, image_strips, neighbour_grid
@@ -8,7 +9,6 @@ from energyppl.plots.models import (
     energy_landscape,
     noise_to_data,
     pair_plot,
-    save_figure,
     scatter_panels,
     training_curves,
 )

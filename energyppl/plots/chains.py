@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from energyppl.plots.models import DATA, SAMPLES, Values, as_numpy, blank_figure, panel_row, short_name
+from energyppl.plots.base import DATA, SAMPLES, Values, as_numpy, blank_figure, panel_row, short_name
 
 __all__ = ["drift_plot", "energy_plot", "level_plot", "rank_plot", "trace_plot"]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from energyppl._checks import shape_text
 from energyppl.errors import InvalidInput
-from energyppl.plots.models import DATA, INK, SAMPLES, Values, as_numpy, blank_figure, short_name
+from energyppl.plots.base import DATA, INK, SAMPLES, Values, as_numpy, blank_figure, short_name
 
 __all__ = ["score_histograms"]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from energyppl._checks import check_count, shape_text
 from energyppl.errors import InvalidInput
-from energyppl.plots.models import INK, SAMPLES, Values, as_numpy, blank_figure, short_name
+from energyppl.plots.base import INK, SAMPLES, Values, as_numpy, blank_figure, short_name
 
 __all__ = ["image_grid", "image_strips", "neighbour_grid"]
 

@@ -3,42 +3,31 @@
 Nothing here touches pyplot's global state, so it works in threads, notebooks and without a display.
 """
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
 
-__all__ = [
-    "density_grid",
-    "energy_landscape",
-    "noise_to_data",
-    "pair_plot",
-    "save_figure",
-    "scatter_panels",
-    "training_curves",
-]
+from energyppl.plots.base import (
+    _STYLE,
+    DATA,
+    INK,
+    SAMPLES,
+    Extent,
+    Values,
+    as_numpy,
+    blank_figure,
+    panel_row,
+    short_name,
+)
 
-Values = Tensor | NDArray[Any]
-Extent = tuple[float, float, float, float]  # left, right, bottom, top
+__all__ = ["density_grid", "energy_landscape", "noise_to_data", "pair_plot", "scatter_panels", "training_curves"]
 
-DATA, SAMPLES, INK = "#2f6690", "#d1495b", "#3d3d3d"
+
 _MOST_COLUMNS = 8
-_STYLE: dict[str, Any] = {"fontsize": 10, "color": INK}
-
-
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a PNG at 150 dots per inch and return its path; its folder is made if it is not there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, format="png", facecolor="white")
-    return path
 
 
 def scatter_panels(panels: Mapping[str, Values], *, title: str, extent: Extent | None = None) -> Figure:
@@ -207,16 +196,6 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
     return figure
 
 
-def blank_figure(width: float, height: float, title: str) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=11, color=INK)
-    return figure
-
-
-def panel_row(figure: Figure, count: int) -> list[Axes]:
-    return list(figure.subplots(1, count, squeeze=False)[0])
-
-
 def _cloud(axes: Axes, points: NDArray[Any], extent: Extent, colour: str) -> None:
     axes.scatter(points[:, 0], points[:, 1], s=3.0, c=colour, alpha=0.45, linewidths=0)
     _name_axes(axes, extent)
@@ -241,13 +220,3 @@ def _limits(*values: NDArray[Any]) -> tuple[float, float]:
     high = max(float(np.quantile(v, 0.999)) for v in values)
     margin = 0.08 * (high - low) or 0.5
     return low - margin, high + margin
-
-
-def short_name(name: str) -> str:
-    return name if len(name) <= 16 else name[:15] + "…"
-
-
-def as_numpy(values: Values) -> NDArray[Any]:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().to(torch.float64).numpy()
-    return np.asarray(values, dtype=np.float64)

@@ -8,7 +8,7 @@ from matplotlib.ticker import NullFormatter
 
 from energyppl.errors import InvalidInput
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
-from energyppl.plots.models import DATA, INK, SAMPLES, blank_figure, panel_row
+from energyppl.plots.base import DATA, INK, SAMPLES, blank_figure, panel_row
 
 __all__ = ["gap_plot", "ladder_plot", "log_weight_histogram"]
 

@@ -10,7 +10,7 @@ from energyppl.inference.kernels.hamiltonian import leapfrog
 from energyppl.inference.kernels.mass import InverseMass, stepper
 from energyppl.potentials.algebra import Potential
 
-__all__ = ["DualAveraging", "Rescue", "first_steps", "group_means", "steer_steps"]
+__all__ = ["DualAveraging", "Rescue", "first_steps", "group_means"]
 
 _SHORTEST = 64.0  # as a share of the first step size, of which one is accepted four times in five
 _FREE_MISSES = 3  # rejections in a row that happen to a healthy chain
@@ -107,22 +107,3 @@ def group_means(values: Tensor, groups: Tensor, count: int, kept: Tensor | None 
         values, flat = values[kept], groups[kept]
     total = torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, flat, values.flatten())
     return total / torch.bincount(flat, minlength=count)
-
-
-def steer_steps(
-    steps: Tensor, accept_prob: Tensor, groups: Tensor, gain: float, target: float | None, *, largest: float
-) -> None:
-    """Move each group's step size, in place, towards a target acceptance (Robbins & Monro 1951); none: leave them.
-
-    Args:
-        steps: ``(groups,)``.
-        accept_prob: of each chain, ``(chains,)``.
-        groups: of each chain; a group without chains keeps its step.
-        gain: log step size moves by ``gain * (mean acceptance − target)``.
-        target: the acceptance that serves the kernel.
-        largest: no step size becomes larger.
-    """
-    if target is not None:
-        change = gain * (group_means(accept_prob, groups, len(steps)) - target)
-        steps.mul_(torch.where(torch.isfinite(change), change, 0.0).exp())
-        steps.clamp_(max=largest)

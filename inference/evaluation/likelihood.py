@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_data, check_positive
-from energyppl.autodiff.structure import beside
+from energyppl.autodiff.devices import beside
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.integration.estimates import Estimate, LogNormalizer

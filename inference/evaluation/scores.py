@@ -5,41 +5,24 @@ order.  No score is best everywhere.  An energy alone ranks an outlier as ordina
 but hardly any of the mass is (Nalisnick et al. 2019); typicality, the gradient and a ratio are the known remedies.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple, Protocol, TypeGuard
+from typing import Protocol, TypeGuard
 
-import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.distributions import Distribution
 
-from energyppl._checks import check_count, check_data, shape_text
+from energyppl._checks import check_count, check_data
+from energyppl.autodiff.devices import beside
 from energyppl.autodiff.gradient import energy_only, gradient_only
-from energyppl.autodiff.structure import beside
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
-from energyppl.integration.estimates import Estimate
-from energyppl.potentials.algebra import AtLevel, Potential, as_potential
+from energyppl.potentials.algebra import Potential, as_potential
 from energyppl.potentials.bases import DistributionBase
+from energyppl.potentials.network import AtLevel
 
-__all__ = [
-    "Bootstrapped",
-    "DetectionReport",
-    "ScoredModel",
-    "auroc",
-    "detection_report",
-    "energy_scores",
-    "fpr_at_95",
-    "gradient_scores",
-    "joint_scores",
-    "ratio_scores",
-    "typicality_scores",
-]
-
-_ENTRIES = 2**22  # largest number of counts in one block of resamples
+__all__ = ["ScoredModel", "energy_scores", "gradient_scores", "joint_scores", "ratio_scores", "typicality_scores"]
 
 
 class ScoredModel(Protocol):
@@ -59,32 +42,6 @@ class ScoredModel(Protocol):
 
 Scored = ScoredModel | Potential | Distribution
 """What gives scores: a model; a potential, which takes rows as they are; or a distribution, as −log p."""
-
-
-class Bootstrapped(NamedTuple):
-    """A number and what resampling says of it."""
-
-    value: float
-    lower: float
-    upper: float
-    standard_error: float
-
-
-class DetectionReport(NamedTuple):
-    """How well scores tell two samples apart."""
-
-    auroc: Bootstrapped
-    fpr_at_95: Bootstrapped
-    inliers: int
-    outliers: int
-    level: float  # of the intervals
-
-    def __str__(self) -> str:
-        parts = [
-            f"{name} {found.value:.4f} ({self.level:.0%}: {found.lower:.4f} to {found.upper:.4f})"
-            for name, found in (("AUROC", self.auroc), ("FPR at 95 %", self.fpr_at_95))
-        ]
-        return f"{', '.join(parts)}; {self.inliers:,} inliers, {self.outliers:,} outliers"
 
 
 # --- Scores ----------------------------------------------------------------------------------------------------------
@@ -250,132 +207,3 @@ def _has_coordinates(model: object) -> TypeGuard[ScoredModel]:
 
 
 # --- How well scores tell ------------------------------------------------------------------------------------------
-
-
-def auroc(inliers: Tensor, outliers: Tensor) -> Estimate:
-    """Probability that an outlier's score is above an inlier's, ties counted half, with DeLong's error (1988).
-
-    Args:
-        inliers: scores of data like the training data, ``(n,)``, higher for stranger ones: −log p, where log Z cancels.
-        outliers: scores of others, ``(m,)``.
-
-    Raises:
-        InvalidInput: for fewer than two scores on a side, or scores that are not finite or not ``(n,)``.
-    """
-    a, b = (side.numpy() for side in _sides(inliers, outliers))
-    ranks = rankdata(np.concatenate([a, b]))
-    above = (ranks[len(a) :] - rankdata(b)) / len(a)  # share of inliers below each outlier
-    below = 1.0 - (ranks[: len(a)] - rankdata(a)) / len(b)  # share of outliers above each inlier
-    return Estimate(float(above.mean()), math.sqrt(above.var(ddof=1) / len(b) + below.var(ddof=1) / len(a)))
-
-
-def fpr_at_95(inliers: Tensor, outliers: Tensor) -> float:
-    """Share of inliers that are flagged by the threshold that flags 95 % of the outliers.
-
-    Outliers are the positive class (Hendrycks, Mazeika & Dietterich 2019, section 4.1): the threshold is the highest
-    score that at least 95 % of the outliers reach, and every row that reaches it is flagged, ties included, since no
-    threshold can split them.  Liang et al. (2018) count inliers as positive, and ask for the share of outliers accepted
-    where 95 % of the inliers are: that is ``fpr_at_95(-outliers, -inliers)``.
-
-    Args:
-        inliers: scores, ``(n,)``, higher for stranger ones.
-        outliers: scores, ``(m,)``; below some hundred of them the threshold hangs on a few.
-
-    Raises:
-        InvalidInput: as :func:`auroc`.
-    """
-    sides = _sides(inliers, outliers)
-    counts = [side.bincount(minlength=size)[None].double() for side, size in _places(*sides)]
-    return float(_curve_numbers(*counts)[1])
-
-
-def detection_report(inliers: Tensor, outliers: Tensor, *, repeats: int = 1000, level: float = 0.95) -> DetectionReport:
-    """AUROC and false-positive rate at 95 % with bootstrap percentile intervals (Efron 1979), both sides resampled.
-
-    Random numbers come from torch's global generator.  Rows are taken to be independent.  Intervals at 95 % cover 93 %
-    to 96 % from 50 scores a side on, but less near perfection (88 % of AUROC .998 with 200 a side): a resample shows
-    only what the scores show, and where they are all told apart the interval has no width.
-
-    Args:
-        inliers: scores, ``(n,)``, higher for stranger ones.
-        outliers: scores, ``(m,)``.
-        repeats: resamples; time grows with ``repeats (n + m)``.
-        level: of the intervals.
-
-    Raises:
-        InvalidInput: for a level outside of (0, 1), too few repeats to have some beyond each end of an interval, and as
-            :func:`auroc`.
-    """
-    if not 0.0 < level < 1.0:
-        raise InvalidInput(f"level must lie inside (0, 1); got {level}: 0.95 is usual")
-    check_count("repeats", repeats, at_least=math.ceil(2.0 / (1.0 - level) - 1e-9))
-    sides = _sides(inliers, outliers)
-    places = _places(*sides)
-    found, left = [], repeats
-    while left:
-        count = min(left, max(1, _ENTRIES // places[0][1]))
-        found.append(torch.stack(_curve_numbers(*(_resampled(side, size, count) for side, size in places))))
-        left -= count
-    areas, rates = torch.cat(found, 1)
-    return DetectionReport(
-        _interval(float(auroc(inliers, outliers)), areas, level),
-        _interval(fpr_at_95(inliers, outliers), rates, level),
-        len(sides[0]),
-        len(sides[1]),
-        level,
-    )
-
-
-def _sides(inliers: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
-    return _checked("inliers", inliers), _checked("outliers", outliers)
-
-
-def _checked(name: str, scores: Tensor) -> Tensor:
-    """Scores in float64 on the CPU."""
-    if not isinstance(scores, Tensor):
-        raise InvalidInput(f"{name} must be a torch tensor; got {type(scores).__name__}: wrap it in torch.as_tensor")
-    if scores.dim() != 1 or scores.dtype.is_complex:
-        raise InvalidInput(
-            f"{name} must be real scores of shape (n,); got {scores.dtype} of shape {shape_text(scores.shape)}: pass "
-            "one number for each row"
-        )
-    if len(scores) < 2:
-        raise InvalidInput(
-            f"{name} must be at least two scores; got {len(scores)}: a detector needs both kinds of rows"
-        )
-    bad = ~torch.isfinite(scores)
-    if bool(bad.any()):
-        raise InvalidInput(
-            f"{name} must be finite; got NaN or infinity in {int(bad.sum())} of {len(scores)}, first in row "
-            f"{int(bad.nonzero()[0])}: drop NaN, and clamp infinity to a number above all others"
-        )
-    return scores.detach().cpu().double()
-
-
-def _places(inliers: Tensor, outliers: Tensor) -> list[tuple[Tensor, int]]:
-    """For each side the places of its scores among all distinct ones, in order, and how many those are."""
-    values, place = torch.cat([inliers, outliers]).unique(return_inverse=True)
-    return [(side, len(values)) for side in place.split([len(inliers), len(outliers)])]
-
-
-def _resampled(side: Tensor, size: int, count: int) -> Tensor:
-    """How often each distinct score is drawn in resamples of one side, ``(count, size)``."""
-    drawn = side[torch.randint(len(side), (count, len(side)))]
-    counts = torch.zeros(count, size, dtype=torch.float64)
-    return counts.scatter_add_(1, drawn, torch.ones((), dtype=torch.float64).expand(drawn.shape))
-
-
-def _curve_numbers(inliers: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
-    """AUROC and false-positive rate, ``(r,)`` each, of counts ``(r, distinct)`` at the distinct scores in order."""
-    n, m = (round(float(counts[0].sum())) for counts in (inliers, outliers))
-    below = inliers.cumsum(1) - 0.5 * inliers
-    area = (outliers * below).sum(1) / (n * m)
-    reached = [counts.flip(1).cumsum(1).flip(1) for counts in (inliers, outliers)]  # at each score or above
-    enough = -(-19 * m // 20)  # 95 % of m, rounded up, without 0.95's rounding error
-    threshold = (reached[1] >= enough).sum(1, keepdim=True) - 1
-    return area, reached[0].gather(1, threshold)[:, 0] / n
-
-
-def _interval(value: float, draws: Tensor, level: float) -> Bootstrapped:
-    ends = torch.quantile(draws, torch.tensor([0.5 - 0.5 * level, 0.5 + 0.5 * level], dtype=draws.dtype))
-    return Bootstrapped(value, float(ends[0]), float(ends[1]), float(draws.std()))

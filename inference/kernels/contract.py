@@ -22,7 +22,6 @@ __all__ = [
     "Info",
     "Kernel",
     "State",
-    "Stepping",
     "TunableKernel",
     "casting",
     "check_force_dtype",
@@ -30,8 +29,6 @@ __all__ = [
     "combined",
     "dot",
     "evaluate",
-    "hand_kernel",
-    "kernel_at",
     "metropolis",
     "middle_step",
     "select",
@@ -108,49 +105,6 @@ class TunableKernel(Kernel, Protocol):
             spread: standard deviation of the level's marginal.
         """
         ...
-
-
-class Stepping(Protocol):
-    """A model that keeps a step size for each of its levels."""
-
-    kernel: TunableKernel
-    step_sizes: Tensor  # (levels,); all 0 until tuned
-
-
-def kernel_at(
-    model: Stepping, level: Tensor, width: Tensor | None = None, spread: Tensor | None = None
-) -> TunableKernel:
-    """A model's kernel with the step size of each chain's level, the kernel's own where nothing is tuned yet.
-
-    Args:
-        model: its step sizes are filled in if they are all zero.
-        level: of each chain, ``(*chains,)``.
-        width: as for :meth:`TunableKernel.resized`, of each chain; 1 if None.
-        spread: likewise.
-    """
-    if not bool(model.step_sizes.any()):
-        model.step_sizes.fill_(float(model.kernel.step_size))
-    step = model.step_sizes[level]
-    one = torch.ones_like(step)
-    return model.kernel.resized(step, one if width is None else width, one if spread is None else spread)
-
-
-def hand_kernel(model: Stepping, kernel: TunableKernel | None) -> None:
-    """Make a kernel the model's; step sizes tuned for another kind, or from another first step, are forgotten.
-
-    Args:
-        model: keeps its own kernel if ``kernel`` is None.
-        kernel: the new one.
-    """
-    if kernel is None or model.kernel is kernel:
-        return
-    if type(model.kernel) is not type(kernel) or not torch.equal(*map(_first_step, (model.kernel, kernel))):
-        model.step_sizes.zero_()
-    model.kernel = kernel
-
-
-def _first_step(kernel: TunableKernel) -> Tensor:
-    return torch.as_tensor(kernel.step_size, dtype=torch.float64, device="cpu")
 
 
 def middle_step(kernel: object) -> float:

@@ -15,7 +15,7 @@ from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.hamiltonian import ChEES
 from energyppl.inference.kernels.mass import identity_mass
 from energyppl.inference.levels.initializers import CooperativeModel, model_of_rows, recovery_start
-from energyppl.inference.objectives.recovery import RecoveryModel, level_kernel, recovery_potential, tether_widths
+from energyppl.inference.levels.recovery import RecoveryModel, level_kernel, recovery_potential, tether_widths
 from energyppl.inference.sampling.run_chain import run_chain
 
 __all__ = ["Generation", "LevelTuning", "generate", "tune_levels"]

@@ -5,7 +5,6 @@ deviations of the latter; a fresh one, which answers zero, begins where chains b
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import pyro.distributions as dist
@@ -13,17 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from energyppl._checks import shape_text
-from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import Info, State, evaluate, metropolis, widen
+from energyppl.inference.kernels.contract import widen
 from energyppl.inference.kernels.crank_nicolson import reference
-from energyppl.inference.objectives.recovery import RecoveryModel, recovery_potential
-from energyppl.potentials.algebra import Potential, Tethered
+from energyppl.inference.levels.recovery import RecoveryModel, recovery_potential
+from energyppl.potentials.algebra import Tethered
 from energyppl.schedule import NoiseSchedule
 
 __all__ = [
     "CooperativeModel",
-    "IndependentMetropolis",
     "InitializerNetwork",
     "check_initializer",
     "gaussian_start",
@@ -204,35 +201,3 @@ def recovery_start(model: CooperativeModel, potential: Tethered, noisy: Tensor, 
     with torch.no_grad():
         drawn: Tensor = recovery_proposal(model, noisy, level, potential).sample()
     return drawn
-
-
-@dataclass(frozen=True, eq=False)
-class IndependentMetropolis:
-    """Independent proposals from a distribution, accepted by Metropolis and Hastings: it changes speed, not the target.
-
-    With an initializer's q(y | x_{t+1}) as the proposal a recovery chain forgets where it began at its first accepted
-    move.  In a :class:`Cycle` with a local kernel the chain is exact however bad the proposal.
-
-    Args:
-        proposal: over ``(*chains, *event)``: its ``sample()`` and ``log_prob``, ``(*chains,)``, are used; its support
-            must cover the target's.
-    """
-
-    proposal: dist.TorchDistribution
-
-    def init(self, potential: Potential, x: Tensor) -> State:
-        """Evaluate the potential at ``x``, ``(*chains, *event)``."""
-        return evaluate(potential, x)
-
-    def step(self, potential: Potential, state: State) -> tuple[State, Info]:
-        """Propose a fresh draw for every chain and accept it by its ratio of target to proposal."""
-        with torch.no_grad():
-            x = self.proposal.sample()
-            if x.shape != state.x.shape:
-                raise InvalidInput(
-                    f"the proposal must draw one point for each chain, {tuple(state.x.shape)}; got {tuple(x.shape)}: "
-                    "expand it to the chains"
-                )
-            old, new = self.proposal.log_prob(state.x), self.proposal.log_prob(x)
-        energy = energy_only(potential, x)
-        return metropolis((state.energy - energy) + (old - new), State(x, energy, state.grad), state)

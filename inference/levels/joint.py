@@ -11,7 +11,8 @@ from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl.autodiff.gradient import energy_only
-from energyppl.inference.kernels.contract import Stepping, kernel_at, widen
+from energyppl.inference.kernels.contract import widen
+from energyppl.inference.levels.step_sizes import Stepping, kernel_at
 from energyppl.inference.sampling.run_chain import run_chain
 from energyppl.potentials.algebra import Potential
 

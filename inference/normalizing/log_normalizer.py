@@ -23,7 +23,8 @@ from energyppl.inference.kernels.langevin import MALA, Langevin
 from energyppl.inference.normalizing.annealing import Weights, effective_size, log_mean_exp
 from energyppl.inference.normalizing.bennett import bennett
 from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path
-from energyppl.integration.estimates import AnnealingTrace, LogNormalizer, pareto_k
+from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
+from energyppl.integration.pareto import pareto_k
 from energyppl.potentials.algebra import Potential, Tethered, as_potential
 from energyppl.potentials.bases import Base, GaussianBase
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_data, shape_text
-from energyppl.autodiff.structure import beside, device_of
+from energyppl.autodiff.devices import beside, device_of
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.binary import BinaryGibbs, DiscreteLangevin
 from energyppl.inference.kernels.contract import Kernel

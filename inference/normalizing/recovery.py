@@ -15,8 +15,8 @@ from torch import Tensor
 from energyppl._checks import check_count, check_data
 from energyppl.distributions import RecoveryDistribution
 from energyppl.inference.kernels.langevin import MALA
+from energyppl.inference.levels.recovery import RecoveryModel, level_kernel, recovery_potential, tether
 from energyppl.inference.normalizing.annealing import anneal, climb, log_mean_exp
-from energyppl.inference.objectives.recovery import RecoveryModel, level_kernel, recovery_potential, tether
 from energyppl.inference.sampling.run_chain import run_chain
 from energyppl.integration.estimates import Estimate, LogNormalizer
 from energyppl.potentials.algebra import Tethered, sum_event

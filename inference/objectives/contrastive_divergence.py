@@ -8,13 +8,11 @@ from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
-from energyppl.inference.adaptation.step_size import steer_steps
-from energyppl.inference.kernels.contract import Stepping, TunableKernel, hand_kernel, kernel_at
-from energyppl.inference.objectives.noise_contrastive import conditional_contrast
-from energyppl.inference.objectives.recovery import Loss
-from energyppl.inference.objectives.score_matching import ScoredModel
+from energyppl.inference.kernels.contract import TunableKernel
+from energyppl.inference.levels.step_sizes import Stepping, hand_kernel, kernel_at, steer_steps
+from energyppl.inference.objectives.contract import Loss, ScoredModel, check_model, check_tunable, usual_training
+from energyppl.inference.objectives.held_out import conditional_contrast
 from energyppl.inference.sampling.run_chain import run_chain
-from energyppl.inference.training._checks import check_model, check_tunable, usual_training
 
 __all__ = ["ContrastedChains", "ContrastiveDivergence"]
 

@@ -4,34 +4,26 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from energyppl._checks import check_data
 from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel, casting
 from energyppl.inference.levels.initializers import (
     CooperativeModel,
     check_initializer,
-    gaussian_start,
     model_of_rows,
     recovery_proposal,
 )
-from energyppl.inference.objectives.recovery import (
-    Loss,
-    RecoveryLikelihood,
-    RecoveryPairs,
-    level_kernel,
-    recovery_potential,
-)
+from energyppl.inference.levels.recovery import level_kernel, recovery_potential
+from energyppl.inference.objectives.contract import Loss, check_model
+from energyppl.inference.objectives.recovery import RecoveryLikelihood, RecoveryPairs
 from energyppl.inference.sampling.run_chain import Trajectory, run_chain
-from energyppl.inference.training._checks import check_model
 from energyppl.potentials.algebra import Tethered
 
-__all__ = ["CooperativeGuide", "CooperativeRecovery", "InitializerReport", "initializer_report"]
+__all__ = ["CooperativeRecovery"]
 
 
 @dataclass(frozen=True)
@@ -139,41 +131,6 @@ class CooperativeRecovery:
         return self.recipe.measure(model, data)
 
 
-@dataclass(frozen=True)
-class CooperativeGuide:
-    """MCMC teaching as a Pyro guide: with the model itself as the Pyro model, ``SVI`` trains both networks at once.
-
-    ``SVI(ebm, CooperativeGuide(ebm), Adam(…), Trace_ELBO()).step(batch)`` has the gradients of
-    :class:`CooperativeRecovery`, summed over rows.  The guide has no sample sites: its loss enters as a factor.  It
-    sees nothing of the model's chains, so it runs its own, for a quarter of the rows if the objective's ``teach`` is 0.
-
-    Args:
-        model: has an initializer.
-        objective: how the initializer is taught; its negatives are its own.
-
-    Raises:
-        InvalidInput: if the model has no initializer, or the objective takes the energy's negatives from it.
-    """
-
-    model: CooperativeModel
-    objective: CooperativeRecovery = field(default_factory=CooperativeRecovery)
-
-    def __post_init__(self) -> None:
-        if self.objective.from_initializer:
-            raise InvalidInput("from_initializer shares chains between model and guide: train by fit for that")
-        self.objective.prepare(self.model)
-
-    def __call__(self, data: Tensor) -> None:
-        """Teach on rows ``(n, *event)``, noised afresh."""
-        data = check_data("data", data, self.model.event_shape).to(self.model.step_sizes)
-        assert self.model.initializer is not None  # prepare has seen to it
-        pyro.module("initializer", self.model.initializer)
-        pairs = self.objective.recipe.pairs(self.model, data)
-        taught = self.objective.teaching(self.model, pairs).value
-        # What a guide adds is taken off the evidence bound, so a loss goes in with a plus sign.
-        pyro.factor("teaching", self.objective.weight * len(data) * taught, has_rsample=True)
-
-
 class _Lesson(NamedTuple):
     """The initializer's draws for some rows of a batch, before chains refine them."""
 
@@ -200,55 +157,3 @@ def _teach(lesson: _Lesson, refined: Tensor, energy: Tensor) -> Loss:
         "initializer_moved": float(distance.detach().square().mean().sqrt()),
     }
     return Loss(value, record)
-
-
-class InitializerReport(NamedTuple):
-    """What a model's initializer is worth, level by level."""
-
-    drop: Tensor  # (levels,), nats that the energy falls by from q's draws to the refined ones
-    drop_without: Tensor  # (levels,), the same from the start that chains have without an initializer
-    spread: Tensor  # (levels,), standard deviation of q's draws around their mean over that of the refined ones
-    problems: tuple[str, ...]  # in words; empty if there are none
-
-
-def initializer_report(model: CooperativeModel, data: Tensor, steps: int = 100) -> InitializerReport:
-    """Compare an initializer's draws with chains that begin at the data, which are at home from the start.
-
-    Args:
-        model: has an initializer.
-        data: rows ``(n, *event)``, some hundreds.
-        steps: moves of those chains.
-
-    Raises:
-        InvalidInput: if the model has no initializer.
-    """
-    check_data("data", data, model.event_shape, at_least=2)
-    clean = model.standardized(data.to(model.step_sizes))
-    columns: list[list[float]] = [[], [], []]
-    for t in range(model.schedule.levels):
-        level = torch.full((len(data),), t, device=clean.device)
-        pair = model.schedule.pairs(clean, level)
-        potential = recovery_potential(model, pair.noisy, level)
-        with torch.no_grad():
-            proposal = recovery_proposal(model, pair.noisy, level, potential)
-            drawn = proposal.sample()
-        start = gaussian_start(potential, model.schedule.spread.to(clean)[level])
-        refined = run_chain(level_kernel(model, level), potential, pair.clean, steps).state.x
-        home = energy_only(potential, refined)
-        for column, points in zip(columns, (drawn, start), strict=False):
-            column.append(float((energy_only(potential, points) - home).median()))
-        columns[2].append(float((drawn - proposal.mean).std() / (refined - proposal.mean).std()))
-    drop, without, spread = (torch.tensor(column) for column in columns)
-    problems = []
-    useless = [t for t in range(len(drop)) if drop[t] > without[t] + 0.5]
-    if useless:
-        problems.append(
-            f"at level(s) {useless} chains begin no better with the initializer than without: train it longer"
-        )
-    collapsed = [t for t in range(len(drop)) if spread[t] < 0.05]
-    if collapsed:
-        problems.append(
-            f"at level(s) {collapsed} the initializer has collapsed: its draws differ by less than a twentieth of what "
-            "the chains do"
-        )
-    return InitializerReport(drop, without, spread, tuple(problems))

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from energyppl._checks import check_count, check_positive, shape_text
 from energyppl.errors import InvalidInput
-from energyppl.inference.objectives.recovery import Loss
-from energyppl.inference.objectives.score_matching import ScoredModel, fixed_noise, points_at
+from energyppl.inference.objectives.contract import Loss, ScoredModel, points_at
+from energyppl.inference.objectives.held_out import fixed_noise
 from energyppl.integration.quadrature import Grid
 
 __all__ = ["ExactLikelihood"]

@@ -12,15 +12,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from energyppl._checks import check_count, shape_text
-from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
-from energyppl.inference.objectives.recovery import Loss
-from energyppl.inference.objectives.score_matching import ScoredModel, fixed_noise, points_at
+from energyppl.inference.objectives.contract import Loss, ScoredModel, points_at
+from energyppl.inference.objectives.held_out import fixed_noise
 from energyppl.potentials.bases import Base, GaussianBase
 
-__all__ = ["ContrastedModel", "NoiseContrastive", "conditional_contrast"]
-
-_NEAR, _FAR = 0.1, 1.5  # how far noise lies from its data point, in standard deviations
+__all__ = ["ContrastedModel", "NoiseContrastive"]
 
 
 class ContrastedModel(ScoredModel, Protocol):
@@ -134,27 +131,3 @@ class NoiseContrastive:
 
     def _base(self, model: ContrastedModel) -> Base:
         return GaussianBase(model.noise[0], model.noise[1]) if self.base is None else self.base
-
-
-def conditional_contrast(model: ScoredModel, data: Tensor, level: int = 0) -> float:
-    """Conditional noise contrast: ``E log(1 + exp(U(x) − U(y)))``, y = x + noise (Ceylan & Gutmann 2018).
-
-    As y given x is as likely as x given y, the noise's density and log Z cancel: a proper score of the energy itself,
-    at the same cost in any dimension.  The lengths of the noise are spread evenly, on a log scale, from 0.1 to 1.5
-    standard deviations.  It follows the likelihood where denoising does not, whose optimum is another density: that of
-    the data with its noise.
-
-    Args:
-        model: any energy in standardised coordinates.
-        data: held-out rows, ``(n, *event)``.
-        level: of a model of levels.
-
-    Returns:
-        Lower is better, and log 2 is what a constant energy gets; the noise is the same at every call.
-    """
-    with fixed_noise(data):
-        x = points_at(model, data, level).detach()
-        length = _NEAR * (_FAR / _NEAR) ** torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device).to(x)
-        y = x + length / math.sqrt(max(1, x[0].numel())) * torch.randn_like(x)
-    own, theirs = energy_only(model.potential(level), torch.cat([x, y])).split(len(x))
-    return float(nn.functional.softplus(own - theirs).mean())

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
-from energyppl.inference.adaptation.step_size import steer_steps
-from energyppl.inference.kernels.contract import TunableKernel, casting, check_force_dtype, hand_kernel
+from energyppl.inference.kernels.contract import TunableKernel, casting, check_force_dtype
 from energyppl.inference.levels.joint import JointModel, move_jointly
-from energyppl.inference.objectives.chain_buffer import ChainBuffer
-from energyppl.inference.objectives.noise_contrastive import conditional_contrast
-from energyppl.inference.objectives.persistent_chains import chain_contrast
-from energyppl.inference.objectives.recovery import Loss, share_levels
-from energyppl.inference.training._checks import check_model, check_tunable
+from energyppl.inference.levels.step_sizes import hand_kernel, steer_steps
+from energyppl.inference.objectives.contract import Loss, check_model, check_tunable
+from energyppl.inference.objectives.held_out import conditional_contrast
+from energyppl.inference.objectives.level_allocation import share_levels
+from energyppl.inference.objectives.persistent_chains import ChainBuffer, chain_contrast
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["PersistentLikelihood", "PersistentModel"]

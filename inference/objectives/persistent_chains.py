@@ -6,48 +6,27 @@ them, samples look right, and the normalised density is nonsense.  Chains that g
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from energyppl.inference.adaptation.step_size import group_means, steer_steps
-from energyppl.inference.kernels.contract import TunableKernel, casting, widen
+from energyppl._checks import check_count, shape_text
+from energyppl.errors import InvalidInput
+from energyppl.inference.adaptation.step_size import group_means
+from energyppl.inference.kernels.contract import casting, widen
 from energyppl.inference.kernels.langevin import MALA
+from energyppl.inference.levels.recovery import RecoveryModel
+from energyppl.inference.levels.step_sizes import steer_steps
 from energyppl.inference.sampling.run_chain import run_chain
-from energyppl.potentials.algebra import Potential
-from energyppl.schedule import NoiseSchedule
 
-__all__ = ["Contrast", "Roaming", "chain_contrast", "persistent_contrast", "roaming_levels"]
+__all__ = ["ChainBuffer", "Contrast", "chain_contrast", "persistent_contrast", "roaming_levels"]
 
 _WIDE = 1.5  # standard deviations of the marginal: where chains begin
 _FRESH = 0.02  # share of the visited chains that begin anew
 _FIRST_STEP = 0.1
 _GAIN = 0.1
 _MARGIN = 3.0  # nats
-
-
-class Roaming(Protocol):
-    """A model with persistent chains; ``energyppl.models.RecoveryEBM`` is one."""
-
-    event_shape: torch.Size
-    schedule: NoiseSchedule
-    kernel: TunableKernel
-    persistent_chains: Tensor  # (slots, *event), standardised; zero until first used
-    persistent_steps: Tensor  # (levels,), of MALA
-
-    @property
-    def unconditional(self) -> "Roaming":
-        """The model without a class: its chains belong to no row."""
-        ...
-
-    def standardized(self, data: Tensor) -> Tensor:
-        """Data in the coordinates in which the schedule's noise is counted."""
-        ...
-
-    def potential(self, level: Tensor) -> Potential:
-        """The energy at each point's level, in those coordinates."""
-        ...
 
 
 class Contrast(NamedTuple):
@@ -64,7 +43,9 @@ def roaming_levels(slots: int, levels: int) -> Tensor:
     return torch.cat([torch.zeros(first, dtype=torch.long), torch.arange(slots - first) % levels])
 
 
-def persistent_contrast(model: Roaming, batch: Tensor, steps: int, autocast: torch.dtype | None = None) -> Contrast:
+def persistent_contrast(
+    model: RecoveryModel, batch: Tensor, steps: int, autocast: torch.dtype | None = None
+) -> Contrast:
     """Move as many persistent chains as ``batch``, ``(n, *event)``, has rows, and contrast them with these rows.
 
     A chain that is still on its way from the noise lies where the model has no mass, and must not be pushed for ever.
@@ -124,3 +105,68 @@ def chain_contrast(
     usual = torch.where(usual.isnan(), own.mean(), usual)[level]
     weight = torch.sigmoid((usual + room + _MARGIN - theirs).detach())
     return own.mean() - (weight * theirs + (1.0 - weight) * usual).mean(), weight
+
+
+class ChainBuffer(nn.Module):
+    """Persistent chains (Tieleman 2008) as buffers of a module, so they follow the model to its device and checkpoints.
+
+    A chain is read from a slot and written back to the same: with a sampler that does nothing the buffer stays as it
+    is.  Chains begin at N(0, I), the levels evenly shared, at an age of 0 moves.
+
+    Args:
+        event_shape: shape of one point.
+        slots: how many chains.
+        levels: number of levels; 1 for a model without any.
+
+    Raises:
+        InvalidInput: for no slots or no levels, or fewer slots than levels.
+    """
+
+    x: Tensor
+    level: Tensor
+    age: Tensor
+
+    def __init__(self, event_shape: torch.Size, slots: int = 4096, levels: int = 1) -> None:
+        super().__init__()
+        check_count("levels", levels)
+        check_count("slots", slots, at_least=levels)
+        self.event_shape = torch.Size(event_shape)
+        self.levels = levels
+        self.register_buffer("x", torch.randn(slots, *event_shape))
+        self.register_buffer("level", torch.arange(slots) % levels)
+        self.register_buffer("age", torch.zeros(slots, dtype=torch.long))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def check(self, event_shape: torch.Size, levels: int, like: Tensor) -> None:
+        """Require chains of a model's points and levels, on its device.
+
+        Raises:
+            InvalidInput: if they belong to another model or lie on another device.
+        """
+        if self.event_shape != event_shape or self.levels != levels:
+            raise InvalidInput(
+                f"the chains must be those of the model, {levels} level(s) of points {shape_text(event_shape)}; got "
+                f"{self.levels} of {shape_text(self.event_shape)}: pass none to have them made"
+            )
+        if self.x.device != like.device or self.x.dtype != like.dtype:
+            raise InvalidInput(
+                f"the chains must lie on the model's device, {like.device}, as {like.dtype}; got {self.x.device} and "
+                f"{self.x.dtype}: call .to(…) on them as on the model"
+            )
+
+    def draw(self, count: int) -> Tensor:
+        """Different slots at random, ``(count,)``; all of them if there are no more."""
+        return torch.randperm(len(self), device=self.x.device)[:count]
+
+    def begin_anew(self, slots: Tensor) -> None:
+        """Put fresh chains into slots: noise, at the level with most noise, where that is what lives there."""
+        self.x[slots] = torch.randn_like(self.x[slots])
+        self.level[slots] = self.levels - 1
+        self.age[slots] = 0
+
+    def store(self, slots: Tensor, x: Tensor, level: Tensor, moves: int) -> None:
+        """Write chains back to their slots, older by some moves."""
+        self.x[slots], self.level[slots] = x, level
+        self.age[slots] += moves

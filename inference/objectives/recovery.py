@@ -8,9 +8,8 @@ recovery distribution, they leave a zero gradient.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,85 +17,20 @@ from torch import Tensor
 from energyppl._checks import check_count
 from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.errors import InvalidInput
-from energyppl.inference.adaptation.step_size import steer_steps
-from energyppl.inference.kernels.contract import (
-    Kernel,
-    TunableKernel,
-    casting,
-    check_force_dtype,
-    hand_kernel,
-    kernel_at,
-)
-from energyppl.inference.objectives.persistent_chains import Contrast, Roaming, persistent_contrast
+from energyppl.inference.kernels.contract import TunableKernel, casting, check_force_dtype
+from energyppl.inference.levels.recovery import RecoveryModel, level_kernel, recovery_potential, tether_widths
+from energyppl.inference.levels.step_sizes import hand_kernel, steer_steps
+from energyppl.inference.objectives.contract import Loss, check_model, check_tunable
+from energyppl.inference.objectives.contrastive import Start, from_data
+from energyppl.inference.objectives.held_out import MEASURE_SEED
+from energyppl.inference.objectives.level_allocation import share_levels, share_reaches
+from energyppl.inference.objectives.persistent_chains import Contrast, persistent_contrast
 from energyppl.inference.sampling.run_chain import Trajectory, run_chain
-from energyppl.inference.training._checks import check_model, check_tunable
-from energyppl.potentials.algebra import Potential, Tethered, sum_event
-from energyppl.schedule import NoiseSchedule
+from energyppl.potentials.algebra import Tethered
 
-__all__ = [
-    "Contrastive",
-    "FromNegatives",
-    "Loss",
-    "Objective",
-    "RecoveryLikelihood",
-    "RecoveryModel",
-    "RecoveryPairs",
-    "from_data",
-    "from_noisy",
-    "level_kernel",
-    "recovery_potential",
-    "share_levels",
-    "share_reaches",
-    "tether",
-    "tether_widths",
-]
+__all__ = ["RecoveryLikelihood", "RecoveryPairs"]
 
 _PERSISTENT = 0.25
-MEASURE_SEED = 7_482_913  # nobody's: data drawn after manual_seed(0) would be the very noise that seed 0 gives
-
-Start = Callable[[Tensor, Tensor], Tensor]
-"""Where the negatives' chains begin: a function of (data y, noisy point), each ``(*batch, *event)``."""
-
-
-def from_data(data: Tensor, noisy: Tensor) -> Tensor:
-    """Begin at the data point, an exact draw of the true recovery distribution: the stable choice."""
-    return data
-
-
-def from_noisy(data: Tensor, noisy: Tensor) -> Tensor:
-    """Begin at the noisy point, as DRL does: chains then learn to generate, but may run away."""
-    return noisy
-
-
-class RecoveryModel(Protocol):
-    """What recovery likelihood needs of a model; ``energyppl.models.RecoveryEBM`` is one."""
-
-    event_shape: torch.Size
-    schedule: NoiseSchedule
-    kernel: TunableKernel
-    step_sizes: Tensor  # (levels,), relative to the tether's width; 0 until tuned
-    persistent_chains: Tensor  # (slots, *event), see energyppl.inference.persistent
-    persistent_steps: Tensor  # (levels,)
-
-    @property
-    def unconditional(self) -> Roaming:
-        """The model that a given class was asked of, or itself."""
-        ...
-
-    def standardized(self, data: Tensor) -> Tensor:
-        """Data in the coordinates in which the schedule's noise is counted."""
-        ...
-
-    def potential(self, level: Tensor) -> Potential:
-        """The energy at each point's level, in those coordinates."""
-        ...
-
-
-class Loss(NamedTuple):
-    """A loss to step on, and what to write down about it."""
-
-    value: Tensor  # (), differentiable
-    record: dict[str, float]
 
 
 class RecoveryPairs(NamedTuple):
@@ -107,18 +41,6 @@ class RecoveryPairs(NamedTuple):
     level: Tensor  # (n,), t
     upper: Tensor  # (n,), of the noisier marginal: t + 1, or further
     potential: Tethered  # the recovery potential
-
-
-class Objective(Protocol):
-    """A way to train: a frozen value; whatever it learns on the way lives in the model's buffers."""
-
-    def loss(self, model: Any, batch: Tensor) -> Loss:
-        """The loss of one batch ``(n, *event)``."""
-        ...
-
-    def measure(self, model: Any, data: Tensor) -> float:
-        """How well the model does on held-out ``data``: lower is better, and the same for the same weights."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -240,7 +162,7 @@ class RecoveryLikelihood:
         record |= {"persistent_gap": far.gap, "persistent_weight": far.weight}
         return Loss(gap + far.value, record)
 
-    def roam(self, model: Roaming, batch: Tensor) -> Contrast | None:
+    def roam(self, model: RecoveryModel, batch: Tensor) -> Contrast | None:
         """The persistent chains' part of the loss of ``batch``, ``(n, *event)``; None if it has none."""
         share = self.persistent
         if share is None:
@@ -268,124 +190,3 @@ class RecoveryLikelihood:
             _, grad = energy_and_grad(model.potential(level), alpha * clean + sigma * noise)
             total += float(((sigma * grad - noise) ** 2).mean())
         return total / len(judged)
-
-
-def share_levels(count: int, levels: int, extra: float = 0.25) -> Tensor:
-    """A level for each of ``count`` rows, in random order: equal shares, and ``extra`` more for level 0.
-
-    Exact shares leave less noise in the gradient than independent draws; the random offset lets every level have its
-    turn when there are fewer rows than levels.
-    """
-    first = int(extra * count)
-    rest = (torch.arange(count - first) + torch.randint(levels, ())) % levels
-    return torch.cat([torch.zeros(first, dtype=torch.long), rest])[torch.randperm(count)]
-
-
-def share_reaches(level: Tensor, levels: int, reach: float) -> Tensor:
-    """For each row the noisier marginal it is recovered from: the next one, or for a share of rows any above."""
-    above = levels - level
-    jump = 1 + (torch.rand(level.shape, device=level.device) * above).long()
-    return level + torch.where(torch.rand(level.shape, device=level.device) < reach, jump, 1)
-
-
-def level_kernel(model: RecoveryModel, level: Tensor) -> TunableKernel:
-    """The model's kernel at each chain's level."""
-    width = tether_widths(model.schedule).to(model.step_sizes)
-    spread = model.schedule.spread.to(width)
-    return kernel_at(model, level, width[level], spread[level])
-
-
-def tether_widths(schedule: NoiseSchedule) -> Tensor:
-    """Width of each level's tether in the coordinates of x_t, σ_{t+1} / α_{t+1}, ``(levels,)``.
-
-    No wider than the marginal itself: that is the scale of the untethered top level.
-    """
-    return torch.minimum(schedule.sigma / schedule.alpha, schedule.spread[:-1])
-
-
-def tether(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-    """α and σ of each level's tether, ``(levels,)`` each: at an untethered top level α = 1 and σ = ∞ (Gao et al. 2021).
-
-    There x_{t+1} is white noise, where chains only begin.
-    """
-    alpha, sigma = schedule.alpha.clone(), schedule.sigma.clone()
-    if not schedule.tethered_top:
-        alpha[-1], sigma[-1] = 1.0, torch.inf
-    return alpha, sigma
-
-
-def recovery_potential(model: RecoveryModel, noisy: Tensor, level: Tensor, upper: Tensor | None = None) -> Tethered:
-    """The recovery potential of x_t given a noisier marginal, ``(*batch, *event)``, in the coordinates of x_t = y / α.
-
-    The noisier marginal is ``upper``, t + 1 if None.
-    """
-    schedule = model.schedule
-    if upper is None:
-        alpha, sigma = (value.to(noisy)[level] for value in tether(schedule))
-    else:
-        alpha, sigma = (value.to(noisy) for value in schedule.step(level.cpu(), upper.cpu()))
-        if not schedule.tethered_top:
-            top = level == schedule.levels - 1
-            alpha, sigma = torch.where(top, 1.0, alpha), torch.where(top, torch.inf, sigma)
-    sigma = sigma / alpha
-    wide = (*alpha.shape, *[1] * (noisy.dim() - alpha.dim()))
-    return Tethered(model.potential(level), noisy / alpha.reshape(wide), sigma.reshape(wide))
-
-
-@dataclass(frozen=True, eq=False)
-class FromNegatives:
-    """A differentiable log Z for observed values, from draws of the model that are already there.
-
-    Its gradient is −∂U/∂θ at the negatives.  Its *value* is an importance-sampling estimate from the tether,
-    log mean exp(−U(x̃ + σ ε)) + log of the tether's own normaliser: unbiased for Z, noisy for log Z.
-
-    Args:
-        negatives: draws of the distribution, one for each observed value, ``(*batch, *event)``.
-        particles: draws from the tether for the value; a potential without tether has the value 0.
-    """
-
-    negatives: Tensor
-    particles: int = 16
-
-    def __call__(self, potential: Potential, value: Tensor) -> Tensor:
-        """Log Z, ``(*batch,)``, in nats."""
-        energy = potential(self.negatives)
-        with torch.no_grad():
-            estimate = self._value(potential, value)
-        return estimate + energy.detach() - energy
-
-    def _value(self, potential: Potential, value: Tensor) -> Tensor:
-        batch = value.shape[: value.dim() - len(potential.event_shape)]
-        if not isinstance(potential, Tethered):
-            return value.new_zeros(batch)
-        sigma = torch.as_tensor(potential.sigma).to(value).expand(value.shape)
-        points = potential.center + sigma * torch.randn(self.particles, *value.shape).to(value)
-        log_mean = torch.logsumexp(-potential.potential(points), 0) - math.log(self.particles)
-        estimate = log_mean + sum_event(0.5 * torch.log(2.0 * torch.pi * sigma**2), potential.event_shape)
-        return torch.where(torch.isfinite(estimate), estimate, 0.0)  # a top level without tether has no such estimate
-
-
-@dataclass(frozen=True, eq=False)
-class Contrastive:
-    """A differentiable log Z that draws its own negatives: see :class:`FromNegatives` for its gradient and value.
-
-    As the ``log_normalizer`` of an observed :class:`~energyppl.distributions.RecoveryDistribution` it gives
-    ``log_prob`` the gradient of recovery likelihood, so plain ``pyro.infer.SVI`` trains the energy.
-
-    Args:
-        kernel: moves the negatives from the observed value.
-        steps: how many moves.
-        start: as in :class:`RecoveryLikelihood`.
-        particles: as in :class:`FromNegatives`.
-    """
-
-    kernel: Kernel
-    steps: int = 5
-    start: Start = from_data
-    particles: int = 16
-
-    def __call__(self, potential: Potential, value: Tensor) -> Tensor:
-        """Log Z, ``(*batch,)``, in nats."""
-        noisy = potential.center if isinstance(potential, Tethered) else value
-        moved = run_chain(self.kernel, potential, self.start(value.detach(), noisy), self.steps).state.x
-        return FromNegatives(moved, self.particles)(potential, value)

@@ -8,10 +8,9 @@ weights' gradient is taken, so activations must be smooth; the last reads a seco
 Scores are slopes: a region that no data connect to another tells nothing of the two regions' relative weights.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -21,52 +20,15 @@ from energyppl._checks import check_count, check_positive
 from energyppl.autodiff.gradient import gradient_only
 from energyppl.autodiff.structure import Snapshot
 from energyppl.errors import InvalidInput
-from energyppl.inference.objectives.recovery import MEASURE_SEED, Loss
+from energyppl.inference.objectives.contract import Loss, ScoredModel, points_at
+from energyppl.inference.objectives.held_out import fixed_noise
 from energyppl.inference.objectives.second_order import differentiable_score
-from energyppl.potentials.algebra import Potential
 
-__all__ = [
-    "DenoisingScoreMatching",
-    "ExactScoreMatching",
-    "ScoredModel",
-    "SlicedScoreMatching",
-    "fixed_noise",
-    "points_at",
-]
+__all__ = ["DenoisingScoreMatching", "ExactScoreMatching", "SlicedScoreMatching"]
 
 _ROWS = 512  # of a measure at a time: the graph of a second derivative is large
 _ROUNDING = 1e-3  # of a weight's effect on slopes, below which it counts as the same in two places
 _curved: "WeakSet[nn.Module]" = WeakSet()  # networks that were tried, and whose weights have a part in the curvature
-
-
-class ScoredModel(Protocol):
-    """What these objectives need of a model; :class:`~energyppl.EBM` is one, and so are the models of levels."""
-
-    event_shape: torch.Size
-    net: nn.Module
-
-    def standardized(self, data: Tensor) -> Tensor:
-        """Data in the coordinates of the energy."""
-        ...
-
-    def potential(self, level: int = 0) -> Potential:
-        """The energy at a level, in those coordinates."""
-        ...
-
-
-def points_at(model: ScoredModel, data: Tensor, level: int) -> Tensor:
-    """Data ``(n, *event)`` in the energy's coordinates, with the noise of their level if the model has a schedule."""
-    x, schedule = model.standardized(data), getattr(model, "schedule", None)
-    noisy: Tensor = x if schedule is None else schedule.diffuse(x, level)
-    return noisy
-
-
-@contextmanager
-def fixed_noise(like: Tensor) -> Iterator[None]:
-    """Inside, random numbers on the device of ``like`` are the same at every call; outside they go on undisturbed."""
-    with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
-        torch.manual_seed(MEASURE_SEED)
-        yield
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from energyppl._checks import check_count
-from energyppl.autodiff.structure import beside
+from energyppl.autodiff.devices import beside
 from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation.warmup import Tuned, warm_up
 from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, middle_step

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_event, shape_text
-from energyppl.autodiff.structure import Untraceable, beside, structure
+from energyppl.autodiff.devices import beside
+from energyppl.autodiff.structure import Untraceable, structure
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import widen

@@ -1,7 +1,6 @@
 """What a run asks of its model and labels, and what a checkpoint of it is compared by."""
 
 import math
-from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -48,47 +47,6 @@ class Labelled(Protocol):
     def given(self, label: Tensor) -> Any:
         """The model of each row's class."""
         ...
-
-
-def check_model(model: object, needs: str, *attributes: str) -> None:
-    """Require a model of the kind that an objective trains.
-
-    Args:
-        model: what came.
-        needs: what needs which kind, the message's first words.
-        attributes: by which that kind is known.
-
-    Raises:
-        InvalidInput: if one of them is missing.
-    """
-    missing = [name for name in attributes if not hasattr(model, name)]
-    if missing:
-        came = f"{type(model).__name__}, without {', '.join(missing)}"
-        raise InvalidInput(f"{needs}; got {came}: {usual_training(model)}")
-
-
-def usual_training(model: object) -> str:
-    """What to do with a model that an objective is not for."""
-    own = getattr(model, "default_objective", None)
-    return "pass such a model" if own is None else f"train it by {describe(own)}"
-
-
-def check_tunable(kernel: Any, *, adapt: bool = False) -> None:
-    """Require None, or a kernel whose step size can be set for each level and, with ``adapt``, steered.
-
-    Raises:
-        InvalidInput: for a kernel's class, kernels made of others, and with ``adapt`` for one that never rejects.
-    """
-    if kernel is None:
-        return
-    name = f"the class {kernel.__name__}" if isinstance(kernel, type) else type(kernel).__name__
-    if isinstance(kernel, type) or not (hasattr(kernel, "resized") and hasattr(kernel, "target")):
-        raise InvalidInput(f"kernel must have one step size that training can set; got {name}: pass MALA(0.1) or HMC()")
-    if adapt and kernel.target is None:
-        raise InvalidInput(
-            f"{name} accepts every move, so its step size can't be adapted: pass adapt=False, or a kernel that accepts "
-            "and rejects"
-        )
 
 
 def initializer_parameters(model: nn.Module) -> list[Tensor]:
@@ -147,18 +105,6 @@ def check_labels(model: nn.Module, data: Tensor, labels: Tensor) -> Tensor:
 def label_sum(labels: Tensor | None) -> int:
     """A number that tells labels in their order from others; −1 without."""
     return -1 if labels is None else int((labels.cpu() * torch.arange(1, len(labels) + 1)).sum())
-
-
-def describe(value: object) -> str:
-    """What an objective is, the same in every process (a function's own repr holds its address)."""
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value))
-        return f"{type(value).__qualname__}({parts})"
-    if isinstance(value, Tensor):
-        return str(value.tolist())
-    if isinstance(value, (int, float, str, type(None))):
-        return repr(value)
-    return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 _DECLARED = ("sigmas", "base_sigma")  # of a model's state: what it is built with and no training changes

@@ -15,13 +15,13 @@ from tqdm.auto import tqdm
 from energyppl._checks import check_count, check_data, check_positive
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged
-from energyppl.inference.objectives.recovery import Objective, RecoveryLikelihood
+from energyppl.inference.objectives.contract import Objective, describe
+from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.training._checks import (
     Labelled,
     Preparing,
     Standardizing,
     check_labels,
-    describe,
     initializer_parameters,
     label_sum,
     move_to,

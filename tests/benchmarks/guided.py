@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_strips
-from energyppl.plots.models import save_figure
 
 
 def classifier(x: Tensor, y: Tensor) -> nn.Module:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import energyppl as ep
 from energyppl.inference import Objective
 from energyppl.inference.training.history import Record
+from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_grid, image_strips, neighbour_grid
-from energyppl.plots.models import save_figure
 from tests.benchmarks.budget import training_within
 
 LEVELS = 6

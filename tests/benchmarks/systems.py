@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_strips
-from energyppl.plots.models import save_figure
 from tests.benchmarks.budget import training_within
 from tests.benchmarks.images import classifier
 

@@ -1,0 +1,36 @@
+"""The tail of importance weights (Pareto's k)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["pareto_k"]
+
+
+def pareto_k(log_weights: Tensor) -> float:
+    """Shape k of the generalised Pareto tail of weights, ``(n,)`` nats (Vehtari et al. 2024; Zhang & Stephens 2009).
+
+    Weights have moments below 1/k.  ArviZ has the same (``psislw``); this one needs no ArviZ to be imported, and is
+    tested against it.  NaN for fewer than 25 weights, for which no tail can be told.
+    """
+    finite = log_weights[torch.isfinite(log_weights)].double()
+    tail = min(len(finite) // 5, math.ceil(3 * math.sqrt(len(finite))))
+    if tail < 5:
+        return math.nan
+    ordered = finite.sort().values
+    cut = float(ordered[-tail - 1])
+    top = ordered[-tail:]
+    excess = torch.exp(top - top[-1]) - math.exp(cut - float(top[-1]))
+    if float(excess[-1]) <= 1e-12:  # all the same
+        return -math.inf
+    # Zhang & Stephens: a weighted average over θ in place of the maximum of the profile likelihood.
+    count = 30 + int(math.sqrt(tail))
+    places = torch.arange(1, count + 1, dtype=torch.float64, device=finite.device)
+    grid = 1.0 - (count / (places - 0.5)).sqrt()
+    theta = 1.0 / excess[-1] + grid / (3.0 * excess[int(tail / 4 + 0.5) - 1].clamp(min=1e-300))
+    k = torch.log1p(-theta[:, None] * excess).mean(1)
+    profile = tail * ((-theta / k).log() - k - 1.0)
+    weights = torch.softmax(profile, 0)
+    found = float(torch.log1p(-float((theta * weights).sum()) * excess).mean())
+    return (found * tail + 5.0) / (tail + 10.0)  # a weak prior at one half, as PSIS has

@@ -1,0 +1,49 @@
+"""Networks as potentials: their coordinates, noise level, class and guidance."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["AtLevel"]
+
+
+@dataclass(frozen=True, eq=False)
+class AtLevel:
+    """A time-conditioned network as a potential: ``net((x − loc) / scale, level)``.
+
+    With a label it is ``(1 + w) net(…, level, label) − w net(…, level)``, classifier-free guidance (Ho & Salimans).
+
+    Args:
+        net: maps points ``(*batch, *event)`` and levels ``(*batch,)`` or ``()`` to energies ``(*batch,)`` in
+            nats; with a label a third argument like the levels.
+        level: whole levels, one for all points, ``()``, or one for each, ``(*batch,)``.
+        event_shape: shape of one point.
+        loc: where the points are centred, a number or a tensor that broadcasts against them.
+        scale: the points' standard deviation, likewise.
+        each: hand the network a level for each point even where one serves them all.
+        label: whole numbers, the class of all points, ``()``, or of each, ``(*batch,)``; none if None.
+        guidance: the weight w; 0 is the class's own energy.
+    """
+
+    net: Callable[..., Tensor]
+    level: Tensor
+    event_shape: torch.Size
+    loc: float | Tensor = 0.0
+    scale: float | Tensor = 1.0
+    each: bool = False
+    label: Tensor | None = None
+    guidance: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of the points ``x``."""
+        batch = x.shape[: x.dim() - len(self.event_shape)]
+        level = self.level.expand(batch) if self.each or self.level.dim() else self.level
+        points = (x - self.loc) / self.scale
+        if self.label is None:
+            return self.net(points, level)
+        own = self.net(points, level, self.label.to(x.device))
+        if self.guidance == 0.0:
+            return own
+        return (1.0 + self.guidance) * own - self.guidance * self.net(points, level)

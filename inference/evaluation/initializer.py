@@ -1,0 +1,70 @@
+"""The worth of a learned initializer, level by level."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from energyppl._checks import check_data
+from energyppl.autodiff.gradient import energy_only
+from energyppl.inference.levels.initializers import (
+    CooperativeModel,
+    gaussian_start,
+    recovery_proposal,
+)
+from energyppl.inference.levels.recovery import level_kernel, recovery_potential
+from energyppl.inference.sampling.run_chain import run_chain
+
+__all__ = ["InitializerReport", "initializer_report"]
+
+
+class InitializerReport(NamedTuple):
+    """What a model's initializer is worth, level by level."""
+
+    drop: Tensor  # (levels,), nats that the energy falls by from q's draws to the refined ones
+    drop_without: Tensor  # (levels,), the same from the start that chains have without an initializer
+    spread: Tensor  # (levels,), standard deviation of q's draws around their mean over that of the refined ones
+    problems: tuple[str, ...]  # in words; empty if there are none
+
+
+def initializer_report(model: CooperativeModel, data: Tensor, steps: int = 100) -> InitializerReport:
+    """Compare an initializer's draws with chains that begin at the data, which are at home from the start.
+
+    Args:
+        model: has an initializer.
+        data: rows ``(n, *event)``, some hundreds.
+        steps: moves of those chains.
+
+    Raises:
+        InvalidInput: if the model has no initializer.
+    """
+    check_data("data", data, model.event_shape, at_least=2)
+    clean = model.standardized(data.to(model.step_sizes))
+    columns: list[list[float]] = [[], [], []]
+    for t in range(model.schedule.levels):
+        level = torch.full((len(data),), t, device=clean.device)
+        pair = model.schedule.pairs(clean, level)
+        potential = recovery_potential(model, pair.noisy, level)
+        with torch.no_grad():
+            proposal = recovery_proposal(model, pair.noisy, level, potential)
+            drawn = proposal.sample()
+        start = gaussian_start(potential, model.schedule.spread.to(clean)[level])
+        refined = run_chain(level_kernel(model, level), potential, pair.clean, steps).state.x
+        home = energy_only(potential, refined)
+        for column, points in zip(columns, (drawn, start), strict=False):
+            column.append(float((energy_only(potential, points) - home).median()))
+        columns[2].append(float((drawn - proposal.mean).std() / (refined - proposal.mean).std()))
+    drop, without, spread = (torch.tensor(column) for column in columns)
+    problems = []
+    useless = [t for t in range(len(drop)) if drop[t] > without[t] + 0.5]
+    if useless:
+        problems.append(
+            f"at level(s) {useless} chains begin no better with the initializer than without: train it longer"
+        )
+    collapsed = [t for t in range(len(drop)) if spread[t] < 0.05]
+    if collapsed:
+        problems.append(
+            f"at level(s) {collapsed} the initializer has collapsed: its draws differ by less than a twentieth of what "
+            "the chains do"
+        )
+    return InitializerReport(drop, without, spread, tuple(problems))

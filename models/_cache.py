@@ -1,0 +1,78 @@
+"""Values worked out from a model's weights and kept until they change."""
+
+from collections.abc import Callable, Hashable
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from energyppl.autodiff.structure import Watch
+from energyppl.errors import QuadratureError
+from energyppl.integration.quadrature import Grid, Quadrature, quadrature
+from energyppl.potentials.algebra import Potential
+
+__all__ = ["LevelIntegrals", "Remembered"]
+
+
+class _Model(Protocol):
+    """What is integrated."""
+
+    net: nn.Module
+    loc: Tensor
+
+    def potential(self, level: int) -> Potential: ...
+
+    def checksum(self) -> str: ...
+
+
+T = TypeVar("T")
+
+
+class Remembered(Generic[T]):
+    """What was worked out from a model's weights, worked out again when they have changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, tuple[str, Watch, T]] = {}
+
+    def get(self, model: _Model, key: Hashable, work: Callable[[], T]) -> T:
+        """The value of ``key``, by ``work()`` if it is not known."""
+        known = self._known.get(key)
+        if known is None or known[0] != model.checksum() or known[1].changed():
+            value = work()
+            known = self._known[key] = (model.checksum(), Watch([model.net]), value)  # sampling sets step sizes
+        return known[2]
+
+
+class LevelIntegrals:
+    """The integrals of a model's levels in standardised coordinates."""
+
+    def __init__(self) -> None:
+        self._known: Remembered[Quadrature] = Remembered()
+
+    def quadrature(self, model: _Model, level: int) -> Quadrature:
+        """The integral of a level, up to two dimensions."""
+        return self._known.get(model, level, lambda: _integrate_widening(model.potential(level), model.loc.dtype))
+
+    def quantiles(self, model: _Model, level: int, count: int = 16_384) -> Tensor:
+        """Grid nodes that stand for equal shares of a level's mass, ``(count, *event)``: no noise."""
+        found = self.quadrature(model, level)
+        mass = found.density.flatten().cumsum(0)
+        index = torch.searchsorted(mass, mass[-1] * (torch.arange(count) + 0.5) / count).clamp(max=len(mass) - 1)
+        places = torch.unravel_index(index, found.grid.points)
+        return torch.stack([axis[i] for axis, i in zip(found.grid.axes(), places, strict=True)], -1).to(model.loc)
+
+
+def _integrate_widening(potential: Potential, dtype: torch.dtype) -> Quadrature:
+    """The integral over a square as narrow as the mass allows, since the grid is finer for it.
+
+    Raises:
+        QuadratureError: if 64 is not wide enough.
+    """
+    size = potential.event_shape[0]
+    for half_width in (4.0, 8.0, 16.0, 32.0, 64.0):
+        grid = Grid((-half_width,) * size, (half_width,) * size, (256,) * size)
+        try:
+            return quadrature(potential, grid, dtype=dtype)
+        except QuadratureError as error:
+            reason = error
+    raise reason
