@@ -1,248 +1,114 @@
-"""energyppl: energy-based models as distributions that can be declared, trained, queried and diagnosed inside Pyro."""
+"""energyppl: energy-based models as distributions that can be declared, trained, queried and diagnosed inside Pyro.
 
-from energyppl import toys
-from energyppl.autodiff.gradient import energy_and_grad, energy_only, gradient_only
+The map:
+
+- models: ``RecoveryEBM JointEBM EBM MultiscaleEBM``, made of others by ``product mixture measured``
+- networks: ``MLPEnergy ConvEnergy``, initializers ``MLPInitializer UNetInitializer``; levels: ``NoiseSchedule``
+- training: ``fit``, or ``Training`` step by step, by ``RecoveryLikelihood CooperativeRecovery PersistentLikelihood`` and
+  the other objectives of ``energyppl.objectives``
+- energies: ``Energy``, its algebra in ``energyppl.potentials``; as distributions in Pyro ``EnergyDistribution
+  RecoveryDistribution``
+- chains: ``sample_chains``, with ``HMC ChEES NUTS MALA Langevin`` and the other kernels of ``energyppl.kernels``
+- log Z: ``log_normalizer``, with the methods of ``energyppl.normalizing``; up to two dimensions ``quadrature``
+- what a model is worth: ``long_run``, ``energyppl.evaluation``, ``energyppl.metrics``
+- data and pictures: ``energyppl.data``, ``energyppl.plots``, ``energyppl.toys``
+- what is raised: ``energyppl.errors``
+"""
+
+from energyppl import data, errors, integration, metrics, plots, potentials, toys
+from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
-from energyppl.data.images import Images, images_from_array, read_images
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
-from energyppl.errors import (
-    ChainWarning,
-    CheckpointError,
-    EnergyPPLError,
-    InvalidInput,
-    NotNormalizable,
-    NotNormalized,
-    QuadratureError,
-    TrainingDiverged,
-)
-from energyppl.inference import (
-    AIS,
-    BAR,
-    HMC,
-    MALA,
-    MALT,
-    NUTS,
-    SMC,
-    Adaptation,
-    BinaryGibbs,
-    Block,
-    ChainBuffer,
-    Chains,
-    ChEES,
-    Contrastive,
-    ContrastiveDivergence,
-    CooperativeGuide,
-    CooperativeRecovery,
-    CrankNicolson,
-    CrankNicolsonLangevin,
-    Cycle,
-    DenoisingScoreMatching,
-    DiscreteLangevin,
-    ExactLikelihood,
-    ExactScoreMatching,
-    History,
-    IndependentMetropolis,
-    Langevin,
-    LevelScoreMatching,
-    Loss,
-    LowRankMass,
-    MarkovSampler,
-    Mixture,
-    ModelPotential,
-    MultiscaleScoreMatching,
-    NoiseContrastive,
-    PersistentLikelihood,
-    PyroKernel,
-    RecoveryLikelihood,
-    ReverseAIS,
-    SlicedScoreMatching,
-    TemperatureLadder,
-    Tempered,
-    Training,
-    TrainingOptions,
-    adapt,
-    anneal_temperature,
-    auroc,
-    bits_per_dimension,
-    denoising_jump,
-    detection_report,
-    diagonal_mass,
-    energy_scores,
-    entropy,
-    fit,
-    fpr_at_95,
-    from_data,
-    from_noisy,
-    gradient_scores,
-    identity_mass,
-    initializer_report,
-    joint_scores,
-    kl_by_samples,
-    log_normalizer,
-    low_rank_mass,
-    mean_log_likelihood,
-    process_log_likelihood,
-    ratio_scores,
-    run_chain,
-    sample_chains,
-    typicality_scores,
-)
-from energyppl.inference.evaluation import long_run
-from energyppl.integration.enumeration import enumerated
+from energyppl.errors import EnergyPPLError, InvalidInput, NotNormalized, TrainingDiverged
+from energyppl.inference import evaluation, kernels, levels, normalizing, objectives, sampling
+from energyppl.inference.adaptation.warmup import adapt
+from energyppl.inference.evaluation.long_run import long_run
+from energyppl.inference.kernels.hamiltonian import HMC, ChEES
+from energyppl.inference.kernels.langevin import MALA, Langevin
+from energyppl.inference.kernels.nuts import NUTS
+from energyppl.inference.normalizing.log_normalizer import log_normalizer
+from energyppl.inference.objectives.cooperative import CooperativeRecovery
+from energyppl.inference.objectives.persistent import PersistentLikelihood
+from energyppl.inference.objectives.recovery import RecoveryLikelihood
+from energyppl.inference.sampling.chains import Chains
+from energyppl.inference.sampling.pyro_kernel import PyroKernel
+from energyppl.inference.sampling.sample_chains import sample_chains
+from energyppl.inference.training.fit import Training, TrainingOptions, fit
+from energyppl.inference.training.history import History
 from energyppl.integration.estimates import Estimate, LogNormalizer
-from energyppl.integration.quadrature import Grid, kl_divergence, quadrature
-from energyppl.metrics.images import frechet_distance, kernel_distance, label_balance, memorised, nearest_neighbours
-from energyppl.models import (
-    EBM,
-    ConvEnergy,
-    JointEBM,
-    LinearMeasurement,
-    MLPEnergy,
-    MLPInitializer,
-    MultiscaleEBM,
-    RecoveryEBM,
-    UNetInitializer,
-    measured,
-    mixture,
-    product,
-)
-from energyppl.potentials.algebra import Affine, Bridge, Conditioned, Energy, Potential, Scaled, Sum, Tethered
-from energyppl.potentials.bases import Base, BernoulliBase, DistributionBase, GaussianBase, MixtureBase
-from energyppl.potentials.constrained import Constrained
-from energyppl.potentials.network import AtLevel
+from energyppl.integration.quadrature import Grid, quadrature
+from energyppl.models.composition import LinearMeasurement, measured, mixture, product
+from energyppl.models.ebm import EBM
+from energyppl.models.joint import JointEBM
+from energyppl.models.multiscale import MultiscaleEBM
+from energyppl.models.networks.conv import ConvEnergy
+from energyppl.models.networks.mlp import MLPEnergy
+from energyppl.models.networks.mlp_initializer import MLPInitializer
+from energyppl.models.networks.unet import UNetInitializer
+from energyppl.models.recovery import RecoveryEBM
+from energyppl.potentials.algebra import Energy
 from energyppl.schedule import NoiseSchedule
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AIS",
-    "BAR",
     "EBM",
     "HMC",
     "MALA",
-    "MALT",
     "NUTS",
-    "SMC",
-    "Adaptation",
-    "Affine",
-    "AtLevel",
-    "Base",
-    "BernoulliBase",
-    "BinaryGibbs",
-    "Block",
-    "Bridge",
     "ChEES",
-    "ChainBuffer",
-    "ChainWarning",
     "Chains",
-    "CheckpointError",
-    "Conditioned",
-    "Constrained",
-    "Contrastive",
-    "ContrastiveDivergence",
     "ConvEnergy",
-    "CooperativeGuide",
     "CooperativeRecovery",
-    "CrankNicolson",
-    "CrankNicolsonLangevin",
-    "Cycle",
-    "DenoisingScoreMatching",
-    "DiscreteLangevin",
-    "DistributionBase",
     "Energy",
     "EnergyDistribution",
     "EnergyPPLError",
     "Estimate",
-    "ExactLikelihood",
-    "ExactScoreMatching",
-    "GaussianBase",
     "Grid",
     "History",
-    "Images",
-    "IndependentMetropolis",
     "InvalidInput",
     "JointEBM",
     "Langevin",
-    "LevelScoreMatching",
     "LinearMeasurement",
     "LogNormalizer",
-    "Loss",
-    "LowRankMass",
     "MLPEnergy",
     "MLPInitializer",
-    "MarkovSampler",
-    "Mixture",
-    "MixtureBase",
-    "ModelPotential",
     "MultiscaleEBM",
-    "MultiscaleScoreMatching",
-    "NoiseContrastive",
     "NoiseSchedule",
-    "NotNormalizable",
     "NotNormalized",
     "PersistentLikelihood",
-    "Potential",
     "PyroKernel",
-    "QuadratureError",
     "RecoveryDistribution",
     "RecoveryEBM",
     "RecoveryLikelihood",
-    "ReverseAIS",
-    "Scaled",
-    "SlicedScoreMatching",
-    "Sum",
-    "TemperatureLadder",
-    "Tempered",
-    "Tethered",
     "Training",
     "TrainingDiverged",
     "TrainingOptions",
     "UNetInitializer",
     "__version__",
     "adapt",
-    "anneal_temperature",
-    "auroc",
-    "bits_per_dimension",
-    "denoising_jump",
-    "detection_report",
-    "diagonal_mass",
+    "data",
     "energy_and_grad",
-    "energy_only",
-    "energy_scores",
-    "entropy",
-    "enumerated",
+    "errors",
+    "evaluation",
     "fit",
-    "fpr_at_95",
-    "frechet_distance",
-    "from_data",
-    "from_noisy",
-    "gradient_only",
-    "gradient_scores",
-    "identity_mass",
-    "images_from_array",
-    "initializer_report",
-    "joint_scores",
-    "kernel_distance",
-    "kl_by_samples",
-    "kl_divergence",
-    "label_balance",
+    "integration",
+    "kernels",
+    "levels",
     "load_checkpoint",
     "log_normalizer",
     "long_run",
-    "low_rank_mass",
-    "mean_log_likelihood",
     "measured",
-    "memorised",
+    "metrics",
     "mixture",
-    "nearest_neighbours",
-    "process_log_likelihood",
+    "normalizing",
+    "objectives",
+    "plots",
+    "potentials",
     "product",
     "quadrature",
-    "ratio_scores",
-    "read_images",
-    "run_chain",
     "sample_chains",
+    "sampling",
     "save_checkpoint",
     "toys",
-    "typicality_scores",
 ]

@@ -1,4 +1,4 @@
-"""What is declared: energy networks and the models that are made of them."""
+"""Energy networks and the models that are made of them."""
 
 if __name__ != "energyppl.models":
     raise ImportError("import energyppl.models: this folder is its source, not a package of its own")

@@ -124,7 +124,7 @@ class EnergyModel(nn.Module):
         """Log Z of :meth:`marginal`: by quadrature in one and two dimensions, else by annealing.
 
         Annealing goes from white noise, through the noisier levels if there are any, to this one, and back from the
-        model's own samples relaxed by MALA; :class:`~energyppl.BAR` bridges both.  What was found is kept until the
+        model's own samples relaxed by MALA; :class:`~energyppl.normalizing.BAR` bridges both.  What was found is kept until the
         weights change, unless anything below is given.
 
         Args:

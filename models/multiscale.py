@@ -39,7 +39,7 @@ _REFUSAL = (
 class MultiscaleEBM(EnergyModel):
     """``U(x) = net(x) / σ0²``, trained over a ladder of noise levels that it isn't told (Li, Chen & Sommer 2019).
 
-    Train it by :class:`~energyppl.MultiscaleScoreMatching`.  The network's gradient is then the way from a noisy point
+    Train it by :class:`~energyppl.objectives.MultiscaleScoreMatching`.  The network's gradient is then the way from a noisy point
     back to the mean of its clean ones, ``∇net(x̃) = x̃ − E[x | x̃]``, whatever σ0 is, and ½|x|² is the answer for more
     noise than data.  ``sample`` is annealed Langevin; at temperature T = σ²/σ0² it gives data with noise σ *if the
     dimension is high*.  For N(0, I) and the paper's ladder for CIFAR-10 the variance at T = 1, 25 and 100, which should

@@ -40,28 +40,28 @@ def test_adaptation_reaches_the_acceptance_it_aims_at(name: str, target: str) ->
     tuned = ep.adapt(kernel, row.potential, start, steps=200, target=aim).kernel
     assert type(tuned) is type(kernel)
     assert isinstance(tuned.step_size, float)
-    accept = ep.run_chain(ep.MALA(tuned.step_size), row.potential, start, 50).accept_prob
+    accept = ep.sampling.run_chain(ep.MALA(tuned.step_size), row.potential, start, 50).accept_prob
     assert float(accept.mean()) == pytest.approx(aim, abs=tolerance)
 
 
 def test_adaptation_of_crank_nicolson() -> None:
     """To its own target in 20 dimensions, where β must shrink; and to its largest β where every proposal is taken."""
     x = torch.randn(400, 20)
-    hard = ep.Tethered(energy(lambda x: 4.0 * (x * x).sum(-1), 20), torch.zeros(400, 20), 1.0)
-    tuned = ep.adapt(ep.CrankNicolson(0.9), hard, 0.3 * x).kernel
+    hard = ep.potentials.Tethered(energy(lambda x: 4.0 * (x * x).sum(-1), 20), torch.zeros(400, 20), 1.0)
+    tuned = ep.adapt(ep.kernels.CrankNicolson(0.9), hard, 0.3 * x).kernel
     assert isinstance(tuned.step_size, float)
     assert 0.0 < tuned.step_size < 0.9
-    end = ep.run_chain(tuned, hard, 0.3 * x, 100)
+    end = ep.sampling.run_chain(tuned, hard, 0.3 * x, 100)
     assert float(end.accept_prob.mean()) == pytest.approx(0.35, abs=0.08)
-    easy = ep.Tethered(energy(lambda x: 0.5 * (x * x).sum(-1), 20), x, 1.0)
-    assert ep.adapt(ep.CrankNicolson(0.1), easy, x).kernel.step_size == pytest.approx(1.0, abs=0.05)
+    easy = ep.potentials.Tethered(energy(lambda x: 0.5 * (x * x).sum(-1), 20), x, 1.0)
+    assert ep.adapt(ep.kernels.CrankNicolson(0.1), easy, x).kernel.step_size == pytest.approx(1.0, abs=0.05)
 
 
 def test_groups_have_their_own_step_sizes() -> None:
     """Groups whose targets differ by a factor of 100 in width each reach the aim; a missing number is harmless."""
     groups = torch.tensor([0, 1, 3]).repeat_interleave(300)
     widths = torch.tensor([0.05, 5.0, 0.0, 1.0])[groups][:, None]
-    potential = ep.Tethered(energy(lambda x: 0.0 * x.sum(-1), 5), torch.zeros(900, 5), widths)
+    potential = ep.potentials.Tethered(energy(lambda x: 0.0 * x.sum(-1), 5), torch.zeros(900, 5), widths)
     start = widths * torch.randn(900, 5)
     tuned = ep.adapt(ep.MALA(0.3), potential, start, steps=200, groups=groups).kernel
     assert isinstance(tuned.step_size, Tensor)
@@ -70,7 +70,7 @@ def test_groups_have_their_own_step_sizes() -> None:
         assert len(tuned.step_size[groups == g].unique()) == 1
     relative = tuned.step_size / widths[:, 0]
     assert float(relative.max() / relative.min()) < 1.3
-    accept = ep.run_chain(tuned, potential, start, 50).accept_prob
+    accept = ep.sampling.run_chain(tuned, potential, start, 50).accept_prob
     for g in (0, 1, 3):
         assert float(accept[groups == g].mean()) == pytest.approx(0.6, abs=0.06)
 
@@ -155,14 +155,14 @@ def rotated(dim: int = 20) -> tuple[ep.Energy, Tensor]:
     return energy(lambda x: 0.5 * ((x @ precision) * x).sum(-1), dim), basis @ torch.diag(spread) @ basis.T
 
 
-@pytest.mark.parametrize("kernel", [ep.HMC(), ep.ChEES(), ep.NUTS(), ep.MALT()], ids=lambda k: type(k).__name__)
+@pytest.mark.parametrize("kernel", [ep.HMC(), ep.ChEES(), ep.NUTS(), ep.kernels.MALT()], ids=lambda k: type(k).__name__)
 def test_masses_are_learned(kernel: Any) -> None:
     """Variances from .01 to 9 within a third, 20 % above what 200 steps of 64 chains leave to chance."""
     widths = torch.tensor([0.1, 0.5, 1.0, 3.0])
     potential = energy(lambda x: 0.5 * ((x / widths) ** 2).sum(-1), 4)
     tuned = ep.adapt(kernel, potential, torch.randn(64, 4), 200).kernel
     mass = tuned.inverse_mass
-    variance = mass.variance if isinstance(mass, ep.LowRankMass) else mass
+    variance = mass.variance if isinstance(mass, ep.kernels.LowRankMass) else mass
     assert torch.allclose(variance.log(), (widths**2).log(), atol=0.3)
 
 
@@ -172,11 +172,11 @@ def test_a_mass_of_low_rank_is_learned() -> None:
     start = torch.linalg.cholesky(covariance) @ torch.randn(64, 20, 1)
     steps = {
         mass: float(ep.adapt(ep.ChEES(), potential, start[..., 0], 200, mass=mass).kernel.step_size)
-        for mass in (ep.low_rank_mass, ep.diagonal_mass, ep.identity_mass)
+        for mass in (ep.kernels.low_rank_mass, ep.kernels.diagonal_mass, ep.kernels.identity_mass)
     }
-    assert steps[ep.low_rank_mass] > 3.0 * steps[ep.diagonal_mass]
+    assert steps[ep.kernels.low_rank_mass] > 3.0 * steps[ep.kernels.diagonal_mass]
     kernel = ep.adapt(ep.ChEES(), potential, start[..., 0], 200).kernel
-    assert isinstance(kernel.inverse_mass, ep.LowRankMass)
+    assert isinstance(kernel.inverse_mass, ep.kernels.LowRankMass)
     learned = kernel.inverse_mass.stretched(torch.eye(20)) * kernel.inverse_mass.variance.sqrt()
     ratio = torch.linalg.eigvals(torch.linalg.solve(covariance, learned.T @ learned)).real
     assert float(ratio.max() / ratio.min()) < 20.0  # of 10,000 before
@@ -189,7 +189,8 @@ def test_trajectories_are_as_long_as_slow_coordinates_need() -> None:
         widths = torch.tensor([1.0, wide])
         potential = energy(lambda x: 0.5 * ((x / widths) ** 2).sum(-1), 2)  # noqa: B023
         runs = [
-            ep.adapt(ep.ChEES(), potential, torch.randn(64, 2) * widths, 300, mass=ep.identity_mass) for _ in range(3)
+            ep.adapt(ep.ChEES(), potential, torch.randn(64, 2) * widths, 300, mass=ep.kernels.identity_mass)
+            for _ in range(3)
         ]
         lengths.append(sorted(run.kernel.length for run in runs)[1])  # the middle one: one run may still be on its way
     assert 0.8 < lengths[0] < 4.0
@@ -202,7 +203,7 @@ def test_chains_begun_on_a_cliff_are_rescued(kernel: Any) -> None:
     start = torch.cat([torch.full((40, 1), -12.0), TARGETS["Gumbel"].draw(360)])
     adaptation = ep.adapt(kernel, TARGETS["Gumbel"].potential, start, 200)
     assert bool((adaptation.state.x[:40] > -4.0).all())
-    plain = ep.run_chain(adaptation.kernel, TARGETS["Gumbel"].potential, start, 200)
+    plain = ep.sampling.run_chain(adaptation.kernel, TARGETS["Gumbel"].potential, start, 200)
     assert float((plain.state.x[:40] < -10.0).double().mean()) > 0.5  # which the tuned kernel alone leaves behind
 
 
@@ -214,10 +215,10 @@ def test_what_an_adaptation_did() -> None:
 
 
 COMPOSITE: dict[str, Any] = {
-    "cycle": ep.Cycle(ep.MALA(1e-3), ep.HMC(1e-3)),
-    "mixture": ep.Mixture(ep.MALA(1e-3), ep.NUTS(1e-3), weights=(1, 3)),
-    "blocks": ep.Cycle(*(ep.Block(ep.MALA(1e-3), free) for free in (torch.eye(2) > 0).unbind())),
-    "tempered": ep.Tempered(ep.HMC(1e-3), (1.0, 0.3)),
+    "cycle": ep.kernels.Cycle(ep.MALA(1e-3), ep.HMC(1e-3)),
+    "mixture": ep.kernels.Mixture(ep.MALA(1e-3), ep.NUTS(1e-3), weights=(1, 3)),
+    "blocks": ep.kernels.Cycle(*(ep.kernels.Block(ep.MALA(1e-3), free) for free in (torch.eye(2) > 0).unbind())),
+    "tempered": ep.kernels.Tempered(ep.HMC(1e-3), (1.0, 0.3)),
 }
 
 
@@ -227,7 +228,7 @@ def test_kernels_of_kernels_are_tuned_part_by_part(name: str) -> None:
     found = ep.adapt(kernel, TARGETS["correlated Gaussian"].potential, torch.randn(50, 2), 200)
     assert type(found.kernel) is type(kernel)
     _, info = found.kernel.step(TARGETS["correlated Gaussian"].potential, found.state)
-    run = ep.run_chain(found.kernel, TARGETS["correlated Gaussian"].potential, found.state.x, 50)
+    run = ep.sampling.run_chain(found.kernel, TARGETS["correlated Gaussian"].potential, found.state.x, 50)
     assert 0.5 < float(run.accept_prob.mean()) < 0.95
     assert info.accept_prob.shape == (50,)
     if name == "tempered":
@@ -242,63 +243,63 @@ def test_tempering_crosses_between_modes_that_hmc_does_not() -> None:
     """
     potential = ep.toys.GaussianMixture(torch.tensor([[-3.0], [3.0]]), torch.full((2, 1, 1), 0.25), torch.ones(2))
     start = -3.0 + 0.5 * torch.randn(200, 1)
-    kernel = ep.Tempered(ep.HMC(0.3, 5), (1.0, 0.4, 0.15, 0.05))
-    tempered = ep.run_chain(kernel, potential, start, 300).state.x
-    plain = ep.run_chain(ep.HMC(0.3, 5), potential, start, 300).state.x
+    kernel = ep.kernels.Tempered(ep.HMC(0.3, 5), (1.0, 0.4, 0.15, 0.05))
+    tempered = ep.sampling.run_chain(kernel, potential, start, 300).state.x
+    plain = ep.sampling.run_chain(ep.HMC(0.3, 5), potential, start, 300).state.x
     assert 0.3 < float((tempered > 0).double().mean()) < 0.7
     assert float((plain > 0).double().mean()) < 0.05
 
 
 HAMILTONIAN_BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "mass of another shape": (
-        lambda: ep.run_chain(ep.HMC(inverse_mass=torch.ones(3)), standard_normal(2), START, 1),
+        lambda: ep.sampling.run_chain(ep.HMC(inverse_mass=torch.ones(3)), standard_normal(2), START, 1),
         r"inverse_mass must have the event's shape \(2,\); got \(3,\)",
     ),
     "negative mass": (lambda: ep.NUTS(inverse_mass=-torch.ones(2)), "inverse_mass must be positive"),
     "mass of another kind": (lambda: ep.HMC(inverse_mass=2.0), "inverse_mass must be None, a tensor"),  # type: ignore[arg-type]
     "directions askew": (
-        lambda: ep.LowRankMass(torch.ones(2), torch.ones(2, 1), torch.ones(1)),
+        lambda: ep.kernels.LowRankMass(torch.ones(2), torch.ones(2, 1), torch.ones(1)),
         "directions must be orthonormal",
     ),
     "step sizes of other chains": (
-        lambda: ep.run_chain(ep.HMC(torch.ones(3)), standard_normal(2), START, 1),
+        lambda: ep.sampling.run_chain(ep.HMC(torch.ones(3)), standard_normal(2), START, 1),
         "must be a number or one for each chain",
     ),
     "no steps": (lambda: ep.HMC(steps=0), "steps must be a whole number"),
     "jitter of one": (lambda: ep.HMC(jitter=1.0), "jitter must lie in"),
     "length 0": (lambda: ep.ChEES(length=0.0), "length must be positive"),
-    "friction below 0": (lambda: ep.MALT(friction=-1.0), "friction must be zero or above"),
+    "friction below 0": (lambda: ep.kernels.MALT(friction=-1.0), "friction must be zero or above"),
     "no doubling": (lambda: ep.NUTS(max_depth=0), "max_depth must be"),
     "forces in float64": (lambda: ep.HMC(force_dtype=torch.float64), "force_dtype must be None, torch.bfloat16"),
     "one chain": (lambda: ep.adapt(ep.ChEES(), standard_normal(2), START[:1]), "got one chain"),
-    "no kernels": (lambda: ep.Cycle(), "Cycle needs at least one kernel"),
-    "weights": (lambda: ep.Mixture(ep.MALA(0.1), weights=(1.0, 2.0)), "weights must be as many as kernels"),
+    "no kernels": (lambda: ep.kernels.Cycle(), "Cycle needs at least one kernel"),
+    "weights": (lambda: ep.kernels.Mixture(ep.MALA(0.1), weights=(1.0, 2.0)), "weights must be as many as kernels"),
     "tempered in a cycle": (
-        lambda: ep.Cycle(ep.Tempered(ep.MALA(0.1)), ep.MALA(0.1)),
+        lambda: ep.kernels.Cycle(ep.kernels.Tempered(ep.MALA(0.1)), ep.MALA(0.1)),
         "a Tempered can't be a part of Cycle",
     ),
     "tempered in a block": (
-        lambda: ep.Block(ep.Tempered(ep.MALA(0.1)), torch.ones(2) > 0),
+        lambda: ep.kernels.Block(ep.kernels.Tempered(ep.MALA(0.1)), torch.ones(2) > 0),
         "a Tempered can't be a part of Block",
     ),
     "tempered cycle, tuned": (
-        lambda: ep.adapt(ep.Tempered(ep.Cycle(ep.MALA(0.1))), standard_normal(2), START),
+        lambda: ep.adapt(ep.kernels.Tempered(ep.kernels.Cycle(ep.MALA(0.1))), standard_normal(2), START),
         "adapt tunes a Tempered around one of energyppl's own kernels; got Cycle",
     ),
     "a cycle's target": (
-        lambda: ep.adapt(ep.Cycle(ep.MALA(0.1)), standard_normal(2), START, target=17.0),
+        lambda: ep.adapt(ep.kernels.Cycle(ep.MALA(0.1)), standard_normal(2), START, target=17.0),
         "target must lie between 0 and 1",
     ),
     "a cycle's groups": (
-        lambda: ep.adapt(ep.Cycle(ep.MALA(0.1)), standard_normal(2), START, groups=torch.zeros(4).long()),
+        lambda: ep.adapt(ep.kernels.Cycle(ep.MALA(0.1)), standard_normal(2), START, groups=torch.zeros(4).long()),
         "groups can't be given for a Cycle",
     ),
     "MALA's step sizes of other chains": (
-        lambda: ep.run_chain(ep.MALA(torch.ones(3)), standard_normal(2), START, 1),
+        lambda: ep.sampling.run_chain(ep.MALA(torch.ones(3)), standard_normal(2), START, 1),
         "must be a number or one for each chain",
     ),
-    "betas rise": (lambda: ep.Tempered(ep.MALA(0.1), (1.0, 1.5)), "betas must begin at 1 and fall"),
-    "betas to 0": (lambda: ep.Tempered(ep.MALA(0.1), (1.0, 0.0)), "betas that reach 0 need a base"),
+    "betas rise": (lambda: ep.kernels.Tempered(ep.MALA(0.1), (1.0, 1.5)), "betas must begin at 1 and fall"),
+    "betas to 0": (lambda: ep.kernels.Tempered(ep.MALA(0.1), (1.0, 0.0)), "betas that reach 0 need a base"),
 }
 
 
@@ -310,7 +311,7 @@ def test_bad_hamiltonian_kernels_are_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 8, 12, 20])
-@pytest.mark.parametrize("kernel", [ep.HMC(), ep.ChEES(), ep.NUTS(), ep.MALT()], ids=lambda k: type(k).__name__)
+@pytest.mark.parametrize("kernel", [ep.HMC(), ep.ChEES(), ep.NUTS(), ep.kernels.MALT()], ids=lambda k: type(k).__name__)
 def test_any_number_of_steps_will_do(kernel: Any, steps: int) -> None:
     found = ep.adapt(kernel, standard_normal(2), torch.randn(8, 2), steps)
     assert len(found.acceptance) == steps
@@ -318,7 +319,7 @@ def test_any_number_of_steps_will_do(kernel: Any, steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_cycle_takes_as_many_steps_as_it_is_given(steps: int) -> None:
-    found = ep.adapt(ep.Cycle(ep.MALA(0.1), ep.HMC(), ep.NUTS()), standard_normal(2), torch.randn(8, 2), steps)
+    found = ep.adapt(ep.kernels.Cycle(ep.MALA(0.1), ep.HMC(), ep.NUTS()), standard_normal(2), torch.randn(8, 2), steps)
     assert len(found.acceptance) == steps
 
 
@@ -330,14 +331,14 @@ def test_chains_begun_outside_do_not_shrink_the_step(kernel: Any) -> None:
     assert float(ep.adapt(kernel, half, start, 200).kernel.step_size) > 1e-3
 
 
-@pytest.mark.parametrize("kind", [ep.MALA, ep.HMC, ep.MALT, ep.NUTS])
+@pytest.mark.parametrize("kind", [ep.MALA, ep.HMC, ep.kernels.MALT, ep.NUTS])
 def test_a_chain_begun_at_infinite_energy_may_leave(kind: Any) -> None:
     wall = energy(lambda x: torch.where((x.abs() < 2).all(-1), 0.0 * x.sum(-1), math.inf), 2)
-    end = ep.run_chain(kind(0.5), wall, torch.full((50, 2), 2.1), 200)
+    end = ep.sampling.run_chain(kind(0.5), wall, torch.full((50, 2), 2.1), 200)
     assert float(torch.isfinite(end.state.energy).double().mean()) > 0.9
 
 
 def test_low_rank_masses_follow_the_points() -> None:
-    mass = ep.LowRankMass(torch.ones(2), torch.tensor([[1.0], [0.0]]), torch.tensor([2.0]))
+    mass = ep.kernels.LowRankMass(torch.ones(2), torch.tensor([[1.0], [0.0]]), torch.tensor([2.0]))
     potential = energy(lambda x: 0.5 * (x * x).sum(-1), 2)
-    assert ep.run_chain(ep.HMC(inverse_mass=mass), potential, START.double(), 2).state.x.dtype == torch.float64
+    assert ep.sampling.run_chain(ep.HMC(inverse_mass=mass), potential, START.double(), 2).state.x.dtype == torch.float64

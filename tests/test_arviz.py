@@ -82,7 +82,10 @@ def test_arviz_has_every_group(kernel: str) -> None:
 @pytest.mark.parametrize("kernel", ["cycle", "mixture"])
 def test_statistics_that_only_some_steps_have_are_missing_or_nan(kernel: str) -> None:
     """Not what happened to be in memory: filled with 7s here."""
-    kernels = {"cycle": ep.Cycle(ep.MALA(0.5), ep.NUTS()), "mixture": ep.Mixture(ep.MALA(0.5), ep.NUTS())}
+    kernels = {
+        "cycle": ep.kernels.Cycle(ep.MALA(0.5), ep.NUTS()),
+        "mixture": ep.kernels.Mixture(ep.MALA(0.5), ep.NUTS()),
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty_like", lambda t, **o: torch.full_like(t, 7.0, **o))
         patch.setattr(torch, "empty", lambda *s, **o: torch.full(s[0] if isinstance(s[0], tuple) else s, 7.0, **o))

@@ -110,7 +110,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         r"inverse_mass must have the event's shape \(2,\); got \(3,\)",
     ),
     "mass of rank and another shape": (
-        lambda: sample(ep.NUTS(inverse_mass=ep.LowRankMass(torch.ones(3), torch.eye(3)[:, :1], torch.ones(1))), NORMAL),
+        lambda: sample(
+            ep.NUTS(inverse_mass=ep.kernels.LowRankMass(torch.ones(3), torch.eye(3)[:, :1], torch.ones(1))), NORMAL
+        ),
         r"inverse_mass must have the event's shape \(2,\); got \(3,\)",
     ),
     "negative mass": (lambda: sample(ep.HMC(inverse_mass=torch.tensor([1.0, -1.0])), NORMAL), "must be positive"),

@@ -113,7 +113,7 @@ def test_posterior_of_a_gaussian_prior_is_exact(size: int) -> None:
         target = posterior.marginal().potential
         start = posterior.sample((3000,), steps=10)
         tuned = ep.adapt(ep.MALA(0.2), target, start, 200)
-        x = ep.run_chain(tuned.kernel, target, tuned.state.x, 300).state.x.double()
+        x = ep.sampling.run_chain(tuned.kernel, target, tuned.state.x, 300).state.x.double()
         a, sigma0 = measurement.matrix.double(), float(SCHEDULE.sigma_bar[0])
         alpha0 = float(SCHEDULE.alpha_bar[0])
         prior = torch.diag(1.0 / (alpha0**2 * sd.double() ** 2 + sigma0**2))

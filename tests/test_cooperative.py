@@ -64,13 +64,13 @@ def test_independent_proposals_leave_the_target_whatever_they_are() -> None:
     proposal = torch.distributions.Independent(
         torch.distributions.Normal(torch.full((4000, 1), 1.0), torch.full((4000, 1), 2.0)), 1
     )
-    kernel = ep.IndependentMetropolis(proposal)  # type: ignore[arg-type]
-    x = ep.run_chain(kernel, target, torch.zeros(4000, 1), 60).state.x
+    kernel = ep.kernels.IndependentMetropolis(proposal)  # type: ignore[arg-type]
+    x = ep.sampling.run_chain(kernel, target, torch.zeros(4000, 1), 60).state.x
     assert abs(float(x.mean())) < 4.5 / math.sqrt(4000)
     assert abs(float(x.var()) - 1.0) < 4.5 * math.sqrt(2.0 / 4000)
     assert abs(float(proposal.sample().mean())) > 10 / math.sqrt(4000), "negative control: without correction"
     with pytest.raises(ep.InvalidInput, match="one point for each chain"):
-        ep.run_chain(kernel, target, torch.zeros(5, 1), 1)
+        ep.sampling.run_chain(kernel, target, torch.zeros(5, 1), 1)
 
 
 def test_teaching_makes_chains_begin_nearer_home() -> None:
@@ -81,13 +81,13 @@ def test_teaching_makes_chains_begin_nearer_home() -> None:
     ebm = ep.RecoveryEBM(MLPEnergy((2,), hidden=64, depth=2), ep.NoiseSchedule.cosine(6))
     before = MLPInitializer((2,), hidden=64, levels=6, learn_scale=True)
     history = ep.fit(ebm, data, ep.CooperativeRecovery(initializer=initializer), options=OPTIONS, progress=False)
-    report = ep.initializer_report(ebm, data[:500])
+    report = ep.evaluation.initializer_report(ebm, data[:500])
     assert float(report.drop[0]) < 0.7 * float(report.drop_without[0])
     assert report.problems == ()
     for name in ("initializer_loss", "initializer_drop", "initializer_moved"):
         assert math.isfinite(history.records[-1].values[name])
     ebm.initializer = before
-    untaught = ep.initializer_report(ebm, data[:500])
+    untaught = ep.evaluation.initializer_report(ebm, data[:500])
     assert float(untaught.drop[0]) > 0.8 * float(untaught.drop_without[0]), "negative control"
 
 
@@ -97,11 +97,13 @@ def test_a_useless_and_a_collapsed_initializer_are_named() -> None:
     ebm.step_sizes.fill_(0.5)
     with torch.no_grad():
         ebm.initializer.readout.bias[:2] = 5.0  # type: ignore[union-attr, index]
-    assert "begin no better" in ep.initializer_report(ebm, torch.randn(500, 2)).problems[0]
+    assert "begin no better" in ep.evaluation.initializer_report(ebm, torch.randn(500, 2)).problems[0]
     with torch.no_grad():
         ebm.initializer.readout.bias[:2] = 0.0  # type: ignore[union-attr, index]
         ebm.initializer.readout.bias[2:] = -50.0  # type: ignore[union-attr, index]
-    assert any("collapsed" in problem for problem in ep.initializer_report(ebm, torch.randn(500, 2)).problems)
+    assert any(
+        "collapsed" in problem for problem in ep.evaluation.initializer_report(ebm, torch.randn(500, 2)).problems
+    )
 
 
 def test_each_network_has_its_own_gradient_only() -> None:
@@ -136,9 +138,9 @@ def test_rows_of_another_dtype_are_taken() -> None:
 
     ebm, rows = bell(), torch.randn(300, 2, dtype=torch.float64)
     ebm.standardize(torch.randn(300, 2))
-    assert len(ep.initializer_report(ebm, rows).drop) == ebm.schedule.levels
+    assert len(ep.evaluation.initializer_report(ebm, rows).drop) == ebm.schedule.levels
     pyro.clear_param_store()
-    SVI(ebm, ep.CooperativeGuide(ebm), pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(rows)
+    SVI(ebm, ep.objectives.CooperativeGuide(ebm), pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(rows)
 
 
 def test_an_initializer_follows_its_model() -> None:
@@ -280,7 +282,7 @@ def test_svi_trains_both_networks_with_the_objectives_gradients() -> None:
     ebm.step_sizes.fill_(0.5)
     ebm.eval()
     objective = ep.CooperativeRecovery(recipe=ep.RecoveryLikelihood(adapt=False))
-    guide = ep.CooperativeGuide(ebm, objective)
+    guide = ep.objectives.CooperativeGuide(ebm, objective)
     watched: list[Tensor] = [ebm.net.precision, ebm.initializer.readout.bias]  # type: ignore[list-item, union-attr]
     found: dict[str, list[list[float]]] = {"loss": [], "svi": []}
     for _ in range(400):
@@ -307,7 +309,7 @@ def test_svi_moves_both_networks() -> None:
     data = 0.1 * torch.randn(300, 2) + torch.tensor([1.0, 0.0]) * torch.randn(300, 2).sign()
     ebm.standardize(data)
     pyro.clear_param_store()
-    svi = SVI(ebm, ep.CooperativeGuide(ebm), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    svi = SVI(ebm, ep.objectives.CooperativeGuide(ebm), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     before = [p.detach().clone() for p in ebm.parameters()]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -317,7 +319,7 @@ def test_svi_moves_both_networks() -> None:
     assert "net.precision" in moved
     assert "initializer.readout.bias" in moved
     with pytest.raises(ep.InvalidInput, match="shares chains"):
-        ep.CooperativeGuide(ebm, ep.CooperativeRecovery(from_initializer=True))
+        ep.objectives.CooperativeGuide(ebm, ep.CooperativeRecovery(from_initializer=True))
 
 
 def test_annealing_may_begin_at_the_initializer() -> None:
@@ -329,7 +331,9 @@ def test_annealing_may_begin_at_the_initializer() -> None:
     level = 2
     alpha, sigma = float(ebm.schedule.alpha[level]), float(ebm.schedule.sigma[level])
     found = ep.log_normalizer(
-        ebm.recovery(noisy, level), base=ep.DistributionBase(ebm.guide(noisy, level)), method=ep.AIS(256)
+        ebm.recovery(noisy, level),
+        base=ep.potentials.DistributionBase(ebm.guide(noisy, level)),
+        method=ep.normalizing.AIS(256),
     )
     # ∫ exp(−½|y/α|² − ½|y − noisy|²/σ²) dy, coordinate by coordinate.
     precision = alpha**-2 + sigma**-2

@@ -20,7 +20,8 @@ from torch.distributions import constraints
 import energyppl as ep
 from energyppl import plots
 from energyppl.cli.runs import FittedTable
-from energyppl.inference import level_acceptance, tether_normalizers
+from energyppl.inference.evaluation.chains import level_acceptance
+from energyppl.inference.normalizing.recovery import tether_normalizers
 from energyppl.integration.quadrature import expectation, kl_divergence, quadrature
 from energyppl.metrics.two_sample import energy_distance_test
 from tests.pretend_device import MixedDevices, pretend_device
@@ -115,7 +116,7 @@ def an_initializer_learns_with_its_model() -> None:
         fit(model, data(), objective, labels=torch.randint(2, (64,)))
     there(model.sample((4,), steps=2))
     there(model.guide(data(), 1).sample())
-    ep.initializer_report(model, data(), steps=2)
+    ep.evaluation.initializer_report(model, data(), steps=2)
 
 
 @scenario
@@ -126,19 +127,19 @@ def a_joint_model_is_fit_and_sampled() -> None:
     there(model.level_probabilities(data()))
     there(model.draw_level(data()))
     model.forward(3)
-    ep.joint_scores(model, data())
+    ep.evaluation.joint_scores(model, data())
 
 
 @scenario
 def every_objective_of_one_energy_trains() -> None:
     for objective in (
         ep.PersistentLikelihood(slots=16, moves=2),
-        ep.ContrastiveDivergence(steps=1),
-        ep.ExactScoreMatching(),
-        ep.SlicedScoreMatching(),
-        ep.DenoisingScoreMatching(0.3),
-        ep.NoiseContrastive(),
-        ep.ExactLikelihood(points=16, half_width=8.0),
+        ep.objectives.ContrastiveDivergence(steps=1),
+        ep.objectives.ExactScoreMatching(),
+        ep.objectives.SlicedScoreMatching(),
+        ep.objectives.DenoisingScoreMatching(0.3),
+        ep.objectives.NoiseContrastive(),
+        ep.objectives.ExactLikelihood(points=16, half_width=8.0),
     ):
         model = ep.EBM(net(levels=1))
         fit(model, data(), objective)
@@ -148,8 +149,8 @@ def every_objective_of_one_energy_trains() -> None:
 @scenario
 def steps_are_tuned() -> None:
     model = recovery()
-    fit(model, data(), ep.LevelScoreMatching())
-    for kernel in (None, ep.HMC(steps=2), ep.MALT(steps=2), ep.NUTS(max_depth=2)):
+    fit(model, data(), ep.objectives.LevelScoreMatching())
+    for kernel in (None, ep.HMC(steps=2), ep.kernels.MALT(steps=2), ep.NUTS(max_depth=2)):
         model.tune(data(), *([] if kernel is None else [kernel]), steps=4)
 
 
@@ -157,11 +158,11 @@ def steps_are_tuned() -> None:
 def one_energy_at_many_noise_levels_is_annealed() -> None:
     model = ep.MultiscaleEBM(net(levels=1), torch.linspace(2.0, 0.1, 4))
     fit(model, data())
-    ladder, x, seen = ep.TemperatureLadder(4.0, 2, 2, 2), data(rows=3), torch.tensor([True, False])
+    ladder, x, seen = ep.levels.TemperatureLadder(4.0, 2, 2, 2), data(rows=3), torch.tensor([True, False])
     there(model.sample((3,), ladder=ladder))
     for rows, mask in ((x, seen), (x, seen.to(DEVICE)), (x.to(DEVICE), seen)):
         there(model.inpaint(rows, mask, ladder=ladder))
-    ep.anneal_temperature(model.potential(), x.to(DEVICE), ladder, seen=seen)
+    ep.levels.anneal_temperature(model.potential(), x.to(DEVICE), ladder, seen=seen)
 
 
 @scenario
@@ -190,7 +191,7 @@ def objectives_take_rows_of_the_cpu() -> None:
 def double_precision_stays() -> None:
     model = recovery().double()
     fit(model, data().double())
-    ep.energy_scores(model, data().double())
+    ep.evaluation.energy_scores(model, data().double())
     ep.sample_chains(ep.ChEES(0.1), model.potential(0), **SHORT)
 
 
@@ -199,7 +200,7 @@ def double_precision_stays() -> None:
 
 @scenario
 def a_normalizer_takes_samples_of_the_cpu() -> None:
-    model, method = on_device(3), ep.BAR(particles=32)
+    model, method = on_device(3), ep.normalizing.BAR(particles=32)
     model.log_normalizer(method=method).trace.forward.numpy()
     model.log_normalizer(method=method, samples=data(3))
     model.log_normalizer(method=method, samples=lambda count: data(3, count))
@@ -208,9 +209,9 @@ def a_normalizer_takes_samples_of_the_cpu() -> None:
 @scenario
 def a_potential_alone_is_normalised() -> None:
     model = on_device(3)
-    ep.log_normalizer(model.potential(0), method=ep.SMC(particles=32))
-    ep.log_normalizer(model.potential(0), method=ep.AIS(particles=32))
-    ep.log_normalizer(model.potential(0), method=ep.BAR(particles=32), samples=data(3))
+    ep.log_normalizer(model.potential(0), method=ep.normalizing.SMC(particles=32))
+    ep.log_normalizer(model.potential(0), method=ep.normalizing.AIS(particles=32))
+    ep.log_normalizer(model.potential(0), method=ep.normalizing.BAR(particles=32), samples=data(3))
 
 
 @scenario
@@ -218,7 +219,7 @@ def a_process_has_a_likelihood() -> None:
     model = on_device()
     recoveries = model.recovery(data(rows=4), 2)
     tether_normalizers(recoveries, particles=4, draws=recoveries.sample((4,)).cpu())
-    ep.process_log_likelihood(model, data(rows=6), particles=4, steps=2)
+    ep.normalizing.process_log_likelihood(model, data(rows=6), particles=4, steps=2)
 
 
 @scenario
@@ -234,17 +235,17 @@ def binary_states_are_enumerated_and_annealed() -> None:
             return x @ self.weight
 
     field = Field().to(DEVICE)
-    ep.enumerated(field)
-    ep.log_normalizer(field, method=ep.SMC(particles=32, kernel=ep.BinaryGibbs()))
+    ep.integration.enumerated(field)
+    ep.log_normalizer(field, method=ep.normalizing.SMC(particles=32, kernel=ep.kernels.BinaryGibbs()))
 
 
 @scenario
 def densities_are_compared() -> None:
     model = on_device()
     z, p = model.log_normalizer(), model.marginal()
-    ep.mean_log_likelihood(p, data(), z)
-    ep.entropy(p, data(), z)
-    ep.kl_by_samples(p, p, data(), z, z)
+    ep.evaluation.mean_log_likelihood(p, data(), z)
+    ep.evaluation.entropy(p, data(), z)
+    ep.evaluation.kl_by_samples(p, p, data(), z, z)
     grid = ep.Grid((-9.0,) * 2, (9.0,) * 2, (32,) * 2)
     quadrature(p.potential, grid)
     expectation(lambda x: x, p.potential, grid)
@@ -256,7 +257,7 @@ def the_other_models_are_normalised() -> None:
     model, single = joint(), ep.EBM(net(3, levels=1)).to(DEVICE)
     model.log_normalizer(2)
     there(model.log_prob(data()))
-    single.log_normalizer(method=ep.ReverseAIS(particles=32), samples=lambda count: data(3, count))
+    single.log_normalizer(method=ep.normalizing.ReverseAIS(particles=32), samples=lambda count: data(3, count))
 
 
 # --- Queries ---
@@ -266,13 +267,13 @@ def the_other_models_are_normalised() -> None:
 def scores_come_back_to_where_the_rows_lie() -> None:
     model, x = on_device(classes=2), data()
     for scored in (model, model.marginal(), model.marginal().potential, model.given(1)):
-        assert ep.energy_scores(scored, x).device.type == "cpu"
-        ep.gradient_scores(scored, x)
-    ep.energy_scores(model.given(torch.randint(2, (64,))), x, batch=7)
-    ep.typicality_scores(model, x, data())
-    ep.ratio_scores(model, x, model.marginal(1))
-    scores = there(ep.energy_scores(model, x.to(DEVICE)))
-    ep.detection_report(scores, scores + 1.0, repeats=40)
+        assert ep.evaluation.energy_scores(scored, x).device.type == "cpu"
+        ep.evaluation.gradient_scores(scored, x)
+    ep.evaluation.energy_scores(model.given(torch.randint(2, (64,))), x, batch=7)
+    ep.evaluation.typicality_scores(model, x, data())
+    ep.evaluation.ratio_scores(model, x, model.marginal(1))
+    scores = there(ep.evaluation.energy_scores(model, x.to(DEVICE)))
+    ep.evaluation.detection_report(scores, scores + 1.0, repeats=40)
 
 
 @scenario
@@ -286,10 +287,10 @@ def long_runs_begin_from_rows_of_the_cpu() -> None:
 def samples_of_two_devices_are_compared() -> None:
     x = data().to(DEVICE)
     energy_distance_test(data(), x, 10)
-    ep.frechet_distance(data(), x)
-    ep.kernel_distance(x, data())
-    ep.nearest_neighbours(x, x, 2)
-    ep.memorised(x, x, data(rows=100).to(DEVICE))
+    ep.metrics.frechet_distance(data(), x)
+    ep.metrics.kernel_distance(x, data())
+    ep.metrics.nearest_neighbours(x, x, 2)
+    ep.metrics.memorised(x, x, data(rows=100).to(DEVICE))
 
 
 @scenario
@@ -303,10 +304,14 @@ def methods_take_rows_of_the_cpu() -> None:
 @scenario
 def fitted_bases_stay() -> None:
     x = data(3).to(DEVICE)
-    for base, rows in ((ep.GaussianBase, x), (ep.MixtureBase, x), (ep.BernoulliBase, (x > 0).float())):
+    for base, rows in (
+        (ep.potentials.GaussianBase, x),
+        (ep.potentials.MixtureBase, x),
+        (ep.potentials.BernoulliBase, (x > 0).float()),
+    ):
         fitted = base.fitted(rows, torch.Size((3,)))
         there(fitted(fitted.sample(5)))
-    half = ep.GaussianBase(torch.zeros(3).to(DEVICE), torch.tensor(2.0))
+    half = ep.potentials.GaussianBase(torch.zeros(3).to(DEVICE), torch.tensor(2.0))
     there(half(half.sample(3)))
 
 
@@ -324,13 +329,13 @@ def toys_follow_their_points() -> None:
 @scenario
 def results_are_drawn_and_exported() -> None:
     model = on_device()
-    z = ep.log_normalizer(model.potential(0), method=ep.SMC(particles=32))
+    z = ep.log_normalizer(model.potential(0), method=ep.normalizing.SMC(particles=32))
     z.to_arviz()
     plots.log_weight_histogram(z, title="")
     plots.ladder_plot(z, title="")
     plots.scatter_panels({"draws": model.sample((9,), steps=1)}, title="")
     plots.level_plot(level_acceptance(model, samples=4, steps=1).acceptance, title="")
-    plots.score_histograms({"scores": ep.energy_scores(model, data().to(DEVICE))})
+    plots.score_histograms({"scores": ep.evaluation.energy_scores(model, data().to(DEVICE))})
     empty = (np.empty(0),) * 2
     FittedTable(model, ("a", "b"), np.zeros(2), np.ones(2), empty, np.eye(2), np.eye(2), {}).sample(5)
 
@@ -347,12 +352,14 @@ def every_kernel_runs() -> None:
         ep.HMC(0.1, steps=2),
         ep.ChEES(0.1),
         ep.NUTS(0.1, max_depth=2),
-        ep.MALT(0.1, steps=2),
-        ep.Cycle(ep.MALA(0.1), ep.HMC(0.1, steps=2)),
-        ep.Mixture(ep.MALA(0.1), ep.HMC(0.1, steps=2)),
-        ep.Block(ep.MALA(0.1), torch.tensor([True, False])),
-        ep.Tempered(ep.MALA(0.1), (1.0, 0.5)),
-        ep.Tempered(ep.MALA(0.1), (1.0, 0.0), ep.GaussianBase(torch.zeros(2).to(DEVICE), torch.ones(2).to(DEVICE))),
+        ep.kernels.MALT(0.1, steps=2),
+        ep.kernels.Cycle(ep.MALA(0.1), ep.HMC(0.1, steps=2)),
+        ep.kernels.Mixture(ep.MALA(0.1), ep.HMC(0.1, steps=2)),
+        ep.kernels.Block(ep.MALA(0.1), torch.tensor([True, False])),
+        ep.kernels.Tempered(ep.MALA(0.1), (1.0, 0.5)),
+        ep.kernels.Tempered(
+            ep.MALA(0.1), (1.0, 0.0), ep.potentials.GaussianBase(torch.zeros(2).to(DEVICE), torch.ones(2).to(DEVICE))
+        ),
     ):
         chains = ep.sample_chains(kernel, model.potential(0), keep_warmup=True, **SHORT)
     chains.to_arviz()
@@ -364,15 +371,15 @@ def every_kind_of_target_is_sampled() -> None:
     model, kernel, box = on_device(), ep.MALA(0.1), constraints.interval(-3.0, 3.0)
     energy = model.potential(0)
     for target in (
-        ep.GaussianBase(torch.zeros(2).to(DEVICE), torch.ones(2).to(DEVICE)),
+        ep.potentials.GaussianBase(torch.zeros(2).to(DEVICE), torch.ones(2).to(DEVICE)),
         ep.EnergyDistribution(energy),
         ep.EnergyDistribution(energy, support=box),
-        ep.Conditioned(energy, torch.zeros(2), torch.tensor([True, False])),
+        ep.potentials.Conditioned(energy, torch.zeros(2), torch.tensor([True, False])),
         model.recovery(data(rows=5), 2),
     ):
         ep.sample_chains(kernel, target, **SHORT)
     for support in (None, box):
-        own = ep.EnergyDistribution(energy, sampler=ep.MarkovSampler(kernel, 3), support=support)
+        own = ep.EnergyDistribution(energy, sampler=ep.sampling.MarkovSampler(kernel, 3), support=support)
         there(own.energy(there(own.sample((4,)))))
 
 
@@ -389,21 +396,21 @@ def chains_begin_from_rows_of_the_cpu_and_go_on() -> None:
 def settings_of_kernels_may_lie_on_the_cpu() -> None:
     target, x, each = on_device().potential(0), data(rows=8).to(DEVICE), torch.full((8,), 0.1)
     mass, moved = torch.ones(2), each.to(DEVICE)
-    low_rank = ep.LowRankMass(torch.ones(2), torch.eye(2)[:, :1], torch.ones(1) * 2.0)
+    low_rank = ep.kernels.LowRankMass(torch.ones(2), torch.eye(2)[:, :1], torch.ones(1) * 2.0)
     for kernel in (
         ep.Langevin(each),
         ep.MALA(each),
         ep.HMC(each, steps=2, inverse_mass=mass),
         ep.NUTS(each, max_depth=2, inverse_mass=low_rank),
-        ep.MALT(moved, steps=2, friction=each),
-        ep.MALT(each, steps=2, friction=each).resized(moved, moved, moved),
+        ep.kernels.MALT(moved, steps=2, friction=each),
+        ep.kernels.MALT(each, steps=2, friction=each).resized(moved, moved, moved),
     ):
-        ep.run_chain(kernel, target, x, 1)
+        ep.sampling.run_chain(kernel, target, x, 1)
     for kernel in (
         ep.HMC(0.1, steps=2, inverse_mass=low_rank),
         ep.ChEES(0.1, inverse_mass=mass),
         ep.NUTS(0.1, max_depth=2, inverse_mass=mass),
-        ep.MALT(0.1, steps=2, friction=each),
+        ep.kernels.MALT(0.1, steps=2, friction=each),
     ):
         ep.adapt(kernel, target, x, 25)
     ep.adapt(ep.HMC(0.1, steps=2), target, x, 25, groups=torch.arange(8) % 2)
@@ -459,7 +466,7 @@ def parts_are_gathered_from_two_devices() -> None:
 @scenario
 def pyro_trains_it() -> None:
     model = on_device(initializer=starter())
-    for guide in (lambda rows: None, ep.CooperativeGuide(model)):
+    for guide in (lambda rows: None, ep.objectives.CooperativeGuide(model)):
         pyro.clear_param_store()
         SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(data())
 

@@ -18,7 +18,7 @@ def quadratic(x: Tensor) -> Tensor:
 
 
 NORMAL = ep.Energy(quadratic, torch.Size((2,)))
-CHAINS = ep.MarkovSampler(ep.MALA(1.0), steps=30)
+CHAINS = ep.sampling.MarkovSampler(ep.MALA(1.0), steps=30)
 
 
 def energy(batch: tuple[int, ...] = ()) -> EnergyDistribution:

@@ -84,7 +84,7 @@ def batch_normed() -> Net:
 def at_level(per_point: bool) -> Callable[[], Any]:
     def make() -> Any:
         level = torch.arange(6) if per_point else torch.tensor(2)
-        return ep.AtLevel(MLPEnergy((2,), hidden=16), level, torch.Size((2,)), loc=torch.ones(2), scale=2.0)
+        return ep.potentials.AtLevel(MLPEnergy((2,), hidden=16), level, torch.Size((2,)), loc=torch.ones(2), scale=2.0)
 
     return make
 
@@ -126,16 +126,25 @@ TABLE: dict[str, tuple[Callable[[], Any], tuple[tuple[int, ...], ...]]] = {
     "closure over a module": (lambda: ep.Energy((lambda n: lambda x: n(x))(net()), torch.Size((2,))), FLAT),
     "AtLevel": (at_level(False), FLAT),
     "AtLevel per point": (at_level(True), SIX),
-    "Tethered": (lambda: ep.Tethered(net(), NOISY, 0.5), SIX),
-    "Tethered, a sigma each": (lambda: ep.Tethered(at_level(True)(), NOISY, torch.linspace(0.1, 9.0, 6)[:, None]), SIX),
-    "Tethered, infinite sigma": (lambda: ep.Tethered(net(), NOISY, math.inf), SIX),
-    "Sum": (lambda: ep.Sum(net(), ep.Scaled(net(nn.Tanh), -0.5), QUADRATIC), FLAT),
-    "Scaled per point": (lambda: ep.Scaled(net(), torch.linspace(0.1, 1.0, 6)), SIX),
-    "Bridge": (lambda: ep.Bridge(QUADRATIC, net(), 0.3), FLAT),
-    "Bridge per point": (lambda: ep.Bridge(QUADRATIC, net(), torch.linspace(0.0, 1.0, 6)), SIX),
-    "Conditioned": (lambda: ep.Conditioned(net(), torch.ones(2), FREE), ((1, 1), (64, 1))),
-    "Conditioned, observed rows": (lambda: ep.Conditioned(net(), NOISY, FREE), ((6, 1),)),
-    "tree": (lambda: ep.Sum(ep.Tethered(ep.Bridge(QUADRATIC, net(), 0.5), NOISY, 0.3), ep.Scaled(net(), 2.0)), SIX),
+    "Tethered": (lambda: ep.potentials.Tethered(net(), NOISY, 0.5), SIX),
+    "Tethered, a sigma each": (
+        lambda: ep.potentials.Tethered(at_level(True)(), NOISY, torch.linspace(0.1, 9.0, 6)[:, None]),
+        SIX,
+    ),
+    "Tethered, infinite sigma": (lambda: ep.potentials.Tethered(net(), NOISY, math.inf), SIX),
+    "Sum": (lambda: ep.potentials.Sum(net(), ep.potentials.Scaled(net(nn.Tanh), -0.5), QUADRATIC), FLAT),
+    "Scaled per point": (lambda: ep.potentials.Scaled(net(), torch.linspace(0.1, 1.0, 6)), SIX),
+    "Bridge": (lambda: ep.potentials.Bridge(QUADRATIC, net(), 0.3), FLAT),
+    "Bridge per point": (lambda: ep.potentials.Bridge(QUADRATIC, net(), torch.linspace(0.0, 1.0, 6)), SIX),
+    "Conditioned": (lambda: ep.potentials.Conditioned(net(), torch.ones(2), FREE), ((1, 1), (64, 1))),
+    "Conditioned, observed rows": (lambda: ep.potentials.Conditioned(net(), NOISY, FREE), ((6, 1),)),
+    "tree": (
+        lambda: ep.potentials.Sum(
+            ep.potentials.Tethered(ep.potentials.Bridge(QUADRATIC, net(), 0.5), NOISY, 0.3),
+            ep.potentials.Scaled(net(), 2.0),
+        ),
+        SIX,
+    ),
     "banana": (lambda: ep.toys.Banana(), FLAT),
     "mixture": (lambda: ep.Energy(ep.toys.GaussianMixture(torch.eye(2), torch.eye(2).repeat(2, 1, 1)), (2,)), FLAT),
 }
@@ -260,7 +269,7 @@ def graded(module: Net) -> list[nn.Parameter]:
 
 WRAPS: dict[str, Callable[[Net], Any]] = {
     "module": lambda m: m,
-    "tethered": lambda m: ep.Tethered(m, torch.ones(5, 2), 0.5),
+    "tethered": lambda m: ep.potentials.Tethered(m, torch.ones(5, 2), 0.5),
     "in Energy": lambda m: ep.Energy(m, torch.Size((2,))),
     "in a closure": lambda m: ep.Energy(lambda x: m(x), torch.Size((2,))),
     "bound method": lambda m: ep.Energy(m.forward, torch.Size((2,))),
@@ -315,7 +324,7 @@ def test_ids_of_dead_objects_do_not_hide_a_change() -> None:
 
 def test_weights_changed_between_different_callers_of_one_network() -> None:
     module, x = net(), torch.randn(5, 2)
-    first, second = ep.Tethered(module, x, 1.0), ep.Tethered(module, 2 * x, 1.0)
+    first, second = ep.potentials.Tethered(module, x, 1.0), ep.potentials.Tethered(module, 2 * x, 1.0)
     for potential in (first, second):
         require_equal(potential, x)
     new_weights(module)
@@ -325,7 +334,7 @@ def test_weights_changed_between_different_callers_of_one_network() -> None:
 
 def test_tensors_of_a_value_written_in_place_are_seen() -> None:
     center, sigma, x = torch.zeros(5, 2), torch.ones(5, 1), torch.randn(5, 2)
-    potential = ep.Tethered(net(), center, sigma)
+    potential = ep.potentials.Tethered(net(), center, sigma)
     require_equal(potential, x)
     center += 1.0
     sigma *= 3.0
@@ -338,10 +347,10 @@ def test_a_new_tether_level_or_batch_takes_the_old_trace(monkeypatch: pytest.Mon
     monkeypatch.setattr(_tracing, "make_fx", counted(_tracing.make_fx, made))
     network = MLPEnergy((2,), hidden=8)
     for t in range(6):
-        at = ep.AtLevel(network, torch.full((5,), t), torch.Size((2,)))
-        require_equal(ep.Tethered(at, torch.randn(5, 2), torch.rand(5, 1) + 0.1), torch.randn(5, 2))
+        at = ep.potentials.AtLevel(network, torch.full((5,), t), torch.Size((2,)))
+        require_equal(ep.potentials.Tethered(at, torch.randn(5, 2), torch.rand(5, 1) + 0.1), torch.randn(5, 2))
     assert len(made) == 2  # one with the gradient, one of the energy alone
-    require_equal(ep.Tethered(at, torch.randn(5, 2), 0.5), torch.randn(5, 2))
+    require_equal(ep.potentials.Tethered(at, torch.randn(5, 2), 0.5), torch.randn(5, 2))
     assert len(made) == 4  # another structure, so that the counter is known to count
 
 
@@ -487,7 +496,7 @@ def test_a_hopeless_module_is_not_traced_again_and_again(monkeypatch: pytest.Mon
     for module in (Counting(), Branching(), FALLBACKS["dropout in training"]()):
         made.clear()
         for _ in range(20):
-            energy_and_grad(ep.Scaled(module, 2.0), torch.randn(5, 2))
+            energy_and_grad(ep.potentials.Scaled(module, 2.0), torch.randn(5, 2))
         assert len(made) <= _tracing._ATTEMPTS
 
 
@@ -578,7 +587,7 @@ def test_inference_mode_has_the_true_gradient_and_leaves_nothing_behind(first: b
         with torch.inference_mode():
             inside, center = torch.randn(5, 2), torch.zeros(5, 2)
             torch.testing.assert_close(energy_and_grad(module, x)[1], expected)
-            tethered = ep.Tethered(module, center, 1.0)
+            tethered = ep.potentials.Tethered(module, center, 1.0)
             grad = energy_and_grad(tethered, inside)[1]
         torch.testing.assert_close(energy_and_grad(module, x)[1], expected)
         torch.testing.assert_close(grad, eager_energy_and_grad(module, inside.clone())[1] + inside)
@@ -631,9 +640,9 @@ def test_the_trace_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     gradient._traces.clear()
     x = torch.randn(3, 2)
     for factor in range(7):
-        energy_only(ep.Scaled(QUADRATIC, float(factor)), x)
+        energy_only(ep.potentials.Scaled(QUADRATIC, float(factor)), x)
     assert len(gradient._traces) == 4
-    require_equal(ep.Scaled(QUADRATIC, 0.0), x)  # dropped long ago, and made again
+    require_equal(ep.potentials.Scaled(QUADRATIC, 0.0), x)  # dropped long ago, and made again
 
 
 def test_a_chain_through_the_door_is_repeatable_bit_for_bit() -> None:
@@ -641,7 +650,7 @@ def test_a_chain_through_the_door_is_repeatable_bit_for_bit() -> None:
     runs = []
     for _ in range(2):
         pyro.set_rng_seed(3)
-        runs.append(ep.run_chain(ep.MALA(0.5), module, torch.zeros(64, 2), 20).state)
+        runs.append(ep.sampling.run_chain(ep.MALA(0.5), module, torch.zeros(64, 2), 20).state)
         gradient._bound.clear()
         gradient._traces.clear()
     for one, other in zip(runs[0][:3], runs[1][:3], strict=True):

@@ -132,8 +132,8 @@ def test_the_door_traces_in_train_mode_and_gives_eager_numbers(name: str, level:
 def test_forces_in_half_precision() -> None:
     ebm = ep.RecoveryEBM(stirred(ConvEnergy(SHAPE, width=8, spectral_norm=True)), ep.NoiseSchedule.cosine(4))
     x = torch.randn(5, *SHAPE)
-    expected = ep.gradient_only(ebm.potential(1), x)
-    force = ep.gradient_only(ebm.potential(1), x, torch.bfloat16)
+    expected = ep.autodiff.gradient_only(ebm.potential(1), x)
+    force = ep.autodiff.gradient_only(ebm.potential(1), x, torch.bfloat16)
     assert force.dtype == torch.float32
     assert float((force - expected).norm() / expected.norm()) < 0.03
 

@@ -9,7 +9,7 @@ from energyppl.models import ConvEnergy, UNetInitializer
 SHAPE = (1, 8, 8)
 
 
-def model(kernel: ep.CrankNicolsonLangevin | ep.MALA | None = None, classes: int = 0) -> ep.RecoveryEBM:
+def model(kernel: ep.kernels.CrankNicolsonLangevin | ep.MALA | None = None, classes: int = 0) -> ep.RecoveryEBM:
     """Untrained, with features that matter."""
     torch.manual_seed(0)
     net = ConvEnergy(SHAPE, width=8, levels=3, classes=classes)
@@ -38,13 +38,13 @@ def test_accepting_kernels_judge_by_float32() -> None:
     """The states' energies are exactly the float32 ones; an unadjusted kernel's carry the rounding."""
     ebm, x = model(), torch.randn(64, *SHAPE)
     for kernel, exact in (
-        (ep.CrankNicolsonLangevin(0.3, force_dtype=torch.bfloat16), True),
+        (ep.kernels.CrankNicolsonLangevin(0.3, force_dtype=torch.bfloat16), True),
         (ep.MALA(0.1, force_dtype=torch.bfloat16), True),
         (ep.Langevin(0.1, force_dtype=torch.bfloat16), False),
     ):
-        potential = ep.Tethered(ebm.potential(1), x, 1.0)
-        state = ep.run_chain(kernel, potential, x, 5).state
-        assert torch.equal(state.energy, ep.energy_only(potential, state.x)) == exact
+        potential = ep.potentials.Tethered(ebm.potential(1), x, 1.0)
+        state = ep.sampling.run_chain(kernel, potential, x, 5).state
+        assert torch.equal(state.energy, ep.autodiff.energy_only(potential, state.x)) == exact
 
 
 def test_micro_batches_are_the_same_chains() -> None:
@@ -81,7 +81,7 @@ def test_each_sample_of_a_micro_batch_has_its_own_class() -> None:
 
 
 def test_training_in_bfloat16_keeps_float32_weights_and_about_the_same_gradient() -> None:
-    ebm = model(ep.CrankNicolsonLangevin(force_dtype=torch.bfloat16))
+    ebm = model(ep.kernels.CrankNicolsonLangevin(force_dtype=torch.bfloat16))
     ebm.initializer = UNetInitializer(SHAPE, width=4, levels=3)
     batch = torch.randn(400, *SHAPE)
     ebm.standardize(batch, isotropic=True)
@@ -114,7 +114,7 @@ def test_images_with_constant_edges_are_standardised_by_one_scale() -> None:
     ("make", "message"),
     [
         (lambda: ep.Langevin(0.1, force_dtype=torch.float64), "force_dtype must be None"),
-        (lambda: ep.CrankNicolsonLangevin(0.1, force_dtype=torch.int8), "force_dtype must be None"),
+        (lambda: ep.kernels.CrankNicolsonLangevin(0.1, force_dtype=torch.int8), "force_dtype must be None"),
         (lambda: ep.RecoveryLikelihood(autocast=torch.float64), "autocast must be None"),
         (lambda: model().sample((4,), micro_batch=0), "micro_batch must be"),
     ],

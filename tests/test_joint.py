@@ -11,8 +11,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference import draw_levels, level_energies, move_jointly
 from energyppl.inference.kernels.contract import Info, State
+from energyppl.inference.levels.joint import draw_levels, level_energies, move_jointly
 
 LIMIT = 4.5  # standard errors: a false alarm in 150,000 for each number
 OPTIONS = ep.TrainingOptions(steps=30, batch_size=64)
@@ -43,10 +43,10 @@ class Still:
     def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "Still":
         return self
 
-    def init(self, potential: ep.Potential, x: Tensor) -> State:
+    def init(self, potential: ep.potentials.Potential, x: Tensor) -> State:
         return State(x, potential(x).detach(), torch.zeros_like(x))
 
-    def step(self, potential: ep.Potential, state: State) -> tuple[State, Info]:
+    def step(self, potential: ep.potentials.Potential, state: State) -> tuple[State, Info]:
         ones = torch.ones_like(state.energy)
         return state, Info(ones, ones > 0, ones < 0)
 
@@ -54,7 +54,7 @@ class Still:
 class ReleasedMALA(ep.MALA):
     """The released sampler's acceptance ratio: ``−z + ½s²(g + g')`` where ``½s(g + g')`` is right (SEEDS §3)."""
 
-    def step(self, potential: ep.Potential, state: State) -> tuple[State, Info]:
+    def step(self, potential: ep.potentials.Potential, state: State) -> tuple[State, Info]:
         from energyppl.inference.kernels.contract import dot, evaluate, metropolis, widen
 
         size = widen(torch.as_tensor(self.step_size), state.x)
@@ -281,13 +281,15 @@ def test_the_level_is_a_site_that_pyro_can_enumerate() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ep.ChainBuffer(torch.Size((2,)), slots=2, levels=3), "slots must be"),
+        (lambda: ep.objectives.ChainBuffer(torch.Size((2,)), slots=2, levels=3), "slots must be"),
         (
-            lambda: ep.PersistentLikelihood(buffer=ep.ChainBuffer(torch.Size((3,)), 64, 4)).prepare(bells()),
+            lambda: ep.PersistentLikelihood(buffer=ep.objectives.ChainBuffer(torch.Size((3,)), 64, 4)).prepare(bells()),
             "must be those of the model",
         ),
         (
-            lambda: ep.PersistentLikelihood(buffer=ep.ChainBuffer(torch.Size((2,)), 64, 4).double()).prepare(bells()),
+            lambda: ep.PersistentLikelihood(buffer=ep.objectives.ChainBuffer(torch.Size((2,)), 64, 4).double()).prepare(
+                bells()
+            ),
             "must lie on the model's device",
         ),
         (lambda: ep.PersistentLikelihood(rejuvenate=1.5), "rejuvenate must lie in"),

@@ -32,8 +32,10 @@ def test_a_proposal_that_is_not_finite_is_rejected_and_flagged(name: str, kernel
     if kernel == "Crank-Nicolson":
         if name == "NaN gradient alone":
             pytest.skip("it looks at no gradient")
-        wall = ep.Tethered(wall, torch.zeros(2), 2.0)  # type: ignore[assignment]
-    mover: Any = {"MALA": ep.MALA(0.7), "Langevin": ep.Langevin(0.7), "Crank-Nicolson": ep.CrankNicolson()}[kernel]
+        wall = ep.potentials.Tethered(wall, torch.zeros(2), 2.0)  # type: ignore[assignment]
+    mover: Any = {"MALA": ep.MALA(0.7), "Langevin": ep.Langevin(0.7), "Crank-Nicolson": ep.kernels.CrankNicolson()}[
+        kernel
+    ]
     state = mover.init(wall, 1.8 * torch.rand(500, 2) - 0.9)
     flagged = torch.zeros(500, dtype=torch.bool)
     for _ in range(25):
@@ -56,7 +58,7 @@ def test_a_proposal_that_is_not_finite_is_rejected_and_flagged(name: str, kernel
 def test_run_chain_reports_divergences_and_acceptance() -> None:
     wall = energy(OUTSIDE["infinite energy"], 2)
     start = torch.tensor([[0.0, 0.0], [5.0, 0.0]])
-    chain = ep.run_chain(ep.MALA(0.01), wall, start, 5)
+    chain = ep.sampling.run_chain(ep.MALA(0.01), wall, start, 5)
     assert chain.diverging.tolist() == [False, True]  # the second one has begun where no energy is
     assert chain.accept_prob.tolist() == pytest.approx([1.0, 0.0])
     assert torch.equal(chain.state.x[1], start[1])
@@ -65,16 +67,16 @@ def test_run_chain_reports_divergences_and_acceptance() -> None:
 def test_an_explosion_ends_in_rejections_and_not_in_numbers() -> None:
     """ULA with far too long a step on a quartic leaves for infinity; it must stop at the last finite point."""
     quartic = energy(lambda x: (x**4).sum(-1))
-    chain = ep.run_chain(ep.Langevin(3.0), quartic, torch.randn(50, 1), 100)
+    chain = ep.sampling.run_chain(ep.Langevin(3.0), quartic, torch.randn(50, 1), 100)
     assert bool(torch.isfinite(chain.state.x).all())
     assert bool(chain.diverging.any())
-    calm = ep.run_chain(ep.MALA(3.0), quartic, torch.randn(50, 1), 100)
+    calm = ep.sampling.run_chain(ep.MALA(3.0), quartic, torch.randn(50, 1), 100)
     assert float(calm.state.x.abs().max()) < 5.0
 
 
 # --- Values ---
 
-FROZEN = [ep.MALA(0.1), ep.Langevin(0.1), ep.CrankNicolson(0.1), ep.CrankNicolsonLangevin(0.1)]
+FROZEN = [ep.MALA(0.1), ep.Langevin(0.1), ep.kernels.CrankNicolson(0.1), ep.kernels.CrankNicolsonLangevin(0.1)]
 
 
 @pytest.mark.parametrize("kernel", FROZEN, ids=lambda k: type(k).__name__)
@@ -99,15 +101,15 @@ def test_step_sizes_must_be_positive(kernel: Any, bad: Any) -> None:
 def test_a_chain_has_its_own_step_size() -> None:
     """Chains of one batch with different steps move as chains of batches with those steps: the same numbers."""
     potential, start = standard_normal(2), torch.randn(3, 2)
-    tether = ep.Tethered(potential, torch.zeros(3, 2), 1.0)
-    for cls, on in ((ep.MALA, potential), (ep.Langevin, potential), (ep.CrankNicolson, tether)):
+    tether = ep.potentials.Tethered(potential, torch.zeros(3, 2), 1.0)
+    for cls, on in ((ep.MALA, potential), (ep.Langevin, potential), (ep.kernels.CrankNicolson, tether)):
         sizes = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
         torch.manual_seed(0)
-        together = ep.run_chain(cls(sizes), on, start, 5).state.x  # type: ignore[arg-type]
+        together = ep.sampling.run_chain(cls(sizes), on, start, 5).state.x  # type: ignore[arg-type]
         assert together.dtype == torch.float32
         for i, size in enumerate(sizes.tolist()):
             torch.manual_seed(0)
-            alone = ep.run_chain(cls(size), on, start, 5).state.x  # type: ignore[arg-type]
+            alone = ep.sampling.run_chain(cls(size), on, start, 5).state.x  # type: ignore[arg-type]
             torch.testing.assert_close(together[i], alone[i])
 
 
@@ -119,10 +121,10 @@ def test_a_run_is_repeatable_bit_for_bit(kernel: str) -> None:
     start, runs = target.draw(CHAINS), []
     for _ in range(2):
         pyro.set_rng_seed(11)
-        runs.append(ep.run_chain(make(target), on, start, 5))
+        runs.append(ep.sampling.run_chain(make(target), on, start, 5))
     assert torch.equal(runs[0].state.x, runs[1].state.x)
     assert torch.equal(runs[0].accept_prob, runs[1].accept_prob)
-    assert not torch.equal(runs[0].state.x, ep.run_chain(make(target), on, start, 5).state.x)
+    assert not torch.equal(runs[0].state.x, ep.sampling.run_chain(make(target), on, start, 5).state.x)
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (3, 4)])
@@ -132,10 +134,10 @@ def test_batches_and_events_of_any_shape(event: tuple[int, ...], batch: tuple[in
         return 0.5 * (x * x).flatten(x.dim() - len(event)).sum(-1) if event else 0.5 * x * x
 
     potential = ep.Energy(function, torch.Size(event))
-    tether = ep.Tethered(potential, torch.zeros((*batch, *event)), 1.0)
+    tether = ep.potentials.Tethered(potential, torch.zeros((*batch, *event)), 1.0)
     for kernel in FROZEN:
         start = torch.randn((*batch, *event))
-        chain = ep.run_chain(kernel, tether, start, 3)
+        chain = ep.sampling.run_chain(kernel, tether, start, 3)
         assert chain.state.x.shape == start.shape
         assert chain.state.energy.shape == chain.accept_prob.shape == chain.diverging.shape == torch.Size(batch)
         torch.testing.assert_close(chain.state.energy, tether(chain.state.x))
@@ -144,15 +146,20 @@ def test_batches_and_events_of_any_shape(event: tuple[int, ...], batch: tuple[in
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "points": (lambda: ep.MALA(0.1).init(standard_normal(2), torch.zeros(3, 4)), r"x must end in event_shape \(2,\)"),
     "whole numbers": (lambda: ep.MALA(0.1).init(standard_normal(2), torch.zeros(3, 2).long()), "floating point"),
-    "no steps": (lambda: ep.run_chain(ep.MALA(0.1), standard_normal(2), torch.zeros(3, 2), 0), "at least 1; got 0"),
-    "beta": (lambda: ep.CrankNicolson(1.5), r"must lie in \(0, 1\]; got 1.5"),
-    "reference": (lambda: ep.CrankNicolson(reference_scale=0.0), "reference_scale must be positive"),
+    "no steps": (
+        lambda: ep.sampling.run_chain(ep.MALA(0.1), standard_normal(2), torch.zeros(3, 2), 0),
+        "at least 1; got 0",
+    ),
+    "beta": (lambda: ep.kernels.CrankNicolson(1.5), r"must lie in \(0, 1\]; got 1.5"),
+    "reference": (lambda: ep.kernels.CrankNicolson(reference_scale=0.0), "reference_scale must be positive"),
     "no tether": (
-        lambda: ep.CrankNicolson().init(standard_normal(2), torch.zeros(3, 2)),
+        lambda: ep.kernels.CrankNicolson().init(standard_normal(2), torch.zeros(3, 2)),
         "moves on a Tethered potential; got Energy: use MALA",
     ),
     "tether inside": (
-        lambda: ep.CrankNicolson().init(ep.Scaled(tethered(TARGETS["banana"]), 2.0), torch.zeros(3, 2)),
+        lambda: ep.kernels.CrankNicolson().init(
+            ep.potentials.Scaled(tethered(TARGETS["banana"]), 2.0), torch.zeros(3, 2)
+        ),
         "got Scaled",
     ),
 }

@@ -16,8 +16,7 @@ from torch import Tensor
 
 import energyppl as ep
 from energyppl.autodiff.gradient import energy_and_grad
-from energyppl.inference import Info, State
-from energyppl.inference.kernels.contract import select
+from energyppl.inference.kernels.contract import Info, State, select
 from energyppl.inference.kernels.hamiltonian import trajectory
 
 CHAINS = 4000
@@ -88,12 +87,12 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def tethered(target: Target) -> ep.Tethered:
+def tethered(target: Target) -> ep.potentials.Tethered:
     """The same density with a part of its energy written as a tether, for Crank–Nicolson."""
     dim = len(target.mean)
     center, sigma = torch.full((dim,), 0.3), 1.5
     rest = energy(lambda x: -0.5 * (((x - center) / sigma) ** 2).sum(-1), dim)
-    return ep.Tethered(ep.Sum(target.potential, rest), center, sigma)
+    return ep.potentials.Tethered(ep.potentials.Sum(target.potential, rest), center, sigma)
 
 
 # --- Kernels, and two with the released codes' mistakes ---
@@ -136,9 +135,9 @@ class NoCorrection(HalfSquaredMALA):
         return State(*new, torch.where(wide, grad, state.grad)), Info(accept_prob, accepted, accepted & False)
 
 
-def stretched(target: Target) -> ep.LowRankMass:
+def stretched(target: Target) -> ep.kernels.LowRankMass:
     direction = torch.ones(len(target.mean), 1) / math.sqrt(len(target.mean))
-    return ep.LowRankMass(torch.tensor(target.variance), direction, torch.tensor([0.5]))
+    return ep.kernels.LowRankMass(torch.tensor(target.variance), direction, torch.tensor([0.5]))
 
 
 def blocks(dim: int) -> list[Tensor]:
@@ -157,7 +156,7 @@ class UnadjustedHMC(ep.HMC):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NoKineticMALT(ep.MALT):
+class NoKineticMALT(ep.kernels.MALT):
     """Judges a trajectory by potential energy alone, as if renewals of the momenta had kept the total."""
 
     def step(self, potential: Any, state: State) -> tuple[State, Info]:
@@ -172,25 +171,25 @@ KERNELS: dict[str, tuple[Callable[[Target], Any], bool, int]] = {
     "MALA, a step for each chain": (lambda t: ep.MALA(torch.linspace(0.3, 1.5, CHAINS) * t.step), False, 60),
     "MALA on a tether": (lambda t: ep.MALA(t.step), True, 60),
     "Langevin": (lambda t: ep.Langevin(t.fine), False, 60),
-    "Crank-Nicolson": (lambda t: ep.CrankNicolson(1.0), True, 30),
-    "Crank-Nicolson, short": (lambda t: ep.CrankNicolson(0.4, reference_scale=2.0), True, 30),
+    "Crank-Nicolson": (lambda t: ep.kernels.CrankNicolson(1.0), True, 30),
+    "Crank-Nicolson, short": (lambda t: ep.kernels.CrankNicolson(0.4, reference_scale=2.0), True, 30),
     "Crank-Nicolson, a reference for each": (
-        lambda t: ep.CrankNicolson(0.7, reference_scale=torch.linspace(1.0, 3.0, CHAINS)),
+        lambda t: ep.kernels.CrankNicolson(0.7, reference_scale=torch.linspace(1.0, 3.0, CHAINS)),
         True,
         30,
     ),
-    "Crank-Nicolson Langevin": (lambda t: ep.CrankNicolsonLangevin(0.5), True, 60),
+    "Crank-Nicolson Langevin": (lambda t: ep.kernels.CrankNicolsonLangevin(0.5), True, 60),
     "Crank-Nicolson Langevin, a step for each": (
-        lambda t: ep.CrankNicolsonLangevin(torch.linspace(0.2, 0.9, CHAINS), reference_scale=2.0),
+        lambda t: ep.kernels.CrankNicolsonLangevin(torch.linspace(0.2, 0.9, CHAINS), reference_scale=2.0),
         True,
         60,
     ),
     "Crank-Nicolson Langevin, drift in bfloat16": (
-        lambda t: ep.CrankNicolsonLangevin(0.5, force_dtype=torch.bfloat16),
+        lambda t: ep.kernels.CrankNicolsonLangevin(0.5, force_dtype=torch.bfloat16),
         True,
         60,
     ),
-    "Crank-Nicolson, a step for each": (lambda t: ep.CrankNicolson(torch.linspace(0.2, 1.0, CHAINS)), True, 30),
+    "Crank-Nicolson, a step for each": (lambda t: ep.kernels.CrankNicolson(torch.linspace(0.2, 1.0, CHAINS)), True, 30),
     "HMC": (lambda t: ep.HMC(0.5 * t.step, steps=6, jitter=0.5), False, 15),
     "HMC, fixed length, a mass": (lambda t: ep.HMC(0.4, 5, 0.0, torch.tensor(t.variance)), False, 15),
     "HMC, a step for each chain": (lambda t: ep.HMC(torch.linspace(0.2, 1.2, CHAINS) * t.step), False, 15),
@@ -198,15 +197,19 @@ KERNELS: dict[str, tuple[Callable[[Target], Any], bool, int]] = {
     "HMC, forces in bfloat16": (lambda t: ep.HMC(0.5 * t.step, 4, force_dtype=torch.bfloat16), False, 15),
     "MALA, drift in bfloat16": (lambda t: ep.MALA(t.step, torch.bfloat16), False, 60),
     "ChEES": (lambda t: ep.ChEES(0.5 * t.step, length=4 * t.step), False, 15),
-    "MALT": (lambda t: ep.MALT(0.5 * t.step, steps=6, friction=1.0), False, 15),
-    "MALT, much friction, a mass": (lambda t: ep.MALT(0.5, 4, 3.0, torch.tensor(t.variance)), False, 15),
+    "MALT": (lambda t: ep.kernels.MALT(0.5 * t.step, steps=6, friction=1.0), False, 15),
+    "MALT, much friction, a mass": (lambda t: ep.kernels.MALT(0.5, 4, 3.0, torch.tensor(t.variance)), False, 15),
     "NUTS": (lambda t: ep.NUTS(0.5 * t.step), False, 10),
     "NUTS, long steps, a mass": (lambda t: ep.NUTS(0.8, 6, torch.tensor(t.variance)), False, 10),
     "NUTS, cut short": (lambda t: ep.NUTS(0.2 * t.step, max_depth=2), False, 20),
-    "cycle": (lambda t: ep.Cycle(ep.MALA(t.step), ep.HMC(0.5 * t.step, 3)), False, 15),
-    "mixture": (lambda t: ep.Mixture(ep.MALA(t.step), ep.HMC(0.5 * t.step, 3), weights=(2, 1)), False, 30),
-    "blocks": (lambda t: ep.Cycle(*(ep.Block(ep.MALA(t.step), b) for b in blocks(len(t.mean)))), False, 30),
-    "tempered": (lambda t: ep.Tempered(ep.MALA(t.step * torch.tensor([[1.0], [1.4]])), (1.0, 0.5)), False, 100),
+    "cycle": (lambda t: ep.kernels.Cycle(ep.MALA(t.step), ep.HMC(0.5 * t.step, 3)), False, 15),
+    "mixture": (lambda t: ep.kernels.Mixture(ep.MALA(t.step), ep.HMC(0.5 * t.step, 3), weights=(2, 1)), False, 30),
+    "blocks": (
+        lambda t: ep.kernels.Cycle(*(ep.kernels.Block(ep.MALA(t.step), b) for b in blocks(len(t.mean)))),
+        False,
+        30,
+    ),
+    "tempered": (lambda t: ep.kernels.Tempered(ep.MALA(t.step * torch.tensor([[1.0], [1.4]])), (1.0, 0.5)), False, 100),
 }
 # Negative controls, each with the targets on which its mistake shows.
 WRONG: dict[str, tuple[tuple[Callable[[Target], Any], bool, int], tuple[str, ...]]] = {
@@ -237,7 +240,9 @@ def worst_z(target: Target, row: tuple[Callable[[Target], Any], bool, int]) -> f
     """Largest deviation of a mean or a second central moment from its closed form, in standard errors."""
     make, wants_tether, steps = row
     start = target.draw(CHAINS)
-    end = ep.run_chain(make(target), tethered(target) if wants_tether else target.potential, start, steps).state.x
+    end = ep.sampling.run_chain(
+        make(target), tethered(target) if wants_tether else target.potential, start, steps
+    ).state.x
     assert end.shape == start.shape
     moved = (end != start).all(1).double().mean()
     assert moved > 0.3, "chains that stand still prove nothing"
@@ -274,7 +279,9 @@ def test_chains_find_their_target_from_elsewhere(kernel: str) -> None:
     target = TARGETS["banana"]
     make, wants_tether, _ = KERNELS[kernel]
     start = torch.tensor([2.0, 2.0]).expand(CHAINS, 2)
-    end = ep.run_chain(make(target), tethered(target) if wants_tether else target.potential, start, 400).state.x
+    end = ep.sampling.run_chain(
+        make(target), tethered(target) if wants_tether else target.potential, start, 400
+    ).state.x
     assert z_of(end.double(), torch.tensor(target.mean), torch.tensor(target.variance)) < LIMIT
 
 
@@ -283,8 +290,8 @@ def test_chains_find_their_target_from_elsewhere(kernel: str) -> None:
 RECOVERY: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "Langevin": lambda width, beta: ep.Langevin(0.15 * width),
     "MALA": lambda width, beta: ep.MALA(0.9 * width),
-    "Crank-Nicolson": lambda width, beta: ep.CrankNicolson(beta),
-    "Crank-Nicolson Langevin": lambda width, beta: ep.CrankNicolsonLangevin(beta),
+    "Crank-Nicolson": lambda width, beta: ep.kernels.CrankNicolson(beta),
+    "Crank-Nicolson Langevin": lambda width, beta: ep.kernels.CrankNicolsonLangevin(beta),
 }
 
 
@@ -301,8 +308,8 @@ def test_the_recovery_posterior_of_a_gaussian(kernel: str) -> None:
     s = sigma.repeat_interleave(chains)[:, None]
     noisy = (v + s * s).sqrt() * torch.randn(6 * chains, 1)
     width = (v * s**2 / (v + s**2)).sqrt()
-    tether = ep.Tethered(potential, noisy, s)
-    end = ep.run_chain(RECOVERY[kernel](width[:, 0], torch.ones(len(s))), tether, noisy, 500).state.x.double()
+    tether = ep.potentials.Tethered(potential, noisy, s)
+    end = ep.sampling.run_chain(RECOVERY[kernel](width[:, 0], torch.ones(len(s))), tether, noisy, 500).state.x.double()
     residual = ((end - noisy * v / (v + s**2)) / width).reshape(6, chains)
     for z in residual:
         assert z_of(z[:, None], torch.zeros(1), torch.ones(1)) < 4.0
@@ -323,14 +330,14 @@ def test_mala_in_784_dimensions() -> None:
     potential = standard_normal(784)
     kernel = ep.adapt(ep.MALA(0.1), potential, torch.randn(100, 784), steps=120, target=0.7).kernel
     assert kernel.step_size == pytest.approx(0.46, abs=0.08)
-    chain = ep.run_chain(kernel, potential, 1.3 * torch.randn(200, 784), 120)
+    chain = ep.sampling.run_chain(kernel, potential, 1.3 * torch.randn(200, 784), 120)
     assert 0.6 < float(chain.accept_prob.mean()) < 0.8
     assert float(chain.state.x.var()) == pytest.approx(1.0, abs=0.02)
 
 
 def test_the_released_ratio_halves_the_variance_in_784_dimensions() -> None:
     """Negative control: SEEDS.md's .519 at a step of .048, from both sides; 20 × 784 numbers give it to .006."""
-    chain = ep.run_chain(HalfSquaredMALA(0.048), standard_normal(784), 0.8 * torch.randn(20, 784), 2500)
+    chain = ep.sampling.run_chain(HalfSquaredMALA(0.048), standard_normal(784), 0.8 * torch.randn(20, 784), 2500)
     assert float(chain.state.x.var()) == pytest.approx(0.52, abs=0.03)
 
 
@@ -347,8 +354,8 @@ def test_the_unadjusted_bias_is_what_theory_says_and_mala_has_none(step: float) 
     potential, n = standard_normal(1), 40_000
     theory = 1.0 / (1.0 - step**2 / 4.0)
     start = torch.randn(n, 1)
-    unadjusted = ep.run_chain(ep.Langevin(step), potential, start, 50).state.x.var()
-    adjusted = ep.run_chain(ep.MALA(step), potential, start, 50).state.x.var()
+    unadjusted = ep.sampling.run_chain(ep.Langevin(step), potential, start, 50).state.x.var()
+    adjusted = ep.sampling.run_chain(ep.MALA(step), potential, start, 50).state.x.var()
     error = math.sqrt(2.0 / n)
     assert float(unadjusted) == pytest.approx(theory, abs=LIMIT * error * theory)
     assert float(adjusted) == pytest.approx(1.0, abs=LIMIT * error)

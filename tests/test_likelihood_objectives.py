@@ -16,23 +16,25 @@ from tests.test_score_matching import COVARIANCE, Gaussian, draws, small_ebm
 
 PRECISION = torch.linalg.inv(COVARIANCE)
 LOG_Z = math.log(2.0 * math.pi) + 0.5 * float(torch.logdet(COVARIANCE))
-NOISE = ep.GaussianBase(torch.zeros(2, dtype=torch.float64), torch.tensor([1.5, 1.2], dtype=torch.float64))
+NOISE = ep.potentials.GaussianBase(torch.zeros(2, dtype=torch.float64), torch.tensor([1.5, 1.2], dtype=torch.float64))
 LIKELIHOODS: list[Any] = [
-    ep.NoiseContrastive(NOISE),
-    ep.NoiseContrastive(NOISE, ratio=4),
-    ep.ContrastiveDivergence(ep.MALA(0.7), adapt=False),
-    ep.ContrastiveDivergence(ep.HMC(0.5, 3), steps=2, adapt=False),
-    ep.ExactLikelihood(points=48),
+    ep.objectives.NoiseContrastive(NOISE),
+    ep.objectives.NoiseContrastive(NOISE, ratio=4),
+    ep.objectives.ContrastiveDivergence(ep.MALA(0.7), adapt=False),
+    ep.objectives.ContrastiveDivergence(ep.HMC(0.5, 3), steps=2, adapt=False),
+    ep.objectives.ExactLikelihood(points=48),
 ]
 BASELINES: list[Any] = [
-    ep.NoiseContrastive(),
-    ep.NoiseContrastive(ep.DistributionBase(Normal(0.0, 1.2 * torch.ones(2)).to_event(1)), ratio=2),
-    ep.ContrastiveDivergence(steps=3),
-    ep.ContrastiveDivergence(ep.Langevin(0.05), steps=3),
-    ep.ExactLikelihood(points=32),
-    ep.ExactScoreMatching(),
-    ep.SlicedScoreMatching(projections=2),
-    ep.DenoisingScoreMatching(0.3),
+    ep.objectives.NoiseContrastive(),
+    ep.objectives.NoiseContrastive(
+        ep.potentials.DistributionBase(Normal(0.0, 1.2 * torch.ones(2)).to_event(1)), ratio=2
+    ),
+    ep.objectives.ContrastiveDivergence(steps=3),
+    ep.objectives.ContrastiveDivergence(ep.Langevin(0.05), steps=3),
+    ep.objectives.ExactLikelihood(points=32),
+    ep.objectives.ExactScoreMatching(),
+    ep.objectives.SlicedScoreMatching(projections=2),
+    ep.objectives.DenoisingScoreMatching(0.3),
 ]
 
 
@@ -41,7 +43,7 @@ def gradients(objective: Any, precision: Tensor, log_z: float = LOG_Z, repeats: 
     ebm = ep.EBM(Gaussian(precision))
     objective.prepare(ebm)
     weights: list[Tensor] = [ebm.net.weights]
-    if isinstance(objective, ep.NoiseContrastive):
+    if isinstance(objective, ep.objectives.NoiseContrastive):
         objective.loss(ebm, draws(size))  # it begins
         ebm.log_z.data.fill_(log_z)
         weights.append(ebm.log_z)
@@ -72,14 +74,16 @@ def test_the_true_precision_is_the_minimiser(objective: Any) -> None:
 def test_a_wrong_log_z_shows() -> None:
     """Negative control: at the true precision and another constant, the gradient of noise contrast is not zero."""
     for log_z in (LOG_Z - 0.2, LOG_Z + 0.2):
-        z = z_scores(gradients(ep.NoiseContrastive(NOISE), PRECISION, log_z))
+        z = z_scores(gradients(ep.objectives.NoiseContrastive(NOISE), PRECISION, log_z))
         assert abs(float(z[3])) > 9.0
         assert (float(z[3]) < 0.0) == (log_z < LOG_Z), "the gradient must lead back"
 
 
 def test_stuck_chains_teach_nothing() -> None:
     """Negative control: chains that don't leave the data have no gradient, wherever the energy is."""
-    rows = gradients(ep.ContrastiveDivergence(ep.MALA(1e-9), steps=1, adapt=False), 0.7 * PRECISION, repeats=2)
+    rows = gradients(
+        ep.objectives.ContrastiveDivergence(ep.MALA(1e-9), steps=1, adapt=False), 0.7 * PRECISION, repeats=2
+    )
     assert float(rows.abs().max()) < 1e-6
 
 
@@ -89,7 +93,7 @@ def test_exact_likelihood_is_the_models_own_log_prob(size: int) -> None:
     ebm, data = small_ebm(size).double(), 3.0 + 2.0 * torch.randn(300, size, dtype=torch.float64)
     ebm.standardize(data)
     log_scale = float(ebm.scale.log().sum())
-    objective = ep.ExactLikelihood(points=96)
+    objective = ep.objectives.ExactLikelihood(points=96)
     found = [objective.loss(ebm, data) for _ in range(3)]  # each on a grid of its own
     for loss in found:
         assert math.isclose(loss.record["log_z"] + log_scale, ebm.log_normalizer().estimate, abs_tol=1e-3)
@@ -103,14 +107,14 @@ def test_exact_likelihood_is_the_models_own_log_prob(size: int) -> None:
 def test_exact_likelihood_has_the_exact_gradient() -> None:
     """∂/∂P of −log N(x; 0, P⁻¹) is ½ (mean of x xᵀ − P⁻¹), in closed form."""
     ebm, data = ep.EBM(Gaussian(1.3 * PRECISION)), draws(500)
-    grad = torch.autograd.grad(ep.ExactLikelihood(points=64).loss(ebm, data).value, ebm.net.weights)[0]
+    grad = torch.autograd.grad(ep.objectives.ExactLikelihood(points=64).loss(ebm, data).value, ebm.net.weights)[0]
     torch.testing.assert_close(grad, 0.5 * (data.mT @ data / len(data) - COVARIANCE / 1.3), rtol=0.0, atol=1e-6)
 
 
 def test_noise_contrast_finds_log_z() -> None:
     """Trained from a precision three times too large; log Z is off by 0.55 nats before and by less than 0.05 after."""
     data = torch.tensor([2.0, -1.0]) + 3.0 * draws(20_000).float()
-    ebm, objective = ep.EBM(Gaussian(3.0 * torch.eye(2))), ep.NoiseContrastive(ratio=2)
+    ebm, objective = ep.EBM(Gaussian(3.0 * torch.eye(2))), ep.objectives.NoiseContrastive(ratio=2)
     options = ep.TrainingOptions(steps=400, batch_size=1024, learning_rate=0.03, ema=0.98)
     history = ep.fit(ebm, data, objective, options=options, progress=False)
     truth = math.log(2.0 * math.pi) + 0.5 * float(torch.logdet(9.0 * COVARIANCE))
@@ -124,7 +128,7 @@ def test_noise_contrast_finds_log_z() -> None:
 
 def test_log_z_begins_where_the_energy_is() -> None:
     """In 30 dimensions log Z is 27.6 nats; by importance sampling it begins within a tenth, not at zero."""
-    ebm, objective = ep.EBM(Gaussian(torch.eye(30))), ep.NoiseContrastive()
+    ebm, objective = ep.EBM(Gaussian(torch.eye(30))), ep.objectives.NoiseContrastive()
     objective.prepare(ebm)
     loss = objective.loss(ebm, torch.randn(5000, 30))
     assert abs(loss.record["log_z"] - 15.0 * math.log(2.0 * math.pi)) < 0.1
@@ -132,7 +136,7 @@ def test_log_z_begins_where_the_energy_is() -> None:
 
 def test_contrastive_divergence_steers_its_step_size() -> None:
     """From a step far too long; half a hundred updates bring acceptance to MALA's 0.6, within 0.15."""
-    ebm, objective = ep.EBM(Gaussian(PRECISION)), ep.ContrastiveDivergence(ep.MALA(9.0), steps=2)
+    ebm, objective = ep.EBM(Gaussian(PRECISION)), ep.objectives.ContrastiveDivergence(ep.MALA(9.0), steps=2)
     objective.prepare(ebm)
     records = [objective.loss(ebm, draws(100)).record for _ in range(80)]
     assert records[0]["acceptance"] < 0.1
@@ -140,12 +144,12 @@ def test_contrastive_divergence_steers_its_step_size() -> None:
     kept = ebm.step_sizes.clone()
     objective.prepare(ebm)
     assert torch.equal(ebm.step_sizes, kept)
-    ep.ContrastiveDivergence(ep.HMC(0.5, 3)).prepare(ebm)
+    ep.objectives.ContrastiveDivergence(ep.HMC(0.5, 3)).prepare(ebm)
     assert not ebm.step_sizes.any(), "another kernel's step size is its own"
     ebm.step_sizes.fill_(0.3)
-    ep.ContrastiveDivergence(ep.HMC(0.5, 7)).prepare(ebm)
+    ep.objectives.ContrastiveDivergence(ep.HMC(0.5, 7)).prepare(ebm)
     assert ebm.step_sizes.all(), "it was tuned for this kind"
-    ep.ContrastiveDivergence(ep.HMC(0.1, 7)).prepare(ebm)
+    ep.objectives.ContrastiveDivergence(ep.HMC(0.1, 7)).prepare(ebm)
     assert not ebm.step_sizes.any(), "another first step was asked for"
 
 
@@ -153,7 +157,7 @@ def test_contrastive_divergence_brings_its_own_buffer() -> None:
     """A model of one energy that has none gets it, in time for checkpoints."""
     model = small_ebm()
     del model.step_sizes
-    ep.ContrastiveDivergence().prepare(model)
+    ep.objectives.ContrastiveDivergence().prepare(model)
     assert "step_sizes" in model.state_dict()
 
 
@@ -208,7 +212,11 @@ def test_it_goes_on_from_a_checkpoint(objective: Any) -> None:
 
 @pytest.mark.parametrize(
     "objective",
-    [ep.NoiseContrastive(level=1), ep.ExactLikelihood(points=32, level=1), ep.DenoisingScoreMatching(0.3, level=1)],
+    [
+        ep.objectives.NoiseContrastive(level=1),
+        ep.objectives.ExactLikelihood(points=32, level=1),
+        ep.objectives.DenoisingScoreMatching(0.3, level=1),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_it_trains_a_level_of_a_model_of_levels(objective: Any) -> None:
@@ -224,17 +232,23 @@ def test_it_trains_a_level_of_a_model_of_levels(objective: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ep.NoiseContrastive(ratio=0), "ratio must be a whole number"),
-        (lambda: ep.NoiseContrastive(Normal(0.0, 1.0)), "wrap a distribution"),
-        (lambda: ep.NoiseContrastive(NOISE).prepare(small_ebm(3)), r"event_shape \(3,\); got \(2,\)"),
-        (lambda: ep.NoiseContrastive().loss(small_ebm(), torch.randn(4, 2)), "prepare"),
-        (lambda: ep.ContrastiveDivergence(steps=0), "steps must be a whole number"),
-        (lambda: ep.ContrastiveDivergence().prepare(levels()), "got 3 levels"),
-        (lambda: ep.ExactLikelihood(points=4), "points must be a whole number of at least 8"),
-        (lambda: ep.ExactLikelihood(half_width=-1.0), "half_width must be positive"),
-        (lambda: ep.ExactLikelihood().prepare(small_ebm(3)), r"one or two dimensions; got event_shape \(3,\)"),
-        (lambda: ep.fit(small_ebm(3), torch.randn(20, 3), ep.ExactLikelihood()), "one or two dimensions"),
-        (lambda: ep.ExactLikelihood().loss(small_ebm(), torch.tensor([[0.0, 7.5]])), "within half_width = 6.*7.5 away"),
+        (lambda: ep.objectives.NoiseContrastive(ratio=0), "ratio must be a whole number"),
+        (lambda: ep.objectives.NoiseContrastive(Normal(0.0, 1.0)), "wrap a distribution"),
+        (lambda: ep.objectives.NoiseContrastive(NOISE).prepare(small_ebm(3)), r"event_shape \(3,\); got \(2,\)"),
+        (lambda: ep.objectives.NoiseContrastive().loss(small_ebm(), torch.randn(4, 2)), "prepare"),
+        (lambda: ep.objectives.ContrastiveDivergence(steps=0), "steps must be a whole number"),
+        (lambda: ep.objectives.ContrastiveDivergence().prepare(levels()), "got 3 levels"),
+        (lambda: ep.objectives.ExactLikelihood(points=4), "points must be a whole number of at least 8"),
+        (lambda: ep.objectives.ExactLikelihood(half_width=-1.0), "half_width must be positive"),
+        (
+            lambda: ep.objectives.ExactLikelihood().prepare(small_ebm(3)),
+            r"one or two dimensions; got event_shape \(3,\)",
+        ),
+        (lambda: ep.fit(small_ebm(3), torch.randn(20, 3), ep.objectives.ExactLikelihood()), "one or two dimensions"),
+        (
+            lambda: ep.objectives.ExactLikelihood().loss(small_ebm(), torch.tensor([[0.0, 7.5]])),
+            "within half_width = 6.*7.5 away",
+        ),
     ],
 )
 def test_bad_input_is_said(make: Callable[[], object], message: str) -> None:

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 import energyppl as ep
-from energyppl import BAR, GaussianBase, log_normalizer
+from energyppl import log_normalizer
 from energyppl.errors import InvalidInput
-from energyppl.inference import Ladder, anneal, climb, tether_normalizers
 from energyppl.inference.normalizing import bennett
+from energyppl.inference.normalizing.annealing import Ladder, anneal, climb
+from energyppl.inference.normalizing.log_normalizer import BAR
+from energyppl.inference.normalizing.recovery import tether_normalizers
+from energyppl.potentials.bases import GaussianBase
 
 LIMIT = 4.5  # standard errors: 7e-6 two-sided for one number
 
@@ -129,7 +132,7 @@ def test_a_mode_that_runs_from_the_base_miss_is_said() -> None:
     with pytest.warns(UserWarning, match="runs from the base never come"):
         found = log_normalizer(mixture, samples=mixture.sample((400,)), base=narrow, method=BAR(400))
     assert found.warning is not None
-    alone = log_normalizer(mixture, base=narrow, method=ep.SMC(400))
+    alone = log_normalizer(mixture, base=narrow, method=ep.normalizing.SMC(400))
     assert alone.estimate == pytest.approx(math.log(0.5), abs=0.2)  # and nothing in the run itself shows it
 
 
@@ -172,7 +175,7 @@ def test_a_models_own_normaliser() -> None:
     exact = ebm.log_normalizer()
     for found in (
         ebm.log_normalizer(method=BAR(256)),
-        ebm.log_normalizer(method=ep.SMC(256)),
+        ebm.log_normalizer(method=ep.normalizing.SMC(256)),
         log_normalizer(ebm.marginal(), samples=ebm.sample((512,)), method=BAR(256)),
     ):
         assert abs(found.estimate - exact.estimate) < LIMIT * found.standard_error + 0.02  # samples are nearly exact
@@ -201,7 +204,7 @@ def test_log_prob_above_two_dimensions() -> None:
     log_z = ebm.log_normalizer()
     assert torch.allclose(ebm.log_prob(x), truth, atol=1e-3)
     assert ebm.log_normalizer() is log_z  # kept until the weights change
-    found = ep.mean_log_likelihood(ebm.marginal(), x, log_z)
+    found = ep.evaluation.mean_log_likelihood(ebm.marginal(), x, log_z)
     assert found.value == pytest.approx(float(truth.mean()), abs=1e-3)
     assert found.standard_error == pytest.approx(float(truth.std()) / math.sqrt(300), rel=1e-3)
 
@@ -211,7 +214,7 @@ def test_the_sampling_process_of_gaussian_data_has_their_likelihood() -> None:
     ebm = bowl()
     x = ebm.loc + ebm.scale * torch.randn(400, 3)
     truth = torch.distributions.Normal(ebm.loc, ebm.scale).log_prob(x).sum(-1)
-    found = ep.process_log_likelihood(ebm, x)
+    found = ep.normalizing.process_log_likelihood(ebm, x)
     assert found.lower.value < found.upper.value
     for side in (found.lower, found.upper):
         assert abs(side.value - float(truth.mean())) < 0.1  # rows are the same; noise of annealing and noising remains
@@ -238,12 +241,17 @@ def test_a_tolerance_is_reached_or_it_is_said_why_not() -> None:
     assert "within the tolerance" in str(reached.stopped)
     used_up = log_normalizer(toy, samples=toy.sample((700,)), tolerance=1e-4, method=BAR(128))
     assert "samples are used up" in str(used_up.stopped)
-    capped = log_normalizer(toy, base=BASE, tolerance=1e-4, most_evaluations=60_000, method=ep.SMC(128, refit=False))
+    capped = log_normalizer(
+        toy, base=BASE, tolerance=1e-4, most_evaluations=60_000, method=ep.normalizing.SMC(128, refit=False)
+    )
     assert capped.evaluations <= 60_000
     assert "beyond 60,000" in str(capped.stopped)
 
 
-@pytest.mark.parametrize("method", [ep.AIS(256), ep.SMC(256), ep.ReverseAIS(256), BAR(256, kernel=ep.HMC(0.1, 3))])
+@pytest.mark.parametrize(
+    "method",
+    [ep.normalizing.AIS(256), ep.normalizing.SMC(256), ep.normalizing.ReverseAIS(256), BAR(256, kernel=ep.HMC(0.1, 3))],
+)
 def test_every_method_agrees_and_converts(method: Any) -> None:
     toy = ep.toys.EightGaussians()
     with warnings.catch_warnings():
@@ -260,7 +268,7 @@ def test_every_method_agrees_and_converts(method: Any) -> None:
 
 def test_fixed_temperatures_are_kept() -> None:
     betas = [0.0, 0.01, 0.1, 0.4, 1.0]
-    method = ep.AIS(rungs=betas, refit=False)
+    method = ep.normalizing.AIS(rungs=betas, refit=False)
     found = log_normalizer(ep.toys.EightGaussians(), base=BASE, method=method)
     assert found.trace is not None
     assert found.trace.betas.tolist() == pytest.approx(betas)
@@ -286,29 +294,37 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "disjoint supports": (lambda: log_normalizer(WALL), InvalidInput, "finite at no draw of the base"),
     "improper": (
         lambda: log_normalizer(ep.Energy(lambda x: -(x**4).sum(-1), torch.Size((2,)))),
-        ep.NotNormalizable,
+        ep.errors.NotNormalizable,
         "not normalisable",
     ),
     "a function": (lambda: log_normalizer(lambda x: x.sum(-1)), InvalidInput, "target must be a potential"),  # type: ignore[arg-type]
-    "flat": (lambda: log_normalizer(potential(lambda x: 0.0 * x.sum(-1))), ep.NotNormalizable, "in all directions"),
+    "flat": (
+        lambda: log_normalizer(potential(lambda x: 0.0 * x.sum(-1))),
+        ep.errors.NotNormalizable,
+        "in all directions",
+    ),
     "flat in one coordinate": (
         lambda: log_normalizer(potential(lambda x: x[..., 0] ** 2)),
-        ep.NotNormalizable,
+        ep.errors.NotNormalizable,
         "along coordinate 1",
     ),
     "improper, with samples": (
         lambda: log_normalizer(potential(lambda x: x.abs().sum(-1).log1p()), samples=torch.randn(600, 2)),
-        ep.NotNormalizable,
+        ep.errors.NotNormalizable,
         "not normalisable",
     ),
-    "few particles": (lambda: ep.SMC(5), InvalidInput, "particles must be"),
-    "no rungs": (lambda: ep.SMC(rungs=0), InvalidInput, "rungs must be"),
-    "no temperatures": (lambda: ep.SMC(rungs=[]), InvalidInput, "rise from 0 to 1"),
-    "temperatures from above zero": (lambda: ep.AIS(rungs=[0.1, 1.0]), InvalidInput, "rise from 0 to 1"),
-    "temperatures that repeat": (lambda: ep.AIS(rungs=[0.0, 0.5, 0.5, 1.0]), InvalidInput, "rise from 0 to 1"),
+    "few particles": (lambda: ep.normalizing.SMC(5), InvalidInput, "particles must be"),
+    "no rungs": (lambda: ep.normalizing.SMC(rungs=0), InvalidInput, "rungs must be"),
+    "no temperatures": (lambda: ep.normalizing.SMC(rungs=[]), InvalidInput, "rise from 0 to 1"),
+    "temperatures from above zero": (lambda: ep.normalizing.AIS(rungs=[0.1, 1.0]), InvalidInput, "rise from 0 to 1"),
+    "temperatures that repeat": (
+        lambda: ep.normalizing.AIS(rungs=[0.0, 0.5, 0.5, 1.0]),
+        InvalidInput,
+        "rise from 0 to 1",
+    ),
     "an unadjusted kernel": (lambda: BAR(kernel=ep.Langevin(0.1)), InvalidInput, "weights would be biased"),
     "a cycle backwards": (
-        lambda: BAR(kernel=ep.Cycle((ep.MALA(0.1), ep.HMC()))),
+        lambda: BAR(kernel=ep.kernels.Cycle((ep.MALA(0.1), ep.HMC()))),
         InvalidInput,
         "can't be run backwards",
     ),
@@ -325,7 +341,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "base must have event_shape",
     ),
     "binary kernel, real target": (
-        lambda: log_normalizer(BANANA, base=BASE, method=ep.SMC(kernel=ep.BinaryGibbs())),
+        lambda: log_normalizer(BANANA, base=BASE, method=ep.normalizing.SMC(kernel=ep.kernels.BinaryGibbs())),
         InvalidInput,
         "binary targets need both",
     ),

@@ -76,7 +76,7 @@ def z_scores(values: Tensor) -> Tensor:
 
 def test_loss_of_a_gaussian() -> None:
     """The loss of U = ½ k |x|² / σ0² on rows x_i at their σ_i is k² mean(x_i²/σ_i²) + (1 − k)²; 4.5 standard errors."""
-    ebm, objective, k = gaussian((3,), 0.3), ep.MultiscaleScoreMatching(), 0.3
+    ebm, objective, k = gaussian((3,), 0.3), ep.objectives.MultiscaleScoreMatching(), 0.3
     data = torch.randn(256, 3)
     ebm.standardize(data)
     sigmas = CIFAR.repeat_interleave(2)  # of 256 rows
@@ -95,7 +95,9 @@ def test_fit_finds_the_best_gaussian() -> None:
     sigmas = torch.linspace(3.0, 0.3, 32, dtype=torch.float64)
     ebm = ep.MultiscaleEBM(Bell((5,)), sigmas, base_sigma=0.5)
     options = ep.TrainingOptions(steps=300, learning_rate=0.02, ema=0.95)
-    ep.fit(ebm, 3.0 + 2.0 * torch.randn(4000, 5), ep.MultiscaleScoreMatching(), options=options, progress=False)
+    ep.fit(
+        ebm, 3.0 + 2.0 * torch.randn(4000, 5), ep.objectives.MultiscaleScoreMatching(), options=options, progress=False
+    )
     assert ebm.net.k.item() == pytest.approx(1.0 / (1.0 + float((sigmas**-2).mean())), rel=0.03)
     assert bool((ebm.scale == ebm.scale[0]).all()), "one scale for all coordinates, as the noise has"
 
@@ -126,7 +128,7 @@ def test_the_exact_field_is_the_losss_optimum(d: int) -> None:
         net = Perturbed(d, stretch)
         ebm, found = ep.MultiscaleEBM(net, CIFAR, base_sigma=BASE), []
         for _ in range(300):
-            loss = ep.MultiscaleScoreMatching().loss(ebm, torch.randn(1280, d)).value
+            loss = ep.objectives.MultiscaleScoreMatching().loss(ebm, torch.randn(1280, d)).value
             found.append(torch.autograd.grad(loss, net.away)[0])
         return z_scores(torch.stack(found))
 
@@ -138,7 +140,7 @@ def test_the_exact_field_is_the_losss_optimum(d: int) -> None:
 
 
 def test_temperatures() -> None:
-    t = ep.TemperatureLadder().temperatures()
+    t = ep.levels.TemperatureLadder().temperatures()
     assert len(t) == 2700
     assert bool((t[:500] == 100.0).all())
     assert float(t[2499]) == float(t[2500]) == 1.0
@@ -151,10 +153,10 @@ def test_the_jump_goes_to_the_mean_of_the_clean_points() -> None:
     """For ½ k |x|² that is (1 − k) x, in data coordinates around ``loc``; a sample's last step is the jump."""
     ebm = gaussian((4,), 0.25)
     x = torch.randn(7, 4)
-    assert torch.allclose(ep.denoising_jump(ebm.potential(), x, BASE), 0.75 * x)
+    assert torch.allclose(ep.levels.denoising_jump(ebm.potential(), x, BASE), 0.75 * x)
     ebm.loc.fill_(3.0)
     ebm.scale.fill_(2.0)
-    ladder = ep.TemperatureLadder(hot=5, cooling=5, quench=5)
+    ladder = ep.levels.TemperatureLadder(hot=5, cooling=5, quench=5)
     noisy, clean = (
         torch.random.manual_seed(1) and ebm.sample((7,), ladder=ladder, denoise=denoise) for denoise in (False, True)
     )
@@ -167,7 +169,7 @@ def test_samples_of_a_gaussian() -> None:
     Begun at σ0² T, a step of force k x / σ0² takes it to (1 − b)² v + ε² T with b = ½ ε² k / σ0², and the jump to
     (1 − k)² v.  4.5 standard errors, a false alarm in 150,000.
     """
-    k, ladder = 0.5, ep.TemperatureLadder(9.0, hot=100, cooling=300, quench=50)
+    k, ladder = 0.5, ep.levels.TemperatureLadder(9.0, hot=100, cooling=300, quench=50)
     ebm, step, variance = gaussian((50,), k), 0.2 * BASE, BASE**2 * 9.0
     ebm.scale.fill_(3.0)
     for temperature in ladder.temperatures().tolist():
@@ -176,7 +178,7 @@ def test_samples_of_a_gaussian() -> None:
     assert x.shape == (20, 20, 50)
     ratio = float(x.var()) / (9.0 * (1.0 - k) ** 2 * variance)
     assert abs(ratio - 1.0) < 4.5 * math.sqrt(2.0 / x.numel())
-    assert ebm.sample(ladder=ep.TemperatureLadder(hot=1, cooling=0, quench=0)).shape == (50,)
+    assert ebm.sample(ladder=ep.levels.TemperatureLadder(hot=1, cooling=0, quench=0)).shape == (50,)
 
 
 def test_networks_with_and_without_a_level() -> None:
@@ -233,7 +235,7 @@ def test_a_checkpoint_of_another_ladder_is_refused(
     path, data, options = tmp_path / "run", torch.randn(100, 3), ep.TrainingOptions(steps=4, batch_size=30)
     ep.fit(gaussian((3,), 0.5), data, options=options, checkpoint=path, progress=False)
     other = ep.MultiscaleEBM(Bell((3,), 0.5), sigmas, base_sigma=base_sigma)
-    with pytest.raises(ep.CheckpointError, match=message):
+    with pytest.raises(ep.errors.CheckpointError, match=message):
         ep.fit(other, data, options=options, checkpoint=path, progress=False)
     assert other.base_sigma == base_sigma
     assert other.net.k.item() == 0.5
@@ -246,7 +248,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         torch.manual_seed(0)
         ebm = gaussian((3,), 0.5)
         training = ep.Training(
-            ebm, torch.randn(100, 3), ep.MultiscaleScoreMatching(), options=ep.TrainingOptions(steps=20, batch_size=30)
+            ebm,
+            torch.randn(100, 3),
+            ep.objectives.MultiscaleScoreMatching(),
+            options=ep.TrainingOptions(steps=20, batch_size=30),
         )
         if path.exists():
             training.load_state_dict(ep.load_checkpoint(path))
@@ -262,12 +267,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 def test_chains_that_leave_are_flagged_and_stay() -> None:
     steep = ep.Energy(lambda x: -1e30 * (x**4).sum(-1), torch.Size((2,)))
-    found = ep.anneal_temperature(steep, torch.tensor([[0.0, 0.0], [1.0, 1.0]]), ep.TemperatureLadder(1.0, 3, 0, 0))
+    found = ep.levels.anneal_temperature(
+        steep, torch.tensor([[0.0, 0.0], [1.0, 1.0]]), ep.levels.TemperatureLadder(1.0, 3, 0, 0)
+    )
     assert found.diverging.tolist() == [True, True]
     assert bool(torch.isfinite(found.x).all())
     assert found.evaluations == 3
-    with pytest.warns(ep.ChainWarning, match="smaller step_size"):
-        gaussian((2,), -1e35).sample((3,), ladder=ep.TemperatureLadder(1.0, 9, 0, 0), denoise=False)
+    with pytest.warns(ep.errors.ChainWarning, match="smaller step_size"):
+        gaussian((2,), -1e35).sample((3,), ladder=ep.levels.TemperatureLadder(1.0, 9, 0, 0), denoise=False)
 
 
 # --- Inpainting ---
@@ -277,7 +284,7 @@ def test_inpainting_leaves_what_is_seen() -> None:
     ebm = gaussian((1, 4, 4), 0.5)
     ebm.loc.fill_(0.5)
     ebm.scale.fill_(0.3)
-    image, ladder = torch.rand(6, 1, 4, 4), ep.TemperatureLadder(hot=20, cooling=20, quench=20)
+    image, ladder = torch.rand(6, 1, 4, 4), ep.levels.TemperatureLadder(hot=20, cooling=20, quench=20)
     seen = torch.zeros(1, 4, 4, dtype=torch.bool)
     seen[:, :2] = True
     found = ebm.inpaint(image, seen, ladder=ladder)
@@ -295,7 +302,7 @@ def double_root(potential: ep.Energy, x: Tensor, steps: int, temperature: float,
     given = x
     for _ in range(steps):
         x = torch.where(seen, given + BASE * temperature**0.25 * torch.randn_like(x), x)
-        x = x - 0.5 * 0.02**2 * ep.gradient_only(potential, x) + 0.02 * temperature**0.5 * torch.randn_like(x)
+        x = x - 0.5 * 0.02**2 * ep.autodiff.gradient_only(potential, x) + 0.02 * temperature**0.5 * torch.randn_like(x)
     return torch.where(seen, given, x)
 
 
@@ -309,14 +316,14 @@ def test_seen_pixels_get_the_noise_of_their_temperature() -> None:
     k, temperature, step = 100.0, 100.0, 0.02
     potential = ep.Energy(lambda x: 0.5 * k * (x[..., 0] * x[..., 1]) ** 2, torch.Size((2,)))
     seen, start = torch.tensor([False, True]), torch.zeros(4000, 2)
-    ladder = ep.TemperatureLadder(temperature, hot=500, cooling=0, quench=0)
+    ladder = ep.levels.TemperatureLadder(temperature, hot=500, cooling=0, quench=0)
     a, s = 0.5 * step**2 * k, BASE**2 * temperature
     truth = step**2 * temperature / (2 * a * s - 3 * (a * s) ** 2)
 
     def z(x: Tensor) -> float:
         return float(z_scores(x[:, 0] ** 2 - truth))
 
-    assert abs(z(ep.anneal_temperature(potential, start, ladder, seen=seen).x)) < 4.5
+    assert abs(z(ep.levels.anneal_temperature(potential, start, ladder, seen=seen).x)) < 4.5
     assert z(double_root(potential, start, 500, temperature, seen)) > 20.0
 
 
@@ -343,7 +350,7 @@ def test_level_score_matching_trains_a_density() -> None:
     data = toy.sample((10_000,))
     ebm.standardize(data, isotropic=True)
     options = ep.TrainingOptions(steps=300)
-    history = ep.fit(ebm, data, ep.LevelScoreMatching(), options=options, progress=False)
+    history = ep.fit(ebm, data, ep.objectives.LevelScoreMatching(), options=options, progress=False)
     assert history.records[-1].held_out < history.records[99].held_out < 1.0
     assert gap(ebm, toy, points=256) < 0.15
     assert math.isfinite(ebm.log_prob(data[:1]).item())
@@ -409,23 +416,28 @@ DRL = ep.NoiseSchedule.sqrtcumlinear(4)
         (lambda: gaussian().inpaint(IMAGE, torch.ones(2)), "must be a boolean mask"),
         (lambda: gaussian().inpaint(IMAGE, torch.ones(3, dtype=torch.bool)), r"of shape \(2,\), or \(3, 2\)"),
         (lambda: gaussian().inpaint(IMAGE + torch.nan, MASK), "what is seen must be finite"),
-        (lambda: ep.TemperatureLadder(0.5), "start must be at least 1"),
-        (lambda: ep.TemperatureLadder(hot=0, cooling=0, quench=0), "at least one step"),
-        (lambda: ep.TemperatureLadder(cooling=-1), "cooling must be a whole number"),
-        (lambda: ep.anneal_temperature(ExactField.cifar(3), IMAGE), r"x must end in event_shape \(3,\)"),
-        (lambda: ep.anneal_temperature(lambda x: x, IMAGE), "must be a potential"),  # type: ignore[arg-type]
-        (lambda: ep.LevelScoreMatching(extra=1.0), r"extra must lie in \[0, 1\)"),
+        (lambda: ep.levels.TemperatureLadder(0.5), "start must be at least 1"),
+        (lambda: ep.levels.TemperatureLadder(hot=0, cooling=0, quench=0), "at least one step"),
+        (lambda: ep.levels.TemperatureLadder(cooling=-1), "cooling must be a whole number"),
         (
-            lambda: ep.LevelScoreMatching().loss(ep.RecoveryEBM(ep.MLPEnergy((2,)), DRL), IMAGE),
+            lambda: ep.levels.anneal_temperature(ExactField.cifar(3), IMAGE),
+            r"x must end in event_shape \(3,\)",
+        ),
+        (lambda: ep.levels.anneal_temperature(lambda x: x, IMAGE), "must be a potential"),  # type: ignore[arg-type]
+        (lambda: ep.objectives.LevelScoreMatching(extra=1.0), r"extra must lie in \[0, 1\)"),
+        (
+            lambda: ep.objectives.LevelScoreMatching().loss(ep.RecoveryEBM(ep.MLPEnergy((2,)), DRL), IMAGE),
             "this schedule's level 0 has none",
         ),
         (
-            lambda: ep.fit(ep.EBM(ep.MLPEnergy((2,))), IMAGE, ep.MultiscaleScoreMatching()),
+            lambda: ep.fit(ep.EBM(ep.MLPEnergy((2,))), IMAGE, ep.objectives.MultiscaleScoreMatching()),
             "needs a ladder of noise levels",
         ),
-        (lambda: ep.fit(gaussian(), IMAGE, ep.LevelScoreMatching()), "needs a model with a schedule"),
+        (lambda: ep.fit(gaussian(), IMAGE, ep.objectives.LevelScoreMatching()), "needs a model with a schedule"),
         (
-            lambda: ep.MultiscaleScoreMatching().loss(ep.MultiscaleEBM(Stacked(), [1.0, 0.1]), torch.randn(4, 2)),
+            lambda: ep.objectives.MultiscaleScoreMatching().loss(
+                ep.MultiscaleEBM(Stacked(), [1.0, 0.1]), torch.randn(4, 2)
+            ),
             "differentiates the network twice, which layer 'layers.1' .Once. does not allow",
         ),
     ],

@@ -60,7 +60,10 @@ def test_a_mixture_base_is_normalised_and_fits() -> None:
     """On a grid its mass is 1; fitted to eight Gaussians it is far closer than one Gaussian (entropy + KL = cross)."""
     toy = ep.toys.EightGaussians()
     x = toy.sample((2000,))
-    mixture, single = ep.MixtureBase.fitted(x, x.shape[1:]), ep.GaussianBase.fitted(x, x.shape[1:])
+    mixture, single = (
+        ep.potentials.MixtureBase.fitted(x, x.shape[1:]),
+        ep.potentials.GaussianBase.fitted(x, x.shape[1:]),
+    )
     found = ep.quadrature(mixture, ep.Grid.around(x, margin=2.0))
     assert abs(found.log_normalizer) < 1e-3
     fresh = toy.sample((4000,))
@@ -75,14 +78,14 @@ def test_bases_of_any_event_shape(event: tuple[int, ...]) -> None:
     x = 2.0 + torch.randn(500, *shape)
     user = torch.distributions.Normal(torch.zeros(shape), torch.ones(shape)).expand(shape)
     bases: list[Any] = [
-        ep.GaussianBase.fitted(x, shape),
-        ep.MixtureBase.fitted(x, shape),
-        ep.DistributionBase(torch.distributions.Independent(user, len(shape))),
+        ep.potentials.GaussianBase.fitted(x, shape),
+        ep.potentials.MixtureBase.fitted(x, shape),
+        ep.potentials.DistributionBase(torch.distributions.Independent(user, len(shape))),
     ]
     target = ep.Energy(lambda y: 0.5 * (y - 2.0).square().reshape(*y.shape[: y.dim() - len(shape)], -1).sum(-1), shape)
     for base in bases:
         assert base(base.sample(7)).shape == (7,)
-        found = ep.log_normalizer(target, base=base, samples=x, method=ep.BAR(256))
+        found = ep.log_normalizer(target, base=base, samples=x, method=ep.normalizing.BAR(256))
         exact = 0.5 * shape.numel() * math.log(2.0 * math.pi)
         assert abs(found.estimate - exact) < 5.0 * found.standard_error + 1e-4
 
@@ -90,7 +93,7 @@ def test_bases_of_any_event_shape(event: tuple[int, ...]) -> None:
 def test_affine_coordinates_keep_the_normaliser() -> None:
     toy = ep.toys.Banana()
     factor = torch.tensor([[2.0, 0.0], [0.7, 0.5]])
-    moved = ep.Affine(toy, torch.tensor([1.0, -1.0]), factor)
+    moved = ep.potentials.Affine(toy, torch.tensor([1.0, -1.0]), factor)
     x = toy.sample((50,))
     assert torch.allclose(moved.outward(moved.inward(x)), x, atol=1e-5)
     assert torch.allclose(moved(moved.inward(x)), toy(x) - factor.diagonal().log().sum(), atol=1e-4)
@@ -104,29 +107,29 @@ def test_likelihood_entropy_divergence_and_bits() -> None:
     log_z = math.log(2.0 * math.pi)
     known = ep.LogNormalizer(log_z, 0.01, log_z - 0.02, log_z + 0.02, 1, "hand")
     x = torch.randn(4000, 2)
-    found = ep.entropy(p, x, known)
+    found = ep.evaluation.entropy(p, x, known)
     assert abs(found.value - (1.0 + log_z)) < 4.5 * found.standard_error
     assert found.from_log_z == 0.01
     assert found.standard_error > 0.01
-    likelihood = ep.mean_log_likelihood(p, x, known)
+    likelihood = ep.evaluation.mean_log_likelihood(p, x, known)
     assert likelihood.value == pytest.approx(-found.value)
-    divergence = ep.kl_by_samples(p, q, x, known, known + 2.0 * math.log(wide))
+    divergence = ep.evaluation.kl_by_samples(p, q, x, known, known + 2.0 * math.log(wide))
     exact = 2.0 * math.log(wide) + 1.0 / wide**2 - 1.0
     assert abs(divergence.value - exact) < 4.5 * divergence.standard_error
     assert divergence.from_log_z == pytest.approx(math.hypot(0.01, 0.01))
-    bits = ep.bits_per_dimension(likelihood, shape, gap=torch.tensor([0.5, 0.25]))
+    bits = ep.evaluation.bits_per_dimension(likelihood, shape, gap=torch.tensor([0.5, 0.25]))
     assert bits.value == pytest.approx(-(likelihood.value + math.log(0.5) + math.log(0.25)) / (2.0 * math.log(2.0)))
 
 
 def test_uniform_pixels_cost_eight_bits() -> None:
     """256 equally likely values, dequantised over [0, 256) / 255: log p = log (255/256) a pixel."""
     uniform = ep.Estimate(16 * math.log(255.0 / 256.0), 0.0)
-    assert ep.bits_per_dimension(uniform, (4, 4), gap=1.0 / 255.0).value == pytest.approx(8.0)
+    assert ep.evaluation.bits_per_dimension(uniform, (4, 4), gap=1.0 / 255.0).value == pytest.approx(8.0)
 
 
 def test_pictures(tmp_path: Path) -> None:
     toy = ep.toys.Banana()
-    found = ep.log_normalizer(toy, samples=toy.sample((600,)), method=ep.BAR(128))
+    found = ep.log_normalizer(toy, samples=toy.sample((600,)), method=ep.normalizing.BAR(128))
     figures = {
         "weights": log_weight_histogram(found, title="weights", log_z=0.0),
         "ladder": ladder_plot(found, title="ladder"),
@@ -141,24 +144,24 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no runs to draw": (lambda: ladder_plot(A, title=""), "no runs to draw"),
     "no runs to export": (lambda: A.to_arviz(), "no runs to show"),
     "mixture of other shapes": (
-        lambda: ep.MixtureBase(torch.zeros(2, 3), torch.eye(3)[None], torch.ones(2)),
+        lambda: ep.potentials.MixtureBase(torch.zeros(2, 3), torch.eye(3)[None], torch.ones(2)),
         "must have factors",
     ),
-    "base of no spread": (lambda: ep.GaussianBase(torch.zeros(2), torch.zeros(2)), "must be positive"),
-    "base that is no distribution": (lambda: ep.DistributionBase("normal"), "sample and log_prob"),  # type: ignore[arg-type]
+    "base of no spread": (lambda: ep.potentials.GaussianBase(torch.zeros(2), torch.zeros(2)), "must be positive"),
+    "base that is no distribution": (lambda: ep.potentials.DistributionBase("normal"), "sample and log_prob"),  # type: ignore[arg-type]
     "a batched base": (
-        lambda: ep.DistributionBase(torch.distributions.Normal(torch.zeros(2), 1.0)),
+        lambda: ep.potentials.DistributionBase(torch.distributions.Normal(torch.zeros(2), 1.0)),
         "must have no batch",
     ),
     "an infinite energy": (
-        lambda: ep.entropy(
+        lambda: ep.evaluation.entropy(
             ep.EnergyDistribution(ep.Energy(lambda x: math.inf * x.abs().sum(-1), torch.Size((2,)))),
             torch.ones(4, 2),
             A,
         ),
         "energies must be finite",
     ),
-    "gap": (lambda: ep.bits_per_dimension(ep.Estimate(0.0, 0.0), (2,), gap=0.0), "gap must be positive"),
+    "gap": (lambda: ep.evaluation.bits_per_dimension(ep.Estimate(0.0, 0.0), (2,), gap=0.0), "gap must be positive"),
 }
 
 

@@ -36,8 +36,8 @@ OBJECTIVES: dict[str, Callable[[], Any]] = {
     "recovery": ep.RecoveryLikelihood,
     "cooperative": lambda: ep.CooperativeRecovery(initializer=ep.MLPInitializer((2,), hidden=8)),
     "persistent": lambda: ep.PersistentLikelihood(slots=32, moves=2),
-    "contrastive divergence": lambda: ep.ContrastiveDivergence(steps=2),
-    "levels": ep.LevelScoreMatching,
+    "contrastive divergence": lambda: ep.objectives.ContrastiveDivergence(steps=2),
+    "levels": ep.objectives.LevelScoreMatching,
 }
 FITTING = {
     "recovery": {"RecoveryEBM"},
@@ -115,9 +115,9 @@ class Noised(Quadratic):
     ("model", "objective"),
     [
         (Quadratic, ep.PersistentLikelihood(slots=16, moves=2)),
-        (Quadratic, ep.ContrastiveDivergence(steps=2)),
+        (Quadratic, ep.objectives.ContrastiveDivergence(steps=2)),
         (Noised, ep.RecoveryLikelihood()),
-        (Noised, ep.LevelScoreMatching()),
+        (Noised, ep.objectives.LevelScoreMatching()),
     ],
 )
 def test_a_users_own_model_still_serves(model: Callable[[], nn.Module], objective: Any) -> None:
@@ -134,7 +134,7 @@ def test_a_users_own_model_is_told_what_it_lacks() -> None:
 STEERED: list[Callable[..., Any]] = [
     ep.RecoveryLikelihood,
     ep.PersistentLikelihood,
-    ep.ContrastiveDivergence,
+    ep.objectives.ContrastiveDivergence,
     ep.CooperativeRecovery,
 ]
 
@@ -144,7 +144,7 @@ STEERED: list[Callable[..., Any]] = [
     ("kernel", "came"),
     [
         (ep.MALA, "the class MALA"),
-        (ep.Cycle(ep.MALA(0.1), ep.HMC()), "Cycle"),
+        (ep.kernels.Cycle(ep.MALA(0.1), ep.HMC()), "Cycle"),
         (ep.ChEES(), "ChEES"),
         (0.1, "float"),
     ],
@@ -156,9 +156,9 @@ def test_a_kernel_must_have_one_step_size_to_steer(objective: Callable[..., Any]
 
 def test_kernels_that_can_be_steered_pass() -> None:
     for objective in STEERED:
-        for kernel in (ep.MALA(0.1), ep.HMC(), ep.MALT(), ep.CrankNicolson()):
+        for kernel in (ep.MALA(0.1), ep.HMC(), ep.kernels.MALT(), ep.kernels.CrankNicolson()):
             objective(kernel=kernel)
-    ep.ContrastiveDivergence(ep.Langevin(0.1))
+    ep.objectives.ContrastiveDivergence(ep.Langevin(0.1))
     assert replace(ep.RecoveryLikelihood(adapt=False), kernel=ep.Langevin(0.1)).kernel is not None
 
 
@@ -198,12 +198,12 @@ def test_labels_must_be_a_tensor_of_whole_numbers(labels: Any, message: str) -> 
 def test_exact_likelihood_refuses_labels_but_trains_one_class() -> None:
     ebm = MODELS["RecoveryEBM"](classes=3)
     with pytest.raises(ep.InvalidInput, match=r"exact likelihood is of one density.*got a label for each of 32 rows: "):
-        quick_fit(ebm, ep.ExactLikelihood(points=16), labels=LABELS)
-    objective = ep.ExactLikelihood(points=16)
+        quick_fit(ebm, ep.objectives.ExactLikelihood(points=16), labels=LABELS)
+    objective = ep.objectives.ExactLikelihood(points=16)
     assert bool(torch.isfinite(objective.loss(ebm.given(1), 0.1 * DATA).value))  # type: ignore[operator]
 
 
-class Drawn(ep.GaussianBase):
+class Drawn(ep.potentials.GaussianBase):
     """A standard normal whose draws are given."""
 
     def __init__(self, draws: Tensor) -> None:
@@ -219,12 +219,12 @@ class Drawn(ep.GaussianBase):
 def test_noise_contrast_gives_noise_the_labels_of_its_rows(ratio: int) -> None:
     """A batch with labels has the mean loss of each class's own rows and noise."""
     ebm = ep.RecoveryEBM(net(classes=3), ep.NoiseSchedule.sqrtcumlinear(3))  # level 0 is clean
-    assert len(quick_fit(ebm, ep.NoiseContrastive(ratio=ratio), labels=LABELS).records) == 2
+    assert len(quick_fit(ebm, ep.objectives.NoiseContrastive(ratio=ratio), labels=LABELS).records) == 2
     nn.init.normal_(ebm.net.class_film)  # type: ignore[arg-type]
     noise = torch.randn(ratio, 60, 2)
 
     def loss(rows: Tensor, label: int | Tensor) -> Tensor:
-        objective = ep.NoiseContrastive(Drawn(noise[:, rows].flatten(0, 1)), ratio)
+        objective = ep.objectives.NoiseContrastive(Drawn(noise[:, rows].flatten(0, 1)), ratio)
         return objective.loss(ebm.given(label), DATA[rows]).value.detach()  # type: ignore[arg-type]
 
     alone = torch.stack([loss((label == LABELS).nonzero()[:, 0], label) for label in range(3)])

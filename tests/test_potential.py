@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from energyppl import AtLevel, Bridge, Conditioned, Energy, Potential, Scaled, Sum, Tethered, toys
+from energyppl import Energy, toys
 from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.errors import InvalidInput
 from energyppl.models import MLPEnergy
+from energyppl.potentials.algebra import Bridge, Conditioned, Potential, Scaled, Sum, Tethered
+from energyppl.potentials.network import AtLevel
 
 PAIR = torch.Size((2,))
 NOISY = torch.linspace(-1.0, 1.0, 8, dtype=torch.float64).reshape(4, 2)

@@ -130,18 +130,18 @@ MODELS: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]] = {
 }
 
 
-def potential_of(name: str) -> tuple[ep.ModelPotential, Callable[..., Any], tuple[Any, ...]]:
+def potential_of(name: str) -> tuple[ep.sampling.ModelPotential, Callable[..., Any], tuple[Any, ...]]:
     model, make = MODELS[name]
     args = make()
-    return ep.ModelPotential.trace(model, *args), model, args
+    return ep.sampling.ModelPotential.trace(model, *args), model, args
 
 
-def latent(potential: ep.ModelPotential, z: Tensor) -> dict[str, Tensor]:
+def latent(potential: ep.sampling.ModelPotential, z: Tensor) -> dict[str, Tensor]:
     values = potential.constrain(z)
     return {site.name: values[site.name] for site in potential.sites}
 
 
-def by_pyro(potential: ep.ModelPotential, model: Any, args: tuple[Any, ...], z: Tensor) -> float:
+def by_pyro(potential: ep.sampling.ModelPotential, model: Any, args: tuple[Any, ...], z: Tensor) -> float:
     """Minus Pyro's log joint at one point, with the log-Jacobians, site by site, of the supports in Pyro's trace."""
     values = {name: value[0] for name, value in latent(potential, z[None]).items()}
     trace = poutine.trace(poutine.condition(model, values)).get_trace(*args)
@@ -232,7 +232,7 @@ def test_a_model_that_vmap_can_not_follow_is_evaluated_point_by_point() -> None:
     """With a warning, and the same numbers; the posterior is Dirichlet(1 + y), 3 means at 5 standard errors: 5e-4."""
     y = torch.tensor([3.0, 5.0, 2.0])
     with pytest.warns(UserWarning, match=r"can't be batched over chains \(.*\); each chain is evaluated on its own"):
-        potential = ep.ModelPotential.trace(branching, y)
+        potential = ep.sampling.ModelPotential.trace(branching, y)
     assert not potential.vectorized
     z = torch.randn(2, 3, 2)
     energy, grad = ep.energy_and_grad(potential, z)
@@ -291,7 +291,7 @@ def test_sites_must_stay_and_starts_must_be_whole() -> None:
         if switch[0]:
             pyro.sample("b", dist.Normal(0.0, 1.0))
 
-    potential = ep.ModelPotential.trace(model)
+    potential = ep.sampling.ModelPotential.trace(model)
     switch[0] = True
     with pytest.raises(EnergyPPLError, match="latent site 'b' now that it did not have before"):
         potential(torch.zeros(1))

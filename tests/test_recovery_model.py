@@ -38,7 +38,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("kernel", [ep.MALA(0.5), ep.CrankNicolsonLangevin(0.8)])
+@pytest.mark.parametrize("kernel", [ep.MALA(0.5), ep.kernels.CrankNicolsonLangevin(0.8)])
 def test_generation_by_gradient_kernels_in_ten_dimensions(name: str, kernel: ep.MALA) -> None:
     """Exact energies, from white noise: every coordinate's variance within 4.5 errors (60 checks, 1 alarm in 2,400)."""
     ebm = ep.RecoveryEBM(GaussianNet(), SCHEDULES[name], event_shape=(10,), kernel=kernel)

@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 import energyppl as ep
 from energyppl.errors import InvalidInput
-from energyppl.inference import Info, State
+from energyppl.inference.kernels.contract import Info, State
 
 LIMIT = 5.0  # standard errors, of 64 chains: 5e-6 two-sided for one number (Student's t, 63 degrees of freedom)
 INF = math.inf
@@ -75,7 +75,7 @@ TARGETS: dict[str, tuple[Callable[[], Any], Any, Any]] = {
     "network": (Network, (1.0, -1.0), (1.0, 1.0)),
     "network in float64": (lambda: Network(torch.float64), (1.0, -1.0), (1.0, 1.0)),
     "distribution": (
-        lambda: ep.EnergyDistribution(NORMAL, sampler=ep.MarkovSampler(ep.MALA(1.0), 5)),
+        lambda: ep.EnergyDistribution(NORMAL, sampler=ep.sampling.MarkovSampler(ep.MALA(1.0), 5)),
         (0.0, 0.0),
         (1.0, 1.0),
     ),
@@ -116,7 +116,7 @@ TARGETS: dict[str, tuple[Callable[[], Any], Any, Any]] = {
         *(value.expand(2, 3) for value in DIRICHLET),
     ),
     "Constrained itself": (
-        lambda: ep.Constrained(energy(lambda x: x.sum(-1), 2), constraints.greater_than(1.0)),
+        lambda: ep.potentials.Constrained(energy(lambda x: x.sum(-1), 2), constraints.greater_than(1.0)),
         (2.0, 2.0),
         (1.0, 1.0),
     ),
@@ -140,14 +140,16 @@ def test_moments_on_every_kind_of_target(name: str) -> None:
     target = make()
     chains = sample(ep.ChEES(), target)
     x = chains.samples["x"]
-    potential = target.potential if isinstance(target, (ep.EnergyDistribution, ep.Constrained)) else target
+    potential = target.potential if isinstance(target, (ep.EnergyDistribution, ep.potentials.Constrained)) else target
     assert x.shape == (64, 200, *potential.event_shape)
     assert x.dtype == (torch.float64 if "float64" in name else torch.float32)
     assert chains.energy.dtype == x.dtype
     assert not bool(chains.stuck.any() or chains.not_finite.any())
     assert float(chains.diverging.double().mean()) < 1e-3
     assert worst_z(x, mean, variance) < LIMIT
-    support = target.support if isinstance(target, (ep.EnergyDistribution, ep.Constrained)) else constraints.real
+    support = (
+        target.support if isinstance(target, (ep.EnergyDistribution, ep.potentials.Constrained)) else constraints.real
+    )
     assert bool(support.check(x).all())
     torch.testing.assert_close(chains.energy, chains.potential(chains.draws), rtol=1e-4, atol=1e-4)
 
@@ -250,13 +252,13 @@ def test_starts_are_drawn_until_their_energy_is_finite() -> None:
 KERNELS: dict[str, Any] = {
     "HMC": ep.HMC(),
     "ChEES": ep.ChEES(),
-    "MALT": ep.MALT(),
+    "MALT": ep.kernels.MALT(),
     "NUTS": ep.NUTS(),
     "MALA": ep.MALA(0.5),
-    "cycle": ep.Cycle(ep.MALA(0.5), ep.HMC()),
-    "mixture": ep.Mixture(ep.MALA(0.5), ep.HMC()),
-    "block": ep.Cycle(ep.Block(ep.MALA(0.5), torch.tensor([True, False])), ep.HMC()),
-    "tempered": ep.Tempered(ep.MALA(0.5)),
+    "cycle": ep.kernels.Cycle(ep.MALA(0.5), ep.HMC()),
+    "mixture": ep.kernels.Mixture(ep.MALA(0.5), ep.HMC()),
+    "block": ep.kernels.Cycle(ep.kernels.Block(ep.MALA(0.5), torch.tensor([True, False])), ep.HMC()),
+    "tempered": ep.kernels.Tempered(ep.MALA(0.5)),
 }
 
 

@@ -13,10 +13,10 @@ from energyppl.inference.objectives.second_order import differentiable_score
 
 COVARIANCE = torch.tensor([[1.0, 0.5], [0.5, 0.8]], dtype=torch.float64)
 OBJECTIVES = [
-    ep.ExactScoreMatching(),
-    ep.SlicedScoreMatching(),
-    ep.SlicedScoreMatching(projections=3),
-    ep.DenoisingScoreMatching(0.5),
+    ep.objectives.ExactScoreMatching(),
+    ep.objectives.SlicedScoreMatching(),
+    ep.objectives.SlicedScoreMatching(projections=3),
+    ep.objectives.DenoisingScoreMatching(0.5),
 ]
 
 
@@ -63,7 +63,7 @@ def test_the_true_precision_is_the_minimiser(objective: object) -> None:
 
 def test_denoising_learns_the_noised_density() -> None:
     """Negative control: at the precision of the clean data, denoising's gradient is not zero."""
-    rows = gradients(ep.DenoisingScoreMatching(0.5), torch.linalg.inv(COVARIANCE))
+    rows = gradients(ep.objectives.DenoisingScoreMatching(0.5), torch.linalg.inv(COVARIANCE))
     assert float(z_scores(rows).abs().max()) > 9.0
 
 
@@ -71,7 +71,7 @@ def test_exact_score_matching_has_the_analytic_laplacian() -> None:
     """Value and weights' gradient of the loss against whole Hessians by ``torch.autograd.functional``, in float64."""
     ebm = small_ebm(3).double()
     x, potential = torch.randn(5, 3, dtype=torch.float64), ebm.potential()
-    found = ep.ExactScoreMatching().loss(ebm, x)
+    found = ep.objectives.ExactScoreMatching().loss(ebm, x)
 
     def one(point: Tensor) -> Tensor:
         return potential(point[None])[0]
@@ -105,7 +105,10 @@ def test_the_laplacian_of_a_closed_form() -> None:
 
     ebm, x = ep.EBM(Quartic()), torch.randn(50, 2)
     expected = (8.0 * x.pow(6).sum(1) - 12.0 * x.square().sum(1)).mean()
-    for objective in (ep.ExactScoreMatching(), ep.SlicedScoreMatching()):  # a diagonal Hessian needs one direction
+    for objective in (
+        ep.objectives.ExactScoreMatching(),
+        ep.objectives.SlicedScoreMatching(),
+    ):  # a diagonal Hessian needs one direction
         torch.testing.assert_close(objective.loss(ebm, x).value, expected, msg=repr(objective))
         assert math.isclose(objective.measure(ebm, x), float(expected), rel_tol=1e-5)
 
@@ -121,9 +124,11 @@ def test_sliced_agrees_with_exact_in_expectation() -> None:
         grad = torch.autograd.grad(loss, ebm.net.readout.weight)[0][0]
         return torch.cat([loss.detach()[None], grad[:3]])
 
-    rows = torch.stack([row(ep.SlicedScoreMatching()) for _ in range(400)]) - row(ep.ExactScoreMatching())
+    rows = torch.stack([row(ep.objectives.SlicedScoreMatching()) for _ in range(400)]) - row(
+        ep.objectives.ExactScoreMatching()
+    )
     assert float(z_scores(rows).abs().max()) < 4.5
-    more = torch.stack([row(ep.SlicedScoreMatching(projections=8)) for _ in range(100)])
+    more = torch.stack([row(ep.objectives.SlicedScoreMatching(projections=8)) for _ in range(100)])
     assert float(more[:, 0].var() / rows[:, 0].var()) < 0.25, "eight directions: about an eighth of the variance"
 
 
@@ -133,7 +138,11 @@ def test_a_level_of_a_model_of_levels() -> None:
     ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(3))
     ebm.is_standardized.fill_(True)
     nn.init.zeros_(net.readout.weight)  # what is left is ½ |x|²
-    for make in (ep.ExactScoreMatching, ep.SlicedScoreMatching, lambda level: ep.DenoisingScoreMatching(1e-3, level)):
+    for make in (
+        ep.objectives.ExactScoreMatching,
+        ep.objectives.SlicedScoreMatching,
+        lambda level: ep.objectives.DenoisingScoreMatching(1e-3, level),
+    ):
         objective = make(level=2)
         rows = torch.stack(
             [
@@ -317,7 +326,7 @@ def test_kinks_are_refused_whatever_else_is_curved(objective: object, rows: int,
         for _ in range(2):
             with pytest.raises(ep.InvalidInput, match=r"must be curved.*ReLU \(weight '.*SiLU.*DenoisingScoreMatching"):
                 objective.loss(ebm, torch.randn(rows, 2))  # type: ignore[attr-defined]
-        assert math.isfinite(ep.DenoisingScoreMatching(0.5).loss(ebm, torch.randn(rows, 2)).value.item())
+        assert math.isfinite(ep.objectives.DenoisingScoreMatching(0.5).loss(ebm, torch.randn(rows, 2)).value.item())
     for smooth in (nn.SiLU, nn.Softplus, nn.Tanh, nn.ELU):
         ebm = ep.EBM(Confined(smooth, zero=zero, learn_k=learn_k))
         assert math.isfinite(objective.loss(ebm, torch.randn(rows, 2)).value.item())  # type: ignore[attr-defined]
@@ -345,7 +354,7 @@ def test_the_look_leaves_no_trace() -> None:
     start, found = [b.clone() for b in net.buffers()], []
     for _ in range(2):
         torch.manual_seed(7)
-        loss = ep.SlicedScoreMatching().loss(ebm, x).value.detach()
+        loss = ep.objectives.SlicedScoreMatching().loss(ebm, x).value.detach()
         found.append([loss, torch.rand(()), *(b.clone() for b in net.buffers())])
         for buffer, before in zip(net.buffers(), start, strict=True):
             buffer.copy_(before)
@@ -355,12 +364,12 @@ def test_the_look_leaves_no_trace() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ep.SlicedScoreMatching(projections=0), "projections must be a whole number"),
-        (lambda: ep.DenoisingScoreMatching(0.0), "sigma must be positive"),
-        (lambda: ep.DenoisingScoreMatching(math.nan), "sigma must be positive"),
-        (lambda: ep.ExactScoreMatching().loss(linear(), torch.randn(4, 2)), "must be curved.*ReLU"),
-        (lambda: ep.SlicedScoreMatching().loss(linear(), torch.randn(4, 2)), "must be curved.*ReLU"),
-        (lambda: ep.ExactScoreMatching(level=1).loss(small_ebm(), torch.randn(4, 2)), "level 0 only"),
+        (lambda: ep.objectives.SlicedScoreMatching(projections=0), "projections must be a whole number"),
+        (lambda: ep.objectives.DenoisingScoreMatching(0.0), "sigma must be positive"),
+        (lambda: ep.objectives.DenoisingScoreMatching(math.nan), "sigma must be positive"),
+        (lambda: ep.objectives.ExactScoreMatching().loss(linear(), torch.randn(4, 2)), "must be curved.*ReLU"),
+        (lambda: ep.objectives.SlicedScoreMatching().loss(linear(), torch.randn(4, 2)), "must be curved.*ReLU"),
+        (lambda: ep.objectives.ExactScoreMatching(level=1).loss(small_ebm(), torch.randn(4, 2)), "level 0 only"),
     ],
 )
 def test_bad_input_is_said(make: Callable[[], object], message: str) -> None:

@@ -111,7 +111,7 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "ChEES": ep.ChEES,
     "NUTS": ep.NUTS,
     "HMC": lambda: ep.HMC(steps=4, jitter=0.5),
-    "MALT": lambda: ep.MALT(steps=4),
+    "MALT": lambda: ep.kernels.MALT(steps=4),
 }
 SLOW = {("NUTS", "rotated Gaussian, 100-D"), ("NUTS", "banana"), ("NUTS", "double well"), ("NUTS", "lopsided mixture")}
 CASES = [

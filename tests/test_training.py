@@ -115,7 +115,7 @@ def test_a_torn_checkpoint_is_refused_and_nothing_changes(tmp_path: Path) -> Non
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     ebm = small_ebm()
-    with pytest.raises(ep.CheckpointError, match="truncated"):
+    with pytest.raises(ep.errors.CheckpointError, match="truncated"):
         ep.fit(ebm, small_data(), options=SMALL, checkpoint=path, progress=False)
     assert path.read_bytes() == whole[: len(whole) // 2]
 
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, what: str) -> No
     net = ep.MLPEnergy((2,), hidden=17 if what == "model" else 16, depth=2, frequencies=4, levels=3)
     ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(3))
     before = weights(ebm)
-    with pytest.raises(ep.CheckpointError, match=f"another model|other {what}|another {what}"):
+    with pytest.raises(ep.errors.CheckpointError, match=f"another model|other {what}|another {what}"):
         ep.fit(
             ebm,
             data + 1 if what == "data" else data,
@@ -153,12 +153,12 @@ class Runaway(nn.Module):
 class Falling:
     """A loss without a bottom, and one that turns to NaN at a step."""
 
-    def loss(self, model: Runaway, batch: Tensor) -> "ep.Loss":
+    def loss(self, model: Runaway, batch: Tensor) -> "ep.objectives.Loss":
         model.calls += 1
         value = -1e6 * model.weight
         if model.calls - 1 == model.poison_at:
             value = value * float("nan")
-        return ep.Loss(value, {"energy_gap": float(value.detach())})
+        return ep.objectives.Loss(value, {"energy_gap": float(value.detach())})
 
     def measure(self, model: Runaway, data: Tensor) -> float:
         return float(model.weight.detach())

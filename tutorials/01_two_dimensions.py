@@ -124,7 +124,9 @@ plots.save_figure(
 
 # %%
 recipes = {
-    "fixed steps, from the noisy point": ep.RecoveryLikelihood(ep.Langevin(0.5), 15, ep.from_noisy, adapt=False),
+    "fixed steps, from the noisy point": ep.RecoveryLikelihood(
+        ep.Langevin(0.5), 15, ep.objectives.from_noisy, adapt=False
+    ),
     "adapted steps, from the data": ep.RecoveryLikelihood(),
 }
 gaps = {}

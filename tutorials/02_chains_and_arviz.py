@@ -34,7 +34,7 @@ pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 
 # sample_chains also warns of what chains.problems() lists.  Here it is printed where it belongs in the text.
-warnings.simplefilter("ignore", ep.ChainWarning)
+warnings.simplefilter("ignore", ep.errors.ChainWarning)
 
 # %% [markdown]
 # ## Sixty-four chains on a banana
@@ -122,7 +122,11 @@ covariance = covariance * torch.logspace(-1, 1, size).outer(torch.logspace(-1, 1
 precision = torch.linalg.inv(covariance.double()).float()
 slanted = ep.Energy(lambda x: 0.5 * ((x @ precision) * x).sum(-1), (size,))
 curves = {}
-for name, mass in (("identity", ep.identity_mass), ("diagonal", ep.diagonal_mass), ("low rank", ep.low_rank_mass)):
+for name, mass in (
+    ("identity", ep.kernels.identity_mass),
+    ("diagonal", ep.kernels.diagonal_mass),
+    ("low rank", ep.kernels.low_rank_mass),
+):
     tuned = ep.adapt(ep.ChEES(), slanted, torch.randn(64, size), 300, mass=mass)
     found = ep.sample_chains(
         tuned.kernel, slanted, init=tuned.state.x, warmup=0, draws=max(20, args.draws // 4), progress=False
@@ -134,10 +138,10 @@ for name, mass in (("identity", ep.identity_mass), ("diagonal", ep.diagonal_mass
     )
     steps = torch.arange(len(tuned.step_sizes))
     curves[f"step size, {name} mass"] = (steps, tuned.step_sizes)
-    if mass is ep.low_rank_mass:
+    if mass is ep.kernels.low_rank_mass:
         curves["acceptance, low rank mass"] = (steps, tuned.acceptance)
         directions = tuned.kernel.inverse_mass
-        if isinstance(directions, ep.LowRankMass):
+        if isinstance(directions, ep.kernels.LowRankMass):
             print("  stretched directions:", [round(float(s), 3) for s in directions.stretch])
 plots.save_figure(plots.training_curves(curves, title="The warm-up of one target"), args.folder / "02_warmup.png")
 
@@ -174,7 +178,7 @@ plots.save_figure(
 toy = ep.toys.EightGaussians()
 kernels = {
     "ChEES": ep.ChEES(),
-    "Tempered HMC": ep.Tempered(ep.HMC(steps=5), betas=(1.0, 0.4, 0.15, 0.05)),
+    "Tempered HMC": ep.kernels.Tempered(ep.HMC(steps=5), betas=(1.0, 0.4, 0.15, 0.05)),
 }
 modes = {}
 for name, kernel in kernels.items():

@@ -38,7 +38,7 @@ args.folder.mkdir(parents=True, exist_ok=True)
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 # sample_chains also warns of what chains.problems() lists.  Here it is printed where it belongs in the text.
-warnings.simplefilter("ignore", ep.ChainWarning)
+warnings.simplefilter("ignore", ep.errors.ChainWarning)
 
 
 def rounded(values: Tensor, digits: int = 3) -> list[float]:
@@ -243,7 +243,7 @@ mass = by_quadrature(0.5 * ((grid @ blur - seen) / 0.1).square())
 clouds = {}
 for name, kernel in {
     "ChEES": ep.ChEES(),
-    "Tempered": ep.Tempered(ep.HMC(steps=5), betas=(1.0, 0.5, 0.2, 0.08)),
+    "Tempered": ep.kernels.Tempered(ep.HMC(steps=5), betas=(1.0, 0.5, 0.2, 0.08)),
 }.items():
     found = ep.sample_chains(kernel, deblur, seen, chains=64, draws=2 * args.draws, warmup=200, progress=False)
     clouds[name] = found.flat()["sharp"]

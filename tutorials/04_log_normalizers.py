@@ -45,7 +45,7 @@ print(f"by quadrature: {exact.log_normalizer:+.5f} ± {exact.error:.1g}, {exact.
 # trained model its own) runs go in both directions, and Bennett's acceptance ratio makes one estimate of both.
 
 # %%
-wide = ep.GaussianBase(torch.zeros(2), 3.0 * torch.ones(2))
+wide = ep.potentials.GaussianBase(torch.zeros(2), 3.0 * torch.ones(2))
 forward = ep.log_normalizer(rings, base=wide)
 bridge = ep.log_normalizer(rings, samples=rings.sample((2048,)))
 print(forward, bridge, sep="\n")
@@ -61,9 +61,11 @@ plots.save_figure(plots.ladder_plot(forward, title="Temperatures of the forward 
 # %%
 budgets: dict[str, list[ep.LogNormalizer]] = {"a plain Gaussian base": [], "a base fitted to samples": []}
 for rungs in (4, 16, 64, 256):
-    plain = ep.log_normalizer(rings, base=wide, samples=rings.sample((512,)), method=ep.BAR(256, rungs=rungs))
+    plain = ep.log_normalizer(
+        rings, base=wide, samples=rings.sample((512,)), method=ep.normalizing.BAR(256, rungs=rungs)
+    )
     budgets["a plain Gaussian base"].append(plain)
-    fitted = ep.log_normalizer(rings, samples=rings.sample((1024,)), method=ep.BAR(256, rungs=rungs))
+    fitted = ep.log_normalizer(rings, samples=rings.sample((1024,)), method=ep.normalizing.BAR(256, rungs=rungs))
     budgets["a base fitted to samples"].append(fitted)
 plots.save_figure(
     plots.gap_plot(budgets, title="Bounds and intervals as temperatures are added", log_z=0.0),
@@ -80,7 +82,7 @@ print(f"\nto ± .01: {narrow}")
 
 # %%
 modes = ep.toys.IsotropicMixture(torch.stack([torch.zeros(20), torch.full((20,), 3.0)]), 0.5)
-inside = ep.GaussianBase(torch.zeros(20), 0.7 * torch.ones(20))
+inside = ep.potentials.GaussianBase(torch.zeros(20), 0.7 * torch.ones(20))
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # they are printed
     missed = ep.log_normalizer(modes, base=inside)
@@ -100,7 +102,7 @@ plots.save_figure(
 # %%
 try:
     ep.log_normalizer(ep.Energy(lambda x: torch.nn.functional.softplus(x[..., 0]), torch.Size((2,))))
-except ep.NotNormalizable as error:
+except ep.errors.NotNormalizable as error:
     print(f"\nrefused: {error}")
 
 # %% [markdown]
@@ -126,13 +128,13 @@ ep.fit(ebm, spread(rounded(20_000)), options=ep.TrainingOptions(steps=args.steps
 by_grid = ebm.log_normalizer()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)
-    by_levels = ebm.log_normalizer(method=ep.BAR(2048))
+    by_levels = ebm.log_normalizer(method=ep.normalizing.BAR(2048))
 print(f"\nby quadrature: {by_grid.estimate:.4f}; annealed through the model's levels: {by_levels}")
 held_out = ebm.diffuse(spread(rounded(5_000)), 0)
-likelihood = ep.mean_log_likelihood(ebm.marginal(), held_out, by_levels)
-bits = ep.bits_per_dimension(likelihood, (2,), gap=gap)
+likelihood = ep.evaluation.mean_log_likelihood(ebm.marginal(), held_out, by_levels)
+bits = ep.evaluation.bits_per_dimension(likelihood, (2,), gap=gap)
 print(f"held-out log-likelihood {likelihood} nats, of which log Z {likelihood.from_log_z:.2g}; {bits} bits/dimension")
-process = ep.process_log_likelihood(ebm, held_out[:500])
+process = ep.normalizing.process_log_likelihood(ebm, held_out[:500])
 print(f"the sampling process: between {process.lower} and {process.upper} nats")
 plots.save_figure(
     plots.log_weight_histogram(by_levels, title="A trained model, annealed through its noise levels"),
@@ -144,7 +146,7 @@ plots.save_figure(
 
 # %%
 strangers = held_out + torch.tensor([0.0, 1.0])
-print(f"AUROC of moons pushed upwards: {ep.auroc(-ebm.log_prob(held_out), -ebm.log_prob(strangers))}")
+print(f"AUROC of moons pushed upwards: {ep.evaluation.auroc(-ebm.log_prob(held_out), -ebm.log_prob(strangers))}")
 assert math.isfinite(bits.value)
 
 # %% [markdown]

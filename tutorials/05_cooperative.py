@@ -64,7 +64,7 @@ for steps in (1, 3, 10):
 # far the energy has still to fall, with it and without, and whether it has collapsed.
 
 # %%
-report = ep.initializer_report(ebm, data[:1000])
+report = ep.evaluation.initializer_report(ebm, data[:1000])
 for level, (own, other, spread) in enumerate(zip(report.drop, report.drop_without, report.spread, strict=True)):
     print(f"level {level}: {float(own):+.2f} nats to fall, {float(other):+.2f} without it; spread {float(spread):.2f}")
 print(*report.problems, sep="\n")
@@ -78,8 +78,8 @@ print(*report.problems, sep="\n")
 # %%
 noisy = ebm.diffuse(data[:1], 2).expand(4000, 2)
 guide, recovery = ebm.guide(noisy, 1), ebm.recovery(noisy, 1)
-kernel = ep.Cycle(ep.IndependentMetropolis(guide), ep.MALA(0.1))
-exact = ep.run_chain(kernel, recovery.potential, guide.sample(), 50)
+kernel = ep.kernels.Cycle(ep.kernels.IndependentMetropolis(guide), ep.MALA(0.1))
+exact = ep.sampling.run_chain(kernel, recovery.potential, guide.sample(), 50)
 print(f"q's proposals and MALA's moves: {float(exact.accept_prob.mean()):.2f} accepted")
 plots.save_figure(
     plots.scatter_panels(

@@ -90,7 +90,7 @@ def posterior(measurement: ep.LinearMeasurement, count: int = 9) -> torch.Tensor
     model = ep.measured(ebm, measurement)
     start = model.sample((count,), steps=20)
     tuned = ep.adapt(ep.MALA(0.01), model.marginal().potential, start, 200)
-    return ep.run_chain(tuned.kernel, model.marginal().potential, tuned.state.x, 300).state.x
+    return ep.sampling.run_chain(tuned.kernel, model.marginal().potential, tuned.state.x, 300).state.x
 
 
 whole = x[1500]

@@ -56,10 +56,10 @@ def as_map(values: torch.Tensor) -> torch.Tensor:
 
 # %%
 objectives = {
-    "exact": ep.ExactScoreMatching(),
-    "sliced": ep.SlicedScoreMatching(),
-    "denoising, σ = 0.1": ep.DenoisingScoreMatching(0.1),
-    "denoising, σ = 0.3": ep.DenoisingScoreMatching(0.3),
+    "exact": ep.objectives.ExactScoreMatching(),
+    "sliced": ep.objectives.SlicedScoreMatching(),
+    "denoising, σ = 0.1": ep.objectives.DenoisingScoreMatching(0.1),
+    "denoising, σ = 0.3": ep.objectives.DenoisingScoreMatching(0.3),
 }
 maps = {"truth": [as_map(toy.log_prob(grid).exp())]}
 for name, objective in objectives.items():
@@ -93,8 +93,8 @@ rows = blobs.sample((20_000,))
 sliced, levels = ep.EBM(net()), level_model()
 maps = {"truth": [as_map(blobs.log_prob(grid).exp())]}
 for name, ebm, objective in (
-    ("sliced", sliced, ep.SlicedScoreMatching()),
-    ("level 0 of six", levels, ep.LevelScoreMatching()),
+    ("sliced", sliced, ep.objectives.SlicedScoreMatching()),
+    ("level 0 of six", levels, ep.objectives.LevelScoreMatching()),
 ):
     ebm.standardize(rows, isotropic=True)
     ep.fit(ebm, rows, objective, options=few, progress=False)
@@ -122,7 +122,7 @@ plots.save_figure(
 # %%
 sigmas = torch.logspace(0.5, -1.3, 128)
 multi = ep.MultiscaleEBM(net(), sigmas, base_sigma=0.1)
-ep.fit(multi, data, ep.MultiscaleScoreMatching(), options=few, progress=False)
+ep.fit(multi, data, ep.objectives.MultiscaleScoreMatching(), options=few, progress=False)
 noises, wide = (0.1, 0.3, 1.0), 2.0 * grid
 potential, scale = multi.potential(), float(multi.scale[0])
 truth, found = [], []
@@ -155,7 +155,7 @@ except ep.NotNormalized as refusal:
     print(refusal)
 levels = level_model()
 levels.standardize(data, isotropic=True)
-ep.fit(levels, data, ep.LevelScoreMatching(), options=few, progress=False)
+ep.fit(levels, data, ep.objectives.LevelScoreMatching(), options=few, progress=False)
 levels.tune(data[:2000])
 alpha, sigma = float(levels.schedule.alpha_bar[0]), float(levels.schedule.sigma_bar[0]) * scale
 noisy = levels.diffuse(fresh, 0)
@@ -188,7 +188,7 @@ digits = ep.MultiscaleEBM(
 )
 options = ep.TrainingOptions(steps=args.steps, batch_size=256, learning_rate=3e-3)
 begin = time.perf_counter()
-history = ep.fit(digits, x[:1400], ep.MultiscaleScoreMatching(), options=options, progress=False)
+history = ep.fit(digits, x[:1400], ep.objectives.MultiscaleScoreMatching(), options=options, progress=False)
 print(f"{time.perf_counter() - begin:.0f} s; error of denoising {history.records[-1].held_out:.3f} (1 is no denoising)")
 begin = time.perf_counter()
 samples = digits.sample((60,))
@@ -205,8 +205,8 @@ plots.save_figure(
 for sigma in (0.4, 2.0, 4.0):
     clean = digits.standardized(x[:200])
     start = clean + sigma * torch.randn_like(clean)
-    hot = ep.TemperatureLadder((sigma / 0.4) ** 2, hot=500, cooling=0, quench=0)
-    end = ep.anneal_temperature(digits.potential(), start, hot, step_size=0.08).x
+    hot = ep.levels.TemperatureLadder((sigma / 0.4) ** 2, hot=500, cooling=0, quench=0)
+    end = ep.levels.anneal_temperature(digits.potential(), start, hot, step_size=0.08).x
     kept, asked = float(end.square().mean()), float(start.square().mean())
     print(f"T = {hot.start:3.0f}: variance {kept:.2f}; of data with noise {sigma}: {asked:.2f}")
 

@@ -84,11 +84,11 @@ for name, model in models.items():
 
 # %%
 for name, model in models.items():
-    known = ep.energy_scores(model, held_out)
+    known = ep.evaluation.energy_scores(model, held_out)
     for kind, images in sets.items():
-        report = ep.detection_report(known, ep.energy_scores(model, images), repeats=200)
+        report = ep.evaluation.detection_report(known, ep.evaluation.energy_scores(model, images), repeats=200)
         print(f"{name:12} {kind:12} {report}")
-    scores = {"digits": known, **{kind: ep.energy_scores(model, images) for kind, images in sets.items()}}
+    scores = {"digits": known, **{kind: ep.evaluation.energy_scores(model, images) for kind, images in sets.items()}}
     figure = score_histograms(scores, title=f"Energies of the {name} model", inlier="digits")
     save_figure(figure, args.folder / f"09_{name.replace('-', '_')}.png")
 
@@ -102,14 +102,14 @@ for name, model in models.items():
 
 # %%
 ebm = models["recovery"]
-base = ep.MixtureBase.fitted(training, training.shape[1:])
+base = ep.potentials.MixtureBase.fitted(training, training.shape[1:])
 others = {
-    "energy": lambda images: ep.energy_scores(ebm, images),
-    "gradient": lambda images: ep.gradient_scores(ebm, images),
-    "typicality": lambda images: ep.typicality_scores(ebm, images, training),
-    "ratio": lambda images: ep.ratio_scores(ebm, images, base),
+    "energy": lambda images: ep.evaluation.energy_scores(ebm, images),
+    "gradient": lambda images: ep.evaluation.gradient_scores(ebm, images),
+    "typicality": lambda images: ep.evaluation.typicality_scores(ebm, images, training),
+    "ratio": lambda images: ep.evaluation.ratio_scores(ebm, images, base),
 }
 print("AUROC       " + " ".join(f"{kind:>12}" for kind in sets))
 for name, score in others.items():
-    values = [ep.auroc(score(held_out), score(images)).value for images in sets.values()]
+    values = [ep.evaluation.auroc(score(held_out), score(images)).value for images in sets.values()]
     print(f"{name:12}" + " ".join(f"{value:12.3f}" for value in values))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import energyppl as ep
 from energyppl import plots
-from energyppl.inference import Generation
+from energyppl.inference.levels.generation import Generation
 from energyppl.metrics.two_sample import energy_distance_test
 
 __all__ = ["run_demo"]

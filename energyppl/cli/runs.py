@@ -22,7 +22,8 @@ from energyppl._checks import check_count, check_positive
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table, dequantise, read_table, requantise
 from energyppl.errors import CheckpointError, EnergyPPLError, InvalidInput, TrainingDiverged
-from energyppl.inference import History, TrainingOptions, fit
+from energyppl.inference.training.fit import TrainingOptions, fit
+from energyppl.inference.training.history import History
 from energyppl.metrics.two_sample import energy_distance_test
 from energyppl.models import MLPEnergy, RecoveryEBM
 from energyppl.schedule import NoiseSchedule

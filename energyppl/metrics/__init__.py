@@ -1,1 +1,13 @@
 """Distances between samples and data."""
+
+from energyppl.metrics.images import frechet_distance, kernel_distance, label_balance, memorised, nearest_neighbours
+from energyppl.metrics.two_sample import energy_distance_test
+
+__all__ = [
+    "energy_distance_test",
+    "frechet_distance",
+    "kernel_distance",
+    "label_balance",
+    "memorised",
+    "nearest_neighbours",
+]

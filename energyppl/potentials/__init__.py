@@ -1,1 +1,24 @@
-"""Energies: their algebra, networks at a noise level, constrained supports, normalized bases."""
+"""Potentials: their algebra, networks at a noise level, constrained supports, normalized bases."""
+
+from energyppl.potentials.algebra import Affine, Bridge, Conditioned, Energy, Potential, Scaled, Sum, Tethered
+from energyppl.potentials.bases import Base, BernoulliBase, DistributionBase, GaussianBase, MixtureBase
+from energyppl.potentials.constrained import Constrained
+from energyppl.potentials.network import AtLevel
+
+__all__ = [
+    "Affine",
+    "AtLevel",
+    "Base",
+    "BernoulliBase",
+    "Bridge",
+    "Conditioned",
+    "Constrained",
+    "DistributionBase",
+    "Energy",
+    "GaussianBase",
+    "MixtureBase",
+    "Potential",
+    "Scaled",
+    "Sum",
+    "Tethered",
+]

@@ -1,1 +1,47 @@
-"""Evaluation of trained models."""
+"""Evaluation of trained models: likelihoods, detection, long chains."""
+
+from energyppl.inference.evaluation.chains import (
+    EnergyDrift,
+    LevelAcceptance,
+    ModeOccupancy,
+    energy_drift,
+    level_acceptance,
+    mode_occupancy,
+)
+from energyppl.inference.evaluation.initializer import InitializerReport, initializer_report
+from energyppl.inference.evaluation.likelihood import bits_per_dimension, entropy, kl_by_samples, mean_log_likelihood
+from energyppl.inference.evaluation.long_run import LongRun, long_run
+from energyppl.inference.evaluation.roc import DetectionReport, auroc, detection_report, fpr_at_95
+from energyppl.inference.evaluation.scores import (
+    energy_scores,
+    gradient_scores,
+    joint_scores,
+    ratio_scores,
+    typicality_scores,
+)
+
+__all__ = [
+    "DetectionReport",
+    "EnergyDrift",
+    "InitializerReport",
+    "LevelAcceptance",
+    "LongRun",
+    "ModeOccupancy",
+    "auroc",
+    "bits_per_dimension",
+    "detection_report",
+    "energy_drift",
+    "energy_scores",
+    "entropy",
+    "fpr_at_95",
+    "gradient_scores",
+    "initializer_report",
+    "joint_scores",
+    "kl_by_samples",
+    "level_acceptance",
+    "long_run",
+    "mean_log_likelihood",
+    "mode_occupancy",
+    "ratio_scores",
+    "typicality_scores",
+]

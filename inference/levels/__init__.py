@@ -1,1 +1,27 @@
 """Chains at and between noise levels."""
+
+from energyppl.inference.levels.annealed_langevin import (
+    AnnealedPoints,
+    TemperatureLadder,
+    anneal_temperature,
+    denoising_jump,
+)
+from energyppl.inference.levels.generation import Generation, generate
+from energyppl.inference.levels.initializers import recovery_proposal
+from energyppl.inference.levels.joint import JointTrajectory, draw_levels, level_energies, move_jointly
+from energyppl.inference.levels.recovery import recovery_potential
+
+__all__ = [
+    "AnnealedPoints",
+    "Generation",
+    "JointTrajectory",
+    "TemperatureLadder",
+    "anneal_temperature",
+    "denoising_jump",
+    "draw_levels",
+    "generate",
+    "level_energies",
+    "move_jointly",
+    "recovery_potential",
+    "recovery_proposal",
+]

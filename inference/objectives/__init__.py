@@ -1,1 +1,43 @@
 """Training objectives: a batch in, a loss out."""
+
+from energyppl.inference.objectives.contract import Loss, Objective
+from energyppl.inference.objectives.contrastive import Contrastive, FromNegatives, from_data, from_noisy
+from energyppl.inference.objectives.contrastive_divergence import ContrastiveDivergence
+from energyppl.inference.objectives.cooperative import CooperativeRecovery
+from energyppl.inference.objectives.cooperative_guide import CooperativeGuide
+from energyppl.inference.objectives.exact_likelihood import ExactLikelihood
+from energyppl.inference.objectives.held_out import conditional_contrast
+from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
+from energyppl.inference.objectives.multiscale_score_matching import MultiscaleScoreMatching
+from energyppl.inference.objectives.noise_contrastive import NoiseContrastive
+from energyppl.inference.objectives.persistent import PersistentLikelihood
+from energyppl.inference.objectives.persistent_chains import ChainBuffer
+from energyppl.inference.objectives.recovery import RecoveryLikelihood
+from energyppl.inference.objectives.score_matching import (
+    DenoisingScoreMatching,
+    ExactScoreMatching,
+    SlicedScoreMatching,
+)
+
+__all__ = [
+    "ChainBuffer",
+    "Contrastive",
+    "ContrastiveDivergence",
+    "CooperativeGuide",
+    "CooperativeRecovery",
+    "DenoisingScoreMatching",
+    "ExactLikelihood",
+    "ExactScoreMatching",
+    "FromNegatives",
+    "LevelScoreMatching",
+    "Loss",
+    "MultiscaleScoreMatching",
+    "NoiseContrastive",
+    "Objective",
+    "PersistentLikelihood",
+    "RecoveryLikelihood",
+    "SlicedScoreMatching",
+    "conditional_contrast",
+    "from_data",
+    "from_noisy",
+]

@@ -1,1 +1,8 @@
 """Energy and initializer networks."""
+
+from energyppl.models.networks.conv import ConvEnergy
+from energyppl.models.networks.mlp import MLPEnergy
+from energyppl.models.networks.mlp_initializer import MLPInitializer
+from energyppl.models.networks.unet import UNetInitializer
+
+__all__ = ["ConvEnergy", "MLPEnergy", "MLPInitializer", "UNetInitializer"]

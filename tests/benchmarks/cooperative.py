@@ -17,7 +17,7 @@ from typing import cast
 import torch
 
 import energyppl as ep
-from energyppl.inference import Objective
+from energyppl.inference.objectives.contract import Objective
 from energyppl.metrics.two_sample import energy_distance_test
 from tests.benchmarks.budget import training_within
 from tests.benchmarks.density import FIVE, gap

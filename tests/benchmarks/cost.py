@@ -67,7 +67,7 @@ def sampler(steps: int = 20) -> None:
                 for _ in range(steps + 1):
                     ep.energy_and_grad(net, x)  # noqa: B023
 
-            text = ratio(lambda: ep.run_chain(kernel, net, x, steps), bare, 1, repeats)  # noqa: B023
+            text = ratio(lambda: ep.sampling.run_chain(kernel, net, x, steps), bare, 1, repeats)  # noqa: B023
             print(
                 f"{steps} steps of {type(kernel).__name__:8} / {steps + 1} gradients, {batch:6} chains: {text}",
                 flush=True,
@@ -83,7 +83,7 @@ def leapfrog(steps: int = 20) -> None:
 
         def bare() -> None:
             for _ in range(steps - 1):
-                ep.gradient_only(net, x)  # noqa: B023
+                ep.autodiff.gradient_only(net, x)  # noqa: B023
             ep.energy_and_grad(net, x)  # noqa: B023
 
         text = ratio(lambda: kernel.step(net, state), bare, 1, repeats)  # noqa: B023
@@ -138,7 +138,7 @@ def update(batch: int = 512, steps: int = 5, updates: int = 15) -> None:
     options = ep.TrainingOptions(steps=10**6, batch_size=batch, evaluate_every=10**6)
     for name, kernel in (
         ("MALA, as the textbook's", ep.MALA(0.3)),
-        ("Crank–Nicolson, the default", ep.CrankNicolson()),
+        ("Crank–Nicolson, the default", ep.kernels.CrankNicolson()),
     ):
         ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), schedule, kernel=kernel)
         training = ep.Training(ebm, data, ep.RecoveryLikelihood(steps=steps), options=options)

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 import energyppl as ep
-from energyppl.inference import anneal, climb
+from energyppl.inference.normalizing.annealing import anneal, climb
 from tests.benchmarks.normalizer_targets import TARGETS, Known
 
 
-def guess(known: Known) -> ep.GaussianBase:
+def guess(known: Known) -> ep.potentials.GaussianBase:
     """The centred Gaussian that a user without samples would begin from."""
     shape = known.potential.event_shape
-    return ep.GaussianBase(torch.zeros(shape), torch.full(shape, known.spread))
+    return ep.potentials.GaussianBase(torch.zeros(shape), torch.full(shape, known.spread))
 
 
 def coverage(name: str, repeats: int, samples: bool, particles: int) -> tuple[int, int, int]:
@@ -36,7 +36,7 @@ def coverage(name: str, repeats: int, samples: bool, particles: int) -> tuple[in
     for repeat in range(repeats):
         known = TARGETS[name]()
         torch.manual_seed(repeat)
-        method = (ep.BAR if samples else ep.SMC)(particles)
+        method = (ep.normalizing.BAR if samples else ep.normalizing.SMC)(particles)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -82,7 +82,7 @@ class ExactLikelihood:
 
     nodes: int
 
-    def loss(self, model: ep.RecoveryEBM, batch: Tensor) -> ep.Loss:
+    def loss(self, model: ep.RecoveryEBM, batch: Tensor) -> ep.objectives.Loss:
         """Mean negative log-likelihood of the batch."""
         x = model.schedule.diffuse(model.standardized(batch), 0)
         half = 3.0
@@ -91,7 +91,7 @@ class ExactLikelihood:
         grid = grid + (torch.rand_like(grid) - 0.5) * (2 * half / self.nodes)
         potential = model.potential(0)
         log_z = torch.logsumexp(-potential(grid), 0) + 2 * math.log(2 * half / self.nodes)
-        return ep.Loss(potential(x).mean() + log_z, {})
+        return ep.objectives.Loss(potential(x).mean() + log_z, {})
 
     def measure(self, model: ep.RecoveryEBM, data: Tensor) -> float:
         """The same on held-out data, with the same noise and jitter each time."""

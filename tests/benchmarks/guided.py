@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> None:
     def balance(drawn: Tensor) -> str:
         with torch.no_grad():
             found = judge(drawn).argmax(1)
-        z = [round(float(value), 1) for value in ep.label_balance(found, 10, shares).z_scores]
+        z = [round(float(value), 1) for value in ep.metrics.label_balance(found, 10, shares).z_scores]
         return f"counts {torch.bincount(found, minlength=10).tolist()}, standard errors off {z}"
 
     for weight in (0.0, 0.5, 1.0, 2.0, 4.0):

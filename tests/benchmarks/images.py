@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference import Objective
+from energyppl.inference.objectives.contract import Objective
 from energyppl.inference.training.history import Record
 from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_grid, image_strips, neighbour_grid
@@ -56,7 +56,7 @@ def train(x: Tensor, seconds: float, *, plain: bool) -> tuple[ep.RecoveryEBM, ep
     """A model trained for so many seconds."""
     shape = x.shape[1:]
     recipe = ep.RecoveryLikelihood(
-        ep.CrankNicolsonLangevin(force_dtype=torch.bfloat16), persistent=0.0, autocast=torch.bfloat16
+        ep.kernels.CrankNicolsonLangevin(force_dtype=torch.bfloat16), persistent=0.0, autocast=torch.bfloat16
     )
     schedule = ep.NoiseSchedule.cosine(LEVELS, log_snr_max=5.0)
 
@@ -103,7 +103,7 @@ def rates() -> None:
     cases = {"ebmkit": lambda: theirs(told, x).loss}
     ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(LEVELS))
     for name, dtype in (("ours, float32", None), ("ours, bfloat16 chains and loss", torch.bfloat16)):
-        for kernel in (ep.Langevin(0.1, force_dtype=dtype), ep.CrankNicolsonLangevin(0.1, force_dtype=dtype)):
+        for kernel in (ep.Langevin(0.1, force_dtype=dtype), ep.kernels.CrankNicolsonLangevin(0.1, force_dtype=dtype)):
             adapt = kernel.target is not None
             recipe = ep.RecoveryLikelihood(kernel, steps=moves, persistent=0.0, autocast=dtype, adapt=adapt)
             cases[f"{name}, {type(kernel).__name__}"] = functools.partial(lambda r: r.loss(ebm, x).value, recipe)
@@ -154,7 +154,7 @@ def main(arguments: list[str]) -> None:
     with np.load(args.file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
     torch.manual_seed(0)
-    x, test = (ep.images_from_array(arrays[name]).x for name in ("x_train", "x_test"))
+    x, test = (ep.data.images_from_array(arrays[name]).x for name in ("x_train", "x_test"))
     y, y_test = (torch.as_tensor(arrays[name].astype(np.int64)) for name in ("y_train", "y_test"))
     body, head = classifier(x, y)
     accuracy = float((head(body(test)).argmax(1) == y_test).float().mean())
@@ -169,14 +169,14 @@ def main(arguments: list[str]) -> None:
         drawn = ebm.sample((args.samples,), steps=steps, denoise=True, micro_batch=100).clamp(0.0, 1.0)
         spent = time.perf_counter() - began
         seen = body(drawn)
-        kernel = ep.kernel_distance(seen, body(real))
+        kernel = ep.metrics.kernel_distance(seen, body(real))
         labels = head(seen).argmax(1)
-        balance = ep.label_balance(labels, int(y.max()) + 1, torch.bincount(y).double() / len(y))
+        balance = ep.metrics.label_balance(labels, int(y.max()) + 1, torch.bincount(y).double() / len(y))
         sure = float((head(seen).softmax(1).amax(1) > 0.9).float().mean())
-        near, usual = (ep.nearest_neighbours(batch[:500], x).distance.median() for batch in (drawn, test))
+        near, usual = (ep.metrics.nearest_neighbours(batch[:500], x).distance.median() for batch in (drawn, test))
         print(
             f"{steps} moves a level, {spent / args.samples * 1e3:.0f} ms a sample: Fréchet "
-            f"{ep.frechet_distance(seen, body(real)):.3f} (real {ep.frechet_distance(body(other), body(real)):.3f}), "
+            f"{ep.metrics.frechet_distance(seen, body(real)):.3f} (real {ep.metrics.frechet_distance(body(other), body(real)):.3f}), "
             f"kernel {kernel.value:.4f} ± {kernel.standard_error:.4f}; recognised with 90 % confidence {sure:.3f} "
             f"(real {float((head(body(real)).softmax(1).amax(1) > 0.9).float().mean()):.3f}); labels "
             f"{torch.bincount(labels, minlength=10).tolist()}, standard errors off "
@@ -191,7 +191,7 @@ def main(arguments: list[str]) -> None:
         titles = ["noise", *[f"level {t}" for t in reversed(range(LEVELS))]]
         rows = {f"{i}": [stage[i] for stage in path] for i in range(10)}
         save_figure(image_strips(rows, titles=titles, title="Level by level"), args.pictures / "levels.png")
-        nearest = x[ep.nearest_neighbours(drawn[:10], x, k=3).indices]
+        nearest = x[ep.metrics.nearest_neighbours(drawn[:10], x, k=3).indices]
         save_figure(neighbour_grid(drawn[:10], nearest), args.pictures / "neighbours.png")
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference import Objective
+from energyppl.inference.objectives.contract import Objective
 from tests.benchmarks.budget import training_within
 
 Model = ep.EBM | ep.JointEBM | ep.RecoveryEBM
@@ -30,14 +30,18 @@ CASES: dict[str, tuple[type[Model], Callable[[], Objective], int]] = {  # and th
     "persistent": (ep.EBM, ep.PersistentLikelihood, 22),
     "hybrid": (ep.EBM, lambda: ep.PersistentLikelihood(rejuvenate=0.05), 22),
     "noise": (ep.EBM, lambda: ep.PersistentLikelihood(rejuvenate=1.0, moves=100), 102),
-    "contrastive": (ep.EBM, lambda: ep.ContrastiveDivergence(steps=20), 22),
+    "contrastive": (ep.EBM, lambda: ep.objectives.ContrastiveDivergence(steps=20), 22),
     "recovery": (ep.RecoveryEBM, ep.RecoveryLikelihood, 7),
     "cooperative": (
         ep.RecoveryEBM,
         lambda: ep.CooperativeRecovery(initializer=ep.MLPInitializer((2,), learn_scale=True)),
         7,
     ),
-    "level-scores": (ep.RecoveryEBM, ep.LevelScoreMatching, 2),  # MDSM told the noise: the energy alone has no density
+    "level-scores": (
+        ep.RecoveryEBM,
+        ep.objectives.LevelScoreMatching,
+        2,
+    ),  # MDSM told the noise: the energy alone has no density
 }
 
 

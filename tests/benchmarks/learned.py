@@ -60,9 +60,9 @@ def digits(path: Path, steps: int) -> None:
     print(f"digits, 64-D, {len(x)} rows")
     for level in reversed(range(ebm.schedule.levels - 1)):
         name = f"level {level}, noise {float(ebm.schedule.sigma_bar[level]):.2f}, 1000 rungs"
-        report(name, lambda t=level: ebm.log_normalizer(t, method=ep.BAR(256, rungs=1000)), None)  # type: ignore[misc]
+        report(name, lambda t=level: ebm.log_normalizer(t, method=ep.normalizing.BAR(256, rungs=1000)), None)  # type: ignore[misc]
     for rungs in (500, 2000, 8000):
-        method = ep.BAR(128, rungs=rungs)
+        method = ep.normalizing.BAR(128, rungs=rungs)
         report(f"levels, {rungs} rungs", lambda m=method: ebm.log_normalizer(method=m), None)  # type: ignore[misc]
         report(
             f"geometric, {rungs} rungs",
@@ -87,13 +87,13 @@ def main(arguments: list[str]) -> None:
         exact = ebm.log_normalizer()
         print(f"{name}: log Z {exact.estimate:.4f} by quadrature (± {exact.standard_error:.1g})")
         cases: dict[str, Callable[[], ep.LogNormalizer]] = {
-            "through the levels": lambda: ebm.log_normalizer(method=ep.BAR(WIDE)),  # noqa: B023
+            "through the levels": lambda: ebm.log_normalizer(method=ep.normalizing.BAR(WIDE)),  # noqa: B023
             "fitted base, own samples": lambda: ep.log_normalizer(
                 ebm.marginal(),  # noqa: B023
                 samples=relaxed(ebm, WIDE + 1024),  # noqa: B023
-                method=ep.BAR(WIDE),
+                method=ep.normalizing.BAR(WIDE),
             ),
-            "without samples": lambda: ep.log_normalizer(ebm.marginal(), method=ep.SMC(WIDE)),  # noqa: B023
+            "without samples": lambda: ep.log_normalizer(ebm.marginal(), method=ep.normalizing.SMC(WIDE)),  # noqa: B023
         }
         for case, estimate in cases.items():
             report(case, estimate, exact.estimate)

@@ -130,7 +130,7 @@ def compare(name: str, values: NDArray[np.float64], steps: int, seed: int) -> No
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the warning is part of what is printed
             log_z = ebm.log_normalizer()
-        found = ep.mean_log_likelihood(ebm.marginal(), noisy, log_z)
+        found = ep.evaluation.mean_log_likelihood(ebm.marginal(), noisy, log_z)
         floor, refuted = log_z.lower, math.isinf(log_z.upper)
         with torch.no_grad():
             own = -ebm.marginal().energy(noisy).double() - (floor if refuted else log_z.estimate)

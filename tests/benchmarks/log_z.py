@@ -53,7 +53,7 @@ def ours(name: str, budget: int, samples: bool = False) -> Run:
 
     def run(seed: int) -> Found:
         known = TARGETS[name]()
-        method = ep.BAR(256) if samples else ep.SMC(256)
+        method = ep.normalizing.BAR(256) if samples else ep.normalizing.SMC(256)
         begin: dict[str, Any] = {"samples": known.draw} if samples else {"base": guess(known)}
         found = ep.log_normalizer(known.potential, method=method, most_evaluations=budget, **begin)
         return Found(found.estimate, found.evaluations)

@@ -19,8 +19,7 @@ from torch import Tensor
 
 import energyppl as ep
 from energyppl.autodiff.gradient import energy_and_grad, gradient_only
-from energyppl.inference import Info, State
-from energyppl.inference.kernels.contract import dot, evaluate, metropolis
+from energyppl.inference.kernels.contract import Info, State, dot, evaluate, metropolis
 
 CHAINS, WARMUP, DRAWS = 64, 300, 400
 
@@ -111,10 +110,10 @@ def main(arguments: list[str]) -> None:
             for target in (0.65, 0.8):
                 first = MAMS(0.3, steps, torch.ones(potential.event_shape))
                 found["MAMS", steps, target] = efficiency(*_at(tuned(first, potential, start, target), potential))
-            for label, kernel in (("MALT", ep.MALT(steps=steps)), ("HMC", ep.HMC(steps=steps))):
-                tuning = ep.adapt(kernel, potential, start, WARMUP, mass=ep.diagonal_mass)
+            for label, kernel in (("MALT", ep.kernels.MALT(steps=steps)), ("HMC", ep.HMC(steps=steps))):
+                tuning = ep.adapt(kernel, potential, start, WARMUP, mass=ep.kernels.diagonal_mass)
                 found[label, steps, 0.0] = efficiency(tuning.kernel, potential, tuning.state.x)
-        tuning = ep.adapt(ep.ChEES(), potential, start, WARMUP, mass=ep.diagonal_mass)
+        tuning = ep.adapt(ep.ChEES(), potential, start, WARMUP, mass=ep.kernels.diagonal_mass)
         found["ChEES", 0, 0.0] = efficiency(tuning.kernel, potential, tuning.state.x)
         best = {
             k: max((v, n) for (label, n, _), v in found.items() if label == k) for k in ("MALT", "MAMS", "HMC", "ChEES")

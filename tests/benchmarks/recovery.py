@@ -22,12 +22,12 @@ from tests.benchmarks.density import FIVE, train
 
 # The kernel, and how many of its moves at each level come to about 120 and 250 evaluations a sample over 6 levels.
 KERNELS: dict[str, tuple[Any, tuple[int, int]]] = {
-    "Crank-Nicolson": (ep.CrankNicolson(), (20, 40)),
-    "Crank-Nicolson Langevin": (ep.CrankNicolsonLangevin(), (20, 40)),
+    "Crank-Nicolson": (ep.kernels.CrankNicolson(), (20, 40)),
+    "Crank-Nicolson Langevin": (ep.kernels.CrankNicolsonLangevin(), (20, 40)),
     "MALA": (ep.MALA(0.5), (20, 40)),
     "HMC, 3 steps": (ep.HMC(0.5, 3, 0.3), (7, 13)),
     "HMC, 8 steps": (ep.HMC(0.5, 8, 0.3), (3, 5)),
-    "MALT, 4 steps": (ep.MALT(0.5, 4, 1.0), (5, 10)),
+    "MALT, 4 steps": (ep.kernels.MALT(0.5, 4, 1.0), (5, 10)),
     "NUTS": (ep.NUTS(0.5, 4), (2, 4)),
 }
 
@@ -35,7 +35,7 @@ KERNELS: dict[str, tuple[Any, tuple[int, int]]] = {
 def curve(name: str, ebm: ep.RecoveryEBM, data: Tensor, fresh: Tensor, share: Callable[[Tensor], str]) -> None:
     """One line for each kernel and budget."""
     for label, (kernel, budgets) in KERNELS.items():
-        if isinstance(kernel, ep.CrankNicolson) and data[0].numel() > 4:
+        if isinstance(kernel, ep.kernels.CrankNicolson) and data[0].numel() > 4:
             continue  # without a gradient it stands still in many dimensions
         tuning = ebm.tune(data[:6000], kernel)
         for steps in budgets:

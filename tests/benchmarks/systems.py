@@ -60,14 +60,14 @@ def schedule() -> ep.NoiseSchedule:
 
 def systems() -> dict[str, System]:
     """DRL, CDRL, DA-EBM, MDSM, and four baselines without levels."""
-    recipe = ep.RecoveryLikelihood(ep.CrankNicolsonLangevin(force_dtype=BRIEF), autocast=BRIEF)
+    recipe = ep.RecoveryLikelihood(ep.kernels.CrankNicolsonLangevin(force_dtype=BRIEF), autocast=BRIEF)
     initializer = ep.UNetInitializer(SHAPE, width=8, levels=LEVELS, learn_scale=True)
     mala = ep.MALA(0.1, force_dtype=BRIEF)
     # A quarter of the rows are contrasted with persistent chains too; the loss adds data and negatives.
     recovery, lasting = 1.25 * recipe.steps + 2.0, ep.PersistentLikelihood(mala, slots=SLOTS, sweeps=1, autocast=BRIEF)
     brief = {"steps": 10, "denoise": True, "micro_batch": BATCH}
     plain, long = (lambda: ep.EBM(net())), {"steps": 300}
-    ladder = ep.TemperatureLadder(start=float(SIGMAS[0] / 0.4) ** 2, hot=100, cooling=400, quench=50)
+    ladder = ep.levels.TemperatureLadder(start=float(SIGMAS[0] / 0.4) ** 2, hot=100, cooling=400, quench=50)
     return {
         "recovery": System(lambda: ep.RecoveryEBM(net(LEVELS), schedule()), recipe, recovery, brief),
         "cooperative": System(
@@ -85,7 +85,7 @@ def systems() -> dict[str, System]:
         ),
         "multi-scale": System(
             lambda: ep.MultiscaleEBM(net(), SIGMAS, base_sigma=0.4),
-            ep.MultiscaleScoreMatching(),
+            ep.objectives.MultiscaleScoreMatching(),
             2.0,
             {"ladder": ladder, "force_dtype": BRIEF},
         ),
@@ -94,7 +94,7 @@ def systems() -> dict[str, System]:
             plain, ep.PersistentLikelihood(mala, slots=SLOTS, rejuvenate=0.05, autocast=BRIEF), 22.0, long
         ),
         "noise": System(plain, ep.PersistentLikelihood(mala, rejuvenate=1.0, moves=100, autocast=BRIEF), 102.0, long),
-        "contrastive": System(plain, ep.ContrastiveDivergence(mala, steps=20), 22.0, long),
+        "contrastive": System(plain, ep.objectives.ContrastiveDivergence(mala, steps=20), 22.0, long),
     }
 
 
@@ -139,15 +139,15 @@ def blurred(x: Tensor) -> Tensor:
 
 def scores(name: str, model: Any, known: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     """The scores of a model by name."""
-    yield "energy", lambda x: ep.energy_scores(model, x)
+    yield "energy", lambda x: ep.evaluation.energy_scores(model, x)
     if name == "joint":
-        yield "all levels", lambda x: ep.joint_scores(model, x)
-    yield "typicality", lambda x: ep.typicality_scores(model, x, known)
+        yield "all levels", lambda x: ep.evaluation.joint_scores(model, x)
+    yield "typicality", lambda x: ep.evaluation.typicality_scores(model, x, known)
 
 
 def frechet(body: nn.Module, a: Tensor, b: Tensor) -> float:
     """On the classifier's features, of images within their range."""
-    return ep.frechet_distance(body(a.clamp(0.0, 1.0)), body(b.clamp(0.0, 1.0)))
+    return ep.metrics.frechet_distance(body(a.clamp(0.0, 1.0)), body(b.clamp(0.0, 1.0)))
 
 
 def main(arguments: list[str]) -> None:
@@ -165,8 +165,8 @@ def main(arguments: list[str]) -> None:
     with np.load(args.file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in ("x_train", "y_train", "x_test")}
     with np.load(args.other, allow_pickle=False) as archive:
-        other = ep.images_from_array(archive["x_test"]).x[:ROWS]
-    x, test = (ep.images_from_array(arrays[name]).x for name in ("x_train", "x_test"))
+        other = ep.data.images_from_array(archive["x_test"]).x[:ROWS]
+    x, test = (ep.data.images_from_array(arrays[name]).x for name in ("x_train", "x_test"))
     body, head = classifier(x, torch.as_tensor(arrays["y_train"].astype(np.int64)))
     x, real, own = blurred(x), blurred(test[ROWS : ROWS + SAMPLES]), blurred(test[:ROWS])
     odd = {kind: blurred(images) for kind, images in strangers(test[:ROWS], other).items()}
@@ -211,7 +211,10 @@ def main(arguments: list[str]) -> None:
         columns = []
         for score, function in scores(name, model, x[:2000]):
             inliers = function(own)
-            found = {kind: ep.detection_report(inliers, function(images), repeats=400) for kind, images in odd.items()}
+            found = {
+                kind: ep.evaluation.detection_report(inliers, function(images), repeats=400)
+                for kind, images in odd.items()
+            }
             columns.append([found[kind].auroc.value for kind in odd])
             shown = (f"{k} {r.auroc.value:.3f} [{r.auroc.lower:.3f}, {r.auroc.upper:.3f}]" for k, r in found.items())
             print(f"  {score}: {', '.join(shown)}", flush=True)

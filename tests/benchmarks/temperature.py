@@ -68,8 +68,8 @@ def second_moment(
     x = math.sqrt(variance) * torch.randn(chains, d)
 
     def run(x: Tensor, steps: int) -> Tensor:
-        ladder = ep.TemperatureLadder(temperature, hot=steps, cooling=0, quench=0)
-        return ep.anneal_temperature(potential, x, ladder, step_size=step).x
+        ladder = ep.levels.TemperatureLadder(temperature, hot=steps, cooling=0, quench=0)
+        return ep.levels.anneal_temperature(potential, x, ladder, step_size=step).x
 
     x, found = run(x, burn), []
     for _ in range(kept // 20):
