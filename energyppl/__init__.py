@@ -4,8 +4,8 @@ The map:
 
 - models: ``RecoveryEBM JointEBM EBM MultiscaleEBM``, made of others by ``product mixture measured``
 - networks: ``MLPEnergy ConvEnergy``, initializers ``MLPInitializer UNetInitializer``; levels: ``NoiseSchedule``
-- training: ``fit``, or ``Training`` step by step, by ``RecoveryLikelihood CooperativeRecovery PersistentLikelihood`` and
-  the other objectives of ``energyppl.objectives``
+- training: ``fit``, or ``Training`` step by step, by ``RecoveryLikelihood CooperativeRecovery PersistentLikelihood``
+  and the other objectives of ``energyppl.objectives``
 - energies: ``Energy``, its algebra in ``energyppl.potentials``; as distributions in Pyro ``EnergyDistribution
   RecoveryDistribution``
 - chains: ``sample_chains``, with ``HMC ChEES NUTS MALA Langevin`` and the other kernels of ``energyppl.kernels``

@@ -8,13 +8,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-__all__ = ["Groups", "hand_over"]
+__all__ = ["Groups", "to_inference_data"]
 
 Groups = dict[str, dict[str, NDArray[Any]]]
 """Arrays ``(chains, draws, *shape)`` by name, in ArviZ's groups."""
 
 
-def hand_over(groups: Groups, attributes: Mapping[str, Any], arviz: ModuleType | None = None) -> Any:
+def to_inference_data(groups: Groups, attributes: Mapping[str, Any], arviz: ModuleType | None = None) -> Any:
     """Give groups to ArviZ, with attributes that say where they come from.
 
     Args:

@@ -50,7 +50,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> _Tree:
 
     Raises:
         CheckpointError: if there is no such file, it is truncated or damaged, or it is something else (a pickle is
-            recognised by what it is not, and never executed).
+            recognized by what it is not, and never executed).
     """
     path = Path(path)
     try:

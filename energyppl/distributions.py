@@ -17,7 +17,7 @@ from energyppl._checks import check_event, shape_text
 from energyppl.autodiff.devices import device_of
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.potentials.algebra import Potential, Tethered
+from energyppl.potentials.algebra import Potential, RecoveryPotential
 from energyppl.potentials.constrained import Constrained
 
 __all__ = ["EnergyDistribution", "LogZ", "RecoveryDistribution", "Sampler"]
@@ -120,7 +120,7 @@ class EnergyDistribution(dist.TorchDistribution):
         """
         if self.log_normalizer is None:
             raise NotNormalized(
-                "log_prob needs the normalising constant of this energy, and none is known. Three ways out: estimate "
+                "log_prob needs the normalizing constant of this energy, and none is known. Three ways out: estimate "
                 "it and pass log_normalizer=… (in 1-D and 2-D energyppl.quadrature gives it, and a RecoveryEBM does so "
                 "by itself); ask for .unnormalized(), which is right inside MCMC; or train with a contrastive "
                 "estimate, log_normalizer=Contrastive(…)"
@@ -183,9 +183,9 @@ class RecoveryDistribution(EnergyDistribution):
         potential: the energy U of y, ``(*batch, *event)`` to ``(*batch,)``.
         noisy: the observations x̃, ``(*batch, *event)``.
         sigma: standard deviation of the noise, a number or a tensor that broadcasts against ``noisy``; infinity takes
-            the tether off.
+            the tilt off.
         sampler: draws points; without one ``sample`` refuses.
-        log_normalizer: as in :class:`EnergyDistribution`, of the tethered energy.
+        log_normalizer: as in :class:`EnergyDistribution`, of the tilted energy.
     """
 
     def __init__(
@@ -198,23 +198,23 @@ class RecoveryDistribution(EnergyDistribution):
         log_normalizer: "float | Tensor | LogZ | None" = None,
         validate_args: bool | None = None,
     ) -> None:
-        tethered = Tethered(potential, noisy, sigma)
+        tilted = RecoveryPotential(potential, noisy, sigma)
         self.noisy = noisy
         self.sigma = sigma
         super().__init__(
-            tethered,
+            tilted,
             sampler=sampler,
             log_normalizer=log_normalizer,
-            batch_shape=noisy.shape[: noisy.dim() - len(tethered.event_shape)],
+            batch_shape=noisy.shape[: noisy.dim() - len(tilted.event_shape)],
             like=noisy,
             validate_args=validate_args,
         )
 
     def _copy(self, batch_shape: torch.Size, *, log_normalizer: Any) -> "RecoveryDistribution":
-        tethered = self.potential
-        assert isinstance(tethered, Tethered)
+        tilted = self.potential
+        assert isinstance(tilted, RecoveryPotential)
         return RecoveryDistribution(
-            tethered.potential,
+            tilted.potential,
             self.noisy.expand(*batch_shape, *self.event_shape),
             self.sigma,
             sampler=self.sampler,

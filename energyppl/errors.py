@@ -14,11 +14,11 @@ class InvalidInput(EnergyPPLError, ValueError):
 
 
 class NotNormalized(EnergyPPLError, RuntimeError):
-    """A normalised quantity was asked of a density whose normalising constant is unknown."""
+    """A normalized quantity was asked of a density whose normalizing constant is unknown."""
 
 
 class NotNormalizable(EnergyPPLError, ValueError):
-    """The integral of exp(−U) is infinite, so there is no density to normalise."""
+    """The integral of exp(−U) is infinite, so there is no density to normalize."""
 
 
 class QuadratureError(EnergyPPLError, RuntimeError):

@@ -33,7 +33,7 @@ class NoiseSchedule:
         alpha_bar: what is left of the data at each marginal, ``(levels + 1,)``, positive, never growing.
         sigma_bar: standard deviation of the noise at each marginal, ``(levels + 1,)``, growing; 0 at level 0 means
             clean data.
-        tethered_top: whether the top level's recovery distribution keeps its tether.  In DRL and CDRL it does not: the
+        tilted_top: whether the top level's recovery distribution keeps its tilt.  In DRL and CDRL it does not: the
             top level is sampled from white noise.
 
     Raises:
@@ -42,7 +42,7 @@ class NoiseSchedule:
 
     alpha_bar: Tensor
     sigma_bar: Tensor
-    tethered_top: bool = False
+    tilted_top: bool = False
 
     def __post_init__(self) -> None:
         for name in ("alpha_bar", "sigma_bar"):
@@ -100,14 +100,14 @@ class NoiseSchedule:
 
     @classmethod
     def linear_sigmas(cls, levels: int = 128, *, low: float = 0.05, high: float = 1.2) -> "NoiseSchedule":
-        """MDSM's ladder for CIFAR-10: σ linear from low to high, the data left as they are (Li et al. 2019)."""
+        """MDSM's noise levels for CIFAR-10: σ linear from low to high, the data left as they are (Li et al. 2019)."""
         check_count("levels", levels)
         sigma_bar = torch.linspace(low, high, levels + 1, dtype=torch.float64)
         return cls(torch.ones_like(sigma_bar), sigma_bar)
 
     @classmethod
     def geometric_sigmas(cls, levels: int = 128, *, low: float = 0.1, high: float = 3.0) -> "NoiseSchedule":
-        """MDSM's ladder for (Fashion-)MNIST: σ geometric from low to high (Li et al. 2019)."""
+        """MDSM's noise levels for (Fashion-)MNIST: σ geometric from low to high (Li et al. 2019)."""
         check_count("levels", levels)
         check_positive("low", low)
         check_positive("high", high)
@@ -128,11 +128,11 @@ class NoiseSchedule:
 
     @property
     def sigma(self) -> Tensor:
-        """``sigma[t]``, the noise added from level t to t + 1: the tether's width, ``(levels,)``."""
+        """``sigma[t]``, the noise added from level t to t + 1: the tilt's width, ``(levels,)``."""
         return self._step_variance().sqrt()
 
     @property
-    def spread(self) -> Tensor:
+    def marginal_std(self) -> Tensor:
         """Standard deviation of each marginal for data of unit variance, ``(levels + 1,)``."""
         return (self.alpha_bar**2 + self.sigma_bar**2).sqrt()
 

@@ -6,12 +6,12 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from energyppl.autodiff.structure import Watch
+from energyppl.autodiff.structure import ModuleFingerprint
 from energyppl.errors import QuadratureError
 from energyppl.integration.quadrature import Grid, Quadrature, quadrature
 from energyppl.potentials.algebra import Potential
 
-__all__ = ["LevelIntegrals", "Remembered"]
+__all__ = ["LevelIntegrals", "WeightKeyedCache"]
 
 
 class _Model(Protocol):
@@ -28,26 +28,30 @@ class _Model(Protocol):
 T = TypeVar("T")
 
 
-class Remembered(Generic[T]):
+class WeightKeyedCache(Generic[T]):
     """What was worked out from a model's weights, worked out again when they have changed."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, tuple[str, Watch, T]] = {}
+        self._known: dict[Hashable, tuple[str, ModuleFingerprint, T]] = {}
 
     def get(self, model: _Model, key: Hashable, work: Callable[[], T]) -> T:
         """The value of ``key``, by ``work()`` if it is not known."""
         known = self._known.get(key)
         if known is None or known[0] != model.checksum() or known[1].changed():
             value = work()
-            known = self._known[key] = (model.checksum(), Watch([model.net]), value)  # sampling sets step sizes
+            known = self._known[key] = (
+                model.checksum(),
+                ModuleFingerprint([model.net]),
+                value,
+            )  # sampling sets step sizes
         return known[2]
 
 
 class LevelIntegrals:
-    """The integrals of a model's levels in standardised coordinates."""
+    """The integrals of a model's levels in standardized coordinates."""
 
     def __init__(self) -> None:
-        self._known: Remembered[Quadrature] = Remembered()
+        self._known: WeightKeyedCache[Quadrature] = WeightKeyedCache()
 
     def quadrature(self, model: _Model, level: int) -> Quadrature:
         """The integral of a level, up to two dimensions."""

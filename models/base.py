@@ -1,4 +1,4 @@
-"""What every model shares: the coordinates of its data, and the densities and normalisers of its energies."""
+"""What every model shares: the coordinates of its data, and the densities and normalizers of its energies."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,13 +14,13 @@ from energyppl.errors import InvalidInput
 from energyppl.inference.normalizing.log_normalizer import Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.models._cache import LevelIntegrals, Remembered
+from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.network import AtLevel
 
 
 class EnergyModel(nn.Module):
-    """Energies of points that are standardised once, to the data: ``(x − loc) / scale``.
+    """Energies of points that are standardized once, to the data: ``(x − loc) / scale``.
 
     A model says what its energies are, how they are sampled, and how a path leads to them.
 
@@ -44,7 +44,7 @@ class EnergyModel(nn.Module):
         self.register_buffer("is_standardized", torch.zeros((), dtype=torch.bool, device=like.device))
         self._integrals = LevelIntegrals()
         self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
-        self._annealed: Remembered[LogNormalizer] = Remembered()
+        self._annealed: WeightKeyedCache[LogNormalizer] = WeightKeyedCache()
 
     def standardize(self, data: Tensor, *, isotropic: bool = False) -> None:
         """Set ``loc`` and ``scale`` to the mean and standard deviation of each coordinate of ``data``, ``(n, *event)``.
@@ -68,7 +68,7 @@ class EnergyModel(nn.Module):
         self.scale.copy_(scale.square().mean().sqrt() if isotropic else scale)
         self.is_standardized.fill_(True)
 
-    def standardized(self, data: Tensor) -> Tensor:
+    def to_unit(self, data: Tensor) -> Tensor:
         """Data in the coordinates in which noise is counted, ``(x − loc) / scale``, on the model's device."""
         return (data.to(self.loc.device) - self.loc) / self.scale
 
@@ -77,7 +77,7 @@ class EnergyModel(nn.Module):
         return check_event("x0", x0, self.event_shape)
 
     def potential(self, level: int | Tensor = 0) -> AtLevel:
-        """The energy at a level, in standardised coordinates."""
+        """The energy at a level, in standardized coordinates."""
         raise NotImplementedError
 
     def sample(self, sample_shape: Sequence[int] = (), *, level: int = 0) -> Tensor:
@@ -87,7 +87,7 @@ class EnergyModel(nn.Module):
     def marginal(self, level: int = 0) -> EnergyDistribution:
         """p(x_t) in data coordinates: the data themselves, up to the noise of level 0, at level 0.
 
-        ``sample`` is the model's own; ``log_prob`` is normalised where :meth:`log_normalizer` can be.
+        ``sample`` is the model's own; ``log_prob`` is normalized where :meth:`log_normalizer` can be.
         """
         inner = self.potential(level)
         potential = replace(inner, loc=self.loc, scale=self.scale * inner.scale)
@@ -103,7 +103,7 @@ class EnergyModel(nn.Module):
             model = (
                 self._integrals.quantiles(self, level)
                 if self._has_grid
-                else self.standardized(self.sample((512,), level=level))
+                else self.to_unit(self.sample((512,), level=level))
             )
             energy = self.potential(level)(model).mean()
             return estimate + energy.detach() - energy
@@ -117,31 +117,31 @@ class EnergyModel(nn.Module):
         method: Annealing | None = None,
         samples: Draws | None = None,
         tolerance: float | None = None,
-        most_evaluations: int | None = None,
+        max_evaluations: int | None = None,
         confidence: float = 0.95,
         progress: bool = False,
     ) -> LogNormalizer:
         """Log Z of :meth:`marginal`: by quadrature in one and two dimensions, else by annealing.
 
         Annealing goes from white noise, through the noisier levels if there are any, to this one, and back from the
-        model's own samples relaxed by MALA; :class:`~energyppl.normalizing.BAR` bridges both.  What was found is kept until the
-        weights change, unless anything below is given.
+        model's own samples relaxed by MALA; :class:`~energyppl.normalizing.BAR` bridges both.  What was found is kept
+        until the weights change, unless anything below is given.
 
         Args:
             level: t; 0 is the data.
             method: how to anneal; without one and without what follows, quadrature is used where it can be.
             samples: draws of the level's own density in data coordinates, in place of the model's own.
             tolerance: as in :func:`~energyppl.log_normalizer`, like all that follows.
-            most_evaluations: at most.
+            max_evaluations: at most.
             confidence: level of the interval.
             progress: show a bar.
 
         Raises:
-            QuadratureError: if the energy is not normalisable within 64 standard deviations of the data.
+            QuadratureError: if the energy is not normalizable within 64 standard deviations of the data.
             NotNormalizable: if annealing finds that it is not.
         """
         self.potential(level)  # which checks the level
-        plain = method is None and samples is None and tolerance is None and most_evaluations is None
+        plain = method is None and samples is None and tolerance is None and max_evaluations is None
         if plain and self._has_grid:
             found = self._integrals.quadrature(self, level)
             estimate = found.log_normalizer + float(self.scale.log().sum())
@@ -154,7 +154,7 @@ class EnergyModel(nn.Module):
                 method=method,
                 samples=samples,
                 tolerance=tolerance,
-                most_evaluations=most_evaluations,
+                max_evaluations=max_evaluations,
                 confidence=confidence,
                 progress=progress,
             )
@@ -162,7 +162,7 @@ class EnergyModel(nn.Module):
         return self._annealed.get(self, (level, confidence), anneal) if plain else anneal()
 
     def checksum(self) -> str:
-        """Changes with the weights; torch's own version counters don't, under its fused optimisers."""
+        """Changes with the weights; torch's own version counters don't, under its fused optimizers."""
         digest = blake2b()
         for tensor in (*self.parameters(), *self.buffers()):
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -173,6 +173,6 @@ class EnergyModel(nn.Module):
         raise NotImplementedError
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Normalised log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
+        """Normalized log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
         log_prob: Tensor = self.marginal().log_prob(check_event("x", x, self.event_shape).to(self.loc))
         return log_prob

@@ -1,7 +1,7 @@
 """Models made of models: composed, or given a measurement (``RecoveryEBM.given`` makes those of a class).
 
 Each is again a :class:`RecoveryEBM` that shares the weights, coordinates and step sizes of the one it is made of, with
-another energy at every level; so it samples, recovers, normalises and goes into Pyro as any other does.
+another energy at every level; so it samples, recovers, normalizes and goes into Pyro as any other does.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_positive, shape_text
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import widen
+from energyppl.inference.kernels.contract import append_dims
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.potentials.network import AtLevel
 
@@ -28,7 +28,7 @@ def product(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> Recov
 
     Args:
         ebms: models on the same schedule, device and of the same points; the first one's coordinates are kept.
-            Compose again after moving or standardising one of them anew; moving the whole moves all.
+            Compose again after moving or standardizing one of them anew; moving the whole moves all.
         weights: one for each; 1 if None.
 
     Raises:
@@ -42,12 +42,12 @@ def product(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> Recov
 def mixture(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> RecoveryEBM:
     """The union ``Σ w_i exp(−U_i)`` at every level.
 
-    The energies have normalisers of their own: a density's share is ``w_i Z_i``, so for shares s_i pass
+    The energies have normalizers of their own: a density's share is ``w_i Z_i``, so for shares s_i pass
     ``w_i = s_i exp(−log_normalizer_i)``.
 
     Args:
         ebms: models on the same schedule, device and of the same points; the first one's coordinates are kept.
-            Compose again after moving or standardising one of them anew; moving the whole moves all.
+            Compose again after moving or standardizing one of them anew; moving the whole moves all.
         weights: one positive number for each; 1 if None.
 
     Raises:
@@ -145,20 +145,20 @@ class _Composed(nn.Module):
         self.asked = [_asked(ebm) for ebm in ebms]
         self.weights, self.soft = tuple(weights), soft
         first = ebms[0]
-        spread = first.schedule.spread[:-1].to(first.loc)
-        self.register_buffer("spread", spread)
-        # From the first one's unit points to each one's own: x = loc + scale · spread · z.
+        marginal_std = first.schedule.marginal_std[:-1].to(first.loc)
+        self.register_buffer("marginal_std", marginal_std)
+        # From the first one's unit points to each one's own: x = loc + scale · marginal_std · z.
         self.register_buffer("ratio", torch.stack([first.scale / ebm.scale for ebm in ebms]))
         self.register_buffer("offset", torch.stack([(first.loc - ebm.loc) / ebm.scale for ebm in ebms]))
 
-    spread: Tensor
+    marginal_std: Tensor
     ratio: Tensor
     offset: Tensor
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        spread = widen(self.spread[level], x)
+        marginal_std = append_dims(self.marginal_std[level], x)
         energies = [
-            AtLevel(net, level, **asked)(x * ratio + offset / spread)
+            AtLevel(net, level, **asked)(x * ratio + offset / marginal_std)
             for net, ratio, offset, asked in zip(self.nets, self.ratio, self.offset, self.asked, strict=True)
         ]
         if self.soft:
@@ -177,12 +177,12 @@ class _Measured(nn.Module):
         schedule, like = ebm.schedule, ebm.loc
         scale, matrix = ebm.scale.flatten(), measurement.matrix.to(like)
         alpha, sigma = schedule.alpha_bar[:-1].to(like), schedule.sigma_bar[:-1].to(like)
-        spread = schedule.spread[:-1].to(like)
-        # Of standardised clean points z: b − A loc = (A scale) z, and z is x_t / ᾱ_t up to σ̄_t / ᾱ_t.
+        marginal_std = schedule.marginal_std[:-1].to(like)
+        # Of standardized clean points z: b − A loc = (A scale) z, and z is x_t / ᾱ_t up to σ̄_t / ᾱ_t.
         rows = matrix * scale
         self.register_buffer("rows", rows)
         self.register_buffer("target", measurement.observed.to(like) - matrix @ ebm.loc.flatten())
-        self.register_buffer("to_clean", spread / alpha)
+        self.register_buffer("to_clean", marginal_std / alpha)
         own = rows.square().sum(1) * (sigma / alpha).square()[:, None]  # (levels, m)
         own[0] = torch.where(own[0] < measurement.noise**2, 0.0, own[0])  # level 0 is what the posterior is of
         self.register_buffer("precision", 1.0 / (measurement.noise**2 + own).clamp(min=1e-12))
@@ -236,6 +236,6 @@ def _differences(ebm: RecoveryEBM, other: RecoveryEBM) -> list[str]:
         "event_shape": ebm.event_shape == other.event_shape,
         "alpha_bar": torch.equal(ours.alpha_bar, theirs.alpha_bar),
         "sigma_bar": torch.equal(ours.sigma_bar, theirs.sigma_bar),
-        "tethered_top": ours.tethered_top == theirs.tethered_top,
+        "tilted_top": ours.tilted_top == theirs.tilted_top,
     }
     return [name for name, holds in same.items() if not holds]

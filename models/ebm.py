@@ -23,7 +23,7 @@ __all__ = ["EBM"]
 
 
 class EBM(EnergyModel):
-    """``p(x) ∝ exp(−U(x))``, U a network of points of about unit variance, to which data are standardised.
+    """``p(x) ∝ exp(−U(x))``, U a network of points of about unit variance, to which data are standardized.
 
     Args:
         net: any module ``net(x)``, or ``net(x, level)`` which then is asked for level 0, from points
@@ -53,7 +53,7 @@ class EBM(EnergyModel):
         self.__dict__["_one"] = handed_a_level(net, self.loc)
 
     def potential(self, level: int | Tensor = 0) -> AtLevel:
-        """The energy in standardised coordinates; there is only level 0."""
+        """The energy in standardized coordinates; there is only level 0."""
         level = torch.as_tensor(level, device=self.loc.device)
         if bool((level != 0).any()):
             raise InvalidInput(f"an EBM has level 0 only; got {level.tolist()}: RecoveryEBM and JointEBM have levels")
@@ -74,8 +74,8 @@ class EBM(EnergyModel):
         return self.loc + self.scale * x.reshape(*shape, *self.event_shape)
 
     def at_level(self, data: Tensor, level: Tensor) -> Tensor:
-        """Rows of data ``(n, *event)``, standardised; their levels ``(n,)`` are all 0."""
-        return self.standardized(data)
+        """Rows of data ``(n, *event)``, standardized; their levels ``(n,)`` are all 0."""
+        return self.to_unit(data)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *options: Any) -> None:
         # Training has made the chains, which a model that was never trained lacks.

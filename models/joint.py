@@ -26,7 +26,7 @@ __all__ = ["JointEBM"]
 
 
 class JointEBM(LevelEnergies):
-    """``p(x, t) ∝ exp(−U(x, t))`` over points and levels 0 to ``schedule.levels``, with one normaliser for all.
+    """``p(x, t) ∝ exp(−U(x, t))`` over points and levels 0 to ``schedule.levels``, with one normalizer for all.
 
     Where it fits, every level has the same mass, so that energies of different levels can be compared, and chains walk
     from noise to data and back (Zhang, Tan & Ou 2023).  Train it by :class:`~energyppl.PersistentLikelihood`.  The
@@ -68,7 +68,7 @@ class JointEBM(LevelEnergies):
         """U(x, t) of points in data coordinates at every level, ``(*batch, *event)`` to ``(*batch, levels)``, nats."""
         check_event("x", x, self.event_shape)
         batch = x.shape[: x.dim() - len(self.event_shape)]
-        energies = level_energies(self, self.standardized(x.to(self.loc)).reshape(-1, *self.event_shape))
+        energies = level_energies(self, self.to_unit(x.to(self.loc)).reshape(-1, *self.event_shape))
         return energies.movedim(0, -1).reshape(*batch, self.levels)
 
     def level_probabilities(self, x: Tensor) -> Tensor:
@@ -81,8 +81,8 @@ class JointEBM(LevelEnergies):
         *,
         level: int = 0,
         visits: int = 10,
-        moves: int = 5,
-        most_sweeps: int = 2000,
+        num_steps: int = 5,
+        max_sweeps: int = 2000,
     ) -> Tensor:
         """Samples ``(*sample_shape, *event)`` from white noise by level moves.
 
@@ -93,18 +93,18 @@ class JointEBM(LevelEnergies):
             sample_shape: shape of the batch.
             level: what to sample; 0 is the data.
             visits: at which visit a chain is read.
-            moves: of the kernel in each sweep.
-            most_sweeps: a chain that has not been there as often by then is read as it was last, with a warning.
+            num_steps: of the kernel in each sweep.
+            max_sweeps: a chain that has not been there as often by then is read as it was last, with a warning.
         """
-        for name, value in (("visits", visits), ("moves", moves), ("most_sweeps", most_sweeps)):
+        for name, value in (("visits", visits), ("num_steps", num_steps), ("max_sweeps", max_sweeps)):
             check_count(name, value)
         self.schedule.check_level(level, marginal=True)
         shape = torch.Size(sample_shape)
         x = torch.randn(max(1, shape.numel()), *self.event_shape).to(self.loc)
         t = torch.full((len(x),), self.levels - 1, device=x.device)
         kept, seen = x.clone(), torch.zeros_like(t)
-        for _ in range(most_sweeps):
-            run = move_jointly(self, x, t, sweeps=1, moves=moves)
+        for _ in range(max_sweeps):
+            run = move_jointly(self, x, t, sweeps=1, num_steps=num_steps)
             x, t = run.x, run.level
             here = (t == level) & (seen < visits)
             kept[here] = x[here]
@@ -114,7 +114,7 @@ class JointEBM(LevelEnergies):
         late = int((seen < visits).sum())
         if late:
             warnings.warn(
-                f"{late} of {len(x)} chains visited level {level} fewer than {visits} times in {most_sweeps} sweeps: "
+                f"{late} of {len(x)} chains visited level {level} fewer than {visits} times in {max_sweeps} sweeps: "
                 "they are read as they were last, and the samples are not the model's; train it longer",
                 stacklevel=2,
             )
@@ -123,14 +123,14 @@ class JointEBM(LevelEnergies):
         return self.loc + self.scale * kept[: shape.numel()].reshape(*shape, *self.event_shape)
 
     def at_level(self, data: Tensor, level: Tensor) -> Tensor:
-        """Rows of data ``(n, *event)`` noised to their levels ``(n,)``, standardised."""
-        return self.schedule.diffuse(self.standardized(data), level)
+        """Rows of data ``(n, *event)`` noised to their levels ``(n,)``, standardized."""
+        return self.schedule.diffuse(self.to_unit(data), level)
 
     def forward(self, count: int = 1) -> Tensor:
-        """A Pyro model of ``count`` points and their levels: sites ``level`` and ``x``, in standardised coordinates.
+        """A Pyro model of ``count`` points and their levels: sites ``level`` and ``x``, in standardized coordinates.
 
-        All levels' energies share one normaliser, so the level may be enumerated (``infer={"enumerate": "parallel"}``
-        is set), conditioned or replayed like any discrete site; ``x`` is unnormalised, as inside MCMC.
+        All levels' energies share one normalizer, so the level may be enumerated (``infer={"enumerate": "parallel"}``
+        is set), conditioned or replayed like any discrete site; ``x`` is unnormalized, as inside MCMC.
         """
         check_count("count", count)
         pyro.module("joint_ebm", self)
@@ -146,14 +146,14 @@ class JointEBM(LevelEnergies):
     def draw_level(self, x: Tensor) -> Tensor:
         """An exact draw from p(t | x) for points ``(n, *event)`` in data coordinates, ``(n,)``: a Gibbs step."""
         check_event("x", x, self.event_shape)
-        return draw_levels(self, self.standardized(x.to(self.loc)))
+        return draw_levels(self, self.to_unit(x.to(self.loc)))
 
 
 class _WithOffsets(nn.Module):
     """A network's energies plus a learned number for each level.
 
     Its gradient is a level's share of the data less its share of the chains: a level that chains visit too often is
-    lifted (the self-adjustment of Tan 2017).  Masses differ by many nats in many dimensions, and an optimiser moves a
+    lifted (the self-adjustment of Tan 2017).  Masses differ by many nats in many dimensions, and an optimizer moves a
     parameter by its learning rate, so the number is scaled.
     """
 

@@ -1,4 +1,4 @@
-"""What models of several noise levels share: energies at every level, their densities and normalisers."""
+"""What models of several noise levels share: energies at every level, their densities and normalizers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,26 +35,26 @@ class LevelEnergies(EnergyModel):
         super().__init__(check_parts(net, schedule, event_shape), net)
         self.schedule = schedule
         self.levels = schedule.levels if levels is None else levels
-        spread = schedule.spread
-        self._spread = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
+        marginal_std = schedule.marginal_std
+        self._marginal_std = None if bool(torch.allclose(marginal_std, torch.ones_like(marginal_std))) else marginal_std
         self._each = needs_level_for_each(net, self.levels, self.loc)
 
     def diffuse(self, x0: Tensor, level: int | Tensor) -> Tensor:
         """Clean data, ``(*batch, *event)``, at a marginal of the schedule, in data coordinates."""
         check_event("x0", x0, self.event_shape)
-        return self.loc + self.scale * self.schedule.diffuse(self.standardized(x0), level)
+        return self.loc + self.scale * self.schedule.diffuse(self.to_unit(x0), level)
 
     def potential(self, level: int | Tensor = 0) -> AtLevel:
-        """The energy at one level, or at each point's own level ``(*batch,)``, in standardised coordinates."""
+        """The energy at one level, or at each point's own level ``(*batch,)``, in standardized coordinates."""
         self.schedule.check_level(level, marginal=self.levels > self.schedule.levels)
         level = torch.as_tensor(level, device=self.loc.device)
-        scale = 1.0 if self._spread is None else wide(self._spread.to(self.loc)[level], self.event_shape)
+        scale = 1.0 if self._marginal_std is None else wide(self._marginal_std.to(self.loc)[level], self.event_shape)
         return AtLevel(self.net, level, self.event_shape, 0.0, scale, self._each, self.label, self.guidance)
 
     def _anneal(self, level: int, **options: Any) -> LogNormalizer:
         # The network itself sees points of unit variance.
         stops = [replace(self.potential(t), scale=1.0) for t in range(level, self.levels)]
-        return anneal_through_levels(self, level, stops, float(self.schedule.spread[level]), **options)
+        return anneal_through_levels(self, level, stops, float(self.schedule.marginal_std[level]), **options)
 
 
 def wide(value: Tensor, event_shape: torch.Size) -> Tensor:

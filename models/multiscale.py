@@ -12,7 +12,7 @@ from energyppl.distributions import EnergyDistribution
 from energyppl.errors import ChainWarning, InvalidInput, NotNormalized
 from energyppl.inference.levels.annealed_langevin import (
     AnnealedPoints,
-    TemperatureLadder,
+    TemperatureSchedule,
     anneal_temperature,
     check_seen,
     denoising_jump,
@@ -28,7 +28,7 @@ __all__ = ["MultiscaleEBM"]
 _BASE = "base_sigma"  # in a state dict
 _STEP = 0.2  # of σ0: the paper's 0.02 for σ0 = 0.1
 _REFUSAL = (
-    "a MultiscaleEBM has no density to normalise: one energy serves all noise levels. In high dimension a point shows "
+    "a MultiscaleEBM has no density to normalize: one energy serves all noise levels. In high dimension a point shows "
     "its own noise σ, and at the temperature σ²/σ0² the energy's samples are data with that noise; in low dimension "
     "the field that training aims at is in general no gradient, and the energy is not −log p. For a density train a "
     "RecoveryEBM, by LevelScoreMatching() or by recovery likelihood; if you know why you want the integral of exp(−U) "
@@ -37,28 +37,30 @@ _REFUSAL = (
 
 
 class MultiscaleEBM(EnergyModel):
-    """``U(x) = net(x) / σ0²``, trained over a ladder of noise levels that it isn't told (Li, Chen & Sommer 2019).
+    """``U(x) = net(x) / σ0²``, trained over a sequence of noise levels that it isn't told (Li, Chen & Sommer 2019).
 
-    Train it by :class:`~energyppl.objectives.MultiscaleScoreMatching`.  The network's gradient is then the way from a noisy point
-    back to the mean of its clean ones, ``∇net(x̃) = x̃ − E[x | x̃]``, whatever σ0 is, and ½|x|² is the answer for more
-    noise than data.  ``sample`` is annealed Langevin; at temperature T = σ²/σ0² it gives data with noise σ *if the
-    dimension is high*.  For N(0, I) and the paper's ladder for CIFAR-10 the variance at T = 1, 25 and 100, which should
-    be 1.01, 1.25 and 2, is .98, 1.27 and 2.01 in 784 dimensions, and .29, 2.75 and 4.99 in two, for the best possible
-    energy.  So nothing here is normalised: ``log_prob`` and ``log_normalizer`` refuse.
+    Train it by :class:`~energyppl.objectives.MultiscaleScoreMatching`.  The network's gradient is then the way from a
+    noisy point back to the mean of its clean ones, ``∇net(x̃) = x̃ − E[x | x̃]``, whatever σ0 is, and ½|x|² is the
+    answer for more noise than data.  ``sample`` is annealed Langevin; at temperature T = σ²/σ0² it gives data with
+    noise σ *if the dimension is high*.  For N(0, I) and the paper's noise levels for CIFAR-10 the variance at T = 1, 25
+    and 100, which should be 1.01, 1.25 and 2, is .98, 1.27 and 2.01 in 784 dimensions, and .29, 2.75 and 4.99 in two,
+    for the best possible energy.  So nothing here is normalized: ``log_prob`` and ``log_normalizer`` refuse.
 
-    Noise counts in standard deviations of the data: ``fit`` standardises them with one scale for all coordinates.  The
-    paper's numbers are for pixels in [0, 1], whose standard deviation is about 1/4: its CIFAR-10 ladder, 1.2 to 0.05
+    Noise counts in standard deviations of the data: ``fit`` standardizes them with one scale for all coordinates.  The
+    paper's numbers are for pixels in [0, 1], whose standard deviation is about 1/4: its CIFAR-10 schedule, 1.2 to 0.05
     with σ0 = 0.1, is 4.8 to 0.2 with σ0 = 0.4 here.
 
     Args:
         net: any module ``net(x)``, or ``net(x, level)`` which then is asked for level 0, from points
             ``(*batch, *event)``, of the spread of the noised data, to ``(*batch,)``.
         sigmas: the noise levels, decreasing, two or more; the paper has 128.
-        base_sigma: σ0, the noise of temperature 1, which the last step of sampling removes; within the ladder.
+        base_sigma: σ0, the noise of temperature 1, which the last step of sampling removes; within the range of noise
+            levels.
         event_shape: shape of one point; taken from ``net.event_shape`` if it has one.
 
     Raises:
-        InvalidInput: for a ladder that is not one, or a network that returns another shape or non-finite values.
+        InvalidInput: for noise levels that do not decrease, or a network that returns another shape or non-finite
+            values.
     """
 
     default_objective = MultiscaleScoreMatching
@@ -74,7 +76,7 @@ class MultiscaleEBM(EnergyModel):
         event_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__(event_shape_of(net, event_shape), net)
-        self.register_buffer("sigmas", _ladder(sigmas, base_sigma).to(self.loc))
+        self.register_buffer("sigmas", _checked_sigmas(sigmas, base_sigma).to(self.loc))
         # Not a module of its own: its weights are those of net.
         self.__dict__["_one"] = _Cooled(handed_a_level(net, self.loc), float(base_sigma))
 
@@ -93,7 +95,7 @@ class MultiscaleEBM(EnergyModel):
         super().standardize(data, isotropic=isotropic)
 
     def potential(self, level: int | Tensor = 0) -> AtLevel:
-        """The energy in standardised coordinates, unnormalised; there is only level 0.
+        """The energy in standardized coordinates, unnormalized; there is only level 0.
 
         Its samples at temperature σ²/σ0² are data with noise σ in high dimension.  It is not −log p in low dimension,
         and nowhere the density of clean data: don't compare likelihoods by it.
@@ -111,7 +113,7 @@ class MultiscaleEBM(EnergyModel):
         sample_shape: Sequence[int] = (),
         *,
         level: int = 0,
-        ladder: TemperatureLadder | None = None,
+        schedule: TemperatureSchedule | None = None,
         step_size: float | None = None,
         denoise: bool = True,
         force_dtype: torch.dtype | None = None,
@@ -121,23 +123,23 @@ class MultiscaleEBM(EnergyModel):
         Args:
             sample_shape: shape of the batch.
             level: 0.
-            ladder: the temperatures; if None the paper's 2,700 steps, from the temperature of the noisiest level (the
+            schedule: the temperatures; if None the paper's 2,700 steps, from the temperature of the noisiest level (the
                 paper's 100 stands for 10 σ0, its noisiest level being 12 σ0).
-            step_size: ε, in standardised units; the paper's, a fifth of σ0, if None.
+            step_size: ε, in standardized units; the paper's, a fifth of σ0, if None.
             denoise: finish with the jump ``x − σ0² ∇U(x)``.
             force_dtype: arithmetic of the network, ``torch.bfloat16`` for large ones.
         """
         self.potential(level)  # which checks the level
-        ladder = self._ladder(ladder)
-        start = self.base_sigma * ladder.start**0.5 * torch.randn(*sample_shape, *self.event_shape).to(self.loc)
-        return self._anneal_from(start, ladder, step_size, denoise, force_dtype)
+        schedule = self._schedule(schedule)
+        start = self.base_sigma * schedule.start**0.5 * torch.randn(*sample_shape, *self.event_shape).to(self.loc)
+        return self._anneal_from(start, schedule, step_size, denoise, force_dtype)
 
     def inpaint(
         self,
         image: Tensor,
         seen: Tensor,
         *,
-        ladder: TemperatureLadder | None = None,
+        schedule: TemperatureSchedule | None = None,
         step_size: float | None = None,
         denoise: bool = True,
         force_dtype: torch.dtype | None = None,
@@ -151,7 +153,7 @@ class MultiscaleEBM(EnergyModel):
             image: points ``(*batch, *event)`` in data coordinates; expand one for several completions.  Values that are
                 not seen don't matter.
             seen: boolean mask, ``(*event)`` or of the shape of ``image``: True where it is known.
-            ladder: as for :meth:`sample`, like all that follows.
+            schedule: as for :meth:`sample`, like all that follows.
             step_size: likewise.
             denoise: likewise, for what was not seen.
             force_dtype: likewise.
@@ -165,10 +167,10 @@ class MultiscaleEBM(EnergyModel):
         """
         check_event("image", image, self.event_shape)
         check_seen(seen, image, self.event_shape)
-        image, seen, ladder = image.to(self.loc), seen.to(self.loc.device), self._ladder(ladder)
-        noise = self.base_sigma * ladder.start**0.5 * torch.randn_like(image)
-        start = torch.where(seen, self.standardized(image), noise)
-        return torch.where(seen, image, self._anneal_from(start, ladder, step_size, denoise, force_dtype, seen))
+        image, seen, schedule = image.to(self.loc), seen.to(self.loc.device), self._schedule(schedule)
+        noise = self.base_sigma * schedule.start**0.5 * torch.randn_like(image)
+        start = torch.where(seen, self.to_unit(image), noise)
+        return torch.where(seen, image, self._anneal_from(start, schedule, step_size, denoise, force_dtype, seen))
 
     def marginal(self, level: int = 0) -> EnergyDistribution:
         """``exp(−U(x))`` in data coordinates, whose ``log_prob`` refuses and whose ``sample`` is :meth:`sample`.
@@ -179,7 +181,7 @@ class MultiscaleEBM(EnergyModel):
         return EnergyDistribution(inner.potential, sampler=inner.sampler, log_normalizer=_refuse, like=self.loc)
 
     def log_normalizer(self, level: int = 0, **options: Any) -> LogNormalizer:
-        """Refuses: there is no density to normalise.
+        """Refuses: there is no density to normalize.
 
         Raises:
             NotNormalized: always; the message says why, and what to do instead.
@@ -207,26 +209,26 @@ class MultiscaleEBM(EnergyModel):
             missing_keys.append(prefix + _BASE)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *lists)
 
-    def _ladder(self, ladder: TemperatureLadder | None) -> TemperatureLadder:
-        if ladder is not None:
-            return ladder
-        return TemperatureLadder(start=max(1.0, (float(self.sigmas[0]) / self.base_sigma) ** 2))
+    def _schedule(self, schedule: TemperatureSchedule | None) -> TemperatureSchedule:
+        if schedule is not None:
+            return schedule
+        return TemperatureSchedule(start=max(1.0, (float(self.sigmas[0]) / self.base_sigma) ** 2))
 
     def _anneal_from(
         self,
         start: Tensor,
-        ladder: TemperatureLadder,
+        schedule: TemperatureSchedule,
         step_size: float | None,
         denoise: bool,
         force_dtype: torch.dtype | None,
         seen: Tensor | None = None,
     ) -> Tensor:
-        """The end of annealing from standardised points, in data coordinates."""
+        """The end of annealing from standardized points, in data coordinates."""
         potential = self.potential()
         found: AnnealedPoints = anneal_temperature(
             potential,
             start,
-            ladder,
+            schedule,
             step_size=_STEP * self.base_sigma if step_size is None else step_size,
             seen=seen,
             base_sigma=self.base_sigma,
@@ -260,22 +262,22 @@ def _refuse(*_: object) -> NoReturn:
     raise NotNormalized(_REFUSAL)
 
 
-def _ladder(sigmas: Sequence[float] | Tensor, base_sigma: float) -> Tensor:
+def _checked_sigmas(sigmas: Sequence[float] | Tensor, base_sigma: float) -> Tensor:
     """The noise levels as a tensor, checked."""
-    ladder = torch.as_tensor(sigmas, dtype=torch.float64)
-    if ladder.dim() != 1 or len(ladder) < 2:
+    levels = torch.as_tensor(sigmas, dtype=torch.float64)
+    if levels.dim() != 1 or len(levels) < 2:
         raise InvalidInput(
-            f"sigmas must be a vector of two noise levels or more; got shape {tuple(ladder.shape)}: for a single level "
+            f"sigmas must be a vector of two noise levels or more; got shape {tuple(levels.shape)}: for a single level "
             "train an EBM by DenoisingScoreMatching"
         )
-    check_positive("every sigma", ladder)
-    if bool((ladder.diff() >= 0).any()):
-        raise InvalidInput(f"sigmas must decrease, the most noise first; got {ladder.tolist()}: sort or flip them")
+    check_positive("every sigma", levels)
+    if bool((levels.diff() >= 0).any()):
+        raise InvalidInput(f"sigmas must decrease, the most noise first; got {levels.tolist()}: sort or flip them")
     check_positive("base_sigma", base_sigma)
-    low, high = float(ladder[-1]), float(ladder[0])
+    low, high = float(levels[-1]), float(levels[0])
     if not low * (1 - 1e-6) <= base_sigma <= high * (1 + 1e-6):
         raise InvalidInput(
-            f"base_sigma must lie within the ladder, where the energy has seen it; got {base_sigma} for sigmas from "
-            f"{high:.4g} to {low:.4g}"
+            f"base_sigma must lie within the range of noise levels, where the energy has seen it; got "
+            f"{base_sigma} for sigmas from {high:.4g} to {low:.4g}"
         )
-    return ladder
+    return levels

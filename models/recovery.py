@@ -1,4 +1,4 @@
-"""RecoveryEBM: an energy network over a ladder of noise levels, trained by recovery likelihood."""
+"""RecoveryEBM: an energy network over a sequence of noise levels, trained by recovery likelihood."""
 
 import copy
 import math
@@ -17,11 +17,11 @@ from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.levels.generation import Generation, LevelTuning, generate, tune_levels
 from energyppl.inference.levels.initializers import check_initializer, recovery_proposal, recovery_start
-from energyppl.inference.levels.recovery import level_kernel, recovery_potential, tether
+from energyppl.inference.levels.recovery import level_kernel, recovery_potential, tilt
 from energyppl.inference.objectives.contrastive import FromNegatives
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.sampling.run_chain import run_chain
-from energyppl.models._cache import LevelIntegrals, Remembered
+from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
 from energyppl.models._network_checks import check_label
 from energyppl.models.levels import LevelEnergies, wide
 from energyppl.potentials.algebra import Potential
@@ -33,7 +33,7 @@ __all__ = ["RecoveryEBM"]
 class RecoveryEBM(LevelEnergies):
     """Energies U(x, t) at every level of a noise schedule, each the marginal of the noised data at that level.
 
-    The network sees points of about unit variance: data are standardised by ``loc`` and ``scale`` (by ``fit``, or by
+    The network sees points of about unit variance: data are standardized by ``loc`` and ``scale`` (by ``fit``, or by
     :meth:`standardize`), and divided by the level's own standard deviation.  Everything public speaks data coordinates;
     the noise of a level is counted in units of ``scale``.
 
@@ -70,7 +70,7 @@ class RecoveryEBM(LevelEnergies):
         super().__init__(net, schedule, event_shape)
         few = math.prod(self.event_shape) <= _FEW_DIMENSIONS
         self.kernel: TunableKernel = kernel or (CrankNicolson() if few else CrankNicolsonLangevin())
-        # Step size of each level's chains in widths of its tether; zero until training has tuned it.
+        # Step size of each level's chains in widths of its tilt; zero until training has tuned it.
         self.register_buffer("step_sizes", self.loc.new_zeros(schedule.levels))
         self.register_buffer("persistent_chains", self.loc.new_zeros(_SLOTS, *self.event_shape))
         self.register_buffer("persistent_steps", torch.zeros_like(self.step_sizes))
@@ -101,7 +101,7 @@ class RecoveryEBM(LevelEnergies):
         other = copy.copy(self)
         # The table of buffers stays one, so that they are still shared after either is moved to another device.
         own = {name: dict(getattr(self, name)) for name in ("_modules", "_parameters")}
-        other.__dict__.update(own, _integrals=LevelIntegrals(), _annealed=Remembered(), label=None, guidance=0.0)
+        other.__dict__.update(own, _integrals=LevelIntegrals(), _annealed=WeightKeyedCache(), label=None, guidance=0.0)
         other.net, other.initializer = net, initializer
         other.__dict__["unconditional"] = self.unconditional if net is self.net else other
         return other
@@ -127,25 +127,25 @@ class RecoveryEBM(LevelEnergies):
                 f"level must be one number or one for each point; got {shape_text(level.shape)} for noisy "
                 f"{shape_text(noisy.shape)}"
             )
-        alpha, sigma = (wide(value.to(noisy)[level], self.event_shape) for value in tether(self.schedule))
+        alpha, sigma = (wide(value.to(noisy)[level], self.event_shape) for value in tilt(self.schedule))
         sigma = sigma * self.scale
         inner = self.potential(level)
         potential = replace(inner, loc=self.loc, scale=self.scale * inner.scale * alpha)
 
         def sampler(_: Potential, shape: torch.Size, like: Tensor) -> Tensor:
-            # Chains run where the tuned step sizes count: in standardised coordinates of x_t.
-            points = self.standardized(noisy).expand(*shape, *self.event_shape)
+            # Chains run where the tuned step sizes count: in standardized coordinates of x_t.
+            points = self.to_unit(noisy).expand(*shape, *self.event_shape)
             levels = level.expand(shape)
-            tethered = recovery_potential(self, points, levels)
-            start = recovery_start(self, tethered, points, levels)
-            x = run_chain(level_kernel(self, levels), tethered, start, steps).state.x
+            tilted = recovery_potential(self, points, levels)
+            start = recovery_start(self, tilted, points, levels)
+            x = run_chain(level_kernel(self, levels), tilted, start, steps).state.x
             return (self.loc + self.scale * alpha * x).to(like)
 
         def log_z(own: Potential, value: Tensor) -> Tensor:
             levels = level.expand(value.shape[: value.dim() - len(self.event_shape)])
-            tethered = recovery_potential(self, self.standardized(noisy).expand(value.shape), levels)
-            start = (self.standardized(value) / alpha).detach()
-            moved = run_chain(level_kernel(self, levels), tethered, start, steps).state.x
+            tilted = recovery_potential(self, self.to_unit(noisy).expand(value.shape), levels)
+            start = (self.to_unit(value) / alpha).detach()
+            moved = run_chain(level_kernel(self, levels), tilted, start, steps).state.x
             return FromNegatives(self.loc + self.scale * alpha * moved)(own, value)
 
         return RecoveryDistribution(
@@ -169,8 +169,8 @@ class RecoveryEBM(LevelEnergies):
         noisy = check_event("noisy", noisy, self.event_shape).to(self.loc)
         self.schedule.check_level(level)
         level = torch.as_tensor(level, device=noisy.device)
-        q = recovery_proposal(self, self.standardized(noisy), level)
-        scale = self.scale * wide(tether(self.schedule)[0].to(noisy)[level], self.event_shape)
+        q = recovery_proposal(self, self.to_unit(noisy), level)
+        scale = self.scale * wide(tilt(self.schedule)[0].to(noisy)[level], self.event_shape)
         normal = Normal(self.loc + scale * q.base_dist.loc, scale * q.base_dist.scale, validate_args=False)
         guide: TorchDistribution = normal.to_event(len(self.event_shape))
         return guide
@@ -205,7 +205,7 @@ class RecoveryEBM(LevelEnergies):
         denoise: bool = False,
         micro_batch: int | None = None,
     ) -> Generation:
-        """As :meth:`sample`, with the path from noise to data and the acceptances, in standardised coordinates."""
+        """As :meth:`sample`, with the path from noise to data and the acceptances, in standardized coordinates."""
         self.schedule.check_level(level)
         shape = torch.Size(sample_shape)
         return generate(self, shape, steps=steps, last=level, denoise=denoise, micro_batch=micro_batch)
@@ -230,7 +230,7 @@ class RecoveryEBM(LevelEnergies):
         """A Pyro model of ``data``, ``(n, *event)``: ``pyro.infer.SVI`` on it has ``fit``'s gradient, summed over rows.
 
         Each row is noised to a level and once more; the first is observed given the second.  Use it with an empty
-        guide, and call :meth:`standardize` first.  The site is in standardised coordinates of x_t.  In ``eval()`` mode
+        guide, and call :meth:`standardize` first.  The site is in standardized coordinates of x_t.  In ``eval()`` mode
         the step sizes stay as they are.
 
         Args:
@@ -241,7 +241,7 @@ class RecoveryEBM(LevelEnergies):
         pyro.module("recovery_ebm", self)
         recipe = recipe or RecoveryLikelihood()
         pairs = recipe.pairs(self, data)
-        chain, far = recipe.move(self, pairs, steer=self.training), recipe.roam(self, data)
+        chain, far = recipe.move(self, pairs, steer=self.training), recipe.persistent_term(self, data)
         if far is not None:  # its gradient; its value says nothing
             pyro.factor("persistent", -len(data) * (far.value - far.value.detach()))
         own = pairs.potential
@@ -252,4 +252,4 @@ class RecoveryEBM(LevelEnergies):
 
 
 _SLOTS = 1024  # persistent chains
-_FEW_DIMENSIONS = 4  # up to here proposals from the tether are accepted so often that a gradient doesn't pay
+_FEW_DIMENSIONS = 4  # up to here proposals from the tilt are accepted so often that a gradient doesn't pay

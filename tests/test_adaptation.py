@@ -37,7 +37,7 @@ def test_adaptation_reaches_the_acceptance_it_aims_at(name: str, target: str) ->
     kernel, aim, tolerance = ADAPT[name]
     row = TARGETS[target]
     start = row.draw(400)
-    tuned = ep.adapt(kernel, row.potential, start, steps=200, target=aim).kernel
+    tuned = ep.adapt(kernel, row.potential, start, steps=200, target_acceptance=aim).kernel
     assert type(tuned) is type(kernel)
     assert isinstance(tuned.step_size, float)
     accept = ep.sampling.run_chain(ep.MALA(tuned.step_size), row.potential, start, 50).accept_prob
@@ -47,13 +47,13 @@ def test_adaptation_reaches_the_acceptance_it_aims_at(name: str, target: str) ->
 def test_adaptation_of_crank_nicolson() -> None:
     """To its own target in 20 dimensions, where β must shrink; and to its largest β where every proposal is taken."""
     x = torch.randn(400, 20)
-    hard = ep.potentials.Tethered(energy(lambda x: 4.0 * (x * x).sum(-1), 20), torch.zeros(400, 20), 1.0)
+    hard = ep.potentials.RecoveryPotential(energy(lambda x: 4.0 * (x * x).sum(-1), 20), torch.zeros(400, 20), 1.0)
     tuned = ep.adapt(ep.kernels.CrankNicolson(0.9), hard, 0.3 * x).kernel
     assert isinstance(tuned.step_size, float)
     assert 0.0 < tuned.step_size < 0.9
     end = ep.sampling.run_chain(tuned, hard, 0.3 * x, 100)
     assert float(end.accept_prob.mean()) == pytest.approx(0.35, abs=0.08)
-    easy = ep.potentials.Tethered(energy(lambda x: 0.5 * (x * x).sum(-1), 20), x, 1.0)
+    easy = ep.potentials.RecoveryPotential(energy(lambda x: 0.5 * (x * x).sum(-1), 20), x, 1.0)
     assert ep.adapt(ep.kernels.CrankNicolson(0.1), easy, x).kernel.step_size == pytest.approx(1.0, abs=0.05)
 
 
@@ -61,7 +61,7 @@ def test_groups_have_their_own_step_sizes() -> None:
     """Groups whose targets differ by a factor of 100 in width each reach the aim; a missing number is harmless."""
     groups = torch.tensor([0, 1, 3]).repeat_interleave(300)
     widths = torch.tensor([0.05, 5.0, 0.0, 1.0])[groups][:, None]
-    potential = ep.potentials.Tethered(energy(lambda x: 0.0 * x.sum(-1), 5), torch.zeros(900, 5), widths)
+    potential = ep.potentials.RecoveryPotential(energy(lambda x: 0.0 * x.sum(-1), 5), torch.zeros(900, 5), widths)
     start = widths * torch.randn(900, 5)
     tuned = ep.adapt(ep.MALA(0.3), potential, start, steps=200, groups=groups).kernel
     assert isinstance(tuned.step_size, Tensor)
@@ -108,9 +108,15 @@ def test_adaptation_ends_after_its_steps_whatever_the_target(name: str) -> None:
 
 START = torch.zeros(4, 2)
 ADAPT_BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "target 0": (lambda: ep.adapt(ep.MALA(0.1), standard_normal(2), START, target=0.0), "between 0 and 1; got 0.0"),
-    "target 1": (lambda: ep.adapt(ep.MALA(0.1), standard_normal(2), START, target=1.0), "between 0 and 1"),
-    "target nan": (lambda: ep.adapt(ep.MALA(0.1), standard_normal(2), START, target=math.nan), "between 0 and 1"),
+    "target 0": (
+        lambda: ep.adapt(ep.MALA(0.1), standard_normal(2), START, target_acceptance=0.0),
+        "between 0 and 1; got 0.0",
+    ),
+    "target 1": (lambda: ep.adapt(ep.MALA(0.1), standard_normal(2), START, target_acceptance=1.0), "between 0 and 1"),
+    "target nan": (
+        lambda: ep.adapt(ep.MALA(0.1), standard_normal(2), START, target_acceptance=math.nan),
+        "between 0 and 1",
+    ),
     "no steps": (lambda: ep.adapt(ep.MALA(0.1), standard_normal(2), START, 0), "steps must be a whole number"),
     "half a step": (lambda: ep.adapt(ep.MALA(0.1), standard_normal(2), START, 1.5), "steps must be"),  # type: ignore[arg-type]
     "groups' shape": (
@@ -287,8 +293,8 @@ HAMILTONIAN_BAD: dict[str, tuple[Callable[[], Any], str]] = {
         "adapt tunes a Tempered around one of energyppl's own kernels; got Cycle",
     ),
     "a cycle's target": (
-        lambda: ep.adapt(ep.kernels.Cycle(ep.MALA(0.1)), standard_normal(2), START, target=17.0),
-        "target must lie between 0 and 1",
+        lambda: ep.adapt(ep.kernels.Cycle(ep.MALA(0.1)), standard_normal(2), START, target_acceptance=17.0),
+        "target_acceptance must lie between 0 and 1",
     ),
     "a cycle's groups": (
         lambda: ep.adapt(ep.kernels.Cycle(ep.MALA(0.1)), standard_normal(2), START, groups=torch.zeros(4).long()),

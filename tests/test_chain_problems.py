@@ -91,7 +91,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "a class in Pyro's kernel": (lambda: ep.PyroKernel(ep.NUTS, latent), "kernel must have init and step"),  # type: ignore[arg-type]
     "a plain function": (lambda: sample(ep.HMC(), lambda x: (x * x).sum(-1)), r"wrap it in Energy\(function"),
     "a distribution": (lambda: sample(ep.HMC(), torch.distributions.Normal(0.0, 1.0)), "a Normal is no potential"),
-    "arguments for a potential": (lambda: sample(ep.HMC(), NORMAL, 3, seed=1), "only a Pyro model takes arguments"),
+    "arguments for a potential": (
+        lambda: ep.sample_chains(ep.HMC(), NORMAL, (3,), {"seed": 1}),
+        "only a Pyro model takes arguments",
+    ),
     "points for a model": (
         lambda: sample(ep.HMC(), latent, init=torch.ones(64, 1)),
         "init must be a dictionary of the model's latent sites",
@@ -100,7 +103,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no draws": (lambda: sample(ep.HMC(), NORMAL, draws=0), "draws must be a whole number of at least 1; got 0"),
     "no thinning": (lambda: sample(ep.HMC(), NORMAL, thin=0), "thin must be a whole number of at least 1; got 0"),
     "warm-up": (lambda: sample(ep.HMC(), NORMAL, warmup=-1), "warmup must be a whole number of at least 0; got -1"),
-    "target": (lambda: ep.sample_chains(ep.HMC(), NORMAL, target=1.5), "target must lie between 0 and 1; got 1.5"),
+    "target": (
+        lambda: ep.sample_chains(ep.HMC(), NORMAL, target_acceptance=1.5),
+        "target_acceptance must lie between 0 and 1; got 1.5",
+    ),
     "zero step": (lambda: sample(ep.HMC(0.0), NORMAL), "step_size must be positive"),
     "negative step": (lambda: sample(ep.NUTS(-0.1), NORMAL), "step_size must be positive"),
     "NaN step": (lambda: sample(ep.ChEES(math.nan), NORMAL), "step_size must be positive"),

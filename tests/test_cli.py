@@ -14,7 +14,6 @@ import torch
 import energyppl as ep
 from energyppl.cli import demo
 from energyppl.cli.main import main
-from energyppl.inference.training import fit as training
 
 COMMANDS = ("demo", "fit", "sample", "show", "diagnose", "logz", "score")
 RNG = np.random.default_rng(1)
@@ -104,7 +103,7 @@ def test_fit_sample_show(table: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["fit", str(table), "--out", str(run), "--steps", "20", "--levels", "3", "--batch-size", "32"]) == 0
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished"
-    assert record["dequantised"] == {"rooms": 1.0}
+    assert record["dequantized"] == {"rooms": 1.0}
     assert record["settings"]["batch_size"] == 32
     assert record["rows"] == {"training": 72, "held_out": 8}
     assert "rooms (1)" in capsys.readouterr().out
@@ -155,7 +154,7 @@ def test_interrupted_run_goes_on_bit_for_bit(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", save_then_stop)
+        patch.setattr(sys.modules[ep.fit.__module__], "save_checkpoint", save_then_stop)
         assert main(["fit", str(table), "--out", str(run), *begin]) == 130
     assert "training.ckpt holds the first 10 steps" in capsys.readouterr().err
     assert "has not finished" in fails(capsys, "show", run)
@@ -270,7 +269,7 @@ def test_damaged_weights_and_notes(run: Path, tmp_path: Path, capsys: pytest.Cap
         assert "is damaged" in fails(capsys, "show", tmp_path)
 
 
-# --- Normalising and scoring ---
+# --- Normalizing and scoring ---
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +316,7 @@ def test_score_of_what_does_not_fit(wide_run: Path, tmp_path: Path, capsys: pyte
 
 
 def test_discrete_columns_are_scored_by_their_cells(run: Path, tmp_path: Path) -> None:
-    """A two-column run normalises by quadrature, and its scores are finite in the table's units."""
+    """A two-column run normalizes by quadrature, and its scores are finite in the table's units."""
     np.savetxt(tmp_path / "t.csv", ROWS, delimiter=",", header="income,rooms", comments="", fmt="%.10g")
     assert main(["score", str(run), str(tmp_path / "t.csv"), "--out", str(tmp_path / "s.csv")]) == 0
     assert np.isfinite(np.loadtxt(tmp_path / "s.csv", delimiter=",", skiprows=1)).all()

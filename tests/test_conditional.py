@@ -131,9 +131,9 @@ def ordinary() -> ep.RecoveryEBM:
     return ep.RecoveryEBM(MLPEnergy((2,)), SCHEDULE)
 
 
-def ladder(name: str, tethered_top: bool = False) -> ep.RecoveryEBM:
+def at_schedule(name: str, tilted_top: bool = False) -> ep.RecoveryEBM:
     """Of as many levels as the ordinary one."""
-    schedule = replace(getattr(ep.NoiseSchedule, name)(6), tethered_top=tethered_top)
+    schedule = replace(getattr(ep.NoiseSchedule, name)(6), tilted_top=tilted_top)
     return ep.RecoveryEBM(MLPEnergy((2,)), schedule)
 
 
@@ -141,7 +141,7 @@ SEEN = LinearMeasurement(torch.ones(1, 2), torch.zeros(1))
 
 
 def test_equal_schedules_compose() -> None:
-    assert product(ladder("linear_sigmas"), ladder("linear_sigmas")).schedule.levels == 6
+    assert product(at_schedule("linear_sigmas"), at_schedule("linear_sigmas")).schedule.levels == 6
 
 
 @pytest.mark.parametrize(
@@ -166,9 +166,15 @@ def test_equal_schedules_compose() -> None:
             lambda: product(ordinary(), ep.RecoveryEBM(MLPEnergy((2,)), ep.NoiseSchedule.cosine(3))),
             "must share",
         ),
-        (lambda: product(ordinary(), ladder("linear_sigmas")), "got another alpha_bar, sigma_bar in model 1"),
-        (lambda: mixture(ladder("linear_sigmas"), ladder("geometric_sigmas")), "got another sigma_bar in model 1 than"),
-        (lambda: product(ladder("linear_sigmas"), ladder("linear_sigmas", True)), "got another tethered_top in model"),
+        (lambda: product(ordinary(), at_schedule("linear_sigmas")), "got another alpha_bar, sigma_bar in model 1"),
+        (
+            lambda: mixture(at_schedule("linear_sigmas"), at_schedule("geometric_sigmas")),
+            "got another sigma_bar in model 1 than",
+        ),
+        (
+            lambda: product(at_schedule("linear_sigmas"), at_schedule("linear_sigmas", True)),
+            "got another tilted_top in model",
+        ),
         (lambda: product(ep.EBM(MLPEnergy((2,))), ep.EBM(MLPEnergy((2,)))), "as a RecoveryEBM has; got EBM: train"),
         (lambda: mixture(ordinary(), ep.JointEBM(MLPEnergy((2,)), SCHEDULE)), "as a RecoveryEBM has; got JointEBM"),
         (lambda: measured(ep.EBM(MLPEnergy((2,))), SEEN), "a measurement needs .* as a RecoveryEBM has; got EBM"),

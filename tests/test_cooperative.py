@@ -123,7 +123,7 @@ def test_each_network_has_its_own_gradient_only() -> None:
 @pytest.mark.parametrize(("taught", "most"), [(0.1, 20), (1.0, 200)])
 def test_a_share_of_the_negatives_teaches(taught: float, most: int) -> None:
     ebm, seen = bell(), []
-    objective = ep.CooperativeRecovery(recipe=ep.RecoveryLikelihood(reach=0.0), taught=taught)
+    objective = ep.CooperativeRecovery(recipe=ep.RecoveryLikelihood(skip_fraction=0.0), initializer_fraction=taught)
     objective.prepare(ebm)
     ebm.standardize(torch.randn(200, 2))
     assert ebm.initializer is not None
@@ -248,8 +248,8 @@ def test_an_initializer_that_fits_is_not_changed_by_being_tried(initializer: nn.
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ep.CooperativeRecovery(teach=-0.1), "teach must lie in"),
-        (lambda: ep.CooperativeRecovery(taught=0.0), r"taught must lie in \(0, 1\]"),
+        (lambda: ep.CooperativeRecovery(extra_chain_fraction=-0.1), "extra_chain_fraction must lie in"),
+        (lambda: ep.CooperativeRecovery(initializer_fraction=0.0), r"initializer_fraction must lie in \(0, 1\]"),
         (lambda: ep.CooperativeRecovery(weight=-1.0), "weight must not be negative"),
         (
             lambda: ep.Training(

@@ -42,7 +42,7 @@ def moved_bowl(event_shape: tuple[int, ...] = (2,)) -> ep.EBM:
     return ebm
 
 
-X = torch.tensor([[3.0, 3.0], [5.0, 3.0], [-1.0, 9.0]])  # standardised: (0, 0), (1, 0), (−2, 3)
+X = torch.tensor([[3.0, 3.0], [5.0, 3.0], [-1.0, 9.0]])  # standardized: (0, 0), (1, 0), (−2, 3)
 ENERGIES = torch.tensor([0.0, 0.5, 6.5], dtype=torch.float64)
 
 
@@ -74,7 +74,7 @@ def test_energy_of_a_support_is_infinite_outside() -> None:
 
 
 def test_levels_and_their_joint_energy() -> None:
-    """Standardised squares s = 0, 1, 13 have U(x, t) = (1 + t) s / 2 at level t."""
+    """Standardized squares s = 0, 1, 13 have U(x, t) = (1 + t) s / 2 at level t."""
     squares = torch.tensor([0.0, 1.0, 13.0], dtype=torch.float64)
     recovery = ep.RecoveryEBM(Bowl(), ep.NoiseSchedule.cosine(levels=3))
     joint = ep.JointEBM(Bowl(), ep.NoiseSchedule.cosine(levels=2))
@@ -88,7 +88,7 @@ def test_levels_and_their_joint_energy() -> None:
 
 @pytest.mark.parametrize("event_shape", [(), (2,), (1, 2, 2)])
 def test_gradient_norms(event_shape: tuple[int, ...]) -> None:
-    """|∂U/∂z| = |z| for the unit bowl, in standardised coordinates whatever the data's units."""
+    """|∂U/∂z| = |z| for the unit bowl, in standardized coordinates whatever the data's units."""
     z = torch.randn(7, *event_shape)
     exact = z.double().reshape(7, -1).norm(dim=1)
     torch.testing.assert_close(

@@ -21,7 +21,7 @@ import energyppl as ep
 from energyppl import plots
 from energyppl.cli.runs import FittedTable
 from energyppl.inference.evaluation.chains import level_acceptance
-from energyppl.inference.normalizing.recovery import tether_normalizers
+from energyppl.inference.normalizing.recovery import recovery_normalizers
 from energyppl.integration.quadrature import expectation, kl_divergence, quadrature
 from energyppl.metrics.two_sample import energy_distance_test
 from tests.pretend_device import MixedDevices, pretend_device
@@ -82,7 +82,7 @@ def fit(model: Any, x: Tensor, objective: Any = None, *, device: str = DEVICE, *
 
 
 @scenario
-def a_model_is_fit_sampled_and_normalised() -> None:
+def a_model_is_fit_sampled_and_normalized() -> None:
     model = recovery()
     fit(model, data())
     there(model.loc)
@@ -110,7 +110,7 @@ def training_continues_on_another_device() -> None:
 
 @scenario
 def an_initializer_learns_with_its_model() -> None:
-    for settings in ({}, {"teach": 0.5}, {"from_initializer": True}):
+    for settings in ({}, {"extra_chain_fraction": 0.5}, {"from_initializer": True}):
         model = recovery(classes=2)
         objective = ep.CooperativeRecovery(initializer=starter(2, learn_scale=True), **settings)
         fit(model, data(), objective, labels=torch.randint(2, (64,)))
@@ -123,7 +123,7 @@ def an_initializer_learns_with_its_model() -> None:
 def a_joint_model_is_fit_and_sampled() -> None:
     model = joint()
     fit(model, data())
-    there(model.sample((4,), visits=1, most_sweeps=5))
+    there(model.sample((4,), visits=1, max_sweeps=5))
     there(model.level_probabilities(data()))
     there(model.draw_level(data()))
     model.forward(3)
@@ -133,7 +133,7 @@ def a_joint_model_is_fit_and_sampled() -> None:
 @scenario
 def every_objective_of_one_energy_trains() -> None:
     for objective in (
-        ep.PersistentLikelihood(slots=16, moves=2),
+        ep.PersistentLikelihood(slots=16, num_steps=2),
         ep.objectives.ContrastiveDivergence(steps=1),
         ep.objectives.ExactScoreMatching(),
         ep.objectives.SlicedScoreMatching(),
@@ -158,11 +158,11 @@ def steps_are_tuned() -> None:
 def one_energy_at_many_noise_levels_is_annealed() -> None:
     model = ep.MultiscaleEBM(net(levels=1), torch.linspace(2.0, 0.1, 4))
     fit(model, data())
-    ladder, x, seen = ep.levels.TemperatureLadder(4.0, 2, 2, 2), data(rows=3), torch.tensor([True, False])
-    there(model.sample((3,), ladder=ladder))
+    schedule, x, seen = ep.levels.TemperatureSchedule(4.0, 2, 2, 2), data(rows=3), torch.tensor([True, False])
+    there(model.sample((3,), schedule=schedule))
     for rows, mask in ((x, seen), (x, seen.to(DEVICE)), (x.to(DEVICE), seen)):
-        there(model.inpaint(rows, mask, ladder=ladder))
-    ep.levels.anneal_temperature(model.potential(), x.to(DEVICE), ladder, seen=seen)
+        there(model.inpaint(rows, mask, schedule=schedule))
+    ep.levels.anneal_temperature(model.potential(), x.to(DEVICE), schedule, seen=seen)
 
 
 @scenario
@@ -182,7 +182,7 @@ def objectives_take_rows_of_the_cpu() -> None:
     ep.RecoveryLikelihood().loss(model, data())
     ep.RecoveryLikelihood().measure(model, data())
     single = ep.EBM(net(levels=1)).to(DEVICE)
-    objective = ep.PersistentLikelihood(slots=16, moves=2)
+    objective = ep.PersistentLikelihood(slots=16, num_steps=2)
     objective.prepare(single)
     objective.loss(single, data())
 
@@ -195,7 +195,7 @@ def double_precision_stays() -> None:
     ep.sample_chains(ep.ChEES(0.1), model.potential(0), **SHORT)
 
 
-# --- Normalisers ---
+# --- Normalizers ---
 
 
 @scenario
@@ -207,7 +207,7 @@ def a_normalizer_takes_samples_of_the_cpu() -> None:
 
 
 @scenario
-def a_potential_alone_is_normalised() -> None:
+def a_potential_alone_is_normalized() -> None:
     model = on_device(3)
     ep.log_normalizer(model.potential(0), method=ep.normalizing.SMC(particles=32))
     ep.log_normalizer(model.potential(0), method=ep.normalizing.AIS(particles=32))
@@ -218,7 +218,7 @@ def a_potential_alone_is_normalised() -> None:
 def a_process_has_a_likelihood() -> None:
     model = on_device()
     recoveries = model.recovery(data(rows=4), 2)
-    tether_normalizers(recoveries, particles=4, draws=recoveries.sample((4,)).cpu())
+    recovery_normalizers(recoveries, particles=4, draws=recoveries.sample((4,)).cpu())
     ep.normalizing.process_log_likelihood(model, data(rows=6), particles=4, steps=2)
 
 
@@ -253,7 +253,7 @@ def densities_are_compared() -> None:
 
 
 @scenario
-def the_other_models_are_normalised() -> None:
+def the_other_models_are_normalized() -> None:
     model, single = joint(), ep.EBM(net(3, levels=1)).to(DEVICE)
     model.log_normalizer(2)
     there(model.log_prob(data()))
@@ -290,13 +290,13 @@ def samples_of_two_devices_are_compared() -> None:
     ep.metrics.frechet_distance(data(), x)
     ep.metrics.kernel_distance(x, data())
     ep.metrics.nearest_neighbours(x, x, 2)
-    ep.metrics.memorised(x, x, data(rows=100).to(DEVICE))
+    ep.metrics.memorized(x, x, data(rows=100).to(DEVICE))
 
 
 @scenario
 def methods_take_rows_of_the_cpu() -> None:
     model = on_device()
-    there(model.standardized(data()))
+    there(model.to_unit(data()))
     there(model.diffuse(data(), 1))
     there(model.recovery(data(rows=4), torch.tensor([0, 1, 2, 3])).sample())
 
@@ -332,7 +332,7 @@ def results_are_drawn_and_exported() -> None:
     z = ep.log_normalizer(model.potential(0), method=ep.normalizing.SMC(particles=32))
     z.to_arviz()
     plots.log_weight_histogram(z, title="")
-    plots.ladder_plot(z, title="")
+    plots.temperature_plot(z, title="")
     plots.scatter_panels({"draws": model.sample((9,), steps=1)}, title="")
     plots.level_plot(level_acceptance(model, samples=4, steps=1).acceptance, title="")
     plots.score_histograms({"scores": ep.evaluation.energy_scores(model, data().to(DEVICE))})
@@ -510,8 +510,8 @@ def test_everything_follows_the_model(steps: Callable[[], None]) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_model_is_fit_sampled_and_normalised_on_a_real_gpu() -> None:
-    a_model_is_fit_sampled_and_normalised()
+def test_a_model_is_fit_sampled_and_normalized_on_a_real_gpu() -> None:
+    a_model_is_fit_sampled_and_normalized()
 
 
 # --- The pretended device itself ---

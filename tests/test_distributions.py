@@ -27,7 +27,7 @@ def energy(batch: tuple[int, ...] = ()) -> EnergyDistribution:
 
 
 def recovery(batch: tuple[int, ...] = ()) -> RecoveryDistribution:
-    """A normal prior tethered at 2 with width 1: N(1, ½)."""
+    """A normal prior tilted at 2 with width 1: N(1, ½)."""
     noisy = torch.full((*batch, 2), 2.0)
     # ∫ exp(−½x² − ½(x−2)²) = √π e^{−1} for each coordinate
     log_z = 2 * (0.5 * math.log(math.pi) - 1.0)
@@ -98,7 +98,7 @@ def test_samples_agree_with_log_prob(make: object) -> None:
     assert abs(float(single.log_prob(grid).exp().sum()) * (16 / 199) ** 2 - 1.0) < 1e-4
 
 
-def test_log_prob_without_a_normaliser_names_the_ways_out() -> None:
+def test_log_prob_without_a_normalizer_names_the_ways_out() -> None:
     bare = EnergyDistribution(NORMAL)
     with pytest.raises(ep.NotNormalized, match=r"estimate it.*unnormalized\(\).*contrastive"):
         bare.log_prob(torch.zeros(2))

@@ -1,4 +1,4 @@
-"""The model of one energy: coordinates, normalisers, sampling, and what it refuses."""
+"""The model of one energy: coordinates, normalizers, sampling, and what it refuses."""
 
 import math
 
@@ -22,7 +22,7 @@ class Bell(nn.Module):
 
 
 def test_density_in_data_coordinates() -> None:
-    """Standardised to mean 3 and sd 2: log N(x; 3, 2²), whose log Z is by quadrature."""
+    """Standardized to mean 3 and sd 2: log N(x; 3, 2²), whose log Z is by quadrature."""
     ebm = ep.EBM(Bell())
     ebm.loc.fill_(3.0)
     ebm.scale.fill_(2.0)
@@ -85,7 +85,7 @@ def test_what_was_trained_is_loaded_into_a_fresh_model(slots: int) -> None:
         return ep.EBM(ep.MLPEnergy((2,), hidden=8, levels=1))
 
     trained, again = fresh(), fresh()
-    objective = None if slots == 4096 else ep.PersistentLikelihood(slots=slots, moves=2)
+    objective = None if slots == 4096 else ep.PersistentLikelihood(slots=slots, num_steps=2)
     options = ep.TrainingOptions(steps=2, batch_size=32)
     ep.fit(trained, torch.randn(100, 2), objective, options=options, progress=False)
     state = trained.state_dict()

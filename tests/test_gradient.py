@@ -126,12 +126,12 @@ TABLE: dict[str, tuple[Callable[[], Any], tuple[tuple[int, ...], ...]]] = {
     "closure over a module": (lambda: ep.Energy((lambda n: lambda x: n(x))(net()), torch.Size((2,))), FLAT),
     "AtLevel": (at_level(False), FLAT),
     "AtLevel per point": (at_level(True), SIX),
-    "Tethered": (lambda: ep.potentials.Tethered(net(), NOISY, 0.5), SIX),
-    "Tethered, a sigma each": (
-        lambda: ep.potentials.Tethered(at_level(True)(), NOISY, torch.linspace(0.1, 9.0, 6)[:, None]),
+    "RecoveryPotential": (lambda: ep.potentials.RecoveryPotential(net(), NOISY, 0.5), SIX),
+    "RecoveryPotential, a sigma each": (
+        lambda: ep.potentials.RecoveryPotential(at_level(True)(), NOISY, torch.linspace(0.1, 9.0, 6)[:, None]),
         SIX,
     ),
-    "Tethered, infinite sigma": (lambda: ep.potentials.Tethered(net(), NOISY, math.inf), SIX),
+    "RecoveryPotential, infinite sigma": (lambda: ep.potentials.RecoveryPotential(net(), NOISY, math.inf), SIX),
     "Sum": (lambda: ep.potentials.Sum(net(), ep.potentials.Scaled(net(nn.Tanh), -0.5), QUADRATIC), FLAT),
     "Scaled per point": (lambda: ep.potentials.Scaled(net(), torch.linspace(0.1, 1.0, 6)), SIX),
     "Bridge": (lambda: ep.potentials.Bridge(QUADRATIC, net(), 0.3), FLAT),
@@ -140,7 +140,7 @@ TABLE: dict[str, tuple[Callable[[], Any], tuple[tuple[int, ...], ...]]] = {
     "Conditioned, observed rows": (lambda: ep.potentials.Conditioned(net(), NOISY, FREE), ((6, 1),)),
     "tree": (
         lambda: ep.potentials.Sum(
-            ep.potentials.Tethered(ep.potentials.Bridge(QUADRATIC, net(), 0.5), NOISY, 0.3),
+            ep.potentials.RecoveryPotential(ep.potentials.Bridge(QUADRATIC, net(), 0.5), NOISY, 0.3),
             ep.potentials.Scaled(net(), 2.0),
         ),
         SIX,
@@ -238,7 +238,7 @@ CHANGES: dict[str, Callable[[Net], Any]] = {
     "Adam, fused": by_optimizer(lambda p: torch.optim.Adam(p, lr=0.1, fused=True)),
     "SGD": by_optimizer(lambda p: torch.optim.SGD(p, lr=0.1)),
     "SGD, fused": by_optimizer(lambda p: torch.optim.SGD(p, lr=0.1, fused=True)),
-    "pyro's optimiser": lambda m: pyro.optim.Adam({"lr": 0.1})([p.requires_grad_() for p in graded(m)]),
+    "pyro's optimizer": lambda m: pyro.optim.Adam({"lr": 0.1})([p.requires_grad_() for p in graded(m)]),
     "load_state_dict": lambda m: m.load_state_dict(net().state_dict()),
     "load_state_dict, assign": lambda m: m.load_state_dict(net().state_dict(), assign=True),
     "no_grad": new_weights,
@@ -269,7 +269,7 @@ def graded(module: Net) -> list[nn.Parameter]:
 
 WRAPS: dict[str, Callable[[Net], Any]] = {
     "module": lambda m: m,
-    "tethered": lambda m: ep.potentials.Tethered(m, torch.ones(5, 2), 0.5),
+    "tilted": lambda m: ep.potentials.RecoveryPotential(m, torch.ones(5, 2), 0.5),
     "in Energy": lambda m: ep.Energy(m, torch.Size((2,))),
     "in a closure": lambda m: ep.Energy(lambda x: m(x), torch.Size((2,))),
     "bound method": lambda m: ep.Energy(m.forward, torch.Size((2,))),
@@ -304,7 +304,7 @@ def test_a_change_is_seen_at_the_next_call(change: str, wrap: str) -> None:
 @pytest.mark.parametrize("change", ["no_grad", "number", "another Parameter"])
 def test_a_door_that_looks_at_nothing_fails_the_check_above(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: without its watch and its versions the door serves yesterday's weights, and that is seen."""
-    monkeypatch.setattr(gradient.Watch, "changed", lambda self: False)
+    monkeypatch.setattr(gradient.ModuleFingerprint, "changed", lambda self: False)
     monkeypatch.setattr(gradient, "_versions", lambda tensors: [])
     module, x = net(), torch.randn(5, 2)
     require_equal(module, x)
@@ -324,7 +324,7 @@ def test_ids_of_dead_objects_do_not_hide_a_change() -> None:
 
 def test_weights_changed_between_different_callers_of_one_network() -> None:
     module, x = net(), torch.randn(5, 2)
-    first, second = ep.potentials.Tethered(module, x, 1.0), ep.potentials.Tethered(module, 2 * x, 1.0)
+    first, second = ep.potentials.RecoveryPotential(module, x, 1.0), ep.potentials.RecoveryPotential(module, 2 * x, 1.0)
     for potential in (first, second):
         require_equal(potential, x)
     new_weights(module)
@@ -334,7 +334,7 @@ def test_weights_changed_between_different_callers_of_one_network() -> None:
 
 def test_tensors_of_a_value_written_in_place_are_seen() -> None:
     center, sigma, x = torch.zeros(5, 2), torch.ones(5, 1), torch.randn(5, 2)
-    potential = ep.potentials.Tethered(net(), center, sigma)
+    potential = ep.potentials.RecoveryPotential(net(), center, sigma)
     require_equal(potential, x)
     center += 1.0
     sigma *= 3.0
@@ -348,9 +348,9 @@ def test_a_new_tether_level_or_batch_takes_the_old_trace(monkeypatch: pytest.Mon
     network = MLPEnergy((2,), hidden=8)
     for t in range(6):
         at = ep.potentials.AtLevel(network, torch.full((5,), t), torch.Size((2,)))
-        require_equal(ep.potentials.Tethered(at, torch.randn(5, 2), torch.rand(5, 1) + 0.1), torch.randn(5, 2))
+        require_equal(ep.potentials.RecoveryPotential(at, torch.randn(5, 2), torch.rand(5, 1) + 0.1), torch.randn(5, 2))
     assert len(made) == 2  # one with the gradient, one of the energy alone
-    require_equal(ep.potentials.Tethered(at, torch.randn(5, 2), 0.5), torch.randn(5, 2))
+    require_equal(ep.potentials.RecoveryPotential(at, torch.randn(5, 2), 0.5), torch.randn(5, 2))
     assert len(made) == 4  # another structure, so that the counter is known to count
 
 
@@ -587,11 +587,11 @@ def test_inference_mode_has_the_true_gradient_and_leaves_nothing_behind(first: b
         with torch.inference_mode():
             inside, center = torch.randn(5, 2), torch.zeros(5, 2)
             torch.testing.assert_close(energy_and_grad(module, x)[1], expected)
-            tethered = ep.potentials.Tethered(module, center, 1.0)
-            grad = energy_and_grad(tethered, inside)[1]
+            tilted = ep.potentials.RecoveryPotential(module, center, 1.0)
+            grad = energy_and_grad(tilted, inside)[1]
         torch.testing.assert_close(energy_and_grad(module, x)[1], expected)
         torch.testing.assert_close(grad, eager_energy_and_grad(module, inside.clone())[1] + inside)
-        torch.testing.assert_close(energy_and_grad(tethered, inside)[1], grad)
+        torch.testing.assert_close(energy_and_grad(tilted, inside)[1], grad)
 
 
 def test_points_in_any_memory_layout() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from energyppl.errors import InvalidInput
-from energyppl.metrics.images import frechet_distance, kernel_distance, label_balance, memorised, nearest_neighbours
+from energyppl.metrics.images import frechet_distance, kernel_distance, label_balance, memorized, nearest_neighbours
 
 
 def exact_gaussian(n: int, mean: Tensor, covariance: Tensor) -> Tensor:
@@ -155,25 +155,25 @@ def test_neighbours_far_from_the_origin_are_brute_forces() -> None:
 def test_copies_are_found() -> None:
     """Of 1,000 samples a share of 0.01 is expected, with a standard error of 0.0045: 5 of them are allowed."""
     training, held_out, fresh = torch.randn(2000, 6), torch.randn(1000, 6), torch.randn(1000, 6)
-    honest = memorised(fresh, training, held_out)
+    honest = memorized(fresh, training, held_out)
     assert abs(honest.share - 0.01) < 5 * math.sqrt(0.0099 * 2 / 1000)
     assert honest.sample_median == pytest.approx(honest.held_out_median, rel=0.1)
-    half = memorised(torch.cat([fresh[:500], training[:500] + 1e-3]), training, held_out)
+    half = memorized(torch.cat([fresh[:500], training[:500] + 1e-3]), training, held_out)
     assert half.share == pytest.approx(0.505, abs=0.02)
-    assert memorised(training, training, held_out).sample_median == 0.0
+    assert memorized(training, training, held_out).sample_median == 0.0
 
 
 def test_share_is_right_on_average_with_few_held_out_points() -> None:
     """Its mean over 300 repeats within 4 standard errors of 0.01, a false alarm once in 16,000 runs."""
     training = torch.randn(100, 3)
-    shares = np.array([memorised(torch.randn(100, 3), training, torch.randn(100, 3)).share for _ in range(300)])
+    shares = np.array([memorized(torch.randn(100, 3), training, torch.randn(100, 3)).share for _ in range(300)])
     assert abs(shares.mean() - 0.01) < 4 * shares.std(ddof=1) / math.sqrt(300)
 
 
 def test_copies_are_found_where_the_held_out_data_repeat_the_training_data() -> None:
     training, held_out = torch.randn(300, 6), torch.randn(200, 6)
     held_out[:20] = training[:20]
-    assert memorised(training, training, held_out).share == 1.0
+    assert memorized(training, training, held_out).share == 1.0
 
 
 # --- Refusing ---
@@ -207,9 +207,9 @@ BAD = torch.where(torch.arange(150)[:, None] == 4, torch.nan, X)
         (nearest_neighbours, (X, X, 0), "k must be"),
         (nearest_neighbours, (X, X, 1, 0), "batch must be"),
         (nearest_neighbours, (X, BAD), "training must be finite"),
-        (memorised, (X, X, X[:99]), r"held_out must have at least 100 row\(s\); got 99"),
-        (memorised, (X, X, X[:, :2]), "held_out and training must hold points of one shape"),
-        (memorised, (X[:, :2], X, X), "samples and training must hold points of one shape"),
+        (memorized, (X, X, X[:99]), r"held_out must have at least 100 row\(s\); got 99"),
+        (memorized, (X, X, X[:, :2]), "held_out and training must hold points of one shape"),
+        (memorized, (X[:, :2], X, X), "samples and training must hold points of one shape"),
     ],
 )
 def test_bad_input_is_refused(call: Any, arguments: tuple[Any, ...], message: str) -> None:

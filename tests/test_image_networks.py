@@ -167,7 +167,7 @@ def vectors(net: nn.Module) -> list[Tensor]:
 
 
 def largest(net: nn.Module) -> list[float]:
-    """The largest singular value of every weight that is normalised, as the network sees it."""
+    """The largest singular value of every weight that is normalized, as the network sees it."""
     layers = [m for m in net.modules() if nn.utils.parametrize.is_parametrized(m, "weight")]
     return [float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)) for layer in layers]
 

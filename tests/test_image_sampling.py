@@ -42,7 +42,7 @@ def test_accepting_kernels_judge_by_float32() -> None:
         (ep.MALA(0.1, force_dtype=torch.bfloat16), True),
         (ep.Langevin(0.1, force_dtype=torch.bfloat16), False),
     ):
-        potential = ep.potentials.Tethered(ebm.potential(1), x, 1.0)
+        potential = ep.potentials.RecoveryPotential(ebm.potential(1), x, 1.0)
         state = ep.sampling.run_chain(kernel, potential, x, 5).state
         assert torch.equal(state.energy, ep.autodiff.energy_only(potential, state.x)) == exact
 
@@ -98,14 +98,14 @@ def test_training_in_bfloat16_keeps_float32_weights_and_about_the_same_gradient(
     assert 0.0 < float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.1
 
 
-def test_images_with_constant_edges_are_standardised_by_one_scale() -> None:
+def test_images_with_constant_edges_are_standardized_by_one_scale() -> None:
     images = torch.rand(50, *SHAPE)
     images[:, :, 0] = 0.0
     ebm = model()
     with pytest.raises(ep.InvalidInput, match="isotropic=True"):
         ebm.standardize(images)
     ebm.standardize(images, isotropic=True)
-    assert bool(torch.isfinite(ebm.standardized(images)).all())
+    assert bool(torch.isfinite(ebm.to_unit(images)).all())
     with pytest.raises(ep.InvalidInput, match="are constant"):
         ebm.standardize(torch.zeros(50, *SHAPE), isotropic=True)
 

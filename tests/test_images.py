@@ -117,7 +117,12 @@ def test_flat_folder_is_unlabelled(tmp_path: Path) -> None:
         (png([b"\x1f"], 2, depth=4), (1, 1, 1, 2), 16, [1 / 15, 1]),
         (png([b"\x00\x00\x80\x00"], 2, depth=16), (1, 1, 1, 2), 65536, [0, 32768 / 65535]),
         (png([b"\x40\xff\x50\xff"], 2, colour=4), (1, 1, 1, 2), 256, [64 / 255, 80 / 255]),  # with an opaque alpha
-        (png([b"\x01"], 1, colour=3, extra={b"PLTE": b"abcdef"}), (1, 3, 1, 1), 256, [100 / 255, 101 / 255, 102 / 255]),
+        (
+            png([b"\x01"], 1, colour=3, extra={b"PLTE": b"abcdef"}),
+            (1, 3, 1, 1),
+            256,
+            [100 / 255, 101 / 255, 102 / 255],
+        ),
     ],
     ids=["grey", "1 bit", "2 bits", "4 bits", "16 bits", "opaque", "palette"],
 )
@@ -263,7 +268,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "short.png": (png([b"abcd"], 5), "can't be read as a PNG"),
     "alpha.png": (png([b"\x40\xff\x50\xfe"], 2, colour=4), "opaque; got transparent"),
     "key.png": (png([b"\x40\x50"], 2, extra={b"tRNS": b"\0\x40"}), "opaque; got transparent"),
-    "moving.png": (png([b"\x40\x50"], 2, extra={b"acTL": b"\0\0\0\1\0\0\0\0"}), "one picture; got an animation"),
+    "moving.png": (
+        png([b"\x40\x50"], 2, extra={b"acTL": b"\0\0\0\1\0\0\0\0"}),
+        "one picture; got an animation",
+    ),
     "deep.png": (png([b"\1\2\3\4\5\6"], 1, depth=16, colour=2), "8 bits a colour; got 16"),
 }
 
@@ -394,12 +402,12 @@ def test_images_are_averaged_down_to_grey_values(tmp_path: Path) -> None:
 def test_spread_values_fill_their_gaps_and_go_back(levels: int) -> None:
     """A Kolmogorov-Smirnov test that fails by chance once in 10,000 runs."""
     images = images_from_array(RNG.integers(0, levels, (50, 9, 7)), value_range=(0, levels - 1))
-    spread, again = (images.dequantised(torch.Generator().manual_seed(3)) for _ in range(2))
+    spread, again = (images.dequantized(torch.Generator().manual_seed(3)) for _ in range(2))
     assert spread.equal(again)
     assert spread.dtype == torch.float32
     assert 0 < float(spread.min()) < float(spread.max()) < 1
-    assert images.quantised(spread).equal(images.x)
-    assert levels > 4096 or images.quantised(images.x).equal(images.x)
+    assert images.quantized(spread).equal(images.x)
+    assert levels > 4096 or images.quantized(images.x).equal(images.x)
     place = spread.double() * levels - (images.x.double() * (levels - 1)).round()
     assert levels > 256 or stats.kstest(place.flatten().numpy(), "uniform").pvalue > 1e-4  # float32 is coarse there
 
@@ -409,14 +417,14 @@ def test_spread_values_fill_their_gaps_and_go_back(levels: int) -> None:
 def test_extreme_noise_stays_in_its_gap(monkeypatch: pytest.MonkeyPatch, levels: int, noise: float) -> None:
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, noise, dtype=torch.float64))
     images = images_from_array(np.arange(levels).reshape(-1, 1, 1), value_range=(0, levels - 1))
-    spread = images.dequantised()
+    spread = images.dequantized()
     assert 0 < float(spread.min()) < float(spread.max()) < 1
-    assert images.quantised(spread).equal(images.x)
+    assert images.quantized(spread).equal(images.x)
 
 
 def test_points_beyond_the_ends_go_to_the_ends() -> None:
     images = images_from_array(BYTES % 5 / 4)
     points = torch.tensor([-3.0, 0.0, 0.19, 0.21, 0.99, 1.0, 7.0]).reshape(-1, 1, 1, 1).expand(-1, 1, 5, 4)
-    assert images.quantised(points)[:, 0, 0, 0].tolist() == [0.0, 0.0, 0.0, 0.25, 1.0, 1.0, 1.0]
+    assert images.quantized(points)[:, 0, 0, 0].tolist() == [0.0, 0.0, 0.0, 0.25, 1.0, 1.0, 1.0]
     with pytest.raises(InvalidInput, match=r"points must end in event_shape \(1, 5, 4\)"):
-        images.quantised(points[..., :3])
+        images.quantized(points[..., :3])

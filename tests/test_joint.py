@@ -38,9 +38,9 @@ def bells(size: int = 2, heights: Tensor | None = None) -> ep.JointEBM:
 class Still:
     """A kernel that moves nothing."""
 
-    step_size, target, largest_step = 1.0, None, 1.0
+    step_size, target_acceptance, max_step_size = 1.0, None, 1.0
 
-    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "Still":
+    def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "Still":
         return self
 
     def init(self, potential: ep.potentials.Potential, x: Tensor) -> State:
@@ -55,9 +55,9 @@ class ReleasedMALA(ep.MALA):
     """The released sampler's acceptance ratio: ``−z + ½s²(g + g')`` where ``½s(g + g')`` is right (SEEDS §3)."""
 
     def step(self, potential: ep.potentials.Potential, state: State) -> tuple[State, Info]:
-        from energyppl.inference.kernels.contract import dot, evaluate, metropolis, widen
+        from energyppl.inference.kernels.contract import append_dims, dot, evaluate, metropolis
 
-        size = widen(torch.as_tensor(self.step_size), state.x)
+        size = append_dims(torch.as_tensor(self.step_size), state.x)
         noise = torch.randn_like(state.x)
         new = evaluate(potential, state.x - 0.5 * size**2 * state.grad + size * noise)
         back = -noise + 0.5 * size**2 * (state.grad + new.grad)
@@ -94,7 +94,7 @@ def test_joint_chains_keep_unit_variance_in_784_dimensions(kernel: Any, low: flo
     wrong = kernel is ReleasedMALA
     count, sweeps = (30, 400) if wrong else (300, 40)
     x, level = torch.randn(count, 784), torch.arange(count) % 3
-    run = move_jointly(ebm, x, level, sweeps=sweeps, moves=5)
+    run = move_jointly(ebm, x, level, sweeps=sweeps, num_steps=5)
     assert low < float(run.x.var()) < high
     assert float(run.accept_prob.mean()) > 0.5
 
@@ -104,7 +104,7 @@ def test_shares_of_levels_and_moments_in_long_chains() -> None:
     torch.manual_seed(0)
     ebm = bells()
     ebm.kernel = ep.MALA(1.0)
-    run = move_jointly(ebm, 3.0 * torch.randn(2000, 2), torch.full((2000,), 3), sweeps=30, moves=3)
+    run = move_jointly(ebm, 3.0 * torch.randn(2000, 2), torch.full((2000,), 3), sweeps=30, num_steps=3)
     expected = torch.softmax(-ebm.net.net.heights.detach(), 0)  # type: ignore[union-attr]
     shares = torch.bincount(run.level, minlength=4) / 2000
     assert bool(((shares - expected).abs() < LIMIT * (expected * (1 - expected) / 2000).sqrt()).all())
@@ -129,7 +129,7 @@ def test_rejuvenation_is_a_share_of_the_visited_chains() -> None:
     torch.manual_seed(0)
     for share in (0.0, 0.3, 1.0):
         ebm = ep.EBM(ep.MLPEnergy((2,), hidden=8, levels=1))
-        objective = ep.PersistentLikelihood(Still(), slots=10_000, adapt=False, rejuvenate=share, moves=1, sweeps=1)  # type: ignore[arg-type]
+        objective = ep.PersistentLikelihood(Still(), slots=10_000, adapt=False, rejuvenate=share, num_steps=1, sweeps=1)  # type: ignore[arg-type]
         objective.prepare(ebm)
         before = ebm.chains.x.clone()  # type: ignore[union-attr]
         objective.loss(ebm, torch.randn(10_000, 2))  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ def test_the_loss_has_the_likelihoods_gradient() -> None:
     for name, heights in (("truth", torch.zeros(4)), ("elsewhere", torch.tensor([1.0, 0.0, 0.0, 0.0]))):
         ebm = bells(heights=heights)
         ebm.kernel = ep.MALA(1.0)
-        objective = ep.PersistentLikelihood(slots=64, moves=10, sweeps=5, adapt=False)
+        objective = ep.PersistentLikelihood(slots=64, num_steps=10, sweeps=5, adapt=False)
         rows = []
         for _ in range(200):
             loss = objective.loss(ebm, torch.randn(64, 2)).value  # type: ignore[arg-type]
@@ -165,7 +165,7 @@ def test_checkpoints_hold_the_chains() -> None:
     def training() -> ep.Training:
         torch.manual_seed(0)
         ebm = ep.JointEBM(ep.MLPEnergy((2,), hidden=16, depth=1), ep.NoiseSchedule.cosine(3), slots=100)
-        return ep.Training(ebm, torch.randn(300, 2), ep.PersistentLikelihood(moves=2), options=OPTIONS)
+        return ep.Training(ebm, torch.randn(300, 2), ep.PersistentLikelihood(num_steps=2), options=OPTIONS)
 
     whole = training()
     for _ in whole:
@@ -223,7 +223,7 @@ def test_a_single_level_learns_more_slowly_unless_told_otherwise() -> None:
         (joint, options),
         (single, ep.TrainingOptions(steps=100, learning_rate=0.02)),
     ):
-        training = ep.Training(model, torch.randn(200, 2), ep.PersistentLikelihood(moves=2), options=given)
+        training = ep.Training(model, torch.randn(200, 2), ep.PersistentLikelihood(num_steps=2), options=given)
         rates.append(max(next(training).learning_rate for _ in range(3)))
     assert rates == pytest.approx([1e-3, 4e-3, 0.02], rel=0.01)
 
@@ -233,7 +233,7 @@ def test_unvisited_levels_keep_their_step() -> None:
     torch.manual_seed(0)
     ebm = bells(heights=torch.tensor([0.0, 0.0, 0.0, 1e4]))
     ebm.chains.level.zero_()  # type: ignore[union-attr]
-    objective = ep.PersistentLikelihood(slots=64, moves=2)
+    objective = ep.PersistentLikelihood(slots=64, num_steps=2)
     for _ in range(10):
         objective.loss(ebm, torch.randn(64, 2))  # type: ignore[arg-type]
     assert float(ebm.step_sizes[3]) == pytest.approx(0.1)
@@ -251,10 +251,10 @@ def test_samples_and_the_warning_about_levels_that_are_never_visited() -> None:
     with torch.no_grad():
         ebm.net.net.heights[0] = 1e4  # type: ignore[union-attr, index]
     with pytest.warns(UserWarning, match="visited level 0 fewer than"):
-        ebm.sample((10,), most_sweeps=5)
+        ebm.sample((10,), max_sweeps=5)
 
 
-def test_the_density_is_normalised_in_the_plane() -> None:
+def test_the_density_is_normalized_in_the_plane() -> None:
     ebm = bells()
     x = torch.randn(5, 2)
     exact = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(-1)
@@ -293,7 +293,7 @@ def test_the_level_is_a_site_that_pyro_can_enumerate() -> None:
             "must lie on the model's device",
         ),
         (lambda: ep.PersistentLikelihood(rejuvenate=1.5), "rejuvenate must lie in"),
-        (lambda: ep.PersistentLikelihood(moves=1, sweeps=2), "moves must be"),
+        (lambda: ep.PersistentLikelihood(num_steps=1, sweeps=2), "num_steps must be"),
         (lambda: ep.PersistentLikelihood(room=0.0), "room must be positive"),
         (lambda: ep.PersistentLikelihood(ep.Langevin(0.1)), "accepts every move"),
         (lambda: bells().potential(4), "level must be between 0 and 3"),
@@ -312,7 +312,7 @@ def test_what_is_wrong_with_modes_is_said_before_the_run() -> None:
     assert time.perf_counter() - began < 10.0
 
 
-def test_the_noisiest_level_has_a_normaliser_in_three_dimensions() -> None:
+def test_the_noisiest_level_has_a_normalizer_in_three_dimensions() -> None:
     """Above the plane the path leads through the noisier levels; the noisiest has none above."""
     torch.manual_seed(0)
     ebm = bells(3, torch.zeros(4))

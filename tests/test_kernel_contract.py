@@ -12,7 +12,7 @@ from torch import Tensor
 
 import energyppl as ep
 from energyppl.errors import InvalidInput
-from tests.test_kernels import CHAINS, KERNELS, TARGETS, energy, standard_normal, tethered
+from tests.test_kernels import CHAINS, KERNELS, TARGETS, energy, standard_normal, tilted
 
 # --- Walls, divergences ---
 
@@ -32,7 +32,7 @@ def test_a_proposal_that_is_not_finite_is_rejected_and_flagged(name: str, kernel
     if kernel == "Crank-Nicolson":
         if name == "NaN gradient alone":
             pytest.skip("it looks at no gradient")
-        wall = ep.potentials.Tethered(wall, torch.zeros(2), 2.0)  # type: ignore[assignment]
+        wall = ep.potentials.RecoveryPotential(wall, torch.zeros(2), 2.0)  # type: ignore[assignment]
     mover: Any = {"MALA": ep.MALA(0.7), "Langevin": ep.Langevin(0.7), "Crank-Nicolson": ep.kernels.CrankNicolson()}[
         kernel
     ]
@@ -101,8 +101,8 @@ def test_step_sizes_must_be_positive(kernel: Any, bad: Any) -> None:
 def test_a_chain_has_its_own_step_size() -> None:
     """Chains of one batch with different steps move as chains of batches with those steps: the same numbers."""
     potential, start = standard_normal(2), torch.randn(3, 2)
-    tether = ep.potentials.Tethered(potential, torch.zeros(3, 2), 1.0)
-    for cls, on in ((ep.MALA, potential), (ep.Langevin, potential), (ep.kernels.CrankNicolson, tether)):
+    tilt = ep.potentials.RecoveryPotential(potential, torch.zeros(3, 2), 1.0)
+    for cls, on in ((ep.MALA, potential), (ep.Langevin, potential), (ep.kernels.CrankNicolson, tilt)):
         sizes = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
         torch.manual_seed(0)
         together = ep.sampling.run_chain(cls(sizes), on, start, 5).state.x  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def test_a_chain_has_its_own_step_size() -> None:
 def test_a_run_is_repeatable_bit_for_bit(kernel: str) -> None:
     make, wants_tether, _ = KERNELS[kernel]
     target = TARGETS["banana"]
-    on = tethered(target) if wants_tether else target.potential
+    on = tilted(target) if wants_tether else target.potential
     start, runs = target.draw(CHAINS), []
     for _ in range(2):
         pyro.set_rng_seed(11)
@@ -134,13 +134,13 @@ def test_batches_and_events_of_any_shape(event: tuple[int, ...], batch: tuple[in
         return 0.5 * (x * x).flatten(x.dim() - len(event)).sum(-1) if event else 0.5 * x * x
 
     potential = ep.Energy(function, torch.Size(event))
-    tether = ep.potentials.Tethered(potential, torch.zeros((*batch, *event)), 1.0)
+    tilt = ep.potentials.RecoveryPotential(potential, torch.zeros((*batch, *event)), 1.0)
     for kernel in FROZEN:
         start = torch.randn((*batch, *event))
-        chain = ep.sampling.run_chain(kernel, tether, start, 3)
+        chain = ep.sampling.run_chain(kernel, tilt, start, 3)
         assert chain.state.x.shape == start.shape
         assert chain.state.energy.shape == chain.accept_prob.shape == chain.diverging.shape == torch.Size(batch)
-        torch.testing.assert_close(chain.state.energy, tether(chain.state.x))
+        torch.testing.assert_close(chain.state.energy, tilt(chain.state.x))
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
@@ -152,13 +152,13 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "beta": (lambda: ep.kernels.CrankNicolson(1.5), r"must lie in \(0, 1\]; got 1.5"),
     "reference": (lambda: ep.kernels.CrankNicolson(reference_scale=0.0), "reference_scale must be positive"),
-    "no tether": (
+    "no tilt": (
         lambda: ep.kernels.CrankNicolson().init(standard_normal(2), torch.zeros(3, 2)),
-        "moves on a Tethered potential; got Energy: use MALA",
+        "moves on a RecoveryPotential; got Energy: use MALA",
     ),
-    "tether inside": (
+    "tilt inside": (
         lambda: ep.kernels.CrankNicolson().init(
-            ep.potentials.Scaled(tethered(TARGETS["banana"]), 2.0), torch.zeros(3, 2)
+            ep.potentials.Scaled(tilted(TARGETS["banana"]), 2.0), torch.zeros(3, 2)
         ),
         "got Scaled",
     ),

@@ -87,12 +87,12 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def tethered(target: Target) -> ep.potentials.Tethered:
-    """The same density with a part of its energy written as a tether, for Crank–Nicolson."""
+def tilted(target: Target) -> ep.potentials.RecoveryPotential:
+    """The same density with a part of its energy written as a tilt, for Crank–Nicolson."""
     dim = len(target.mean)
     center, sigma = torch.full((dim,), 0.3), 1.5
     rest = energy(lambda x: -0.5 * (((x - center) / sigma) ** 2).sum(-1), dim)
-    return ep.potentials.Tethered(ep.potentials.Sum(target.potential, rest), center, sigma)
+    return ep.potentials.RecoveryPotential(ep.potentials.Sum(target.potential, rest), center, sigma)
 
 
 # --- Kernels, and two with the released codes' mistakes ---
@@ -165,11 +165,11 @@ class NoKineticMALT(ep.kernels.MALT):
         return select(accepted, new, state), info
 
 
-# A new kernel is one line: (the kernel for a target, whether it wants a tether, steps).
+# A new kernel is one line: (the kernel for a target, whether it wants a tilt, steps).
 KERNELS: dict[str, tuple[Callable[[Target], Any], bool, int]] = {
     "MALA": (lambda t: ep.MALA(t.step), False, 60),
     "MALA, a step for each chain": (lambda t: ep.MALA(torch.linspace(0.3, 1.5, CHAINS) * t.step), False, 60),
-    "MALA on a tether": (lambda t: ep.MALA(t.step), True, 60),
+    "MALA on a tilt": (lambda t: ep.MALA(t.step), True, 60),
     "Langevin": (lambda t: ep.Langevin(t.fine), False, 60),
     "Crank-Nicolson": (lambda t: ep.kernels.CrankNicolson(1.0), True, 30),
     "Crank-Nicolson, short": (lambda t: ep.kernels.CrankNicolson(0.4, reference_scale=2.0), True, 30),
@@ -241,7 +241,7 @@ def worst_z(target: Target, row: tuple[Callable[[Target], Any], bool, int]) -> f
     make, wants_tether, steps = row
     start = target.draw(CHAINS)
     end = ep.sampling.run_chain(
-        make(target), tethered(target) if wants_tether else target.potential, start, steps
+        make(target), tilted(target) if wants_tether else target.potential, start, steps
     ).state.x
     assert end.shape == start.shape
     moved = (end != start).all(1).double().mean()
@@ -279,9 +279,7 @@ def test_chains_find_their_target_from_elsewhere(kernel: str) -> None:
     target = TARGETS["banana"]
     make, wants_tether, _ = KERNELS[kernel]
     start = torch.tensor([2.0, 2.0]).expand(CHAINS, 2)
-    end = ep.sampling.run_chain(
-        make(target), tethered(target) if wants_tether else target.potential, start, 400
-    ).state.x
+    end = ep.sampling.run_chain(make(target), tilted(target) if wants_tether else target.potential, start, 400).state.x
     assert z_of(end.double(), torch.tensor(target.mean), torch.tensor(target.variance)) < LIMIT
 
 
@@ -308,8 +306,8 @@ def test_the_recovery_posterior_of_a_gaussian(kernel: str) -> None:
     s = sigma.repeat_interleave(chains)[:, None]
     noisy = (v + s * s).sqrt() * torch.randn(6 * chains, 1)
     width = (v * s**2 / (v + s**2)).sqrt()
-    tether = ep.potentials.Tethered(potential, noisy, s)
-    end = ep.sampling.run_chain(RECOVERY[kernel](width[:, 0], torch.ones(len(s))), tether, noisy, 500).state.x.double()
+    tilt = ep.potentials.RecoveryPotential(potential, noisy, s)
+    end = ep.sampling.run_chain(RECOVERY[kernel](width[:, 0], torch.ones(len(s))), tilt, noisy, 500).state.x.double()
     residual = ((end - noisy * v / (v + s**2)) / width).reshape(6, chains)
     for z in residual:
         assert z_of(z[:, None], torch.zeros(1), torch.ones(1)) < 4.0
@@ -328,7 +326,7 @@ def test_mala_in_784_dimensions() -> None:
     200 × 784 numbers give the variance to .0036, so .02 is 5.6 standard errors.
     """
     potential = standard_normal(784)
-    kernel = ep.adapt(ep.MALA(0.1), potential, torch.randn(100, 784), steps=120, target=0.7).kernel
+    kernel = ep.adapt(ep.MALA(0.1), potential, torch.randn(100, 784), steps=120, target_acceptance=0.7).kernel
     assert kernel.step_size == pytest.approx(0.46, abs=0.08)
     chain = ep.sampling.run_chain(kernel, potential, 1.3 * torch.randn(200, 784), 120)
     assert 0.6 < float(chain.accept_prob.mean()) < 0.8

@@ -59,7 +59,7 @@ def z_scores(rows: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("objective", LIKELIHOODS, ids=lambda value: type(value).__name__)
-def test_the_true_precision_is_the_minimiser(objective: Any) -> None:
+def test_the_true_precision_is_the_minimizer(objective: Any) -> None:
     """17 gradients at 4.5 standard errors, t with 99 degrees: a false alarm in about 1 run of 3,000.
 
     Negative control: at a precision that is too small, they are not zero, and the first step goes the right way.
@@ -140,7 +140,7 @@ def test_contrastive_divergence_steers_its_step_size() -> None:
     objective.prepare(ebm)
     records = [objective.loss(ebm, draws(100)).record for _ in range(80)]
     assert records[0]["acceptance"] < 0.1
-    assert abs(records[-1]["acceptance"] - ep.MALA.target) < 0.15
+    assert abs(records[-1]["acceptance"] - ep.MALA.target_acceptance) < 0.15
     kept = ebm.step_sizes.clone()
     objective.prepare(ebm)
     assert torch.equal(ebm.step_sizes, kept)

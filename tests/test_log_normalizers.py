@@ -14,9 +14,9 @@ import energyppl as ep
 from energyppl import log_normalizer
 from energyppl.errors import InvalidInput
 from energyppl.inference.normalizing import bennett
-from energyppl.inference.normalizing.annealing import Ladder, anneal, climb
+from energyppl.inference.normalizing.annealing import AnnealingSchedule, anneal, pilot_run
 from energyppl.inference.normalizing.log_normalizer import BAR
-from energyppl.inference.normalizing.recovery import tether_normalizers
+from energyppl.inference.normalizing.recovery import recovery_normalizers
 from energyppl.potentials.bases import GaussianBase
 
 LIMIT = 4.5  # standard errors: 7e-6 two-sided for one number
@@ -64,12 +64,12 @@ def test_the_bridges_interval_covers(target: str) -> None:
     assert lower < upper
 
 
-def pairs(target: str, rungs: int, annealed: Any = anneal) -> tuple[Tensor, Tensor]:
-    """Forward and reverse log weights of 8,000 runs each, on a ladder from a pilot of its own."""
+def pairs(target: str, temperatures: int, annealed: Any = anneal) -> tuple[Tensor, Tensor]:
+    """Forward and reverse log weights of 8,000 runs each, on a schedule from a pilot of its own."""
     known = TARGETS[target]
-    ladder = climb(BASE, known.potential, BASE.sample(500), KERNEL).ladder.resampled(rungs)
-    forward = annealed(BASE, known.potential, ladder, BASE.sample(8000), KERNEL).log_weights
-    return forward, annealed(BASE, known.potential, ladder, known.draw(8000), KERNEL, reverse=True).log_weights
+    schedule = pilot_run(BASE, known.potential, BASE.sample(500), KERNEL).schedule.resampled(temperatures)
+    forward = annealed(BASE, known.potential, schedule, BASE.sample(8000), KERNEL).log_weights
+    return forward, annealed(BASE, known.potential, schedule, known.draw(8000), KERNEL, reverse=True).log_weights
 
 
 def z_of_crooks(forward: Tensor, reverse: Tensor) -> float:
@@ -78,19 +78,19 @@ def z_of_crooks(forward: Tensor, reverse: Tensor) -> float:
     return float((a.mean() - b.mean()) / math.sqrt(float(a.var() / len(a) + b.var() / len(b))))
 
 
-@pytest.mark.parametrize("rungs", [3, 12, 40])
+@pytest.mark.parametrize("temperatures", [3, 12, 40])
 @pytest.mark.parametrize("target", ["banana", "two moons"])
-def test_weights_are_exact_and_bounds_are_on_their_sides(target: str, rungs: int) -> None:
+def test_weights_are_exact_and_bounds_are_on_their_sides(target: str, temperatures: int) -> None:
     """Forward and reverse weights obey Crooks's theorem, E w is below log Z and −E w above; 18 numbers."""
-    forward, reverse = pairs(target, rungs)
+    forward, reverse = pairs(target, temperatures)
     assert abs(z_of_crooks(forward, reverse)) < LIMIT
     for log_weights in (forward, reverse):
         assert float(log_weights.mean()) < LIMIT * float(log_weights.std()) / math.sqrt(8000)
 
 
 def test_forward_weights_average_to_z() -> None:
-    for rungs in (12, 40):
-        weights = pairs("banana", rungs)[0].exp()
+    for temperatures in (12, 40):
+        weights = pairs("banana", temperatures)[0].exp()
         assert abs(float(weights.mean()) - 1.0) < LIMIT * float(weights.std()) / math.sqrt(8000)
 
 
@@ -110,8 +110,8 @@ def test_an_energy_of_the_last_temperature_biases_the_weights(monkeypatch: pytes
     import energyppl.inference.normalizing.annealing as module
 
     known, size = TARGETS["banana"], 30_000
-    ladder = climb(BASE, known.potential, BASE.sample(500), KERNEL).ladder.resampled(6)
-    before = iter(ladder.betas.tolist())
+    schedule = pilot_run(BASE, known.potential, BASE.sample(500), KERNEL).schedule.resampled(6)
+    before = iter(schedule.betas.tolist())
 
     def stale(kernel: Any, size: float) -> Stale:
         return Stale(size, None, torch.tensor(next(before)))
@@ -119,7 +119,7 @@ def test_an_energy_of_the_last_temperature_biases_the_weights(monkeypatch: pytes
     for biased in (False, True):
         if biased:
             monkeypatch.setattr(module, "resized", stale)
-        weights = anneal(BASE, known.potential, ladder, BASE.sample(size), KERNEL).log_weights.exp()
+        weights = anneal(BASE, known.potential, schedule, BASE.sample(size), KERNEL).log_weights.exp()
         z = abs(float(weights.mean()) - 1.0) / (float(weights.std()) / math.sqrt(size))
         assert (z > LIMIT) == biased
 
@@ -168,7 +168,7 @@ def test_one_dimension_scalars_and_float64() -> None:
     assert float(found) == found.estimate
 
 
-def test_a_models_own_normaliser() -> None:
+def test_a_models_own_normalizer() -> None:
     """Annealing agrees with quadrature on a RecoveryEBM, in its own coordinates, through its levels and straight."""
     ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
     ebm.standardize(torch.tensor([3.0, -1.0]) + torch.tensor([2.0, 0.5]) * torch.randn(100, 2))
@@ -224,14 +224,14 @@ def test_tether_normalizers_are_exact_for_gaussians() -> None:
     """∫ exp(−½ y² v⁻¹ − ½ (y − x̃)² σ⁻²) in closed form, a batch of 50, z below 5.2 (2e-7 for one, 1e-5 for all)."""
     noisy, v, sigma = 2.0 * torch.randn(50, 2), 0.7, 0.5
     potential = ep.Energy(lambda y: 0.5 * (y * y).sum(-1) / v, torch.Size((2,)))
-    found = tether_normalizers(ep.RecoveryDistribution(potential, noisy, sigma), particles=512)
+    found = recovery_normalizers(ep.RecoveryDistribution(potential, noisy, sigma), particles=512)
     total = v + sigma**2
     exact = -0.5 * noisy.square().sum(-1) / total + math.log(2.0 * math.pi * v * sigma**2 / total)
     assert bool(((found.estimate - exact).abs() < 5.2 * found.standard_error).all())
     one = log_normalizer(ep.RecoveryDistribution(potential, noisy[0], sigma))
     assert abs(one.estimate - float(exact[0])) < 8.0 * one.standard_error + 1e-5
-    with pytest.raises(InvalidInput, match="the tether must be finite"):
-        tether_normalizers(ep.RecoveryDistribution(potential, noisy, math.inf))
+    with pytest.raises(InvalidInput, match="the tilt must be finite"):
+        recovery_normalizers(ep.RecoveryDistribution(potential, noisy, math.inf))
 
 
 def test_a_tolerance_is_reached_or_it_is_said_why_not() -> None:
@@ -242,7 +242,7 @@ def test_a_tolerance_is_reached_or_it_is_said_why_not() -> None:
     used_up = log_normalizer(toy, samples=toy.sample((700,)), tolerance=1e-4, method=BAR(128))
     assert "samples are used up" in str(used_up.stopped)
     capped = log_normalizer(
-        toy, base=BASE, tolerance=1e-4, most_evaluations=60_000, method=ep.normalizing.SMC(128, refit=False)
+        toy, base=BASE, tolerance=1e-4, max_evaluations=60_000, method=ep.normalizing.SMC(128, refit=False)
     )
     assert capped.evaluations <= 60_000
     assert "beyond 60,000" in str(capped.stopped)
@@ -268,17 +268,19 @@ def test_every_method_agrees_and_converts(method: Any) -> None:
 
 def test_fixed_temperatures_are_kept() -> None:
     betas = [0.0, 0.01, 0.1, 0.4, 1.0]
-    method = ep.normalizing.AIS(rungs=betas, refit=False)
+    method = ep.normalizing.AIS(temperatures=betas, refit=False)
     found = log_normalizer(ep.toys.EightGaussians(), base=BASE, method=method)
     assert found.trace is not None
     assert found.trace.betas.tolist() == pytest.approx(betas)
 
 
-def test_ladders_are_spread_over_other_numbers_of_rungs() -> None:
-    ladder = Ladder(torch.tensor([0.0, 0.1, 0.4, 1.0], dtype=torch.float64), torch.tensor([2.0, 1.5, 1.0, 0.5]))
-    for rungs in (1, 2, 7, 50):
-        found = ladder.resampled(rungs)
-        assert len(found.betas) == len(found.step_sizes) == rungs + 1
+def test_schedules_are_resampled_to_other_numbers_of_temperatures() -> None:
+    schedule = AnnealingSchedule(
+        torch.tensor([0.0, 0.1, 0.4, 1.0], dtype=torch.float64), torch.tensor([2.0, 1.5, 1.0, 0.5])
+    )
+    for temperatures in (1, 2, 7, 50):
+        found = schedule.resampled(temperatures)
+        assert len(found.betas) == len(found.step_sizes) == temperatures + 1
         assert float(found.betas[0]) == 0.0
         assert float(found.betas[-1]) == 1.0
         assert bool((found.betas.diff() > 0).all())
@@ -295,7 +297,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "improper": (
         lambda: log_normalizer(ep.Energy(lambda x: -(x**4).sum(-1), torch.Size((2,)))),
         ep.errors.NotNormalizable,
-        "not normalisable",
+        "not normalizable",
     ),
     "a function": (lambda: log_normalizer(lambda x: x.sum(-1)), InvalidInput, "target must be a potential"),  # type: ignore[arg-type]
     "flat": (
@@ -311,14 +313,18 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "improper, with samples": (
         lambda: log_normalizer(potential(lambda x: x.abs().sum(-1).log1p()), samples=torch.randn(600, 2)),
         ep.errors.NotNormalizable,
-        "not normalisable",
+        "not normalizable",
     ),
     "few particles": (lambda: ep.normalizing.SMC(5), InvalidInput, "particles must be"),
-    "no rungs": (lambda: ep.normalizing.SMC(rungs=0), InvalidInput, "rungs must be"),
-    "no temperatures": (lambda: ep.normalizing.SMC(rungs=[]), InvalidInput, "rise from 0 to 1"),
-    "temperatures from above zero": (lambda: ep.normalizing.AIS(rungs=[0.1, 1.0]), InvalidInput, "rise from 0 to 1"),
+    "no temperatures": (lambda: ep.normalizing.SMC(temperatures=0), InvalidInput, "temperatures must be"),
+    "an empty list of temperatures": (lambda: ep.normalizing.SMC(temperatures=[]), InvalidInput, "rise from 0 to 1"),
+    "temperatures from above zero": (
+        lambda: ep.normalizing.AIS(temperatures=[0.1, 1.0]),
+        InvalidInput,
+        "rise from 0 to 1",
+    ),
     "temperatures that repeat": (
-        lambda: ep.normalizing.AIS(rungs=[0.0, 0.5, 0.5, 1.0]),
+        lambda: ep.normalizing.AIS(temperatures=[0.0, 0.5, 0.5, 1.0]),
         InvalidInput,
         "rise from 0 to 1",
     ),
@@ -348,7 +354,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a batch": (
         lambda: log_normalizer(ep.RecoveryDistribution(BANANA, torch.zeros(4, 2), 1.0)),
         InvalidInput,
-        "tether_normalizers",
+        "recovery_normalizers",
     ),
     "level": (lambda: log_normalizer(BANANA, level=95.0), InvalidInput, "level must lie between"),
     "samples' shape": (lambda: log_normalizer(BANANA, samples=torch.randn(50, 3)), InvalidInput, "samples must end in"),

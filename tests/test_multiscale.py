@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import energyppl as ep
-from energyppl.inference.objectives.level_allocation import share_ladder
+from energyppl.inference.objectives.level_allocation import stratified_levels
 from tests.benchmarks.density import gap
 from tests.benchmarks.temperature import BASE, CIFAR, LAW, ExactField, second_moment
 
@@ -40,17 +40,17 @@ def test_the_law_holds_in_high_dimension_only() -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 0.5, 0.999])
 def test_stratification_is_exact(offset: float) -> None:
-    assert share_ladder(128, 128, offset).tolist() == list(range(128)), "row i gets the i-th level"
-    assert torch.bincount(share_ladder(384, 128, offset)).tolist() == [3] * 128
+    assert stratified_levels(128, 128, offset).tolist() == list(range(128)), "row i gets the i-th level"
+    assert torch.bincount(stratified_levels(384, 128, offset)).tolist() == [3] * 128
     for rows in (10, 100, 130, 500):
-        counts = torch.bincount(share_ladder(rows, 128, offset), minlength=128)
+        counts = torch.bincount(stratified_levels(rows, 128, offset), minlength=128)
         assert int(counts.max() - counts.min()) <= 1
-        assert int(share_ladder(rows, 128, offset).max()) < 128
+        assert int(stratified_levels(rows, 128, offset).max()) < 128
 
 
 def test_an_offset_gives_every_level_its_turn() -> None:
     """30 rows, 128 levels: over even offsets each level comes up equally often, to rounding."""
-    counts = sum(torch.bincount(share_ladder(30, 128, (i + 0.5) / 640), minlength=128) for i in range(640))
+    counts = sum(torch.bincount(stratified_levels(30, 128, (i + 0.5) / 640), minlength=128) for i in range(640))
     assert int(counts.max() - counts.min()) <= 2  # type: ignore[union-attr]
 
 
@@ -80,7 +80,7 @@ def test_loss_of_a_gaussian() -> None:
     data = torch.randn(256, 3)
     ebm.standardize(data)
     sigmas = CIFAR.repeat_interleave(2)  # of 256 rows
-    truth = k**2 * float((ebm.standardized(data) / sigmas[:, None]).square().mean()) + (1 - k) ** 2
+    truth = k**2 * float((ebm.to_unit(data) / sigmas[:, None]).square().mean()) + (1 - k) ** 2
     found = torch.tensor([float(objective.loss(ebm, data).value.detach()) for _ in range(300)])
     assert abs(float(z_scores(found - truth))) < 4.5
     measured = objective.measure(ebm, data)
@@ -140,7 +140,7 @@ def test_the_exact_field_is_the_losss_optimum(d: int) -> None:
 
 
 def test_temperatures() -> None:
-    t = ep.levels.TemperatureLadder().temperatures()
+    t = ep.levels.TemperatureSchedule().temperatures()
     assert len(t) == 2700
     assert bool((t[:500] == 100.0).all())
     assert float(t[2499]) == float(t[2500]) == 1.0
@@ -156,9 +156,10 @@ def test_the_jump_goes_to_the_mean_of_the_clean_points() -> None:
     assert torch.allclose(ep.levels.denoising_jump(ebm.potential(), x, BASE), 0.75 * x)
     ebm.loc.fill_(3.0)
     ebm.scale.fill_(2.0)
-    ladder = ep.levels.TemperatureLadder(hot=5, cooling=5, quench=5)
+    schedule = ep.levels.TemperatureSchedule(hot=5, cooling=5, quench=5)
     noisy, clean = (
-        torch.random.manual_seed(1) and ebm.sample((7,), ladder=ladder, denoise=denoise) for denoise in (False, True)
+        torch.random.manual_seed(1) and ebm.sample((7,), schedule=schedule, denoise=denoise)
+        for denoise in (False, True)
     )
     assert torch.allclose(clean - 3.0, 0.75 * (noisy - 3.0), atol=1e-5)
 
@@ -169,16 +170,16 @@ def test_samples_of_a_gaussian() -> None:
     Begun at σ0² T, a step of force k x / σ0² takes it to (1 − b)² v + ε² T with b = ½ ε² k / σ0², and the jump to
     (1 − k)² v.  4.5 standard errors, a false alarm in 150,000.
     """
-    k, ladder = 0.5, ep.levels.TemperatureLadder(9.0, hot=100, cooling=300, quench=50)
+    k, schedule = 0.5, ep.levels.TemperatureSchedule(9.0, hot=100, cooling=300, quench=50)
     ebm, step, variance = gaussian((50,), k), 0.2 * BASE, BASE**2 * 9.0
     ebm.scale.fill_(3.0)
-    for temperature in ladder.temperatures().tolist():
+    for temperature in schedule.temperatures().tolist():
         variance = (1.0 - 0.5 * step**2 * k / BASE**2) ** 2 * variance + step**2 * temperature
-    x = ebm.sample((20, 20), ladder=ladder)
+    x = ebm.sample((20, 20), schedule=schedule)
     assert x.shape == (20, 20, 50)
     ratio = float(x.var()) / (9.0 * (1.0 - k) ** 2 * variance)
     assert abs(ratio - 1.0) < 4.5 * math.sqrt(2.0 / x.numel())
-    assert ebm.sample(ladder=ep.levels.TemperatureLadder(hot=1, cooling=0, quench=0)).shape == (50,)
+    assert ebm.sample(schedule=ep.levels.TemperatureSchedule(hot=1, cooling=0, quench=0)).shape == (50,)
 
 
 def test_networks_with_and_without_a_level() -> None:
@@ -229,7 +230,7 @@ def test_a_state_dict_without_base_sigma_is_refused() -> None:
         (CIFAR[::2], 0.1, "another model: sigmas differ"),
     ],
 )
-def test_a_checkpoint_of_another_ladder_is_refused(
+def test_a_checkpoint_of_other_noise_levels_is_refused(
     tmp_path: Path, sigmas: Tensor, base_sigma: float, message: str
 ) -> None:
     path, data, options = tmp_path / "run", torch.randn(100, 3), ep.TrainingOptions(steps=4, batch_size=30)
@@ -268,13 +269,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 def test_chains_that_leave_are_flagged_and_stay() -> None:
     steep = ep.Energy(lambda x: -1e30 * (x**4).sum(-1), torch.Size((2,)))
     found = ep.levels.anneal_temperature(
-        steep, torch.tensor([[0.0, 0.0], [1.0, 1.0]]), ep.levels.TemperatureLadder(1.0, 3, 0, 0)
+        steep, torch.tensor([[0.0, 0.0], [1.0, 1.0]]), ep.levels.TemperatureSchedule(1.0, 3, 0, 0)
     )
     assert found.diverging.tolist() == [True, True]
     assert bool(torch.isfinite(found.x).all())
     assert found.evaluations == 3
     with pytest.warns(ep.errors.ChainWarning, match="smaller step_size"):
-        gaussian((2,), -1e35).sample((3,), ladder=ep.levels.TemperatureLadder(1.0, 9, 0, 0), denoise=False)
+        gaussian((2,), -1e35).sample((3,), schedule=ep.levels.TemperatureSchedule(1.0, 9, 0, 0), denoise=False)
 
 
 # --- Inpainting ---
@@ -284,16 +285,16 @@ def test_inpainting_leaves_what_is_seen() -> None:
     ebm = gaussian((1, 4, 4), 0.5)
     ebm.loc.fill_(0.5)
     ebm.scale.fill_(0.3)
-    image, ladder = torch.rand(6, 1, 4, 4), ep.levels.TemperatureLadder(hot=20, cooling=20, quench=20)
+    image, schedule = torch.rand(6, 1, 4, 4), ep.levels.TemperatureSchedule(hot=20, cooling=20, quench=20)
     seen = torch.zeros(1, 4, 4, dtype=torch.bool)
     seen[:, :2] = True
-    found = ebm.inpaint(image, seen, ladder=ladder)
+    found = ebm.inpaint(image, seen, schedule=schedule)
     assert torch.equal(found[:, seen], image[:, seen]), "bit for bit"
     assert bool((found != image)[:, ~seen].all())
     hidden = torch.where(seen, image, torch.nan)
-    assert bool(torch.isfinite(ebm.inpaint(hidden, seen, ladder=ladder)).all()), "what is not seen doesn't matter"
+    assert bool(torch.isfinite(ebm.inpaint(hidden, seen, schedule=schedule)).all()), "what is not seen doesn't matter"
     each = torch.rand(6, 1, 4, 4) < 0.5
-    found = ebm.inpaint(image, each, ladder=ladder)
+    found = ebm.inpaint(image, each, schedule=schedule)
     assert torch.equal(found[each], image[each])
 
 
@@ -316,14 +317,14 @@ def test_seen_pixels_get_the_noise_of_their_temperature() -> None:
     k, temperature, step = 100.0, 100.0, 0.02
     potential = ep.Energy(lambda x: 0.5 * k * (x[..., 0] * x[..., 1]) ** 2, torch.Size((2,)))
     seen, start = torch.tensor([False, True]), torch.zeros(4000, 2)
-    ladder = ep.levels.TemperatureLadder(temperature, hot=500, cooling=0, quench=0)
+    schedule = ep.levels.TemperatureSchedule(temperature, hot=500, cooling=0, quench=0)
     a, s = 0.5 * step**2 * k, BASE**2 * temperature
     truth = step**2 * temperature / (2 * a * s - 3 * (a * s) ** 2)
 
     def z(x: Tensor) -> float:
         return float(z_scores(x[:, 0] ** 2 - truth))
 
-    assert abs(z(ep.levels.anneal_temperature(potential, start, ladder, seen=seen).x)) < 4.5
+    assert abs(z(ep.levels.anneal_temperature(potential, start, schedule, seen=seen).x)) < 4.5
     assert z(double_root(potential, start, 500, temperature, seen)) > 20.0
 
 
@@ -341,7 +342,7 @@ def test_it_has_no_density() -> None:
 
 
 def test_level_score_matching_trains_a_density() -> None:
-    """Eight Gaussians, 300 updates: level 0 is normalised, and its KL divergence by quadrature is small.
+    """Eight Gaussians, 300 updates: level 0 is normalized, and its KL divergence by quadrature is small.
 
     It was .02 to .06 nats over five seeds, and 1.24 before training.
     """
@@ -404,7 +405,7 @@ DRL = ep.NoiseSchedule.sqrtcumlinear(4)
         (lambda: ep.MultiscaleEBM(Bell(), [1.0, 0.1, -0.1]), "every sigma must be positive"),
         (lambda: ep.MultiscaleEBM(Bell(), [0.1]), "two noise levels or more.*DenoisingScoreMatching"),
         (lambda: ep.MultiscaleEBM(Bell(), [[1.0, 0.1]]), r"got shape \(1, 2\)"),
-        (lambda: ep.MultiscaleEBM(Bell(), [4.8, 0.2]), "base_sigma must lie within the ladder"),
+        (lambda: ep.MultiscaleEBM(Bell(), [4.8, 0.2]), "base_sigma must lie within the range of noise levels"),
         (lambda: ep.MultiscaleEBM(Bell(), [1.0, 0.1], base_sigma=-1.0), "base_sigma must be positive"),
         (lambda: ep.MultiscaleEBM(nn.Linear(3, 1), [1.0, 0.1], event_shape=(2,)), "must take points"),
         (lambda: gaussian().potential(1), "level 0 only"),
@@ -416,22 +417,22 @@ DRL = ep.NoiseSchedule.sqrtcumlinear(4)
         (lambda: gaussian().inpaint(IMAGE, torch.ones(2)), "must be a boolean mask"),
         (lambda: gaussian().inpaint(IMAGE, torch.ones(3, dtype=torch.bool)), r"of shape \(2,\), or \(3, 2\)"),
         (lambda: gaussian().inpaint(IMAGE + torch.nan, MASK), "what is seen must be finite"),
-        (lambda: ep.levels.TemperatureLadder(0.5), "start must be at least 1"),
-        (lambda: ep.levels.TemperatureLadder(hot=0, cooling=0, quench=0), "at least one step"),
-        (lambda: ep.levels.TemperatureLadder(cooling=-1), "cooling must be a whole number"),
+        (lambda: ep.levels.TemperatureSchedule(0.5), "start must be at least 1"),
+        (lambda: ep.levels.TemperatureSchedule(hot=0, cooling=0, quench=0), "at least one step"),
+        (lambda: ep.levels.TemperatureSchedule(cooling=-1), "cooling must be a whole number"),
         (
             lambda: ep.levels.anneal_temperature(ExactField.cifar(3), IMAGE),
             r"x must end in event_shape \(3,\)",
         ),
         (lambda: ep.levels.anneal_temperature(lambda x: x, IMAGE), "must be a potential"),  # type: ignore[arg-type]
-        (lambda: ep.objectives.LevelScoreMatching(extra=1.0), r"extra must lie in \[0, 1\)"),
+        (lambda: ep.objectives.LevelScoreMatching(level0_fraction=1.0), r"level0_fraction must lie in \[0, 1\)"),
         (
             lambda: ep.objectives.LevelScoreMatching().loss(ep.RecoveryEBM(ep.MLPEnergy((2,)), DRL), IMAGE),
             "this schedule's level 0 has none",
         ),
         (
             lambda: ep.fit(ep.EBM(ep.MLPEnergy((2,))), IMAGE, ep.objectives.MultiscaleScoreMatching()),
-            "needs a ladder of noise levels",
+            "needs a sequence of noise levels",
         ),
         (lambda: ep.fit(gaussian(), IMAGE, ep.objectives.LevelScoreMatching()), "needs a model with a schedule"),
         (

@@ -14,7 +14,7 @@ import torch
 import energyppl as ep
 from energyppl.integration.pareto import pareto_k
 from energyppl.plots.base import save_figure
-from energyppl.plots.normalizers import gap_plot, ladder_plot, log_weight_histogram
+from energyppl.plots.normalizers import gap_plot, log_weight_histogram, temperature_plot
 
 A = ep.LogNormalizer(1.0, 0.3, 0.4, 1.6, 100, "one way", lower_bound=0.5, upper_bound=2.0, seconds=1.0, pareto_k=0.2)
 B = ep.LogNormalizer(5.0, 0.4, 4.2, 5.8, 50, "another", lower_bound=4.0, upper_bound=7.0, seconds=2.0, warning="no")
@@ -46,7 +46,7 @@ def test_it_prints_as_a_person_would_write_it() -> None:
 
 @pytest.mark.parametrize("shape", [-0.5, 0.0, 0.3, 0.7, 1.2])
 def test_the_tails_shape_is_arvizs(shape: float) -> None:
-    """Of 2,000 generalised Pareto weights, ours is ArviZ's to rounding."""
+    """Of 2,000 generalized Pareto weights, ours is ArviZ's to rounding."""
     uniform = torch.rand(2000, dtype=torch.float64)
     weights = (uniform.pow(-shape) - 1.0) / shape if shape else -uniform.log()
     log_weights = (weights + 1.0).log()
@@ -56,7 +56,7 @@ def test_the_tails_shape_is_arvizs(shape: float) -> None:
     assert pareto_k(torch.zeros(100)) == -math.inf
 
 
-def test_a_mixture_base_is_normalised_and_fits() -> None:
+def test_a_mixture_base_is_normalized_and_fits() -> None:
     """On a grid its mass is 1; fitted to eight Gaussians it is far closer than one Gaussian (entropy + KL = cross)."""
     toy = ep.toys.EightGaussians()
     x = toy.sample((2000,))
@@ -90,13 +90,13 @@ def test_bases_of_any_event_shape(event: tuple[int, ...]) -> None:
         assert abs(found.estimate - exact) < 5.0 * found.standard_error + 1e-4
 
 
-def test_affine_coordinates_keep_the_normaliser() -> None:
+def test_affine_coordinates_keep_the_normalizer() -> None:
     toy = ep.toys.Banana()
     factor = torch.tensor([[2.0, 0.0], [0.7, 0.5]])
     moved = ep.potentials.Affine(toy, torch.tensor([1.0, -1.0]), factor)
     x = toy.sample((50,))
-    assert torch.allclose(moved.outward(moved.inward(x)), x, atol=1e-5)
-    assert torch.allclose(moved(moved.inward(x)), toy(x) - factor.diagonal().log().sum(), atol=1e-4)
+    assert torch.allclose(moved.from_unit(moved.to_unit(x)), x, atol=1e-5)
+    assert torch.allclose(moved(moved.to_unit(x)), toy(x) - factor.diagonal().log().sum(), atol=1e-4)
 
 
 def test_likelihood_entropy_divergence_and_bits() -> None:
@@ -122,7 +122,7 @@ def test_likelihood_entropy_divergence_and_bits() -> None:
 
 
 def test_uniform_pixels_cost_eight_bits() -> None:
-    """256 equally likely values, dequantised over [0, 256) / 255: log p = log (255/256) a pixel."""
+    """256 equally likely values, dequantized over [0, 256) / 255: log p = log (255/256) a pixel."""
     uniform = ep.Estimate(16 * math.log(255.0 / 256.0), 0.0)
     assert ep.evaluation.bits_per_dimension(uniform, (4, 4), gap=1.0 / 255.0).value == pytest.approx(8.0)
 
@@ -132,7 +132,7 @@ def test_pictures(tmp_path: Path) -> None:
     found = ep.log_normalizer(toy, samples=toy.sample((600,)), method=ep.normalizing.BAR(128))
     figures = {
         "weights": log_weight_histogram(found, title="weights", log_z=0.0),
-        "ladder": ladder_plot(found, title="ladder"),
+        "temperatures": temperature_plot(found, title="temperatures"),
         "gap": gap_plot({"bridge": [found, found]}, title="gap", log_z=0.0),
     }
     for name, figure in figures.items():
@@ -141,7 +141,7 @@ def test_pictures(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "no runs to draw": (lambda: ladder_plot(A, title=""), "no runs to draw"),
+    "no runs to draw": (lambda: temperature_plot(A, title=""), "no runs to draw"),
     "no runs to export": (lambda: A.to_arviz(), "no runs to show"),
     "mixture of other shapes": (
         lambda: ep.potentials.MixtureBase(torch.zeros(2, 3), torch.eye(3)[None], torch.ones(2)),

@@ -35,7 +35,7 @@ USUAL = {
 OBJECTIVES: dict[str, Callable[[], Any]] = {
     "recovery": ep.RecoveryLikelihood,
     "cooperative": lambda: ep.CooperativeRecovery(initializer=ep.MLPInitializer((2,), hidden=8)),
-    "persistent": lambda: ep.PersistentLikelihood(slots=32, moves=2),
+    "persistent": lambda: ep.PersistentLikelihood(slots=32, num_steps=2),
     "contrastive divergence": lambda: ep.objectives.ContrastiveDivergence(steps=2),
     "levels": ep.objectives.LevelScoreMatching,
 }
@@ -88,7 +88,7 @@ class Quadratic(nn.Module):
     def potential(self, level: int | Tensor = 0) -> ep.Energy:
         return ep.Energy(lambda x: 0.5 * x.square().sum(-1) + self.net(x)[..., 0], self.event_shape)
 
-    def standardized(self, data: Tensor) -> Tensor:
+    def to_unit(self, data: Tensor) -> Tensor:
         return data
 
     def at_level(self, data: Tensor, level: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class Noised(Quadratic):
 @pytest.mark.parametrize(
     ("model", "objective"),
     [
-        (Quadratic, ep.PersistentLikelihood(slots=16, moves=2)),
+        (Quadratic, ep.PersistentLikelihood(slots=16, num_steps=2)),
         (Quadratic, ep.objectives.ContrastiveDivergence(steps=2)),
         (Noised, ep.RecoveryLikelihood()),
         (Noised, ep.objectives.LevelScoreMatching()),

@@ -1,4 +1,4 @@
-"""Persistent chains find and fill what tethered chains never see, and are part of a run that goes on bit for bit."""
+"""Persistent chains find and fill what tilted chains never see, and are part of a run that goes on bit for bit."""
 
 import pyro
 import pytest
@@ -7,7 +7,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference.objectives.persistent_chains import persistent_contrast, roaming_levels
+from energyppl.inference.objectives.persistent_chains import persistent_contrast, persistent_levels
 from energyppl.models import MLPEnergy
 
 HOLE = torch.full((3,), 3.0)  # five standard deviations out
@@ -31,7 +31,7 @@ def depth_gradient(persistent: float) -> float:
     """Mean gradient of the loss with respect to the depth: positive fills the hole, since U is −depth there."""
     torch.manual_seed(0)
     ebm = ep.RecoveryEBM(Holed(30.0), ep.NoiseSchedule.cosine(3, log_snr_max=4.0))
-    objective = ep.RecoveryLikelihood(persistent=persistent, reach=0.0)
+    objective = ep.RecoveryLikelihood(persistent=persistent, skip_fraction=0.0)
     data = torch.randn(4000, 3)
     ebm.standardize(data)
     total = 0.0
@@ -45,7 +45,7 @@ def depth_gradient(persistent: float) -> float:
 def test_a_hole_far_from_the_data_is_seen_only_by_persistent_chains() -> None:
     """At four seeds it was 8 to 11 times the control's, each within 12 %: half of that is seven deviations off."""
     without, with_chains = abs(depth_gradient(0.0)), depth_gradient(0.25)
-    assert without < 0.002, "negative control: tethered chains hardly see it"
+    assert without < 0.002, "negative control: tilted chains hardly see it"
     assert with_chains > 4.0 * without
 
 
@@ -60,7 +60,7 @@ def test_chains_begin_wide_and_move_only_where_they_are_visited() -> None:
 
 
 def test_level_zero_has_a_quarter_of_the_slots_on_top_of_its_share() -> None:
-    assert torch.bincount(roaming_levels(1024, 4)).tolist() == [448, 192, 192, 192]
+    assert torch.bincount(persistent_levels(1024, 4)).tolist() == [448, 192, 192, 192]
 
 
 def test_a_continued_run_has_the_same_chains() -> None:
@@ -115,10 +115,10 @@ def test_a_share_outside_its_range_is_refused(share: float) -> None:
 
 def test_a_perceptron_is_nearly_constant_along_rays_far_out() -> None:
     torch.manual_seed(0)
-    net = MLPEnergy((8,), far=2.0).double()
+    net = MLPEnergy((8,), saturation_radius=2.0).double()
     ray = nn.functional.normalize(torch.randn(8, dtype=torch.float64), dim=0)
     with torch.no_grad():
         out = torch.stack([net(r * ray, torch.tensor(0)) - 0.5 * r * r for r in (1e2, 1e3, 1e4)])
     assert float((out - out[-1]).abs().max()) < 0.1
-    with pytest.raises(ep.InvalidInput, match="far must be positive"):
-        MLPEnergy((8,), far=0.0)
+    with pytest.raises(ep.InvalidInput, match="saturation_radius must be positive"):
+        MLPEnergy((8,), saturation_radius=0.0)

@@ -12,7 +12,7 @@ from energyppl import Energy, toys
 from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.errors import InvalidInput
 from energyppl.models import MLPEnergy
-from energyppl.potentials.algebra import Bridge, Conditioned, Potential, Scaled, Sum, Tethered
+from energyppl.potentials.algebra import Bridge, Conditioned, Potential, RecoveryPotential, Scaled, Sum
 from energyppl.potentials.network import AtLevel
 
 PAIR = torch.Size((2,))
@@ -39,29 +39,29 @@ ALGEBRA: dict[str, tuple[Callable[[], Any], tuple[int, ...], Callable[[Tensor], 
         (4, 2),
         lambda x: torch.arange(4.0, dtype=torch.float64) * QUARTIC(x),
     ),
-    "tethered": (
-        lambda: Tethered(QUARTIC, NOISY, 0.5),
+    "tilted": (
+        lambda: RecoveryPotential(QUARTIC, NOISY, 0.5),
         (4, 2),
         lambda x: QUARTIC(x) + 2.0 * ((x - NOISY) ** 2).sum(-1),
     ),
     "sigma for each point": (
-        lambda: Tethered(QUARTIC, NOISY, torch.tensor([[0.5], [1.0], [2.0], [math.inf]], dtype=torch.float64)),
+        lambda: RecoveryPotential(QUARTIC, NOISY, torch.tensor([[0.5], [1.0], [2.0], [math.inf]], dtype=torch.float64)),
         (4, 2),
         lambda x: QUARTIC(x) + torch.tensor([2.0, 0.5, 0.125, 0.0]) * ((x - NOISY) ** 2).sum(-1),
     ),
     "sigma for each coordinate": (
-        lambda: Tethered(QUARTIC, NOISY, torch.tensor([0.5, math.inf], dtype=torch.float64)),
+        lambda: RecoveryPotential(QUARTIC, NOISY, torch.tensor([0.5, math.inf], dtype=torch.float64)),
         (4, 2),
         lambda x: QUARTIC(x) + 2.0 * (x - NOISY)[..., 0] ** 2,
     ),
-    "no tether": (lambda: Tethered(QUARTIC, NOISY, math.inf), (4, 2), QUARTIC),
+    "no tilt": (lambda: RecoveryPotential(QUARTIC, NOISY, math.inf), (4, 2), QUARTIC),
     "one center, many points": (
-        lambda: Tethered(QUARTIC, NOISY[0], 1.0),
+        lambda: RecoveryPotential(QUARTIC, NOISY[0], 1.0),
         (3, 4, 2),
         lambda x: QUARTIC(x) + 0.5 * ((x - NOISY[0]) ** 2).sum(-1),
     ),
     "scalar event": (
-        lambda: Tethered(Energy(lambda x: x**4, ()), NOISY[:, 0], 0.5),
+        lambda: RecoveryPotential(Energy(lambda x: x**4, ()), NOISY[:, 0], 0.5),
         (4,),
         lambda x: x**4 + 2.0 * (x - NOISY[:, 0]) ** 2,
     ),
@@ -74,7 +74,11 @@ ALGEBRA: dict[str, tuple[Callable[[], Any], tuple[int, ...], Callable[[Tensor], 
     "conditioned": (lambda: Conditioned(IMAGE, torch.ones(2, 3, dtype=torch.float64), MASK), (4, 3), None),
     "conditioned rows": (lambda: Conditioned(QUARTIC, NOISY, torch.tensor([False, True])), (4, 1), None),
     "at level": (network, (4, 2), None),
-    "tree": (lambda: Tethered(Sum(Bridge(GAUSS, QUARTIC, 0.5), Scaled(network(), 0.1)), NOISY, 0.7), (4, 2), None),
+    "tree": (
+        lambda: RecoveryPotential(Sum(Bridge(GAUSS, QUARTIC, 0.5), Scaled(network(), 0.1)), NOISY, 0.7),
+        (4, 2),
+        None,
+    ),
 }
 
 
@@ -114,7 +118,7 @@ def test_the_check_above_can_fail() -> None:
 
 def test_energies_are_differentiable_in_what_they_are_made_of() -> None:
     net, center = MLPEnergy((2,), hidden=8, levels=4), torch.zeros(4, 2, requires_grad=True)
-    Tethered(AtLevel(net, torch.arange(4), PAIR), center, 1.0)(torch.ones(4, 2)).sum().backward()
+    RecoveryPotential(AtLevel(net, torch.arange(4), PAIR), center, 1.0)(torch.ones(4, 2)).sum().backward()
     assert center.grad is not None
     torch.testing.assert_close(center.grad, -torch.ones(4, 2))
     assert all(p.grad is not None for p in net.parameters())
@@ -167,15 +171,24 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "module without a shape": (lambda: Scaled(torch.nn.Linear(2, 1), 1.0), "potential of a Scaled must be.*got Linear"),
     "factor nan": (lambda: Scaled(GAUSS, math.nan), "factor must be finite; got nan"),
     "factor inf": (lambda: Scaled(GAUSS, torch.tensor([1.0, math.inf])), "factor must be finite"),
-    "center's shape": (lambda: Tethered(GAUSS, torch.zeros(3, 4), 1.0), r"noisy must end in .*\(2,\); got \(3, 4\)"),
-    "center too small": (lambda: Tethered(IMAGE, torch.zeros(3), 1.0), r"noisy must end in event_shape \(2, 3\)"),
-    "integer center": (lambda: Tethered(GAUSS, torch.zeros(3, 2).long(), 1.0), "noisy must be floating point"),
-    "center a list": (lambda: Tethered(GAUSS, [0.0, 0.0], 1.0), "noisy must be a torch tensor; got list"),  # type: ignore[arg-type]
-    "sigma zero": (lambda: Tethered(GAUSS, SIX, 0.0), "sigma must be positive; got 0.0"),
-    "sigma negative": (lambda: Tethered(GAUSS, SIX, torch.tensor(-1.0)), "sigma must be positive"),
-    "sigma nan": (lambda: Tethered(GAUSS, SIX, math.nan), "sigma must be positive"),
-    "sigma for each, flat": (lambda: Tethered(GAUSS, SIX, torch.ones(6)), r"\(\*batch, 1\) for vectors"),
-    "sigma too big": (lambda: Tethered(GAUSS, SIX, torch.ones(3, 6, 2)), r"sigma must broadcast.*got \(3, 6, 2\)"),
+    "center's shape": (
+        lambda: RecoveryPotential(GAUSS, torch.zeros(3, 4), 1.0),
+        r"noisy must end in .*\(2,\); got \(3, 4\)",
+    ),
+    "center too small": (
+        lambda: RecoveryPotential(IMAGE, torch.zeros(3), 1.0),
+        r"noisy must end in event_shape \(2, 3\)",
+    ),
+    "integer center": (lambda: RecoveryPotential(GAUSS, torch.zeros(3, 2).long(), 1.0), "noisy must be floating point"),
+    "center a list": (lambda: RecoveryPotential(GAUSS, [0.0, 0.0], 1.0), "noisy must be a torch tensor; got list"),  # type: ignore[arg-type]
+    "sigma zero": (lambda: RecoveryPotential(GAUSS, SIX, 0.0), "sigma must be positive; got 0.0"),
+    "sigma negative": (lambda: RecoveryPotential(GAUSS, SIX, torch.tensor(-1.0)), "sigma must be positive"),
+    "sigma nan": (lambda: RecoveryPotential(GAUSS, SIX, math.nan), "sigma must be positive"),
+    "sigma for each, flat": (lambda: RecoveryPotential(GAUSS, SIX, torch.ones(6)), r"\(\*batch, 1\) for vectors"),
+    "sigma too big": (
+        lambda: RecoveryPotential(GAUSS, SIX, torch.ones(3, 6, 2)),
+        r"sigma must broadcast.*got \(3, 6, 2\)",
+    ),
     "bridge of shapes": (lambda: Bridge(GAUSS, IMAGE, 0.5), r"share one event_shape; got \(2,\) and \(2, 3\)"),
     "bridge of a function": (lambda: Bridge(GAUSS, abs, 0.5), "target must be a potential"),  # type: ignore[arg-type]
     "beta below": (lambda: Bridge(GAUSS, GAUSS, -0.1), r"beta must lie in \[0, 1\]; got -0.1"),

@@ -147,7 +147,7 @@ def test_an_energy_as_prior_with_our_kernel(name: str) -> None:
     """Mean and covariance of a toy's posterior within 4 standard errors of quadrature; 10 numbers in all: 2e-3."""
     model, y, _ = EBM_PRIORS[name]
     mean, covariance = moments(name)
-    chains = ep.sample_chains(ep.ChEES(), model, y, chains=CHAINS, draws=400, warmup=200, progress=False)
+    chains = ep.sample_chains(ep.ChEES(), model, (y,), chains=CHAINS, draws=400, warmup=200, progress=False)
     averages = statistics(chains.samples["x"], mean).mean(1) - torch.cat([torch.zeros(2), covariance.flatten()])
     assert float((averages.mean(0) / (averages.std(0) / math.sqrt(CHAINS))).abs().max()) < LIMIT
 
@@ -181,7 +181,7 @@ def two_sites(y: Tensor) -> None:
 
 @pytest.mark.parametrize("guide_of", ["AutoNormal", "AutoGuideList"])
 def test_an_energy_under_svi(guide_of: str) -> None:
-    """The mean-field posterior is N(y/2, ½) and LogNormal(.5, .3); the tolerance is the optimiser's."""
+    """The mean-field posterior is N(y/2, ½) and LogNormal(.5, .3); the tolerance is the optimizer's."""
     y = torch.tensor([2.0, -1.0])
     if guide_of == "AutoNormal":
         guide: Any = AutoNormal(two_sites)

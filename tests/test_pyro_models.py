@@ -92,7 +92,7 @@ def masked(y: Tensor) -> None:
         tau = pyro.sample("tau", dist.Gamma(2.0, 2.0))
         with pyro.plate("rows", len(y)), poutine.mask(mask=y > 0):
             pyro.sample("y", dist.Normal(mu, tau), obs=y)
-    pyro.factor("extra", -0.1 * mu.abs())
+    pyro.factor("level0_fraction", -0.1 * mu.abs())
 
 
 def deterministic(y: Tensor) -> None:
@@ -241,7 +241,7 @@ def test_a_model_that_vmap_can_not_follow_is_evaluated_point_by_point() -> None:
     leaf = z.clone().requires_grad_()
     torch.testing.assert_close(grad, torch.autograd.grad(potential(leaf).sum(), leaf)[0], rtol=1e-4, atol=1e-4)
     with pytest.warns(UserWarning, match="can't be batched"):
-        chains = ep.sample_chains(ep.HMC(0.3, 2), branching, y, chains=16, draws=40, warmup=30, progress=False)
+        chains = ep.sample_chains(ep.HMC(0.3, 2), branching, (y,), chains=16, draws=40, warmup=30, progress=False)
     means = chains.samples["p"].mean(1)
     z_score = (means.mean(0) - (1.0 + y) / 13.0) / (means.std(0) / 4.0)
     assert float(z_score.abs().max()) < 5.0  # Student's t with 15 degrees of freedom: 1.6e-4 two-sided
@@ -280,7 +280,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
 def test_models_that_can_not_be_sampled_are_refused(name: str) -> None:
     model, message = REFUSED[name]
     with pytest.raises(InvalidInput, match=message):
-        ep.sample_chains(ep.NUTS(), model, torch.randn(5), progress=False)
+        ep.sample_chains(ep.NUTS(), model, (torch.randn(5),), progress=False)
 
 
 def test_sites_must_stay_and_starts_must_be_whole() -> None:
@@ -304,9 +304,9 @@ def test_sites_must_stay_and_starts_must_be_whole() -> None:
         ),
     ):
         with pytest.raises(InvalidInput, match=message):
-            ep.sample_chains(ep.NUTS(), nested, y, chains=4, init=init, progress=False)
+            ep.sample_chains(ep.NUTS(), nested, (y,), chains=4, init=init, progress=False)
     start = {"mu": torch.arange(4.0), "a": torch.randn(4, 3), "sigma": 1.0 + torch.rand(4, 3)}
-    chains = ep.sample_chains(ep.MALA(1e-4), nested, y, chains=4, draws=1, warmup=0, init=start, progress=False)
+    chains = ep.sample_chains(ep.MALA(1e-4), nested, (y,), chains=4, draws=1, warmup=0, init=start, progress=False)
     for site, value in start.items():
         torch.testing.assert_close(chains.samples[site][:, 0], value, rtol=0.0, atol=1e-2)
 

@@ -169,7 +169,7 @@ CANT: list[tuple[Callable[[], Any], str]] = [
     (lambda: kl_divergence(lambda x: -x[:, 0].square(), lambda x: x[:, 0], LINE), "log_p must integrate to one"),
     (
         lambda: kl_divergence(unit, lambda x: -x[:, 0].square(), LINE),
-        r"log_q must integrate to one on the box; got 1.77245: normalise it",
+        r"log_q must integrate to one on the box; got 1.77245: normalize it",
     ),
 ]
 

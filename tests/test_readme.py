@@ -27,8 +27,7 @@ def test_the_python_blocks_run() -> None:
     assert isinstance(names["log_z"], ep.LogNormalizer)
 
 
-def test_it_fits_on_a_page_and_has_no_holes() -> None:
-    assert len(README.splitlines()) <= 120
+def test_it_has_no_placeholders() -> None:
     assert not re.findall(r"\b[A-Z]+_[A-Z]+\b", README)
 
 

@@ -9,8 +9,8 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference.levels.recovery import recovery_potential, tether
-from energyppl.inference.objectives.level_allocation import share_levels, share_reaches
+from energyppl.inference.levels.recovery import recovery_potential, tilt
+from energyppl.inference.objectives.level_allocation import allocate_levels, draw_upper_levels
 
 
 class Quartic(nn.Module):
@@ -37,11 +37,11 @@ def model_and_data() -> tuple[ep.RecoveryEBM, Tensor]:
 def exact_gradient(
     ebm: ep.RecoveryEBM, clean: Tensor, noisy: Tensor, level: Tensor, upper: Tensor | None = None
 ) -> Tensor:
-    """∂/∂θ of mean −log p(x_t | x_{t+1}), each conditional normalised on a grid."""
+    """∂/∂θ of mean −log p(x_t | x_{t+1}), each conditional normalized on a grid."""
     grid = torch.linspace(-8, 8, 1001, dtype=torch.float64)
-    tethered = recovery_potential(ebm, noisy, level, upper)
-    log_z = torch.logsumexp(-tethered(grid.reshape(-1, 1, 1).expand(-1, len(noisy), 1)), 0) + math.log(16 / 1000)
-    return torch.autograd.grad((tethered(clean) + log_z).mean(), ebm.net.weights)[0]
+    tilted = recovery_potential(ebm, noisy, level, upper)
+    log_z = torch.logsumexp(-tilted(grid.reshape(-1, 1, 1).expand(-1, len(noisy), 1)), 0) + math.log(16 / 1000)
+    return torch.autograd.grad((tilted(clean) + log_z).mean(), ebm.net.weights)[0]
 
 
 def batches(data: Tensor, size: int) -> list[Tensor]:
@@ -53,16 +53,16 @@ REPEATS, SIZE = 60, 96
 
 def through_objective(ebm: ep.RecoveryEBM, data: Tensor, **settings: object) -> Tensor:
     """Gradients of the objective's loss, one row for each batch."""
-    objective = ep.RecoveryLikelihood(**{"steps": 60, "reach": 0.0, "adapt": False, **settings})  # type: ignore[arg-type]
+    objective = ep.RecoveryLikelihood(**{"steps": 60, "skip_fraction": 0.0, "adapt": False, **settings})  # type: ignore[arg-type]
     return torch.stack(
         [torch.autograd.grad(objective.loss(ebm, batch).value, ebm.net.weights)[0] for batch in batches(data, SIZE)]
     )
 
 
 def through_svi(ebm: ep.RecoveryEBM, data: Tensor) -> Tensor:
-    """Gradients that ``pyro.infer.SVI`` leaves for its optimiser, for each data point, one row for each batch."""
+    """Gradients that ``pyro.infer.SVI`` leaves for its optimizer, for each data point, one row for each batch."""
     svi = SVI(
-        lambda batch: ebm(batch, ep.RecoveryLikelihood(steps=60, reach=0.0)),
+        lambda batch: ebm(batch, ep.RecoveryLikelihood(steps=60, skip_fraction=0.0)),
         lambda batch: None,
         pyro.optim.Adam({"lr": 0.0}),
         Trace_ELBO(),
@@ -77,8 +77,8 @@ def through_svi(ebm: ep.RecoveryEBM, data: Tensor) -> Tensor:
 
 def truth(ebm: ep.RecoveryEBM, data: Tensor) -> Tensor:
     pairs = []
-    for batch in batches(ebm.standardized(data), SIZE):
-        level = share_levels(SIZE, 3)
+    for batch in batches(ebm.to_unit(data), SIZE):
+        level = allocate_levels(SIZE, 3)
         clean, noisy = ebm.schedule.pairs(batch, level)
         pairs.append(exact_gradient(ebm, clean, noisy, level))
     return torch.stack(pairs)
@@ -102,12 +102,12 @@ def test_fit_and_svi_have_the_exact_gradient() -> None:
 
 
 def test_reaching_further_has_the_exact_gradient_too() -> None:
-    """Pairs of any two levels, normalised on a grid; 3 comparisons at 4.5 standard errors: 1 alarm in 50,000 runs."""
+    """Pairs of any two levels, normalized on a grid; 3 comparisons at 4.5 standard errors: 1 alarm in 50,000 runs."""
     ebm, data = model_and_data()
-    fitted, rows = through_objective(ebm, data, reach=1.0), []
+    fitted, rows = through_objective(ebm, data, skip_fraction=1.0), []
     for batch in batches(data, SIZE):
-        level = share_levels(SIZE, 3)
-        upper = share_reaches(level, 3, 1.0)
+        level = allocate_levels(SIZE, 3)
+        upper = draw_upper_levels(level, 3, 1.0)
         clean, noisy = ebm.schedule.pairs(batch, level, upper=upper)
         rows.append(exact_gradient(ebm, clean, noisy, level, upper))
     assert float(z_scores(fitted, torch.stack(rows)).abs().max()) < 4.5
@@ -118,10 +118,10 @@ def test_a_constant_log_z_loses_the_gradient() -> None:
     ebm, data = model_and_data()
     exact, rows = truth(ebm, data), []
     for batch in batches(data, SIZE):
-        level = share_levels(SIZE, 3)
+        level = allocate_levels(SIZE, 3)
         clean, noisy = ebm.schedule.pairs(batch, level)
-        tethered = recovery_potential(ebm, noisy, level)
-        site = ep.RecoveryDistribution(tethered.potential, tethered.center, tethered.sigma, log_normalizer=1.0)
+        tilted = recovery_potential(ebm, noisy, level)
+        site = ep.RecoveryDistribution(tilted.potential, tilted.center, tilted.sigma, log_normalizer=1.0)
         rows.append(torch.autograd.grad(-site.log_prob(clean).mean(), ebm.net.weights)[0])
     assert float(z_scores(torch.stack(rows), exact).abs().max()) > 10
 
@@ -143,9 +143,9 @@ def test_the_recovery_distribution_as_an_observed_site_has_the_exact_gradient() 
     ebm.standardize(data)
     exact, rows = truth(ebm, data), []
     for batch in batches(data, SIZE):
-        level = share_levels(SIZE, 3)
-        clean, noisy = (ebm.loc + ebm.scale * z for z in ebm.schedule.pairs(ebm.standardized(batch), level))
-        alpha = tether(ebm.schedule)[0][level, None]
+        level = allocate_levels(SIZE, 3)
+        clean, noisy = (ebm.loc + ebm.scale * z for z in ebm.schedule.pairs(ebm.to_unit(batch), level))
+        alpha = tilt(ebm.schedule)[0][level, None]
         y = ebm.loc + alpha * (clean - ebm.loc)
         log_prob = ebm.recovery(noisy, level, steps=60, contrastive=True).log_prob(y)
         rows.append(torch.autograd.grad(-log_prob.mean(), ebm.net.weights)[0])
@@ -153,7 +153,7 @@ def test_the_recovery_distribution_as_an_observed_site_has_the_exact_gradient() 
 
 
 def test_plain_svi_trains() -> None:
-    """SVI with Pyro's own Adam takes the divergence from the data, normalised by quadrature, to a quarter or less."""
+    """SVI with Pyro's own Adam takes the divergence from the data, normalized by quadrature, to a quarter or less."""
     ebm = ep.RecoveryEBM(ep.MLPEnergy((1,), hidden=32, frequencies=8, levels=4), ep.NoiseSchedule.cosine(4))
     toy = ep.toys.OneDimensionalMixture()
     data = toy.sample((4000,)).float()

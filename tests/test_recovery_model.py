@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference.levels.recovery import recovery_potential, tether
+from energyppl.inference.levels.recovery import recovery_potential, tilt
 
 
 class GaussianNet(nn.Module):
-    """The exact energies of Gaussian data at every level: standardised, each marginal is N(0, I)."""
+    """The exact energies of Gaussian data at every level: standardized, each marginal is N(0, I)."""
 
     event_shape = torch.Size((2,))
 
@@ -62,8 +62,8 @@ def test_generation_recovery_and_density_in_data_coordinates(name: str) -> None:
         noisy = ebm.loc + ebm.scale * torch.tensor([1.0, -0.5])
         site = ebm.recovery(noisy.expand(8000, 2), level=level, steps=60)
         y = site.sample()
-        # Standardised: prior of y = α x_t is N(0, α² v), tether N(x̃, σ²).
-        alpha, sigma = (value[level] for value in tether(ebm.schedule))
+        # Standardized: prior of y = α x_t is N(0, α² v), tilt N(x̃, σ²).
+        alpha, sigma = (value[level] for value in tilt(ebm.schedule))
         v = alpha**2 * (ebm.schedule.alpha_bar[level] ** 2 + ebm.schedule.sigma_bar[level] ** 2)
         mean = ebm.loc + ebm.scale * (torch.tensor([1.0, -0.5]) * v / (v + sigma**2)).float()
         variance = (ebm.scale**2 * (v * sigma**2 / (v + sigma**2))).float()
@@ -79,16 +79,16 @@ def test_recovery_energies_are_the_same_in_both_coordinates() -> None:
     level = torch.arange(6)
     noisy, y = torch.randn(2, 6, 2) * 0.5 + torch.tensor([3.0, -1.0])
     site = ebm.recovery(noisy, level)
-    alpha = tether(ebm.schedule)[0].float()[level, None]
-    inner = recovery_potential(ebm, ebm.standardized(noisy), level)
-    x = ebm.standardized(y) / alpha
+    alpha = tilt(ebm.schedule)[0].float()[level, None]
+    inner = recovery_potential(ebm, ebm.to_unit(noisy), level)
+    x = ebm.to_unit(y) / alpha
     torch.testing.assert_close(site.energy(y), inner(x), rtol=1e-4, atol=1e-4)
 
 
 def test_tweedie_removes_the_last_noise() -> None:
     """For exact Gaussian energies the denoised samples have the posterior mean's variance ᾱ₀² (of 1)."""
     ebm, _ = exact_ebm(ep.NoiseSchedule.geometric_sigmas(4, low=0.5, high=5.0))
-    x = ebm.standardized(ebm.sample((20_000,), steps=30, denoise=True))
+    x = ebm.to_unit(ebm.sample((20_000,), steps=30, denoise=True))
     # E[x0 | x_0] = x_0 / (1 + σ̄²), of variance 1 / (1 + σ̄²).
     expected = 1.0 / (1.0 + 0.5**2)
     assert float((x.var(0) / expected - 1.0).abs().max()) < 4.5 * math.sqrt(2 / 20_000)

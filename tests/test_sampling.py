@@ -48,7 +48,7 @@ class Network(nn.Module):
 
 def sample(kernel: Any, on: Any, *args: Any, chains: int = 64, **options: Any) -> ep.Chains:
     options = {"draws": 200, "warmup": 200, "progress": False, **options}
-    return ep.sample_chains(kernel, on, *args, chains=chains, **options)
+    return ep.sample_chains(kernel, on, args, chains=chains, **options)
 
 
 def worst_z(x: Tensor, mean: Any, variance: Any) -> float:

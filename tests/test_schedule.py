@@ -69,7 +69,7 @@ def test_the_papers_numbers(name: str) -> None:
         assert value == pytest.approx(float(text), abs=10.0**-digits), (values, printed)
 
 
-def test_the_ladders_rungs() -> None:
+def test_the_levels_of_the_linear_schedule() -> None:
     linear, geometric = SCHEDULES["linear sigmas"], SCHEDULES["geometric sigmas"]
     assert linear.levels == geometric.levels == 128
     torch.testing.assert_close(linear.sigma_bar.diff(), torch.full((128,), 1.15 / 128, dtype=torch.float64))
@@ -95,7 +95,7 @@ def test_the_numbers_of_a_schedule_hang_together(name: str) -> None:
 
 
 def require_moments(values: Tensor, mean: float, variance: float, fourth: float = 3.0) -> None:
-    """Within 5 standard errors (of the mean, and of the variance of a law with this standardised fourth moment)."""
+    """Within 5 standard errors (of the mean, and of the variance of a law with this standardized fourth moment)."""
     n = len(values)
     assert abs(float(values.mean()) - mean) < 5 * math.sqrt(variance / n)
     assert abs(float(values.var()) - variance) < 5 * variance * math.sqrt((fourth - 1) / n)

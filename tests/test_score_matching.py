@@ -1,4 +1,4 @@
-"""Score matching: its minimiser, the Laplacian, directions, and networks that can't be differentiated twice."""
+"""Score matching: its minimizer, the Laplacian, directions, and networks that can't be differentiated twice."""
 
 import math
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def z_scores(rows: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
-def test_the_true_precision_is_the_minimiser(objective: object) -> None:
+def test_the_true_precision_is_the_minimizer(objective: object) -> None:
     """Twelve gradients at 4.5 standard errors: a false alarm in about 1 run of 8,000.  Elsewhere they are not zero."""
     sigma = getattr(objective, "sigma", 0.0)
     true = torch.linalg.inv(COVARIANCE + sigma**2 * torch.eye(2))

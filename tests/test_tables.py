@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from energyppl.data.tables import dequantise, read_table, requantise, table_from_array
+from energyppl.data.tables import dequantize, read_table, requantize, table_from_array
 from energyppl.errors import InvalidInput
 
 RNG = np.random.default_rng(0)
@@ -181,28 +181,28 @@ def test_pickles_are_refused_unexecuted(tmp_path: Path) -> None:
         (1.6e9 + np.arange(60) % 20, 1.0),
     ],
 )
-def test_discrete_columns_are_recognised(column: Any, spacing: float) -> None:
+def test_discrete_columns_are_recognized(column: Any, spacing: float) -> None:
     assert table_from_array(column).discrete[0] == pytest.approx(spacing, rel=1e-5)
 
 
-def test_dequantised_values_fill_their_cells_and_round_back() -> None:
+def test_dequantized_values_fill_their_cells_and_round_back() -> None:
     values = np.stack([np.arange(4000) % 6, RNG.normal(size=4000), np.arange(4000) % 3 * 0.5], 1)
     table = table_from_array(values)
-    spread, again = (dequantise(table, torch.Generator().manual_seed(3)).values for _ in range(2))
+    spread, again = (dequantize(table, torch.Generator().manual_seed(3)).values for _ in range(2))
     np.testing.assert_array_equal(spread, again)
     np.testing.assert_array_equal(spread[:, 1], values[:, 1])
     noise = (spread - values)[:, 0]
     assert np.abs(noise).max() <= 0.5
     assert abs(noise.var() - 1 / 12) < 5 * np.sqrt(1 / 180 / 4000)  # of the uniform, in standard errors
-    np.testing.assert_array_equal(requantise(spread, table.grids), values)
+    np.testing.assert_array_equal(requantize(spread, table.grids), values)
 
 
 def test_rounding_keeps_to_the_lattice_between_the_ends() -> None:
     table = table_from_array(np.array([0, 0, 1, 1, 5, 5] * 3))
-    rounded = requantise(np.array([[-9.0], [2.4], [3.6], [77.0]]), table.grids)
+    rounded = requantize(np.array([[-9.0], [2.4], [3.6], [77.0]]), table.grids)
     np.testing.assert_array_equal(rounded[:, 0], [0, 2, 4, 5])
     uneven = table_from_array(np.array([0, 0, 1, 1, 5.3, 5.3] * 3))
-    np.testing.assert_array_equal(requantise(np.array([[2.4], [3.6]]), uneven.grids)[:, 0], [1, 5.3])
+    np.testing.assert_array_equal(requantize(np.array([[2.4], [3.6]]), uneven.grids)[:, 0], [1, 5.3])
 
 
 def test_spikes_are_told() -> None:

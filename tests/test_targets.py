@@ -123,7 +123,7 @@ CASES = [
 
 @pytest.mark.parametrize(("kernel", "target"), CASES)
 def test_a_run_finds_its_target(kernel: str, target: str) -> None:
-    """Every number within its share of a false alarm in 1,000 runs of the table; rank-normalised R̂ below 1.01."""
+    """Every number within its share of a false alarm in 1,000 runs of the table; rank-normalized R̂ below 1.01."""
     known = TARGETS[target]
     start = 2.0 * torch.randn(CHAINS, known.dim)
     with warnings.catch_warnings():

@@ -245,7 +245,7 @@ def test_bad_options_are_refused(settings: dict[str, float], message: str) -> No
     ("settings", "message"),
     [
         ({"steps": 0}, "steps"),
-        ({"extra": 1.0}, "extra must lie"),
+        ({"level0_fraction": 1.0}, "level0_fraction must lie"),
         ({"kernel": ep.Langevin(0.1)}, "adapt=False"),
     ],
 )

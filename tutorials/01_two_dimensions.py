@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Two dimensions: declare, train, look, sample, normalise
+# # Two dimensions: declare, train, look, sample, normalize
 #
 # An energy-based model is a density known up to a constant, p(x) ∝ exp(−U(x)).  In two dimensions everything about it
 # can be checked against the truth, so that is where to learn how it behaves.
@@ -65,7 +65,7 @@ plots.save_figure(
         {
             "energy gap (nats)": (steps, history.column("energy_gap")),
             "acceptance": (steps, history.column("acceptance")),
-            "distance moved (tether widths)": (steps, history.column("moved")),
+            "distance moved (tilt widths)": (steps, history.column("moved")),
         },
         title="Training on the checkerboard",
     ),
@@ -73,7 +73,7 @@ plots.save_figure(
 )
 
 # %% [markdown]
-# ## Normalise
+# ## Normalize
 #
 # In one and two dimensions `log_normalizer` integrates on a grid and says how well; `log_prob` is then a true log
 # density.  The held-out negative log-likelihood can't be lower than the entropy; the excess is what the model misses.

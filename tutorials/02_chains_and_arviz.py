@@ -52,7 +52,8 @@ print("a guessed step:", *guessed.problems() or ["nothing noticed"], sep="\n  ")
 # %% [markdown]
 # The banana's tips are sharp.  A guessed step is too long there: trajectories fly off, chains stay where they should
 # leave, and the tips are seen too little (compare the standard deviations below).  A warm-up finds a step that suits
-# most of the tips too, since a divergence counts for more than a rejection; `target=0.95` would ask for more of them.
+# most of the tips too, since a divergence counts for more than a rejection; `target_acceptance=0.95` would ask for more
+# of them.
 
 # %%
 chains = ep.sample_chains(

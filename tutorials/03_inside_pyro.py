@@ -69,7 +69,7 @@ def eight_schools(sigma: Tensor, effect: Tensor) -> None:
 sigma = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
 effect = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
 schools = ep.sample_chains(
-    ep.ChEES(), eight_schools, sigma, effect, chains=args.chains, draws=args.draws, warmup=200, progress=False
+    ep.ChEES(), eight_schools, (sigma, effect), chains=args.chains, draws=args.draws, warmup=200, progress=False
 )
 columns = ["mean", "sd", "ess_bulk", "ess_tail", "r_hat"]
 summary = az.summary(schools.to_arviz(), var_names=["mu", "tau", "theta"], round_to="none")[columns]
@@ -105,7 +105,7 @@ for name, kernel in runs.items():
 # ## A learned energy as a prior: denoising
 #
 # An energy-based model of two moons, trained for a short while.  `ebm.marginal()` is a Pyro distribution.  Inside MCMC
-# its normalising constant cancels, which `unnormalized()` says aloud.
+# its normalizing constant cancels, which `unnormalized()` says aloud.
 
 # %%
 toy = ep.toys.TwoMoons()
@@ -163,7 +163,7 @@ number_of_chains = min(256, args.chains)
 posterior = ep.sample_chains(
     ep.ChEES(),
     denoise,
-    noisy,
+    (noisy,),
     chains=number_of_chains,
     draws=args.draws,
     warmup=300,
@@ -245,7 +245,7 @@ for name, kernel in {
     "ChEES": ep.ChEES(),
     "Tempered": ep.kernels.Tempered(ep.HMC(steps=5), betas=(1.0, 0.5, 0.2, 0.08)),
 }.items():
-    found = ep.sample_chains(kernel, deblur, seen, chains=64, draws=2 * args.draws, warmup=200, progress=False)
+    found = ep.sample_chains(kernel, deblur, (seen,), chains=64, draws=2 * args.draws, warmup=200, progress=False)
     clouds[name] = found.flat()["sharp"]
     r_hat = float(az.summary(found.to_arviz(), round_to="none")["r_hat"].max())
     print(f"{name}: worst R-hat {r_hat:.3f}, {share_apart(clouds[name], mass):.1%} of the mass elsewhere")
@@ -292,7 +292,7 @@ def count(votes: Tensor) -> None:
 
 
 votes = torch.tensor([0] * 3 + [1] * 9)
-found = ep.sample_chains(ep.ChEES(), count, votes, draws=args.draws, warmup=200, progress=False)
+found = ep.sample_chains(ep.ChEES(), count, (votes,), draws=args.draws, warmup=200, progress=False)
 share = found.samples["share"].flatten(0, 1)
 total = weights + votes.bincount(minlength=3)
 print("after votes: means", rounded(share.mean(0)), "exact", rounded(total / total.sum()))

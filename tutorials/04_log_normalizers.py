@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Normalising constants: from quadrature to annealing to the bridge, and when not to believe them
+# # Normalizing constants: from quadrature to annealing to the bridge, and when not to believe them
 #
 # An energy gives a density up to a constant, p(x) = exp(−U(x)) / Z.  Likelihoods, model comparison and bits per
 # dimension need log Z, and an error bar that holds.
@@ -53,19 +53,23 @@ plots.save_figure(
     plots.log_weight_histogram(bridge, title="Forward and reverse runs cross at log Z", log_z=0.0),
     args.folder / "04_weights.png",
 )
-plots.save_figure(plots.ladder_plot(forward, title="Temperatures of the forward run"), args.folder / "04_ladder.png")
+plots.save_figure(
+    plots.temperature_plot(forward, title="Temperatures of the forward run"), args.folder / "04_temperatures.png"
+)
 
 # %% [markdown]
 # Longer runs bring the bounds together; `tolerance` goes on until the interval is as narrow as you ask.
 
 # %%
 budgets: dict[str, list[ep.LogNormalizer]] = {"a plain Gaussian base": [], "a base fitted to samples": []}
-for rungs in (4, 16, 64, 256):
+for temperatures in (4, 16, 64, 256):
     plain = ep.log_normalizer(
-        rings, base=wide, samples=rings.sample((512,)), method=ep.normalizing.BAR(256, rungs=rungs)
+        rings, base=wide, samples=rings.sample((512,)), method=ep.normalizing.BAR(256, temperatures=temperatures)
     )
     budgets["a plain Gaussian base"].append(plain)
-    fitted = ep.log_normalizer(rings, samples=rings.sample((1024,)), method=ep.normalizing.BAR(256, rungs=rungs))
+    fitted = ep.log_normalizer(
+        rings, samples=rings.sample((1024,)), method=ep.normalizing.BAR(256, temperatures=temperatures)
+    )
     budgets["a base fitted to samples"].append(fitted)
 plots.save_figure(
     plots.gap_plot(budgets, title="Bounds and intervals as temperatures are added", log_z=0.0),
@@ -95,7 +99,7 @@ plots.save_figure(
 )
 
 # %% [markdown]
-# ## An energy that can't be normalised is refused
+# ## An energy that can't be normalized is refused
 #
 # Networks without a confining term often have none.
 

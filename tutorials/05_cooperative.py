@@ -65,7 +65,7 @@ for steps in (1, 3, 10):
 
 # %%
 report = ep.evaluation.initializer_report(ebm, data[:1000])
-for level, (own, other, spread) in enumerate(zip(report.drop, report.drop_without, report.spread, strict=True)):
+for level, (own, other, spread) in enumerate(zip(report.drop, report.drop_without, report.relative_std, strict=True)):
     print(f"level {level}: {float(own):+.2f} nats to fall, {float(other):+.2f} without it; spread {float(spread):.2f}")
 print(*report.problems, sep="\n")
 

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # One energy over points and noise levels, and chains that run for long
 #
-# A `JointEBM` is p(x, t) ∝ exp(−U(x, t)): one energy, one normaliser, for the data and all its noisier versions.  So
+# A `JointEBM` is p(x, t) ∝ exp(−U(x, t)): one energy, one normalizer, for the data and all its noisier versions.  So
 # p(t | x) is a table, and a chain can walk among levels: up to noise, where it crosses from mode to mode, and back
 # (DA-EBM; Zhang, Tan & Ou 2023).  Chains that last from update to update train it, and it keeps what it learned when
 # chains run on.
@@ -59,7 +59,7 @@ print(f"levels' shares of the chains: {last['level_least']:.2f} to {last['level_
 # %%
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a model of a few updates may not come down in time, and says so
-    drawn = joint.sample((2000,), most_sweeps=min(2000, args.steps))
+    drawn = joint.sample((2000,), max_sweeps=min(2000, args.steps))
 plots.save_figure(
     plots.scatter_panels(
         {"data": data[:2000], "joint model": drawn, "plain model": plain.sample((2000,))}, title="Samples"
@@ -110,7 +110,7 @@ for name, model in (("joint", joint), ("plain", plain)):
 # %% [markdown]
 # ## What it says of densities
 #
-# In the plane level 0 is normalised by quadrature.  The gap is the held-out NLL beyond the truth's own entropy.
+# In the plane level 0 is normalized by quadrature.  The gap is the held-out NLL beyond the truth's own entropy.
 
 # %%
 fresh = toy.sample((5000,))

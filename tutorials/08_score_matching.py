@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Score matching: training without chains and without a normaliser
+# # Score matching: training without chains and without a normalizer
 #
 # The score of a model, −∇U(x), does not hold log Z.  Score matching fits it to the data's in four ways: exact, sliced,
 # denoising at one noise level, and denoising at many (MDSM, Li, Chen & Sommer 2019).  Each has a blind spot, and in two
@@ -129,7 +129,7 @@ truth, found = [], []
 for sigma in noises:
     temperature = (sigma / multi.base_sigma) ** 2
     with torch.no_grad():
-        own = torch.softmax(-potential(multi.standardized(wide)) / temperature, 0)
+        own = torch.softmax(-potential(multi.to_unit(wide)) / temperature, 0)
     noised = torch.softmax(toy.diffused(1.0, sigma * scale).log_prob(wide), 0)
     truth.append(as_map(noised))
     found.append(as_map(own))
@@ -174,15 +174,15 @@ plots.save_figure(
 # %% [markdown]
 # ## Where it is at home: 64 pixels
 #
-# The paper's CIFAR-10 ladder, 1.2 to 0.05 with σ0 = 0.1 for pixels in [0, 1], in standard deviations of the data, about
-# a quarter: 4.8 to 0.2 with σ0 = 0.4.  Training has no chains; sampling has 2,700 steps.
+# The paper's noise levels for CIFAR-10, 1.2 to 0.05 with σ0 = 0.1 for pixels in [0, 1], in standard deviations of the
+# data, about a quarter: 4.8 to 0.2 with σ0 = 0.4.  Training has no chains; sampling has 2,700 steps.
 
 # %%
 x = torch.as_tensor(load_digits().images, dtype=torch.float32).reshape(-1, 1, 8, 8)
 x = (x + torch.rand_like(x)) / 17.0
 size = (1, 8, 8)
 digits = ep.MultiscaleEBM(
-    ep.MLPEnergy(size, hidden=256, levels=1, frequencies=0, far=float("inf")),
+    ep.MLPEnergy(size, hidden=256, levels=1, frequencies=0, saturation_radius=float("inf")),
     4.8 * (0.2 / 4.8) ** torch.linspace(0.0, 1.0, 128),
     base_sigma=0.4,
 )
@@ -203,9 +203,9 @@ plots.save_figure(
 
 # %%
 for sigma in (0.4, 2.0, 4.0):
-    clean = digits.standardized(x[:200])
+    clean = digits.to_unit(x[:200])
     start = clean + sigma * torch.randn_like(clean)
-    hot = ep.levels.TemperatureLadder((sigma / 0.4) ** 2, hot=500, cooling=0, quench=0)
+    hot = ep.levels.TemperatureSchedule((sigma / 0.4) ** 2, hot=500, cooling=0, quench=0)
     end = ep.levels.anneal_temperature(digits.potential(), start, hot, step_size=0.08).x
     kept, asked = float(end.square().mean()), float(start.square().mean())
     print(f"T = {hot.start:3.0f}: variance {kept:.2f}; of data with noise {sigma}: {asked:.2f}")

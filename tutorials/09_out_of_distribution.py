@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Out of distribution: which points are strange?
 #
-# An energy is a score of strangeness that needs no labels and no normaliser.  Four models learn scikit-learn's 8 × 8
+# An energy is a score of strangeness that needs no labels and no normalizer.  Four models learn scikit-learn's 8 × 8
 # digits; each then ranks held-out digits among things that are no digits.
 #
 # Run it with `python tutorials/09_out_of_distribution.py [FOLDER]`; it takes about three minutes on one core and writes

@@ -24,16 +24,16 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from energyppl.autodiff.structure import (
+    ModuleFingerprint,
     Snapshot,
     Structure,
     Untraceable,
-    Watch,
     ordinary,
     rebuild,
     structure,
     without_inference_tensors,
 )
-from energyppl.autodiff.tracing import Evaluation, Refusal, Trace, Values
+from energyppl.autodiff.tracing import Evaluation, Trace, TraceFailure, Values
 from energyppl.errors import InvalidInput
 
 __all__ = ["eager_energy_and_grad", "energy_and_grad", "energy_only", "gradient_only"]
@@ -180,7 +180,7 @@ class _Eager:
     """The fallback, with the reason why no trace serves."""
 
     def __init__(
-        self, potential: Callable[[Tensor], Tensor], what: Evaluation, reason: str, refusal: Refusal | None
+        self, potential: Callable[[Tensor], Tensor], what: Evaluation, reason: str, refusal: TraceFailure | None
     ) -> None:
         self._potential = weakref.ref(potential) if _is_weak(potential) else lambda: potential
         self._what = what
@@ -196,7 +196,7 @@ class _Eager:
         return self._what(potential, x)
 
 
-_optimizer_steps = 0  # torch's fused optimisers write to weights without raising their version
+_optimizer_steps = 0  # torch's fused optimizers write to weights without raising their version
 
 
 @functools.cache
@@ -219,7 +219,7 @@ def _is_weak(potential: object) -> bool:
 
 
 _bound: "weakref.WeakKeyDictionary[Any, dict[Evaluation, _Bound | _Eager]]" = weakref.WeakKeyDictionary()
-_traces: "OrderedDict[tuple[Any, ...], Trace | Refusal]" = OrderedDict()
+_traces: "OrderedDict[tuple[Any, ...], Trace | TraceFailure]" = OrderedDict()
 
 
 def _serve(potential: Callable[[Tensor], Tensor], x: Tensor, what: Evaluation) -> Values:
@@ -247,16 +247,16 @@ def _bind(potential: Callable[[Tensor], Tensor], x: Tensor, what: Evaluation) ->
 
 def _find_trace(
     potential: Callable[[Tensor], Tensor], parts: Structure, x: Tensor, what: Evaluation
-) -> "Trace | Refusal":
+) -> "Trace | TraceFailure":
     _watch_optimizers()
     key = (what, *parts.key, x.shape, x.dtype, x.device)
     trace = _traces.get(key)
     if trace is None or not trace.usable():
-        attempt = trace.attempt + 1 if isinstance(trace, Refusal) else 1
+        attempt = trace.attempt + 1 if isinstance(trace, TraceFailure) else 1
         try:
             trace = _make_trace(potential, parts, x, what)
         except Untraceable as reason:
-            trace = Refusal(str(reason), parts, attempt)
+            trace = TraceFailure(str(reason), parts, attempt)
         for dead in [k for k, t in _traces.items() if not t.usable()]:
             del _traces[dead]
         _traces[key] = trace
@@ -270,7 +270,7 @@ def _make_trace(potential: Callable[[Tensor], Tensor], parts: Structure, x: Tens
     """Trace and compare with eager, leaving random numbers and the modules as they were: this was only a look."""
     if any(nn.parameter.is_lazy(p) for module in parts.modules for p in module.parameters()):
         raise Untraceable("a lazy module has no shapes yet")
-    before, watch = Snapshot(parts.modules), Watch(parts.modules)
+    before, watch = Snapshot(parts.modules), ModuleFingerprint(parts.modules)
     with torch.inference_mode(False):
         x = ordinary(x).contiguous()
         parts = Structure(parts.key, [ordinary(t) for t in parts.tensors], parts.modules)

@@ -1,6 +1,6 @@
 """What a potential is made of, as the hot door (:mod:`energyppl.autodiff.gradient`) needs to know it.
 
-A frozen dataclass (our algebra) is a tree: its tensors become inputs of a trace, so a new batch of tethers or levels
+A frozen dataclass (our algebra) is a tree: its tensors become inputs of a trace, so a new batch of tilts or levels
 re-uses the trace of the last one.  A module is a leaf whose weights a trace holds by reference, and which is watched.
 """
 
@@ -115,7 +115,7 @@ def without_inference_tensors(potential: Any) -> Any:
     return rebuild(potential, map(ordinary, tensors)) if any(t.is_inference() for t in tensors) else potential
 
 
-class Watch:
+class ModuleFingerprint:
     """Notices when a module is no longer what was traced: a weight, a switch, a number or a hook was replaced."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:

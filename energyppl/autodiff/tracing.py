@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from energyppl.autodiff.structure import Structure, Untraceable, Watch, rebuild
+from energyppl.autodiff.structure import ModuleFingerprint, Structure, Untraceable, rebuild
 from energyppl.errors import InvalidInput
 
 Values = tuple[Tensor, ...]
@@ -124,7 +124,7 @@ class Trace:
             raise
         except Exception as error:  # whatever a user's network does that a tracer can't follow
             raise Untraceable(str(error)) from error
-        self.watch = Watch(parts.modules)
+        self.watch = ModuleFingerprint(parts.modules)
         self._modules = [weakref.ref(m) for m in parts.modules]
         graph = module.graph
         for node in graph.nodes:
@@ -150,13 +150,13 @@ class Trace:
         return all(ref() is not None for ref in self._modules) and not self.watch.changed()
 
 
-class Refusal:
+class TraceFailure:
     """Why no trace serves a structure; tried again when a module has changed (from train to eval), but not for ever."""
 
     def __init__(self, reason: str, parts: Structure, attempt: int) -> None:
         self.reason = reason
         self.attempt = attempt
-        self._watch = Watch(parts.modules)
+        self._watch = ModuleFingerprint(parts.modules)
         self._modules = [weakref.ref(m) for m in parts.modules]
 
     def usable(self) -> bool:

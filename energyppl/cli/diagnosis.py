@@ -14,7 +14,7 @@ from torch import Tensor
 from energyppl import plots
 from energyppl._checks import check_count
 from energyppl.cli.runs import FittedTable, load_run
-from energyppl.data.tables import Table, dequantise
+from energyppl.data.tables import Table, dequantize
 from energyppl.errors import EnergyPPLError
 from energyppl.inference.evaluation.chains import EnergyDrift, energy_drift, level_acceptance
 from energyppl.inference.kernels.contract import Kernel
@@ -96,7 +96,7 @@ def diagnose_run(
     found = _in_units(found, fitted)
     with torch.no_grad():
         reference = ebm.marginal().energy(data).double()
-    summary, last = _export(found, folder), ebm.standardized(found.draws[:, -1])
+    summary, last = _export(found, folder), ebm.to_unit(found.draws[:, -1])
     report: dict[str, Any] = {
         "chains": chains,
         "from_data": half,
@@ -115,7 +115,7 @@ def diagnose_run(
         "drift": _drift(found.energy[:half]),
         "halves_p_value": _same_places(last[:half], last[half:]),
         # Rows that few chains began at: a chain that has not moved must not speak for the model.
-        "data_p_value": _same_places(last, ebm.standardized(data[some.flip(0)[:_COMPARED]])),
+        "data_p_value": _same_places(last, ebm.to_unit(data[some.flip(0)[:_COMPARED]])),
         "level_acceptance": level_acceptance(ebm).acceptance.tolist(),
         "interrupted": found.interrupted,
     }
@@ -127,7 +127,7 @@ def diagnose_run(
 def _held_out(fitted: FittedTable) -> Tensor:
     """The held-out rows as the model has seen its data: discrete columns spread out, with level 0's noise."""
     table = Table(fitted.held_out, fitted.columns, fitted.grids, "held-out rows")
-    spread = dequantise(table, torch.Generator().manual_seed(0)).values
+    spread = dequantize(table, torch.Generator().manual_seed(0)).values
     standard = torch.as_tensor((spread - fitted.loc) / fitted.scale).to(fitted.ebm.loc)
     return fitted.ebm.diffuse(standard, 0)
 

@@ -86,12 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the chains")
     diagnose.add_argument("--out", type=Path, metavar="DIR", help="folder to write into (default: RUN)")
 
-    logz = command("logz", _logz, "Estimate a trained run's normalising constant, and keep it for score.")
+    logz = command("logz", _logz, "Estimate a trained run's normalizing constant, and keep it for score.")
     logz.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
     logz.add_argument("--tolerance", type=float, metavar="NATS", help="half the interval's width to reach")
     logz.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the runs")
 
-    score = command("score", _score, "Normalised log densities of a table's rows, outliers first.")
+    score = command("score", _score, "Normalized log densities of a table's rows, outliers first.")
     score.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
     score.add_argument("file", type=Path, metavar="FILE", help="a .npy, .npz or .csv table with the run's columns")
     score.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
@@ -267,9 +267,9 @@ def _about(record: dict[str, Any]) -> dict[str, str]:
         "columns": ", ".join(record["columns"]),
         "training": f"{record['steps']} steps in {record['seconds']:.0f} s; {record['stopped']}",
     }
-    if record["dequantised"]:
-        gaps = ", ".join(f"{name} ({gap:.3g})" for name, gap in record["dequantised"].items())
-        lines["dequantised"] = f"{gaps}: discrete, spread over their smallest gap while training"
+    if record["dequantized"]:
+        gaps = ", ".join(f"{name} ({gap:.3g})" for name, gap in record["dequantized"].items())
+        lines["dequantized"] = f"{gaps}: discrete, spread over their smallest gap while training"
     if record["spikes"]:
         shares = ", ".join(f"{name} ({share:.0%} of rows)" for name, share in record["spikes"].items())
         lines["warning"] = f"one value repeats in {shares}: a smooth density can't hold such a spike"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from energyppl import plots
 from energyppl._checks import check_count, check_positive
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
-from energyppl.data.tables import Table, dequantise, read_table, requantise
+from energyppl.data.tables import Table, dequantize, read_table, requantize
 from energyppl.errors import CheckpointError, EnergyPPLError, InvalidInput, TrainingDiverged
 from energyppl.inference.training.fit import TrainingOptions, fit
 from energyppl.inference.training.history import History
@@ -84,7 +84,7 @@ class FittedTable:
         x = self.ebm.sample((count,)).double().cpu().numpy() * self.scale + self.loc
         if not np.isfinite(x).all():
             raise EnergyPPLError("the model's samples are not finite: its training went wrong, fit it again")
-        return x if raw else requantise(x, self.grids)
+        return x if raw else requantize(x, self.grids)
 
 
 def settings_for(run: Path, chosen: dict[str, Any]) -> Settings:
@@ -116,7 +116,7 @@ def fit_table(file: Path, run: Path, settings: Settings, *, progress: bool = Tru
     """
     table = read_table(file, array=settings.array)
     # Fixed seeds: a continued run must see the same numbers in the same rows.
-    spread = dequantise(table, torch.Generator().manual_seed(0)).values
+    spread = dequantize(table, torch.Generator().manual_seed(0)).values
     order = np.random.default_rng(0).permutation(len(spread))
     aside = min(max(2, len(spread) // 10), 10_000)
     held_out, rows = order[:aside], order[aside:]
@@ -142,7 +142,7 @@ def fit_table(file: Path, run: Path, settings: Settings, *, progress: bool = Tru
         "source": table.source,
         "rows": {"training": len(rows), "held_out": len(held_out)},
         "columns": list(table.columns),
-        "dequantised": {n: gap for n, gap in zip(table.columns, table.discrete, strict=True) if gap},
+        "dequantized": {n: gap for n, gap in zip(table.columns, table.discrete, strict=True) if gap},
         "spikes": table.spikes(),
         "settings": asdict(settings),
         "seconds": 0.0,
@@ -265,7 +265,7 @@ def show_run(run: Path, *, count: int = 2000, seed: int = 0) -> dict[str, Any]:
     Returns:
         What was trained and how it went, as in ``run.json``; for each column the mean, the standard deviation and three
         quantiles of the held-out rows and the samples; the largest difference of correlations, with its columns; a
-        two-sample test in standardised coordinates.
+        two-sample test in standardized coordinates.
     """
     fitted, record = load_run(run), _read_json(run)
     pyro.set_rng_seed(seed)

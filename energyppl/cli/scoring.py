@@ -1,4 +1,4 @@
-"""``energyppl logz`` and ``energyppl score``: a trained run's log Z, and normalised log densities of a table's rows."""
+"""``energyppl logz`` and ``energyppl score``: a trained run's log Z, and normalized log densities of a table's rows."""
 
 import csv
 import json

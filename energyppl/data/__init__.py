@@ -1,15 +1,15 @@
 """Loaders of tables and images."""
 
 from energyppl.data.images import Images, images_from_array, read_images
-from energyppl.data.tables import Table, dequantise, read_table, requantise, table_from_array
+from energyppl.data.tables import Table, dequantize, read_table, requantize, table_from_array
 
 __all__ = [
     "Images",
     "Table",
-    "dequantise",
+    "dequantize",
     "images_from_array",
     "read_images",
     "read_table",
-    "requantise",
+    "requantize",
     "table_from_array",
 ]

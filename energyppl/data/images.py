@@ -21,8 +21,8 @@ Array = NDArray[Any]
 Range = tuple[float, float]
 
 _CHANNELS = (1, 3, 4)
-_INFERRED = 256  # most grey values that are recognised in numbers that come without them
-_MOST_LEVELS = 65536
+_INFERRED = 256  # most grey values that are recognized in numbers that come without them
+_MAX_LEVELS = 65536
 _BLOCK = 1024  # images spread out at a time, in float64
 
 
@@ -44,7 +44,7 @@ class Images:
     source: str
     classes: tuple[str, ...] = ()
 
-    def dequantised(self, generator: torch.Generator | None = None) -> Tensor:
+    def dequantized(self, generator: torch.Generator | None = None) -> Tensor:
         """Images of ``x``'s shape in (0, 1) with grey value k spread evenly over ``(k / levels, (k + 1) / levels)``.
 
         Draw it once, with a generator of a fixed seed, so that a continued run sees the same data.  A density of these
@@ -64,10 +64,10 @@ class Images:
             blocks.append(spread.clamp(*inner))
         return torch.cat(blocks)
 
-    def quantised(self, points: Tensor) -> Tensor:
+    def quantized(self, points: Tensor) -> Tensor:
         """The grey values in [0, 1] whose gaps ``points``, ``(*batch, channels, height, width)``, lie in.
 
-        It undoes :meth:`dequantised`, leaves ``x`` of up to 4,096 levels as it is, and puts points outside [0, 1] on
+        It undoes :meth:`dequantized`, leaves ``x`` of up to 4,096 levels as it is, and puts points outside [0, 1] on
         the nearest end.
 
         Raises:
@@ -186,8 +186,8 @@ def _assembled(
         check_count("levels", levels, at_least=2)
     else:
         levels = round(high - low) + 1 if whole else _inferred_levels(scaled, source)
-    if levels > _MOST_LEVELS:
-        raise InvalidInput(f"{source} must have at most {_MOST_LEVELS} grey values; got {levels}: pass fewer levels=")
+    if levels > _MAX_LEVELS:
+        raise InvalidInput(f"{source} must have at most {_MAX_LEVELS} grey values; got {levels}: pass fewer levels=")
     x = _rounded(torch.from_numpy(np.ascontiguousarray(scaled, dtype=np.float32)), levels)
     found = None if labels is None else _checked_labels(_as_array(labels), len(x), len(classes), source)
     return Images(x, found, levels, source, classes)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from energyppl._checks import UNREADABLE
 from energyppl.errors import InvalidInput
 
-__all__ = ["Table", "dequantise", "read_table", "requantise", "table_from_array"]
+__all__ = ["Table", "dequantize", "read_table", "requantize", "table_from_array"]
 
 Array = NDArray[np.float64]
 
@@ -140,7 +140,7 @@ def table_from_array(values: ArrayLike, columns: tuple[str, ...] | None = None, 
     return Table(table, names, tuple(_grid(column) for column in table.T), source)
 
 
-def dequantise(table: Table, generator: torch.Generator) -> Table:
+def dequantize(table: Table, generator: torch.Generator) -> Table:
     """Spread each discrete column over its gaps: uniform noise as wide as the smallest gap, centred on the value.
 
     Draw it once, with a generator of a fixed seed, so that a continued run sees the same data.  The grids are kept.
@@ -153,7 +153,7 @@ def dequantise(table: Table, generator: torch.Generator) -> Table:
     return replace(table, values=table.values + noise * np.array(table.discrete))
 
 
-def requantise(values: Array, grids: tuple[Array, ...]) -> Array:
+def requantize(values: Array, grids: tuple[Array, ...]) -> Array:
     """Round the discrete columns of ``values``, ``(n, d)``, to the nearest value of their grids; leave the rest."""
     rounded: Array = values.copy()
     for j, grid in enumerate(grids):

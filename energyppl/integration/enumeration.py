@@ -14,7 +14,7 @@ from energyppl.potentials.algebra import Potential, as_potential
 
 __all__ = ["binary_states", "enumerated"]
 
-_MOST_SITES = 24
+_MAX_SITES = 24
 _CHUNK = 2**15
 
 
@@ -35,9 +35,9 @@ def enumerated(potential: Potential) -> LogNormalizer:
     """
     began, shape = time.perf_counter(), as_potential("potential", potential).event_shape
     sites = shape.numel()
-    if sites > _MOST_SITES:
+    if sites > _MAX_SITES:
         raise InvalidInput(
-            f"at most {_MOST_SITES} binary variables can be enumerated; got {sites}: estimate log Z with log_normalizer"
+            f"at most {_MAX_SITES} binary variables can be enumerated; got {sites}: estimate log Z with log_normalizer"
         )
     total, count = torch.tensor(-math.inf, dtype=torch.float64), 2**sites
     for first in range(0, count, _CHUNK):

@@ -1,4 +1,4 @@
-"""What an estimate of a normalising constant says, and how it is carried through sums and differences."""
+"""What an estimate of a normalizing constant says, and how it is carried through sums and differences."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from energyppl.arviz_export import Groups, hand_over
+from energyppl.arviz_export import Groups, to_inference_data
 from energyppl.errors import InvalidInput
 
 __all__ = ["AnnealingTrace", "Estimate", "LogNormalizer"]
@@ -19,12 +19,12 @@ class AnnealingTrace:
     """The runs behind an estimate by annealing, for ArviZ and for pictures.
 
     Attributes:
-        betas: temperatures, ``(rungs + 1,)``, all stretches of the path one after another.
+        betas: temperatures, ``(temperatures + 1,)``, all stretches of the path one after another.
         forward: log weights of runs from the base, ``(n,)``, nats; empty if there were none.
         reverse: log weights of runs from the target, ``(m,)``, nats; empty if there were none.
         acceptance: of the kernel after each change of temperature, ``(moves,)``.
-        conditional_size: conditional effective sample size of each change, ``(rungs,)``, as a share.
-        effective_size: effective sample size after it, ``(rungs,)``, as a share.
+        conditional_size: conditional effective sample size of each change, ``(temperatures,)``, as a share.
+        effective_size: effective sample size after it, ``(temperatures,)``, as a share.
     """
 
     betas: Tensor
@@ -78,7 +78,7 @@ class LogNormalizer:
     """log Z = log ∫ exp(−U), in nats, with its uncertainty.
 
     A number is added to it as to log Z itself (an energy that is lower by 3 has a log Z larger by 3).  Two of them are
-    taken to be independent: sums are the log Z of both together, differences log ratios of normalisers.
+    taken to be independent: sums are the log Z of both together, differences log ratios of normalizers.
 
     Attributes:
         estimate: log Z.
@@ -236,7 +236,7 @@ class LogNormalizer:
             "sample_stats": {name: value.numpy()[None, None] for name, value in steps.items() if len(value)},
         }
         known = {"log_z": self.estimate, "standard_error": self.standard_error, "method": self.method}
-        return hand_over(groups, known, arviz)
+        return to_inference_data(groups, known, arviz)
 
 
 def _sum(a: float | None, b: float | None) -> float | None:

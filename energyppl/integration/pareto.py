@@ -9,7 +9,7 @@ __all__ = ["pareto_k"]
 
 
 def pareto_k(log_weights: Tensor) -> float:
-    """Shape k of the generalised Pareto tail of weights, ``(n,)`` nats (Vehtari et al. 2024; Zhang & Stephens 2009).
+    """Shape k of the generalized Pareto tail of weights, ``(n,)`` nats (Vehtari et al. 2024; Zhang & Stephens 2009).
 
     Weights have moments below 1/k.  ArviZ has the same (``psislw``); this one needs no ArviZ to be imported, and is
     tested against it.  NaN for fewer than 25 weights, for which no tail can be told.

@@ -44,7 +44,7 @@ class Grid:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not 1 <= len(self.low) <= 2:
             raise InvalidInput(
-                f"low must have one or two dimensions; got {len(self.low)}: estimate the normaliser by sampling instead"
+                f"low must have one or two dimensions; got {len(self.low)}: estimate the normalizer by sampling instead"
             )
         if not len(self.low) == len(self.high) == len(self.points):
             raise InvalidInput(
@@ -161,7 +161,7 @@ def quadrature(
     dtype: torch.dtype | None = None,
     chunk: int = 65_536,
 ) -> Quadrature:
-    """Normalise exp(-potential) on a box, doubling the grid until log Z is known to the tolerance.
+    """Normalize exp(-potential) on a box, doubling the grid until log Z is known to the tolerance.
 
     The error estimate is the larger of two: the change from a grid with 0.618 times the points (whose nodes fall
     elsewhere), and the spread of the rules that use every second node of each dimension. Both are errors of a coarser
@@ -252,7 +252,7 @@ def expectation(
             values = function(_as_points(potential, nodes[held], dtype)).double().cpu()
             part = torch.tensordot(mass[held], values, dims=1)
             total = part if total is None else total + part
-    assert total is not None  # a normalised density has mass
+    assert total is not None  # a normalized density has mass
     if not bool(torch.isfinite(total).all()):
         raise QuadratureError("the mean must be finite; got NaN or infinity: check the function where there is mass")
     return total
@@ -268,7 +268,7 @@ def kl_divergence(
     dtype: torch.dtype | None = None,
     chunk: int = 65_536,
 ) -> float:
-    """KL(p || q) in nats of two normalised log densities, on a grid fine enough for both.
+    """KL(p || q) in nats of two normalized log densities, on a grid fine enough for both.
 
     Args:
         log_p: ``(*batch, *event) -> (*batch,)`` in nats.
@@ -290,7 +290,7 @@ def kl_divergence(
         if abs(result.log_normalizer) > tolerance:
             raise QuadratureError(
                 f"{name} must integrate to one on the box; got {math.exp(result.log_normalizer):.6g}: "
-                "normalise it, or enlarge the box"
+                "normalize it, or enlarge the box"
             )
         results.append(result)
         grid = result.grid  # q starts from p's grid, so the last grid is fine enough for both
@@ -315,7 +315,7 @@ class _Negative:
 
 
 def _raw(result: Quadrature) -> Tensor:
-    """The log density as it was given, before the quadrature normalised it."""
+    """The log density as it was given, before the quadrature normalized it."""
     return result.log_density + result.log_normalizer
 
 

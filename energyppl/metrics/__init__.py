@@ -1,6 +1,6 @@
 """Distances between samples and data."""
 
-from energyppl.metrics.images import frechet_distance, kernel_distance, label_balance, memorised, nearest_neighbours
+from energyppl.metrics.images import frechet_distance, kernel_distance, label_balance, memorized, nearest_neighbours
 from energyppl.metrics.two_sample import energy_distance_test
 
 __all__ = [
@@ -8,6 +8,6 @@ __all__ = [
     "frechet_distance",
     "kernel_distance",
     "label_balance",
-    "memorised",
+    "memorized",
     "nearest_neighbours",
 ]

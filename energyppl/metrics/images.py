@@ -17,12 +17,12 @@ from energyppl.errors import InvalidInput
 __all__ = [
     "KernelDistance",
     "LabelBalance",
-    "Memorisation",
+    "Memorization",
     "Neighbours",
     "frechet_distance",
     "kernel_distance",
     "label_balance",
-    "memorised",
+    "memorized",
     "nearest_neighbours",
 ]
 
@@ -52,7 +52,7 @@ class Neighbours(NamedTuple):
     distance: Tensor  # (n, k), Euclidean, float64
 
 
-class Memorisation(NamedTuple):
+class Memorization(NamedTuple):
     """Distances to the nearest training point, in the data's units."""
 
     sample_median: float
@@ -191,10 +191,10 @@ def nearest_neighbours(samples: Tensor, training: Tensor, k: int = 1, batch: int
     return Neighbours(torch.cat([index for index, _ in found]), torch.cat([distance for _, distance in found]))
 
 
-def memorised(samples: Tensor, training: Tensor, held_out: Tensor) -> Memorisation:
+def memorized(samples: Tensor, training: Tensor, held_out: Tensor) -> Memorization:
     """Do samples lie nearer to the training data than fresh data do (Meehan et al. 2020)?
 
-    The share that is returned is about 0.01 if nothing is memorised, with a standard error of about
+    The share that is returned is about 0.01 if nothing is memorized, with a standard error of about
     ``(0.0099 (1/n + 1/h))^½``, and near 1 if samples repeat the training data.  Samples that are worse than the data,
     blurred or noisy, lie elsewhere and may shift it either way: look at both medians too.
 
@@ -213,7 +213,7 @@ def memorised(samples: Tensor, training: Tensor, held_out: Tensor) -> Memorisati
     # Of all definitions this one lets a fresh point lie below it in 1 % of cases for any number of points.
     near = float(np.quantile(fresh, 0.01, method="weibull"))
     # "No farther", since both are zero for a copy where the held-out data themselves repeat training points.
-    return Memorisation(float(ours.median()), float(np.median(fresh)), float((ours <= near).double().mean()))
+    return Memorization(float(ours.median()), float(np.median(fresh)), float((ours <= near).double().mean()))
 
 
 def _same_event(name: str, x: Tensor, other: str, y: Tensor) -> None:

@@ -12,7 +12,7 @@ from energyppl.plots.models import (
     scatter_panels,
     training_curves,
 )
-from energyppl.plots.normalizers import gap_plot, ladder_plot, log_weight_histogram
+from energyppl.plots.normalizers import gap_plot, log_weight_histogram, temperature_plot
 
 __all__ = [
     "density_grid",
@@ -22,7 +22,6 @@ __all__ = [
     "gap_plot",
     "image_grid",
     "image_strips",
-    "ladder_plot",
     "level_plot",
     "log_weight_histogram",
     "neighbour_grid",
@@ -32,6 +31,7 @@ __all__ = [
     "save_figure",
     "scatter_panels",
     "score_histograms",
+    "temperature_plot",
     "trace_plot",
     "training_curves",
 ]

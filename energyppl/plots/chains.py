@@ -12,8 +12,8 @@ from energyppl.plots.base import DATA, SAMPLES, Values, as_numpy, blank_figure, 
 
 __all__ = ["drift_plot", "energy_plot", "level_plot", "rank_plot", "trace_plot"]
 
-_MOST_VARIABLES = 8
-_MOST_LINES = 6  # chains of a group whose traces are drawn
+_MAX_VARIABLES = 8
+_MAX_LINES = 6  # chains of a group whose traces are drawn
 _INKS = (DATA, SAMPLES, "#7a9e3f", "#8d6a9f")
 
 Groups = Mapping[str, Values]
@@ -28,7 +28,7 @@ def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | 
         title: of the figure.
         groups: drawn in different colours; the chains of all groups in one if None.
     """
-    shown = dict(list(variables.items())[:_MOST_VARIABLES])
+    shown = dict(list(variables.items())[:_MAX_VARIABLES])
     figure = blank_figure(9.0, 1.5 * len(shown) + 1.0, title)
     grid = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(1, 3))
     for (left, right), (name, values) in zip(grid, shown.items(), strict=True):
@@ -39,7 +39,7 @@ def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | 
             own = draws[index]
             finite = own[np.isfinite(own)]
             left.hist(finite, bins=bins, density=finite.size > 0, histtype="step", color=ink, label=group)
-            for line in own[:_MOST_LINES]:
+            for line in own[:_MAX_LINES]:
                 right.plot(line, color=ink, linewidth=0.5, alpha=0.7)
         left.set_yticks([])
         left.set_xlabel(short_name(name), fontsize=8)
@@ -63,7 +63,7 @@ def rank_plot(variables: Mapping[str, Values], *, title: str, bins: int = 20) ->
         title: of the figure.
         bins: of ranks.
     """
-    shown = dict(list(variables.items())[:_MOST_VARIABLES])
+    shown = dict(list(variables.items())[:_MAX_VARIABLES])
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     figure = blank_figure(2.9 * columns + 1.2, 2.9 * rows + 0.6, title)

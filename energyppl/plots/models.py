@@ -27,7 +27,7 @@ from energyppl.plots.base import (
 __all__ = ["density_grid", "energy_landscape", "noise_to_data", "pair_plot", "scatter_panels", "training_curves"]
 
 
-_MOST_COLUMNS = 8
+_MAX_COLUMNS = 8
 
 
 def scatter_panels(panels: Mapping[str, Values], *, title: str, extent: Extent | None = None) -> Figure:
@@ -163,7 +163,7 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
         columns: d names.
         title: of the figure.
     """
-    x, y = as_numpy(data)[:, :_MOST_COLUMNS], as_numpy(samples)[:, :_MOST_COLUMNS]
+    x, y = as_numpy(data)[:, :_MAX_COLUMNS], as_numpy(samples)[:, :_MAX_COLUMNS]
     size = x.shape[1]
     shown = f"first {size} of {len(columns)} columns; " if len(columns) > size else ""
     figure = blank_figure(

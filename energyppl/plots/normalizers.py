@@ -1,4 +1,4 @@
-"""Pictures of how a normalising constant was estimated: its log weights, its temperatures, and its bounds."""
+"""Pictures of how a normalizing constant was estimated: its log weights, its temperatures, and its bounds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from energyppl.errors import InvalidInput
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
 from energyppl.plots.base import DATA, INK, SAMPLES, blank_figure, panel_row
 
-__all__ = ["gap_plot", "ladder_plot", "log_weight_histogram"]
+__all__ = ["gap_plot", "log_weight_histogram", "temperature_plot"]
 
 _SHOWN = 10.0  # nats on each side of log Z
 
@@ -49,7 +49,7 @@ def log_weight_histogram(found: LogNormalizer, *, title: str, log_z: float | Non
     return figure
 
 
-def ladder_plot(found: LogNormalizer, *, title: str) -> Figure:
+def temperature_plot(found: LogNormalizer, *, title: str) -> Figure:
     """Temperatures, the conditional effective sample size of each change, and the acceptance, along the path.
 
     Raises:

@@ -1,6 +1,6 @@
 """Potentials: their algebra, networks at a noise level, constrained supports, normalized bases."""
 
-from energyppl.potentials.algebra import Affine, Bridge, Conditioned, Energy, Potential, Scaled, Sum, Tethered
+from energyppl.potentials.algebra import Affine, Bridge, Conditioned, Energy, Potential, RecoveryPotential, Scaled, Sum
 from energyppl.potentials.bases import Base, BernoulliBase, DistributionBase, GaussianBase, MixtureBase
 from energyppl.potentials.constrained import Constrained
 from energyppl.potentials.network import AtLevel
@@ -18,7 +18,7 @@ __all__ = [
     "GaussianBase",
     "MixtureBase",
     "Potential",
+    "RecoveryPotential",
     "Scaled",
     "Sum",
-    "Tethered",
 ]

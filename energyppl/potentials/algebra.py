@@ -2,7 +2,7 @@
 
 A potential is anything that maps ``(*batch, *event)`` to ``(*batch,)`` and knows its ``event_shape``.  The classes here
 are frozen values: their tensors are fields, so ``energy_and_grad`` can trace them once and feed them
-a new batch of tethers or levels without tracing again.
+a new batch of tilts or levels without tracing again.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 from energyppl._checks import check_event, shape_text
 from energyppl.errors import InvalidInput
 
-__all__ = ["Affine", "Bridge", "Conditioned", "Energy", "Potential", "Scaled", "Sum", "Tethered"]
+__all__ = ["Affine", "Bridge", "Conditioned", "Energy", "Potential", "RecoveryPotential", "Scaled", "Sum"]
 
 
 @runtime_checkable
@@ -139,7 +139,7 @@ class Scaled:
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """``U(loc + F z) − log |det F|`` as an energy of z: other coordinates, the same normaliser.
+    """``U(loc + F z) − log |det F|`` as an energy of z: other coordinates, the same normalizer.
 
     Args:
         potential: the energy U.
@@ -156,11 +156,11 @@ class Affine:
         """Shape of one point."""
         return self.potential.event_shape
 
-    def outward(self, z: Tensor) -> Tensor:
+    def from_unit(self, z: Tensor) -> Tensor:
         """The points ``loc + F z``, ``(*batch, *event)``."""
         return self.loc + (z.reshape(-1, len(self.factor)) @ self.factor.mT).reshape(z.shape)
 
-    def inward(self, x: Tensor) -> Tensor:
+    def to_unit(self, x: Tensor) -> Tensor:
         """The z of points ``x``, ``(*batch, *event)``."""
         rows = (x - self.loc).reshape(-1, len(self.factor))
         z: Tensor = torch.linalg.solve_triangular(self.factor, rows.mT, upper=False).mT
@@ -168,18 +168,18 @@ class Affine:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Energies of the points ``x``, which are z."""
-        return self.potential(self.outward(x)) - self.factor.diagonal().log().sum()
+        return self.potential(self.from_unit(x)) - self.factor.diagonal().log().sum()
 
 
 @dataclass(frozen=True, eq=False)
-class Tethered:
+class RecoveryPotential:
     """``U(y) + |y − center|² / (2 sigma²)``: the recovery potential of a noisy observation (Gao et al. 2021, eq. 5).
 
     Args:
         potential: the energy U.
         center: the noisy points x̃, ``(*batch, *event)``.
         sigma: standard deviation of the noise, a number or a tensor that broadcasts against ``center`` (one for each
-            point: ``(*batch, 1)`` for vectors); infinity takes the tether off.
+            point: ``(*batch, 1)`` for vectors); infinity takes the tilt off.
 
     Raises:
         InvalidInput: if ``center`` does not end in the event shape, or ``sigma`` is not positive.
@@ -190,7 +190,7 @@ class Tethered:
     sigma: float | Tensor
 
     def __post_init__(self) -> None:
-        event_shape = as_potential("the potential of a Tethered", self.potential).event_shape
+        event_shape = as_potential("the potential of a RecoveryPotential", self.potential).event_shape
         check_event("noisy", self.center, event_shape)
         sigma = torch.as_tensor(self.sigma)
         if not bool((sigma > 0).all()):

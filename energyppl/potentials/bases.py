@@ -1,4 +1,4 @@
-"""Bases: normalised densities that annealing begins from, as energies whose log Z is zero, with exact draws.
+"""Bases: normalized densities that annealing begins from, as energies whose log Z is zero, with exact draws.
 
 A base is a potential with ``sample(count)``.  The closer it is to the target, the fewer temperatures lie between them:
 :meth:`MixtureBase.fitted` takes what draws of the target show, modes included.
@@ -14,7 +14,7 @@ from torch import Tensor, distributions
 
 from energyppl._checks import check_data, check_positive, shape_text
 from energyppl.errors import InvalidInput
-from energyppl.potentials.algebra import Potential, Tethered, sum_event
+from energyppl.potentials.algebra import Potential, RecoveryPotential, sum_event
 from energyppl.potentials.mixture_fit import fit_mixture
 
 __all__ = ["Base", "BernoulliBase", "DistributionBase", "GaussianBase", "MixtureBase"]
@@ -70,16 +70,16 @@ class GaussianBase:
         return cls(x.mean(0), scale.clamp(min=1e-6 * float(scale.max())))
 
     @classmethod
-    def of_tether(cls, potential: Tethered) -> "GaussianBase":
-        """The Gaussian N(center, sigma²) that a tether is, for the whole batch of its centers.
+    def of_tether(cls, potential: RecoveryPotential) -> "GaussianBase":
+        """The Gaussian N(center, sigma²) that a tilt is, for the whole batch of its centers.
 
         Raises:
-            InvalidInput: if a tether is infinitely wide, as at a schedule's untethered top level.
+            InvalidInput: if a tilt is infinitely wide, as at a schedule's untilted top level.
         """
         sigma = torch.as_tensor(potential.sigma).to(potential.center).expand(potential.center.shape)
         if not bool(torch.isfinite(sigma).all()):
             raise InvalidInput(
-                "the tether must be finite: an untethered level has a log Z of its own, ebm.log_normalizer(level)"
+                "the tilt must be finite: an untilted level has a log Z of its own, ebm.log_normalizer(level)"
             )
         return cls(potential.center, sigma, potential.event_shape)
 
@@ -100,7 +100,7 @@ class MixtureBase:
     Args:
         means: ``(k, *event)``.
         factors: lower triangular L of each covariance L Lᵀ over the flattened event, ``(k, d, d)``.
-        weights: ``(k,)``, positive; normalised on entry.
+        weights: ``(k,)``, positive; normalized on entry.
 
     Raises:
         InvalidInput: for shapes that don't fit, or numbers that are not positive where they must be.
@@ -201,7 +201,7 @@ class BernoulliBase:
 
 @dataclass(frozen=True, eq=False)
 class DistributionBase:
-    """Any normalised distribution of torch or Pyro that can be drawn from.
+    """Any normalized distribution of torch or Pyro that can be drawn from.
 
     Args:
         distribution: with the target's event shape.

@@ -1,4 +1,4 @@
-"""A Gaussian mixture fitted to draws by expectation maximisation, as many components as held-out draws ask for."""
+"""A Gaussian mixture fitted to draws by expectation maximization, as many components as held-out draws ask for."""
 
 import math
 
@@ -10,7 +10,7 @@ __all__ = ["fit_mixture"]
 _CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
 _ROWS_EACH = 12  # draws that a component is owed, and as many again as it has parameters in a row of its covariance
 _SWEEPS = 60
-_MOST_ROWS = 4000
+_MAX_ROWS = 4000
 _WIDER = 1.1  # in standard deviations: what a base misses costs more than what it adds
 _BEHIND, _HOW_WIDE = 0.05, 2.5  # weight and width of the component behind all others
 
@@ -23,7 +23,7 @@ def fit_mixture(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     would leave weights without a bound (a defensive mixture, Hesterberg 1995).
     """
     dtype, dim = x.dtype, x.shape[1]
-    rows = x.double()[torch.randperm(len(x), device=x.device)[:_MOST_ROWS]]
+    rows = x.double()[torch.randperm(len(x), device=x.device)[:_MAX_ROWS]]
     loc, scale = rows.mean(0), rows.std(0)
     scale = scale.clamp(min=1e-9 * float(scale.max()) + 1e-30)
     rows = (rows - loc) / scale
@@ -32,7 +32,7 @@ def fit_mixture(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     for count in _CANDIDATES:
         if count > 1 and len(train) < count * (_ROWS_EACH + dim):
             break
-        mixture = _expectation_maximisation(train, count)
+        mixture = _expectation_maximization(train, count)
         score = float(torch.logsumexp(_log_joint(held, *mixture), 1).mean())
         if score > best + 0.01:
             best, found = score, mixture
@@ -78,7 +78,7 @@ def _log_joint(rows: Tensor, means: Tensor, factors: Tensor, weights: Tensor) ->
     return joint
 
 
-def _expectation_maximisation(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _expectation_maximization(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     if count == 1:
         return _one(rows)
     means = _spread_out(rows, count)

@@ -1,6 +1,6 @@
-"""Toy densities whose normalising constant and entropy are known.
+"""Toy densities whose normalizing constant and entropy are known.
 
-Every toy is a frozen value with ``sample``, ``log_prob`` (nats, normalised), ``entropy`` (nats), ``modes``,
+Every toy is a frozen value with ``sample``, ``log_prob`` (nats, normalized), ``entropy`` (nats), ``modes``,
 ``on_support`` and ``diffused(alpha, sigma)``, the exact density of ``alpha * x0 + sigma * noise``. Called as a function
 it is its own energy ``-log_prob(x)``, so a toy is a potential.
 """

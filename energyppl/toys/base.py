@@ -57,7 +57,7 @@ class NoisyToy(Protocol):
 
 
 class Toy(NoisyToy, Protocol):
-    """A density whose normaliser and entropy are known; called as a function, it is its own energy."""
+    """A density whose normalizer and entropy are known; called as a function, it is its own energy."""
 
     def entropy(self) -> float:
         """Differential entropy in nats."""
@@ -67,7 +67,7 @@ class Toy(NoisyToy, Protocol):
 class Density:
     """Base of the toys: a subclass gives the density and the draws of rows ``(n, d)``, this class the shapes.
 
-    ``_log_density`` must be normalised, in nats, and differentiable where it is finite.
+    ``_log_density`` must be normalized, in nats, and differentiable where it is finite.
     """
 
     @property
@@ -87,7 +87,7 @@ class Density:
         return rows.to(torch.get_default_dtype()).reshape(shape + self.event_shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Normalised log density in nats, ``(*batch, *event) -> (*batch,)``; ``-inf`` off the support."""
+        """Normalized log density in nats, ``(*batch, *event) -> (*batch,)``; ``-inf`` off the support."""
         return self._by_rows("x", x, self._log_density, self._pairs)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def _own_log_probs(toy: Density, count: int) -> Tensor:
 
 
 def gaussian_nodes(center: Tensor, width: float, count: int, *, lower: float | None = None) -> tuple[Tensor, Tensor]:
-    """Nodes and log weights of E[f(u)], u ~ N(center, width^2), optionally restricted (not renormalised) to u > lower.
+    """Nodes and log weights of E[f(u)], u ~ N(center, width^2), optionally restricted (not renormalized) to u > lower.
 
     Gauss-Legendre over +-9 widths: unlike Gauss-Hermite it keeps its accuracy when the interval is cut.
 

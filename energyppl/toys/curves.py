@@ -42,7 +42,7 @@ class MixtureToy:
         return self.mixture.sample(sample_shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Normalised log density in nats, ``(*batch, *event) -> (*batch,)``."""
+        """Normalized log density in nats, ``(*batch, *event) -> (*batch,)``."""
         return self.mixture.log_prob(x)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class OneDimensionalMixture(MixtureToy):
     Attributes:
         centers: the two means.
         scale: the common standard deviation, positive.
-        weights: the two masses, positive; normalised on entry.
+        weights: the two masses, positive; normalized on entry.
     """
 
     centers: tuple[float, ...] = (-2.0, 2.0)

@@ -37,7 +37,7 @@ class IsotropicMixture(Density):
     Attributes:
         means: ``(k, d)``.
         scale: the common standard deviation, positive.
-        weights: ``(k,)`` positive, normalised on entry; equal if None.
+        weights: ``(k,)`` positive, normalized on entry; equal if None.
         labels: ``(k,)`` mode to which each component belongs; by default each is its own.
 
     Raises:
@@ -139,7 +139,7 @@ class GaussianMixture(Density):
     Attributes:
         means: ``(k, d)``.
         covariances: ``(k, d, d)``, symmetric and positive definite.
-        weights: ``(k,)`` positive, normalised on entry; equal if None.
+        weights: ``(k,)`` positive, normalized on entry; equal if None.
 
     Raises:
         InvalidInput: shapes don't match, or a covariance is not symmetric and positive definite.

@@ -175,7 +175,7 @@ class DoubleWell(Density):
 
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor]:
-        """Nodes and normalised log density of one well, float64; the ends are 60 nats above the floor."""
+        """Nodes and normalized log density of one well, float64; the ends are 60 nats above the floor."""
         left, _, right = self._stationary
         reach = max(-left, right) + (60 / self.quartic) ** 0.25 + abs(self.tilt / self.quadratic)
         nodes = torch.linspace(-reach, reach, 100_001, dtype=torch.float64)

@@ -20,10 +20,10 @@ _SEARCH = 100  # doublings or halvings of the first step size at most
 class DualAveraging:
     """Hoffman & Gelman (2014), eq. 6 with their γ = .05, t₀ = 10, κ = .75; one step size for each group."""
 
-    def __init__(self, log_step: Tensor, target: float, high: float) -> None:
+    def __init__(self, log_step: Tensor, target_acceptance: float, high: float) -> None:
         info = torch.finfo(log_step.dtype)
         self._low, self._high = math.log(info.tiny) / 2, min(high, math.log(info.max) / 4)
-        self._target = target
+        self._target_acceptance = target_acceptance
         self.restart(log_step)
 
     def restart(self, log_step: Tensor, *, searched: bool = False) -> None:
@@ -39,7 +39,9 @@ class DualAveraging:
         """Move by one step's mean acceptance, ``(groups,)``."""
         self._count += 1
         i = self._count
-        self._error_sum = self._error_sum + self._target - torch.nan_to_num(acceptance, nan=self._target)
+        self._error_sum = (
+            self._error_sum + self._target_acceptance - torch.nan_to_num(acceptance, nan=self._target_acceptance)
+        )
         log_step = self._anchor - math.sqrt(i) / 0.05 * self._error_sum / (i + 10)
         self.log_step = torch.maximum(log_step.clamp(self._low, self._high), self._floor)
         weight = i**-0.75

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from energyppl.inference.kernels.contract import Info, middle_step
 from energyppl.inference.kernels.hamiltonian import ChEES, spread_share
-from energyppl.inference.kernels.mass import MOST_DIMENSIONS, stepper
+from energyppl.inference.kernels.mass import MAX_DIMENSIONS, stepper
 
 __all__ = ["TrajectoryLength"]
 
@@ -38,7 +38,7 @@ class TrajectoryLength:
         self._directions: Tensor | None = None  # (event elements, k)
 
     def update(self, x: Tensor, end: Tensor, u: Tensor, info: Info, kernel: ChEES, share: float) -> None:
-        """Climb by one step's proposals.
+        """PilotRun by one step's proposals.
 
         Args:
             x: where the chains began, ``(*chains, *event)``.
@@ -65,16 +65,16 @@ class TrajectoryLength:
         rate = torch.cat([velocity, 2.0 * end * velocity], 1)
         share_kept = len(x) / info.accept_prob.numel()
         jump = 0.5 * share_kept * (accept * change * change).mean(0)
-        climb = share_kept * (accept * change * rate).mean(0) * (share * self.value)
+        pilot_run = share_kept * (accept * change * rate).mean(0) * (share * self.value)
         self._jump = self._blend(self._jump, jump)
         variance = torch.cat([self._square, (self._fourth - self._square**2).clamp(min=0.0)])
         s = (self._jump / variance.clamp(min=1e-30)).clamp(1e-6, 1.9)
         weight = torch.softmax(-_WORST * torch.log(s / (2.0 - s)), 0)
-        gain = climb / self._jump.clamp(min=1e-30) * 2.0 / (2.0 - s)
+        adaptation_rate = pilot_run / self._jump.clamp(min=1e-30) * 2.0 / (2.0 - s)
         # A trajectory costs about .65 T/ε + ½ gradients: of that, this is the share that grows with T.
-        relative = float((weight * gain).sum()) - _PRICE * self.value / (self.value + 0.77 * step)
+        relative = float((weight * adaptation_rate).sum()) - _PRICE * self.value / (self.value + 0.77 * step)
         if math.isfinite(relative):
-            self._move(relative, step, kernel.most_steps)
+            self._move(relative, step, kernel.max_steps)
 
     def next_share(self) -> float:
         """The next trajectory's length as a share of the longest: van der Corput's sequence, which covers evenly."""
@@ -83,9 +83,9 @@ class TrajectoryLength:
         return spread_share(int(digits, 2) / 2 ** len(digits))
 
     def look_along(self, draws: Tensor) -> None:
-        """Follow the widest directions of standardised draws, ``(n, *event)``, from now on."""
+        """Follow the widest directions of standardized draws, ``(n, *event)``, from now on."""
         flat = draws.reshape(len(draws), -1)
-        if 2 <= flat.shape[1] <= MOST_DIMENSIONS:
+        if 2 <= flat.shape[1] <= MAX_DIMENSIONS:
             scale = flat.std(0).clamp(min=1e-30)
             covariance = torch.cov(((flat - flat.mean(0)) / scale).T)
             self._directions = torch.linalg.eigh(covariance).eigenvectors[:, -_DIRECTIONS:] / scale[:, None]
@@ -110,12 +110,12 @@ class TrajectoryLength:
     def _blend(self, old: Tensor, new: Tensor) -> Tensor:
         return torch.lerp(old, new, 1.0 / min(self._seen, _MEMORY))
 
-    def _move(self, relative: float, step: float, most_steps: int) -> None:
+    def _move(self, relative: float, step: float, max_steps: int) -> None:
         relative = max(-_STEEPEST, min(_STEEPEST, relative))
         self._count += 1
         self._second += (relative**2 - self._second) * 0.05
-        climb = _RATE * relative / math.sqrt(self._second / (1 - 0.95**self._count) + 1e-12)
-        longer = self.value * math.exp(max(-0.35, min(0.35, climb)))
-        self.value = min(most_steps * step, max(step, longer))
+        pilot_run = _RATE * relative / math.sqrt(self._second / (1 - 0.95**self._count) + 1e-12)
+        longer = self.value * math.exp(max(-0.35, min(0.35, pilot_run)))
+        self.value = min(max_steps * step, max(step, longer))
         weight = self._count**-0.5
         self.average = math.exp(weight * math.log(self.value) + (1 - weight) * math.log(self.average))

@@ -58,7 +58,7 @@ def adapt(
     x: Tensor,
     steps: int = 200,
     *,
-    target: float | None = None,
+    target_acceptance: float | None = None,
     groups: Tensor | None = None,
     mass: MassEstimate = low_rank_mass,
 ) -> Adaptation[_K]:
@@ -74,7 +74,7 @@ def adapt(
         potential: the target.
         x: positions of the chains, ``(*chains, *event)``.
         steps: how many steps to tune over.
-        target: acceptance aimed at; the kernel's own target if None, .95 for Langevin, which has none.
+        target_acceptance: acceptance aimed at; the kernel's own if None, .95 for Langevin, which has none.
         groups: ``(*chains,)``, whole numbers from 0: chains of a group share a step size.
         mass: estimates the inverse mass of a Hamiltonian kernel: ``low_rank_mass``, ``diagonal_mass``, or
             ``identity_mass``.
@@ -83,12 +83,12 @@ def adapt(
         The same kind of kernel with a float as its step size, or a tensor ``(*chains,)`` if ``groups`` is given.
 
     Raises:
-        InvalidInput: for a kernel that can't be tuned, a target outside (0, 1), groups that are not whole numbers of
-            the chains' shape, a start whose energy is not finite anywhere, or one chain for a cross-chain method.
+        InvalidInput: for a kernel that can't be tuned, an acceptance outside (0, 1), groups that are not whole numbers
+            of the chains' shape, a start whose energy is not finite anywhere, or one chain for a cross-chain method.
     """
     step_sizes, acceptance, diverging, gradients = [], [], [], 0.0
     tuned = None
-    for tuned in warm_up(kernel, potential, x, steps, target=target, groups=groups, mass=mass):
+    for tuned in warm_up(kernel, potential, x, steps, target_acceptance=target_acceptance, groups=groups, mass=mass):
         step_sizes.append(middle_step(tuned.kernel))
         acceptance.append(float(tuned.info.accept_prob.mean()))
         diverging.append(int(tuned.info.diverging.sum()))
@@ -110,28 +110,28 @@ def warm_up(
     x: Tensor,
     steps: int,
     *,
-    target: float | None = None,
+    target_acceptance: float | None = None,
     groups: Tensor | None = None,
     mass: MassEstimate = low_rank_mass,
 ) -> Iterator[Tuned]:
     """:func:`adapt` step by step: the last kernel it yields is the tuned one."""
     check_count("steps", steps)
-    if target is not None and not 0.0 < target < 1.0:
-        raise InvalidInput(f"target must lie between 0 and 1; got {target}")
+    if target_acceptance is not None and not 0.0 < target_acceptance < 1.0:
+        raise InvalidInput(f"target_acceptance must lie between 0 and 1; got {target_acceptance}")
     if isinstance(kernel, (Cycle, Mixture, Block, Tempered)):
         if groups is not None:
             raise InvalidInput(f"groups can't be given for a {type(kernel).__name__}: tune its kernels one by one")
         if isinstance(kernel, Block):
-            return _block(kernel, potential, x, steps, target, mass)
+            return _block(kernel, potential, x, steps, target_acceptance, mass)
         if isinstance(kernel, Tempered):
-            return _tempered(kernel, potential, x, steps, target, mass)
-        return _composite(kernel, potential, x, steps, target, mass)
+            return _tempered(kernel, potential, x, steps, target_acceptance, mass)
+        return _composite(kernel, potential, x, steps, target_acceptance, mass)
     if not isinstance(kernel, (*_Simple, *_Hamiltonian)):
         raise InvalidInput(
             f"adapt tunes the kernels of energyppl; got {type(kernel).__name__}: pass warmup=0 to run it as it is"
         )
-    if target is None:
-        target = _LANGEVIN_TARGET if kernel.target is None else kernel.target
+    if target_acceptance is None:
+        target_acceptance = _LANGEVIN_TARGET if kernel.target_acceptance is None else kernel.target_acceptance
     state = kernel.init(potential, x)
     if not bool(torch.isfinite(state.energy).any()):
         raise InvalidInput("no chain starts at a finite energy: start them inside the support")
@@ -144,8 +144,8 @@ def warm_up(
     if isinstance(kernel, ChEES) and state.energy.numel() < 2:
         raise InvalidInput("ChEES learns its length by comparing chains; got one chain: run 16 or more, or use NUTS")
     if isinstance(kernel, _Simple):
-        return _simple(kernel, potential, state, steps, target, index, groups is not None)
-    return _hamiltonian(kernel, potential, state, steps, target, index, groups is not None, mass)
+        return _simple(kernel, potential, state, steps, target_acceptance, index, groups is not None)
+    return _hamiltonian(kernel, potential, state, steps, target_acceptance, index, groups is not None, mass)
 
 
 def _simple(
@@ -153,13 +153,13 @@ def _simple(
     potential: Potential,
     state: State,
     steps: int,
-    target: float,
+    target_acceptance: float,
     index: Tensor,
     grouped: bool,
 ) -> Iterator[Tuned]:
     probe = MALA(kernel.step_size) if isinstance(kernel, Langevin) else kernel
     high = 0.0 if isinstance(kernel, (CrankNicolson, CrankNicolsonLangevin)) else math.inf  # β is at most 1
-    averaging = DualAveraging(_log_steps(kernel.step_size, index, state.x), target, high)
+    averaging = DualAveraging(_log_steps(kernel.step_size, index, state.x), target_acceptance, high)
     rescue = Rescue(state.energy.shape, state.x)
     for i in range(1, steps + 1):
         trial = replace(probe, step_size=rescue.steps(averaging.step(index, grouped)))
@@ -180,13 +180,13 @@ def _hamiltonian(
     potential: Potential,
     state: State,
     steps: int,
-    target: float,
+    target_acceptance: float,
     index: Tensor,
     grouped: bool,
     mass: MassEstimate,
 ) -> Iterator[Tuned]:
     chains = state.energy.dim()
-    averaging = DualAveraging(_log_steps(kernel.step_size, index, state.x), target, math.inf)
+    averaging = DualAveraging(_log_steps(kernel.step_size, index, state.x), target_acceptance, math.inf)
     averaging.restart(first_steps(potential, state, kernel.inverse_mass, averaging.log_step, index), searched=True)
     length = TrajectoryLength(kernel.length) if isinstance(kernel, ChEES) else None
     ends = _window_ends(steps, state.energy.numel())
@@ -198,7 +198,7 @@ def _hamiltonian(
         if length is not None and isinstance(kernel, ChEES):
             share = length.next_share()
             # Before a mass is known, long trajectories only pay for its being wrong.
-            longest = kernel.most_steps if ends and i > ends[0] else min(kernel.most_steps, _FIRST_STEPS)
+            longest = kernel.max_steps if ends and i > ends[0] else min(kernel.max_steps, _FIRST_STEPS)
             length.value = min(length.value, longest * middle_step(kernel))
             kernel = replace(kernel, length=length.value)
             before = state
@@ -277,7 +277,12 @@ def _window_ends(steps: int, chains: int) -> tuple[int, ...]:
 
 
 def _composite(
-    kernel: Cycle | Mixture, potential: Potential, x: Tensor, steps: int, target: float | None, mass: MassEstimate
+    kernel: Cycle | Mixture,
+    potential: Potential,
+    x: Tensor,
+    steps: int,
+    target_acceptance: float | None,
+    mass: MassEstimate,
 ) -> Iterator[Tuned]:
     """Tune the kernels one after another, each over its share of the steps."""
     parts = list(kernel.kernels)
@@ -285,7 +290,7 @@ def _composite(
         share = steps * (i + 1) // len(parts) - steps * i // len(parts)
         if share == 0:
             continue
-        for tuned in warm_up(parts[i], potential, x, share, target=target, mass=mass):
+        for tuned in warm_up(parts[i], potential, x, share, target_acceptance=target_acceptance, mass=mass):
             parts[i] = tuned.kernel
             x = tuned.state.x
             whole = Cycle(*parts) if isinstance(kernel, Cycle) else Mixture(*parts, weights=kernel.weights)
@@ -293,16 +298,18 @@ def _composite(
 
 
 def _block(
-    kernel: Block, potential: Potential, x: Tensor, steps: int, target: float | None, mass: MassEstimate
+    kernel: Block, potential: Potential, x: Tensor, steps: int, target_acceptance: float | None, mass: MassEstimate
 ) -> Iterator[Tuned]:
     conditional = Conditioned(potential, x, kernel.free)
-    for tuned in warm_up(kernel.kernel, conditional, x[..., kernel.free], steps, target=target, mass=mass):
+    for tuned in warm_up(
+        kernel.kernel, conditional, x[..., kernel.free], steps, target_acceptance=target_acceptance, mass=mass
+    ):
         whole = replace(kernel, kernel=tuned.kernel)
         yield Tuned(whole, whole.init(potential, conditional.complete(tuned.state.x)), tuned.info)
 
 
 def _tempered(
-    kernel: Tempered, potential: Potential, x: Tensor, steps: int, target: float | None, mass: MassEstimate
+    kernel: Tempered, potential: Potential, x: Tensor, steps: int, target_acceptance: float | None, mass: MassEstimate
 ) -> Iterator[Tuned]:
     """Tune the replicas' kernel, one step size for each temperature, without swaps."""
     if not isinstance(kernel.kernel, (*_Simple, *_Hamiltonian)):
@@ -310,10 +317,12 @@ def _tempered(
             f"adapt tunes a Tempered around one of energyppl's own kernels; got {type(kernel.kernel).__name__}: tune "
             "that first, or pass warmup=0"
         )
-    replicas, ladder = kernel.replicas(x), kernel.ladder(potential, x)
+    replicas, tempered = kernel.replicas(x), kernel.tempered(potential, x)
     chains = replicas.shape[: replicas.dim() - len(potential.event_shape)]
-    rung = torch.arange(chains[0], device=x.device).reshape(-1, *[1] * (len(chains) - 1)).expand(chains)
-    for tuned in warm_up(kernel.kernel, ladder, replicas, steps, target=target, groups=rung, mass=mass):
+    temperature = torch.arange(chains[0], device=x.device).reshape(-1, *[1] * (len(chains) - 1)).expand(chains)
+    for tuned in warm_up(
+        kernel.kernel, tempered, replicas, steps, target_acceptance=target_acceptance, groups=temperature, mass=mass
+    ):
         inner = tuned.kernel
         assert isinstance(inner, (*_Simple, *_Hamiltonian))
         assert isinstance(inner.step_size, Tensor)

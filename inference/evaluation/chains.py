@@ -42,7 +42,7 @@ class LevelAcceptance(NamedTuple):
     """How the chains of each noise level fare while samples are made from white noise."""
 
     acceptance: Tensor  # (levels,), mean acceptance probability
-    step_sizes: Tensor  # (levels,), in widths of each level's tether; 0 where training has not tuned one
+    step_sizes: Tensor  # (levels,), in widths of each level's tilt; 0 where training has not tuned one
 
 
 def energy_drift(chains: Chains | Tensor) -> EnergyDrift:

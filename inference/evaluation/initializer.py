@@ -23,7 +23,7 @@ class InitializerReport(NamedTuple):
 
     drop: Tensor  # (levels,), nats that the energy falls by from q's draws to the refined ones
     drop_without: Tensor  # (levels,), the same from the start that chains have without an initializer
-    spread: Tensor  # (levels,), standard deviation of q's draws around their mean over that of the refined ones
+    relative_std: Tensor  # (levels,), standard deviation of q's draws around their mean over that of the refined ones
     problems: tuple[str, ...]  # in words; empty if there are none
 
 
@@ -39,7 +39,7 @@ def initializer_report(model: CooperativeModel, data: Tensor, steps: int = 100) 
         InvalidInput: if the model has no initializer.
     """
     check_data("data", data, model.event_shape, at_least=2)
-    clean = model.standardized(data.to(model.step_sizes))
+    clean = model.to_unit(data.to(model.step_sizes))
     columns: list[list[float]] = [[], [], []]
     for t in range(model.schedule.levels):
         level = torch.full((len(data),), t, device=clean.device)
@@ -48,23 +48,23 @@ def initializer_report(model: CooperativeModel, data: Tensor, steps: int = 100) 
         with torch.no_grad():
             proposal = recovery_proposal(model, pair.noisy, level, potential)
             drawn = proposal.sample()
-        start = gaussian_start(potential, model.schedule.spread.to(clean)[level])
+        start = gaussian_start(potential, model.schedule.marginal_std.to(clean)[level])
         refined = run_chain(level_kernel(model, level), potential, pair.clean, steps).state.x
         home = energy_only(potential, refined)
         for column, points in zip(columns, (drawn, start), strict=False):
             column.append(float((energy_only(potential, points) - home).median()))
         columns[2].append(float((drawn - proposal.mean).std() / (refined - proposal.mean).std()))
-    drop, without, spread = (torch.tensor(column) for column in columns)
+    drop, without, relative_std = (torch.tensor(column) for column in columns)
     problems = []
     useless = [t for t in range(len(drop)) if drop[t] > without[t] + 0.5]
     if useless:
         problems.append(
             f"at level(s) {useless} chains begin no better with the initializer than without: train it longer"
         )
-    collapsed = [t for t in range(len(drop)) if spread[t] < 0.05]
+    collapsed = [t for t in range(len(drop)) if relative_std[t] < 0.05]
     if collapsed:
         problems.append(
             f"at level(s) {collapsed} the initializer has collapsed: its draws differ by less than a twentieth of what "
             "the chains do"
         )
-    return InitializerReport(drop, without, spread, tuple(problems))
+    return InitializerReport(drop, without, relative_std, tuple(problems))

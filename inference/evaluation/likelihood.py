@@ -49,16 +49,16 @@ def kl_by_samples(
 
 
 def bits_per_dimension(log_likelihood: Estimate, event_shape: Sequence[int], *, gap: float | Tensor = 1.0) -> Estimate:
-    """Bits for each dimension of discrete data that were spread uniformly over their gaps (dequantised).
+    """Bits for each dimension of discrete data that were spread uniformly over their gaps (dequantized).
 
-    The density of dequantised data bounds the discrete probability: log P(x) ≥ E_u[log p(x + u)] + Σ log gap (Theis et
+    The density of dequantized data bounds the discrete probability: log P(x) ≥ E_u[log p(x + u)] + Σ log gap (Theis et
     al. 2016), so this is an upper bound on the bits, up to the uncertainty of log Z.
 
     Args:
-        log_likelihood: mean log density of the dequantised data, in nats.
+        log_likelihood: mean log density of the dequantized data, in nats.
         event_shape: of one point.
         gap: between neighbouring values, in the units of the density's points: one number, or one for each coordinate,
-            ``(*event)``.  Pixels of ``Images.dequantised`` have 1 / levels, so 1 / 256 for bytes; those of
+            ``(*event)``.  Pixels of ``Images.dequantized`` have 1 / levels, so 1 / 256 for bytes; those of
             ``x + u / 255`` have 1 / 255.
     """
     check_positive("gap", gap)

@@ -28,7 +28,7 @@ _Z, _APART = 4.0, 0.5  # standard errors and nats beyond which a difference is s
 
 
 class LongModel(Protocol):
-    """What a long run needs of a model; all of ``energyppl.models``' normalisable ones are such."""
+    """What a long run needs of a model; all of ``energyppl.models``' normalizable ones are such."""
 
     event_shape: torch.Size
     loc: Tensor

@@ -31,7 +31,7 @@ class ScoredModel(Protocol):
     event_shape: torch.Size
     loc: Tensor  # whose dtype and device points take
 
-    def standardized(self, data: Tensor) -> Tensor:
+    def to_unit(self, data: Tensor) -> Tensor:
         """Data in the coordinates of the energies."""
         ...
 
@@ -68,7 +68,7 @@ def energy_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 1000
 def joint_scores(model: ScoredModel, x: Tensor, *, batch: int = 1000) -> Tensor:
     """The free energy over all levels, ``−log Σ_t exp(−U(x, t))``, in nats (DA-EBM, Zhang, Tan & Ou 2023).
 
-    It is −log p(x) up to a constant under a joint density of points and levels, as a ``JointEBM`` has: one normaliser
+    It is −log p(x) up to a constant under a joint density of points and levels, as a ``JointEBM`` has: one normalizer
     for all levels.  In a ``RecoveryEBM`` each level has its own log Z, and the sum weighs levels by what these happen
     to be.
 
@@ -97,7 +97,7 @@ def gradient_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 10
     """The norm of the energy's gradient at each row, ``|∂U/∂x|₂`` (Grathwohl et al. 2020, section 5.3).
 
     Around a mode or a flat region that holds mass the density hardly changes; beside a narrow peak it does.  The
-    gradient is taken in the model's standardised coordinates, so that the data's units don't count.
+    gradient is taken in the model's standardized coordinates, so that the data's units don't count.
 
     Args:
         model: a model, a potential, or a distribution.
@@ -182,7 +182,7 @@ def _pieces(name: str, x: Tensor, model: Scored, level: int, batch: int) -> Iter
     for start in range(0, len(x), batch):
         rows = slice(start, start + batch)
         points = x[rows].detach()
-        points = model.standardized(points.to(model.loc)) if _has_coordinates(model) else beside(model, points)
+        points = model.to_unit(points.to(model.loc)) if _has_coordinates(model) else beside(model, points)
         own = potential
         if isinstance(own, AtLevel) and own.label is not None and own.label.dim():  # each row has a class of its own
             own = replace(own, label=own.label[rows])
@@ -203,7 +203,7 @@ def _potential(model: Scored, level: int) -> Potential:
 
 def _has_coordinates(model: object) -> TypeGuard[ScoredModel]:
     # Not isinstance: from Python 3.12 on a protocol's does not see a module's buffers, such as loc.
-    return all(hasattr(model, name) for name in ("potential", "standardized", "loc"))
+    return all(hasattr(model, name) for name in ("potential", "to_unit", "loc"))
 
 
 # --- How well scores tell ------------------------------------------------------------------------------------------

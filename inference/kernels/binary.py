@@ -9,7 +9,7 @@ from torch import Tensor
 from energyppl._checks import check_count, check_event, check_positive
 from energyppl.autodiff.gradient import energy_and_grad, energy_only
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import Info, State, dot, metropolis, widen
+from energyppl.inference.kernels.contract import Info, State, append_dims, dot, metropolis
 from energyppl.potentials.algebra import Potential
 
 __all__ = ["BinaryGibbs", "DiscreteLangevin"]
@@ -45,7 +45,7 @@ class BinaryGibbs:
             flipped = rows.scatter(-1, site, 1.0 - rows.gather(-1, site)).reshape(x.shape)
             other = energy_only(potential, flipped)
             flips = torch.rand_like(energy) < torch.sigmoid(energy - other)
-            x = torch.where(widen(flips, x), flipped, x)
+            x = torch.where(append_dims(flips, x), flipped, x)
             energy = torch.where(flips, other, energy)
             changed |= flips
         one = torch.ones_like(energy)
@@ -64,13 +64,13 @@ class DiscreteLangevin:
     """
 
     step_size: float | Tensor = 0.2
-    target: ClassVar[float | None] = 0.574
-    largest_step: ClassVar[float] = 100.0
+    target_acceptance: ClassVar[float | None] = 0.574
+    max_step_size: ClassVar[float] = 100.0
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
 
-    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "DiscreteLangevin":
+    def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "DiscreteLangevin":
         """The same kernel with steps of ``step``; sites have no width."""
         return replace(self, step_size=step)
 
@@ -93,7 +93,7 @@ class DiscreteLangevin:
 
     def _logit(self, x: Tensor, grad: Tensor) -> Tensor:
         size = torch.as_tensor(self.step_size).to(x)
-        return -0.5 * grad * (1.0 - 2.0 * x) - 0.5 / (widen(size, x) if size.dim() else size)
+        return -0.5 * grad * (1.0 - 2.0 * x) - 0.5 / (append_dims(size, x) if size.dim() else size)
 
 
 def _check_binary(potential: Potential, x: Tensor) -> None:

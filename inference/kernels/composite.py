@@ -10,7 +10,7 @@ from torch import Tensor
 from energyppl._checks import check_positive
 from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import Info, Kernel, State, combined, evaluate, widen
+from energyppl.inference.kernels.contract import Info, Kernel, State, append_dims, combined, evaluate
 from energyppl.potentials.algebra import Bridge, Conditioned, Potential, Scaled
 
 __all__ = ["Block", "Cycle", "Mixture", "Tempered", "coldest"]
@@ -119,14 +119,14 @@ class Tempered:
     """Parallel tempering around any kernel (Geyer 1991), with the non-reversible scheme of Syed et al. (2022).
 
     Each chain has a replica at every inverse temperature β; after each move, neighbouring replicas propose to swap, at
-    odd and even places in turn, so that states travel straight through the ladder.  The chain itself is the replica at
-    β = 1.
+    odd and even places in turn, so that states travel straight through the temperatures.  The chain itself is the
+    replica at β = 1.
 
     Args:
-        kernel: moves the replicas.  A step size ``(rungs, 1)`` gives each temperature its own.
+        kernel: moves the replicas.  A step size ``(replicas, 1)`` gives each temperature its own.
         betas: inverse temperatures from 1 downwards, at least two.
         base: what the target melts into, ``β U + (1 − β) U_base``; plain ``β U`` if None, for targets that stay
-            normalisable when flattened.
+            normalizable when flattened.
 
     Raises:
         InvalidInput: if ``betas`` don't begin at 1 and fall, or reach 0 without a base.
@@ -146,37 +146,37 @@ class Tempered:
         object.__setattr__(self, "betas", betas)
 
     def replicas(self, x: Tensor) -> Tensor:
-        """A copy of each chain ``(*chains, *event)`` for every temperature, ``(rungs, *chains, *event)``."""
+        """A copy of each chain ``(*chains, *event)`` for every temperature, ``(replicas, *chains, *event)``."""
         return x.detach().expand(len(self.betas), *x.shape).contiguous()
 
-    def ladder(self, potential: Potential, x: Tensor) -> "Scaled | Bridge":
+    def tempered(self, potential: Potential, x: Tensor) -> "Scaled | Bridge":
         """The target at every temperature, for replicas of chains like ``x``, ``(*chains, *event)``."""
         beta = torch.tensor(self.betas, dtype=x.dtype, device=x.device)
         beta = beta.reshape(-1, *[1] * (x.dim() - len(potential.event_shape)))
         return Scaled(potential, beta) if self.base is None else Bridge(self.base, potential, beta)
 
     def init(self, potential: Potential, x: Tensor) -> State:
-        """Put a replica of each chain at every temperature, ``(rungs, *chains, *event)`` in ``inner``."""
-        return coldest(self.kernel.init(self.ladder(potential, x), self.replicas(x)), 0)
+        """Put a replica of each chain at every temperature, ``(replicas, *chains, *event)`` in ``inner``."""
+        return coldest(self.kernel.init(self.tempered(potential, x), self.replicas(x)), 0)
 
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Move all replicas once, then let neighbours swap."""
-        rungs, parity = state.inner
-        ladder = self.ladder(potential, state.x)
-        rungs, info = self.kernel.step(ladder, rungs)
+        replicas, parity = state.inner
+        tempered = self.tempered(potential, state.x)
+        replicas, info = self.kernel.step(tempered, replicas)
         # U − U_base at each replica: what a swap of neighbours exchanges (β_i − β_j) times of.
-        if isinstance(ladder, Scaled):
-            heat = rungs.energy / ladder.factor
+        if isinstance(tempered, Scaled):
+            work = replicas.energy / tempered.factor
         else:
-            heat = energy_only(ladder.target, rungs.x) - energy_only(ladder.base, rungs.x)
-        order = torch.arange(len(self.betas), device=rungs.x.device)
-        order = widen(order, rungs.energy).expand(rungs.energy.shape).clone()
+            work = energy_only(tempered.target, replicas.x) - energy_only(tempered.base, replicas.x)
+        order = torch.arange(len(self.betas), device=replicas.x.device)
+        order = append_dims(order, replicas.energy).expand(replicas.energy.shape).clone()
         for i in range(parity, len(self.betas) - 1, 2):
-            gain = (self.betas[i] - self.betas[i + 1]) * (heat[i] - heat[i + 1])
-            swap = torch.rand_like(gain) < gain.clamp(max=0.0).exp()
+            adaptation_rate = (self.betas[i] - self.betas[i + 1]) * (work[i] - work[i + 1])
+            swap = torch.rand_like(adaptation_rate) < adaptation_rate.clamp(max=0.0).exp()
             order[i], order[i + 1] = torch.where(swap, i + 1, i), torch.where(swap, i, i + 1)
-        x = torch.gather(rungs.x, 0, widen(order, rungs.x).expand(rungs.x.shape))
-        outer = coldest(self.kernel.init(ladder, x), 1 - parity)
+        x = torch.gather(replicas.x, 0, append_dims(order, replicas.x).expand(replicas.x.shape))
+        outer = coldest(self.kernel.init(tempered, x), 1 - parity)
         cold = Info(
             info.accept_prob[0],
             info.accepted[0] | (order[0] != 0),
@@ -186,6 +186,6 @@ class Tempered:
         return outer, cold
 
 
-def coldest(rungs: State, parity: int) -> State:
+def coldest(replicas: State, parity: int) -> State:
     """The chains at β = 1 of all replicas, which they keep beside, with the places that swap next, even or odd."""
-    return State(rungs.x[0], rungs.energy[0], rungs.grad[0], (rungs, parity))
+    return State(replicas.x[0], replicas.energy[0], replicas.grad[0], (replicas, parity))

@@ -23,6 +23,7 @@ __all__ = [
     "Kernel",
     "State",
     "TunableKernel",
+    "append_dims",
     "casting",
     "check_force_dtype",
     "check_kernel",
@@ -32,7 +33,6 @@ __all__ = [
     "metropolis",
     "middle_step",
     "select",
-    "widen",
 ]
 
 
@@ -86,9 +86,9 @@ class Kernel(Protocol):
 class TunableKernel(Kernel, Protocol):
     """A kernel with one step size that acceptance can steer."""
 
-    target: ClassVar[float | None]
+    target_acceptance: ClassVar[float | None]
     """The mean acceptance that serves it best; None if it never rejects."""
-    largest_step: ClassVar[float]
+    max_step_size: ClassVar[float]
     """The largest step size that makes sense, in widths of the target."""
 
     @property
@@ -96,13 +96,13 @@ class TunableKernel(Kernel, Protocol):
         """A number, or one for each chain."""
         ...
 
-    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "TunableKernel":
+    def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "TunableKernel":
         """The same kernel for a level, one of each for each chain.
 
         Args:
             step: relative step size.
-            width: width of the recovery distribution at most, the tether's.
-            spread: standard deviation of the level's marginal.
+            width: width of the recovery distribution at most, the tilt's.
+            marginal_std: standard deviation of the level's marginal.
         """
         ...
 
@@ -139,7 +139,7 @@ def casting(x: Tensor, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def widen(value: Tensor, x: Tensor) -> Tensor:
+def append_dims(value: Tensor, x: Tensor) -> Tensor:
     """A number for each chain, made broadcastable against the points.
 
     Raises:
@@ -155,7 +155,7 @@ def widen(value: Tensor, x: Tensor) -> Tensor:
 
 def select(accepted: Tensor, new: State, old: State) -> State:
     """The new state where ``accepted``, ``(*chains,)``, the old one elsewhere."""
-    wide = widen(accepted, old.x).expand_as(old.x).contiguous()  # twice read: where is slow on a strided mask
+    wide = append_dims(accepted, old.x).expand_as(old.x).contiguous()  # twice read: where is slow on a strided mask
     return State(
         torch.where(wide, new.x, old.x),
         torch.where(accepted, new.energy, old.energy),

@@ -1,4 +1,4 @@
-"""Crank–Nicolson kernels for tethered potentials: a recovery distribution is a Gaussian times exp(−U)."""
+"""Crank–Nicolson kernels for tilted potentials: a recovery distribution is a Gaussian times exp(−U)."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -9,17 +9,17 @@ from torch import Tensor
 from energyppl._checks import check_event, check_positive
 from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import Info, State, check_force_dtype, dot, evaluate, metropolis, widen
-from energyppl.potentials.algebra import Potential, Tethered
+from energyppl.inference.kernels.contract import Info, State, append_dims, check_force_dtype, dot, evaluate, metropolis
+from energyppl.potentials.algebra import Potential, RecoveryPotential
 
 __all__ = ["CrankNicolson", "CrankNicolsonLangevin", "reference"]
 
 
 @dataclass(frozen=True, eq=False)
 class CrankNicolson:
-    """Preconditioned Crank–Nicolson (Cotter, Roberts, Stuart & White 2013) on a tethered potential: exact, no gradient.
+    """Preconditioned Crank–Nicolson (Cotter, Roberts, Stuart & White 2013) on a tilted potential: exact, no gradient.
 
-    With the tether's Gaussian times N(0, reference_scale²) as the reference N(m, s²), it proposes
+    With the tilt's Gaussian times N(0, reference_scale²) as the reference N(m, s²), it proposes
     ``m + √(1 − β²) (x − m) + β s ξ``, which leaves the reference as it is, so only the rest of the energy is put to the
     test.  At β = 1 proposals are independent draws from the reference.  In few dimensions, or where a density has edges
     that gradients only stumble over, it mixes far better than MALA; in many dimensions β must shrink and MALA wins.
@@ -27,24 +27,24 @@ class CrankNicolson:
     Args:
         step_size: β in (0, 1], a number or one for each chain, ``(*chains,)``.
         reference_scale: standard deviation of the wide Gaussian around the origin, a number or ``(*chains,)``; 1 for
-            standardised data.
+            standardized data.
     """
 
     step_size: float | Tensor = 1.0
     reference_scale: float | Tensor = 1.0
-    target: ClassVar[float | None] = 0.35
-    largest_step: ClassVar[float] = 1.0
+    target_acceptance: ClassVar[float | None] = 0.35
+    max_step_size: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         _check_crank_nicolson(self)
 
-    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "CrankNicolson":
+    def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "CrankNicolson":
         """The same kernel with β = ``step``, at most 1, and the marginal's spread as its reference."""
-        return replace(self, step_size=step.clamp(max=1.0), reference_scale=spread)
+        return replace(self, step_size=step.clamp(max=1.0), reference_scale=marginal_std)
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the energy at ``x``, ``(*chains, *event)``; no gradient is needed and none is worked out."""
-        _require_tethered(self, potential)
+        _require_tilt(self, potential)
         check_event("x", x, potential.event_shape)
         x = x.detach()
         return State(x, energy_only(potential, x), torch.zeros((), dtype=x.dtype, device=x.device).expand_as(x))
@@ -52,7 +52,7 @@ class CrankNicolson:
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Propose a move of the reference for every chain and accept it by the rest of the energy."""
         x = state.x
-        mean, deviation = reference(_require_tethered(self, potential), self.reference_scale, x)
+        mean, deviation = reference(_require_tilt(self, potential), self.reference_scale, x)
         beta = _like(self.step_size, x)
         new_x = mean + (1.0 - beta * beta).sqrt() * (x - mean) + beta * deviation * torch.randn_like(x)
         energy = energy_only(potential, new_x)
@@ -63,11 +63,11 @@ class CrankNicolson:
 
 @dataclass(frozen=True, eq=False)
 class CrankNicolsonLangevin:
-    """Preconditioned Crank–Nicolson Langevin (pCNL, Cotter, Roberts, Stuart & White 2013) on a tethered potential.
+    """Preconditioned Crank–Nicolson Langevin (pCNL, Cotter, Roberts, Stuart & White 2013) on a tilted potential.
 
     :class:`CrankNicolson` with the gradient of the rest of the energy in its proposal, which is then
     ``x − (1 − √(1 − β²)) s² ∇U(x) + β s ξ``.  At high noise, where the reference is nearly the target, it draws almost
-    independently; at low noise and in many dimensions it is MALA with the tether's width as its scale.
+    independently; at low noise and in many dimensions it is MALA with the tilt's width as its scale.
 
     Args:
         step_size: β in (0, 1], a number or one for each chain, ``(*chains,)``.
@@ -78,25 +78,25 @@ class CrankNicolsonLangevin:
     step_size: float | Tensor = 0.3
     reference_scale: float | Tensor = 1.0
     force_dtype: torch.dtype | None = None
-    target: ClassVar[float | None] = 0.6
-    largest_step: ClassVar[float] = 1.0
+    target_acceptance: ClassVar[float | None] = 0.6
+    max_step_size: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         _check_crank_nicolson(self)
         check_force_dtype(self.force_dtype)
 
-    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "CrankNicolsonLangevin":
+    def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "CrankNicolsonLangevin":
         """The same kernel with β = ``step``, at most 1, and the marginal's spread as its reference."""
-        return replace(self, step_size=step.clamp(max=1.0), reference_scale=spread)
+        return replace(self, step_size=step.clamp(max=1.0), reference_scale=marginal_std)
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""
-        _require_tethered(self, potential)
+        _require_tilt(self, potential)
         return evaluate(potential, x, self.force_dtype)
 
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Propose a Langevin move of the reference for every chain and accept it by the Metropolis–Hastings rule."""
-        _, deviation = reference(_require_tethered(self, potential), self.reference_scale, state.x)
+        _, deviation = reference(_require_tilt(self, potential), self.reference_scale, state.x)
         beta = _like(self.step_size, state.x)
         size, noise = beta * deviation, torch.randn_like(state.x)
         drift = (1.0 - (1.0 - beta * beta).sqrt()) * deviation * deviation
@@ -114,16 +114,16 @@ def _check_crank_nicolson(kernel: "CrankNicolson | CrankNicolsonLangevin") -> No
         raise InvalidInput(f"step_size of {type(kernel).__name__} must lie in (0, 1]; got {kernel.step_size}")
 
 
-def _require_tethered(kernel: object, potential: Potential) -> Tethered:
-    if not isinstance(potential, Tethered):
+def _require_tilt(kernel: object, potential: Potential) -> RecoveryPotential:
+    if not isinstance(potential, RecoveryPotential):
         raise InvalidInput(
-            f"{type(kernel).__name__} moves on a Tethered potential; got {type(potential).__name__}: use MALA there"
+            f"{type(kernel).__name__} moves on a RecoveryPotential; got {type(potential).__name__}: use MALA there"
         )
     return potential
 
 
-def reference(potential: Tethered, scale: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the tether's Gaussian times N(0, scale²): the recovery of Gaussian data."""
+def reference(potential: RecoveryPotential, scale: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the tilt's Gaussian times N(0, scale²): the recovery of Gaussian data."""
     precision = torch.as_tensor(potential.sigma).to(x) ** -2
     total = precision + _like(scale, x) ** -2
     return potential.center * (precision / total), total.rsqrt()
@@ -132,4 +132,4 @@ def reference(potential: Tethered, scale: float | Tensor, x: Tensor) -> tuple[Te
 def _like(value: float | Tensor, x: Tensor) -> Tensor:
     """A number, or one for each chain, in the dtype and device of the points and broadcastable against them."""
     tensor = torch.as_tensor(value).to(x)
-    return widen(tensor, x) if tensor.dim() else tensor
+    return append_dims(tensor, x) if tensor.dim() else tensor

@@ -13,12 +13,12 @@ from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import (
     Info,
     State,
+    append_dims,
     check_force_dtype,
     dot,
     evaluate,
     metropolis,
     middle_step,
-    widen,
 )
 from energyppl.inference.kernels.mass import InverseMass, Stepper, check_inverse_mass, stepper
 from energyppl.potentials.algebra import Potential
@@ -110,8 +110,8 @@ class HMC:
     jitter: float = 0.2
     inverse_mass: InverseMass = None
     force_dtype: torch.dtype | None = None
-    target: ClassVar[float | None] = 0.8
-    largest_step: ClassVar[float] = 10.0
+    target_acceptance: ClassVar[float | None] = 0.8
+    max_step_size: ClassVar[float] = 10.0
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
@@ -121,7 +121,7 @@ class HMC:
         check_inverse_mass(self.inverse_mass)
         check_force_dtype(self.force_dtype)
 
-    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "HMC":
+    def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "HMC":
         """The same kernel with steps of ``step`` widths."""
         return replace(self, step_size=step * width)
 
@@ -149,26 +149,26 @@ class ChEES:
         length: of the longest trajectory, in units of the whitened coordinates.
         inverse_mass: as in :class:`HMC`.
         force_dtype: as in :class:`HMC`.
-        most_steps: leapfrog steps of a trajectory at most.
+        max_steps: leapfrog steps of a trajectory at most.
     """
 
     step_size: float | Tensor = 0.1
     length: float = 1.0
     inverse_mass: InverseMass = None
     force_dtype: torch.dtype | None = None
-    most_steps: int = 512
-    target: ClassVar[float | None] = 0.8
+    max_steps: int = 512
+    target_acceptance: ClassVar[float | None] = 0.8
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
         check_positive("length", self.length)
-        check_count("most_steps", self.most_steps)
+        check_count("max_steps", self.max_steps)
         check_inverse_mass(self.inverse_mass)
         check_force_dtype(self.force_dtype)
 
     def steps_for(self, share: float) -> int:
         """Leapfrog steps of a trajectory of ``share`` times the longest."""
-        return min(self.most_steps, max(1, math.ceil(share * self.length / middle_step(self))))
+        return min(self.max_steps, max(1, math.ceil(share * self.length / middle_step(self))))
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""
@@ -201,8 +201,8 @@ class MALT:
     friction: float | Tensor = 1.0
     inverse_mass: InverseMass = None
     force_dtype: torch.dtype | None = None
-    target: ClassVar[float | None] = 0.7
-    largest_step: ClassVar[float] = 10.0
+    target_acceptance: ClassVar[float | None] = 0.7
+    max_step_size: ClassVar[float] = 10.0
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
@@ -213,7 +213,7 @@ class MALT:
         check_inverse_mass(self.inverse_mass)
         check_force_dtype(self.force_dtype)
 
-    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "MALT":
+    def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "MALT":
         """The same kernel with steps of ``step`` widths, and as much friction for each width."""
         return replace(self, step_size=step * width, friction=torch.as_tensor(self.friction).to(width.device) / width)
 
@@ -228,7 +228,7 @@ class MALT:
         # The two half renewals between leapfrog steps are one; the first and the last change nothing that is kept.
         friction, size = (torch.as_tensor(value).to(x.device) for value in (self.friction, self.step_size))
         kept = torch.exp(-friction * size).to(x)
-        kept = widen(kept, x) if kept.dim() else kept
+        kept = append_dims(kept, x) if kept.dim() else kept
         fresh = (1.0 - kept * kept).sqrt()
         start = state.energy + 0.5 * dot(u, u, state.energy)
         gained = -0.5 * dot(u, u, start)  # kinetic energy gained in leapfrog steps, not in renewals

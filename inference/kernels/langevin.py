@@ -12,12 +12,12 @@ from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.inference.kernels.contract import (
     Info,
     State,
+    append_dims,
     check_force_dtype,
     dot,
     evaluate,
     metropolis,
     select,
-    widen,
 )
 from energyppl.potentials.algebra import Potential
 
@@ -28,7 +28,7 @@ def _langevin_proposal(step_size: float | Tensor, state: State) -> tuple[Tensor,
     """``x − ½ s² ∇U + s ξ``, the noise ξ, and s made broadcastable."""
     noise = torch.randn_like(state.x)
     if isinstance(step_size, Tensor) and step_size.dim():
-        wide = widen(step_size.to(state.x), state.x)
+        wide = append_dims(step_size.to(state.x), state.x)
         drift = torch.addcmul(state.x, wide * wide, state.grad, value=-0.5)
         return torch.addcmul(drift, wide, noise), noise, wide
     size = float(step_size)
@@ -47,14 +47,14 @@ class Langevin:
 
     step_size: float | Tensor
     force_dtype: torch.dtype | None = None
-    target: ClassVar[float | None] = None
-    largest_step: ClassVar[float] = 10.0
+    target_acceptance: ClassVar[float | None] = None
+    max_step_size: ClassVar[float] = 10.0
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
         check_force_dtype(self.force_dtype)
 
-    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "Langevin":
+    def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "Langevin":
         """The same kernel with steps of ``step`` widths."""
         return replace(self, step_size=step * width)
 
@@ -86,14 +86,16 @@ class MALA:
 
     step_size: float | Tensor
     force_dtype: torch.dtype | None = None
-    target: ClassVar[float | None] = 0.6  # fastest mixing is near .574 in high dimension (Roberts & Rosenthal 1998)
-    largest_step: ClassVar[float] = 10.0
+    target_acceptance: ClassVar[float | None] = (
+        0.6  # fastest mixing is near .574 in high dimension (Roberts & Rosenthal 1998)
+    )
+    max_step_size: ClassVar[float] = 10.0
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
         check_force_dtype(self.force_dtype)
 
-    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "MALA":
+    def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "MALA":
         """The same kernel with steps of ``step`` widths."""
         return replace(self, step_size=step * width)
 

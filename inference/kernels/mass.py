@@ -14,7 +14,7 @@ from torch import Tensor
 
 from energyppl._checks import check_positive, shape_text
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import widen
+from energyppl.inference.kernels.contract import append_dims
 
 __all__ = [
     "InverseMass",
@@ -28,7 +28,7 @@ __all__ = [
     "stepper",
 ]
 
-MOST_DIMENSIONS = 1000  # an eigendecomposition takes a fifth of a second there
+MAX_DIMENSIONS = 1000  # an eigendecomposition takes a fifth of a second there
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def stepper(step_size: float | Tensor, inverse_mass: InverseMass, x: Tensor, eve
         InvalidInput: if the mass is not of the event's shape, or there is not a step size for each chain.
     """
     if isinstance(step_size, Tensor) and step_size.dim():
-        step: float | Tensor = widen(step_size.to(x), x)
+        step: float | Tensor = append_dims(step_size.to(x), x)
     else:
         step = float(step_size)
     if inverse_mass is None:
@@ -183,7 +183,7 @@ def low_rank_mass(draws: Tensor, rank: int = 32, cutoff: float = 1.5) -> Inverse
     assert isinstance(variance, Tensor)
     flat = ((draws - draws.mean(0)) / variance.sqrt()).reshape(len(draws), -1)
     n, size = flat.shape
-    if not 2 <= size <= MOST_DIMENSIONS or n < 10:
+    if not 2 <= size <= MAX_DIMENSIONS or n < 10:
         return variance
     values, vectors = torch.linalg.eigh(flat.T @ flat / (n - 1))
     values = values.clamp(min=0.0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from energyppl._checks import check_count, check_positive
 from energyppl.autodiff.gradient import energy_and_grad
-from energyppl.inference.kernels.contract import Info, State, dot, evaluate, select, widen
+from energyppl.inference.kernels.contract import Info, State, append_dims, dot, evaluate, select
 from energyppl.inference.kernels.hamiltonian import LARGEST_ERROR
 from energyppl.inference.kernels.mass import InverseMass, Stepper, check_inverse_mass, stepper
 from energyppl.potentials.algebra import Potential
@@ -50,15 +50,15 @@ class NUTS:
     step_size: float | Tensor = 0.1
     max_depth: int = 10
     inverse_mass: InverseMass = None
-    target: ClassVar[float | None] = 0.8
-    largest_step: ClassVar[float] = 10.0
+    target_acceptance: ClassVar[float | None] = 0.8
+    max_step_size: ClassVar[float] = 10.0
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
         check_count("max_depth", self.max_depth)
         check_inverse_mass(self.inverse_mass)
 
-    def resized(self, step: Tensor, width: Tensor, spread: Tensor) -> "NUTS":
+    def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "NUTS":
         """The same kernel with steps of ``step`` widths."""
         return replace(self, step_size=step * width)
 
@@ -94,7 +94,7 @@ class NUTS:
             proposal_total = torch.where(taken, tree.proposal_total, proposal_total)
             right = _choose(tree.complete & forward, tree.end, right)
             left = _choose(tree.complete & ~forward, tree.end, left)
-            momentum = torch.where(widen(tree.complete, momentum), momentum + tree.momentum, momentum)
+            momentum = torch.where(append_dims(tree.complete, momentum), momentum + tree.momentum, momentum)
             log_weight = torch.logaddexp(log_weight, tree.log_weight)
             growing = tree.complete & ~_turning(left[1], right[1], momentum, total) & ~across
         accept_prob = accept_sum / leaves.clamp(min=1.0)
@@ -172,7 +172,7 @@ def _grow(
 
 
 def _choose(first: Tensor, a: tuple[State, Tensor], b: tuple[State, Tensor]) -> tuple[State, Tensor]:
-    return select(first, a[0], b[0]), torch.where(widen(first, a[1]), a[1], b[1])
+    return select(first, a[0], b[0]), torch.where(append_dims(first, a[1]), a[1], b[1])
 
 
 def _turning(left: Tensor, right: Tensor, momentum: Tensor, like: Tensor) -> Tensor:

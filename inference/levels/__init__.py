@@ -2,7 +2,7 @@
 
 from energyppl.inference.levels.annealed_langevin import (
     AnnealedPoints,
-    TemperatureLadder,
+    TemperatureSchedule,
     anneal_temperature,
     denoising_jump,
 )
@@ -15,7 +15,7 @@ __all__ = [
     "AnnealedPoints",
     "Generation",
     "JointTrajectory",
-    "TemperatureLadder",
+    "TemperatureSchedule",
     "anneal_temperature",
     "denoising_jump",
     "draw_levels",

@@ -12,11 +12,11 @@ from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import check_force_dtype
 from energyppl.potentials.algebra import Potential, as_potential, sum_event
 
-__all__ = ["AnnealedPoints", "TemperatureLadder", "anneal_temperature", "check_seen", "denoising_jump"]
+__all__ = ["AnnealedPoints", "TemperatureSchedule", "anneal_temperature", "check_seen", "denoising_jump"]
 
 
 @dataclass(frozen=True)
-class TemperatureLadder:
+class TemperatureSchedule:
     """Temperatures to go through, one for each step: hot, exponentially down to 1, linearly on to 0 (Li et al. 2019).
 
     Args:
@@ -41,7 +41,7 @@ class TemperatureLadder:
         for name in ("hot", "cooling", "quench"):
             check_count(name, getattr(self, name), at_least=0)
         if not self.hot + self.cooling + self.quench:
-            raise InvalidInput("a ladder needs at least one step; got none: set hot, cooling or quench")
+            raise InvalidInput("a schedule needs at least one step; got none: set hot, cooling or quench")
 
     def temperatures(self) -> Tensor:
         """The temperature of each step, ``(hot + cooling + quench,)``, float64."""
@@ -61,14 +61,14 @@ class AnnealedPoints(NamedTuple):
 def anneal_temperature(
     potential: Potential,
     x: Tensor,
-    ladder: TemperatureLadder | None = None,
+    schedule: TemperatureSchedule | None = None,
     *,
     step_size: float = 0.02,
     seen: Tensor | None = None,
     base_sigma: float = 0.1,
     force_dtype: torch.dtype | None = None,
 ) -> AnnealedPoints:
-    """Annealed Langevin, ``x ← x − ½ ε² ∇U(x) + ε √T ξ``, down a ladder of temperatures (Li et al. 2019).
+    """Annealed Langevin, ``x ← x − ½ ε² ∇U(x) + ε √T ξ``, down a schedule of temperatures (Li et al. 2019).
 
     Nothing accepts or rejects: each temperature is met up to the bias of its step.  With ``seen`` it inpaints: only the
     other coordinates move, and before each gradient the seen ones are given the noise σ0 √T of the temperature, so that
@@ -77,7 +77,7 @@ def anneal_temperature(
     Args:
         potential: the energy U, in nats at temperature 1.
         x: where to begin, ``(*batch, *event)``; with ``seen``, the known values there.
-        ladder: the temperatures; the paper's if None.
+        schedule: the temperatures; the paper's if None.
         step_size: ε, the standard deviation of a step's noise at temperature 1, in units of x; the paper's 0.02 is a
             fifth of its σ0 = 0.1.
         seen: boolean mask ``(*event)`` or ``(*batch, *event)``, True where x is known; these come back as they were.
@@ -96,7 +96,7 @@ def anneal_temperature(
     if seen is not None:
         check_seen(seen, given, event_shape)
         seen = seen.to(given.device)
-    x, temperatures = given, (TemperatureLadder() if ladder is None else ladder).temperatures().tolist()
+    x, temperatures = given, (TemperatureSchedule() if schedule is None else schedule).temperatures().tolist()
     diverging = torch.zeros(x.shape[: x.dim() - len(event_shape)], dtype=torch.bool, device=x.device)
     for temperature in temperatures:
         root = temperature**0.5

@@ -15,14 +15,14 @@ from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.hamiltonian import ChEES
 from energyppl.inference.kernels.mass import identity_mass
 from energyppl.inference.levels.initializers import CooperativeModel, model_of_rows, recovery_start
-from energyppl.inference.levels.recovery import RecoveryModel, level_kernel, recovery_potential, tether_widths
+from energyppl.inference.levels.recovery import RecoveryModel, level_kernel, recovery_potential, tilt_widths
 from energyppl.inference.sampling.run_chain import run_chain
 
 __all__ = ["Generation", "LevelTuning", "generate", "tune_levels"]
 
 
 class Generation(NamedTuple):
-    """Samples and how they came about, in the coordinates of ``model.standardized``."""
+    """Samples and how they came about, in the coordinates of ``model.to_unit``."""
 
     x: Tensor  # (*shape, *event), data at level 0 (or without noise, after the Tweedie step)
     path: tuple[Tensor, ...]  # white noise, then x_t at the end of each level, from the top level down to 0
@@ -83,7 +83,7 @@ def generate(
 def _descend(model: CooperativeModel, shape: torch.Size, steps: int, last: int, denoise: bool) -> Generation:
     schedule = model.schedule
     like = model.step_sizes
-    spreads = schedule.spread.to(like)
+    spreads = schedule.marginal_std.to(like)
     x = spreads[-1] * torch.randn(*shape, *model.event_shape, dtype=like.dtype, device=like.device)
     path, acceptance, evaluations = [x], torch.zeros_like(like), 0.0
     for t in reversed(range(last, schedule.levels)):
@@ -115,13 +115,15 @@ def tune_levels(model: RecoveryModel, kernel: TunableKernel, data: Tensor, steps
     if len(data) < levels:
         raise InvalidInput(f"data must have a row for each of {levels} levels at least; got {len(data)}")
     level = torch.arange(len(data), device=data.device) % levels
-    clean, noisy = model.schedule.pairs(model.standardized(data), level)
+    clean, noisy = model.schedule.pairs(model.to_unit(data), level)
     potential = recovery_potential(model, noisy, level)
-    width = tether_widths(model.schedule).to(clean)[level]
-    spread = model.schedule.spread.to(clean)[level]
-    unit = kernel.resized(torch.full_like(width, min(0.5, kernel.largest_step)), width, spread)
+    width = tilt_widths(model.schedule).to(clean)[level]
+    marginal_std = model.schedule.marginal_std.to(clean)[level]
+    unit = kernel.resized(torch.full_like(width, min(0.5, kernel.max_step_size)), width, marginal_std)
     tuned = adapt(unit, potential, clean, steps, groups=level, mass=identity_mass)
-    relative = torch.as_tensor(tuned.kernel.step_size) / torch.as_tensor(unit.step_size) * min(0.5, kernel.largest_step)
+    relative = (
+        torch.as_tensor(tuned.kernel.step_size) / torch.as_tensor(unit.step_size) * min(0.5, kernel.max_step_size)
+    )
     accept_prob = run_chain(tuned.kernel, potential, tuned.state.x, 10).accept_prob
     means = [group_means(values, level, levels) for values in (relative, accept_prob)]
-    return LevelTuning(means[0].clamp(max=kernel.largest_step), means[1])
+    return LevelTuning(means[0].clamp(max=kernel.max_step_size), means[1])

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from energyppl._checks import shape_text
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import widen
+from energyppl.inference.kernels.contract import append_dims
 from energyppl.inference.kernels.crank_nicolson import reference
 from energyppl.inference.levels.recovery import RecoveryModel, recovery_potential
-from energyppl.potentials.algebra import Tethered
+from energyppl.potentials.algebra import RecoveryPotential
 from energyppl.schedule import NoiseSchedule
 
 __all__ = [
@@ -131,13 +131,13 @@ def initializer_width(schedule: NoiseSchedule) -> Tensor:
 
 
 def recovery_proposal(
-    model: CooperativeModel, noisy: Tensor, level: Tensor, potential: Tethered | None = None
+    model: CooperativeModel, noisy: Tensor, level: Tensor, potential: RecoveryPotential | None = None
 ) -> dist.TorchDistribution:
-    """q(x_t | x_{t+1} = noisy) in standardised coordinates, over ``(*batch, *event)``, differentiable in its weights.
+    """q(x_t | x_{t+1} = noisy) in standardized coordinates, over ``(*batch, *event)``, differentiable in its weights.
 
     Args:
         model: has an initializer.
-        noisy: standardised x_{t+1}, ``(*batch, *event)``.
+        noisy: standardized x_{t+1}, ``(*batch, *event)``.
         level: t, ``()`` or ``(*batch,)``.
         potential: the recovery potential given ``noisy``, where it is there already.
 
@@ -148,14 +148,14 @@ def recovery_proposal(
         raise InvalidInput(
             "this model has no initializer: build it with RecoveryEBM(net, schedule, initializer=MLPInitializer(…))"
         )
-    spread = model.schedule.spread.to(noisy)
+    marginal_std = model.schedule.marginal_std.to(noisy)
     potential = recovery_potential(model, noisy, level) if potential is None else potential
-    mean, deviation = reference(potential, spread[level], noisy)
-    shift, log_scale = _initialize(model, model.initializer, noisy / widen(spread[level + 1], noisy), level)
+    mean, deviation = reference(potential, marginal_std[level], noisy)
+    shift, log_scale = _initialize(model, model.initializer, noisy / append_dims(marginal_std[level + 1], noisy), level)
     if log_scale.dim():  # learned: relative to the recovery of Gaussian data, as the shift is
         scale = deviation * log_scale.exp()
     else:
-        scale = widen(initializer_width(model.schedule).to(noisy)[level], noisy)
+        scale = append_dims(initializer_width(model.schedule).to(noisy)[level], noisy)
     normal = dist.Normal(mean + deviation * shift, scale.expand_as(mean), validate_args=False)
     proposal: dist.TorchDistribution = normal.to_event(len(model.event_shape))
     return proposal
@@ -172,32 +172,32 @@ def _initialize(model: CooperativeModel, net: nn.Module, points: Tensor, level: 
     return shift, log_scale
 
 
-def gaussian_start(potential: Tethered, spread: Tensor) -> Tensor:
+def gaussian_start(potential: RecoveryPotential, marginal_std: Tensor) -> Tensor:
     """Where chains of a recovery distribution begin: at draws of what it would be for Gaussian data.
 
-    The noisy point itself lies too wide, by the noise.  Without a tether, at the top level, it is where chains begin.
+    The noisy point itself lies too wide, by the noise.  Without a tilt, at the top level, it is where chains begin.
 
     Args:
-        potential: tethered to the noisy points ``(*batch, *event)``.
-        spread: standard deviation of the level's marginal, ``()`` or ``(*batch,)``.
+        potential: tilted to the noisy points ``(*batch, *event)``.
+        marginal_std: standard deviation of the level's marginal, ``()`` or ``(*batch,)``.
     """
     center = potential.center
-    mean, deviation = reference(potential, spread, center)
-    tethered = torch.isfinite(torch.as_tensor(potential.sigma))
-    return torch.where(tethered, mean + deviation * torch.randn_like(center), center)
+    mean, deviation = reference(potential, marginal_std, center)
+    tilted = torch.isfinite(torch.as_tensor(potential.sigma))
+    return torch.where(tilted, mean + deviation * torch.randn_like(center), center)
 
 
-def recovery_start(model: CooperativeModel, potential: Tethered, noisy: Tensor, level: Tensor) -> Tensor:
+def recovery_start(model: CooperativeModel, potential: RecoveryPotential, noisy: Tensor, level: Tensor) -> Tensor:
     """Where a model's recovery chains begin, ``(*batch, *event)``: its initializer's draws, or :func:`gaussian_start`.
 
     Args:
         model: the model.
         potential: its recovery potential given ``noisy``.
-        noisy: standardised x_{t+1}, ``(*batch, *event)``.
+        noisy: standardized x_{t+1}, ``(*batch, *event)``.
         level: t, ``()`` or ``(*batch,)``.
     """
     if model.initializer is None:
-        return gaussian_start(potential, model.schedule.spread.to(noisy)[level])
+        return gaussian_start(potential, model.schedule.marginal_std.to(noisy)[level])
     with torch.no_grad():
         drawn: Tensor = recovery_proposal(model, noisy, level, potential).sample()
     return drawn

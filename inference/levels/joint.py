@@ -1,6 +1,6 @@
 """Chains over points and levels at once: moves at a fixed level, then an exact draw of the level (DA-EBM).
 
-One energy U(x, t) with one normaliser makes p(t | x) = softmax(−U(x, t)) a table that can be drawn from; so a chain
+One energy U(x, t) with one normalizer makes p(t | x) = softmax(−U(x, t)) a table that can be drawn from; so a chain
 climbs to noisy levels, where it mixes, and comes back, and each part leaves the joint density as it is.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl.autodiff.gradient import energy_only
-from energyppl.inference.kernels.contract import widen
+from energyppl.inference.kernels.contract import append_dims
 from energyppl.inference.levels.step_sizes import Stepping, kernel_at
 from energyppl.inference.sampling.run_chain import run_chain
 from energyppl.potentials.algebra import Potential
@@ -26,7 +26,7 @@ class JointModel(Stepping, Protocol):
     levels: int
 
     def potential(self, level: int | Tensor = 0) -> Potential:
-        """The energy at a level, or at each point's own, in standardised coordinates."""
+        """The energy at a level, or at each point's own, in standardized coordinates."""
         ...
 
 
@@ -41,7 +41,7 @@ class JointTrajectory(NamedTuple):
 
 
 def level_energies(model: JointModel, x: Tensor) -> Tensor:
-    """U(x, t) at every level, ``(levels, chains)`` in nats, of standardised points ``(chains, *event)``."""
+    """U(x, t) at every level, ``(levels, chains)`` in nats, of standardized points ``(chains, *event)``."""
     levels = torch.arange(model.levels, device=x.device)
     each = levels[:, None].expand(model.levels, len(x))
     return energy_only(model.potential(each), x.expand(model.levels, *x.shape))
@@ -57,26 +57,26 @@ def draw_levels(model: JointModel, x: Tensor) -> Tensor:
     return torch.where(torch.isfinite(energies), gumbel - energies, -torch.inf).argmax(0)
 
 
-def move_jointly(model: JointModel, x: Tensor, level: Tensor, *, sweeps: int, moves: int) -> JointTrajectory:
-    """Mixture sampling (Zhang, Tan & Ou 2023): ``moves`` of the kernel at fixed levels, then a draw of the levels.
+def move_jointly(model: JointModel, x: Tensor, level: Tensor, *, sweeps: int, num_steps: int) -> JointTrajectory:
+    """Mixture sampling (Zhang, Tan & Ou 2023): ``num_steps`` of the kernel at fixed levels, then a draw of the levels.
 
     Args:
         model: the joint model.
-        x: standardised points, ``(chains, *event)``.
+        x: standardized points, ``(chains, *event)``.
         level: their levels, ``(chains,)``.
         sweeps: how often.
-        moves: of the kernel in each sweep.
+        num_steps: of the kernel in each sweep.
     """
     check_count("sweeps", sweeps)
     path, accepted = [], []
     diverging = torch.zeros_like(level, dtype=torch.bool)
     for _ in range(sweeps):
-        chain = run_chain(kernel_at(model, level), model.potential(level), x, moves)
+        chain = run_chain(kernel_at(model, level), model.potential(level), x, num_steps)
         path.append(level)
         accepted.append(chain.accept_prob)
         diverging |= chain.diverging
         # A chain that is nowhere finite has no level to draw; it stays for the caller to see.
         fine = torch.isfinite(chain.state.energy)
-        x = torch.where(widen(fine, x), chain.state.x, x)
+        x = torch.where(append_dims(fine, x), chain.state.x, x)
         level = torch.where(fine, draw_levels(model, x), level)
     return JointTrajectory(x, level, torch.stack(path), torch.stack(accepted), diverging)

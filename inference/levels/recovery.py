@@ -7,10 +7,10 @@ from torch import Tensor
 
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.levels.step_sizes import kernel_at
-from energyppl.potentials.algebra import Potential, Tethered
+from energyppl.potentials.algebra import Potential, RecoveryPotential
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["RecoveryModel", "level_kernel", "recovery_potential", "tether", "tether_widths"]
+__all__ = ["RecoveryModel", "level_kernel", "recovery_potential", "tilt", "tilt_widths"]
 
 
 class RecoveryModel(Protocol):
@@ -19,7 +19,7 @@ class RecoveryModel(Protocol):
     event_shape: torch.Size
     schedule: NoiseSchedule
     kernel: TunableKernel
-    step_sizes: Tensor  # (levels,), relative to the tether's width; 0 until tuned
+    step_sizes: Tensor  # (levels,), relative to the tilt's width; 0 until tuned
     persistent_chains: Tensor  # (slots, *event), see energyppl.inference.persistent
     persistent_steps: Tensor  # (levels,)
 
@@ -28,7 +28,7 @@ class RecoveryModel(Protocol):
         """The model that a given class was asked of, or itself."""
         ...
 
-    def standardized(self, data: Tensor) -> Tensor:
+    def to_unit(self, data: Tensor) -> Tensor:
         """Data in the coordinates in which the schedule's noise is counted."""
         ...
 
@@ -39,43 +39,45 @@ class RecoveryModel(Protocol):
 
 def level_kernel(model: RecoveryModel, level: Tensor) -> TunableKernel:
     """The model's kernel at each chain's level."""
-    width = tether_widths(model.schedule).to(model.step_sizes)
-    spread = model.schedule.spread.to(width)
-    return kernel_at(model, level, width[level], spread[level])
+    width = tilt_widths(model.schedule).to(model.step_sizes)
+    marginal_std = model.schedule.marginal_std.to(width)
+    return kernel_at(model, level, width[level], marginal_std[level])
 
 
-def tether_widths(schedule: NoiseSchedule) -> Tensor:
-    """Width of each level's tether in the coordinates of x_t, σ_{t+1} / α_{t+1}, ``(levels,)``.
+def tilt_widths(schedule: NoiseSchedule) -> Tensor:
+    """Width of each level's tilt in the coordinates of x_t, σ_{t+1} / α_{t+1}, ``(levels,)``.
 
-    No wider than the marginal itself: that is the scale of the untethered top level.
+    No wider than the marginal itself: that is the scale of the untilted top level.
     """
-    return torch.minimum(schedule.sigma / schedule.alpha, schedule.spread[:-1])
+    return torch.minimum(schedule.sigma / schedule.alpha, schedule.marginal_std[:-1])
 
 
-def tether(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-    """α and σ of each level's tether, ``(levels,)`` each: at an untethered top level α = 1 and σ = ∞ (Gao et al. 2021).
+def tilt(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+    """α and σ of each level's tilt, ``(levels,)`` each: at an untilted top level α = 1 and σ = ∞ (Gao et al. 2021).
 
     There x_{t+1} is white noise, where chains only begin.
     """
     alpha, sigma = schedule.alpha.clone(), schedule.sigma.clone()
-    if not schedule.tethered_top:
+    if not schedule.tilted_top:
         alpha[-1], sigma[-1] = 1.0, torch.inf
     return alpha, sigma
 
 
-def recovery_potential(model: RecoveryModel, noisy: Tensor, level: Tensor, upper: Tensor | None = None) -> Tethered:
+def recovery_potential(
+    model: RecoveryModel, noisy: Tensor, level: Tensor, upper: Tensor | None = None
+) -> RecoveryPotential:
     """The recovery potential of x_t given a noisier marginal, ``(*batch, *event)``, in the coordinates of x_t = y / α.
 
     The noisier marginal is ``upper``, t + 1 if None.
     """
     schedule = model.schedule
     if upper is None:
-        alpha, sigma = (value.to(noisy)[level] for value in tether(schedule))
+        alpha, sigma = (value.to(noisy)[level] for value in tilt(schedule))
     else:
         alpha, sigma = (value.to(noisy) for value in schedule.step(level.cpu(), upper.cpu()))
-        if not schedule.tethered_top:
+        if not schedule.tilted_top:
             top = level == schedule.levels - 1
             alpha, sigma = torch.where(top, 1.0, alpha), torch.where(top, torch.inf, sigma)
     sigma = sigma / alpha
     wide = (*alpha.shape, *[1] * (noisy.dim() - alpha.dim()))
-    return Tethered(model.potential(level), noisy / alpha.reshape(wide), sigma.reshape(wide))
+    return RecoveryPotential(model.potential(level), noisy / alpha.reshape(wide), sigma.reshape(wide))

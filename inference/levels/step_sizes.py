@@ -8,7 +8,7 @@ from torch import Tensor
 from energyppl.inference.adaptation.step_size import group_means
 from energyppl.inference.kernels.contract import TunableKernel
 
-__all__ = ["Stepping", "hand_kernel", "kernel_at", "steer_steps"]
+__all__ = ["Stepping", "adapt_step_sizes", "hand_kernel", "kernel_at"]
 
 
 class Stepping(Protocol):
@@ -19,7 +19,7 @@ class Stepping(Protocol):
 
 
 def kernel_at(
-    model: Stepping, level: Tensor, width: Tensor | None = None, spread: Tensor | None = None
+    model: Stepping, level: Tensor, width: Tensor | None = None, marginal_std: Tensor | None = None
 ) -> TunableKernel:
     """A model's kernel with the step size of each chain's level, the kernel's own where nothing is tuned yet.
 
@@ -27,13 +27,13 @@ def kernel_at(
         model: its step sizes are filled in if they are all zero.
         level: of each chain, ``(*chains,)``.
         width: as for :meth:`TunableKernel.resized`, of each chain; 1 if None.
-        spread: likewise.
+        marginal_std: likewise.
     """
     if not bool(model.step_sizes.any()):
         model.step_sizes.fill_(float(model.kernel.step_size))
     step = model.step_sizes[level]
     one = torch.ones_like(step)
-    return model.kernel.resized(step, one if width is None else width, one if spread is None else spread)
+    return model.kernel.resized(step, one if width is None else width, one if marginal_std is None else marginal_std)
 
 
 def hand_kernel(model: Stepping, kernel: TunableKernel | None) -> None:
@@ -54,8 +54,14 @@ def _first_step(kernel: TunableKernel) -> Tensor:
     return torch.as_tensor(kernel.step_size, dtype=torch.float64, device="cpu")
 
 
-def steer_steps(
-    steps: Tensor, accept_prob: Tensor, groups: Tensor, gain: float, target: float | None, *, largest: float
+def adapt_step_sizes(
+    steps: Tensor,
+    accept_prob: Tensor,
+    groups: Tensor,
+    adaptation_rate: float,
+    target_acceptance: float | None,
+    *,
+    largest: float,
 ) -> None:
     """Move each group's step size, in place, towards a target acceptance (Robbins & Monro 1951); none: leave them.
 
@@ -63,11 +69,11 @@ def steer_steps(
         steps: ``(groups,)``.
         accept_prob: of each chain, ``(chains,)``.
         groups: of each chain; a group without chains keeps its step.
-        gain: log step size moves by ``gain * (mean acceptance − target)``.
-        target: the acceptance that serves the kernel.
+        adaptation_rate: log step size moves by ``adaptation_rate * (mean acceptance − target_acceptance)``.
+        target_acceptance: the acceptance that serves the kernel.
         largest: no step size becomes larger.
     """
-    if target is not None:
-        change = gain * (group_means(accept_prob, groups, len(steps)) - target)
+    if target_acceptance is not None:
+        change = adaptation_rate * (group_means(accept_prob, groups, len(steps)) - target_acceptance)
         steps.mul_(torch.where(torch.isfinite(change), change, 0.0).exp())
         steps.clamp_(max=largest)

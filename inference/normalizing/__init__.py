@@ -1,23 +1,23 @@
 """Estimators of log Z."""
 
-from energyppl.inference.normalizing.annealing import Climb, Ladder, Weights, anneal, climb
+from energyppl.inference.normalizing.annealing import AnnealingSchedule, PilotRun, Weights, anneal, pilot_run
 from energyppl.inference.normalizing.bennett import bennett
 from energyppl.inference.normalizing.log_normalizer import AIS, BAR, SMC, Annealing, ReverseAIS, log_normalizer
-from energyppl.inference.normalizing.recovery import process_log_likelihood, tether_normalizers
+from energyppl.inference.normalizing.recovery import process_log_likelihood, recovery_normalizers
 
 __all__ = [
     "AIS",
     "BAR",
     "SMC",
     "Annealing",
-    "Climb",
-    "Ladder",
+    "AnnealingSchedule",
+    "PilotRun",
     "ReverseAIS",
     "Weights",
     "anneal",
     "bennett",
-    "climb",
     "log_normalizer",
+    "pilot_run",
     "process_log_likelihood",
-    "tether_normalizers",
+    "recovery_normalizers",
 ]

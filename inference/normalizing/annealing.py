@@ -20,37 +20,37 @@ from torch import Tensor
 from energyppl._checks import check_event, shape_text
 from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.errors import EnergyPPLError, InvalidInput
-from energyppl.inference.kernels.contract import Kernel, State, widen
+from energyppl.inference.kernels.contract import Kernel, State, append_dims
 from energyppl.potentials.algebra import Bridge, Potential
 
-__all__ = ["Climb", "Ladder", "Weights", "anneal", "climb", "effective_size", "log_mean_exp"]
+__all__ = ["AnnealingSchedule", "PilotRun", "Weights", "anneal", "effective_size", "log_mean_exp", "pilot_run"]
 
-_MOST_RUNGS = 5_000  # of a pilot: beyond, base and target hardly overlap, or the target is not normalisable
+_MAX_TEMPERATURES = 5_000  # of a pilot: beyond, base and target hardly overlap, or the target is not normalizable
 _SMALL = 0.01  # of β: below, the target's part of a sum would be lost in rounding, and is evaluated by itself
 _TARGET = 0.6  # acceptance, for kernels that don't say which serves them
-_MOST_MOVES = 20  # of a pilot at one temperature
+_MAX_MOVES = 20  # of a pilot at one temperature
 _RESAMPLED_BELOW = 0.5  # of the particles, effective
 
 
-class Ladder(NamedTuple):
+class AnnealingSchedule(NamedTuple):
     """Temperatures and the step sizes that suit them, frozen before any weight is worked out."""
 
-    betas: Tensor  # (rungs + 1,), from 0 to 1, float64
-    step_sizes: Tensor  # (rungs + 1,)
+    betas: Tensor  # (temperatures + 1,), from 0 to 1, float64
+    step_sizes: Tensor  # (temperatures + 1,)
 
-    def resampled(self, rungs: int) -> "Ladder":
-        """The same path with another number of rungs."""
+    def resampled(self, temperatures: int) -> "AnnealingSchedule":
+        """The same path with another number of temperatures."""
         old = torch.linspace(0.0, 1.0, len(self.betas), dtype=torch.float64)
-        new = torch.linspace(0.0, 1.0, rungs + 1, dtype=torch.float64)
+        new = torch.linspace(0.0, 1.0, temperatures + 1, dtype=torch.float64)
         betas = _interpolate(new, old, self.betas)
         betas[0], betas[-1] = 0.0, 1.0
-        return Ladder(betas, _interpolate(new, old, self.step_sizes.double().log()).exp())
+        return AnnealingSchedule(betas, _interpolate(new, old, self.step_sizes.double().log()).exp())
 
 
-class Climb(NamedTuple):
+class PilotRun(NamedTuple):
     """What a pilot run found."""
 
-    ladder: Ladder
+    schedule: AnnealingSchedule
     x: Tensor  # (particles, *batch, *event), where its particles ended, resampled: about the target
     evaluations: int  # of the target, all particles together
 
@@ -61,9 +61,9 @@ class Weights(NamedTuple):
     log_weights: Tensor  # (particles, *batch), float64, nats
     x: Tensor  # (particles, *batch, *event)
     evaluations: int  # of the target with its gradient, all particles together
-    acceptance: Tensor  # (rungs − 1,), mean over the particles after each change of β but the last
-    conditional_size: Tensor  # (rungs,), conditional effective sample size of each change, as a share
-    effective_size: Tensor  # (rungs,), effective sample size after it, as a share
+    acceptance: Tensor  # (temperatures − 1,), mean over the particles after each change of β but the last
+    conditional_size: Tensor  # (temperatures,), conditional effective sample size of each change, as a share
+    effective_size: Tensor  # (temperatures,), effective sample size after it, as a share
 
 
 class _Parts(NamedTuple):
@@ -101,7 +101,7 @@ def _moved(parts: _Parts, base: Potential, target: Potential, state: State, acce
     else:
         rest = 1.0 - beta
         new = _Parts(energy, grad, (state.energy - rest * energy) / beta, (state.grad - rest * grad) / beta)
-    wide = widen(accepted, state.x)
+    wide = append_dims(accepted, state.x)
     return _Parts(
         *(torch.where(wide if n.dim() > energy.dim() else accepted, n, o) for n, o in zip(new, parts, strict=True))
     )
@@ -138,7 +138,7 @@ def resized(kernel: Any, step_size: float) -> Kernel:
     return found
 
 
-def climb(
+def pilot_run(
     base: Potential,
     target: Potential,
     x: Tensor,
@@ -148,7 +148,7 @@ def climb(
     steepness: float = 0.99,
     moves: int = 2,
     rest: int = 0,
-) -> Climb:
+) -> PilotRun:
     """Find temperatures and step sizes in a pilot run: its weights are thrown away, so it may look at what it does.
 
     Each β is as far from the last as leaves the particles' conditional effective sample size at ``steepness`` of their
@@ -166,24 +166,24 @@ def climb(
 
     Raises:
         InvalidInput: if the target's energy is finite at none of the base's draws.
-        EnergyPPLError: if the path doesn't arrive, as where the target is not normalisable.
+        EnergyPPLError: if the path doesn't arrive, as where the target is not normalizable.
     """
     path = _Path(base, target, kernel, x)
     if not bool(torch.isfinite(path.parts.target).any()):
         raise InvalidInput(
             "the target's energy is finite at no draw of the base: pass a base that overlaps the target's support"
         )
-    goal = getattr(kernel, "target", None) or _TARGET
-    largest = getattr(kernel, "largest_step", math.inf)
+    target_acceptance = getattr(kernel, "target_acceptance", None) or _TARGET
+    largest = getattr(kernel, "max_step_size", math.inf)
     log_step = math.log(min(float(x.std()) or 1.0, largest))
     fixed = iter(()) if betas is None else iter(betas[1:])
     beta, log_weights = 0.0, torch.zeros_like(path.parts.target, dtype=torch.float64)
     visited, steps = [0.0], [math.exp(log_step)]
     while beta < 1.0:
-        if len(visited) > _MOST_RUNGS or not math.isfinite(log_step):
+        if len(visited) > _MAX_TEMPERATURES or not math.isfinite(log_step):
             raise EnergyPPLError(
                 f"annealing did not arrive: after {len(visited)} temperatures it was at β = {beta:.2g}. The target may "
-                "not be normalisable, or lies far from the base: pass a base that covers it"
+                "not be normalizable, or lies far from the base: pass a base that covers it"
             )
         heat = path.parts.heat()
         new = next(fixed) if betas is not None else _next_beta(beta, heat, log_weights, steepness)
@@ -192,19 +192,19 @@ def climb(
         if bool((effective_size(log_weights) < _RESAMPLED_BELOW * len(x)).any()):
             path.resample(_resampled(log_weights))
             log_weights = torch.zeros_like(log_weights)
-        for move in range(_MOST_MOVES):  # beyond ``moves`` only where the step size is still far too large
+        for move in range(_MAX_MOVES):  # beyond ``moves`` only where the step size is still far too large
             acceptance = float(path.move(beta, math.exp(log_step)))
-            log_step = min(log_step + 0.5 * (acceptance - goal), math.log(largest))
-            if move + 1 >= moves and acceptance > 0.3 * goal:
+            log_step = min(log_step + 0.5 * (acceptance - target_acceptance), math.log(largest))
+            if move + 1 >= moves and acceptance > 0.3 * target_acceptance:
                 break
         visited.append(beta)
         steps.append(math.exp(log_step))
-    steps[0] = steps[1]  # nothing moves at β = 0, but finer ladders interpolate from there
+    steps[0] = steps[1]  # nothing moves at β = 0, but finer schedules interpolate from there
     path.resample(_resampled(log_weights))
     for _ in range(rest):
         path.move(1.0, math.exp(log_step))
-    found = Ladder(torch.tensor(visited, dtype=torch.float64), torch.tensor(steps, dtype=torch.float64))
-    return Climb(found, path.x, round(path.evaluations))
+    found = AnnealingSchedule(torch.tensor(visited, dtype=torch.float64), torch.tensor(steps, dtype=torch.float64))
+    return PilotRun(found, path.x, round(path.evaluations))
 
 
 def _next_beta(beta: float, heat: Tensor, log_weights: Tensor, steepness: float) -> float:
@@ -233,14 +233,14 @@ def _next_beta(beta: float, heat: Tensor, log_weights: Tensor, steepness: float)
 
 
 def _conditional_size(log_weights: Tensor, increment: Tensor) -> Tensor:
-    """``(Σ W u)² / Σ W u²`` of increments u under normalised weights W, ``(*batch,)``."""
+    """``(Σ W u)² / Σ W u²`` of increments u under normalized weights W, ``(*batch,)``."""
     weights = torch.softmax(log_weights, 0)
     u = torch.exp(increment - increment.amax(0).nan_to_num(neginf=0.0))
     return (weights * u).sum(0).square() / (weights * u * u).sum(0)
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Logarithm of the weights' mean over particles, which estimates the ratio of normalisers, ``(*batch,)``."""
+    """Logarithm of the weights' mean over particles, which estimates the ratio of normalizers, ``(*batch,)``."""
     return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
 
 
@@ -260,7 +260,7 @@ def _resampled(log_weights: Tensor) -> Tensor:
 def anneal(
     base: Potential,
     target: Potential,
-    ladder: Ladder,
+    schedule: AnnealingSchedule,
     x: Tensor,
     kernel: Kernel,
     *,
@@ -269,14 +269,14 @@ def anneal(
     before: Tensor | None = None,
     goes_on: bool = False,
 ) -> Weights:
-    """Annealed importance sampling along a frozen ladder, one move at each temperature (Neal 2001).
+    """Annealed importance sampling along a frozen schedule, one move at each temperature (Neal 2001).
 
     Args:
-        base: where the ladder begins.
+        base: where the schedule begins.
         target: where it ends.
-        ladder: of :func:`climb`, from a run of its own.
+        schedule: of :func:`pilot_run`, from a run of its own.
         x: independent draws, ``(particles, *batch, *event)``: of the base, or of the target if ``reverse``.
-        kernel: moves the particles, with the ladder's step sizes; it must leave each temperature's density invariant.
+        kernel: moves the particles, with the schedule's step sizes; it must leave each temperature's density invariant.
         reverse: go from the target down to the base; the weights then estimate Z_base / Z_target.
         islands: split the particles into as many groups, and resample each when its weights grow uneven (sequential
             Monte Carlo); the groups' mean weights are then independent, the particles' are not.
@@ -285,8 +285,8 @@ def anneal(
     """
     check_event("x", x, target.event_shape)
     path = _Path(base, target, kernel, x)
-    order = range(len(ladder.betas) - 1, -1, -1) if reverse else range(len(ladder.betas))
-    betas, sizes = [float(ladder.betas[i]) for i in order], [float(ladder.step_sizes[i]) for i in order]
+    order = range(len(schedule.betas) - 1, -1, -1) if reverse else range(len(schedule.betas))
+    betas, sizes = [float(schedule.betas[i]) for i in order], [float(schedule.step_sizes[i]) for i in order]
     log_weights = torch.zeros_like(path.parts.target, dtype=torch.float64) if before is None else before
     acceptance, conditional, effective = [], [], []
     for i in range(1, len(betas)):

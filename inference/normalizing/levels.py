@@ -32,7 +32,7 @@ class LevelModel(Protocol):
     loc: Tensor
     scale: Tensor
 
-    def standardized(self, data: Tensor) -> Tensor:
+    def to_unit(self, data: Tensor) -> Tensor:
         """Data in the coordinates of the energies."""
         ...
 
@@ -45,12 +45,12 @@ def anneal_through_levels(
     model: LevelModel,
     level: int,
     stops: Sequence[Potential],
-    spread: float,
+    marginal_std: float,
     *,
     method: Annealing | None,
     samples: Draws | None,
     tolerance: float | None,
-    most_evaluations: int | None,
+    max_evaluations: int | None,
     confidence: float,
     progress: bool,
 ) -> LogNormalizer:
@@ -60,28 +60,28 @@ def anneal_through_levels(
         model: whose level it is.
         level: which one.
         stops: energies in coordinates of unit variance, of the level asked for and then of noisier ones, if any.
-        spread: standard deviation of the level's standardised points.
+        marginal_std: standard deviation of the level's standardized points.
         method: how to anneal; :class:`BAR` if None.
         samples: draws of the level in data coordinates; the model's own if None.
         tolerance: as in :func:`log_normalizer`.
-        most_evaluations: likewise.
+        max_evaluations: likewise.
         confidence: level of the interval.
         progress: show a bar.
     """
 
-    def inward(x: Tensor) -> Tensor:
-        return model.standardized(x) / spread
+    def to_unit(x: Tensor) -> Tensor:
+        return model.to_unit(x) / marginal_std
 
     def own(count: int) -> Tensor:
-        x = inward(model.sample((count,), level=level))
+        x = to_unit(model.sample((count,), level=level))
         x = x[torch.isfinite(x).reshape(count, -1).all(1)]
         return adapt(MALA(0.1), stops[0], x, _RELAXED).state.x
 
     def given(count: int) -> Tensor:
         assert callable(samples)
-        return inward(samples(count))
+        return to_unit(samples(count))
 
-    draws: Draws = own if samples is None else inward(samples) if isinstance(samples, Tensor) else given
+    draws: Draws = own if samples is None else to_unit(samples) if isinstance(samples, Tensor) else given
     method = BAR() if method is None else method
     if not method.waypoints:
         method = replace(method, waypoints=tuple(reversed(stops[1:])))
@@ -91,9 +91,9 @@ def anneal_through_levels(
         base=GaussianBase(torch.zeros_like(model.loc), torch.ones_like(model.loc)),
         method=method,
         tolerance=tolerance,
-        most_evaluations=most_evaluations,
+        max_evaluations=max_evaluations,
         level=confidence,
         progress=progress,
     )
-    jacobian = float(model.scale.log().sum()) + model.event_shape.numel() * math.log(spread)
+    jacobian = float(model.scale.log().sum()) + model.event_shape.numel() * math.log(marginal_std)
     return found + jacobian

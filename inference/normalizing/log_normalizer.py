@@ -25,7 +25,7 @@ from energyppl.inference.normalizing.bennett import bennett
 from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
 from energyppl.integration.pareto import pareto_k
-from energyppl.potentials.algebra import Potential, Tethered, as_potential
+from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential
 from energyppl.potentials.bases import Base, GaussianBase
 
 __all__ = ["AIS", "BAR", "SMC", "Annealing", "ReverseAIS", "log_normalizer"]
@@ -36,7 +36,7 @@ _APART = 6.0  # standard errors between forward runs and the bridge; those come 
 _TAIL = 0.7  # of the Pareto shape: above, averages of weights are not to be trusted (Vehtari et al. 2024)
 _WORN = 0.02  # of the particles that weights must be worth
 _STUCK = 0.05  # acceptance below which particles hardly move
-_MOST_RUNS = 64  # batches that a tolerance is pursued with
+_MAX_RUNS = 64  # batches that a tolerance is pursued with
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Annealing:
 
     Args:
         particles: of a batch of runs, in each direction.
-        rungs: temperatures: as many as a pilot run finds worth their cost if None, a number of them spread as the pilot
+        temperatures: as many as a pilot run finds worth their cost if None, a number of them spread as the pilot
             run says, or the temperatures themselves, from 0 to 1.
         kernel: moves the particles; its step size is tuned by the pilot run.
         waypoints: potentials between base and target that the path goes through, such as a model's noise levels.
@@ -54,7 +54,7 @@ class Annealing:
     """
 
     particles: int = 512
-    rungs: int | Sequence[float] | None = None
+    temperatures: int | Sequence[float] | None = None
     kernel: Kernel = field(default_factory=lambda: MALA(1.0))
     waypoints: tuple[Potential, ...] = ()
     refit: bool = True
@@ -67,10 +67,10 @@ class Annealing:
         check_count("particles", self.particles, at_least=4 * _ISLANDS)
         if self.particles % _ISLANDS:
             raise InvalidInput(f"particles must be a multiple of {_ISLANDS}; got {self.particles}")
-        if isinstance(self.rungs, int):
-            check_count("rungs", self.rungs)
-        elif self.rungs is not None:
-            betas = [float(beta) for beta in self.rungs]
+        if isinstance(self.temperatures, int):
+            check_count("temperatures", self.temperatures)
+        elif self.temperatures is not None:
+            betas = [float(beta) for beta in self.temperatures]
             rising = all(a < b for a, b in pairwise(betas))
             if len(betas) < 2 or betas[0] != 0.0 or betas[-1] != 1.0 or not rising:
                 raise InvalidInput(f"temperatures must rise from 0 to 1; got {betas}")
@@ -144,7 +144,7 @@ def log_normalizer(
     base: Base | None = None,
     method: Annealing | None = None,
     tolerance: float | None = None,
-    most_evaluations: int | None = None,
+    max_evaluations: int | None = None,
     level: float = 0.95,
     progress: bool = False,
 ) -> LogNormalizer:
@@ -163,10 +163,10 @@ def log_normalizer(
         samples: independent draws of exp(−U) / Z, ``(n, *event)``, twice as many as particles since half of them only
             fit the base if none is given; or a function of a count that draws them.
         base: where the path begins, or without samples the pilot run; if None, fitted to the samples, or a
-            recovery distribution's own tether, or N(0, I).
+            recovery distribution's own tilt, or N(0, I).
         method: :class:`AIS`, :class:`SMC`, :class:`ReverseAIS` or :class:`BAR`, with particles, temperatures, kernel.
         tolerance: go on in batches of runs until half the interval's width is at most this, in nats.
-        most_evaluations: start no batch after the first that would go beyond as many; with or without a tolerance.
+        max_evaluations: start no batch after the first that would go beyond as many; with or without a tolerance.
         level: that the interval is to cover log Z with.
         progress: show a bar.
 
@@ -180,11 +180,11 @@ def log_normalizer(
         if target.batch_shape:
             raise InvalidInput(
                 f"log_normalizer takes one distribution; got a batch of shape {shape_text(target.batch_shape)}: "
-                "energyppl.inference.tether_normalizers does whole batches of recovery distributions"
+                "energyppl.inference.recovery_normalizers does whole batches of recovery distributions"
             )
         target = target.potential
     as_potential("the target", target)
-    if base is None and samples is None and isinstance(target, Tethered):
+    if base is None and samples is None and isinstance(target, RecoveryPotential):
         base = GaussianBase.of_tether(target)
     if not 0.0 < level < 1.0:
         raise InvalidInput(f"level must lie between 0 and 1; got {level}")
@@ -202,7 +202,7 @@ def log_normalizer(
         base,
         draws,
         method.kernel,
-        rungs=method.rungs,
+        temperatures=method.temperatures,
         refit=method.refit,
         sparing=method.reverse,
     )
@@ -215,10 +215,10 @@ def log_normalizer(
             bar.update(runs.evaluations - before)
             found = _conclude(path, runs, method, level)
             bar.set_postfix_str(f"{found.estimate:.4f} ± {found.standard_error:.2g}")
-            stopped = _why_stop(found, runs, method, tolerance, most_evaluations, runs.evaluations - before, draws)
+            stopped = _why_stop(found, runs, method, tolerance, max_evaluations, runs.evaluations - before, draws)
             if stopped is not None:
                 break
-    asked = tolerance is not None or most_evaluations is not None
+    asked = tolerance is not None or max_evaluations is not None
     result = replace(found, seconds=time.perf_counter() - began, stopped=stopped if asked else None)
     if result.warning:
         warnings.warn(f"log Z: {result.warning}", stacklevel=2)
@@ -235,7 +235,7 @@ def _batch(path: AnnealingPath, runs: _Runs, method: Annealing, draws: DrawsOnce
         runs.add(runs.last)
     if method.reverse:
         assert draws is not None
-        back = annealed(path, path.inward(draws.take(method.particles)), method.kernel, reverse=True)
+        back = annealed(path, path.to_unit(draws.take(method.particles)), method.kernel, reverse=True)
         runs.add(back, reverse=True)
         runs.last = runs.last if method.forward else back
 
@@ -262,8 +262,8 @@ def _why_stop(
         return f"another batch would go beyond {most:,} evaluations"
     if method.reverse and draws is not None and draws.left < method.particles:
         return "the samples are used up: pass more, or a function that draws them"
-    if most is None and batches >= _MOST_RUNS:
-        return f"{batches} batches were run: use more rungs, a closer base, or more particles"
+    if most is None and batches >= _MAX_RUNS:
+        return f"{batches} batches were run: use more temperatures, a closer base, or more particles"
     return None
 
 
@@ -303,7 +303,7 @@ def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float)
         if worth < _WORN * len(weights):
             trouble.append(f"the weights are worth {worth:.0f} of {len(weights)}")
         if trouble:
-            trouble.append("use more rungs, or a base that is closer to the target and has wider tails")
+            trouble.append("use more temperatures, or a base that is closer to the target and has wider tails")
     slowest = min((float(w.acceptance.min()) for w in runs.last if len(w.acceptance)), default=1.0)
     if slowest < _STUCK:
         trouble.append(f"particles hardly move at some temperature (acceptance {slowest:.2f}): use another kernel")
@@ -340,8 +340,8 @@ def _by_islands(log_weights: Tensor, particles: int) -> tuple[float, float]:
 
 def _trace(path: AnnealingPath, runs: _Runs) -> AnnealingTrace:
     betas, offset = [torch.zeros(1, dtype=torch.float64)], 0.0
-    for ladder in path.ladders:
-        betas.append(ladder.betas[1:] + offset)
+    for schedule in path.schedules:
+        betas.append(schedule.betas[1:] + offset)
         offset += 1.0
 
     def joined(name: str) -> Tensor:

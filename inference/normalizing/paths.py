@@ -13,7 +13,7 @@ from energyppl.autodiff.devices import beside, device_of
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.binary import BinaryGibbs, DiscreteLangevin
 from energyppl.inference.kernels.contract import Kernel
-from energyppl.inference.normalizing.annealing import Ladder, Weights, anneal, climb, effective_size
+from energyppl.inference.normalizing.annealing import AnnealingSchedule, Weights, anneal, effective_size, pilot_run
 from energyppl.inference.normalizing.tails import require_normalizable
 from energyppl.potentials.algebra import Affine, Potential
 from energyppl.potentials.bases import Base, BernoulliBase, GaussianBase, MixtureBase
@@ -63,24 +63,24 @@ class AnnealingPath(NamedTuple):
 
     base: Base
     stops: tuple[Potential, ...]  # the last one is the target, in the coordinates of the runs
-    ladders: tuple[Ladder, ...]  # one for each stretch
+    schedules: tuple[AnnealingSchedule, ...]  # one for each stretch
     evaluations: int  # that it took to find
 
     @property
-    def rungs(self) -> int:
+    def temperatures(self) -> int:
         """Temperatures of all stretches together, the first one left out."""
-        return sum(len(ladder.betas) - 1 for ladder in self.ladders)
+        return sum(len(schedule.betas) - 1 for schedule in self.schedules)
 
-    def inward(self, x: Tensor) -> Tensor:
+    def to_unit(self, x: Tensor) -> Tensor:
         """Points of the target in the coordinates of the runs."""
         target = self.stops[-1]
-        return target.inward(x) if isinstance(target, Affine) else x
+        return target.to_unit(x) if isinstance(target, Affine) else x
 
-    def stretched(self, rungs: float) -> "AnnealingPath":
-        """The same path with about as many rungs."""
-        share = rungs / self.rungs
-        finer = (ladder.resampled(max(1, round(share * (len(ladder.betas) - 1)))) for ladder in self.ladders)
-        return self._replace(ladders=tuple(finer))
+    def stretched(self, temperatures: float) -> "AnnealingPath":
+        """The same path with about as many temperatures."""
+        share = temperatures / self.temperatures
+        finer = (schedule.resampled(max(1, round(share * (len(schedule.betas) - 1)))) for schedule in self.schedules)
+        return self._replace(schedules=tuple(finer))
 
 
 def annealed(
@@ -90,11 +90,13 @@ def annealed(
 
     The last stretch's log weights are those of the whole run.
     """
-    ends = list(zip((path.base, *path.stops[:-1]), path.stops, path.ladders, strict=True))
+    ends = list(zip((path.base, *path.stops[:-1]), path.stops, path.schedules, strict=True))
     found: list[Weights] = []
-    for lower, upper, ladder in reversed(ends) if reverse else ends:
+    for lower, upper, schedule in reversed(ends) if reverse else ends:
         before, goes_on = found[-1].log_weights if found else None, len(found) < len(ends) - 1
-        run = anneal(lower, upper, ladder, x, kernel, reverse=reverse, islands=islands, before=before, goes_on=goes_on)
+        run = anneal(
+            lower, upper, schedule, x, kernel, reverse=reverse, islands=islands, before=before, goes_on=goes_on
+        )
         x = run.x
         found.append(run)
     return found
@@ -106,7 +108,7 @@ def find_path(
     draws: DrawsOnce | None,
     kernel: Kernel,
     *,
-    rungs: int | Sequence[float] | None,
+    temperatures: int | Sequence[float] | None,
     refit: bool,
     sparing: bool,
 ) -> AnnealingPath:
@@ -117,16 +119,16 @@ def find_path(
         base: as the user gave it.
         draws: of the target; up to half of them are taken to fit a base if none is given.
         kernel: moves the particles.
-        rungs: how many, which ones, or as many as are worth their cost if None.
+        temperatures: how many, which ones, or as many as are worth their cost if None.
         refit: without draws, fit a base to where a pilot run ends, and take it if that shortens the path.
-        sparing: take fewer rungs than the pilot run had where its log weights hardly spread.
+        sparing: take fewer temperatures than the pilot run had where its log weights hardly spread.
     """
     target = stops[-1]
     shape = target.event_shape
     origin = torch.zeros(shape, device=device_of(target))
     if base is not None and base.event_shape != shape:
         raise InvalidInput(f"base must have event_shape {shape_text(shape)}; got {shape_text(base.event_shape)}")
-    betas = None if rungs is None or isinstance(rungs, int) else rungs
+    betas = None if temperatures is None or isinstance(temperatures, int) else temperatures
     binary = isinstance(kernel, (BinaryGibbs, DiscreteLangevin))
     if base is None and binary:
         rows = origin.new_full((2, *shape), 0.5) if draws is None else draws.take(min(draws.left // 2, 4 * _PILOT))
@@ -142,7 +144,7 @@ def find_path(
         rows = draws.take(min(draws.left // 2, 4 * max(_PILOT, 4 * shape.numel())))
         require_normalizable(target, rows[:_PILOT])
         framed = _framed(stops, rows)
-        path, _ = _pilot(MixtureBase.fitted(framed[-1].inward(rows), shape), framed, kernel, betas)
+        path, _ = _pilot(MixtureBase.fitted(framed[-1].to_unit(rows), shape), framed, kernel, betas)
     else:
         first = GaussianBase(origin, torch.ones_like(origin)) if base is None else base
         if not binary:
@@ -152,36 +154,36 @@ def find_path(
             path = _shorter(path, x, kernel, betas)
     if betas is not None:
         return path
-    if isinstance(rungs, int):
-        return path.stretched(rungs)
+    if isinstance(temperatures, int):
+        return path.stretched(temperatures)
     trial = annealed(path, path.base.sample(_PILOT // 2), kernel)
     size = len(trial[-1].log_weights)
     # log (n / ESS) is the variance of Gaussian log weights, and unlike it deaf to those that hardly count.
     spread = math.log(size / max(1.0, float(effective_size(trial[-1].log_weights))))
-    wanted = path.rungs * max(spread / _SPREAD, 0.0 if sparing else 1.0)
+    wanted = path.temperatures * max(spread / _SPREAD, 0.0 if sparing else 1.0)
     cost = path.evaluations + sum(run.evaluations for run in trial)
     return path.stretched(wanted)._replace(evaluations=cost)
 
 
 def _shorter(path: AnnealingPath, x: Tensor, kernel: Kernel, betas: Sequence[float] | None) -> AnnealingPath:
-    """A path from a base fitted to a pilot run's last particles ``x`` if it has fewer rungs, else the path itself."""
+    """Choose between a path and one from a base fitted to a pilot run's last particles ``x``: the shorter one."""
     framed = _framed(path.stops, x)
-    other, _ = _pilot(MixtureBase.fitted(framed[-1].inward(x), framed[-1].event_shape), framed, kernel, betas)
+    other, _ = _pilot(MixtureBase.fitted(framed[-1].to_unit(x), framed[-1].event_shape), framed, kernel, betas)
     cost = path.evaluations + other.evaluations
-    return (other if other.rungs <= path.rungs else path)._replace(evaluations=cost)
+    return (other if other.temperatures <= path.temperatures else path)._replace(evaluations=cost)
 
 
 def _pilot(
     base: Base, stops: Sequence[Potential], kernel: Kernel, betas: Sequence[float] | None, *, rest: int = 0
 ) -> tuple[AnnealingPath, Tensor]:
     """The path that a pilot run of 256 particles finds, and where they end."""
-    x, ladders, evaluations = base.sample(_PILOT), [], 0
+    x, schedules, evaluations = base.sample(_PILOT), [], 0
     lower: Potential = base
     for upper in stops:
-        found = climb(lower, upper, x, kernel, betas=betas, rest=rest if upper is stops[-1] else 0)
+        found = pilot_run(lower, upper, x, kernel, betas=betas, rest=rest if upper is stops[-1] else 0)
         x, evaluations, lower = found.x, evaluations + found.evaluations, upper
-        ladders.append(found.ladder)
-    return AnnealingPath(base, tuple(stops), tuple(ladders), evaluations), x
+        schedules.append(found.schedule)
+    return AnnealingPath(base, tuple(stops), tuple(schedules), evaluations), x
 
 
 def _is_fit(x: Tensor) -> bool:

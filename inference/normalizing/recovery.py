@@ -1,9 +1,9 @@
-"""Normalisers of whole batches of recovery distributions, and the likelihood of the sampling process they make up.
+"""Normalizers of whole batches of recovery distributions, and the likelihood of the sampling process they make up.
 
 Samples come from a chain of conditionals, p(x_{T−1}) Π p(x_t | x_{t+1}), not from level 0's own density.  The chain's
 likelihood has the bound of diffusion models, with q the noising: log p(x_0) ≥ E_q[log p(x_{T−1}) +
-Σ (log p(x_t | x_{t+1}) − log q(x_{t+1} | x_t))] (Sohl-Dickstein et al. 2015), every conditional normalised by annealing
-from its own tether.
+Σ (log p(x_t | x_{t+1}) − log q(x_{t+1} | x_t))] (Sohl-Dickstein et al. 2015), every conditional normalized by annealing
+from its own tilt.
 """
 
 import math
@@ -15,19 +15,19 @@ from torch import Tensor
 from energyppl._checks import check_count, check_data
 from energyppl.distributions import RecoveryDistribution
 from energyppl.inference.kernels.langevin import MALA
-from energyppl.inference.levels.recovery import RecoveryModel, level_kernel, recovery_potential, tether
-from energyppl.inference.normalizing.annealing import anneal, climb, log_mean_exp
+from energyppl.inference.levels.recovery import RecoveryModel, level_kernel, recovery_potential, tilt
+from energyppl.inference.normalizing.annealing import anneal, log_mean_exp, pilot_run
 from energyppl.inference.sampling.run_chain import run_chain
 from energyppl.integration.estimates import Estimate, LogNormalizer
-from energyppl.potentials.algebra import Tethered, sum_event
+from energyppl.potentials.algebra import RecoveryPotential, sum_event
 from energyppl.potentials.bases import GaussianBase
 
-__all__ = ["ProcessLikelihood", "ProcessModel", "TetherNormalizers", "process_log_likelihood", "tether_normalizers"]
+__all__ = ["ProcessLikelihood", "ProcessModel", "RecoveryNormalizers", "process_log_likelihood", "recovery_normalizers"]
 
 _PILOT = 64  # particles
 
 
-class TetherNormalizers(NamedTuple):
+class RecoveryNormalizers(NamedTuple):
     """log Z of a batch of recovery distributions, in nats, ``(*batch,)`` each."""
 
     estimate: Tensor  # logarithm of an unbiased estimate of Z: below log Z on average
@@ -36,42 +36,42 @@ class TetherNormalizers(NamedTuple):
     evaluations: int
 
 
-def tether_normalizers(
-    target: RecoveryDistribution | Tethered,
+def recovery_normalizers(
+    target: RecoveryDistribution | RecoveryPotential,
     *,
     particles: int = 64,
-    rungs: int | None = None,
+    temperatures: int | None = None,
     draws: Tensor | None = None,
-) -> TetherNormalizers:
-    """Log Z of every recovery distribution of a batch, by annealing from its own Gaussian tether.
+) -> RecoveryNormalizers:
+    """Log Z of every recovery distribution of a batch, by annealing from its own Gaussian tilt.
 
     Temperatures and step sizes are the same for all of the batch, found by a pilot run.
 
     Args:
-        target: tethered everywhere.
+        target: tilted everywhere.
         particles: for each distribution.
-        rungs: temperatures; as many as a pilot run finds if None.
+        temperatures: temperatures; as many as a pilot run finds if None.
         draws: of the distributions, ``(m, *batch, *event)``, for reverse runs and an upper bound.
 
     Raises:
-        InvalidInput: if a tether is infinitely wide: such a level has no base of its own.
+        InvalidInput: if a tilt is infinitely wide: such a level has no base of its own.
     """
     check_count("particles", particles, at_least=4)
     potential = target.potential if isinstance(target, RecoveryDistribution) else target
-    assert isinstance(potential, Tethered)
+    assert isinstance(potential, RecoveryPotential)
     base = GaussianBase.of_tether(potential)
     kernel = MALA(float(base.scale.mean()))
-    pilot = climb(base, potential, base.sample(min(particles, _PILOT)), kernel, steepness=0.9)
-    ladder = pilot.ladder if rungs is None else pilot.ladder.resampled(rungs)
-    ahead = anneal(base, potential, ladder, base.sample(particles), kernel)
+    pilot = pilot_run(base, potential, base.sample(min(particles, _PILOT)), kernel, steepness=0.9)
+    schedule = pilot.schedule if temperatures is None else pilot.schedule.resampled(temperatures)
+    ahead = anneal(base, potential, schedule, base.sample(particles), kernel)
     log_weights, evaluations = ahead.log_weights, pilot.evaluations + ahead.evaluations
     estimate = log_mean_exp(log_weights)
     relative = torch.exp(log_weights - estimate)
     upper = None
     if draws is not None:
-        back = anneal(base, potential, ladder, draws.to(base.loc.device), kernel, reverse=True)
+        back = anneal(base, potential, schedule, draws.to(base.loc.device), kernel, reverse=True)
         upper, evaluations = -log_mean_exp(back.log_weights), evaluations + back.evaluations
-    return TetherNormalizers(
+    return RecoveryNormalizers(
         estimate,
         relative.std(0) / math.sqrt(particles),
         upper,
@@ -100,30 +100,30 @@ class ProcessLikelihood(NamedTuple):
 
 
 def process_log_likelihood(
-    model: ProcessModel, x: Tensor, *, particles: int = 64, rungs: int | None = None, steps: int = 40
+    model: ProcessModel, x: Tensor, *, particles: int = 64, temperatures: int | None = None, steps: int = 40
 ) -> ProcessLikelihood:
     """Bound on the mean log density, in nats and data coordinates, that the sampling process gives to points.
 
     Args:
         model: trained, its step sizes tuned.
         x: points of level 0, ``(n, *event)``: data with that level's noise, ``ebm.diffuse(data, 0)``.
-        particles: of the runs that normalise each conditional.
-        rungs: as in :func:`tether_normalizers`.
+        particles: of the runs that normalize each conditional.
+        temperatures: as in :func:`recovery_normalizers`.
         steps: moves of the chains, begun at the data, from whose ends reverse runs go.
     """
     check_data("x", x, model.event_shape, at_least=2)
     schedule, shape, top = model.schedule, model.event_shape, model.schedule.levels - 1
-    z, evaluations = model.standardized(x), 0
+    z, evaluations = model.to_unit(x), 0
     lower, upper = (torch.zeros(len(x), dtype=torch.float64, device=z.device) for _ in range(2))
-    alphas, sigmas = tether(schedule)
-    for t in range(top + schedule.tethered_top):
+    alphas, sigmas = tilt(schedule)
+    for t in range(top + schedule.tilted_top):
         alpha, sigma = float(alphas[t]), float(sigmas[t])
         noisy = alpha * z + sigma * torch.randn_like(z)
         level = torch.full((len(z),), t, device=z.device)
         potential = recovery_potential(model, noisy, level)
         wide = z.expand(particles, *z.shape)
         moved = run_chain(level_kernel(model, level.expand(particles, -1)), _widened(potential, wide), wide, steps)
-        found = tether_normalizers(potential, particles=particles, rungs=rungs, draws=moved.state.x)
+        found = recovery_normalizers(potential, particles=particles, temperatures=temperatures, draws=moved.state.x)
         evaluations += found.evaluations + round(moved.evaluations * len(z) * particles)
         assert found.upper_bound is not None
         with torch.no_grad():
@@ -132,8 +132,8 @@ def process_log_likelihood(
         lower += recovered - found.upper_bound - noised
         upper += recovered - found.estimate - noised
         z = noisy
-    if schedule.tethered_top:
-        spread = float(schedule.spread[-1])
+    if schedule.tilted_top:
+        spread = float(schedule.marginal_std[-1])
         last, error = -_gaussian_energy(z, torch.zeros_like(z), spread, shape), 0.0
     else:
         found_z = model.log_normalizer(top)
@@ -150,10 +150,10 @@ def process_log_likelihood(
     return ProcessLikelihood(sides[0], sides[1], evaluations)
 
 
-def _widened(potential: Tethered, x: Tensor) -> Tethered:
-    """The same tethers for several chains each."""
+def _widened(potential: RecoveryPotential, x: Tensor) -> RecoveryPotential:
+    """The same tilts for several chains each."""
     sigma = torch.as_tensor(potential.sigma).to(x).expand(potential.center.shape)
-    return Tethered(potential.potential, potential.center.expand(x.shape), sigma.expand(x.shape))
+    return RecoveryPotential(potential.potential, potential.center.expand(x.shape), sigma.expand(x.shape))
 
 
 def _gaussian_energy(x: Tensor, mean: Tensor, sigma: float, event_shape: torch.Size) -> Tensor:

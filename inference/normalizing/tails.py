@@ -12,7 +12,7 @@ from energyppl.potentials.algebra import Potential
 __all__ = ["require_normalizable"]
 
 _NEAR, _FAR = 1e3, 1e6  # distances, in spreads of the points
-_MOST_AXES = 64
+_MAX_AXES = 64
 _MARGIN = 0.05  # of the slope: rounding, and tails that have not quite settled
 
 
@@ -38,7 +38,7 @@ def require_normalizable(potential: Potential, x: Tensor) -> None:
     if _most(slope < dim - _MARGIN):
         raise NotNormalizable(_words(float(slope.nan_to_num(posinf=1e9).median()), dim, "in all directions"))
     some = rows[: max(8, min(len(rows), 64))]
-    for axis in range(dim) if dim <= _MOST_AXES else torch.randperm(dim)[:_MOST_AXES].tolist():
+    for axis in range(dim) if dim <= _MAX_AXES else torch.randperm(dim)[:_MAX_AXES].tolist():
         for sign in (1.0, -1.0):
             along = torch.zeros_like(some)
             along[:, axis] = sign
@@ -62,7 +62,7 @@ def _most(failed: Tensor) -> bool:
 
 def _words(slope: float, needed: int, where: str) -> str:
     return (
-        f"the energy is not normalisable: {where} it rises by {slope:.3g} nats for each e-fold of the distance, and "
+        f"the energy is not normalizable: {where} it rises by {slope:.3g} nats for each e-fold of the distance, and "
         f"must rise by more than {needed} for exp(−U) to have a finite integral. Add a confining term such as ½|x|², "
         "or check the energy's sign"
     )

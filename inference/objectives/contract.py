@@ -45,10 +45,10 @@ def check_model(model: object, needs: str, *attributes: str) -> None:
     missing = [name for name in attributes if not hasattr(model, name)]
     if missing:
         came = f"{type(model).__name__}, without {', '.join(missing)}"
-        raise InvalidInput(f"{needs}; got {came}: {usual_training(model)}")
+        raise InvalidInput(f"{needs}; got {came}: {training_hint(model)}")
 
 
-def usual_training(model: object) -> str:
+def training_hint(model: object) -> str:
     """What to do with a model that an objective is not for."""
     own = getattr(model, "default_objective", None)
     return "pass such a model" if own is None else f"train it by {describe(own)}"
@@ -63,9 +63,9 @@ def check_tunable(kernel: Any, *, adapt: bool = False) -> None:
     if kernel is None:
         return
     name = f"the class {kernel.__name__}" if isinstance(kernel, type) else type(kernel).__name__
-    if isinstance(kernel, type) or not (hasattr(kernel, "resized") and hasattr(kernel, "target")):
+    if isinstance(kernel, type) or not (hasattr(kernel, "resized") and hasattr(kernel, "target_acceptance")):
         raise InvalidInput(f"kernel must have one step size that training can set; got {name}: pass MALA(0.1) or HMC()")
-    if adapt and kernel.target is None:
+    if adapt and kernel.target_acceptance is None:
         raise InvalidInput(
             f"{name} accepts every move, so its step size can't be adapted: pass adapt=False, or a kernel that accepts "
             "and rejects"
@@ -90,7 +90,7 @@ class ScoredModel(Protocol):
     event_shape: torch.Size
     net: nn.Module
 
-    def standardized(self, data: Tensor) -> Tensor:
+    def to_unit(self, data: Tensor) -> Tensor:
         """Data in the coordinates of the energy."""
         ...
 
@@ -101,6 +101,6 @@ class ScoredModel(Protocol):
 
 def points_at(model: ScoredModel, data: Tensor, level: int) -> Tensor:
     """Data ``(n, *event)`` in the energy's coordinates, with the noise of their level if the model has a schedule."""
-    x, schedule = model.standardized(data), getattr(model, "schedule", None)
+    x, schedule = model.to_unit(data), getattr(model, "schedule", None)
     noisy: Tensor = x if schedule is None else schedule.diffuse(x, level)
     return noisy

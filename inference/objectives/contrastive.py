@@ -9,7 +9,7 @@ from torch import Tensor
 
 from energyppl.inference.kernels.contract import Kernel
 from energyppl.inference.sampling.run_chain import run_chain
-from energyppl.potentials.algebra import Potential, Tethered, sum_event
+from energyppl.potentials.algebra import Potential, RecoveryPotential, sum_event
 
 __all__ = ["Contrastive", "FromNegatives", "from_data", "from_noisy"]
 
@@ -32,12 +32,12 @@ def from_noisy(data: Tensor, noisy: Tensor) -> Tensor:
 class FromNegatives:
     """A differentiable log Z for observed values, from draws of the model that are already there.
 
-    Its gradient is −∂U/∂θ at the negatives.  Its *value* is an importance-sampling estimate from the tether,
-    log mean exp(−U(x̃ + σ ε)) + log of the tether's own normaliser: unbiased for Z, noisy for log Z.
+    Its gradient is −∂U/∂θ at the negatives.  Its *value* is an importance-sampling estimate from the tilt,
+    log mean exp(−U(x̃ + σ ε)) + log of the tilt's own normalizer: unbiased for Z, noisy for log Z.
 
     Args:
         negatives: draws of the distribution, one for each observed value, ``(*batch, *event)``.
-        particles: draws from the tether for the value; a potential without tether has the value 0.
+        particles: draws from the tilt for the value; a potential without tilt has the value 0.
     """
 
     negatives: Tensor
@@ -52,13 +52,13 @@ class FromNegatives:
 
     def _value(self, potential: Potential, value: Tensor) -> Tensor:
         batch = value.shape[: value.dim() - len(potential.event_shape)]
-        if not isinstance(potential, Tethered):
+        if not isinstance(potential, RecoveryPotential):
             return value.new_zeros(batch)
         sigma = torch.as_tensor(potential.sigma).to(value).expand(value.shape)
         points = potential.center + sigma * torch.randn(self.particles, *value.shape).to(value)
         log_mean = torch.logsumexp(-potential.potential(points), 0) - math.log(self.particles)
         estimate = log_mean + sum_event(0.5 * torch.log(2.0 * torch.pi * sigma**2), potential.event_shape)
-        return torch.where(torch.isfinite(estimate), estimate, 0.0)  # a top level without tether has no such estimate
+        return torch.where(torch.isfinite(estimate), estimate, 0.0)  # a top level without tilt has no such estimate
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +82,6 @@ class Contrastive:
 
     def __call__(self, potential: Potential, value: Tensor) -> Tensor:
         """Log Z, ``(*batch,)``, in nats."""
-        noisy = potential.center if isinstance(potential, Tethered) else value
+        noisy = potential.center if isinstance(potential, RecoveryPotential) else value
         moved = run_chain(self.kernel, potential, self.start(value.detach(), noisy), self.steps).state.x
         return FromNegatives(moved, self.particles)(potential, value)

@@ -9,8 +9,8 @@ from torch import Tensor
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
-from energyppl.inference.levels.step_sizes import Stepping, hand_kernel, kernel_at, steer_steps
-from energyppl.inference.objectives.contract import Loss, ScoredModel, check_model, check_tunable, usual_training
+from energyppl.inference.levels.step_sizes import Stepping, adapt_step_sizes, hand_kernel, kernel_at
+from energyppl.inference.objectives.contract import Loss, ScoredModel, check_model, check_tunable, training_hint
 from energyppl.inference.objectives.held_out import conditional_contrast
 from energyppl.inference.sampling.run_chain import run_chain
 
@@ -33,7 +33,7 @@ class ContrastiveDivergence:
         kernel: moves the chains, and the model's from then on; the model's own kernel if None.
         steps: k.
         adapt: steer the step size, ``model.step_sizes``, towards the kernel's target acceptance, if it has one.
-        gain: how fast: log step size moves by ``gain * (acceptance − target)`` at each update.
+        adaptation_rate: how fast: log step size moves by ``adaptation_rate * (acceptance − target)`` at each update.
 
     Raises:
         InvalidInput: for steps below one, or a kernel without one step size.
@@ -42,7 +42,7 @@ class ContrastiveDivergence:
     kernel: TunableKernel | None = None
     steps: int = 10
     adapt: bool = True
-    gain: float = 0.1
+    adaptation_rate: float = 0.1
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
@@ -60,19 +60,19 @@ class ContrastiveDivergence:
         if len(model.step_sizes) != 1:
             raise InvalidInput(
                 f"contrastive divergence is for a model of one energy; got {len(model.step_sizes)} levels of a "
-                f"{type(model).__name__}: {usual_training(model)}"
+                f"{type(model).__name__}: {training_hint(model)}"
             )
         hand_kernel(model, self.kernel)
 
     def loss(self, model: ContrastedChains, batch: Tensor) -> Loss:
         """Mean energy of ``batch``, ``(n, *event)``, less that of its chains; steers ``model.step_sizes``."""
         self.prepare(model)
-        x, potential = model.standardized(batch), model.potential()
+        x, potential = model.to_unit(batch), model.potential()
         level = torch.zeros(len(x), dtype=torch.long, device=x.device)
         chain = run_chain(kernel_at(model, level), potential, x, self.steps)
         if self.adapt:
-            target, largest = model.kernel.target, model.kernel.largest_step
-            steer_steps(model.step_sizes, chain.accept_prob, level, self.gain, target, largest=largest)
+            target, largest = model.kernel.target_acceptance, model.kernel.max_step_size
+            adapt_step_sizes(model.step_sizes, chain.accept_prob, level, self.adaptation_rate, target, largest=largest)
         own, theirs = potential(torch.cat([x, chain.state.x])).split(len(x))
         gap = own.mean() - theirs.mean()
         record = {
@@ -85,5 +85,5 @@ class ContrastiveDivergence:
         return Loss(gap, record)
 
     def measure(self, model: ContrastedChains, data: Tensor) -> float:
-        """Conditional noise contrast of held-out ``data``, ``(n, *event)``: a proper score that needs no normaliser."""
+        """Conditional noise contrast of held-out ``data``, ``(n, *event)``: a proper score that needs no normalizer."""
         return conditional_contrast(model, data)

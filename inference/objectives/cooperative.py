@@ -21,7 +21,7 @@ from energyppl.inference.levels.recovery import level_kernel, recovery_potential
 from energyppl.inference.objectives.contract import Loss, check_model
 from energyppl.inference.objectives.recovery import RecoveryLikelihood, RecoveryPairs
 from energyppl.inference.sampling.run_chain import Trajectory, run_chain
-from energyppl.potentials.algebra import Tethered
+from energyppl.potentials.algebra import RecoveryPotential
 
 __all__ = ["CooperativeRecovery"]
 
@@ -34,7 +34,7 @@ class CooperativeRecovery:
     the chain ended (MCMC teaching, Xie et al. 2020).  In CDRL the energy's negatives are the same ỹ; chains can then
     run away as those from the noisy point do.  By default they are not: negatives begin at the data, as in
     :class:`RecoveryLikelihood`, and teach the initializer too: that costs a fifth of an update, and where the chains
-    settle it is the same lesson.  With ``teach`` chains of its own, which begin at ŷ, do so.
+    settle it is the same draws.  With ``extra_chain_fraction`` chains of its own, which begin at ŷ, do so.
 
     Args:
         kernel: moves all chains; the recipe's, or else the model's own, if None.
@@ -42,13 +42,14 @@ class CooperativeRecovery:
         steps: moves of every chain; the recipe's if None.
         recipe: everything else about the pairs and the energy's negatives.
         from_initializer: take the energy's negatives from the initializer's chains, as CDRL does.
-        teach: share of each batch that has second chains, from the initializer's draws, to teach it; 0 for none.
-        taught: share of each batch whose negatives teach it where there are no second chains.  More teaches little more
-            in the plane and makes updates longer; images take all of them.
+        extra_chain_fraction: share of each batch with second chains that begin at the initializer's draws, from
+            which it learns; 0 for none.
+        initializer_fraction: share of each batch from whose negatives it learns where there are no second chains.  More
+            helps little in the plane and makes updates longer; images take all of them.
         weight: of the initializer's loss beside the energy's.
 
     Raises:
-        InvalidInput: for a share outside [0, 1], where ``taught`` must not be 0 either, or a negative weight.
+        InvalidInput: for a share outside [0, 1], an ``initializer_fraction`` of 0, or a negative weight.
     """
 
     kernel: TunableKernel | None = None
@@ -56,15 +57,15 @@ class CooperativeRecovery:
     steps: int | None = None
     recipe: RecoveryLikelihood = field(default_factory=RecoveryLikelihood)
     from_initializer: bool = False
-    teach: float = 0.0
-    taught: float = 0.25
+    extra_chain_fraction: float = 0.0
+    initializer_fraction: float = 0.25
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.teach <= 1.0:
-            raise InvalidInput(f"teach must lie in [0, 1]; got {self.teach}")
-        if not 0.0 < self.taught <= 1.0:
-            raise InvalidInput(f"taught must lie in (0, 1]; got {self.taught}")
+        if not 0.0 <= self.extra_chain_fraction <= 1.0:
+            raise InvalidInput(f"extra_chain_fraction must lie in [0, 1]; got {self.extra_chain_fraction}")
+        if not 0.0 < self.initializer_fraction <= 1.0:
+            raise InvalidInput(f"initializer_fraction must lie in (0, 1]; got {self.initializer_fraction}")
         if not self.weight >= 0.0:
             raise InvalidInput(f"weight must not be negative; got {self.weight}")
         changes = {"kernel": self.kernel, "steps": self.steps}
@@ -75,7 +76,7 @@ class CooperativeRecovery:
         )
 
     def prepare(self, model: CooperativeModel) -> None:
-        """Give the model its kernel and its initializer, before the optimiser collects what is to be learned.
+        """Give the model its kernel and its initializer, before the optimizer collects what is to be learned.
 
         Raises:
             InvalidInput: for another kind of model, if neither has an initializer, or for one that doesn't fit.
@@ -95,56 +96,58 @@ class CooperativeRecovery:
         """The energy's contrastive loss plus the initializer's, ``(n, *event)``; each has its own weights' gradient."""
         pairs = self.recipe.pairs(model, batch)
         if self.from_initializer:
-            lesson = self._begin(model, pairs)
+            draws = self._begin(model, pairs)
             start = self.recipe.start(pairs.clean, pairs.potential.center)
-            chain = self.recipe.move(model, pairs, start.index_copy(0, lesson.rows, lesson.drawn.detach()))
-            taught = _teach(lesson, chain.state.x[lesson.rows], chain.state.energy[lesson.rows])
+            chain = self.recipe.move(model, pairs, start.index_copy(0, draws.rows, draws.drawn.detach()))
+            initializer = _initializer_loss(draws, chain.state.x[draws.rows], chain.state.energy[draws.rows])
         else:
             chain = self.recipe.move(model, pairs)
-            taught = self.teaching(model, pairs, None if self.teach else chain)
+            initializer = self.initializer_loss(model, pairs, None if self.extra_chain_fraction else chain)
         own = self.recipe.contrast(model, pairs, chain, batch)
-        return Loss(own.value + self.weight * taught.value, own.record | taught.record)
+        return Loss(own.value + self.weight * initializer.value, own.record | initializer.record)
 
-    def teaching(self, model: CooperativeModel, pairs: RecoveryPairs, chain: Trajectory | None = None) -> Loss:
+    def initializer_loss(self, model: CooperativeModel, pairs: RecoveryPairs, chain: Trajectory | None = None) -> Loss:
         """The initializer's own loss: chains begin at its draws, and it learns to begin where they end.
 
         With a ``chain`` from elsewhere for the same pairs it learns to begin where that ended.
         """
-        lesson = self._begin(model, pairs, most=max(1, int((self.teach or self.taught) * len(pairs.level))))
+        draws = self._begin(
+            model, pairs, most=max(1, int((self.extra_chain_fraction or self.initializer_fraction) * len(pairs.level)))
+        )
         if chain is not None:
-            return _teach(lesson, chain.state.x[lesson.rows], chain.state.energy[lesson.rows])
-        kernel = level_kernel(lesson.model, pairs.level[lesson.rows])
-        state = run_chain(kernel, lesson.potential, lesson.drawn.detach(), self.recipe.steps).state
-        return _teach(lesson, state.x, state.energy)
+            return _initializer_loss(draws, chain.state.x[draws.rows], chain.state.energy[draws.rows])
+        kernel = level_kernel(draws.model, pairs.level[draws.rows])
+        state = run_chain(kernel, draws.potential, draws.drawn.detach(), self.recipe.steps).state
+        return _initializer_loss(draws, state.x, state.energy)
 
-    def _begin(self, model: CooperativeModel, pairs: RecoveryPairs, most: int | None = None) -> "_Lesson":
+    def _begin(self, model: CooperativeModel, pairs: RecoveryPairs, most: int | None = None) -> "_InitializerDraws":
         # From a farther marginal than the next q has not learned to begin.
         rows = (pairs.upper == pairs.level + 1).nonzero()[:most, 0]
         part, level, noisy = model_of_rows(model, rows), pairs.level[rows], pairs.noisy[rows]
         potential = recovery_potential(part, noisy, level)
         with casting(noisy, self.recipe.autocast):
             proposal = recovery_proposal(part, noisy, level, potential)
-        return _Lesson(part, rows, potential, proposal, proposal.rsample())
+        return _InitializerDraws(part, rows, potential, proposal, proposal.rsample())
 
     def measure(self, model: CooperativeModel, data: Tensor) -> float:
         """As :meth:`RecoveryLikelihood.measure`."""
         return self.recipe.measure(model, data)
 
 
-class _Lesson(NamedTuple):
+class _InitializerDraws(NamedTuple):
     """The initializer's draws for some rows of a batch, before chains refine them."""
 
     model: CooperativeModel  # of the rows
     rows: Tensor  # (m,), of the batch
-    potential: Tethered
+    potential: RecoveryPotential
     proposal: TorchDistribution
     drawn: Tensor  # (m, *event), differentiable
 
 
-def _teach(lesson: _Lesson, refined: Tensor, energy: Tensor) -> Loss:
+def _initializer_loss(draws: _InitializerDraws, refined: Tensor, energy: Tensor) -> Loss:
     """½|ỹ − ŷ|² in standard deviations, a mean over coordinates; −log q(ỹ) where the scale is learned."""
-    proposal, drawn = lesson.proposal, lesson.drawn
-    drop = energy_only(lesson.potential, drawn.detach()) - energy
+    proposal, drawn = draws.proposal, draws.drawn
+    drop = energy_only(draws.potential, drawn.detach()) - energy
     deviation = proposal.base_dist.scale
     distance = (refined - drawn) / deviation.detach()
     if deviation.requires_grad:

@@ -21,7 +21,8 @@ class CooperativeGuide:
 
     ``SVI(ebm, CooperativeGuide(ebm), Adam(…), Trace_ELBO()).step(batch)`` has the gradients of
     :class:`CooperativeRecovery`, summed over rows.  The guide has no sample sites: its loss enters as a factor.  It
-    sees nothing of the model's chains, so it runs its own, for a quarter of the rows if the objective's ``teach`` is 0.
+    sees nothing of the model's chains, so it runs its own, for a quarter of the rows if the
+    objective's ``extra_chain_fraction`` is 0.
 
     Args:
         model: has an initializer.
@@ -45,6 +46,6 @@ class CooperativeGuide:
         assert self.model.initializer is not None  # prepare has seen to it
         pyro.module("initializer", self.model.initializer)
         pairs = self.objective.recipe.pairs(self.model, data)
-        taught = self.objective.teaching(self.model, pairs).value
+        taught = self.objective.initializer_loss(self.model, pairs).value
         # What a guide adds is taken off the evidence bound, so a loss goes in with a plus sign.
         pyro.factor("teaching", self.objective.weight * len(data) * taught, has_rsample=True)

@@ -61,7 +61,7 @@ class ExactLikelihood:
             )
 
     def loss(self, model: ScoredModel, batch: Tensor) -> Loss:
-        """Minus the mean log likelihood of ``batch``, ``(n, *event)``, in nats, of standardised points.
+        """Minus the mean log likelihood of ``batch``, ``(n, *event)``, in nats, of standardized points.
 
         Raises:
             InvalidInput: for points outside of the box, or more than two dimensions.

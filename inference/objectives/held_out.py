@@ -36,7 +36,7 @@ def conditional_contrast(model: ScoredModel, data: Tensor, level: int = 0) -> fl
     the data with its noise.
 
     Args:
-        model: any energy in standardised coordinates.
+        model: any energy in standardized coordinates.
         data: held-out rows, ``(n, *event)``.
         level: of a model of levels.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.recovery import RecoveryModel
 from energyppl.inference.objectives.contract import Loss
-from energyppl.inference.objectives.level_allocation import share_levels
+from energyppl.inference.objectives.level_allocation import allocate_levels
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.objectives.second_order import differentiable_score
 
@@ -27,27 +27,27 @@ class LevelScoreMatching:
     """Denoising score matching at every level of a model of levels (Vincent 2011; Song & Ermon 2019): no sampling.
 
     The noise-conditional relative of MDSM for those who need a density: each level's U(x, t) is −log p(x_t) plus a
-    constant, so that level 0 of a :class:`~energyppl.RecoveryEBM` can be normalised and sampled level by level.  The
+    constant, so that level 0 of a :class:`~energyppl.RecoveryEBM` can be normalized and sampled level by level.  The
     loss is ``mean |σ̄_t ∇U(x_t, t) − ε|²``, 1 for a constant energy.  A score is a slope: level 0 knows
     nothing of the relative weights of regions that no data connect (samples, which come down the levels, have them
     right), and no level of what lies where it has no data.  Nothing tunes the model's chains on the way: call
     ``ebm.tune(data)`` afterwards.
 
     Args:
-        extra: share of each batch that goes to level 0 on top of its equal share.
+        level0_fraction: share of each batch that goes to level 0 on top of its equal share.
 
     Raises:
         InvalidInput: for a share outside [0, 1).
     """
 
-    extra: float = 0.25
+    level0_fraction: float = 0.25
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.extra < 1.0:
-            raise InvalidInput(f"extra must lie in [0, 1); got {self.extra}")
+        if not 0.0 <= self.level0_fraction < 1.0:
+            raise InvalidInput(f"level0_fraction must lie in [0, 1); got {self.level0_fraction}")
 
     def prepare(self, model: Any) -> None:
-        """Require a model of levels which all have noise, each with a normaliser of its own.
+        """Require a model of levels which all have noise, each with a normalizer of its own.
 
         Raises:
             InvalidInput: for any other.
@@ -78,8 +78,8 @@ class LevelScoreMatching:
         """
         self.prepare(model)
         schedule = model.schedule
-        clean = model.standardized(batch)
-        level = share_levels(len(clean), schedule.levels, self.extra).to(clean.device)
+        clean = model.to_unit(batch)
+        level = allocate_levels(len(clean), schedule.levels, self.level0_fraction).to(clean.device)
         wide = (-1, *[1] * (clean.dim() - 1))
         alpha, sigma = (v.to(clean)[level].reshape(wide) for v in (schedule.alpha_bar, schedule.sigma_bar))
         noise = torch.randn_like(clean)

@@ -2,7 +2,7 @@
 
 MDSM (Li, Chen & Sommer, "Learning energy-based models in high-dimensional spaces with multi-scale denoising score
 matching", arXiv:1910.07762; Entropy 25, 2023) trains an energy that is not told how noisy a point is.  The field that
-minimises its loss over noise levels q(σ) is ``∇U = −∇A / (σ0² B)``, with ``A = Σ q(σ) p_σ`` and
+minimizes its loss over noise levels q(σ) is ``∇U = −∇A / (σ0² B)``, with ``A = Σ q(σ) p_σ`` and
 ``B = Σ q(σ) p_σ / σ²``.  In high dimension a point shows its own σ, and then ``∇U = (σ²/σ0²) (−∇ log p_σ)``: at the
 temperature T = σ²/σ0² the samples of U are the noised data p_σ.  In low dimension it doesn't; the field is in general
 no gradient, and U not −log p.  The numbers called the paper's are those of its released code (zengyi-li/MDSM).
@@ -18,7 +18,7 @@ from energyppl.autodiff.gradient import gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.objectives.contract import Loss
 from energyppl.inference.objectives.held_out import MEASURE_SEED
-from energyppl.inference.objectives.level_allocation import share_ladder
+from energyppl.inference.objectives.level_allocation import stratified_levels
 from energyppl.inference.objectives.second_order import differentiable_score
 from energyppl.potentials.algebra import Potential
 
@@ -36,10 +36,10 @@ class MultiscaleModel(Protocol):
 
     event_shape: torch.Size
     net: nn.Module
-    sigmas: Tensor  # (levels,), decreasing, in standardised coordinates
+    sigmas: Tensor  # (levels,), decreasing, in standardized coordinates
     base_sigma: float  # σ0
 
-    def standardized(self, data: Tensor) -> Tensor:
+    def to_unit(self, data: Tensor) -> Tensor:
         """Data in the coordinates in which noise is counted."""
         ...
 
@@ -53,19 +53,19 @@ class MultiscaleScoreMatching:
     """Multi-scale denoising score matching (MDSM, Li et al. 2019): no sampling, one double backward an update.
 
     The loss is ``mean |x − x̃ + σ0² ∇U(x̃)|² / σ²`` over coordinates and rows, x̃ = x + σ ε, each row at its own level of
-    the model's ladder: the paper's, times σ0⁴ and per coordinate.  It is 1 for a constant energy.  It has no share of
-    log-likelihood: see :class:`~energyppl.MultiscaleEBM` for what its energy is and what it isn't.
+    the model's noise levels: the paper's loss, times σ0⁴ and per coordinate.  It is 1 for a constant energy.  It has no
+    share of log-likelihood: see :class:`~energyppl.MultiscaleEBM` for what its energy is and what it isn't.
     """
 
     def prepare(self, model: Any) -> None:
-        """Require a model with a ladder of noise levels.
+        """Require a model with a sequence of noise levels.
 
         Raises:
             InvalidInput: for any other.
         """
         if not isinstance(getattr(model, "sigmas", None), Tensor):
             raise InvalidInput(
-                f"multi-scale score matching needs a ladder of noise levels, as a MultiscaleEBM has; got "
+                f"multi-scale score matching needs a sequence of noise levels, as a MultiscaleEBM has; got "
                 f"{type(model).__name__}: for one energy use DenoisingScoreMatching, for a schedule LevelScoreMatching"
             )
 
@@ -75,7 +75,7 @@ class MultiscaleScoreMatching:
         Raises:
             InvalidInput: if the network can't be differentiated twice; the message names the layer.
         """
-        clean = model.standardized(batch)
+        clean = model.to_unit(batch)
         sigma = _row_sigmas(model, clean, float(torch.rand(())))
         noisy = clean + sigma * torch.randn_like(clean)
         score = differentiable_score(model.potential(), noisy, model.net)
@@ -84,7 +84,7 @@ class MultiscaleScoreMatching:
 
     def measure(self, model: MultiscaleModel, data: Tensor) -> float:
         """The loss of ``data``, ``(n, *event)``, with noise that is the same at every call."""
-        clean = model.standardized(data)
+        clean = model.to_unit(data)
         sigma = _row_sigmas(model, clean, 0.5)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(MEASURE_SEED)).to(clean)
         noisy = clean + sigma * noise
@@ -93,7 +93,7 @@ class MultiscaleScoreMatching:
 
 
 def _row_sigmas(model: MultiscaleModel, rows: Tensor, offset: float) -> Tensor:
-    sigma = model.sigmas.to(rows)[share_ladder(len(rows), len(model.sigmas), offset).to(rows.device)]
+    sigma = model.sigmas.to(rows)[stratified_levels(len(rows), len(model.sigmas), offset).to(rows.device)]
     return sigma.reshape(-1, *[1] * (rows.dim() - 1))
 
 

@@ -23,7 +23,7 @@ __all__ = ["ContrastedModel", "NoiseContrastive"]
 class ContrastedModel(ScoredModel, Protocol):
     """A model that :meth:`NoiseContrastive.prepare` was called on."""
 
-    log_z: nn.Parameter  # (), nats, of the standardised coordinates
+    log_z: nn.Parameter  # (), nats, of the standardized coordinates
     noise: Tensor  # (2, *event), mean and standard deviations of the Gaussian noise; zero until the first batch
     scale: Tensor  # (*event), of the data
 
@@ -40,7 +40,7 @@ class NoiseContrastive:
     at a glance, and then nothing is learned.
 
     Args:
-        base: the noise, over standardised points; a Gaussian of independent coordinates fitted to the first batch, 1.1
+        base: the noise, over standardized points; a Gaussian of independent coordinates fitted to the first batch, 1.1
             times as wide, if None.
         ratio: noise points for each data point.
         level: the level to train, of a model of levels.
@@ -63,7 +63,7 @@ class NoiseContrastive:
             )
 
     def prepare(self, model: Any) -> None:
-        """Add ``log_z`` and ``noise`` to the model if it lacks them, before an optimiser takes its parameters.
+        """Add ``log_z`` and ``noise`` to the model if it lacks them, before an optimizer takes its parameters.
 
         Raises:
             InvalidInput: for a base over other points.
@@ -85,7 +85,7 @@ class NoiseContrastive:
         """
         if getattr(model, "log_z", None) is None:
             raise InvalidInput(
-                "log Z is learned with the weights: call objective.prepare(model) before the optimiser is made"
+                "log Z is learned with the weights: call objective.prepare(model) before the optimizer is made"
             )
         x = points_at(model, batch, self.level)
         if not bool(model.noise.any()):
@@ -110,7 +110,7 @@ class NoiseContrastive:
         return float(model.log_z.detach() + model.scale.log().expand(model.event_shape).sum())
 
     def _begin(self, model: ContrastedModel, x: Tensor) -> None:
-        """Fit the noise to standardised points ``(n, *event)``, and estimate log Z from it.
+        """Fit the noise to standardized points ``(n, *event)``, and estimate log Z from it.
 
         Adam moves a number by its learning rate at a step, so from zero log Z would be long on its way.
         """

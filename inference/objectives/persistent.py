@@ -2,7 +2,7 @@
 
 The gradient of −log p(x, t) is ∇U at data less the mean of ∇U under the model, from chains in a buffer (Tieleman 2008).
 With several levels these are joint chains (Zhang, Tan & Ou 2023).  Beginning a share of them anew at each update gives
-hybrid training (Du & Mordatch 2019: a twentieth), all of them noise-initialised short runs (Nijkamp et al. 2019).
+hybrid training (Du & Mordatch 2019: a twentieth), all of them noise-initialized short runs (Nijkamp et al. 2019).
 """
 
 import math
@@ -16,10 +16,10 @@ from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel, casting, check_force_dtype
 from energyppl.inference.levels.joint import JointModel, move_jointly
-from energyppl.inference.levels.step_sizes import hand_kernel, steer_steps
+from energyppl.inference.levels.step_sizes import adapt_step_sizes, hand_kernel
 from energyppl.inference.objectives.contract import Loss, check_model, check_tunable
 from energyppl.inference.objectives.held_out import conditional_contrast
-from energyppl.inference.objectives.level_allocation import share_levels
+from energyppl.inference.objectives.level_allocation import allocate_levels
 from energyppl.inference.objectives.persistent_chains import ChainBuffer, chain_contrast
 from energyppl.schedule import NoiseSchedule
 
@@ -34,12 +34,12 @@ class PersistentModel(JointModel, Protocol):
     schedule: NoiseSchedule | None
     loc: Tensor
 
-    def standardized(self, data: Tensor) -> Tensor:
+    def to_unit(self, data: Tensor) -> Tensor:
         """Data in the coordinates of the energies."""
         ...
 
     def at_level(self, data: Tensor, level: Tensor) -> Tensor:
-        """Rows of data ``(n, *event)`` at their levels ``(n,)``, standardised."""
+        """Rows of data ``(n, *event)`` at their levels ``(n,)``, standardized."""
         ...
 
 
@@ -51,14 +51,14 @@ class PersistentLikelihood:
         kernel: moves the chains, and the model's from then on; the model's own, MALA, if None.
         buffer: the chains; the model's own if None.
         slots: chains to make if the model has none.
-        moves: of the kernel at each update.
+        num_steps: of the kernel at each update.
         sweeps: draws of the level at each update; the moves are shared among them.
         rejuvenate: share of the visited chains that begin anew from noise: 0 is persistent, 1 short runs from noise.
         adapt: steer each visited level's step size towards the kernel's target acceptance.
         room: nats for each dimension by which a chain's energy may exceed the data's of its level, until it counts as
             one of these: no place is e^room times as large, in every direction, as where the data are.  Without a limit
             a chain that is stuck is pushed up for ever, and training runs away; infinity takes it off.
-        gain: how fast: log step size moves by ``gain * (acceptance − target)`` at each update.
+        adaptation_rate: how fast: log step size moves by ``adaptation_rate * (acceptance − target)`` at each update.
         autocast: arithmetic of the loss, as in :class:`RecoveryLikelihood`.
 
     Raises:
@@ -69,18 +69,18 @@ class PersistentLikelihood:
     kernel: TunableKernel | None = None
     buffer: ChainBuffer | None = None
     slots: int = 4096
-    moves: int = 20
+    num_steps: int = 20
     sweeps: int = 2
     rejuvenate: float = 0.0
     adapt: bool = True
     room: float = 4.6
-    gain: float = 0.1
+    adaptation_rate: float = 0.1
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         check_count("slots", self.slots)
         check_count("sweeps", self.sweeps)
-        check_count("moves", self.moves, at_least=self.sweeps)
+        check_count("num_steps", self.num_steps, at_least=self.sweeps)
         check_force_dtype(self.autocast, "autocast")
         if not self.room > 0.0:
             raise InvalidInput(f"room must be positive; got {self.room}: infinity lets every chain count")
@@ -93,7 +93,7 @@ class PersistentLikelihood:
             )
 
     def prepare(self, model: Any) -> None:
-        """Give the model its kernel and its chains, before the optimiser and checkpoints look at it.
+        """Give the model its kernel and its chains, before the optimizer and checkpoints look at it.
 
         Raises:
             InvalidInput: for another kind of model, or chains of another model or device.
@@ -107,7 +107,7 @@ class PersistentLikelihood:
         elif model.chains is None:
             model.chains = ChainBuffer(model.event_shape, max(self.slots, model.levels), model.levels).to(model.loc)
 
-    def usual_rate(self, model: PersistentModel) -> float | None:
+    def default_learning_rate(self, model: PersistentModel) -> float | None:
         """Without noise levels chains fall behind a density that sharpens as fast as recovery likelihood may."""
         return 1e-3 if model.levels == 1 else None
 
@@ -116,22 +116,22 @@ class PersistentLikelihood:
         self.prepare(model)
         chains = model.chains
         assert chains is not None
-        level = share_levels(len(batch), model.levels, 0.0).to(model.loc.device)
+        level = allocate_levels(len(batch), model.levels, 0.0).to(model.loc.device)
         data = model.at_level(batch, level)
         slots = chains.draw(len(batch))
         chains.begin_anew(slots[torch.rand(len(slots), device=slots.device) < self.rejuvenate])
 
-        moves = self.moves // self.sweeps
-        run = move_jointly(model, chains.x[slots], chains.level[slots], sweeps=self.sweeps, moves=moves)
-        chains.store(slots, run.x, run.level, moves * self.sweeps)
+        num_steps = self.num_steps // self.sweeps
+        run = move_jointly(model, chains.x[slots], chains.level[slots], sweeps=self.sweeps, num_steps=num_steps)
+        chains.store(slots, run.x, run.level, num_steps * self.sweeps)
         if self.adapt:
-            steer_steps(
+            adapt_step_sizes(
                 model.step_sizes,
                 run.accept_prob.flatten(),
                 run.path.flatten(),
-                self.gain,
-                model.kernel.target,
-                largest=model.kernel.largest_step,
+                self.adaptation_rate,
+                model.kernel.target_acceptance,
+                largest=model.kernel.max_step_size,
             )
         with casting(data, self.autocast):
             energy = model.potential(torch.cat([level, run.level]))(torch.cat([data, run.x]))

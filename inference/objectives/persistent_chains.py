@@ -1,8 +1,8 @@
-"""Persistent chains of a model's marginals: they roam where recovery likelihood's short, tethered chains never come.
+"""Persistent chains of a model's marginals: they go where recovery likelihood's short, tilted chains never come.
 
-In more than two dimensions a network is free to dig holes far from the data: no tether leads there, so nothing fills
-them, samples look right, and the normalised density is nonsense.  Chains that go on from update to update (Tieleman
-2008), from wide noise and without a tether, find such holes; there they are negatives of plain maximum likelihood.
+In more than two dimensions a network is free to dig holes far from the data: no tilt leads there, so nothing fills
+them, samples look right, and the normalized density is nonsense.  Chains that go on from update to update (Tieleman
+2008), from wide noise and without a tilt, find such holes; there they are negatives of plain maximum likelihood.
 """
 
 import math
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from energyppl._checks import check_count, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation.step_size import group_means
-from energyppl.inference.kernels.contract import casting, widen
+from energyppl.inference.kernels.contract import append_dims, casting
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.inference.levels.recovery import RecoveryModel
-from energyppl.inference.levels.step_sizes import steer_steps
+from energyppl.inference.levels.step_sizes import adapt_step_sizes
 from energyppl.inference.sampling.run_chain import run_chain
 
-__all__ = ["ChainBuffer", "Contrast", "chain_contrast", "persistent_contrast", "roaming_levels"]
+__all__ = ["ChainBuffer", "Contrast", "chain_contrast", "persistent_contrast", "persistent_levels"]
 
 _WIDE = 1.5  # standard deviations of the marginal: where chains begin
 _FRESH = 0.02  # share of the visited chains that begin anew
 _FIRST_STEP = 0.1
-_GAIN = 0.1
+_ADAPTATION_RATE = 0.1
 _MARGIN = 3.0  # nats
 
 
@@ -37,7 +37,7 @@ class Contrast(NamedTuple):
     gap: float  # energy of data less that of all chains, in nats
 
 
-def roaming_levels(slots: int, levels: int) -> Tensor:
+def persistent_levels(slots: int, levels: int) -> Tensor:
     """The level of each slot, ``(slots,)``: a quarter at level 0 on top of equal shares; it is the sharpest."""
     first = slots // 4
     return torch.cat([torch.zeros(first, dtype=torch.long), torch.arange(slots - first) % levels])
@@ -50,8 +50,8 @@ def persistent_contrast(
 
     A chain that is still on its way from the noise lies where the model has no mass, and must not be pushed for ever.
     A place whose energy is Δ above the data's still holds mass if it is e^Δ times as large, and no place is larger than
-    the marginal's own Gaussian, whose entropy exceeds that of the level's noise by d log(spread / σ̄).  So a chain
-    counts by ``sigmoid(data's mean energy + d log(spread / σ̄) + 3 − U)``.
+    the marginal's own Gaussian, whose entropy exceeds that of the level's noise by d log(marginal_std / σ̄).  So a chain
+    counts by ``sigmoid(data's mean energy + d log(marginal_std / σ̄) + 3 − U)``.
 
     Args:
         model: its chains and their step sizes are written in place.
@@ -60,26 +60,33 @@ def persistent_contrast(
         autocast: arithmetic of the energies in the loss.
     """
     chains, count = model.persistent_chains, len(batch)
-    spread = model.schedule.spread.to(chains)
-    levels = roaming_levels(len(chains), model.schedule.levels).to(chains.device)
-    wide = widen(_WIDE * spread[levels], chains)
+    marginal_std = model.schedule.marginal_std.to(chains)
+    levels = persistent_levels(len(chains), model.schedule.levels).to(chains.device)
+    wide = append_dims(_WIDE * marginal_std[levels], chains)
     if not bool(chains.any()):
         chains.copy_(wide * torch.randn_like(chains))
-        model.persistent_steps.copy_(_FIRST_STEP * spread[:-1])
+        model.persistent_steps.copy_(_FIRST_STEP * marginal_std[:-1])
     slots = torch.randperm(len(chains))[:count].to(chains.device)
     level, start = levels[slots], chains[slots]
     fresh = torch.rand(len(slots), device=chains.device) < _FRESH
-    start = torch.where(widen(fresh, start), wide[slots] * torch.randn_like(start), start)
+    start = torch.where(append_dims(fresh, start), wide[slots] * torch.randn_like(start), start)
     kernel = MALA(model.persistent_steps[level], force_dtype=getattr(model.kernel, "force_dtype", None))
     chain = run_chain(kernel, model.potential(level), start, steps)
     chains[slots] = chain.state.x
-    steer_steps(model.persistent_steps, chain.accept_prob, level, _GAIN, MALA.target, largest=float(spread.max()))
+    adapt_step_sizes(
+        model.persistent_steps,
+        chain.accept_prob,
+        level,
+        _ADAPTATION_RATE,
+        MALA.target_acceptance,
+        largest=float(marginal_std.max()),
+    )
 
-    data = model.schedule.diffuse(model.standardized(batch), level)
+    data = model.schedule.diffuse(model.to_unit(batch), level)
     with casting(data, autocast):
         energy = model.potential(torch.cat([level, level]))(torch.cat([data, chain.state.x]))
     own, theirs = energy.to(data.dtype).split(count)
-    room = math.prod(model.event_shape) * (spread / model.schedule.sigma_bar.to(spread)).log()[level]
+    room = math.prod(model.event_shape) * (marginal_std / model.schedule.sigma_bar.to(marginal_std)).log()[level]
     value, weight = chain_contrast(own, level, theirs, level, model.schedule.levels, room)
     return Contrast(value, float(weight.mean()), float((own - theirs).detach().mean()))
 

@@ -18,15 +18,15 @@ from energyppl._checks import check_count
 from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel, casting, check_force_dtype
-from energyppl.inference.levels.recovery import RecoveryModel, level_kernel, recovery_potential, tether_widths
-from energyppl.inference.levels.step_sizes import hand_kernel, steer_steps
+from energyppl.inference.levels.recovery import RecoveryModel, level_kernel, recovery_potential, tilt_widths
+from energyppl.inference.levels.step_sizes import adapt_step_sizes, hand_kernel
 from energyppl.inference.objectives.contract import Loss, check_model, check_tunable
 from energyppl.inference.objectives.contrastive import Start, from_data
 from energyppl.inference.objectives.held_out import MEASURE_SEED
-from energyppl.inference.objectives.level_allocation import share_levels, share_reaches
+from energyppl.inference.objectives.level_allocation import allocate_levels, draw_upper_levels
 from energyppl.inference.objectives.persistent_chains import Contrast, persistent_contrast
 from energyppl.inference.sampling.run_chain import Trajectory, run_chain
-from energyppl.potentials.algebra import Tethered
+from energyppl.potentials.algebra import RecoveryPotential
 
 __all__ = ["RecoveryLikelihood", "RecoveryPairs"]
 
@@ -36,11 +36,11 @@ _PERSISTENT = 0.25
 class RecoveryPairs(NamedTuple):
     """Data at their levels, and what they are to be recovered from."""
 
-    clean: Tensor  # x_t, (n, *event), standardised
+    clean: Tensor  # x_t, (n, *event), standardized
     noisy: Tensor  # the noisier marginal, likewise
     level: Tensor  # (n,), t
     upper: Tensor  # (n,), of the noisier marginal: t + 1, or further
-    potential: Tethered  # the recovery potential
+    potential: RecoveryPotential  # the recovery potential
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,19 @@ class RecoveryLikelihood:
 
     Args:
         kernel: moves the negatives, and the model's chains from then on; the model's own kernel if None.  Its step size
-            counts in widths of a level's tether and is where adaptation begins.
+            counts in widths of a level's tilt and is where adaptation begins.
         steps: moves from the start to the negative.
         start: where the negatives' chains begin, ``from_data`` or ``from_noisy``, or any function of (data, noisy).
         adapt: steer each level's step size towards the kernel's target acceptance.
-        gain: how fast: log step size moves by ``gain * (acceptance − target)`` at each update.
-        extra: share of each batch that goes to level 0 on top of its equal share: it is the sharpest level and the one
-            whose density is asked for.
-        reach: share of each batch that is recovered from a noisier marginal than the next, any above: its wider tether
-            lets chains see, and the training flatten, what the energy does far from the data.
+        adaptation_rate: how fast: log step size moves by ``adaptation_rate * (acceptance − target)`` at each update.
+        level0_fraction: share of each batch that goes to level 0 on top of its equal share: it is the sharpest level
+            and the one whose density is asked for.
+        skip_fraction: share of each batch that is recovered from a noisier marginal than the next, any above: its wider
+            tilt lets chains see, and the training flatten, what the energy does far from the data.
         shared_noise: noise both levels with one ε (CDRL's variance reduction).
         persistent: share of each batch that is also contrasted with persistent chains of the marginals, which find and
             fill what the energy digs far from the data; if None, a quarter above two dimensions and nothing below: in
-            the plane tethers reach everywhere, and chains that lag behind a sharp density only disturb.
+            the plane tilts skip_fraction everywhere, and chains that lag behind a sharp density only disturb.
         autocast: arithmetic of the loss, ``torch.bfloat16`` for networks of images; that of the chains is the kernel's
             ``force_dtype``, and energies that accept or reject keep the weights' own.
 
@@ -74,9 +74,9 @@ class RecoveryLikelihood:
     steps: int = 5
     start: Start = from_data
     adapt: bool = True
-    gain: float = 0.1
-    extra: float = 0.25
-    reach: float = 0.25
+    adaptation_rate: float = 0.1
+    level0_fraction: float = 0.25
+    skip_fraction: float = 0.25
     shared_noise: bool = False
     persistent: float | None = None
     autocast: torch.dtype | None = None
@@ -84,7 +84,7 @@ class RecoveryLikelihood:
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
         check_force_dtype(self.autocast, "autocast")
-        for name, share in (("extra", self.extra), ("persistent", self.persistent or 0.0)):
+        for name, share in (("level0_fraction", self.level0_fraction), ("persistent", self.persistent or 0.0)):
             if not 0.0 <= share < 1.0:
                 raise InvalidInput(f"{name} must lie in [0, 1); got {share}")
         if self.shared_noise and self.start is from_data:
@@ -111,9 +111,9 @@ class RecoveryLikelihood:
 
     def pairs(self, model: RecoveryModel, batch: Tensor) -> RecoveryPairs:
         """Noise a batch ``(n, *event)`` twice, each row to levels of its own."""
-        schedule, data = model.schedule, model.standardized(batch)
-        level = share_levels(len(data), schedule.levels, self.extra).to(data.device)
-        upper = share_reaches(level, schedule.levels, self.reach)
+        schedule, data = model.schedule, model.to_unit(batch)
+        level = allocate_levels(len(data), schedule.levels, self.level0_fraction).to(data.device)
+        upper = draw_upper_levels(level, schedule.levels, self.skip_fraction)
         clean, noisy = schedule.pairs(data, level, upper=upper, shared_noise=self.shared_noise)
         return RecoveryPairs(clean, noisy, level, upper, recovery_potential(model, noisy, level, upper))
 
@@ -131,13 +131,13 @@ class RecoveryLikelihood:
         if self.adapt and steer:
             near = pairs.upper == level + 1
             kernel = model.kernel
-            steer_steps(
+            adapt_step_sizes(
                 model.step_sizes,
                 chain.accept_prob[near],
                 level[near],
-                self.gain,
-                kernel.target,
-                largest=kernel.largest_step,
+                self.adaptation_rate,
+                kernel.target_acceptance,
+                largest=kernel.max_step_size,
             )
         return chain
 
@@ -148,7 +148,7 @@ class RecoveryLikelihood:
             energies = model.potential(level)(torch.stack([pairs.clean, moved]))
         positive, negative = energies.to(moved.dtype).mean(1)
         gap = positive - negative
-        width = tether_widths(model.schedule).to(moved)[level]
+        width = tilt_widths(model.schedule).to(moved)[level]
         record = {
             "energy_gap": float(gap.detach()),
             "acceptance": float(chain.accept_prob.mean()),
@@ -156,13 +156,13 @@ class RecoveryLikelihood:
             "smallest_step": float(model.step_sizes.min()),
             "diverging": float(chain.diverging.float().mean()),
         }
-        far = self.roam(model, batch)
+        far = self.persistent_term(model, batch)
         if far is None:
             return Loss(gap, record)
         record |= {"persistent_gap": far.gap, "persistent_weight": far.weight}
         return Loss(gap + far.value, record)
 
-    def roam(self, model: RecoveryModel, batch: Tensor) -> Contrast | None:
+    def persistent_term(self, model: RecoveryModel, batch: Tensor) -> Contrast | None:
         """The persistent chains' part of the loss of ``batch``, ``(n, *event)``; None if it has none."""
         share = self.persistent
         if share is None:
@@ -176,12 +176,12 @@ class RecoveryLikelihood:
     def measure(self, model: RecoveryModel, data: Tensor) -> float:
         """Denoising score matching, ``mean |σ̄ ∇U(x_t) − ε|² / dimensions`` over the levels above 0 (Vincent 2011).
 
-        A proper score that needs no normaliser; the noise is the same at every call.  Level 0 is left out if there are
+        A proper score that needs no normalizer; the noise is the same at every call.  Level 0 is left out if there are
         others: at the edges of a sharp density its score is dominated by where exactly an edge lies, and gets worse
         while the density gets better.
         """
         total = 0.0
-        clean, generator = model.standardized(data), torch.Generator().manual_seed(MEASURE_SEED)
+        clean, generator = model.to_unit(data), torch.Generator().manual_seed(MEASURE_SEED)
         judged = range(min(1, model.schedule.levels - 1), model.schedule.levels)
         for t in judged:
             alpha, sigma = model.schedule.alpha_bar[t].to(clean), model.schedule.sigma_bar[t].to(clean)

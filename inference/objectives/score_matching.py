@@ -1,4 +1,4 @@
-"""Score matching: train the gradient of the energy, which needs neither chains nor a normaliser.
+"""Score matching: train the gradient of the energy, which needs neither chains nor a normalizer.
 
 The Fisher divergence ½ E|∇U + ∇log p|² holds the unknown density p of the data.  Its three known ways out are here:
 integrate by parts and pay for the Laplacian (exact), estimate that along random directions (sliced), or match the
@@ -119,11 +119,11 @@ class SlicedScoreMatching:
 class DenoisingScoreMatching:
     """Denoising score matching: ``E |σ ∇U(x + σ ε) − ε|² / dimensions`` (Vincent 2011).
 
-    What is learned is the density of the data *with the noise*, N(0, σ²) in standardised units.  The smaller σ, the
+    What is learned is the density of the data *with the noise*, N(0, σ²) in standardized units.  The smaller σ, the
     closer to the data, and the noisier the gradient: its variance grows as 1 / σ².
 
     Args:
-        sigma: standard deviation of the noise, in standardised units.
+        sigma: standard deviation of the noise, in standardized units.
         level: the level to train, of a model of levels, whose own noise comes first.
 
     Raises:

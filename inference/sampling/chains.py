@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energyppl.arviz_export import Groups, hand_over
+from energyppl.arviz_export import Groups, to_inference_data
 from energyppl.inference.kernels.contract import Kernel
 from energyppl.inference.sampling.pyro_model import ModelPotential
 from energyppl.potentials.algebra import Potential
@@ -168,7 +168,7 @@ class Chains:
             groups["observed_data"] = _arrays(self.potential.observed())
             if log_likelihood:
                 groups["log_likelihood"] = _arrays(self.potential.log_likelihood(self.draws))
-        return hand_over(groups, self.attributes, arviz)
+        return to_inference_data(groups, self.attributes, arviz)
 
     def _posterior(self) -> dict[str, NDArray[Any]]:
         return _arrays(self.samples)

@@ -15,7 +15,7 @@ from energyppl.inference.adaptation.warmup import Tuned, warm_up
 from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, middle_step
 from energyppl.inference.kernels.mass import MassEstimate, low_rank_mass
 from energyppl.inference.sampling.pyro_model import ModelPotential
-from energyppl.inference.sampling.targets import Goal
+from energyppl.inference.sampling.targets import Target
 
 __all__ = ["PyroKernel"]
 
@@ -28,7 +28,7 @@ class PyroKernel(MCMCKernel):
 
     Args:
         kernel: moves the chains.
-        target: a Pyro model, whose arguments ``MCMC.run`` takes; or a potential or ``EnergyDistribution``, whose
+        model: a Pyro model, whose arguments ``MCMC.run`` takes; or a potential or ``EnergyDistribution``, whose
             variable is called ``x``.
         chains: how many chains in the batch.
         mass: as in :func:`~energyppl.inference.adapt`.
@@ -38,16 +38,16 @@ class PyroKernel(MCMCKernel):
     model = None
     potential_fn = None
 
-    def __init__(self, kernel: Kernel, target: Any, *, chains: int = 1, mass: MassEstimate = low_rank_mass) -> None:
+    def __init__(self, kernel: Kernel, model: Any, *, chains: int = 1, mass: MassEstimate = low_rank_mass) -> None:
         check_count("chains", chains)
         check_kernel(kernel)
         self.kernel = kernel
-        self._given, self._target, self._chains, self._mass = kernel, target, chains, mass
+        self._given, self._model, self._chains, self._mass = kernel, model, chains, mass
         self._initial: Mapping[str, Tensor] | None = None
         self._forget()
 
     def _forget(self) -> None:
-        self._goal: Goal | None = None
+        self._target: Target | None = None
         self._state: State | None = None
         self._info: Info | None = None
         self._warming: Iterator[Tuned] | None = None
@@ -58,18 +58,18 @@ class PyroKernel(MCMCKernel):
         """Find the model's sites and where chains begin; called by ``MCMC.run``."""
         self._forget()
         self.kernel = self._given
-        self._goal = Goal.of(self._target, args, kwargs)
-        x = self._goal.start(self._chains) if self._initial is None else self._given_start(self._goal)
-        self._state = self.kernel.init(self._goal.potential, x)
+        self._target = Target.of(self._model, args, kwargs)
+        x = self._target.start(self._chains) if self._initial is None else self._given_start(self._target)
+        self._state = self.kernel.init(self._target.potential, x)
         if warmup_steps:
-            self._warming = warm_up(self.kernel, self._goal.potential, x, warmup_steps, mass=self._mass)
+            self._warming = warm_up(self.kernel, self._target.potential, x, warmup_steps, mass=self._mass)
 
-    def _given_start(self, goal: Goal) -> Tensor:
+    def _given_start(self, target: Target) -> Tensor:
         assert self._initial is not None
         given = {n: v[None] if self._chains == 1 else v for n, v in self._initial.items()}
-        if isinstance(goal.potential, ModelPotential):
-            return goal.potential.join(given, torch.Size((self._chains, *goal.batch)))
-        return beside(goal.potential, given["x"])
+        if isinstance(target.potential, ModelPotential):
+            return target.potential.join(given, torch.Size((self._chains, *target.batch)))
+        return beside(target.potential, given["x"])
 
     def end_warmup(self) -> None:
         """Keep the kernel as it is from now on; called by ``MCMC.run``."""
@@ -81,9 +81,9 @@ class PyroKernel(MCMCKernel):
 
         Set it to begin elsewhere, to unconstrained values as in Pyro (``MCMC(…, initial_params=…)`` does so).
         """
-        if self._state is None or self._goal is None:
+        if self._state is None or self._target is None:
             raise InvalidInput("the kernel has no target yet: MCMC.run sets it up")
-        values = self._goal.variables(self._state.x)
+        values = self._target.variables(self._state.x)
         return {name: value[0] if self._chains == 1 else value for name, value in values.items()}
 
     @initial_params.setter
@@ -92,13 +92,13 @@ class PyroKernel(MCMCKernel):
 
     def sample(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move the chains once; ``params`` must be what the last call returned, since the kernel keeps its state."""
-        assert self._goal is not None
+        assert self._target is not None
         assert self._state is not None
         tuned = next(self._warming, None) if self._warming is not None else None
         if tuned is not None:
             self.kernel, self._state, self._info = tuned
         else:
-            self._state, self._info = self.kernel.step(self._goal.potential, self._state)
+            self._state, self._info = self.kernel.step(self._target.potential, self._state)
             self._count += 1
             self._accepted += float(self._info.accept_prob.mean())
             if bool(self._info.diverging.any()):

@@ -4,7 +4,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -20,30 +20,31 @@ from energyppl.inference.adaptation.warmup import warm_up
 from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, combined, middle_step
 from energyppl.inference.kernels.mass import MassEstimate, low_rank_mass
 from energyppl.inference.sampling.chains import Chains
-from energyppl.inference.sampling.targets import Goal, Init
+from energyppl.inference.sampling.targets import Init, Target
 
 __all__ = ["sample_chains"]
 
-_MOST_BYTES = 4 * 2**30  # of draws in memory
+_MAX_BYTES = 4 * 2**30  # of draws in memory
 # Less than this is in Chains.problems, and not worth a warning: a share of diverging draws, a split R̂.
 _RARE, _FAR = 0.01, 1.2
 
 
 def sample_chains(
     kernel: Kernel,
-    potential: Any,
-    *args: Any,
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
     chains: int = 64,
     draws: int = 1000,
     warmup: int = 400,
     thin: int = 1,
     init: Init = None,
-    target: float | None = None,
+    target_acceptance: float | None = None,
     mass: MassEstimate = low_rank_mass,
     keep_warmup: bool = False,
     file: str | os.PathLike[str] | None = None,
     progress: bool = True,
-    **kwargs: Any,
 ) -> Chains:
     """Tune a kernel on the target during a warm-up, then draw from many chains at once.
 
@@ -53,9 +54,10 @@ def sample_chains(
 
     Args:
         kernel: moves the chains; tuned by :func:`~energyppl.inference.adapt` during the warm-up.
-        potential: a potential, an ``EnergyDistribution`` (its batch is sampled along), or any Pyro model, whose latent
+        model: a potential, an ``EnergyDistribution`` (its batch is sampled along), or any Pyro model, whose latent
             sites are sampled given its observed ones.
-        args: the Pyro model's arguments.
+        args: the Pyro model's positional arguments.
+        kwargs: its named arguments.
         chains: how many chains.
         draws: how many draws of each are kept.
         warmup: steps of tuning; 0 takes the kernel as it is.
@@ -63,13 +65,13 @@ def sample_chains(
         init: where chains begin: points ``(chains, *batch, *event)`` of the support, a function of ``(chains, *batch)``
             that draws them, for a Pyro model a dictionary of sites; if None the distribution's own sampler, Pyro's way
             for a model, or N(0, 1).
-        target: acceptance that the warm-up aims at; nearer to 1 means smaller steps, for divergences and stuck chains.
+        target_acceptance: acceptance that the warm-up aims at; nearer to 1 means smaller steps, for divergences and
+            stuck chains.
         mass: as in :func:`~energyppl.inference.adapt`.
         keep_warmup: keep the warm-up's draws too.
         file: where draws go instead of memory, ``(draws, chains, *batch, *event)``; after Ctrl-C the rows that were not
             drawn are zeros.
         progress: show a bar with acceptance and divergences.
-        kwargs: the Pyro model's named arguments.
 
     Raises:
         InvalidInput: for numbers out of range, a start of the wrong shape or without any finite energy, a model with
@@ -78,35 +80,35 @@ def sample_chains(
     for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
         check_count(name, value, at_least=least)
     check_kernel(kernel)
-    goal = Goal.of(potential, args, kwargs)
-    x = goal.start(chains, init)
-    recorder = _Recorder(goal, x, draws, file)
-    early = _Recorder(goal, x, warmup, None) if keep_warmup and warmup else None
+    target = Target.of(model, args, kwargs)
+    x = target.start(chains, init)
+    recorder = _Recorder(target, x, draws, file)
+    early = _Recorder(target, x, warmup, None) if keep_warmup and warmup else None
     began = time.perf_counter()
     gradients, interrupted, sampling_since = 0.0, False, math.inf
     bar = tqdm(total=warmup + draws, disable=not progress, desc="warm-up" if warmup else "sampling", leave=True)
-    watch = _Watch(bar)
+    shown = _Progress(bar)
     try:
         state = None
         if warmup:
-            for tuned in warm_up(kernel, goal.potential, x, warmup, target=target, mass=mass):
+            for tuned in warm_up(kernel, target.potential, x, warmup, target_acceptance=target_acceptance, mass=mass):
                 kernel, state = tuned.kernel, tuned.state
                 gradients += tuned.info.cost()
                 if early is not None:
                     early.add(state, [tuned.info], middle_step(kernel))
-                watch.show(tuned.info)
+                shown.show(tuned.info)
         if state is None:
-            state = kernel.init(goal.potential, x)
+            state = kernel.init(target.potential, x)
         bar.set_description("sampling")
         step_size = middle_step(kernel)
         sampling_since = time.perf_counter()
         for _ in range(draws):
             infos = []
             for _ in range(thin):
-                state, info = kernel.step(goal.potential, state)
+                state, info = kernel.step(target.potential, state)
                 infos.append(info)
             recorder.add(state, infos, step_size)
-            watch.show(infos[-1])
+            shown.show(infos[-1])
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -131,18 +133,18 @@ class _Recorder:
 
     def __init__(
         self,
-        goal: Goal,
+        target: Target,
         x: Tensor,
         draws: int,
         file: str | os.PathLike[str] | None,
     ) -> None:
-        shape, size = x.shape[: x.dim() - len(goal.potential.event_shape)], (draws, *x.shape)
-        self._goal, self._count = goal, 0
+        shape, size = x.shape[: x.dim() - len(target.potential.event_shape)], (draws, *x.shape)
+        self._goal, self._count = target, 0
         if file is None:
             needed = math.prod(size) * x.element_size()
-            if needed > _MOST_BYTES:
+            if needed > _MAX_BYTES:
                 raise InvalidInput(
-                    f"the draws need {needed / 2**30:.1f} GiB of memory, more than {_MOST_BYTES // 2**30}: pass "
+                    f"the draws need {needed / 2**30:.1f} GiB of memory, more than {_MAX_BYTES // 2**30}: pass "
                     "file='draws.npy' to keep them on disk, or a larger thin with fewer draws"
                 )
             self._draws = torch.empty(size, dtype=x.dtype)
@@ -194,7 +196,7 @@ class _Recorder:
         )
 
 
-class _Watch:
+class _Progress:
     """Shows acceptance and divergences on a bar, a few times a second at most: reading them makes a GPU wait."""
 
     def __init__(self, bar: Any) -> None:

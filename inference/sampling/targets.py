@@ -13,13 +13,13 @@ from energyppl.autodiff.devices import beside
 from energyppl.autodiff.structure import Untraceable, structure
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import widen
+from energyppl.inference.kernels.contract import append_dims
 from energyppl.inference.sampling.chains import Variables
 from energyppl.inference.sampling.pyro_model import ModelPotential
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.constrained import Constrained
 
-__all__ = ["Goal", "Init"]
+__all__ = ["Init", "Target"]
 
 _TRIES = 100  # at a start whose energy is finite
 
@@ -29,7 +29,7 @@ Init = Tensor | Mapping[str, Tensor] | Callable[[torch.Size], Tensor | Mapping[s
 
 
 @dataclass(frozen=True, eq=False)
-class Goal:
+class Target:
     """A target as chains need it; made by :meth:`of`."""
 
     potential: Potential  # of unconstrained points
@@ -38,7 +38,7 @@ class Goal:
     begin: Begin  # unconstrained points, by default
 
     @classmethod
-    def of(cls, target: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> "Goal":
+    def of(cls, target: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> "Target":
         """What a potential, an ``EnergyDistribution`` or a Pyro model with its arguments means to chains.
 
         Raises:
@@ -72,7 +72,7 @@ class Goal:
         )
 
     @classmethod
-    def _of_distribution(cls, target: EnergyDistribution) -> "Goal":
+    def _of_distribution(cls, target: EnergyDistribution) -> "Target":
         potential, sampler = target.potential, target.sampler
         if not target.is_unconstrained:
             potential = Constrained(potential, target.support)
@@ -101,7 +101,7 @@ class Goal:
             for _ in range(_TRIES):  # again, what fell outside
                 if bool(legal.all()):
                     break
-                x = torch.where(widen(legal, x), x, self._draw(init, shape))
+                x = torch.where(append_dims(legal, x), x, self._draw(init, shape))
                 legal = self._finite(x)
         if not bool(legal.any()):
             raise InvalidInput("no chain starts at a finite energy: start them inside the support")

@@ -34,7 +34,7 @@ class Preparing(Protocol):
 class Paced(Protocol):
     """An objective that knows which learning rate suits it."""
 
-    def usual_rate(self, model: Any) -> float | None:
+    def default_learning_rate(self, model: Any) -> float | None:
         """The largest one; None for what points of these dimensions usually take."""
         ...
 
@@ -129,7 +129,7 @@ def require_same_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> 
                 )
 
 
-def usual_rate(objective: object, model: object, data: Tensor) -> float:
+def default_learning_rate(objective: object, model: object, data: Tensor) -> float:
     """The learning rate that suits an objective, if it knows one, or else points of these dimensions."""
-    own = objective.usual_rate(model) if isinstance(objective, Paced) else None
+    own = objective.default_learning_rate(model) if isinstance(objective, Paced) else None
     return own or (4e-3 if math.prod(data.shape[1:]) <= 2 else 1e-3)

@@ -22,11 +22,11 @@ from energyppl.inference.training._checks import (
     Preparing,
     Standardizing,
     check_labels,
+    default_learning_rate,
     initializer_parameters,
     label_sum,
     move_to,
     require_same_tensors,
-    usual_rate,
 )
 from energyppl.inference.training.history import History, Record
 
@@ -35,7 +35,7 @@ __all__ = ["Training", "TrainingOptions", "fit"]
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to optimise.
+    """How to optimize.
 
     Args:
         steps: updates at most.
@@ -89,13 +89,13 @@ class Training:
     whose state is part of :meth:`state_dict`, so a continued run gives bit for bit the weights of an undisturbed one.
 
     Args:
-        model: holds the parameters; standardised to the data if it wants to be and is not yet.
+        model: holds the parameters; standardized to the data if it wants to be and is not yet.
         data: training rows, ``(n, *event)``.
-        objective: what to minimise.
+        objective: what to minimize.
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
         held_out: rows to evaluate on, ``(m, *event)``, of which the first 4096 count; a tenth of ``data`` is set aside
             if None.
-        options: how to optimise.
+        options: how to optimize.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Training:
         self.held_out = check_data("held_out", held_out, data.shape[1:])[:4096].detach().to(like)
         if isinstance(model, Standardizing) and not bool(model.is_standardized):
             model.standardize(self.data)
-        self._largest_rate = self.options.learning_rate or usual_rate(self.objective, model, self.data)
+        self._largest_rate = self.options.learning_rate or default_learning_rate(self.objective, model, self.data)
         self.records: list[Record] = []
         self.stopped = ""
         self._epoch_seed, self._position = 0, len(self.data)
@@ -362,10 +362,10 @@ def fit(
     Args:
         model: such as a :class:`~energyppl.RecoveryEBM`; trained in place, and left with its averaged weights.
         data: rows, ``(n, *event)``, floating point and finite.
-        objective: what to minimise; :class:`RecoveryLikelihood` with its defaults if None.
+        objective: what to minimize; :class:`RecoveryLikelihood` with its defaults if None.
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
         held_out: rows for the measure that can stop training early; a tenth of ``data`` is set aside if None.
-        options: how to optimise.
+        options: how to optimize.
         checkpoint: a file to keep the run in, written at every evaluation; if it exists the run goes on from it.
         device: move the model there first, such as ``"cuda"``; data follow the model, which stays there.
         progress: show a bar with the loss, the energy gap and the acceptance.

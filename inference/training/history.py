@@ -13,7 +13,7 @@ __all__ = ["History", "Record"]
 
 
 class Record(NamedTuple):
-    """One update: what the objective wrote down, and the optimiser's own numbers."""
+    """One update: what the objective wrote down, and the optimizer's own numbers."""
 
     step: int
     loss: float

@@ -1,4 +1,4 @@
-"""What the image networks share: shapes, the ladder of resolutions, and modulated features."""
+"""What the image networks share: shapes, channel multipliers, and modulated features."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def image_shape(event_shape: Sequence[int]) -> torch.Size:
     return shape
 
 
-def ladder(shape: torch.Size, multipliers: Sequence[int] | None, *, widen: bool = True) -> tuple[int, ...]:
+def channel_multipliers(shape: torch.Size, multipliers: Sequence[int] | None, *, widen: bool = True) -> tuple[int, ...]:
     """Channel multipliers, one for each resolution, every one half of the last; by the image's size if None.
 
     By itself a network halves up to three times, while both sides are even and above 4: 8 → 4, 28 → 14 → 7, and

@@ -9,7 +9,7 @@ from torch.nn.functional import avg_pool2d, silu
 
 from energyppl._checks import check_count, check_positive, shape_text
 from energyppl.errors import InvalidInput
-from energyppl.models.networks.blocks import convolution, image_shape, ladder, modulated
+from energyppl.models.networks.blocks import channel_multipliers, convolution, image_shape, modulated
 from energyppl.models.networks.conditioning import (
     Conditioning,
     ConditionTable,
@@ -29,7 +29,7 @@ class ConvEnergy(nn.Module):
     """``U(x, t, c) = f(x, t, c) + ½ confinement |x|²`` with f a residual network whose features are summed over space.
 
     It expects images of about unit variance, which :class:`~energyppl.RecoveryEBM` hands it at every level.  f grows at
-    most linearly, so the quadratic term makes every level's energy normalisable.  Level and class scale and shift the
+    most linearly, so the quadratic term makes every level's energy normalizable.  Level and class scale and shift the
     features of every block and weigh the sum at the end, by tables with one row for each.
     :meth:`drl_cifar10` and :meth:`cdrl_cifar10` are the published networks; the defaults are small ones, for a CPU.
 
@@ -44,7 +44,7 @@ class ConvEnergy(nn.Module):
         spectral_norm: divide every weight but the head's by its largest singular value; the second convolution of a
             block only where that is above 1, and it gets a gain for each channel.
         confinement: strength of the quadratic term, 0 for none, as in the papers; the energy may then not be
-            normalisable.
+            normalizable.
         activation: applied to features, elementwise.
         final_activation: applied before the sum; ``activation`` if None.
         shortcut_size: side of the convolution past a block that changes the number of channels, odd.
@@ -92,7 +92,7 @@ class ConvEnergy(nn.Module):
         self.final_activation = activation if final_activation is None else final_activation
         self.register_buffer("output_scale", _scales(output_scale, levels))
 
-        multipliers = ladder(self.event_shape, multipliers)
+        multipliers = channel_multipliers(self.event_shape, multipliers)
         channels = [width * multiplier for multiplier in multipliers for _ in range(blocks)]
         self.stem = convolution(self.event_shape[0], width)
         if spectral_norm:
@@ -184,7 +184,7 @@ class ConvEnergy(nn.Module):
 
         As :meth:`drl_cifar10`, but levels enter by their log-SNR λ as 1000 · (2/π) arctan(e^{−λ/2}), on the cosine
         schedule; the projections are activated once more, the head has no bias, and the second convolution of a block
-        begins like any other, fully normalised.  CDRL-large has twice the width.  Where a class enters the unpublished
+        begins like any other, fully normalized.  CDRL-large has twice the width.  Where a class enters the unpublished
         conditional CIFAR-10 network is not known; here it is added to the embedding of the level.
 
         Args:
@@ -267,7 +267,7 @@ class _Block(nn.Module):
         before: channels that come in.
         after: channels that go out.
         activation: before each convolution.
-        spectral_norm: normalise all weights, the second convolution's only above 1, and give that one a gain.
+        spectral_norm: normalize all weights, the second convolution's only above 1, and give that one a gain.
         shortcut_size: side of the shortcut's convolution, if the number of channels changes.
         halve: average 2×2 pixels first.
     """

@@ -18,7 +18,7 @@ class MLPEnergy(nn.Module):
     """``U(x, t) = f(x, t) + ½ confinement |x|²`` with f a perceptron on Fourier features, FiLM-conditioned.
 
     It expects points of about unit variance, which :class:`~energyppl.RecoveryEBM` hands it at every level.  f grows at
-    most linearly, so the quadratic term makes every level's energy normalisable, and at high noise, where the data are
+    most linearly, so the quadratic term makes every level's energy normalizable, and at high noise, where the data are
     nearly N(0, I), it is already the answer.  The conditioning is a table with one row for each level: while chains
     run at given levels it is worked out once and not once a step.
 
@@ -33,12 +33,12 @@ class MLPEnergy(nn.Module):
         levels: rows of the conditioning table; at least the schedule's levels.
         classes: number of classes.  Labels are 0 to ``classes − 1``; ``classes`` means "no class", as does no label.
         confinement: strength of the quadratic term, above 0.
-        far: distance, in √dimensions, from which f bends towards a constant along every ray, so that it digs no holes
-            where no data lie; infinite in one and two dimensions, 2 above, if None.
+        saturation_radius: distance, in √dimensions, from which f bends towards a constant along every ray, so that it
+            digs no holes             where no data lie; infinite in one and two dimensions, 2 above, if None.
 
     Raises:
-        InvalidInput: for sizes below one, frequencies that don't increase, or a ``confinement`` or ``far`` that is not
-            positive.
+        InvalidInput: for sizes below one, frequencies that don't increase, or a ``confinement`` or
+            ``saturation_radius`` that is not             positive.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class MLPEnergy(nn.Module):
         levels: int = 64,
         classes: int = 0,
         confinement: float = 1.0,
-        far: float | None = None,
+        saturation_radius: float | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("hidden", hidden), ("depth", depth), ("levels", levels)):
@@ -60,18 +60,18 @@ class MLPEnergy(nn.Module):
         check_count("frequencies", frequencies, at_least=0)
         check_count("classes", classes, at_least=0)
         plane = math.prod(event_shape) <= 2
-        if far is None:
-            far = math.inf if plane else 2.0
+        if saturation_radius is None:
+            saturation_radius = math.inf if plane else 2.0
         check_positive("confinement", confinement)
-        if not far > 0:
-            raise InvalidInput(f"far must be positive; got {far}")
+        if not saturation_radius > 0:
+            raise InvalidInput(f"saturation_radius must be positive; got {saturation_radius}")
         if frequency_range is None:
             frequency_range = (1.0, 16.0) if plane else (0.3, 3.0)
         self.event_shape = torch.Size(event_shape)
         self.levels = levels
         self.classes = classes
         self.confinement = confinement
-        self.far = far
+        self.saturation_radius = saturation_radius
         size = math.prod(self.event_shape)
         self.register_buffer("frequencies", random_frequencies(size, frequencies, frequency_range))
         self.layers = feature_layers(size, frequencies, hidden, depth)
@@ -98,8 +98,8 @@ class MLPEnergy(nn.Module):
         """
         x = x.flatten(x.dim() - len(self.event_shape)) if self.event_shape else x.unsqueeze(-1)
         square = (x * x).sum(-1)
-        if self.far < math.inf:
-            x = x * torch.rsqrt(1.0 + square / (self.far**2 * x.shape[-1])).unsqueeze(-1)
+        if self.saturation_radius < math.inf:
+            x = x * torch.rsqrt(1.0 + square / (self.saturation_radius**2 * x.shape[-1])).unsqueeze(-1)
         # Splitting once costs one concatenation on the way back, where indexing would fill a table for each piece.
         table = nn.functional.embedding(level, self.film)
         of_class = class_rows(self.class_film, label, x.shape[:-1])

@@ -26,7 +26,7 @@ class MLPInitializer(nn.Module):
         depth: number of hidden layers.
         frequencies: how many random Fourier features of the input (Tancik et al. 2020), 0 for none.
         frequency_range: lowest and highest angular frequency of the features, spread evenly on a log scale; 1 to 8 in
-            one and two dimensions, 0.3 to 3 above.  The mean it learns is smooth over the width of the tether, so they
+            one and two dimensions, 0.3 to 3 above.  The mean it learns is smooth over the width of the tilt, so they
             are lower than those of an energy.
         levels: rows of the conditioning table; at least the schedule's levels.
         classes: number of classes.  Labels are 0 to ``classes − 1``; ``classes`` means "no class", as does no label.

@@ -1,4 +1,4 @@
-"""Spectral normalisation whose vectors move when a weight is trained, and at no other time."""
+"""Spectral normalization whose vectors move when a weight is trained, and at no other time."""
 
 import functools
 from typing import TypeVar

@@ -9,7 +9,7 @@ from torch.nn.functional import avg_pool2d, interpolate, scaled_dot_product_atte
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
-from energyppl.models.networks.blocks import convolution, image_shape, ladder, modulated
+from energyppl.models.networks.blocks import channel_multipliers, convolution, image_shape, modulated
 from energyppl.models.networks.conditioning import (
     Conditioning,
     ConditionTable,
@@ -72,7 +72,9 @@ class UNetInitializer(nn.Module):
         self.event_shape = image_shape(event_shape)
         self.levels = levels
         self.classes = classes
-        channels = [width * multiplier for multiplier in ladder(self.event_shape, multipliers, widen=False)]
+        channels = [
+            width * multiplier for multiplier in channel_multipliers(self.event_shape, multipliers, widen=False)
+        ]
         heights = [self.event_shape[1] >> index for index in range(len(channels))]
         if not set(attention) <= set(heights):
             raise InvalidInput(f"attention must name heights that occur, of {heights}; got {list(attention)}")
@@ -188,7 +190,7 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 
 
 class _Block(nn.Module):
-    """Two normalised convolutions past a shortcut, modulated in between; the second is zero at first.
+    """Two normalized convolutions past a shortcut, modulated in between; the second is zero at first.
 
     Args:
         before: channels that come in.
@@ -233,11 +235,11 @@ class _Attention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = _group_norm(channels)
-        self.inward = convolution(channels, 3 * channels, 1)
-        self.outward = convolution(channels, channels, 1, zero=True)
+        self.to_unit = convolution(channels, 3 * channels, 1)
+        self.project_out = convolution(channels, channels, 1, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        queries, keys, values = self.inward(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, -1)
+        queries, keys, values = self.to_unit(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, -1)
         attended = scaled_dot_product_attention(queries, keys, values).transpose(1, 2).reshape(x.shape)
-        total: Tensor = x + self.outward(attended)
+        total: Tensor = x + self.project_out(attended)
         return total

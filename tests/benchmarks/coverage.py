@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 import energyppl as ep
-from energyppl.inference.normalizing.annealing import anneal, climb
+from energyppl.inference.normalizing.annealing import anneal, pilot_run
 from tests.benchmarks.normalizer_targets import TARGETS, Known
 
 
 def guess(known: Known) -> ep.potentials.GaussianBase:
     """The centred Gaussian that a user without samples would begin from."""
     shape = known.potential.event_shape
-    return ep.potentials.GaussianBase(torch.zeros(shape), torch.full(shape, known.spread))
+    return ep.potentials.GaussianBase(torch.zeros(shape), torch.full(shape, known.marginal_std))
 
 
 def coverage(name: str, repeats: int, samples: bool, particles: int) -> tuple[int, int, int]:
@@ -67,17 +67,19 @@ def coverage(name: str, repeats: int, samples: bool, particles: int) -> tuple[in
     return held, unflagged, unflagged_held
 
 
-def bounds(name: str, rungs: int, repeats: int = 20_000) -> None:
-    """z of E Ẑ = Z, of Crooks's theorem, and of both bounds, in runs of MALA on a ladder of ``rungs``."""
+def bounds(name: str, temperatures: int, repeats: int = 20_000) -> None:
+    """z of E Ẑ = Z, of Crooks's theorem, and of both bounds, in runs of MALA on a schedule of ``temperatures``."""
     known, base = TARGETS[name](), guess(TARGETS[name]())
-    torch.manual_seed(rungs)
+    torch.manual_seed(temperatures)
     kernel = ep.MALA(1.0)
-    ladder = climb(base, known.potential, base.sample(500), kernel).ladder.resampled(rungs)
-    forward = anneal(base, known.potential, ladder, base.sample(repeats), kernel).log_weights - known.log_z
-    reverse = anneal(base, known.potential, ladder, known.draw(repeats), kernel, reverse=True).log_weights + known.log_z
+    schedule = pilot_run(base, known.potential, base.sample(500), kernel).schedule.resampled(temperatures)
+    forward = anneal(base, known.potential, schedule, base.sample(repeats), kernel).log_weights - known.log_z
+    reverse = (
+        anneal(base, known.potential, schedule, known.draw(repeats), kernel, reverse=True).log_weights + known.log_z
+    )
     lower, upper = (_z(w) for w in (forward, reverse))
     print(
-        f"{name:31} {rungs:4} rungs: z of E Z {_z(forward.exp() - 1.0):+.1f}, of Crooks "
+        f"{name:31} {temperatures:4} temperatures: z of E Z {_z(forward.exp() - 1.0):+.1f}, of Crooks "
         f"{_crooks(forward, reverse):+.1f}; lower bound {float(forward.mean()):+.3f} (z {lower:+.0f}), upper "
         f"{-float(reverse.mean()):+.3f} (z {-upper:+.0f})",
         flush=True,
@@ -107,8 +109,8 @@ def main(arguments: list[str]) -> None:
     run: Callable[..., Any] = coverage
     if args.bounds:
         for name in args.targets:
-            for rungs in (4, 16, 64):
-                bounds(name, rungs)
+            for temperatures in (4, 16, 64):
+                bounds(name, temperatures)
         return
     pooled = [run(name, args.repeats, not args.without_samples, args.particles) for name in args.targets]
     held, unflagged, unflagged_held = (sum(column) for column in zip(*pooled, strict=True))

@@ -29,7 +29,7 @@ def true_log_prob(ebm: ep.RecoveryEBM, toy: ep.toys.Toy, x: Tensor, level: int =
 
 
 def gap(ebm: ep.RecoveryEBM, toy: ep.toys.Toy, level: int = 0, points: int = 768) -> float:
-    """KL(truth ‖ model) of a level in nats, both normalised on one grid."""
+    """KL(truth ‖ model) of a level in nats, both normalized on one grid."""
     half = 3.0 + 1.5 * float(ebm.schedule.sigma_bar[level])
     axis = torch.linspace(-half, half, points + 1, dtype=torch.float64)[:-1] + half / points
     z = torch.cartesian_prod(axis, axis)
@@ -62,9 +62,9 @@ def train(
 def train_exactly(
     name: str, seed: int, options: ep.TrainingOptions, nodes: int = 96
 ) -> tuple[ep.RecoveryEBM, ep.toys.Toy, float]:
-    """The same network, data, optimiser and number of updates, by exact maximum likelihood of level 0.
+    """The same network, data, optimizer and number of updates, by exact maximum likelihood of level 0.
 
-    Each update normalises on a grid whose nodes are jittered within their cells, an unbiased estimate of Z.
+    Each update normalizes on a grid whose nodes are jittered within their cells, an unbiased estimate of Z.
     """
     torch.manual_seed(seed)
     toy = ep.toys.TWO_DIMENSIONAL[name]()
@@ -78,13 +78,13 @@ def train_exactly(
 
 @dataclass(frozen=True)
 class ExactLikelihood:
-    """−log p of level 0, normalised by jittered quadrature on ``nodes``² cells."""
+    """−log p of level 0, normalized by jittered quadrature on ``nodes``² cells."""
 
     nodes: int
 
     def loss(self, model: ep.RecoveryEBM, batch: Tensor) -> ep.objectives.Loss:
         """Mean negative log-likelihood of the batch."""
-        x = model.schedule.diffuse(model.standardized(batch), 0)
+        x = model.schedule.diffuse(model.to_unit(batch), 0)
         half = 3.0
         axis = (torch.arange(self.nodes) + 0.5) * (2 * half / self.nodes) - half
         grid = torch.cartesian_prod(axis, axis)

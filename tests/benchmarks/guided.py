@@ -3,7 +3,7 @@
 ``python -m tests.benchmarks guided FILE.npz [--steps N] [--count N] [--picture FILE.png]``
 
 ``FILE.npz`` holds ``x`` (n, 8, 8), grey values 0 to 16, and ``y``; scikit-learn's digits are such.  A small classifier,
-trained on 1,400 real digits, judges ``--count`` samples of each guidance weight: the share recognised as the class that
+trained on 1,400 real digits, judges ``--count`` samples of each guidance weight: the share recognized as the class that
 was asked for, and the mean standard deviation of a class's pixels beside that of the real digits.  The labels of
 unguided samples, of classes drawn as often as among the training digits and without any class, are compared with those.
 """

@@ -65,7 +65,7 @@ def train(x: Tensor, seconds: float, *, plain: bool) -> tuple[ep.RecoveryEBM, ep
         objective: Objective = recipe
         if not plain:
             initializer = ep.UNetInitializer(shape, width=16, levels=LEVELS, learn_scale=True)
-            objective = ep.CooperativeRecovery(initializer=initializer, recipe=recipe, taught=1.0)
+            objective = ep.CooperativeRecovery(initializer=initializer, recipe=recipe, initializer_fraction=1.0)
         net = ep.ConvEnergy(shape, width=16, multipliers=(1, 2, 4), levels=LEVELS)
         ebm = ep.RecoveryEBM(net, schedule)
         ebm.standardize(x, isotropic=True)
@@ -104,7 +104,7 @@ def rates() -> None:
     ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(LEVELS))
     for name, dtype in (("ours, float32", None), ("ours, bfloat16 chains and loss", torch.bfloat16)):
         for kernel in (ep.Langevin(0.1, force_dtype=dtype), ep.kernels.CrankNicolsonLangevin(0.1, force_dtype=dtype)):
-            adapt = kernel.target is not None
+            adapt = kernel.target_acceptance is not None
             recipe = ep.RecoveryLikelihood(kernel, steps=moves, persistent=0.0, autocast=dtype, adapt=adapt)
             cases[f"{name}, {type(kernel).__name__}"] = functools.partial(lambda r: r.loss(ebm, x).value, recipe)
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
@@ -174,10 +174,11 @@ def main(arguments: list[str]) -> None:
         balance = ep.metrics.label_balance(labels, int(y.max()) + 1, torch.bincount(y).double() / len(y))
         sure = float((head(seen).softmax(1).amax(1) > 0.9).float().mean())
         near, usual = (ep.metrics.nearest_neighbours(batch[:500], x).distance.median() for batch in (drawn, test))
+        distance, floor = (ep.metrics.frechet_distance(body(batch), body(real)) for batch in (drawn, other))
         print(
             f"{steps} moves a level, {spent / args.samples * 1e3:.0f} ms a sample: Fréchet "
-            f"{ep.metrics.frechet_distance(seen, body(real)):.3f} (real {ep.metrics.frechet_distance(body(other), body(real)):.3f}), "
-            f"kernel {kernel.value:.4f} ± {kernel.standard_error:.4f}; recognised with 90 % confidence {sure:.3f} "
+            f"{distance:.3f} (real {floor:.3f}), "
+            f"kernel {kernel.value:.4f} ± {kernel.standard_error:.4f}; recognized with 90 % confidence {sure:.3f} "
             f"(real {float((head(body(real)).softmax(1).amax(1) > 0.9).float().mean()):.3f}); labels "
             f"{torch.bincount(labels, minlength=10).tolist()}, standard errors off "
             f"{[round(float(z), 1) for z in balance.z_scores]}; median distance to a training image {float(near):.2f} "

@@ -7,7 +7,7 @@ First ¾ N(−2, .1²) + ¼ N(2, .1²) with the paper's energy of 81 knots (Zhan
 ``--repeats`` seeds: the energy gap U(−2) − U(2), which is −1.0986, and the mass on the left, .75, beside that of the
 points themselves.  The paper has 1,000 points, whose log odds have a standard error of .073; of 10,000 it is .023.
 Then four rings of sd .15 and .01: each case trains one network for ``--seconds`` of CPU time.  The gap is the held-out
-NLL of the normalised level 0 less the truth's (where level 0 has noise of its own, of data with that noise); shares of
+NLL of the normalized level 0 less the truth's (where level 0 has noise of its own, of data with that noise); shares of
 the rings are those of chains of ``--steps`` MALA moves from the data, of such from white noise, and of the model's own
 samples.  Gradients are those of chains and loss in training, in millions of points.
 """
@@ -29,7 +29,7 @@ CASES: dict[str, tuple[type[Model], Callable[[], Objective], int]] = {  # and th
     "joint": (ep.JointEBM, ep.PersistentLikelihood, 22),
     "persistent": (ep.EBM, ep.PersistentLikelihood, 22),
     "hybrid": (ep.EBM, lambda: ep.PersistentLikelihood(rejuvenate=0.05), 22),
-    "noise": (ep.EBM, lambda: ep.PersistentLikelihood(rejuvenate=1.0, moves=100), 102),
+    "noise": (ep.EBM, lambda: ep.PersistentLikelihood(rejuvenate=1.0, num_steps=100), 102),
     "contrastive": (ep.EBM, lambda: ep.objectives.ContrastiveDivergence(steps=20), 22),
     "recovery": (ep.RecoveryEBM, ep.RecoveryLikelihood, 7),
     "cooperative": (
@@ -79,7 +79,7 @@ def mixture(joint: bool, seed: int, points: int) -> tuple[float, float, float]:
     data = ep.toys.OneDimensionalMixture().sample((points,))
     model: Model = ep.JointEBM(Knots(7), schedule(), slots=1000) if joint else ep.EBM(Knots(1), event_shape=(1,))
     model.is_standardized.fill_(True)  # the knots lie in data coordinates
-    objective = ep.PersistentLikelihood(slots=1000, moves=10, sweeps=1)
+    objective = ep.PersistentLikelihood(slots=1000, num_steps=10, sweeps=1)
     options = ep.TrainingOptions(steps=1200, batch_size=900, learning_rate=0.01, patience=1000)
     try:
         ep.fit(model, data, objective, options=options, progress=False)

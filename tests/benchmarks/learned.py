@@ -39,10 +39,10 @@ def report(name: str, estimate: Callable[[], ep.LogNormalizer], exact: float | N
     off = f"{found.estimate:.3f}" if exact is None else f"{found.estimate - exact:+.4f}"
     ends = [end for end in (found.lower_bound, found.upper_bound) if end is not None]
     gap = f", bounds {ends[1] - ends[0]:+.3f} apart" if len(ends) == 2 else ""
-    rungs = len(found.trace.betas) - 1 if found.trace is not None else 0
+    temperatures = len(found.trace.betas) - 1 if found.trace is not None else 0
     print(
-        f"  {name:34} {off} ± {found.standard_error:.4f}{gap}; {rungs} rungs, {found.evaluations:,} evaluations, "
-        f"{seconds:.1f} s; {found.warning or 'no warning'}",
+        f"  {name:34} {off} ± {found.standard_error:.4f}{gap}; {temperatures} temperatures, "
+        f"{found.evaluations:,} evaluations, {seconds:.1f} s; {found.warning or 'no warning'}",
         flush=True,
     )
 
@@ -59,13 +59,13 @@ def digits(path: Path, steps: int) -> None:
     samples = relaxed(ebm, 1024)
     print(f"digits, 64-D, {len(x)} rows")
     for level in reversed(range(ebm.schedule.levels - 1)):
-        name = f"level {level}, noise {float(ebm.schedule.sigma_bar[level]):.2f}, 1000 rungs"
-        report(name, lambda t=level: ebm.log_normalizer(t, method=ep.normalizing.BAR(256, rungs=1000)), None)  # type: ignore[misc]
-    for rungs in (500, 2000, 8000):
-        method = ep.normalizing.BAR(128, rungs=rungs)
-        report(f"levels, {rungs} rungs", lambda m=method: ebm.log_normalizer(method=m), None)  # type: ignore[misc]
+        name = f"level {level}, noise {float(ebm.schedule.sigma_bar[level]):.2f}, 1000 temperatures"
+        report(name, lambda t=level: ebm.log_normalizer(t, method=ep.normalizing.BAR(256, temperatures=1000)), None)  # type: ignore[misc]
+    for temperatures in (500, 2000, 8000):
+        method = ep.normalizing.BAR(128, temperatures=temperatures)
+        report(f"levels, {temperatures} temperatures", lambda m=method: ebm.log_normalizer(method=m), None)  # type: ignore[misc]
         report(
-            f"geometric, {rungs} rungs",
+            f"geometric, {temperatures} temperatures",
             lambda m=method: ep.log_normalizer(ebm.marginal(), samples=samples, method=m),  # type: ignore[misc]
             None,
         )

@@ -2,7 +2,7 @@
 
 ``python -m tests.benchmarks likelihood FILE.npz [ARRAY …] [--steps N] [--seed N]``
 
-A tenth of each table's rows is held out, another tenth validates; columns are standardised by the training rows, and
+A tenth of each table's rows is held out, another tenth validates; columns are standardized by the training rows, and
 discrete ones spread over their gaps.  Level 0 of the EBM is the density of rows with a little noise (standard deviation
 0.1), so all three are scored on the same noisy test rows, and the peers learn from rows with noise drawn likewise.
 
@@ -11,7 +11,7 @@ discrete ones spread over their gaps.  Level 0 of the EBM is the density of rows
   best (stopping early once they have not improved for long);
 - scikit-learn's mixture of Gaussians, full covariances, the number of components that validates best.
 
-Figures are mean log densities in nats of standardised columns, ± standard errors.  Differences are of the same rows, so
+Figures are mean log densities in nats of standardized columns, ± standard errors.  Differences are of the same rows, so
 their errors are smaller than the two means'.  Peers that are not installed are left out: ``pip install zuko
 scikit-learn``.  An interval of log Z that its own forward runs refute is replaced by the bound that they prove.
 """
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import energyppl as ep
-from energyppl.data.tables import dequantise, table_from_array
+from energyppl.data.tables import dequantize, table_from_array
 
 TABLES = ("airfoil", "concrete", "wine", "energy", "skillcraft")
 BATCH = 512
@@ -41,9 +41,9 @@ Rows = Callable[[Tensor], Tensor]  # (n, d) to log densities (n,), or to noisy r
 
 
 def split(values: NDArray[np.float64], seed: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-    """Standardised training, validation and test rows, ``(n, d)`` each, and what to know about the table."""
+    """Standardized training, validation and test rows, ``(n, d)`` each, and what to know about the table."""
     table = table_from_array(values)
-    spread = dequantise(table, torch.Generator().manual_seed(seed)).values
+    spread = dequantize(table, torch.Generator().manual_seed(seed)).values
     order = np.random.default_rng(seed).permutation(len(spread))
     aside = len(spread) // 10
     test, valid, train = order[:aside], order[aside : 2 * aside], order[2 * aside :]

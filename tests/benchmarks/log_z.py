@@ -55,7 +55,7 @@ def ours(name: str, budget: int, samples: bool = False) -> Run:
         known = TARGETS[name]()
         method = ep.normalizing.BAR(256) if samples else ep.normalizing.SMC(256)
         begin: dict[str, Any] = {"samples": known.draw} if samples else {"base": guess(known)}
-        found = ep.log_normalizer(known.potential, method=method, most_evaluations=budget, **begin)
+        found = ep.log_normalizer(known.potential, method=method, max_evaluations=budget, **begin)
         return Found(found.estimate, found.evaluations)
 
     return run
@@ -68,10 +68,10 @@ def _annealer(budget: int, settings: Iterable[Any], per_temperature: int, anneal
     """Runs of as many temperatures as the budget allows, at the setting that is best in pilots of fewer chains."""
     torch.manual_seed(0)
     settings, few = list(settings), CHAINS // 4
-    rungs = max(1, int(PILOTS * budget / (len(settings) * few * per_temperature)))
-    sizes = {setting: anneal(setting, rungs, few)[1] for setting in settings}
+    temperatures = max(1, int(PILOTS * budget / (len(settings) * few * per_temperature)))
+    sizes = {setting: anneal(setting, temperatures, few)[1] for setting in settings}
     best = max(settings, key=lambda setting: sizes[setting] if math.isfinite(sizes[setting]) else 0.0)
-    pilots = rungs * len(settings) * few * per_temperature
+    pilots = temperatures * len(settings) * few * per_temperature
     temperatures = max(1, (budget - pilots) // (CHAINS * per_temperature))
     return lambda seed: Found(anneal(best, temperatures, CHAINS)[0], temperatures * CHAINS * per_temperature, pilots)
 
@@ -83,7 +83,7 @@ def ebmkit(name: str, budget: int) -> Run:
 
     known = TARGETS[name]()
     shape = tuple(known.potential.event_shape)
-    estimate = partial(ais_log_z, known.potential, shape, base_scale=known.spread)
+    estimate = partial(ais_log_z, known.potential, shape, base_scale=known.marginal_std)
 
     def anneal(setting: tuple[float, str], temperatures: int, chains: int) -> tuple[float, float]:
         step, schedule = setting
@@ -103,7 +103,7 @@ def normflows(name: str, budget: int) -> Run:
     known = TARGETS[name]()
     dim, leapfrogs = known.dim, 3
     base = DiagGaussian(dim, trainable=False)
-    base.log_scale.fill_(math.log(known.spread))
+    base.log_scale.fill_(math.log(known.marginal_std))
     target = SimpleNamespace(log_prob=lambda x: -known.potential(x))
 
     def anneal(setting: tuple[float, float], temperatures: int, chains: int) -> tuple[float, float]:
@@ -185,10 +185,10 @@ def blackjax(name: str, budget: int) -> Run | str:
     assert float(jnp.abs(apart).max()) < 1e-2, f"the energy of {name} in jax is not the one in torch: {apart}"
 
     def log_prior(x: Any) -> Any:
-        return jax.scipy.stats.norm.logpdf(x, 0.0, known.spread).sum()
+        return jax.scipy.stats.norm.logpdf(x, 0.0, known.marginal_std).sum()
 
     @jax.jit
-    def climb(key: Any, state: Any, step: Any) -> Any:
+    def pilot_run(key: Any, state: Any, step: Any) -> Any:
         mean = state.weights @ state.particles
         variance = (state.weights @ (state.particles - mean) ** 2).clip(1e-12)
         settings = {"step_size": step, "inverse_mass_matrix": variance, "num_integration_steps": leapfrogs}
@@ -203,28 +203,28 @@ def blackjax(name: str, budget: int) -> Run | str:
 
     def smc(seed: int, particles: int, step: float) -> tuple[float, int, float]:
         key, first = jax.random.split(jax.random.key(seed))
-        begin = known.spread * jax.random.normal(first, (particles, known.dim))
+        begin = known.marginal_std * jax.random.normal(first, (particles, known.dim))
         state = blackjax.smc.tempered.init(begin)._replace(tempering_param=jnp.zeros(()))
-        log_z, rungs, accepted = 0.0, 0, 0.0
-        while float(state.tempering_param) < 1.0 and rungs < 200:
+        log_z, temperatures, accepted = 0.0, 0, 0.0
+        while float(state.tempering_param) < 1.0 and temperatures < 200:
             key, now = jax.random.split(key)
-            state, increment, acceptance = climb(now, state, step)
-            log_z, rungs, accepted = log_z + float(increment), rungs + 1, accepted + float(acceptance)
-        return log_z if float(state.tempering_param) == 1.0 else math.nan, rungs, accepted / rungs
+            state, increment, acceptance = pilot_run(now, state, step)
+            log_z, temperatures, accepted = log_z + float(increment), temperatures + 1, accepted + float(acceptance)
+        return log_z if float(state.tempering_param) == 1.0 else math.nan, temperatures, accepted / temperatures
 
     per_rung, spent, reach = moves * leapfrogs + 1, 0, {}
     for step in (0.01, 0.03, 0.1, 0.3, 0.9):
-        _, rungs, acceptance = smc(0, 32, step)
-        spent, reach[step] = spent + 32 * rungs * per_rung, (acceptance * step, rungs)
+        _, temperatures, acceptance = smc(0, 32, step)
+        spent, reach[step] = spent + 32 * temperatures * per_rung, (acceptance * step, temperatures)
     best = max(reach, key=lambda step: reach[step][0])
-    rungs = reach[best][1]
+    temperatures = reach[best][1]
     for _ in range(2):  # compiles, and finds how many particles use up the budget
-        particles = max(64, (budget - spent) // (per_rung * rungs))
-        rungs = smc(0, particles, best)[1]
+        particles = max(64, (budget - spent) // (per_rung * temperatures))
+        temperatures = smc(0, particles, best)[1]
 
     def run(seed: int) -> Found:
-        log_z, rungs, _ = smc(seed + 1, particles, best)
-        return Found(log_z, particles * rungs * per_rung, spent)
+        log_z, temperatures, _ = smc(seed + 1, particles, best)
+        return Found(log_z, particles * temperatures * per_rung, spent)
 
     return run
 
@@ -240,7 +240,7 @@ def dynesty(name: str, budget: int) -> Run | str:
     known = TARGETS[name]()
     if known.dim > 10:
         return "more than 10 dimensions"
-    half = 10.0 * known.spread
+    half = 10.0 * known.marginal_std
 
     def log_likelihood(x: Any) -> float:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Targets whose log Z is known and that can be drawn from exactly, for the benchmarks of normalising constants."""
+"""Targets whose log Z is known and that can be drawn from exactly, for the benchmarks of normalizing constants."""
 
 import math
 from collections.abc import Callable
@@ -26,12 +26,12 @@ class Known:
 
 
 def toy(found: Any, spread: float = 3.0) -> Known:
-    """One of the library's toys, which are normalised."""
+    """One of the library's toys, which are normalized."""
     return Known(found, lambda n: found.sample((n,)), 0.0, spread)
 
 
 def lopsided(x: Tensor) -> Tensor:
-    """A product of Gumbel densities, five nats above their normalised energy."""
+    """A product of Gumbel densities, five nats above their normalized energy."""
     return (x + torch.exp(-x)).sum(-1) + 5.0
 
 
@@ -85,7 +85,7 @@ def forty_gaussians() -> Known:
 
 
 def gaussian(dim: int, condition: float) -> Known:
-    """A Gaussian turned at random, its variances spread over ``condition``, five nats below its normalised energy."""
+    """A Gaussian turned at random, its variances spread over ``condition``, five nats below its normalized energy."""
     generator = torch.Generator().manual_seed(dim)
     basis = torch.linalg.qr(torch.randn(dim, dim, generator=generator))[0]
     scale = torch.logspace(-0.5 * math.log10(condition), 0.0, dim) * 2.0

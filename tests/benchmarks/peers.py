@@ -247,7 +247,7 @@ class Tuned(NamedTuple):
 
 
 def blackjax_chees(problem: Problem, masses: str | None = None) -> Run:
-    """BlackJAX's ChEES with its defaults and the first step size and optimiser of its own tests, but for one thing.
+    """BlackJAX's ChEES with its defaults and the first step size and optimizer of its own tests, but for one thing.
 
     The learning rate, which has no default, is 0.1: on these energies the tests' 0.5 makes trajectories too long for
     300 moves of warm-up (up to 2.5 times fewer effective draws per gradient), and the paper's 0.025 too short.

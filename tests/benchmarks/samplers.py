@@ -7,7 +7,7 @@ of 1,000, a perceptron fitted to rings, and a convolutional energy of 8 x 8 imag
 float32, on as many cores as ``--threads`` says.  The defaults take about ten minutes on one core.
 
 ESS is ArviZ's bulk ESS of the worst coordinate or squared coordinate, from at most 256 chains and scaled up to all; R̂
-is the worst rank-normalised one, over the same.  "off" is the largest error of a mean, in standard deviations, or of a
+is the worst rank-normalized one, over the same.  "off" is the largest error of a mean, in standard deviations, or of a
 variance, as a share; where it is beyond chance, or R̂ above 1.1, it is marked ``!``, and the ESS means nothing.
 """
 

@@ -9,7 +9,7 @@ standard deviation .03 (as the baselines of Zhang, Tan & Ou 2023 have; without i
 - samples: Fréchet distance of 256 to as many test images, on the 64 features of a classifier trained on FILE, beside
   that of as many training images;
 - long chains: 64 of MALA from data at level 0, ``--steps`` moves: how the mean energy changed, and how many images the
-  classifier still recognises with 90 % confidence;
+  classifier still recognizes with 90 % confidence;
 - AUROC of the level-0 energy (for ``joint`` also of the energy of all levels together) and of typicality, 1,000 test
   images of FILE against as many of OTHER and of four other kinds, with intervals at 95 %;
 - millions of images whose gradient was taken in training.
@@ -67,12 +67,12 @@ def systems() -> dict[str, System]:
     recovery, lasting = 1.25 * recipe.steps + 2.0, ep.PersistentLikelihood(mala, slots=SLOTS, sweeps=1, autocast=BRIEF)
     brief = {"steps": 10, "denoise": True, "micro_batch": BATCH}
     plain, long = (lambda: ep.EBM(net())), {"steps": 300}
-    ladder = ep.levels.TemperatureLadder(start=float(SIGMAS[0] / 0.4) ** 2, hot=100, cooling=400, quench=50)
+    schedule = ep.levels.TemperatureSchedule(start=float(SIGMAS[0] / 0.4) ** 2, hot=100, cooling=400, quench=50)
     return {
         "recovery": System(lambda: ep.RecoveryEBM(net(LEVELS), schedule()), recipe, recovery, brief),
         "cooperative": System(
             lambda: ep.RecoveryEBM(net(LEVELS), schedule()),
-            ep.CooperativeRecovery(initializer=initializer, recipe=recipe, taught=1.0),
+            ep.CooperativeRecovery(initializer=initializer, recipe=recipe, initializer_fraction=1.0),
             recovery,
             brief,
         ),
@@ -81,19 +81,21 @@ def systems() -> dict[str, System]:
             lambda: ep.JointEBM(net(51), ep.NoiseSchedule.sqrtcumlinear(50), slots=SLOTS),
             lasting,
             22.0,
-            {"visits": 1, "most_sweeps": 60},
+            {"visits": 1, "max_sweeps": 60},
         ),
         "multi-scale": System(
             lambda: ep.MultiscaleEBM(net(), SIGMAS, base_sigma=0.4),
             ep.objectives.MultiscaleScoreMatching(),
             2.0,
-            {"ladder": ladder, "force_dtype": BRIEF},
+            {"schedule": schedule, "force_dtype": BRIEF},
         ),
         "persistent": System(plain, lasting, 22.0, long),
         "hybrid": System(
             plain, ep.PersistentLikelihood(mala, slots=SLOTS, rejuvenate=0.05, autocast=BRIEF), 22.0, long
         ),
-        "noise": System(plain, ep.PersistentLikelihood(mala, rejuvenate=1.0, moves=100, autocast=BRIEF), 102.0, long),
+        "noise": System(
+            plain, ep.PersistentLikelihood(mala, rejuvenate=1.0, num_steps=100, autocast=BRIEF), 102.0, long
+        ),
         "contrastive": System(plain, ep.objectives.ContrastiveDivergence(mala, steps=20), 22.0, long),
     }
 
@@ -171,10 +173,10 @@ def main(arguments: list[str]) -> None:
     x, real, own = blurred(x), blurred(test[ROWS : ROWS + SAMPLES]), blurred(test[:ROWS])
     odd = {kind: blurred(images) for kind, images in strangers(test[:ROWS], other).items()}
 
-    def recognised(images: Tensor) -> float:
+    def recognized(images: Tensor) -> float:
         return float((head(body(images.clamp(0.0, 1.0))).softmax(1).amax(1) > 0.9).float().mean())
 
-    print(f"real images: Fréchet {frechet(body, x[-SAMPLES:], real):.1f}, recognised {recognised(own):.3f}", flush=True)
+    print(f"real images: Fréchet {frechet(body, x[-SAMPLES:], real):.1f}, recognized {recognized(own):.3f}", flush=True)
     table, pictures = [], {"data": list(own[:8])}
     for name in args.names:
         try:
@@ -193,7 +195,7 @@ def main(arguments: list[str]) -> None:
             drawn = model.sample((SAMPLES,), **system.sample)
         quality = frechet(body, drawn, real)
         print(
-            f"  samples: Fréchet {quality:.1f}, recognised {recognised(drawn):.3f}",
+            f"  samples: Fréchet {quality:.1f}, recognized {recognized(drawn):.3f}",
             *(f"({str(warning.message)[:90]})" for warning in caught),
             flush=True,
         )
@@ -202,10 +204,10 @@ def main(arguments: list[str]) -> None:
         )
         group, ends = run.from_data, run.from_data.chains.draws[:, -1]
         drift = group.drift.last - group.drift.first
-        kept = recognised(ends)
+        kept = recognized(ends)
         print(
             f"  long chains from data: energy {group.drift.first:.1f} to {group.drift.last:.1f} nats (z "
-            f"{group.drift.z:.1f}), recognised {kept:.3f}; {'; '.join(run.problems)}",
+            f"{group.drift.z:.1f}), recognized {kept:.3f}; {'; '.join(run.problems)}",
             flush=True,
         )
         columns = []
@@ -221,7 +223,7 @@ def main(arguments: list[str]) -> None:
         numbers = [f"{quality:.0f}", f"{drift:+.0f}", f"{kept:.2f}", *(f"{v:.2f}" for v in columns[0]), f"{taken:.1f}"]
         table.append([name, *numbers])
         pictures |= {f"{name}: samples": list(drawn[:8]), f"{name}: long chains": list(ends[:8])}
-    titles = ["system", "Fréchet", "drift", "recognised", *odd, "million gradients"]
+    titles = ["system", "Fréchet", "drift", "recognized", *odd, "million gradients"]
     for row in (titles, ["---"] * len(titles), *table):
         print("|", " | ".join(row), "|")
     if args.pictures is not None:

@@ -4,7 +4,7 @@
 
 Fits each numeric table of the file as ``energyppl fit`` does and compares as many samples with its held-out rows: the
 worst column's Kolmogorov–Smirnov distance, the worst difference of two correlations, and the energy-distance two-sample
-test on standardised rows.  Beside each, the same for training rows against held-out rows: what chance alone gives.
+test on standardized rows.  Beside each, the same for training rows against held-out rows: what chance alone gives.
 """
 
 import argparse

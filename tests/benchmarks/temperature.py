@@ -2,10 +2,10 @@
 
 ``python -m tests.benchmarks temperature [--scale N]``
 
-Data are N(0, I), the ladder is the paper's for CIFAR-10 (128 levels, 1.2 to 0.05, σ0 = 0.1), and the field is the exact
-optimum of the loss, so nothing is due to a network.  Printed is E|x|²/d: what the law asks for, 1 + σ0² T; the energy's
-own value, an integral over the radius; and that of unadjusted Langevin chains (ε = 0.02) with its standard error.
-``--scale`` multiplies the number of steps.
+Data are N(0, I), the schedule is the paper's for CIFAR-10 (128 levels, 1.2 to 0.05, σ0 = 0.1), and the field is the
+exact optimum of the loss, so nothing is due to a network.  Printed is E|x|²/d: what the law asks for, 1 + σ0² T; the
+energy's own value, an integral over the radius; and that of unadjusted Langevin chains (ε = 0.02) with its standard
+error. ``--scale`` multiplies the number of steps.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torch import Tensor
 
 import energyppl as ep
 
-CIFAR = torch.linspace(1.2, 0.05, 128, dtype=torch.float64)  # the paper's ladder for CIFAR-10
+CIFAR = torch.linspace(1.2, 0.05, 128, dtype=torch.float64)  # the paper's schedule for CIFAR-10
 BASE = 0.1  # and its σ0
 
 
@@ -68,8 +68,8 @@ def second_moment(
     x = math.sqrt(variance) * torch.randn(chains, d)
 
     def run(x: Tensor, steps: int) -> Tensor:
-        ladder = ep.levels.TemperatureLadder(temperature, hot=steps, cooling=0, quench=0)
-        return ep.levels.anneal_temperature(potential, x, ladder, step_size=step).x
+        schedule = ep.levels.TemperatureSchedule(temperature, hot=steps, cooling=0, quench=0)
+        return ep.levels.anneal_temperature(potential, x, schedule, step_size=step).x
 
     x, found = run(x, burn), []
     for _ in range(kept // 20):

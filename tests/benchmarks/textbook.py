@@ -46,12 +46,12 @@ def train(data: Tensor, alpha_bar: Tensor, sigma_bar: Tensor, *, batch: int, ste
         t = torch.randint(len(alpha), (batch,))
         clean = alpha_bar[t, None] * x0 + sigma_bar[t, None] * torch.randn_like(x0)
         noisy = alpha[t, None] * clean + sigma[t, None] * torch.randn_like(x0)
-        tethered = (t < len(alpha) - 1).float()
+        tilted = (t < len(alpha) - 1).float()
 
         def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
             x = x.detach().requires_grad_(True)
-            tether = ((alpha[t, None] * x - noisy) ** 2).sum(-1) / (2 * sigma[t] ** 2)  # noqa: B023
-            energy = net(x, t) + tethered * tether  # noqa: B023
+            tilt = ((alpha[t, None] * x - noisy) ** 2).sum(-1) / (2 * sigma[t] ** 2)  # noqa: B023
+            energy = net(x, t) + tilted * tilt  # noqa: B023
             energy.sum().backward()
             assert x.grad is not None
             return energy.detach(), x.grad
