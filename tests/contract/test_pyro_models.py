@@ -1,6 +1,5 @@
 """Any Pyro model as a potential, our kernels in Pyro's MCMC, and our potentials under Pyro's own inference."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,22 +15,12 @@ from torch.distributions import biject_to, constraints
 
 import energyppl as ep
 from energyppl.errors import EnergyPPLError, InvalidInput
+from tests.support.pyro_models import CHAINS, LIMIT, Known, conjugate_normal, nested
 
-CHAINS = 64
-LIMIT = 4.0  # standard errors, of 64 chains: 1.7e-4 two-sided for one number (Student's t, 63 degrees of freedom)
 SOME_DIVERGE = pytest.mark.filterwarnings("ignore:.* of the draws diverged:UserWarning")
 
 
 # --- Models ---
-
-
-def nested(y: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
-    with pyro.plate("groups", 3, dim=-1):
-        a = pyro.sample("a", dist.Normal(mu, 1.0))
-        sigma = pyro.sample("sigma", dist.LogNormal(0.0, 0.5))
-        with pyro.plate("rows", 4, dim=-2):
-            pyro.sample("y", dist.Normal(a, sigma), obs=y)
 
 
 def dirichlet(y: Tensor) -> None:
@@ -312,26 +301,6 @@ def test_sites_must_stay_and_starts_must_be_whole() -> None:
 
 
 # --- Posteriors that are known ---
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Known:
-    model: Callable[[], None]
-    site: str
-    mean: Tensor
-    variance: Tensor
-
-
-def conjugate_normal(y: Tensor | None = None) -> Known:
-    y = 1.0 + torch.randn(10) if y is None else y
-
-    def model() -> None:
-        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
-        with pyro.plate("rows", len(y)):
-            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-
-    variance = 1.0 / (0.25 + len(y))
-    return Known(model, "mu", variance * y.sum(), torch.tensor(variance))
 
 
 def beta_binomial() -> Known:

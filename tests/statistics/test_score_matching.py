@@ -10,34 +10,14 @@ from torch.autograd.function import once_differentiable
 
 import energyppl as ep
 from energyppl.inference.objectives.second_order import differentiable_score
+from tests.support.gaussian import COVARIANCE, Gaussian, draws, small_ebm
 
-COVARIANCE = torch.tensor([[1.0, 0.5], [0.5, 0.8]], dtype=torch.float64)
 OBJECTIVES = [
     ep.objectives.ExactScoreMatching(),
     ep.objectives.SlicedScoreMatching(),
     ep.objectives.SlicedScoreMatching(projections=3),
     ep.objectives.DenoisingScoreMatching(0.5),
 ]
-
-
-class Gaussian(nn.Module):
-    """½ xᵀ P x, the symmetric P learnable."""
-
-    def __init__(self, precision: Tensor) -> None:
-        super().__init__()
-        self.event_shape = torch.Size((len(precision),))
-        self.weights = nn.Parameter(precision.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.5 * torch.einsum("...i,ij,...j->...", x, self.weights, x)
-
-
-def small_ebm(size: int = 2) -> ep.EBM:
-    return ep.EBM(ep.MLPEnergy((size,), hidden=16, depth=2, frequencies=4, levels=1))
-
-
-def draws(count: int) -> Tensor:
-    return torch.randn(count, 2, dtype=torch.float64) @ torch.linalg.cholesky(COVARIANCE).mT
 
 
 def gradients(objective: object, precision: Tensor, repeats: int = 100, size: int = 200) -> Tensor:

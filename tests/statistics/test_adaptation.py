@@ -10,8 +10,7 @@ from torch import Tensor
 
 import energyppl as ep
 from energyppl.errors import InvalidInput
-from tests.test_kernel_contract import OUTSIDE
-from tests.test_kernels import TARGETS, HalfSquaredMALA, energy, standard_normal
+from tests.support.kernels import OUTSIDE, TARGETS, HalfSquaredMALA, energy, standard_normal
 
 ADAPT: dict[str, tuple[Any, float, float]] = {  # kernel, target, tolerance
     "MALA": (ep.MALA(0.1), 0.6, 0.06),

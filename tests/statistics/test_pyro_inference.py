@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 import energyppl as ep
 from energyppl.errors import InvalidInput
-from tests.test_pyro_models import CHAINS, LIMIT, conjugate_normal, nested
+from tests.support.pyro_models import CHAINS, LIMIT, conjugate_normal, nested
 
 PYRO_KERNELS: dict[str, tuple[Any, int, int]] = {  # kernel, chains, draws
     "HMC": (ep.HMC(), 1, 1000),

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 import energyppl as ep
 from energyppl.errors import EnergyPPLError, InvalidInput
-from tests.test_sampling import INF, KERNELS, NORMAL, constrained, energy, sample
+from tests.support.chains import INF, KERNELS, NORMAL, constrained, energy, sample
 
 
 def needle(x: Tensor) -> Tensor:

@@ -12,17 +12,9 @@ from torch import Tensor
 
 import energyppl as ep
 from energyppl.errors import InvalidInput
-from tests.test_kernels import CHAINS, KERNELS, TARGETS, energy, standard_normal, tilted
+from tests.support.kernels import CHAINS, KERNELS, OUTSIDE, TARGETS, energy, standard_normal, tilted
 
 # --- Walls, divergences ---
-
-OUTSIDE: dict[str, Callable[[Tensor], Tensor]] = {
-    "infinite energy": lambda x: torch.where((x.abs() < 1).all(-1), 0.0 * x.sum(-1), math.inf),
-    "NaN energy": lambda x: torch.where((x.abs() < 1).all(-1), 0.0 * x.sum(-1), math.nan),
-    "minus infinity": lambda x: torch.where((x.abs() < 1).all(-1), 0.0 * x.sum(-1), -math.inf),
-    "NaN gradient alone": lambda x: (1.0 - x * x).sqrt().nan_to_num(0.0).sum(-1) * 0.0 + 0.0 * x.sum(-1),
-    "logarithm": lambda x: 0.0 * (1.0 - x * x).log().sum(-1),
-}
 
 
 @pytest.mark.parametrize("kernel", ["MALA", "Langevin", "Crank-Nicolson"])

@@ -20,17 +20,9 @@ from torch.distributions import constraints
 import energyppl as ep
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import Info, State
+from tests.support.chains import INF, KERNELS, NORMAL, SOME_DIVERGE, constrained, energy, sample
 
 LIMIT = 5.0  # standard errors, of 64 chains: 5e-6 two-sided for one number (Student's t, 63 degrees of freedom)
-INF = math.inf
-SOME_DIVERGE = pytest.mark.filterwarnings("ignore:.* of the draws diverged:UserWarning")
-
-
-def energy(function: Callable[[Tensor], Tensor], *event: int) -> ep.Energy:
-    return ep.Energy(function, torch.Size(event))
-
-
-NORMAL = energy(lambda x: 0.5 * (x * x).sum(-1), 2)
 
 
 class Network(nn.Module):
@@ -46,11 +38,6 @@ class Network(nn.Module):
         return 0.5 * ((x - self.loc) ** 2).sum(-1)
 
 
-def sample(kernel: Any, on: Any, *args: Any, chains: int = 64, **options: Any) -> ep.Chains:
-    options = {"draws": 200, "warmup": 200, "progress": False, **options}
-    return ep.sample_chains(kernel, on, args, chains=chains, **options)
-
-
 def worst_z(x: Tensor, mean: Any, variance: Any) -> float:
     """Largest deviation of a mean or second central moment of ``(chains, draws, *shape)``, in standard errors."""
     x, mean, variance = x.double(), torch.as_tensor(mean).double(), torch.as_tensor(variance).double()
@@ -59,10 +46,6 @@ def worst_z(x: Tensor, mean: Any, variance: Any) -> float:
 
 
 # --- Targets ---
-
-
-def constrained(function: Callable[[Tensor], Tensor], support: Any, *event: int) -> ep.EnergyDistribution:
-    return ep.EnergyDistribution(energy(function, *event), support=support)
 
 
 ALPHA = torch.tensor([1.0, 2.0, 3.0])
@@ -247,19 +230,6 @@ def test_starts_are_drawn_until_their_energy_is_finite() -> None:
     chains = sample(ep.HMC(), half)
     assert not bool(chains.not_finite.any())
     assert bool((chains.draws[..., 0] > 1.0).all())
-
-
-KERNELS: dict[str, Any] = {
-    "HMC": ep.HMC(),
-    "ChEES": ep.ChEES(),
-    "MALT": ep.kernels.MALT(),
-    "NUTS": ep.NUTS(),
-    "MALA": ep.MALA(0.5),
-    "cycle": ep.kernels.Cycle(ep.MALA(0.5), ep.HMC()),
-    "mixture": ep.kernels.Mixture(ep.MALA(0.5), ep.HMC()),
-    "block": ep.kernels.Cycle(ep.kernels.Block(ep.MALA(0.5), torch.tensor([True, False])), ep.HMC()),
-    "tempered": ep.kernels.Tempered(ep.MALA(0.5)),
-}
 
 
 @pytest.mark.parametrize("name", list(KERNELS))

@@ -24,7 +24,7 @@ from energyppl.inference.evaluation.chains import level_acceptance
 from energyppl.inference.normalizing.recovery import recovery_normalizers
 from energyppl.integration.quadrature import expectation, kl_divergence, quadrature
 from energyppl.metrics.two_sample import energy_distance_test
-from tests.pretend_device import MixedDevices, pretend_device
+from tests.support.pretend_device import MixedDevices, pretend_device
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # chains this short earn every one
 DEVICE = "cuda"

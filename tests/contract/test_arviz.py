@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import energyppl as ep
-from tests.test_sampling import KERNELS, NORMAL, SOME_DIVERGE, sample
+from tests.support.chains import KERNELS, NORMAL, SOME_DIVERGE, sample
 
 
 def regression(x: Tensor, y: Tensor, slope: bool = True) -> None:

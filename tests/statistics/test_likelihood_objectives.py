@@ -12,7 +12,7 @@ from torch import Tensor
 
 import energyppl as ep
 from energyppl.inference.objectives.held_out import conditional_contrast
-from tests.test_score_matching import COVARIANCE, Gaussian, draws, small_ebm
+from tests.support.gaussian import COVARIANCE, Gaussian, draws, small_ebm
 
 PRECISION = torch.linalg.inv(COVARIANCE)
 LOG_Z = math.log(2.0 * math.pi) + 0.5 * float(torch.logdet(COVARIANCE))

@@ -7,7 +7,7 @@ import pytest
 
 import energyppl as ep
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 SMALLER = {
     "sample((20_000,))": "sample((2_000,))",
     "ep.fit(ebm, data)": "ep.fit(ebm, data, options=ep.TrainingOptions(steps=30), progress=False)",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
+TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
 RUNS = {
     "01_two_dimensions.py": ["--steps", "40"],
     "02_chains_and_arviz.py": ["--steps", "20", "--draws", "30"],
