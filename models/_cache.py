@@ -1,12 +1,11 @@
 """Values worked out from a model's weights and kept until they change."""
 
 from collections.abc import Callable, Hashable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from energyppl.autodiff.structure import ModuleFingerprint
 from energyppl.errors import QuadratureError
 from energyppl.integration.quadrature import Grid, Quadrature, quadrature
 from energyppl.potentials.algebra import Potential
@@ -14,37 +13,30 @@ from energyppl.potentials.algebra import Potential
 __all__ = ["LevelIntegrals", "WeightKeyedCache"]
 
 
-class _Model(Protocol):
-    """What is integrated."""
-
-    net: nn.Module
-    loc: Tensor
-
-    def potential(self, level: int) -> Potential: ...
-
-    def checksum(self) -> str: ...
-
-
 T = TypeVar("T")
 
 
 class WeightKeyedCache(Generic[T]):
-    """What was worked out from a model's weights, worked out again when they have changed."""
+    """Values worked out from a model's weights, worked out again when they have changed."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, tuple[str, ModuleFingerprint, T]] = {}
+        self._known: dict[Hashable, tuple[Hashable, T]] = {}
 
-    def get(self, model: _Model, key: Hashable, work: Callable[[], T]) -> T:
-        """The value of ``key``, by ``work()`` if it is not known."""
+    def get(self, model: Any, key: Hashable, work: Callable[[], T]) -> T:
+        """Return the value of ``key``, by ``work()`` if it is not known for these weights."""
         known = self._known.get(key)
-        if known is None or known[0] != model.checksum() or known[1].changed():
+        if known is None or known[0] != weights_key(model):
             value = work()
-            known = self._known[key] = (
-                model.checksum(),
-                ModuleFingerprint([model.net]),
-                value,
-            )  # sampling sets step sizes
-        return known[2]
+            known = self._known[key] = (weights_key(model), value)  # after the work, which may tune step sizes
+        return known[1]
+
+
+def weights_key(model: Any) -> Hashable:
+    """Return what differs between models of other weights, buffers, layers or modes (training or not).
+
+    torch's own version counters don't tell, since its fused optimizers leave them as they are.
+    """
+    return model.checksum(), tuple((id(module), module.training) for module in model.modules())
 
 
 class LevelIntegrals:
@@ -53,12 +45,12 @@ class LevelIntegrals:
     def __init__(self) -> None:
         self._known: WeightKeyedCache[Quadrature] = WeightKeyedCache()
 
-    def quadrature(self, model: _Model, level: int) -> Quadrature:
-        """The integral of a level, up to two dimensions."""
+    def quadrature(self, model: Any, level: int) -> Quadrature:
+        """Return the integral of a level, up to two dimensions."""
         return self._known.get(model, level, lambda: _integrate_widening(model.potential(level), model.loc.dtype))
 
-    def quantiles(self, model: _Model, level: int, count: int = 16_384) -> Tensor:
-        """Grid nodes that stand for equal shares of a level's mass, ``(count, *event)``: no noise."""
+    def quantiles(self, model: Any, level: int, count: int = 16_384) -> Tensor:
+        """Return grid nodes that stand for equal shares of a level's mass, ``(count, *event)``: no noise."""
         found = self.quadrature(model, level)
         mass = found.density.flatten().cumsum(0)
         index = torch.searchsorted(mass, mass[-1] * (torch.arange(count) + 0.5) / count).clamp(max=len(mass) - 1)
@@ -67,7 +59,7 @@ class LevelIntegrals:
 
 
 def _integrate_widening(potential: Potential, dtype: torch.dtype) -> Quadrature:
-    """The integral over a square as narrow as the mass allows, since the grid is finer for it.
+    """Integrate over a square as narrow as the mass allows, since the grid is finer for it.
 
     Raises:
         QuadratureError: if 64 is not wide enough.

@@ -10,7 +10,7 @@ from energyppl._checks import check_whole, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["check_label", "check_parts", "event_shape_of", "handed_a_level", "needs_level_for_each"]
+__all__ = ["OneEnergy", "check_label", "check_parts", "event_shape_of", "handed_a_level", "needs_level_for_each"]
 
 
 def check_parts(net: object, schedule: object, event_shape: Sequence[int] | None) -> torch.Size:
@@ -80,6 +80,21 @@ def needs_level_for_each(net: nn.Module, levels: int, like: Tensor) -> bool:
             return bool(net(points, level[0]).shape != (3,))
         except (TypeError, RuntimeError, ValueError, IndexError):
             return True
+
+
+class OneEnergy:
+    """A model of one energy, whose network takes a level or doesn't."""
+
+    net: nn.Module
+    loc: Tensor
+
+    def _network(self) -> nn.Module:
+        """Return the network as one that takes a level: tried anew when it was replaced."""
+        known = self.__dict__
+        if known.get("_tried") is not self.net:
+            known.update(_one=handed_a_level(self.net, self.loc), _tried=self.net)  # not a second module
+        one: nn.Module = known["_one"]
+        return one
 
 
 class _WithoutLevel(nn.Module):

@@ -1,7 +1,7 @@
-"""What every model shares: the coordinates of its data, and the densities and normalizers of its energies."""
+"""The base of all models: the coordinates of the data, and the densities and normalizers of the energies."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -16,13 +16,15 @@ from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
 from energyppl.potentials.algebra import Potential
-from energyppl.potentials.network import AtLevel
+from energyppl.potentials.composed import Standardized
+
+_NEGATIVES = 512  # samples that stand for the model in the gradient of log Z, above two dimensions
 
 
 class EnergyModel(nn.Module):
-    """Energies of points that are standardized once, to the data: ``(x − loc) / scale``.
+    """A network's energies of points that are standardized once, to the data: ``(x − loc) / scale``.
 
-    A model says what its energies are, how they are sampled, and how a path leads to them.
+    A subclass says what its energies are, how they are sampled, and by which path they are annealed.
 
     Args:
         event_shape: shape of one point.
@@ -53,62 +55,57 @@ class EnergyModel(nn.Module):
         constant, as the edges of images are: level 0 has noise of its own.
 
         Raises:
-            InvalidInput: if a coordinate is constant, which no density can describe (with ``isotropic``: all of them).
+            InvalidInput: if a coordinate is constant, which no density can describe (with ``isotropic``: all of them),
+                or the copy of another one.
         """
         check_data("data", data, self.event_shape, at_least=2)
-        data = data.to(self.loc)
-        scale = data.std(0)
-        constant = (scale <= 1e-6 * (1.0 + data.abs().amax(0))).flatten().nonzero()[:, 0].tolist()
+        rows = data.to(self.loc).double()
+        scale = rows.std(0)
+        # Constant is what varies no more than its own rounding, in whatever unit.
+        rounding = 2.0 * torch.finfo(self.loc.dtype).eps * rows.abs().amax(0)
+        constant = (scale <= rounding).flatten().nonzero()[:, 0].tolist()
         if len(constant) > (scale.numel() - 1 if isotropic else 0):
             raise InvalidInput(
                 f"data must vary in every coordinate; coordinate(s) {constant[:20]} are constant: drop them, or give "
                 "all one scale by ebm.standardize(data, isotropic=True)"
             )
-        self.loc.copy_(data.mean(0))
+        if not isotropic and len(self.event_shape) == 1:
+            _require_different(((rows - rows.mean(0)) / scale).float())
+        self.loc.copy_(rows.mean(0))
         self.scale.copy_(scale.square().mean().sqrt() if isotropic else scale)
         self.is_standardized.fill_(True)
 
     def to_unit(self, data: Tensor) -> Tensor:
-        """Data in the coordinates in which noise is counted, ``(x − loc) / scale``, on the model's device."""
+        """Return data in the coordinates in which noise is counted, ``(x − loc) / scale``, on the model's device."""
         return (data.to(self.loc.device) - self.loc) / self.scale
 
+    def from_unit(self, z: Tensor) -> Tensor:
+        """Return points of the energies' coordinates in data coordinates, ``loc + scale z``."""
+        return self.loc + self.scale * z
+
     def diffuse(self, x0: Tensor, level: int | Tensor) -> Tensor:
-        """Clean data, ``(*batch, *event)``, at a level's noise, in data coordinates; without levels none."""
+        """Return clean data, ``(*batch, *event)``, at a level's noise, in data coordinates; without levels none."""
         return check_event("x0", x0, self.event_shape)
 
-    def potential(self, level: int | Tensor = 0) -> AtLevel:
-        """The energy at a level, in standardized coordinates."""
+    def potential(self, level: int | Tensor = 0) -> Potential:
+        """Return the energy at a level, in standardized coordinates."""
         raise NotImplementedError
 
     def sample(self, sample_shape: Sequence[int] = (), *, level: int = 0) -> Tensor:
-        """Samples of a level, ``(*sample_shape, *event)``, in data coordinates."""
+        """Return samples of a level, ``(*sample_shape, *event)``, in data coordinates."""
         raise NotImplementedError
 
     def marginal(self, level: int = 0) -> EnergyDistribution:
-        """p(x_t) in data coordinates: the data themselves, up to the noise of level 0, at level 0.
+        """Return p(x_t) in data coordinates: at level 0 the data themselves, up to that level's noise.
 
         ``sample`` is the model's own; ``log_prob`` is normalized where :meth:`log_normalizer` can be.
         """
-        inner = self.potential(level)
-        potential = replace(inner, loc=self.loc, scale=self.scale * inner.scale)
-
-        def sampler(_: Potential, shape: torch.Size, like: Tensor) -> Tensor:
-            return self.sample(shape, level=level).to(like)
-
-        def log_z(_: Potential, value: Tensor) -> Tensor:
-            estimate = value.new_tensor(self.log_normalizer(level).estimate)
-            if not torch.is_grad_enabled():
-                return estimate
-            # A constant would lose half of the likelihood's gradient: ∂ log Z/∂θ is −E_model[∂U/∂θ].
-            model = (
-                self._integrals.quantiles(self, level)
-                if self._has_grid
-                else self.to_unit(self.sample((512,), level=level))
-            )
-            energy = self.potential(level)(model).mean()
-            return estimate + energy.detach() - energy
-
-        return EnergyDistribution(potential, sampler=sampler, log_normalizer=log_z, like=self.loc)
+        return EnergyDistribution(
+            Standardized(self.potential(level), self.loc, self.scale),
+            sampler=_MarginalSampler(self, level),
+            log_normalizer=_MarginalLogZ(self, level),
+            like=self.loc,
+        )
 
     def log_normalizer(
         self,
@@ -121,7 +118,7 @@ class EnergyModel(nn.Module):
         confidence: float = 0.95,
         progress: bool = False,
     ) -> LogNormalizer:
-        """Log Z of :meth:`marginal`: by quadrature in one and two dimensions, else by annealing.
+        """Estimate log Z of :meth:`marginal`: by quadrature in one and two dimensions, else by annealing.
 
         Annealing goes from white noise, through the noisier levels if there are any, to this one, and back from the
         model's own samples relaxed by MALA; :class:`~energyppl.normalizing.BAR` bridges both.  What was found is kept
@@ -133,7 +130,7 @@ class EnergyModel(nn.Module):
             samples: draws of the level's own density in data coordinates, in place of the model's own.
             tolerance: as in :func:`~energyppl.log_normalizer`, like all that follows.
             max_evaluations: at most.
-            confidence: level of the interval.
+            confidence: of the interval.
             progress: show a bar.
 
         Raises:
@@ -162,17 +159,87 @@ class EnergyModel(nn.Module):
         return self._annealed.get(self, (level, confidence), anneal) if plain else anneal()
 
     def checksum(self) -> str:
-        """Changes with the weights; torch's own version counters don't, under its fused optimizers."""
+        """Return a digest of the weights and buffers, which tells a model from others and from its own past."""
         digest = blake2b()
         for tensor in (*self.parameters(), *self.buffers()):
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def negatives(self, level: int) -> Tensor:
+        """Return standardized points of a level's own density: from a grid up to two dimensions, else samples."""
+        if self._has_grid:
+            return self._integrals.quantiles(self, level)
+        return self.to_unit(self.sample((_NEGATIVES,), level=level))
+
     def _anneal(self, level: int, **options: Any) -> LogNormalizer:
-        """Log Z of a level by annealing; see :meth:`log_normalizer`."""
+        """Estimate log Z of a level by annealing; see :meth:`log_normalizer`."""
         raise NotImplementedError
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Normalized log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
+        """Return the normalized log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
         log_prob: Tensor = self.marginal().log_prob(check_event("x", x, self.event_shape).to(self.loc))
         return log_prob
+
+
+@dataclass(frozen=True, eq=False)
+class _MarginalSampler:
+    model: EnergyModel
+    level: int
+
+    def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
+        return self.model.sample(shape, level=self.level).to(like)
+
+
+@dataclass(frozen=True, eq=False)
+class _MarginalLogZ:
+    """log Z of a model's marginal: an estimate, with the gradient −E_model[∂U/∂θ] for whoever asks for it."""
+
+    model: EnergyModel
+    level: int
+
+    def __call__(self, potential: Potential, value: Tensor) -> Tensor:
+        estimate = value.new_tensor(self.model.log_normalizer(self.level).estimate)
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        if not weights or not torch.is_grad_enabled():
+            return estimate
+        log_z: Tensor = _LazyGradient.apply(estimate, self.mean_energy, *weights)  # type: ignore[no-untyped-call]
+        return log_z
+
+    def mean_energy(self) -> Tensor:
+        """Return the mean energy of the model's own samples, ``()``, differentiable with respect to its weights."""
+        return self.model.potential(self.level)(self.model.negatives(self.level)).mean()
+
+
+class _LazyGradient(torch.autograd.Function):
+    """A number whose gradient with respect to weights is minus a mean energy's, worked out in the backward pass only.
+
+    Samples are made only for the weights' gradient, so a chain that moves on a density never waits for them.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(estimate: Tensor, mean_energy: Callable[[], Tensor], *weights: Tensor) -> Tensor:
+        return estimate.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.mean_energy, *ctx.weights = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            grads = torch.autograd.grad(ctx.mean_energy(), ctx.weights, allow_unused=True)
+        return None, None, *(None if g is None else -grad * g for g in grads)
+
+
+def _require_different(columns: Tensor) -> None:
+    """Refuse standardized columns ``(n, d)`` of which one is another's copy: such data have no density."""
+    if columns.shape[1] > 1:
+        _, place, count = torch.unique(columns, dim=1, return_inverse=True, return_counts=True)
+        if bool((count > 1).any()):
+            twins = (place == int((count > 1).nonzero()[0])).nonzero()[:, 0].tolist()
+            raise InvalidInput(
+                f"data must not hold a coordinate twice; coordinates {twins} are copies of each other, up to shift and "
+                "scale: drop all but one"
+            )

@@ -1,34 +1,33 @@
-"""Models made of models: composed, or given a measurement (``RecoveryEBM.given`` makes those of a class).
+"""Models made of models: products, mixtures, and posteriors given a measurement.
 
-Each is again a :class:`RecoveryEBM` that shares the weights, coordinates and step sizes of the one it is made of, with
-another energy at every level; so it samples, recovers, normalizes and goes into Pyro as any other does.
+Each is a view: it holds the models that it is made of, combines their potentials at every level, and takes coordinates,
+schedule and step sizes of the first one; so it samples, recovers, normalizes and goes into Pyro as any other does.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_positive, shape_text
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import append_dims
-from energyppl.models.recovery import RecoveryEBM
-from energyppl.potentials.network import AtLevel
+from energyppl.models.recovery import RecoveryEBM, RecoveryView
+from energyppl.potentials.algebra import Potential, Scaled, Sum
+from energyppl.potentials.composed import LogSumExp, Measured, Standardized
 
 __all__ = ["LinearMeasurement", "measured", "mixture", "product"]
 
 
 def product(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> RecoveryEBM:
-    """The product of experts ``Π p_i^{w_i}`` at every level; a negative weight is a negation (Du, Li & Mordatch 2020).
+    """Multiply experts, ``Π p_i^{w_i}`` at every level; a negative weight is a negation (Du, Li & Mordatch 2020).
 
     The product of noised densities is not the noised product, so the levels above 0 are a path towards level 0 and no
     more; at level 0 the energy is the weighted sum.
 
     Args:
         ebms: models on the same schedule, device and of the same points; the first one's coordinates are kept.
-            Compose again after moving or standardizing one of them anew; moving the whole moves all.
         weights: one for each; 1 if None.
 
     Raises:
@@ -36,18 +35,17 @@ def product(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> Recov
     """
     factors = [1.0] * len(ebms) if weights is None else [float(w) for w in weights]
     _check_parts(ebms, factors)
-    return ebms[0].with_net(_Composed(ebms, factors, soft=False), None)
+    return _Product(ebms, factors)
 
 
 def mixture(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> RecoveryEBM:
-    """The union ``Σ w_i exp(−U_i)`` at every level.
+    """Unite densities, ``Σ w_i exp(−U_i)`` at every level.
 
     The energies have normalizers of their own: a density's share is ``w_i Z_i``, so for shares s_i pass
     ``w_i = s_i exp(−log_normalizer_i)``.
 
     Args:
         ebms: models on the same schedule, device and of the same points; the first one's coordinates are kept.
-            Compose again after moving or standardizing one of them anew; moving the whole moves all.
         weights: one positive number for each; 1 if None.
 
     Raises:
@@ -57,7 +55,7 @@ def mixture(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> Recov
     _check_parts(ebms, factors)
     for weight in factors:
         check_positive("weights of a mixture", weight)
-    return ebms[0].with_net(_Composed(ebms, factors, soft=True), None)
+    return _Mixture(ebms, factors)
 
 
 class LinearMeasurement(nn.Module):
@@ -114,7 +112,7 @@ class LinearMeasurement(nn.Module):
 
 
 def measured(ebm: RecoveryEBM, measurement: LinearMeasurement) -> RecoveryEBM:
-    """The posterior of a model's points given a linear measurement; at level 0 it is exact.
+    """Condition a model on a linear measurement; at level 0 the posterior is exact.
 
     To the energy of level t it adds ``½ |A x_t / ᾱ_t − b|² / (noise² + A Aᵀ σ̄_t² / ᾱ_t²)``, row by row: what a
     measurement of the clean point says of x_t if noise is all that x_t adds (the pseudo-likelihood of Jalal et al.
@@ -132,82 +130,63 @@ def measured(ebm: RecoveryEBM, measurement: LinearMeasurement) -> RecoveryEBM:
             f"matrix must have a column for each of the {size} coordinates of {shape_text(ebm.event_shape)}; got "
             f"{measurement.matrix.shape[1]}"
         )
-    return ebm.with_net(_Measured(ebm, measurement), ebm.initializer)
+    return _Measurement(ebm, measurement)
 
 
-# --- Their networks: (points of unit variance, level) to energies ---
+class _Composition(RecoveryView):
+    """Several models, in the coordinates of the first."""
 
+    def __init__(self, ebms: Sequence[RecoveryEBM], weights: Sequence[float]) -> None:
+        super().__init__(ebms[0], None)
+        self.others = nn.ModuleList(ebms[1:])
+        self.weights = tuple(weights)
 
-class _Composed(nn.Module):
-    def __init__(self, ebms: Sequence[RecoveryEBM], weights: Sequence[float], soft: bool) -> None:
-        super().__init__()
-        self.nets = nn.ModuleList(ebm.net for ebm in ebms)
-        self.asked = [_asked(ebm) for ebm in ebms]
-        self.weights, self.soft = tuple(weights), soft
-        first = ebms[0]
-        marginal_std = first.schedule.marginal_std[:-1].to(first.loc)
-        self.register_buffer("marginal_std", marginal_std)
-        # From the first one's unit points to each one's own: x = loc + scale · marginal_std · z.
-        self.register_buffer("ratio", torch.stack([first.scale / ebm.scale for ebm in ebms]))
-        self.register_buffer("offset", torch.stack([(first.loc - ebm.loc) / ebm.scale for ebm in ebms]))
-
-    marginal_std: Tensor
-    ratio: Tensor
-    offset: Tensor
-
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        marginal_std = append_dims(self.marginal_std[level], x)
-        energies = [
-            AtLevel(net, level, **asked)(x * ratio + offset / marginal_std)
-            for net, ratio, offset, asked in zip(self.nets, self.ratio, self.offset, self.asked, strict=True)
+    def _potentials(self, level: int | Tensor) -> list[Potential]:
+        """Return each model's energy at a level, asked in the first one's standardized coordinates."""
+        first, others = self.base, cast("list[RecoveryEBM]", list(self.others))
+        return [
+            first.potential(level),
+            *(
+                Standardized(ebm.potential(level), (ebm.loc - first.loc) / first.scale, ebm.scale / first.scale)
+                for ebm in others
+            ),
         ]
-        if self.soft:
-            logs = [math.log(weight) - energy for weight, energy in zip(self.weights, energies, strict=True)]
-            return -torch.logsumexp(torch.stack(logs), 0)
-        total: Tensor = self.weights[0] * energies[0]
-        for weight, energy in zip(self.weights[1:], energies[1:], strict=True):
-            total = total + weight * energy
-        return total
 
 
-class _Measured(nn.Module):
-    def __init__(self, ebm: RecoveryEBM, measurement: LinearMeasurement) -> None:
-        super().__init__()
-        self.net, self.asked = ebm.net, _asked(ebm)
-        schedule, like = ebm.schedule, ebm.loc
-        scale, matrix = ebm.scale.flatten(), measurement.matrix.to(like)
-        alpha, sigma = schedule.alpha_bar[:-1].to(like), schedule.sigma_bar[:-1].to(like)
-        marginal_std = schedule.marginal_std[:-1].to(like)
+class _Product(_Composition):
+    def potential(self, level: int | Tensor = 0) -> Potential:
+        return Sum(*map(Scaled, self._potentials(level), self.weights))
+
+
+class _Mixture(_Composition):
+    def potential(self, level: int | Tensor = 0) -> Potential:
+        return LogSumExp(tuple(self._potentials(level)), tuple(map(math.log, self.weights)))
+
+
+class _Measurement(RecoveryView):
+    """A model given a linear measurement of the clean point."""
+
+    def __init__(self, base: RecoveryEBM, measurement: LinearMeasurement) -> None:
+        super().__init__(base, base.initializer)
+        self.measurement = measurement
+
+    def potential(self, level: int | Tensor = 0) -> Potential:
+        base, like = self.base, self.loc
+        level = torch.as_tensor(level, device=like.device)
+        alpha, sigma = (value[:-1].to(like) for value in (self.schedule.alpha_bar, self.schedule.sigma_bar))
+        matrix, noise = self.measurement.matrix.to(like), self.measurement.noise
         # Of standardized clean points z: b − A loc = (A scale) z, and z is x_t / ᾱ_t up to σ̄_t / ᾱ_t.
-        rows = matrix * scale
-        self.register_buffer("rows", rows)
-        self.register_buffer("target", measurement.observed.to(like) - matrix @ ebm.loc.flatten())
-        self.register_buffer("to_clean", marginal_std / alpha)
-        own = rows.square().sum(1) * (sigma / alpha).square()[:, None]  # (levels, m)
-        own[0] = torch.where(own[0] < measurement.noise**2, 0.0, own[0])  # level 0 is what the posterior is of
-        self.register_buffer("precision", 1.0 / (measurement.noise**2 + own).clamp(min=1e-12))
-
-    rows: Tensor
-    target: Tensor
-    to_clean: Tensor
-    precision: Tensor
-
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        energy = AtLevel(self.net, level, **self.asked)(x)
-        batch = energy.shape
-        clean = x.reshape(*batch, -1) * self.to_clean[level].unsqueeze(-1)
-        misfit = clean @ self.rows.mT - self.target
-        return energy + 0.5 * (misfit.square() * self.precision[level]).sum(-1)
-
-
-def _asked(ebm: RecoveryEBM) -> dict[str, Any]:
-    """What a model asks of its network: all of its potential but the level and the coordinates."""
-    own = ebm.potential(0)
-    return {"event_shape": own.event_shape, "each": own.each, "label": own.label, "guidance": own.guidance}
+        rows = matrix * self.scale.flatten()
+        variance = rows.square().sum(1) * (sigma / alpha).square()[:, None]  # (levels, m)
+        # Level 0 is what the posterior is of: its own noise counts only where it is more than the measurement's.
+        variance[0] = torch.where(variance[0] < noise**2, 0.0, variance[0])
+        precision = 1.0 / (noise**2 + variance).clamp(min=1e-12)
+        observed = self.measurement.observed.to(like) - matrix @ self.loc.flatten()
+        return Measured(base.potential(level), rows, observed, (1.0 / alpha)[level], precision[level])
 
 
 def _check_kind(what: str, ebm: object) -> None:
-    if not hasattr(ebm, "with_net"):
+    if not isinstance(ebm, RecoveryEBM):
         raise InvalidInput(
             f"{what} needs energies at every level of a schedule, as a RecoveryEBM has; got {type(ebm).__name__}: "
             "train the network in RecoveryEBM(net, schedule)"

@@ -1,4 +1,4 @@
-"""EBM: one energy, without noise levels; what contrastive divergence, score matching and their kin train."""
+"""EBM: one energy without noise levels, for contrastive divergence, score matching and their relatives."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,18 +11,18 @@ from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation.warmup import adapt
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.langevin import MALA
+from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.normalizing.levels import anneal_through_levels
 from energyppl.inference.objectives.persistent import PersistentLikelihood
-from energyppl.inference.objectives.persistent_chains import ChainBuffer
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.models._network_checks import event_shape_of, handed_a_level
+from energyppl.models._network_checks import OneEnergy, event_shape_of
 from energyppl.models.base import EnergyModel
 from energyppl.potentials.network import AtLevel
 
 __all__ = ["EBM"]
 
 
-class EBM(EnergyModel):
+class EBM(OneEnergy, EnergyModel):
     """``p(x) ∝ exp(−U(x))``, U a network of points of about unit variance, to which data are standardized.
 
     Args:
@@ -38,51 +38,54 @@ class EBM(EnergyModel):
     default_objective = PersistentLikelihood
     levels = 1
     schedule = None
-    step_sizes: Tensor
-    chains: ChainBuffer | None
-    _one: nn.Module
 
     def __init__(
         self, net: nn.Module, *, event_shape: Sequence[int] | None = None, kernel: TunableKernel | None = None
     ) -> None:
         super().__init__(event_shape_of(net, event_shape), net)
-        self.kernel: TunableKernel = MALA(0.1) if kernel is None else kernel
-        self.register_buffer("step_sizes", self.loc.new_zeros(1))  # zero until training has tuned it
-        self.chains = None
-        # Not a module of its own: its weights are those of net.
-        self.__dict__["_one"] = handed_a_level(net, self.loc)
+        self.initial_kernel: TunableKernel = MALA(0.1) if kernel is None else kernel
+        self.level_kernel = LevelKernel(self.initial_kernel, 1, self.loc)
+        self._network()  # tries it
+
+    @property
+    def kernel(self) -> TunableKernel:
+        """The kernel that moves the model's chains."""
+        return self.level_kernel.kernel
+
+    @kernel.setter
+    def kernel(self, kernel: TunableKernel) -> None:
+        self.level_kernel = LevelKernel(kernel, 1, self.loc)
+
+    @property
+    def step_sizes(self) -> Tensor:
+        """The kernel's step size, ``(1,)``, in standardized coordinates."""
+        return self.level_kernel.step_sizes
+
+    def set_kernel(self, kernel: TunableKernel, step_sizes: Tensor) -> None:
+        """Give the model's chains a kernel with its step size, ``(1,)``."""
+        self.kernel = kernel
+        self.step_sizes.copy_(step_sizes)
 
     def potential(self, level: int | Tensor = 0) -> AtLevel:
-        """The energy in standardized coordinates; there is only level 0."""
+        """Return the energy in standardized coordinates; there is only level 0."""
         level = torch.as_tensor(level, device=self.loc.device)
         if bool((level != 0).any()):
             raise InvalidInput(f"an EBM has level 0 only; got {level.tolist()}: RecoveryEBM and JointEBM have levels")
-        return AtLevel(self._one, level, self.event_shape)
+        return AtLevel(self._network(), level, self.event_shape)
 
     def sample(self, sample_shape: Sequence[int] = (), *, level: int = 0, steps: int = 1000) -> Tensor:
-        """The ends of chains from N(0, I), ``(*sample_shape, *event)``: as good as ``steps`` moves can make them.
+        """Return the ends of chains from N(0, I), ``(*sample_shape, *event)``: samples, if the chains are long enough.
 
         Args:
             sample_shape: shape of the batch.
             level: 0.
-            steps: moves, the kernel's step size tuned on the way.
+            steps: of each chain, the kernel's step size tuned on the way.
         """
         check_count("steps", steps)
         shape, potential = torch.Size(sample_shape), self.potential(level)
         start = torch.randn(max(1, shape.numel()), *self.event_shape).to(self.loc)
         x = adapt(self.kernel, potential, start, steps).state.x[: shape.numel()]
-        return self.loc + self.scale * x.reshape(*shape, *self.event_shape)
-
-    def at_level(self, data: Tensor, level: Tensor) -> Tensor:
-        """Rows of data ``(n, *event)``, standardized; their levels ``(n,)`` are all 0."""
-        return self.to_unit(data)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *options: Any) -> None:
-        # Training has made the chains, which a model that was never trained lacks.
-        chains = state_dict.get(f"{prefix}chains.x")
-        if chains is not None and self.chains is None:
-            self.chains = ChainBuffer(self.event_shape, len(chains)).to(self.loc)
-        super()._load_from_state_dict(state_dict, prefix, *options)
+        return self.from_unit(x.reshape(*shape, *self.event_shape))
 
     def _anneal(self, level: int, **options: Any) -> LogNormalizer:
         return anneal_through_levels(self, level, [self.potential(level)], 1.0, **options)

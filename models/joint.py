@@ -16,7 +16,6 @@ from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.inference.levels.joint import draw_levels, level_energies, move_jointly
 from energyppl.inference.objectives.persistent import PersistentLikelihood
-from energyppl.inference.objectives.persistent_chains import ChainBuffer
 from energyppl.models._network_checks import check_parts
 from energyppl.models.levels import LevelEnergies
 from energyppl.potentials.algebra import Potential
@@ -39,15 +38,12 @@ class JointEBM(LevelEnergies):
             they must lie for chains to change between them: the paper has 6 for two dimensions and 50 for images.
         event_shape: shape of one point; taken from ``net.event_shape`` if it has one.
         kernel: moves chains at a fixed level; MALA if None.
-        slots: persistent chains.
 
     Raises:
         InvalidInput: if the network returns another shape or non-finite values, or has too few levels.
     """
 
     default_objective = PersistentLikelihood
-    step_sizes: Tensor
-    chains: ChainBuffer | None
 
     def __init__(
         self,
@@ -56,13 +52,10 @@ class JointEBM(LevelEnergies):
         *,
         event_shape: Sequence[int] | None = None,
         kernel: TunableKernel | None = None,
-        slots: int = 4096,
     ) -> None:
         shape = check_parts(net, schedule, event_shape)
-        super().__init__(_WithOffsets(net, schedule.levels + 1, shape), schedule, shape, schedule.levels + 1)
-        self.kernel: TunableKernel = MALA(0.1) if kernel is None else kernel
-        self.register_buffer("step_sizes", self.loc.new_zeros(self.levels))
-        self.chains = ChainBuffer(self.event_shape, slots, self.levels).to(self.loc)
+        levels = schedule.levels + 1
+        super().__init__(_WithOffsets(net, levels, shape), schedule, shape, kernel or MALA(0.1), levels)
 
     def level_energies(self, x: Tensor) -> Tensor:
         """U(x, t) of points in data coordinates at every level, ``(*batch, *event)`` to ``(*batch, levels)``, nats."""
@@ -120,11 +113,7 @@ class JointEBM(LevelEnergies):
             )
             never = seen == 0
             kept[never] = x[never]
-        return self.loc + self.scale * kept[: shape.numel()].reshape(*shape, *self.event_shape)
-
-    def at_level(self, data: Tensor, level: Tensor) -> Tensor:
-        """Rows of data ``(n, *event)`` noised to their levels ``(n,)``, standardized."""
-        return self.schedule.diffuse(self.to_unit(data), level)
+        return self.from_unit(kept[: shape.numel()].reshape(*shape, *self.event_shape))
 
     def forward(self, count: int = 1) -> Tensor:
         """A Pyro model of ``count`` points and their levels: sites ``level`` and ``x``, in standardized coordinates.

@@ -1,23 +1,26 @@
-"""What models of several noise levels share: energies at every level, their densities and normalizers."""
+"""Models of several noise levels: energies at every level, their densities and normalizers."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_event
+from energyppl.inference.kernels.contract import TunableKernel
+from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.normalizing.levels import anneal_through_levels
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import check_parts, needs_level_for_each
 from energyppl.models.base import EnergyModel
+from energyppl.potentials.algebra import Potential
+from energyppl.potentials.composed import Standardized
 from energyppl.potentials.network import AtLevel
 from energyppl.schedule import NoiseSchedule
 
 
 class LevelEnergies(EnergyModel):
-    """Energies U(x, t) at the levels of a noise schedule; a model of them says how they are sampled.
+    """Energies U(x, t) at the levels of a noise schedule; a subclass says how they are sampled.
 
     Args:
         net: any module ``net(x, level)``.
@@ -28,35 +31,75 @@ class LevelEnergies(EnergyModel):
 
     label: Tensor | None = None  # the class or classes asked of it
     guidance: float = 0.0
+    initializer: nn.Module | None
+    initial_kernel: TunableKernel
+    level_kernel: LevelKernel
 
     def __init__(
-        self, net: nn.Module, schedule: NoiseSchedule, event_shape: Sequence[int] | None, levels: int | None = None
+        self,
+        net: nn.Module,
+        schedule: NoiseSchedule,
+        event_shape: Sequence[int] | None,
+        kernel: TunableKernel,
+        levels: int | None = None,
     ) -> None:
         super().__init__(check_parts(net, schedule, event_shape), net)
         self.schedule = schedule
         self.levels = schedule.levels if levels is None else levels
-        marginal_std = schedule.marginal_std
-        self._marginal_std = None if bool(torch.allclose(marginal_std, torch.ones_like(marginal_std))) else marginal_std
-        self._each = needs_level_for_each(net, self.levels, self.loc)
+        spread = schedule.marginal_std
+        self._marginal_std = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
+        self._network()  # tries it
+        self.initializer = None
+        self.initial_kernel = kernel
+        self.level_kernel = LevelKernel(kernel, self.levels, self.loc)
+
+    @property
+    def kernel(self) -> TunableKernel:
+        """The kernel that moves the model's chains; setting it begins with its own step size at every level."""
+        return self.level_kernel.kernel
+
+    @kernel.setter
+    def kernel(self, kernel: TunableKernel) -> None:
+        self.level_kernel = LevelKernel(kernel, self.levels, self.loc)
+
+    @property
+    def step_sizes(self) -> Tensor:
+        """The kernel's step size at each level, ``(levels,)``, relative to the width of what is sampled there."""
+        return self.level_kernel.step_sizes
+
+    def set_kernel(self, kernel: TunableKernel, step_sizes: Tensor) -> None:
+        """Give the model's chains a kernel, with its step size at each level, ``(levels,)``."""
+        self.kernel = kernel
+        self.step_sizes.copy_(step_sizes)
 
     def diffuse(self, x0: Tensor, level: int | Tensor) -> Tensor:
-        """Clean data, ``(*batch, *event)``, at a marginal of the schedule, in data coordinates."""
+        """Return clean data, ``(*batch, *event)``, at a marginal of the schedule, in data coordinates."""
         check_event("x0", x0, self.event_shape)
-        return self.loc + self.scale * self.schedule.diffuse(self.to_unit(x0), level)
+        return self.from_unit(self.schedule.diffuse(self.to_unit(x0), level))
 
-    def potential(self, level: int | Tensor = 0) -> AtLevel:
-        """The energy at one level, or at each point's own level ``(*batch,)``, in standardized coordinates."""
+    def potential(self, level: int | Tensor = 0) -> Potential:
+        """Return the energy at one level, or at each point's own level ``(*batch,)``, in standardized coordinates."""
+        return self._at_level(level, None, 0.0)
+
+    def _at_level(self, level: int | Tensor, label: Tensor | None, guidance: float) -> AtLevel:
         self.schedule.check_level(level, marginal=self.levels > self.schedule.levels)
         level = torch.as_tensor(level, device=self.loc.device)
-        scale = 1.0 if self._marginal_std is None else wide(self._marginal_std.to(self.loc)[level], self.event_shape)
-        return AtLevel(self.net, level, self.event_shape, 0.0, scale, self._each, self.label, self.guidance)
+        scale: float | Tensor = 1.0
+        if self._marginal_std is not None:
+            value = self._marginal_std.to(self.loc)[level]
+            scale = value.reshape(*value.shape, *[1] * len(self.event_shape))
+        net, each = self._network()
+        return AtLevel(net, level, self.event_shape, 0.0, scale, each, label, guidance)
+
+    def _network(self) -> tuple[nn.Module, bool]:
+        """Return the network and whether it wants a level for each point: tried anew when it was replaced."""
+        if self.__dict__.get("_tried") is not self.net:
+            each = needs_level_for_each(self.net, self.levels, self.loc)
+            self.__dict__.update(_tried=self.net, _each=each)  # not a second module
+        return self.net, self.__dict__["_each"]
 
     def _anneal(self, level: int, **options: Any) -> LogNormalizer:
-        # The network itself sees points of unit variance.
-        stops = [replace(self.potential(t), scale=1.0) for t in range(level, self.levels)]
-        return anneal_through_levels(self, level, stops, float(self.schedule.marginal_std[level]), **options)
-
-
-def wide(value: Tensor, event_shape: torch.Size) -> Tensor:
-    """A number for each point, made broadcastable against the points."""
-    return value.reshape(*value.shape, *[1] * len(event_shape))
+        # Annealing runs in coordinates of unit variance at every level.
+        std = [float(s) for s in self.schedule.marginal_std]
+        stops = [Standardized(self.potential(t), 0.0, 1.0 / std[t]) for t in range(level, self.levels)]
+        return anneal_through_levels(self, level, stops, std[level], **options)

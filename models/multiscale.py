@@ -19,8 +19,9 @@ from energyppl.inference.levels.annealed_langevin import (
 )
 from energyppl.inference.objectives.multiscale_score_matching import MultiscaleScoreMatching
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.models._network_checks import event_shape_of, handed_a_level
+from energyppl.models._network_checks import OneEnergy, event_shape_of
 from energyppl.models.base import EnergyModel
+from energyppl.potentials.algebra import Potential, Scaled
 from energyppl.potentials.network import AtLevel
 
 __all__ = ["MultiscaleEBM"]
@@ -36,7 +37,7 @@ _REFUSAL = (
 )
 
 
-class MultiscaleEBM(EnergyModel):
+class MultiscaleEBM(OneEnergy, EnergyModel):
     """``U(x) = net(x) / σ0²``, trained over a sequence of noise levels that it isn't told (Li, Chen & Sommer 2019).
 
     Train it by :class:`~energyppl.objectives.MultiscaleScoreMatching`.  The network's gradient is then the way from a
@@ -65,7 +66,6 @@ class MultiscaleEBM(EnergyModel):
 
     default_objective = MultiscaleScoreMatching
     sigmas: Tensor
-    _one: "_Cooled"
 
     def __init__(
         self,
@@ -77,13 +77,13 @@ class MultiscaleEBM(EnergyModel):
     ) -> None:
         super().__init__(event_shape_of(net, event_shape), net)
         self.register_buffer("sigmas", _checked_sigmas(sigmas, base_sigma).to(self.loc))
-        # Not a module of its own: its weights are those of net.
-        self.__dict__["_one"] = _Cooled(handed_a_level(net, self.loc), float(base_sigma))
+        self._base_sigma = float(base_sigma)
+        self._network()  # tries it
 
     @property
     def base_sigma(self) -> float:
         """σ0, the noise of temperature 1; part of the state dict, since the same network with another is another U."""
-        return self._one.base_sigma
+        return self._base_sigma
 
     def standardize(self, data: Tensor, *, isotropic: bool = True) -> None:
         """As :meth:`EnergyModel.standardize`, with one scale for all coordinates, as the noise has, unless told not to.
@@ -94,7 +94,7 @@ class MultiscaleEBM(EnergyModel):
         """
         super().standardize(data, isotropic=isotropic)
 
-    def potential(self, level: int | Tensor = 0) -> AtLevel:
+    def potential(self, level: int | Tensor = 0) -> Potential:
         """The energy in standardized coordinates, unnormalized; there is only level 0.
 
         Its samples at temperature σ²/σ0² are data with noise σ in high dimension.  It is not −log p in low dimension,
@@ -106,7 +106,7 @@ class MultiscaleEBM(EnergyModel):
                 f"a MultiscaleEBM is not told the noise and has level 0 only; got {level.tolist()}: RecoveryEBM and "
                 "JointEBM have levels"
             )
-        return AtLevel(self._one, level, self.event_shape)
+        return Scaled(AtLevel(self._network(), level, self.event_shape), self._base_sigma**-2)
 
     def sample(
         self,
@@ -204,7 +204,7 @@ class MultiscaleEBM(EnergyModel):
     ) -> None:
         value = state_dict.pop(prefix + _BASE, None)  # of torch's own copy of the caller's
         if value is not None:
-            self._one.base_sigma = float(value)
+            self._base_sigma = float(value)
         elif strict:
             missing_keys.append(prefix + _BASE)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *lists)
@@ -243,19 +243,6 @@ class MultiscaleEBM(EnergyModel):
             )
         x = denoising_jump(potential, found.x, self.base_sigma, force_dtype) if denoise else found.x
         return self.loc + self.scale * x
-
-
-class _Cooled(nn.Module):
-    """A network's energies over σ0²."""
-
-    def __init__(self, net: nn.Module, base_sigma: float) -> None:
-        super().__init__()
-        self.net = net
-        self.base_sigma = base_sigma
-
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        value: Tensor = self.net(x, level)
-        return value * self.base_sigma**-2
 
 
 def _refuse(*_: object) -> NoReturn:

@@ -1,9 +1,9 @@
-"""RecoveryEBM: an energy network over a sequence of noise levels, trained by recovery likelihood."""
+"""RecoveryEBM: an energy network at every level of a noise schedule, trained by recovery likelihood."""
 
-import copy
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyro
 import torch
@@ -17,17 +17,21 @@ from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.levels.generation import Generation, LevelTuning, generate, tune_levels
 from energyppl.inference.levels.initializers import check_initializer, recovery_proposal, recovery_start
-from energyppl.inference.levels.recovery import level_kernel, recovery_potential, tilt
+from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt
+from energyppl.inference.objectives.contract import KernelState
 from energyppl.inference.objectives.contrastive import FromNegatives
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.sampling.run_chain import run_chain
 from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
 from energyppl.models._network_checks import check_label
-from energyppl.models.levels import LevelEnergies, wide
+from energyppl.models.levels import LevelEnergies
 from energyppl.potentials.algebra import Potential
+from energyppl.potentials.composed import Standardized
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["RecoveryEBM"]
+__all__ = ["RecoveryEBM", "RecoveryView"]
+
+_FEW_DIMENSIONS = 4  # up to here proposals from the tilt are accepted so often that a gradient doesn't pay
 
 
 class RecoveryEBM(LevelEnergies):
@@ -53,10 +57,6 @@ class RecoveryEBM(LevelEnergies):
     """
 
     default_objective = RecoveryLikelihood
-    step_sizes: Tensor
-    persistent_chains: Tensor
-    persistent_steps: Tensor
-    unconditional: "RecoveryEBM"  # the model that a class was asked of, or itself
 
     def __init__(
         self,
@@ -67,22 +67,23 @@ class RecoveryEBM(LevelEnergies):
         kernel: TunableKernel | None = None,
         initializer: nn.Module | None = None,
     ) -> None:
-        super().__init__(net, schedule, event_shape)
-        few = math.prod(self.event_shape) <= _FEW_DIMENSIONS
-        self.kernel: TunableKernel = kernel or (CrankNicolson() if few else CrankNicolsonLangevin())
-        # Step size of each level's chains in widths of its tilt; zero until training has tuned it.
-        self.register_buffer("step_sizes", self.loc.new_zeros(schedule.levels))
-        self.register_buffer("persistent_chains", self.loc.new_zeros(_SLOTS, *self.event_shape))
-        self.register_buffer("persistent_steps", torch.zeros_like(self.step_sizes))
+        few = math.prod(torch.Size(event_shape or getattr(net, "event_shape", None) or ())) <= _FEW_DIMENSIONS
+        default = CrankNicolson() if few else CrankNicolsonLangevin()
+        super().__init__(net, schedule, event_shape, kernel or default)
         check_initializer(initializer, self)
-        self.initializer = None if initializer is None else initializer.to(self.loc.device)
-        self.__dict__["unconditional"] = self  # not a module of its own
+        if initializer is not None:
+            self.initializer = initializer.to(self.loc)
+
+    @property
+    def unconditional(self) -> "RecoveryEBM":
+        """The model that a class was asked of, or itself."""
+        return self
 
     def given(self, label: int | Tensor, *, guidance: float = 0.0) -> "RecoveryEBM":
-        """The model of one class, or of each point's own, sharpened by classifier-free guidance (Ho & Salimans 2022).
+        """Return the model of one class, or of each point's own, sharpened by classifier-free guidance.
 
-        Its energy is ``(1 + w) U(x | c) − w U(x)`` at every level, and its initializer's shift likewise (Zhu et al.
-        2024).  It shares weights, coordinates and step sizes with this one.
+        Its energy is ``(1 + w) U(x | c) − w U(x)`` at every level (Ho & Salimans 2022), and its initializer's shift
+        likewise (Zhu et al. 2024).  It is a view: weights, coordinates and step sizes are this model's.
 
         Args:
             label: the class, one number or one for each point of the batches to come, ``(*batch,)``; the number of
@@ -92,31 +93,19 @@ class RecoveryEBM(LevelEnergies):
         Raises:
             InvalidInput: for a network without classes, or labels out of range.
         """
-        other = self.with_net(self.net, self.initializer)
-        other.label, other.guidance = check_label(self.net, label, guidance).to(self.loc.device), float(guidance)
-        return other
-
-    def with_net(self, net: nn.Module, initializer: nn.Module | None) -> "RecoveryEBM":
-        """The same coordinates, schedule and step sizes, which are shared, with another energy."""
-        other = copy.copy(self)
-        # The table of buffers stays one, so that they are still shared after either is moved to another device.
-        own = {name: dict(getattr(self, name)) for name in ("_modules", "_parameters")}
-        other.__dict__.update(own, _integrals=LevelIntegrals(), _annealed=WeightKeyedCache(), label=None, guidance=0.0)
-        other.net, other.initializer = net, initializer
-        other.__dict__["unconditional"] = self.unconditional if net is self.net else other
-        return other
+        return _ClassView(self, check_label(self.net, label, guidance), guidance)
 
     def recovery(
         self, noisy: Tensor, level: int | Tensor, *, steps: int = 40, contrastive: bool = False
     ) -> RecoveryDistribution:
-        """p(y | x_{t+1} = noisy), y = α_{t+1} x_t, in data coordinates (Gao et al. 2021, eq. 5).
+        """Return p(y | x_{t+1} = noisy), y = α_{t+1} x_t, in data coordinates (Gao et al. 2021, eq. 5).
 
         Args:
             noisy: ``(*batch, *event)``.
             level: t, one number or one for each point, ``(*batch,)``.
-            steps: moves of the chains that draw from it.
+            steps: of the chains that draw from it.
             contrastive: for an observed site while the energy is being learned: ``log_prob`` then has the gradient of
-                recovery likelihood, its log Z being that of ``steps`` moves from the value.  Without it ``log_prob``
+                recovery likelihood, its log Z being that of ``steps`` steps from the value.  Without it ``log_prob``
                 refuses and ``unnormalized()`` is the way.
         """
         noisy = check_event("noisy", noisy, self.event_shape).to(self.loc)
@@ -127,37 +116,18 @@ class RecoveryEBM(LevelEnergies):
                 f"level must be one number or one for each point; got {shape_text(level.shape)} for noisy "
                 f"{shape_text(noisy.shape)}"
             )
-        alpha, sigma = (wide(value.to(noisy)[level], self.event_shape) for value in tilt(self.schedule))
-        sigma = sigma * self.scale
-        inner = self.potential(level)
-        potential = replace(inner, loc=self.loc, scale=self.scale * inner.scale * alpha)
-
-        def sampler(_: Potential, shape: torch.Size, like: Tensor) -> Tensor:
-            # Chains run where the tuned step sizes count: in standardized coordinates of x_t.
-            points = self.to_unit(noisy).expand(*shape, *self.event_shape)
-            levels = level.expand(shape)
-            tilted = recovery_potential(self, points, levels)
-            start = recovery_start(self, tilted, points, levels)
-            x = run_chain(level_kernel(self, levels), tilted, start, steps).state.x
-            return (self.loc + self.scale * alpha * x).to(like)
-
-        def log_z(own: Potential, value: Tensor) -> Tensor:
-            levels = level.expand(value.shape[: value.dim() - len(self.event_shape)])
-            tilted = recovery_potential(self, self.to_unit(noisy).expand(value.shape), levels)
-            start = (self.to_unit(value) / alpha).detach()
-            moved = run_chain(level_kernel(self, levels), tilted, start, steps).state.x
-            return FromNegatives(self.loc + self.scale * alpha * moved)(own, value)
-
+        alpha, sigma = (self._append_dims(value.to(noisy)[level]) for value in tilt(self.schedule))
+        draw = _RecoveryDraws(self, noisy, level, alpha, steps)
         return RecoveryDistribution(
-            potential,
+            Standardized(self.potential(level), self.loc, self.scale * alpha),
             noisy,
-            sigma.expand(noisy.shape),
-            sampler=sampler,
-            log_normalizer=log_z if contrastive else None,
+            (sigma * self.scale).expand(noisy.shape),
+            sampler=draw,
+            log_normalizer=draw.log_z if contrastive else None,
         )
 
     def guide(self, noisy: Tensor, level: int | Tensor) -> TorchDistribution:
-        """The initializer's q(y | x_{t+1} = noisy), a Gaussian in data coordinates: a Pyro guide for :meth:`recovery`.
+        """Return q(y | x_{t+1} = noisy), the initializer's Gaussian in data coordinates: a guide for :meth:`recovery`.
 
         Args:
             noisy: ``(*batch, *event)``.
@@ -170,7 +140,7 @@ class RecoveryEBM(LevelEnergies):
         self.schedule.check_level(level)
         level = torch.as_tensor(level, device=noisy.device)
         q = recovery_proposal(self, self.to_unit(noisy), level)
-        scale = self.scale * wide(tilt(self.schedule)[0].to(noisy)[level], self.event_shape)
+        scale = self.scale * self._append_dims(tilt(self.schedule)[0].to(noisy)[level])
         normal = Normal(self.loc + scale * q.base_dist.loc, scale * q.base_dist.scale, validate_args=False)
         guide: TorchDistribution = normal.to_event(len(self.event_shape))
         return guide
@@ -184,12 +154,12 @@ class RecoveryEBM(LevelEnergies):
         denoise: bool = False,
         micro_batch: int | None = None,
     ) -> Tensor:
-        """Samples ``(*sample_shape, *event)`` from white noise, level by level down to ``level``.
+        """Return samples ``(*sample_shape, *event)``, made from white noise, level by level down to ``level``.
 
         Args:
             sample_shape: shape of the batch.
             level: where to stop; 0 is the data.
-            steps: moves at each level; one evaluation of the energy each.
+            steps: of the chains at each level; one evaluation of the energy each.
             denoise: finish at level 0 with the mean of the clean data (Tweedie).
             micro_batch: samples at a time, so that memory is bounded; all at once if None.
         """
@@ -205,7 +175,7 @@ class RecoveryEBM(LevelEnergies):
         denoise: bool = False,
         micro_batch: int | None = None,
     ) -> Generation:
-        """As :meth:`sample`, with the path from noise to data and the acceptances, in standardized coordinates."""
+        """Sample as :meth:`sample` does, with the path from noise and acceptances, in standardized coordinates."""
         self.schedule.check_level(level)
         shape = torch.Size(sample_shape)
         return generate(self, shape, steps=steps, last=level, denoise=denoise, micro_batch=micro_batch)
@@ -218,38 +188,134 @@ class RecoveryEBM(LevelEnergies):
         Args:
             data: rows ``(n, *event)``, some hundreds for each level.
             kernel: the kernel from now on; the present one if None.
-            steps: moves to tune over.
+            steps: to tune over.
         """
         check_data("data", data, self.event_shape, at_least=self.schedule.levels)
         found = tune_levels(self, self.kernel if kernel is None else kernel, data.to(self.loc), steps)
-        self.kernel = self.kernel if kernel is None else kernel
-        self.step_sizes.copy_(found.step_sizes)
+        self.set_kernel(self.kernel if kernel is None else kernel, found.step_sizes)
         return found
 
-    def forward(self, data: Tensor, recipe: RecoveryLikelihood | None = None) -> None:
-        """A Pyro model of ``data``, ``(n, *event)``: ``pyro.infer.SVI`` on it has ``fit``'s gradient, summed over rows.
+    def forward(
+        self, data: Tensor, objective: RecoveryLikelihood | None = None, state: KernelState | None = None
+    ) -> None:
+        """Observe ``data``, ``(n, *event)``, in Pyro: ``SVI`` on it has the gradient of ``fit``, summed over rows.
 
         Each row is noised to a level and once more; the first is observed given the second.  Use it with an empty
-        guide, and call :meth:`standardize` first.  The site is in standardized coordinates of x_t.  In ``eval()`` mode
-        the step sizes stay as they are.
+        guide, and call :meth:`standardize` first.  The site is in standardized coordinates of x_t.
 
         Args:
             data: rows.
-            recipe: how pairs and negatives are made; the defaults of :class:`RecoveryLikelihood` if None.
+            objective: how pairs and negatives are made; the defaults of :class:`RecoveryLikelihood` if None.
+            state: ``objective.init(ebm)``, whose step sizes are adapted at every call (give them to the model by
+                :meth:`set_kernel`); without one, chains take the model's own step sizes, which stay as they are.
         """
         data = check_data("data", data, self.event_shape).to(self.loc)
         pyro.module("recovery_ebm", self)
-        recipe = recipe or RecoveryLikelihood()
-        pairs = recipe.pairs(self, data)
-        chain, far = recipe.move(self, pairs, steer=self.training), recipe.persistent_term(self, data)
-        if far is not None:  # its gradient; its value says nothing
-            pyro.factor("persistent", -len(data) * (far.value - far.value.detach()))
+        objective = objective or RecoveryLikelihood()
+        pairs = objective.pairs(self, data)
+        if state is None:
+            chain = replace(objective, adapt=False).negatives(KernelState(self.level_kernel), self, pairs)
+        else:
+            chain = objective.negatives(state, self, pairs)
         own = pairs.potential
         negatives = FromNegatives(chain.state.x)
         site = RecoveryDistribution(own.potential, own.center, own.sigma, log_normalizer=negatives)
         with pyro.plate("data", len(data)):
             pyro.sample("clean", site, obs=pairs.clean)
 
+    def _append_dims(self, value: Tensor) -> Tensor:
+        """Make a number for each point broadcastable against the points."""
+        return value.reshape(*value.shape, *[1] * len(self.event_shape))
 
-_SLOTS = 1024  # persistent chains
-_FEW_DIMENSIONS = 4  # up to here proposals from the tilt are accepted so often that a gradient doesn't pay
+
+@dataclass(frozen=True, eq=False)
+class _RecoveryDraws:
+    """Chains that draw from a recovery distribution, in the standardized coordinates that step sizes count in."""
+
+    model: RecoveryEBM
+    noisy: Tensor
+    level: Tensor
+    alpha: Tensor
+    steps: int
+
+    def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
+        model, levels = self.model, self.level.expand(shape)
+        points = model.to_unit(self.noisy).expand(*shape, *model.event_shape)
+        tilted = recovery_potential(model, points, levels)
+        return self._run(tilted, recovery_start(model, tilted, points, levels), levels).to(like)
+
+    def log_z(self, potential: Potential, value: Tensor) -> Tensor:
+        """Return a log Z whose gradient is that of recovery likelihood, from chains that begin at the value."""
+        model = self.model
+        levels = self.level.expand(value.shape[: value.dim() - len(model.event_shape)])
+        tilted = recovery_potential(model, model.to_unit(self.noisy).expand(value.shape), levels)
+        moved = self._run(tilted, (model.to_unit(value) / self.alpha).detach(), levels)
+        return FromNegatives(moved)(potential, value)
+
+    def _run(self, tilted: Potential, start: Tensor, levels: Tensor) -> Tensor:
+        model = self.model
+        kernel = recovery_kernel(model.level_kernel, model.schedule, levels)
+        x = run_chain(kernel, tilted, start, self.steps).state.x
+        return model.loc + model.scale * self.alpha * x
+
+
+class RecoveryView(RecoveryEBM):
+    """A model that holds another one and overrides its energy; all else is looked up in the other.
+
+    Weights, coordinates, schedule, kernel and step sizes are the other's, so both move, train and load together.
+
+    Args:
+        base: the other model.
+        initializer: where recovery chains begin; as without one if None.
+    """
+
+    def __init__(self, base: RecoveryEBM, initializer: nn.Module | None) -> None:
+        nn.Module.__init__(self)
+        self.base = base
+        self.initializer = initializer
+        self._integrals = LevelIntegrals()
+        self._annealed = WeightKeyedCache()
+
+    def __getattr__(self, name: str) -> Any:
+        """Look up in the base what the view itself lacks."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base":
+                raise
+            return getattr(super().__getattr__("base"), name)
+
+    def potential(self, level: int | Tensor = 0) -> Potential:
+        """Return the view's energy at a level, in standardized coordinates."""
+        raise NotImplementedError
+
+    @property
+    def kernel(self) -> TunableKernel:
+        """The kernel that moves the model's chains."""
+        return self.base.kernel
+
+    @kernel.setter
+    def kernel(self, kernel: TunableKernel) -> None:
+        self.base.kernel = kernel
+
+
+class _ClassView(RecoveryView):
+    """A model given a class, or a class for each point, with guidance."""
+
+    def __init__(self, base: RecoveryEBM, label: Tensor, guidance: float) -> None:
+        super().__init__(base, base.initializer)
+        self.label = label
+        self.guidance = float(guidance)
+
+    @property
+    def unconditional(self) -> RecoveryEBM:
+        """The model that the class was asked of."""
+        return self.base
+
+    def given(self, label: int | Tensor, *, guidance: float = 0.0) -> RecoveryEBM:
+        """Return the model of another class."""
+        return self.base.given(label, guidance=guidance)
+
+    def potential(self, level: int | Tensor = 0) -> Potential:
+        """Return the class's energy at a level, in standardized coordinates."""
+        return self.base._at_level(level, self.label, self.guidance)

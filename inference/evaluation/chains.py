@@ -9,8 +9,8 @@ from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
+from energyppl.inference.levels.contract import Conditional
 from energyppl.inference.levels.generation import generate
-from energyppl.inference.levels.initializers import CooperativeModel
 from energyppl.inference.sampling.chains import Chains
 
 __all__ = ["EnergyDrift", "LevelAcceptance", "ModeOccupancy", "energy_drift", "level_acceptance", "mode_occupancy"]
@@ -117,7 +117,7 @@ def mode_occupancy(points: Tensor, assign: Callable[[Tensor], Tensor], number_of
     return ModeOccupancy(by_chain.mean(0), by_chain, (modes[:, 1:] != modes[:, :-1]).sum(1))
 
 
-def level_acceptance(ebm: CooperativeModel, *, samples: int = 256, steps: int = 40) -> LevelAcceptance:
+def level_acceptance(ebm: Conditional, *, samples: int = 256, steps: int = 40) -> LevelAcceptance:
     """Acceptance of each level's chains of a trained model, such as a ``RecoveryEBM``, on the way from white noise.
 
     Args:
@@ -128,7 +128,7 @@ def level_acceptance(ebm: CooperativeModel, *, samples: int = 256, steps: int = 
     check_count("samples", samples)
     with torch.no_grad():
         found = generate(ebm, torch.Size((samples,)), steps=steps)
-    return LevelAcceptance(found.acceptance, ebm.step_sizes.detach().clone())
+    return LevelAcceptance(found.acceptance, ebm.level_kernel.step_sizes.detach().clone())
 
 
 def _standard_error(values: Tensor) -> float:

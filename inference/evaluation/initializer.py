@@ -7,12 +7,12 @@ from torch import Tensor
 
 from energyppl._checks import check_data
 from energyppl.autodiff.gradient import energy_only
+from energyppl.inference.levels.contract import Conditional
 from energyppl.inference.levels.initializers import (
-    CooperativeModel,
     gaussian_start,
     recovery_proposal,
 )
-from energyppl.inference.levels.recovery import level_kernel, recovery_potential
+from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential
 from energyppl.inference.sampling.run_chain import run_chain
 
 __all__ = ["InitializerReport", "initializer_report"]
@@ -27,7 +27,7 @@ class InitializerReport(NamedTuple):
     problems: tuple[str, ...]  # in words; empty if there are none
 
 
-def initializer_report(model: CooperativeModel, data: Tensor, steps: int = 100) -> InitializerReport:
+def initializer_report(model: Conditional, data: Tensor, steps: int = 100) -> InitializerReport:
     """Compare an initializer's draws with chains that begin at the data, which are at home from the start.
 
     Args:
@@ -39,7 +39,7 @@ def initializer_report(model: CooperativeModel, data: Tensor, steps: int = 100) 
         InvalidInput: if the model has no initializer.
     """
     check_data("data", data, model.event_shape, at_least=2)
-    clean = model.to_unit(data.to(model.step_sizes))
+    clean = model.to_unit(data.to(model.loc))
     columns: list[list[float]] = [[], [], []]
     for t in range(model.schedule.levels):
         level = torch.full((len(data),), t, device=clean.device)
@@ -49,7 +49,9 @@ def initializer_report(model: CooperativeModel, data: Tensor, steps: int = 100) 
             proposal = recovery_proposal(model, pair.noisy, level, potential)
             drawn = proposal.sample()
         start = gaussian_start(potential, model.schedule.marginal_std.to(clean)[level])
-        refined = run_chain(level_kernel(model, level), potential, pair.clean, steps).state.x
+        refined = run_chain(
+            recovery_kernel(model.level_kernel, model.schedule, level), potential, pair.clean, steps
+        ).state.x
         home = energy_only(potential, refined)
         for column, points in zip(columns, (drawn, start), strict=False):
             column.append(float((energy_only(potential, points) - home).median()))

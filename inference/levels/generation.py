@@ -14,8 +14,9 @@ from energyppl.inference.adaptation.warmup import adapt
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.hamiltonian import ChEES
 from energyppl.inference.kernels.mass import identity_mass
-from energyppl.inference.levels.initializers import CooperativeModel, model_of_rows, recovery_start
-from energyppl.inference.levels.recovery import RecoveryModel, level_kernel, recovery_potential, tilt_widths
+from energyppl.inference.levels.contract import Conditional, LevelModel
+from energyppl.inference.levels.initializers import model_of_rows, recovery_start
+from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt_widths
 from energyppl.inference.sampling.run_chain import run_chain
 
 __all__ = ["Generation", "LevelTuning", "generate", "tune_levels"]
@@ -38,7 +39,7 @@ class LevelTuning(NamedTuple):
 
 
 def generate(
-    model: CooperativeModel,
+    model: Conditional,
     shape: torch.Size,
     *,
     steps: int,
@@ -68,29 +69,30 @@ def generate(
         model = model.unconditional.given(model.label.expand(shape).flatten(), guidance=model.guidance)
     parts = [
         _descend(model_of_rows(model, rows), rows.shape, steps, last, denoise)
-        for rows in torch.arange(shape.numel(), device=model.step_sizes.device).split(micro_batch)
+        for rows in torch.arange(shape.numel(), device=model.loc.device).split(micro_batch)
     ]
 
     def joined(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(tensors)).reshape(*shape, *model.event_shape)
 
     path = tuple(joined(stage) for stage in zip(*(part.path for part in parts), strict=True))
-    rows_of = torch.tensor([len(part.x) for part in parts]).to(model.step_sizes) / max(1, shape.numel())
+    rows_of = torch.tensor([len(part.x) for part in parts]).to(model.loc) / max(1, shape.numel())
     acceptance = (torch.stack([part.acceptance for part in parts], -1) * rows_of).sum(-1)
     return Generation(joined([part.x for part in parts]), path, acceptance, parts[0].evaluations)
 
 
-def _descend(model: CooperativeModel, shape: torch.Size, steps: int, last: int, denoise: bool) -> Generation:
+def _descend(model: Conditional, shape: torch.Size, steps: int, last: int, denoise: bool) -> Generation:
     schedule = model.schedule
-    like = model.step_sizes
-    spreads = schedule.marginal_std.to(like)
-    x = spreads[-1] * torch.randn(*shape, *model.event_shape, dtype=like.dtype, device=like.device)
-    path, acceptance, evaluations = [x], torch.zeros_like(like), 0.0
+    like = model.loc
+    x = schedule.marginal_std[-1].to(like) * torch.randn(
+        *shape, *model.event_shape, dtype=like.dtype, device=like.device
+    )
+    path, acceptance, evaluations = [x], like.new_zeros(schedule.levels), 0.0
     for t in reversed(range(last, schedule.levels)):
         level = torch.tensor(t, device=like.device)
         potential = recovery_potential(model, x, level)
         start = recovery_start(model, potential, x, level)
-        chain = run_chain(level_kernel(model, level.expand(shape)), potential, start, steps)
+        chain = run_chain(recovery_kernel(model.level_kernel, schedule, level.expand(shape)), potential, start, steps)
         x = chain.state.x
         acceptance[t] = chain.accept_prob.mean()
         evaluations += chain.evaluations
@@ -103,7 +105,7 @@ def _descend(model: CooperativeModel, shape: torch.Size, steps: int, last: int, 
     return Generation(x, tuple(path), acceptance, round(evaluations))
 
 
-def tune_levels(model: RecoveryModel, kernel: TunableKernel, data: Tensor, steps: int = 100) -> LevelTuning:
+def tune_levels(model: LevelModel, kernel: TunableKernel, data: Tensor, steps: int = 100) -> LevelTuning:
     """Tune a kernel's step size at every level, on the recovery distributions of noised ``data``, ``(n, *event)``.
 
     Raises:

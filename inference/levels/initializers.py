@@ -5,7 +5,6 @@ deviations of the latter; a fresh one, which answers zero, begins where chains b
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import pyro.distributions as dist
 import torch
@@ -15,12 +14,12 @@ from energyppl._checks import shape_text
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import append_dims
 from energyppl.inference.kernels.crank_nicolson import reference
-from energyppl.inference.levels.recovery import RecoveryModel, recovery_potential
+from energyppl.inference.levels.contract import Conditional, LevelModel
+from energyppl.inference.levels.recovery import recovery_potential
 from energyppl.potentials.algebra import RecoveryPotential
 from energyppl.schedule import NoiseSchedule
 
 __all__ = [
-    "CooperativeModel",
     "InitializerNetwork",
     "check_initializer",
     "gaussian_start",
@@ -34,32 +33,14 @@ InitializerNetwork = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From noisy points of unit variance, ``(*batch, *event)``, and levels to (shift, log scale), zero at first."""
 
 
-class CooperativeModel(RecoveryModel, Protocol):
-    """A recovery model that may have an initializer; ``energyppl.models.RecoveryEBM`` is one."""
-
-    initializer: nn.Module | None  # an InitializerNetwork
-
-    label: Tensor | None
-    guidance: float
-
-    @property
-    def unconditional(self) -> "CooperativeModel":
-        """The model that a class was asked of, or itself."""
-        ...
-
-    def given(self, label: Tensor, *, guidance: float = 0.0) -> "CooperativeModel":
-        """The model of each row's class."""
-        ...
-
-
-def model_of_rows(model: CooperativeModel, rows: Tensor) -> CooperativeModel:
+def model_of_rows(model: Conditional, rows: Tensor) -> Conditional:
     """The model of some rows of a batch: another one only where each row has a class of its own."""
     if model.label is None or not model.label.dim():
         return model
     return model.unconditional.given(model.label.to(rows.device)[rows], guidance=model.guidance)
 
 
-def check_initializer(initializer: object, model: RecoveryModel) -> None:
+def check_initializer(initializer: object, model: LevelModel) -> None:
     """Require an initializer network for a model's points, levels and classes, or None; it is tried on three points.
 
     Raises:
@@ -82,7 +63,7 @@ def check_initializer(initializer: object, model: RecoveryModel) -> None:
             f"with classes={theirs}"
         )
     # It may not have been moved to the model yet.
-    like = next((p for p in initializer.parameters() if p.dtype.is_floating_point), model.step_sizes)
+    like = next((p for p in initializer.parameters() if p.dtype.is_floating_point), model.loc)
     points = torch.zeros(3, *model.event_shape, dtype=like.dtype, device=like.device)
     for answer in _tried(initializer, points, model.schedule.levels - 1, classes):
         _check_answer(answer, points)
@@ -131,7 +112,7 @@ def initializer_width(schedule: NoiseSchedule) -> Tensor:
 
 
 def recovery_proposal(
-    model: CooperativeModel, noisy: Tensor, level: Tensor, potential: RecoveryPotential | None = None
+    model: Conditional, noisy: Tensor, level: Tensor, potential: RecoveryPotential | None = None
 ) -> dist.TorchDistribution:
     """q(x_t | x_{t+1} = noisy) in standardized coordinates, over ``(*batch, *event)``, differentiable in its weights.
 
@@ -161,7 +142,7 @@ def recovery_proposal(
     return proposal
 
 
-def _initialize(model: CooperativeModel, net: nn.Module, points: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+def _initialize(model: Conditional, net: nn.Module, points: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
     """Guided as the energy is; an initializer without classes serves them all."""
     if model.label is None or not getattr(net, "classes", 0):
         shift, log_scale = net(points, level)
@@ -187,7 +168,7 @@ def gaussian_start(potential: RecoveryPotential, marginal_std: Tensor) -> Tensor
     return torch.where(tilted, mean + deviation * torch.randn_like(center), center)
 
 
-def recovery_start(model: CooperativeModel, potential: RecoveryPotential, noisy: Tensor, level: Tensor) -> Tensor:
+def recovery_start(model: Conditional, potential: RecoveryPotential, noisy: Tensor, level: Tensor) -> Tensor:
     """Where a model's recovery chains begin, ``(*batch, *event)``: its initializer's draws, or :func:`gaussian_start`.
 
     Args:

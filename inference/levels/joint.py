@@ -4,7 +4,7 @@ One energy U(x, t) with one normalizer makes p(t | x) = softmax(−U(x, t)) a ta
 climbs to noisy levels, where it mixes, and comes back, and each part leaves the joint density as it is.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,22 +12,11 @@ from torch import Tensor
 from energyppl._checks import check_count
 from energyppl.autodiff.gradient import energy_only
 from energyppl.inference.kernels.contract import append_dims
-from energyppl.inference.levels.step_sizes import Stepping, kernel_at
+from energyppl.inference.levels.contract import LevelModel
+from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.sampling.run_chain import run_chain
-from energyppl.potentials.algebra import Potential
 
-__all__ = ["JointModel", "JointTrajectory", "draw_levels", "level_energies", "move_jointly"]
-
-
-class JointModel(Stepping, Protocol):
-    """What joint chains need of a model; ``energyppl.models.JointEBM`` is one, and an ``EBM`` with its one level."""
-
-    event_shape: torch.Size
-    levels: int
-
-    def potential(self, level: int | Tensor = 0) -> Potential:
-        """The energy at a level, or at each point's own, in standardized coordinates."""
-        ...
+__all__ = ["JointTrajectory", "draw_levels", "level_energies", "move_jointly"]
 
 
 class JointTrajectory(NamedTuple):
@@ -40,14 +29,14 @@ class JointTrajectory(NamedTuple):
     diverging: Tensor  # (chains,), bool
 
 
-def level_energies(model: JointModel, x: Tensor) -> Tensor:
+def level_energies(model: LevelModel, x: Tensor) -> Tensor:
     """U(x, t) at every level, ``(levels, chains)`` in nats, of standardized points ``(chains, *event)``."""
     levels = torch.arange(model.levels, device=x.device)
     each = levels[:, None].expand(model.levels, len(x))
     return energy_only(model.potential(each), x.expand(model.levels, *x.shape))
 
 
-def draw_levels(model: JointModel, x: Tensor) -> Tensor:
+def draw_levels(model: LevelModel, x: Tensor) -> Tensor:
     """An exact draw from p(t | x) for every point, ``(chains, *event)`` to ``(chains,)``."""
     if model.levels == 1:
         return torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -57,7 +46,15 @@ def draw_levels(model: JointModel, x: Tensor) -> Tensor:
     return torch.where(torch.isfinite(energies), gumbel - energies, -torch.inf).argmax(0)
 
 
-def move_jointly(model: JointModel, x: Tensor, level: Tensor, *, sweeps: int, num_steps: int) -> JointTrajectory:
+def move_jointly(
+    model: LevelModel,
+    x: Tensor,
+    level: Tensor,
+    *,
+    sweeps: int,
+    num_steps: int,
+    level_kernel: LevelKernel | None = None,
+) -> JointTrajectory:
     """Mixture sampling (Zhang, Tan & Ou 2023): ``num_steps`` of the kernel at fixed levels, then a draw of the levels.
 
     Args:
@@ -66,12 +63,14 @@ def move_jointly(model: JointModel, x: Tensor, level: Tensor, *, sweeps: int, nu
         level: their levels, ``(chains,)``.
         sweeps: how often.
         num_steps: of the kernel in each sweep.
+        level_kernel: moves the chains; the model's own if None.
     """
     check_count("sweeps", sweeps)
+    kernel = model.level_kernel if level_kernel is None else level_kernel
     path, accepted = [], []
     diverging = torch.zeros_like(level, dtype=torch.bool)
     for _ in range(sweeps):
-        chain = run_chain(kernel_at(model, level), model.potential(level), x, num_steps)
+        chain = run_chain(kernel.at(level), model.potential(level), x, num_steps)
         path.append(level)
         accepted.append(chain.accept_prob)
         diverging |= chain.diverging

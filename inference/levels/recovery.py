@@ -1,59 +1,34 @@
-"""Recovery potentials of neighbouring noise levels, and the kernels that suit them."""
-
-from typing import Protocol
+"""Recovery potentials of neighbouring noise levels, and the kernels that suit them (Gao et al. 2021)."""
 
 import torch
 from torch import Tensor
 
 from energyppl.inference.kernels.contract import TunableKernel
-from energyppl.inference.levels.step_sizes import kernel_at
-from energyppl.potentials.algebra import Potential, RecoveryPotential
+from energyppl.inference.levels.contract import LevelModel
+from energyppl.inference.levels.step_sizes import LevelKernel
+from energyppl.potentials.algebra import RecoveryPotential
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["RecoveryModel", "level_kernel", "recovery_potential", "tilt", "tilt_widths"]
+__all__ = ["recovery_kernel", "recovery_potential", "tilt", "tilt_widths"]
 
 
-class RecoveryModel(Protocol):
-    """What recovery likelihood needs of a model; ``energyppl.models.RecoveryEBM`` is one."""
-
-    event_shape: torch.Size
-    schedule: NoiseSchedule
-    kernel: TunableKernel
-    step_sizes: Tensor  # (levels,), relative to the tilt's width; 0 until tuned
-    persistent_chains: Tensor  # (slots, *event), see energyppl.inference.persistent
-    persistent_steps: Tensor  # (levels,)
-
-    @property
-    def unconditional(self) -> "RecoveryModel":
-        """The model that a given class was asked of, or itself."""
-        ...
-
-    def to_unit(self, data: Tensor) -> Tensor:
-        """Data in the coordinates in which the schedule's noise is counted."""
-        ...
-
-    def potential(self, level: Tensor) -> Potential:
-        """The energy at each point's level, in those coordinates."""
-        ...
-
-
-def level_kernel(model: RecoveryModel, level: Tensor) -> TunableKernel:
-    """The model's kernel at each chain's level."""
-    width = tilt_widths(model.schedule).to(model.step_sizes)
-    marginal_std = model.schedule.marginal_std.to(width)
-    return kernel_at(model, level, width[level], marginal_std[level])
+def recovery_kernel(level_kernel: LevelKernel, schedule: NoiseSchedule, level: Tensor) -> TunableKernel:
+    """Return a kernel with the step size of each chain's level, counted in widths of its recovery distribution."""
+    width = tilt_widths(schedule).to(level_kernel.step_sizes)
+    marginal_std = schedule.marginal_std.to(width)
+    return level_kernel.at(level, width[level], marginal_std[level])
 
 
 def tilt_widths(schedule: NoiseSchedule) -> Tensor:
-    """Width of each level's tilt in the coordinates of x_t, σ_{t+1} / α_{t+1}, ``(levels,)``.
+    """Return the width of each level's Gaussian tilt in the coordinates of x_t, σ_{t+1} / α_{t+1}, ``(levels,)``.
 
-    No wider than the marginal itself: that is the scale of the untilted top level.
+    No wider than the marginal itself: that is the scale of a top level without a tilt.
     """
     return torch.minimum(schedule.sigma / schedule.alpha, schedule.marginal_std[:-1])
 
 
 def tilt(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-    """α and σ of each level's tilt, ``(levels,)`` each: at an untilted top level α = 1 and σ = ∞ (Gao et al. 2021).
+    """Return α and σ of each level's tilt, ``(levels,)`` each; at a top level without one α = 1, σ = ∞.
 
     There x_{t+1} is white noise, where chains only begin.
     """
@@ -64,11 +39,15 @@ def tilt(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
 
 
 def recovery_potential(
-    model: RecoveryModel, noisy: Tensor, level: Tensor, upper: Tensor | None = None
+    model: LevelModel, noisy: Tensor, level: Tensor, upper: Tensor | None = None
 ) -> RecoveryPotential:
-    """The recovery potential of x_t given a noisier marginal, ``(*batch, *event)``, in the coordinates of x_t = y / α.
+    """Return the recovery potential of x_t given a noisier marginal, in the coordinates of x_t = y / α.
 
-    The noisier marginal is ``upper``, t + 1 if None.
+    Args:
+        model: its energies at ``level`` are tilted.
+        noisy: standardized points of the noisier marginal, ``(*batch, *event)``.
+        level: t, ``()`` or ``(*batch,)``.
+        upper: the noisier marginal; t + 1 if None.
     """
     schedule = model.schedule
     if upper is None:

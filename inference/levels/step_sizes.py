@@ -1,57 +1,59 @@
-"""One step size for each noise level, adapted to a target acceptance."""
-
-from typing import Protocol
+"""Kernels with one step size for each noise level, adapted to a target acceptance."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from energyppl.inference.adaptation.step_size import group_means
 from energyppl.inference.kernels.contract import TunableKernel
 
-__all__ = ["Stepping", "adapt_step_sizes", "hand_kernel", "kernel_at"]
+__all__ = ["LevelKernel", "adapt_step_sizes"]
 
 
-class Stepping(Protocol):
-    """A model that keeps a step size for each of its levels."""
-
-    kernel: TunableKernel
-    step_sizes: Tensor  # (levels,); all 0 until tuned
-
-
-def kernel_at(
-    model: Stepping, level: Tensor, width: Tensor | None = None, marginal_std: Tensor | None = None
-) -> TunableKernel:
-    """A model's kernel with the step size of each chain's level, the kernel's own where nothing is tuned yet.
+class LevelKernel(nn.Module):
+    """A kernel and its step size at each noise level: a buffer, so it follows a model to its device and checkpoints.
 
     Args:
-        model: its step sizes are filled in if they are all zero.
-        level: of each chain, ``(*chains,)``.
-        width: as for :meth:`TunableKernel.resized`, of each chain; 1 if None.
-        marginal_std: likewise.
+        kernel: its own step size is where every level begins.
+        levels: how many levels.
+        like: gives the step sizes' dtype and device.
     """
-    if not bool(model.step_sizes.any()):
-        model.step_sizes.fill_(float(model.kernel.step_size))
-    step = model.step_sizes[level]
-    one = torch.ones_like(step)
-    return model.kernel.resized(step, one if width is None else width, one if marginal_std is None else marginal_std)
 
+    step_sizes: Tensor  # (levels,), relative to the width of what is sampled there
 
-def hand_kernel(model: Stepping, kernel: TunableKernel | None) -> None:
-    """Make a kernel the model's; step sizes tuned for another kind, or from another first step, are forgotten.
+    def __init__(self, kernel: TunableKernel, levels: int, like: Tensor) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.register_buffer("step_sizes", like.new_full((levels,), float(kernel.step_size)))
 
-    Args:
-        model: keeps its own kernel if ``kernel`` is None.
-        kernel: the new one.
-    """
-    if kernel is None or model.kernel is kernel:
-        return
-    if type(model.kernel) is not type(kernel) or not torch.equal(*map(_first_step, (model.kernel, kernel))):
-        model.step_sizes.zero_()
-    model.kernel = kernel
+    def at(self, level: Tensor, width: Tensor | None = None, marginal_std: Tensor | None = None) -> TunableKernel:
+        """Return the kernel with the step size of each chain's level.
 
+        Args:
+            level: of each chain, ``(*chains,)``.
+            width: as for :meth:`TunableKernel.resized`, of each chain; 1 if None.
+            marginal_std: likewise.
+        """
+        step = self.step_sizes[level]
+        one = torch.ones_like(step)
+        return self.kernel.resized(step, one if width is None else width, one if marginal_std is None else marginal_std)
 
-def _first_step(kernel: TunableKernel) -> Tensor:
-    return torch.as_tensor(kernel.step_size, dtype=torch.float64, device="cpu")
+    def adapt(self, accept_prob: Tensor, level: Tensor, adaptation_rate: float) -> None:
+        """Move the step sizes of the levels that were visited towards the kernel's target acceptance, in place.
+
+        Args:
+            accept_prob: of each chain, ``(chains,)``.
+            level: of each chain, ``(chains,)``.
+            adaptation_rate: as in :func:`adapt_step_sizes`.
+        """
+        kernel = self.kernel
+        adapt_step_sizes(
+            self.step_sizes,
+            accept_prob,
+            level,
+            adaptation_rate,
+            kernel.target_acceptance,
+            max_step_size=kernel.max_step_size,
+        )
 
 
 def adapt_step_sizes(
@@ -61,19 +63,19 @@ def adapt_step_sizes(
     adaptation_rate: float,
     target_acceptance: float | None,
     *,
-    largest: float,
+    max_step_size: float,
 ) -> None:
-    """Move each group's step size, in place, towards a target acceptance (Robbins & Monro 1951); none: leave them.
+    """Move each group's step size, in place, towards a target acceptance (Robbins & Monro 1951); without one leave it.
 
     Args:
         steps: ``(groups,)``.
         accept_prob: of each chain, ``(chains,)``.
         groups: of each chain; a group without chains keeps its step.
         adaptation_rate: log step size moves by ``adaptation_rate * (mean acceptance − target_acceptance)``.
-        target_acceptance: the acceptance that serves the kernel.
-        largest: no step size becomes larger.
+        target_acceptance: the acceptance that serves the kernel; None if it never rejects.
+        max_step_size: no step size becomes larger.
     """
     if target_acceptance is not None:
         change = adaptation_rate * (group_means(accept_prob, groups, len(steps)) - target_acceptance)
         steps.mul_(torch.where(torch.isfinite(change), change, 0.0).exp())
-        steps.clamp_(max=largest)
+        steps.clamp_(max=max_step_size)

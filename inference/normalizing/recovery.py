@@ -15,7 +15,8 @@ from torch import Tensor
 from energyppl._checks import check_count, check_data
 from energyppl.distributions import RecoveryDistribution
 from energyppl.inference.kernels.langevin import MALA
-from energyppl.inference.levels.recovery import RecoveryModel, level_kernel, recovery_potential, tilt
+from energyppl.inference.levels.contract import LevelModel
+from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt
 from energyppl.inference.normalizing.annealing import anneal, log_mean_exp, pilot_run
 from energyppl.inference.sampling.run_chain import run_chain
 from energyppl.integration.estimates import Estimate, LogNormalizer
@@ -79,7 +80,7 @@ def recovery_normalizers(
     )
 
 
-class ProcessModel(RecoveryModel, Protocol):
+class ProcessModel(LevelModel, Protocol):
     """What the process's likelihood needs of a model; ``energyppl.models.RecoveryEBM`` is one."""
 
     scale: Tensor
@@ -122,7 +123,12 @@ def process_log_likelihood(
         level = torch.full((len(z),), t, device=z.device)
         potential = recovery_potential(model, noisy, level)
         wide = z.expand(particles, *z.shape)
-        moved = run_chain(level_kernel(model, level.expand(particles, -1)), _widened(potential, wide), wide, steps)
+        moved = run_chain(
+            recovery_kernel(model.level_kernel, schedule, level.expand(particles, -1)),
+            _widened(potential, wide),
+            wide,
+            steps,
+        )
         found = recovery_normalizers(potential, particles=particles, temperatures=temperatures, draws=moved.state.x)
         evaluations += found.evaluations + round(moved.evaluations * len(z) * particles)
         assert found.upper_bound is not None

@@ -1,34 +1,93 @@
-"""The contract of training objectives, and the checks that they share."""
+"""The contract of training objectives, and the checks that they share.
+
+An objective is a frozen value.  What it learns beside the model's weights, such as step sizes, persistent chains or a
+log Z, is a state of its own that ``init`` makes and whoever trains holds (as in optax and blackjax): ``loss`` writes to
+that state and to nothing else.
+"""
 
 from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from energyppl.errors import InvalidInput
-from energyppl.potentials.algebra import Potential
+from energyppl.inference.levels.contract import EnergyModel
+from energyppl.inference.levels.step_sizes import LevelKernel
 
-__all__ = ["Loss", "Objective", "ScoredModel", "points_at"]
+__all__ = [
+    "KernelState",
+    "Loss",
+    "Objective",
+    "Paced",
+    "check_fraction",
+    "check_model",
+    "check_tunable",
+    "describe",
+    "diffuse",
+    "training_hint",
+]
 
 
 class Loss(NamedTuple):
     """A loss to step on, and what to write down about it."""
 
-    value: Tensor  # (), differentiable
+    value: Tensor  # (), differentiable, nats unless the objective says otherwise
     record: dict[str, float]
+    energy_gap: float | None = None  # energy of data less that of negatives, nats: training stops where it runs away
+    smallest_step: float | None = None  # of all levels' step sizes: training stops where chains no longer move
+
+    def columns(self) -> dict[str, float]:
+        """Return all that is to be written down, by name."""
+        own = {"energy_gap": self.energy_gap, "smallest_step": self.smallest_step}
+        return {name: value for name, value in own.items() if value is not None} | self.record
 
 
 class Objective(Protocol):
-    """A way to train: a frozen value; whatever it learns on the way lives in the model's buffers."""
+    """A way to train: a frozen value."""
 
-    def loss(self, model: Any, batch: Tensor) -> Loss:
-        """The loss of one batch ``(n, *event)``."""
+    def init(self, model: Any) -> nn.Module:
+        """Check the model and make the objective's state for it, on the model's device; the model stays as it is.
+
+        A state's parameters are learned with the model's, and its buffers are kept in checkpoints.  A state with a
+        ``level_kernel`` hands it to the model when training ends.
+        """
         ...
 
-    def measure(self, model: Any, data: Tensor) -> float:
-        """How well the model does on held-out ``data``: lower is better, and the same for the same weights."""
+    def loss(self, model: Any, state: Any, batch: Tensor) -> Loss:
+        """Return the loss of one batch ``(n, *event)``, and write what is learned beside weights to the state."""
         ...
+
+    def measure(self, model: Any, state: Any, data: Tensor) -> float:
+        """Say how well the model does on held-out ``data``: lower is better, and the same for the same weights."""
+        ...
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """An objective that knows which learning rate suits it."""
+
+    def default_learning_rate(self, model: Any) -> float | None:
+        """Return the largest one; None for what points of these dimensions usually take."""
+        ...
+
+
+class KernelState(nn.Module):
+    """The state of an objective whose chains need a kernel: one step size for each level.
+
+    Args:
+        level_kernel: moves the chains.
+    """
+
+    def __init__(self, level_kernel: LevelKernel) -> None:
+        super().__init__()
+        self.level_kernel = level_kernel
+
+
+def diffuse(model: EnergyModel, data: Tensor, level: int | Tensor) -> Tensor:
+    """Return data ``(n, *event)`` in the energy's coordinates, with their level's noise if the model has levels."""
+    z = model.to_unit(data)
+    schedule = getattr(model, "schedule", None)
+    return z if schedule is None else schedule.diffuse(z, level)
 
 
 def check_model(model: object, needs: str, *attributes: str) -> None:
@@ -49,9 +108,16 @@ def check_model(model: object, needs: str, *attributes: str) -> None:
 
 
 def training_hint(model: object) -> str:
-    """What to do with a model that an objective is not for."""
+    """Say what to do with a model that an objective is not for."""
     own = getattr(model, "default_objective", None)
     return "pass such a model" if own is None else f"train it by {describe(own)}"
+
+
+def check_fraction(name: str, value: Any, *, closed: bool = False) -> None:
+    """Require a share of a batch in [0, 1), or in [0, 1] if ``closed``."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0.0 <= value <= 1.0 or (value == 1.0 and not closed):
+        raise InvalidInput(f"{name} must lie in [0, 1{']' if closed else ')'}; got {value!r}")
 
 
 def check_tunable(kernel: Any, *, adapt: bool = False) -> None:
@@ -73,7 +139,7 @@ def check_tunable(kernel: Any, *, adapt: bool = False) -> None:
 
 
 def describe(value: object) -> str:
-    """What an objective is, the same in every process (a function's own repr holds its address)."""
+    """Print an objective the same way in every process (a function's own repr holds its address)."""
     if is_dataclass(value) and not isinstance(value, type):
         parts = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value))
         return f"{type(value).__qualname__}({parts})"
@@ -82,25 +148,3 @@ def describe(value: object) -> str:
     if isinstance(value, (int, float, str, type(None))):
         return repr(value)
     return str(getattr(value, "__qualname__", type(value).__qualname__))
-
-
-class ScoredModel(Protocol):
-    """What these objectives need of a model; :class:`~energyppl.EBM` is one, and so are the models of levels."""
-
-    event_shape: torch.Size
-    net: nn.Module
-
-    def to_unit(self, data: Tensor) -> Tensor:
-        """Data in the coordinates of the energy."""
-        ...
-
-    def potential(self, level: int = 0) -> Potential:
-        """The energy at a level, in those coordinates."""
-        ...
-
-
-def points_at(model: ScoredModel, data: Tensor, level: int) -> Tensor:
-    """Data ``(n, *event)`` in the energy's coordinates, with the noise of their level if the model has a schedule."""
-    x, schedule = model.to_unit(data), getattr(model, "schedule", None)
-    noisy: Tensor = x if schedule is None else schedule.diffuse(x, level)
-    return noisy

@@ -6,19 +6,15 @@ from typing import NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 
 from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel, casting
-from energyppl.inference.levels.initializers import (
-    CooperativeModel,
-    check_initializer,
-    model_of_rows,
-    recovery_proposal,
-)
-from energyppl.inference.levels.recovery import level_kernel, recovery_potential
-from energyppl.inference.objectives.contract import Loss, check_model
+from energyppl.inference.levels.contract import Conditional
+from energyppl.inference.levels.initializers import model_of_rows, recovery_proposal
+from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential
+from energyppl.inference.objectives.contract import KernelState, Loss, check_model
 from energyppl.inference.objectives.recovery import RecoveryLikelihood, RecoveryPairs
 from energyppl.inference.sampling.run_chain import Trajectory, run_chain
 from energyppl.potentials.algebra import RecoveryPotential
@@ -38,7 +34,6 @@ class CooperativeRecovery:
 
     Args:
         kernel: moves all chains; the recipe's, or else the model's own, if None.
-        initializer: the network, such as ``MLPInitializer``; the model's own if None.
         steps: moves of every chain; the recipe's if None.
         recipe: everything else about the pairs and the energy's negatives.
         from_initializer: take the energy's negatives from the initializer's chains, as CDRL does.
@@ -53,7 +48,6 @@ class CooperativeRecovery:
     """
 
     kernel: TunableKernel | None = None
-    initializer: nn.Module | None = None
     steps: int | None = None
     recipe: RecoveryLikelihood = field(default_factory=RecoveryLikelihood)
     from_initializer: bool = False
@@ -75,78 +69,79 @@ class CooperativeRecovery:
             replace(self.recipe, **{k: v for k, v in changes.items() if v is not None}),  # type: ignore[arg-type]
         )
 
-    def prepare(self, model: CooperativeModel) -> None:
-        """Give the model its kernel and its initializer, before the optimizer collects what is to be learned.
+    def init(self, model: Conditional) -> KernelState:
+        """Make the state of the energy's chains, which teach the initializer too.
 
         Raises:
-            InvalidInput: for another kind of model, if neither has an initializer, or for one that doesn't fit.
+            InvalidInput: for another kind of model, or one without an initializer.
         """
         needs = "cooperative training needs a model of levels whose chains an initializer begins, as a RecoveryEBM"
-        check_model(model, needs, "persistent_chains", "initializer", "label", "guidance")
-        self.recipe.prepare(model)
-        if self.initializer is not None:
-            check_initializer(self.initializer, model)
-            model.initializer = self.initializer.to(model.step_sizes)  # its device and dtype
+        check_model(model, needs, "initializer", "label", "guidance")
         if model.initializer is None:
             raise InvalidInput(
-                "cooperative training needs an initializer: pass CooperativeRecovery(initializer=MLPInitializer(…))"
+                "cooperative training needs an initializer: build the model with "
+                "RecoveryEBM(net, schedule, initializer=MLPInitializer(…))"
             )
+        return self.recipe.init(model)
 
-    def loss(self, model: CooperativeModel, batch: Tensor) -> Loss:
-        """The energy's contrastive loss plus the initializer's, ``(n, *event)``; each has its own weights' gradient."""
+    def loss(self, model: Conditional, state: KernelState, batch: Tensor) -> Loss:
+        """Return the energy's contrastive loss of ``batch``, ``(n, *event)``, plus the initializer's.
+
+        Each has the gradient of its own weights.
+        """
         pairs = self.recipe.pairs(model, batch)
         if self.from_initializer:
-            draws = self._begin(model, pairs)
+            draws = self._draw(model, pairs)
             start = self.recipe.start(pairs.clean, pairs.potential.center)
-            chain = self.recipe.move(model, pairs, start.index_copy(0, draws.rows, draws.drawn.detach()))
-            initializer = _initializer_loss(draws, chain.state.x[draws.rows], chain.state.energy[draws.rows])
+            chain = self.recipe.negatives(state, model, pairs, start.index_copy(0, draws.rows, draws.points.detach()))
+            learned = _initializer_loss(draws, chain.state.x[draws.rows], chain.state.energy[draws.rows])
         else:
-            chain = self.recipe.move(model, pairs)
-            initializer = self.initializer_loss(model, pairs, None if self.extra_chain_fraction else chain)
-        own = self.recipe.contrast(model, pairs, chain, batch)
-        return Loss(own.value + self.weight * initializer.value, own.record | initializer.record)
+            chain = self.recipe.negatives(state, model, pairs)
+            learned = self.initializer_loss(model, state, pairs, None if self.extra_chain_fraction else chain)
+        own = self.recipe.contrast(model, state, pairs, chain)
+        return own._replace(value=own.value + self.weight * learned.value, record=own.record | learned.record)
 
-    def initializer_loss(self, model: CooperativeModel, pairs: RecoveryPairs, chain: Trajectory | None = None) -> Loss:
-        """The initializer's own loss: chains begin at its draws, and it learns to begin where they end.
+    def initializer_loss(
+        self, model: Conditional, state: KernelState, pairs: RecoveryPairs, chain: Trajectory | None = None
+    ) -> Loss:
+        """Return the initializer's own loss: chains begin at its draws, and it learns to begin where they end.
 
         With a ``chain`` from elsewhere for the same pairs it learns to begin where that ended.
         """
-        draws = self._begin(
-            model, pairs, most=max(1, int((self.extra_chain_fraction or self.initializer_fraction) * len(pairs.level)))
-        )
+        share = self.extra_chain_fraction or self.initializer_fraction
+        draws = self._draw(model, pairs, most=max(1, int(share * len(pairs.level))))
         if chain is not None:
             return _initializer_loss(draws, chain.state.x[draws.rows], chain.state.energy[draws.rows])
-        kernel = level_kernel(draws.model, pairs.level[draws.rows])
-        state = run_chain(kernel, draws.potential, draws.drawn.detach(), self.recipe.steps).state
-        return _initializer_loss(draws, state.x, state.energy)
+        kernel = recovery_kernel(state.level_kernel, model.schedule, pairs.level[draws.rows])
+        end = run_chain(kernel, draws.potential, draws.points.detach(), self.recipe.steps).state
+        return _initializer_loss(draws, end.x, end.energy)
 
-    def _begin(self, model: CooperativeModel, pairs: RecoveryPairs, most: int | None = None) -> "_InitializerDraws":
+    def _draw(self, model: Conditional, pairs: RecoveryPairs, most: int | None = None) -> "_InitializerDraws":
         # From a farther marginal than the next q has not learned to begin.
         rows = (pairs.upper == pairs.level + 1).nonzero()[:most, 0]
         part, level, noisy = model_of_rows(model, rows), pairs.level[rows], pairs.noisy[rows]
         potential = recovery_potential(part, noisy, level)
         with casting(noisy, self.recipe.autocast):
             proposal = recovery_proposal(part, noisy, level, potential)
-        return _InitializerDraws(part, rows, potential, proposal, proposal.rsample())
+        return _InitializerDraws(rows, potential, proposal, proposal.rsample())
 
-    def measure(self, model: CooperativeModel, data: Tensor) -> float:
-        """As :meth:`RecoveryLikelihood.measure`."""
-        return self.recipe.measure(model, data)
+    def measure(self, model: Conditional, state: KernelState, data: Tensor) -> float:
+        """Return the denoising error of held-out data, as :meth:`RecoveryLikelihood.measure` does."""
+        return self.recipe.measure(model, state, data)
 
 
 class _InitializerDraws(NamedTuple):
     """The initializer's draws for some rows of a batch, before chains refine them."""
 
-    model: CooperativeModel  # of the rows
     rows: Tensor  # (m,), of the batch
     potential: RecoveryPotential
     proposal: TorchDistribution
-    drawn: Tensor  # (m, *event), differentiable
+    points: Tensor  # (m, *event), differentiable
 
 
 def _initializer_loss(draws: _InitializerDraws, refined: Tensor, energy: Tensor) -> Loss:
     """½|ỹ − ŷ|² in standard deviations, a mean over coordinates; −log q(ỹ) where the scale is learned."""
-    proposal, drawn = draws.proposal, draws.drawn
+    proposal, drawn = draws.proposal, draws.points
     drop = energy_only(draws.potential, drawn.detach()) - energy
     deviation = proposal.base_dist.scale
     distance = (refined - drawn) / deviation.detach()

@@ -1,4 +1,4 @@
-"""MCMC teaching as a Pyro guide."""
+"""MCMC teaching as a Pyro guide (Xie et al. 2020)."""
 
 from dataclasses import dataclass, field
 
@@ -7,9 +7,8 @@ from torch import Tensor
 
 from energyppl._checks import check_data
 from energyppl.errors import InvalidInput
-from energyppl.inference.levels.initializers import (
-    CooperativeModel,
-)
+from energyppl.inference.levels.contract import Conditional
+from energyppl.inference.objectives.contract import KernelState
 from energyppl.inference.objectives.cooperative import CooperativeRecovery
 
 __all__ = ["CooperativeGuide"]
@@ -21,31 +20,35 @@ class CooperativeGuide:
 
     ``SVI(ebm, CooperativeGuide(ebm), Adam(…), Trace_ELBO()).step(batch)`` has the gradients of
     :class:`CooperativeRecovery`, summed over rows.  The guide has no sample sites: its loss enters as a factor.  It
-    sees nothing of the model's chains, so it runs its own, for a quarter of the rows if the
-    objective's ``extra_chain_fraction`` is 0.
+    sees nothing of the model's chains, so it runs its own, for a quarter of the rows if the objective's
+    ``extra_chain_fraction`` is 0.
 
     Args:
         model: has an initializer.
-        objective: how the initializer is taught; its negatives are its own.
+        objective: how the initializer learns; its negatives are its own.
+        state: of the objective, ``objective.init(model)``; a new one if None.
 
     Raises:
         InvalidInput: if the model has no initializer, or the objective takes the energy's negatives from it.
     """
 
-    model: CooperativeModel
+    model: Conditional
     objective: CooperativeRecovery = field(default_factory=CooperativeRecovery)
+    state: KernelState | None = None
 
     def __post_init__(self) -> None:
         if self.objective.from_initializer:
             raise InvalidInput("from_initializer shares chains between model and guide: train by fit for that")
-        self.objective.prepare(self.model)
+        if self.state is None:
+            object.__setattr__(self, "state", self.objective.init(self.model))
 
     def __call__(self, data: Tensor) -> None:
-        """Teach on rows ``(n, *event)``, noised afresh."""
-        data = check_data("data", data, self.model.event_shape).to(self.model.step_sizes)
-        assert self.model.initializer is not None  # prepare has seen to it
+        """Add the initializer's loss on rows ``(n, *event)``, noised afresh."""
+        data = check_data("data", data, self.model.event_shape).to(self.model.loc)
+        assert self.model.initializer is not None  # init has seen to it
+        assert self.state is not None
         pyro.module("initializer", self.model.initializer)
         pairs = self.objective.recipe.pairs(self.model, data)
-        taught = self.objective.initializer_loss(self.model, pairs).value
+        loss = self.objective.initializer_loss(self.model, self.state, pairs).value
         # What a guide adds is taken off the evidence bound, so a loss goes in with a plus sign.
-        pyro.factor("teaching", self.objective.weight * len(data) * taught, has_rsample=True)
+        pyro.factor("initializer_loss", self.objective.weight * len(data) * loss, has_rsample=True)

@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from energyppl._checks import check_count, check_positive, shape_text
 from energyppl.errors import InvalidInput
-from energyppl.inference.objectives.contract import Loss, ScoredModel, points_at
+from energyppl.inference.levels.contract import EnergyModel
+from energyppl.inference.objectives.contract import Loss, diffuse
 from energyppl.inference.objectives.held_out import fixed_noise
 from energyppl.integration.quadrature import Grid
 
@@ -42,12 +42,16 @@ class ExactLikelihood:
         check_count("points", self.points, at_least=8)
         check_positive("half_width", self.half_width)
 
-    def prepare(self, model: Any) -> None:
-        """Require a model of one or two dimensions, and of one density.
+    def init(self, model: EnergyModel) -> nn.Module:
+        """Require a model of one or two dimensions, and of one density; nothing is learned beside its weights.
 
         Raises:
             InvalidInput: for more, or a model that was given a class for each row.
         """
+        self._check(model)
+        return nn.Module()
+
+    def _check(self, model: EnergyModel) -> None:
         if not 1 <= math.prod(model.event_shape) <= 2:
             raise InvalidInput(
                 f"exact likelihood integrates on a grid, in one or two dimensions; got event_shape "
@@ -60,23 +64,23 @@ class ExactLikelihood:
                 f"{len(label)} rows: train by RecoveryLikelihood or NoiseContrastive, or leave labels out"
             )
 
-    def loss(self, model: ScoredModel, batch: Tensor) -> Loss:
-        """Minus the mean log likelihood of ``batch``, ``(n, *event)``, in nats, of standardized points.
+    def loss(self, model: EnergyModel, state: nn.Module, batch: Tensor) -> Loss:
+        """Return minus the mean log likelihood of ``batch``, ``(n, *event)``, in nats, of standardized points.
 
         Raises:
             InvalidInput: for points outside of the box, or more than two dimensions.
         """
         return self._likelihood(model, batch, self.points, torch.rand(math.prod(model.event_shape)) - 0.5)
 
-    def measure(self, model: ScoredModel, data: Tensor) -> float:
-        """The same of held-out ``data``, ``(n, *event)``, on a grid twice as fine."""
+    def measure(self, model: EnergyModel, state: nn.Module, data: Tensor) -> float:
+        """Return the same of held-out ``data``, ``(n, *event)``, on a grid twice as fine."""
         with fixed_noise(data), torch.no_grad():
             shift = torch.zeros(math.prod(model.event_shape))
             return float(self._likelihood(model, data, 2 * self.points, shift).value)
 
-    def _likelihood(self, model: ScoredModel, batch: Tensor, points: int, shift: Tensor) -> Loss:
-        self.prepare(model)
-        x, potential, size = points_at(model, batch, self.level), model.potential(self.level), len(shift)
+    def _likelihood(self, model: EnergyModel, batch: Tensor, points: int, shift: Tensor) -> Loss:
+        self._check(model)  # here too: a batch may come with a class for each row
+        x, potential, size = diffuse(model, batch, self.level), model.potential(self.level), len(shift)
         farthest = float(x.detach().abs().max())
         if not farthest <= self.half_width:
             raise InvalidInput(

@@ -7,28 +7,26 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from energyppl.autodiff.gradient import energy_only
-from energyppl.inference.objectives.contract import ScoredModel, points_at
+from energyppl.autodiff.gradient import energy_only, gradient_only
+from energyppl.inference.levels.contract import EnergyModel, LevelModel
+from energyppl.inference.objectives.contract import diffuse
 
-__all__ = ["conditional_contrast", "fixed_noise"]
+__all__ = ["MEASURE_SEED", "conditional_contrast", "denoising_error", "fixed_noise"]
 
-
+_NEAR, _FAR = 0.1, 1.5  # how far noise lies from its data point, in standard deviations
 MEASURE_SEED = 7_482_913  # nobody's: data drawn after manual_seed(0) would be the very noise that seed 0 gives
 
 
 @contextmanager
 def fixed_noise(like: Tensor) -> Iterator[None]:
-    """Inside, random numbers on the device of ``like`` are the same at every call; outside they go on undisturbed."""
+    """Make random numbers on the device of ``like`` the same at every call; outside they go on undisturbed."""
     with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
         torch.manual_seed(MEASURE_SEED)
         yield
 
 
-_NEAR, _FAR = 0.1, 1.5  # how far noise lies from its data point, in standard deviations
-
-
-def conditional_contrast(model: ScoredModel, data: Tensor, level: int = 0) -> float:
-    """Conditional noise contrast: ``E log(1 + exp(U(x) − U(y)))``, y = x + noise (Ceylan & Gutmann 2018).
+def conditional_contrast(model: EnergyModel, data: Tensor, level: int = 0) -> float:
+    """Return the conditional noise contrast ``E log(1 + exp(U(x) − U(y)))``, y = x + noise (Ceylan & Gutmann 2018).
 
     As y given x is as likely as x given y, the noise's density and log Z cancel: a proper score of the energy itself,
     at the same cost in any dimension.  The lengths of the noise are spread evenly, on a log scale, from 0.1 to 1.5
@@ -44,8 +42,33 @@ def conditional_contrast(model: ScoredModel, data: Tensor, level: int = 0) -> fl
         Lower is better, and log 2 is what a constant energy gets; the noise is the same at every call.
     """
     with fixed_noise(data):
-        x = points_at(model, data, level).detach()
+        x = diffuse(model, data, level).detach()
         length = _NEAR * (_FAR / _NEAR) ** torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device).to(x)
         y = x + length / math.sqrt(max(1, x[0].numel())) * torch.randn_like(x)
     own, theirs = energy_only(model.potential(level), torch.cat([x, y])).split(len(x))
     return float(nn.functional.softplus(own - theirs).mean())
+
+
+def denoising_error(model: LevelModel, data: Tensor) -> float:
+    """Return the denoising error ``mean |σ̄ ∇U(x_t) − ε|² / dimensions`` over the levels above 0 (Vincent 2011).
+
+    A proper score that needs no normalizer; the noise is the same at every call.  Level 0 is left out if there are
+    others: at the edges of a sharp density its score is dominated by where exactly an edge lies, and gets worse while
+    the density gets better.
+
+    Args:
+        model: energies at the levels of a schedule.
+        data: held-out rows, ``(n, *event)``.
+
+    Returns:
+        Lower is better, and 1 is what a constant energy gets.
+    """
+    total, schedule = 0.0, model.schedule
+    clean, generator = model.to_unit(data), torch.Generator().manual_seed(MEASURE_SEED)
+    judged = range(min(1, schedule.levels - 1), schedule.levels)
+    for t in judged:
+        alpha, sigma = schedule.alpha_bar[t].to(clean), schedule.sigma_bar[t].to(clean)
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        grad = gradient_only(model.potential(t), alpha * clean + sigma * noise)
+        total += float(((sigma * grad - noise) ** 2).mean())
+    return total / len(judged)

@@ -1,25 +1,19 @@
 """Denoising score matching at every noise level of a schedule."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from energyppl.errors import InvalidInput
-from energyppl.inference.levels.recovery import RecoveryModel
-from energyppl.inference.objectives.contract import Loss
+from energyppl.inference.levels.contract import LevelModel
+from energyppl.inference.objectives.contract import Loss, check_fraction
+from energyppl.inference.objectives.held_out import denoising_error
 from energyppl.inference.objectives.level_allocation import allocate_levels
-from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.objectives.second_order import differentiable_score
 
 __all__ = ["LevelScoreMatching"]
-
-
-class _LevelModel(RecoveryModel, Protocol):
-    """What score matching at every level needs of a model; ``energyppl.models.RecoveryEBM`` is one."""
-
-    net: nn.Module
 
 
 @dataclass(frozen=True)
@@ -43,10 +37,9 @@ class LevelScoreMatching:
     level0_fraction: float = 0.25
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.level0_fraction < 1.0:
-            raise InvalidInput(f"level0_fraction must lie in [0, 1); got {self.level0_fraction}")
+        check_fraction("level0_fraction", self.level0_fraction)
 
-    def prepare(self, model: Any) -> None:
+    def init(self, model: Any) -> nn.Module:
         """Require a model of levels which all have noise, each with a normalizer of its own.
 
         Raises:
@@ -69,14 +62,14 @@ class LevelScoreMatching:
                 "denoising score matching needs noise at every level, and this schedule's level 0 has none: pass one "
                 "such as NoiseSchedule.cosine"
             )
+        return nn.Module()
 
-    def loss(self, model: _LevelModel, batch: Tensor) -> Loss:
-        """The loss of ``batch``, ``(n, *event)``.
+    def loss(self, model: LevelModel, state: nn.Module, batch: Tensor) -> Loss:
+        """Return the loss of ``batch``, ``(n, *event)``.
 
         Raises:
             InvalidInput: if level 0 has no noise, or the network can't be differentiated twice.
         """
-        self.prepare(model)
         schedule = model.schedule
         clean = model.to_unit(batch)
         level = allocate_levels(len(clean), schedule.levels, self.level0_fraction).to(clean.device)
@@ -87,6 +80,6 @@ class LevelScoreMatching:
         value = (sigma * score - noise).square().mean()
         return Loss(value, {"denoising": float(value.detach())})
 
-    def measure(self, model: _LevelModel, data: Tensor) -> float:
-        """As :meth:`RecoveryLikelihood.measure`: the same loss with fixed noise, level 0 left out if there are more."""
-        return RecoveryLikelihood().measure(model, data)
+    def measure(self, model: LevelModel, state: nn.Module, data: Tensor) -> float:
+        """Return the denoising error of held-out data, :func:`denoising_error`."""
+        return denoising_error(model, data)

@@ -9,20 +9,20 @@ no gradient, and U not −log p.  The numbers called the paper's are those of it
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from energyppl.autodiff.gradient import gradient_only
 from energyppl.errors import InvalidInput
+from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.objectives.contract import Loss
 from energyppl.inference.objectives.held_out import MEASURE_SEED
 from energyppl.inference.objectives.level_allocation import stratified_levels
 from energyppl.inference.objectives.second_order import differentiable_score
-from energyppl.potentials.algebra import Potential
 
-__all__ = ["MultiscaleModel", "MultiscaleScoreMatching"]
+__all__ = ["MultiscaleScoreMatching"]
 
 
 # --- Sampling ---
@@ -31,21 +31,15 @@ __all__ = ["MultiscaleModel", "MultiscaleScoreMatching"]
 # --- Training ---
 
 
-class MultiscaleModel(Protocol):
-    """What multi-scale score matching needs of a model; ``energyppl.models.MultiscaleEBM`` is one."""
+class _Levels(nn.Module):
+    """The state: the model's noise levels, in standardized coordinates."""
 
-    event_shape: torch.Size
-    net: nn.Module
-    sigmas: Tensor  # (levels,), decreasing, in standardized coordinates
-    base_sigma: float  # σ0
+    sigmas: Tensor  # (levels,), decreasing
 
-    def to_unit(self, data: Tensor) -> Tensor:
-        """Data in the coordinates in which noise is counted."""
-        ...
-
-    def potential(self, level: int = 0) -> Potential:
-        """The energy in those coordinates."""
-        ...
+    def __init__(self, sigmas: Tensor, base_sigma: float) -> None:
+        super().__init__()
+        self.register_buffer("sigmas", sigmas.detach().clone())
+        self.base_sigma = base_sigma
 
 
 @dataclass(frozen=True)
@@ -57,8 +51,8 @@ class MultiscaleScoreMatching:
     share of log-likelihood: see :class:`~energyppl.MultiscaleEBM` for what its energy is and what it isn't.
     """
 
-    def prepare(self, model: Any) -> None:
-        """Require a model with a sequence of noise levels.
+    def init(self, model: Any) -> _Levels:
+        """Take the noise levels of the model, which must have some.
 
         Raises:
             InvalidInput: for any other.
@@ -68,34 +62,35 @@ class MultiscaleScoreMatching:
                 f"multi-scale score matching needs a sequence of noise levels, as a MultiscaleEBM has; got "
                 f"{type(model).__name__}: for one energy use DenoisingScoreMatching, for a schedule LevelScoreMatching"
             )
+        return _Levels(model.sigmas, float(model.base_sigma))
 
-    def loss(self, model: MultiscaleModel, batch: Tensor) -> Loss:
-        """The loss of ``batch``, ``(n, *event)``.
+    def loss(self, model: EnergyModel, state: _Levels, batch: Tensor) -> Loss:
+        """Return the loss of ``batch``, ``(n, *event)``.
 
         Raises:
             InvalidInput: if the network can't be differentiated twice; the message names the layer.
         """
         clean = model.to_unit(batch)
-        sigma = _row_sigmas(model, clean, float(torch.rand(())))
+        sigma = _row_sigmas(state, clean, float(torch.rand(())))
         noisy = clean + sigma * torch.randn_like(clean)
         score = differentiable_score(model.potential(), noisy, model.net)
-        value = _denoising_error(model, clean, noisy, sigma, score)
+        value = _denoising_error(state, clean, noisy, sigma, score)
         return Loss(value, {"denoising": float(value.detach())})
 
-    def measure(self, model: MultiscaleModel, data: Tensor) -> float:
-        """The loss of ``data``, ``(n, *event)``, with noise that is the same at every call."""
+    def measure(self, model: EnergyModel, state: _Levels, data: Tensor) -> float:
+        """Return the loss of ``data``, ``(n, *event)``, with noise that is the same at every call."""
         clean = model.to_unit(data)
-        sigma = _row_sigmas(model, clean, 0.5)
+        sigma = _row_sigmas(state, clean, 0.5)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(MEASURE_SEED)).to(clean)
         noisy = clean + sigma * noise
         score = gradient_only(model.potential(), noisy)
-        return float(_denoising_error(model, clean, noisy, sigma, score))
+        return float(_denoising_error(state, clean, noisy, sigma, score))
 
 
-def _row_sigmas(model: MultiscaleModel, rows: Tensor, offset: float) -> Tensor:
-    sigma = model.sigmas.to(rows)[stratified_levels(len(rows), len(model.sigmas), offset).to(rows.device)]
+def _row_sigmas(state: _Levels, rows: Tensor, offset: float) -> Tensor:
+    sigma = state.sigmas.to(rows)[stratified_levels(len(rows), len(state.sigmas), offset).to(rows.device)]
     return sigma.reshape(-1, *[1] * (rows.dim() - 1))
 
 
-def _denoising_error(model: MultiscaleModel, clean: Tensor, noisy: Tensor, sigma: Tensor, score: Tensor) -> Tensor:
-    return ((clean - noisy + model.base_sigma**2 * score) / sigma).square().mean()
+def _denoising_error(state: _Levels, clean: Tensor, noisy: Tensor, sigma: Tensor, score: Tensor) -> Tensor:
+    return ((clean - noisy + state.base_sigma**2 * score) / sigma).square().mean()

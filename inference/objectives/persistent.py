@@ -5,42 +5,45 @@ With several levels these are joint chains (Zhang, Tan & Ou 2023).  Beginning a 
 hybrid training (Du & Mordatch 2019: a twentieth), all of them noise-initialized short runs (Nijkamp et al. 2019).
 """
 
+import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel, casting, check_force_dtype
-from energyppl.inference.levels.joint import JointModel, move_jointly
-from energyppl.inference.levels.step_sizes import adapt_step_sizes, hand_kernel
-from energyppl.inference.objectives.contract import Loss, check_model, check_tunable
+from energyppl.inference.levels.contract import LevelModel
+from energyppl.inference.levels.joint import move_jointly
+from energyppl.inference.levels.step_sizes import LevelKernel
+from energyppl.inference.objectives.contract import (
+    KernelState,
+    Loss,
+    check_model,
+    check_tunable,
+    diffuse,
+    training_hint,
+)
 from energyppl.inference.objectives.held_out import conditional_contrast
 from energyppl.inference.objectives.level_allocation import allocate_levels
 from energyppl.inference.objectives.persistent_chains import ChainBuffer, chain_contrast
-from energyppl.schedule import NoiseSchedule
 
-__all__ = ["PersistentLikelihood", "PersistentModel"]
+__all__ = ["PersistentLikelihood", "PersistentState"]
 
 
-class PersistentModel(JointModel, Protocol):
-    """A model that keeps chains; ``energyppl.models.JointEBM`` and ``EBM`` are."""
+class PersistentState(KernelState):
+    """The state of persistent likelihood: a step size for each level, and the chains.
 
-    chains: ChainBuffer | None
-    net: nn.Module
-    schedule: NoiseSchedule | None
-    loc: Tensor
+    Args:
+        level_kernel: moves the chains.
+        chains: those that last from update to update.
+    """
 
-    def to_unit(self, data: Tensor) -> Tensor:
-        """Data in the coordinates of the energies."""
-        ...
-
-    def at_level(self, data: Tensor, level: Tensor) -> Tensor:
-        """Rows of data ``(n, *event)`` at their levels ``(n,)``, standardized."""
-        ...
+    def __init__(self, level_kernel: LevelKernel, chains: ChainBuffer) -> None:
+        super().__init__(level_kernel)
+        self.chains = chains
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,14 @@ class PersistentLikelihood:
     """Persistent contrastive divergence, over levels too if the model has them (Zhang, Tan & Ou 2023, Algorithm 1).
 
     Args:
-        kernel: moves the chains, and the model's from then on; the model's own, MALA, if None.
-        buffer: the chains; the model's own if None.
-        slots: chains to make if the model has none.
+        kernel: moves the chains, and the model's once training has ended; the kernel that the model was declared with,
+            MALA, if None.
+        buffer: chains to begin with; new ones if None.
+        slots: how many chains to make if none are given.
         num_steps: of the kernel at each update.
         sweeps: draws of the level at each update; the moves are shared among them.
         rejuvenate: share of the visited chains that begin anew from noise: 0 is persistent, 1 short runs from noise.
-        adapt: steer each visited level's step size towards the kernel's target acceptance.
+        adapt: adapt each visited level's step size to the kernel's target acceptance.
         room: nats for each dimension by which a chain's energy may exceed the data's of its level, until it counts as
             one of these: no place is e^room times as large, in every direction, as where the data are.  Without a limit
             a chain that is stuck is pushed up for ever, and training runs away; infinity takes it off.
@@ -92,47 +96,49 @@ class PersistentLikelihood:
                 f"buffer must be a ChainBuffer; got {type(self.buffer).__name__}: pass none to have chains made"
             )
 
-    def prepare(self, model: Any) -> None:
-        """Give the model its kernel and its chains, before the optimizer and checkpoints look at it.
+    def init(self, model: LevelModel) -> PersistentState:
+        """Make the state: the kernel's step size at each level, and chains, which begin as noise unless given.
 
         Raises:
             InvalidInput: for another kind of model, or chains of another model or device.
         """
-        needs = "persistent likelihood needs a model that keeps chains, as an EBM or a JointEBM"
-        check_model(model, needs, "kernel", "step_sizes", "levels", "chains", "at_level")
-        hand_kernel(model, self.kernel)
-        if self.buffer is not None:
-            self.buffer.check(model.event_shape, model.levels, model.loc)
-            model.chains = self.buffer
-        elif model.chains is None:
-            model.chains = ChainBuffer(model.event_shape, max(self.slots, model.levels), model.levels).to(model.loc)
+        needs = "persistent likelihood needs a model of levels that share a normalizer, as an EBM or a JointEBM"
+        check_model(model, needs, "initial_kernel", "level_kernel", "levels")
+        if model.schedule is not None and model.levels == model.schedule.levels:
+            raise InvalidInput(
+                f"{needs}; the levels of a {type(model).__name__} have a normalizer each: {training_hint(model)}"
+            )
+        kernel = model.initial_kernel if self.kernel is None else self.kernel
+        chains = copy.deepcopy(self.buffer)  # an objective is a value: its own chains stay as they are
+        if chains is None:
+            chains = ChainBuffer(model.event_shape, max(self.slots, model.levels), model.levels).to(model.loc)
+        chains.check(model.event_shape, model.levels, model.loc)
+        return PersistentState(LevelKernel(kernel, model.levels, model.loc), chains)
 
-    def default_learning_rate(self, model: PersistentModel) -> float | None:
-        """Without noise levels chains fall behind a density that sharpens as fast as recovery likelihood may."""
+    def default_learning_rate(self, model: LevelModel) -> float | None:
+        """Return 1e-3 without noise levels, where chains fall behind a density that sharpens as fast as elsewhere."""
         return 1e-3 if model.levels == 1 else None
 
-    def loss(self, model: PersistentModel, batch: Tensor) -> Loss:
-        """Mean energy of ``batch``, ``(n, *event)``, at levels of equal shares, less that of as many chains."""
-        self.prepare(model)
-        chains = model.chains
-        assert chains is not None
+    def loss(self, model: LevelModel, state: PersistentState, batch: Tensor) -> Loss:
+        """Return the mean energy of ``batch``, ``(n, *event)``, at its levels, less that of as many chains."""
+        chains = state.chains
         level = allocate_levels(len(batch), model.levels, 0.0).to(model.loc.device)
-        data = model.at_level(batch, level)
+        data = diffuse(model, batch, level)
         slots = chains.draw(len(batch))
         chains.begin_anew(slots[torch.rand(len(slots), device=slots.device) < self.rejuvenate])
 
         num_steps = self.num_steps // self.sweeps
-        run = move_jointly(model, chains.x[slots], chains.level[slots], sweeps=self.sweeps, num_steps=num_steps)
+        run = move_jointly(
+            model,
+            chains.x[slots],
+            chains.level[slots],
+            sweeps=self.sweeps,
+            num_steps=num_steps,
+            level_kernel=state.level_kernel,
+        )
         chains.store(slots, run.x, run.level, num_steps * self.sweeps)
         if self.adapt:
-            adapt_step_sizes(
-                model.step_sizes,
-                run.accept_prob.flatten(),
-                run.path.flatten(),
-                self.adaptation_rate,
-                model.kernel.target_acceptance,
-                largest=model.kernel.max_step_size,
-            )
+            state.level_kernel.adapt(run.accept_prob.flatten(), run.path.flatten(), self.adaptation_rate)
         with casting(data, self.autocast):
             energy = model.potential(torch.cat([level, run.level]))(torch.cat([data, run.x]))
         own, theirs = energy.to(data.dtype).split([len(data), len(slots)])
@@ -140,18 +146,16 @@ class PersistentLikelihood:
         gap, weight = chain_contrast(own, level, theirs, run.level, model.levels, room)
         share = torch.bincount(chains.level, minlength=model.levels).double() / len(chains)
         record = {
-            "energy_gap": float(gap.detach()),
             "chain_weight": float(weight.mean()),
             "acceptance": float(run.accept_prob.mean()),
-            "smallest_step": float(model.step_sizes.min()),
             "diverging": float(run.diverging.float().mean()),
             "level_least": float(share.min()) * model.levels,  # 1 where all levels have equal shares of the chains
             "level_most": float(share.max()) * model.levels,
             "level_changed": float((run.level != run.path[-1]).float().mean()),  # near 0 if levels lie too far apart
             "chain_age": float(chains.age.double().mean()),
         }
-        return Loss(gap, record)
+        return Loss(gap, record, float(gap.detach()), float(state.level_kernel.step_sizes.min()))
 
-    def measure(self, model: PersistentModel, data: Tensor) -> float:
-        """Conditional noise contrast of held-out data at level 0, which follows the likelihood: lower is better."""
+    def measure(self, model: LevelModel, state: PersistentState, data: Tensor) -> float:
+        """Return the conditional noise contrast of held-out data at level 0: lower is better."""
         return conditional_contrast(model, data)

@@ -20,7 +20,8 @@ from energyppl._checks import check_count, check_positive
 from energyppl.autodiff.gradient import gradient_only
 from energyppl.autodiff.structure import Snapshot
 from energyppl.errors import InvalidInput
-from energyppl.inference.objectives.contract import Loss, ScoredModel, points_at
+from energyppl.inference.levels.contract import EnergyModel
+from energyppl.inference.objectives.contract import Loss, diffuse
 from energyppl.inference.objectives.held_out import fixed_noise
 from energyppl.inference.objectives.second_order import differentiable_score
 
@@ -44,22 +45,26 @@ class ExactScoreMatching:
 
     level: int = 0
 
-    def loss(self, model: ScoredModel, batch: Tensor) -> Loss:
-        """Score matching of ``batch``, ``(n, *event)``.
+    def init(self, model: EnergyModel) -> nn.Module:
+        """Make an empty state: nothing is learned beside the model's weights."""
+        return nn.Module()
+
+    def loss(self, model: EnergyModel, state: nn.Module, batch: Tensor) -> Loss:
+        """Return the score matching loss of ``batch``, ``(n, *event)``.
 
         Raises:
             InvalidInput: for a network that can't be differentiated twice, or with weights that don't curve its energy.
         """
-        x = points_at(model, batch, self.level).detach().requires_grad_()
+        x = diffuse(model, batch, self.level).detach().requires_grad_()
         _require_curved(model.potential(self.level), x, model.net)
         score = differentiable_score(model.potential(self.level), x, model.net)
         return _matching(score, _laplacian(score, x, create_graph=True))
 
-    def measure(self, model: ScoredModel, data: Tensor) -> float:
-        """The same of held-out ``data``, ``(n, *event)``: the Fisher divergence, up to a constant of the data."""
+    def measure(self, model: EnergyModel, state: nn.Module, data: Tensor) -> float:
+        """Return the same of held-out ``data``, ``(n, *event)``: the Fisher divergence up to a constant."""
         total = 0.0
         with fixed_noise(data):
-            for rows in points_at(model, data, self.level).detach().split(_ROWS):
+            for rows in diffuse(model, data, self.level).detach().split(_ROWS):
                 x = rows.requires_grad_()
                 score = differentiable_score(model.potential(self.level), x, model.net)
                 total += len(x) * float(_matching(score, _laplacian(score, x, create_graph=False)).value.detach())
@@ -87,25 +92,29 @@ class SlicedScoreMatching:
     def __post_init__(self) -> None:
         check_count("projections", self.projections)
 
-    def loss(self, model: ScoredModel, batch: Tensor) -> Loss:
-        """Score matching of ``batch``, ``(n, *event)``, along fresh directions.
+    def init(self, model: EnergyModel) -> nn.Module:
+        """Make an empty state: nothing is learned beside the model's weights."""
+        return nn.Module()
+
+    def loss(self, model: EnergyModel, state: nn.Module, batch: Tensor) -> Loss:
+        """Return the score matching loss of ``batch``, ``(n, *event)``, along fresh directions.
 
         Raises:
             InvalidInput: for a network that can't be differentiated twice, or with weights that don't curve its energy.
         """
-        x = points_at(model, batch, self.level)
+        x = diffuse(model, batch, self.level)
         _require_curved(model.potential(self.level), x, model.net)
         return self._sliced(model, x, create_graph=True)
 
-    def measure(self, model: ScoredModel, data: Tensor) -> float:
-        """The same of held-out ``data``, ``(n, *event)``, along directions that are the same at every call."""
+    def measure(self, model: EnergyModel, state: nn.Module, data: Tensor) -> float:
+        """Return the same of held-out ``data``, ``(n, *event)``, along directions that are the same at every call."""
         total = 0.0
         with fixed_noise(data):
-            for rows in points_at(model, data, self.level).split(_ROWS):
+            for rows in diffuse(model, data, self.level).split(_ROWS):
                 total += len(rows) * float(self._sliced(model, rows, create_graph=False).value.detach())
         return total / len(data)
 
-    def _sliced(self, model: ScoredModel, points: Tensor, *, create_graph: bool) -> Loss:
+    def _sliced(self, model: EnergyModel, points: Tensor, *, create_graph: bool) -> Loss:
         x = points.detach().requires_grad_()
         score = differentiable_score(model.potential(self.level), x, model.net)
         along = torch.zeros_like(x)
@@ -136,21 +145,25 @@ class DenoisingScoreMatching:
     def __post_init__(self) -> None:
         check_positive("sigma", self.sigma)
 
-    def loss(self, model: ScoredModel, batch: Tensor) -> Loss:
-        """Denoising of ``batch``, ``(n, *event)``: the share of the noise's variance that is not explained.
+    def init(self, model: EnergyModel) -> nn.Module:
+        """Make an empty state: nothing is learned beside the model's weights."""
+        return nn.Module()
+
+    def loss(self, model: EnergyModel, state: nn.Module, batch: Tensor) -> Loss:
+        """Return the denoising loss of ``batch``, ``(n, *event)``: the unexplained share of the noise's variance.
 
         Raises:
             InvalidInput: for a network that can't be differentiated twice.
         """
-        x = points_at(model, batch, self.level)
+        x = diffuse(model, batch, self.level)
         noise = torch.randn_like(x)
         score = differentiable_score(model.potential(self.level), x + self.sigma * noise, model.net)
         return Loss((self.sigma * score - noise).square().mean(), {"score_norm": _root_mean_square(score)})
 
-    def measure(self, model: ScoredModel, data: Tensor) -> float:
-        """The same of held-out ``data``, ``(n, *event)``, with noise that is the same at every call."""
+    def measure(self, model: EnergyModel, state: nn.Module, data: Tensor) -> float:
+        """Return the same of held-out ``data``, ``(n, *event)``, with noise that is the same at every call."""
         with fixed_noise(data):
-            x = points_at(model, data, self.level)
+            x = diffuse(model, data, self.level)
             noise = torch.randn_like(x)
         grad = gradient_only(model.potential(self.level), x + self.sigma * noise)
         return float((self.sigma * grad - noise).square().mean())

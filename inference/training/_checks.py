@@ -1,58 +1,73 @@
-"""What a run asks of its model and labels, and what a checkpoint of it is compared by."""
+"""Checks of a training run: its model, rows and labels, and the checkpoints that it may go on from."""
 
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import shape_text
+from energyppl._checks import check_data, shape_text
 from energyppl.errors import CheckpointError, InvalidInput
+from energyppl.inference.objectives.contract import Paced
+
+_DECLARED = ("sigmas", "base_sigma")  # of a model's state: what it is built with and no training changes
+_MEASURED_ROWS = 4096  # of the held-out data
 
 
-@runtime_checkable
-class Standardizing(Protocol):
-    """A model that wants to know its data's location and scale before it is trained for the first time."""
+class Rows(NamedTuple):
+    """Rows to train on and to evaluate on, in the model's dtype and on its device."""
 
-    is_standardized: Tensor  # (), bool
-
-    def standardize(self, data: Tensor) -> None:
-        """Take the coordinates' location and scale from ``data``."""
-        ...
+    data: Tensor  # (n, *event)
+    labels: Tensor | None  # (n,)
+    held_out: Tensor  # (m, *event)
 
 
-@runtime_checkable
-class Preparing(Protocol):
-    """An objective that gives the model what it trains, a kernel or an initializer, before training begins."""
+def check_trainable(model: nn.Module) -> None:
+    """Require a model with weights that can learn, where autograd is on.
 
-    def prepare(self, model: Any) -> None:
-        """Write it to the model."""
-        ...
-
-
-@runtime_checkable
-class Paced(Protocol):
-    """An objective that knows which learning rate suits it."""
-
-    def default_learning_rate(self, model: Any) -> float | None:
-        """The largest one; None for what points of these dimensions usually take."""
-        ...
+    Raises:
+        InvalidInput: for any other.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model must be a torch module such as a RecoveryEBM; got {type(model).__name__}")
+    if next(model.parameters(), None) is None:
+        raise InvalidInput("the model has no parameters: there is nothing to train")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InvalidInput("all of the model's parameters are frozen: set requires_grad on those that are to learn")
+    if not torch.is_grad_enabled():
+        raise InvalidInput("training needs gradients, and autograd is off here: leave torch.no_grad()")
 
 
-class Labelled(Protocol):
-    """A model that can be given classes."""
+def split_rows(model: nn.Module, data: Tensor, labels: Tensor | None, held_out: Tensor | None) -> Rows:
+    """Check the rows, and set a tenth of them aside to evaluate on unless others are given.
 
-    net: Any  # has .classes, how many there are
+    Raises:
+        InvalidInput: for rows of the wrong shape, dtype or number, and labels that don't fit.
+    """
+    event_shape = getattr(model, "event_shape", None)
+    if not isinstance(data, Tensor):
+        raise InvalidInput(f"data must be a torch tensor; got {type(data).__name__}: wrap it in torch.as_tensor")
+    least = 3 if held_out is None else 2  # two rows are needed for a standard deviation
+    check_data("data", data, data.shape[1:] if event_shape is None else event_shape, at_least=least)
+    like = next(model.parameters())
+    data = data.detach().to(like)
+    labels = None if labels is None else check_labels(model, data, labels)
+    if held_out is None:
+        # Always the same split, so that a continued run has the same rows.
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
+        aside = max(1, len(data) // 10)
+        held_out, data = data[order[:aside]], data[order[aside:]]
+        labels = labels if labels is None else labels[order[aside:]]
+    held_out = check_data("held_out", held_out, data.shape[1:])[:_MEASURED_ROWS].detach().to(like)
+    return Rows(data, labels, held_out)
 
-    def given(self, label: Tensor) -> Any:
-        """The model of each row's class."""
-        ...
 
-
-def initializer_parameters(model: nn.Module) -> list[Tensor]:
-    """What a model's initializer learns; nothing if it has none."""
+def clipped_apart(model: nn.Module, weights: list[Tensor]) -> list[list[Tensor]]:
+    """Split weights into those of the energy and those of an initializer, whose gradients are different things."""
     initializer = getattr(model, "initializer", None)
-    return [] if initializer is None else list(initializer.parameters())
+    started = set() if initializer is None else {id(p) for p in initializer.parameters()}
+    parts = [[p for p in weights if (id(p) in started) == own] for own in (False, True)]
+    return [part for part in parts if part]
 
 
 def move_to(model: nn.Module, device: str | torch.device) -> None:
@@ -71,7 +86,7 @@ def move_to(model: nn.Module, device: str | torch.device) -> None:
 
 
 def check_labels(model: nn.Module, data: Tensor, labels: Tensor) -> Tensor:
-    """One whole number for each row, within the network's classes, on the data's device.
+    """Require one whole number for each row, within the network's classes, on the data's device.
 
     Raises:
         InvalidInput: for anything else, or a model without classes.
@@ -102,23 +117,62 @@ def check_labels(model: nn.Module, data: Tensor, labels: Tensor) -> Tensor:
     return labels.detach().long().to(data.device)
 
 
-def label_sum(labels: Tensor | None) -> int:
-    """A number that tells labels in their order from others; −1 without."""
-    return -1 if labels is None else int((labels.cpu() * torch.arange(1, len(labels) + 1)).sum())
+def data_key(data: Tensor, held_out: Tensor, labels: Tensor | None) -> list[Any]:
+    """Return numbers that tell these rows and labels, in their order, from others."""
+    order = 0 if labels is None else int((labels.cpu() * torch.arange(1, len(labels) + 1)).sum())
+    sums = [float(rows.cpu().double().sum()) for rows in (data, held_out)]  # a GPU adds up in an order of its own
+    return [list(data.shape), *sums, -1 if labels is None else order]
 
 
-_DECLARED = ("sigmas", "base_sigma")  # of a model's state: what it is built with and no training changes
+def check_same_run(theirs: Any, ours: dict[str, Any]) -> None:
+    """Require a checkpoint of the same run: model, data, options and objective.
 
-
-def require_same_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
-    odd = [n for n in ours if n not in theirs or theirs[n].shape != ours[n].shape] + [
-        n for n in theirs if n not in ours
-    ]
-    if odd:
+    Raises:
+        CheckpointError: for any other, or none at all; the message says what differs.
+    """
+    if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
         raise CheckpointError(
-            f"this checkpoint is of another model: {', '.join(odd[:4])} differ in presence or shape; "
-            "build the model with the settings it was trained with"
+            "this checkpoint does not hold a training run of this version of energyppl: pass one that fit wrote, or "
+            "begin again"
         )
+    for key, what in (
+        ("data", "other data"),
+        ("options", "other options"),
+        ("objective", "another objective"),
+        ("schedule", "another model's schedule"),
+        ("kernel", "another model's kernel"),
+    ):
+        if theirs[key] != ours[key]:
+            raise CheckpointError(
+                f"this checkpoint was made with {what}: {theirs.get(key)}, not {ours[key]}; "
+                "continue with the same, or write to another place"
+            )
+    for part in ("model", "state"):
+        _check_same_tensors(theirs[part], ours[part])
+    _check_declared(theirs["model"], ours["model"])
+
+
+def _check_same_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
+    missing = [name for name in ours if name not in theirs]
+    odd = [name for name in ours if name in theirs and not _alike(theirs[name], ours[name])]
+    more = [name for name in theirs if name not in ours]
+    if missing or odd or more:
+        raise CheckpointError(
+            f"this checkpoint is of another model: {', '.join((missing + odd + more)[:4])} differ in presence, shape "
+            "or dtype, or are not finite; build the model with the settings it was trained with"
+        )
+
+
+def _alike(their: Any, our: Tensor) -> bool:
+    return (
+        isinstance(their, Tensor)
+        and their.shape == our.shape
+        and their.dtype == our.dtype
+        and bool(torch.isfinite(their).all())
+    )
+
+
+def _check_declared(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
     for name in _DECLARED:
         was, now = (state[name].double().flatten().tolist() if name in state else [] for state in (theirs, ours))
         for place, (their, our) in enumerate(zip(was, now, strict=True)):
@@ -129,7 +183,36 @@ def require_same_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> 
                 )
 
 
+def load_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
+    """Load Adam's moments, in the memory order of the weights: fused Adam updates moments of another order otherwise.
+
+    Raises:
+        ValueError: for other settings than the optimizer's, or moments that don't fit its weights or are not finite.
+    """
+    ours = optimizer.state_dict()
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [{**group, "lr": None} for group in ours["param_groups"]]
+    if [{**group, "lr": None} for group in state["param_groups"]] != groups:
+        raise ValueError("the optimizer's settings are others")
+    if state["state"] and set(state["state"]) != set(range(len(weights))):
+        raise ValueError("the optimizer's moments are of other weights")
+    for index, moments in state["state"].items():
+        weight = weights[index]
+        if set(moments) != {"step", "exp_avg", "exp_avg_sq"} or moments["step"].shape != ():
+            raise ValueError("the optimizer's moments are of another optimizer")
+        if not all(_alike(moments[name], weight) for name in ("exp_avg", "exp_avg_sq")):
+            raise ValueError("the optimizer's moments don't fit the weights, or are not finite")
+        if bool((moments["exp_avg_sq"] < 0).any()) or not float(moments["step"]) >= 0:
+            raise ValueError("the optimizer's moments are impossible")
+    optimizer.load_state_dict(state)
+    for weight in weights:
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in optimizer.state[weight]:
+                moment = optimizer.state[weight][name]
+                optimizer.state[weight][name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
+
+
 def default_learning_rate(objective: object, model: object, data: Tensor) -> float:
-    """The learning rate that suits an objective, if it knows one, or else points of these dimensions."""
+    """Return the learning rate that suits an objective, if it knows one, or else points of these dimensions."""
     own = objective.default_learning_rate(model) if isinstance(objective, Paced) else None
     return own or (4e-3 if math.prod(data.shape[1:]) <= 2 else 1e-3)

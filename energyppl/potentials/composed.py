@@ -1,0 +1,110 @@
+"""Potentials that compositions of models are made of: other coordinates, mixtures, measurements."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from energyppl._checks import shape_text
+from energyppl.errors import InvalidInput
+from energyppl.potentials.algebra import Potential, as_potential
+
+__all__ = ["LogSumExp", "Measured", "Standardized"]
+
+
+@dataclass(frozen=True, eq=False)
+class Standardized:
+    """``U((x − loc) / scale)``: an energy asked in other coordinates.
+
+    Args:
+        potential: U, of standardized points.
+        loc: where the points are centred, a number or a tensor that broadcasts against them.
+        scale: the points' standard deviation, likewise.
+    """
+
+    potential: Potential
+    loc: float | Tensor = 0.0
+    scale: float | Tensor = 1.0
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        return self.potential.event_shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the energies of points ``(*batch, *event)``, ``(*batch,)`` in nats."""
+        return self.potential((x - self.loc) / self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class LogSumExp:
+    """``−log Σ_i exp(log_weight_i − U_i)``: the energy of a mixture (Du, Li & Mordatch 2020).
+
+    Args:
+        potentials: U_i, over points of one shape.
+        log_weights: one number for each, nats.
+
+    Raises:
+        InvalidInput: for no potential, or others than there are weights.
+    """
+
+    potentials: tuple[Potential, ...]
+    log_weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.potentials or len(self.potentials) != len(self.log_weights):
+            raise InvalidInput(
+                f"a mixture needs a log weight for each of its potentials, of which it needs one at least; got "
+                f"{len(self.potentials)} potentials and {len(self.log_weights)} weights"
+            )
+        _one_shape(self.potentials)
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        return self.potentials[0].event_shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the energies of points ``(*batch, *event)``, ``(*batch,)`` in nats."""
+        parts = [weight - potential(x) for weight, potential in zip(self.log_weights, self.potentials, strict=True)]
+        return -torch.logsumexp(torch.stack(parts), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """``U(x) + ½ Σ_j precision_j ((rows x)_j − observed_j)²``: an energy given a linear Gaussian measurement.
+
+    Args:
+        potential: U, the prior's.
+        rows: of the measurement over the flattened event, ``(m, d)``.
+        observed: what was measured, ``(m,)``.
+        gain: by which points are multiplied before, ``()`` or ``(*batch,)``.
+        precision: one over the noise's variance, ``(m,)`` or ``(*batch, m)``.
+    """
+
+    potential: Potential
+    rows: Tensor
+    observed: Tensor
+    gain: Tensor
+    precision: Tensor
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        return self.potential.event_shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the energies of points ``(*batch, *event)``, ``(*batch,)`` in nats."""
+        energy = self.potential(x)
+        flat = x.reshape(*energy.shape, -1) * self.gain.unsqueeze(-1)
+        misfit = flat @ self.rows.mT - self.observed
+        return energy + 0.5 * (misfit.square() * self.precision).sum(-1)
+
+
+def _one_shape(potentials: Sequence[Potential]) -> None:
+    shapes = [as_potential("each part", potential).event_shape for potential in potentials]
+    if any(shape != shapes[0] for shape in shapes):
+        raise InvalidInput(
+            f"potentials must share one event_shape; got {', '.join(shape_text(shape) for shape in shapes)}"
+        )

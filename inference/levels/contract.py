@@ -1,0 +1,64 @@
+"""Protocols of a model: one energy, energies at noise levels, energies given a class.
+
+The models of ``energyppl.models`` are examples.  Nothing below asks for more than these.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from energyppl.inference.kernels.contract import TunableKernel
+from energyppl.inference.levels.step_sizes import LevelKernel
+from energyppl.potentials.algebra import Potential
+from energyppl.schedule import NoiseSchedule
+
+__all__ = ["Conditional", "EnergyModel", "LevelModel"]
+
+
+class EnergyModel(Protocol):
+    """A network's energy of points that are standardized to the data, ``(x − loc) / scale``."""
+
+    event_shape: torch.Size
+    net: nn.Module
+    loc: Tensor  # (*event), in data units
+    scale: Tensor  # (*event)
+
+    def to_unit(self, data: Tensor) -> Tensor:
+        """Return data in the energy's coordinates, ``(x − loc) / scale``."""
+        ...
+
+    def potential(self, level: int | Tensor = 0) -> Potential:
+        """Return the energy at a level, or at each point's own, in those coordinates."""
+        ...
+
+    def sample(self, sample_shape: Sequence[int] = (), *, level: int = 0) -> Tensor:
+        """Return samples of a level, ``(*sample_shape, *event)``, in data coordinates."""
+        ...
+
+
+class LevelModel(EnergyModel, Protocol):
+    """Energies at the levels of a noise schedule, and the kernel that moves chains there."""
+
+    schedule: NoiseSchedule
+    levels: int  # how many have an energy
+    initial_kernel: TunableKernel  # the kernel that it was declared with, where training begins
+    level_kernel: LevelKernel  # the kernel that it samples with, one step size for each level
+    initializer: nn.Module | None  # says where recovery chains begin
+
+
+class Conditional(LevelModel, Protocol):
+    """A level model that can be asked for a class, or that was."""
+
+    label: Tensor | None  # the class asked for, or each point's own
+    guidance: float
+
+    @property
+    def unconditional(self) -> "Conditional":
+        """The model that a class was asked of, or itself."""
+        ...
+
+    def given(self, label: Tensor, *, guidance: float = 0.0) -> "Conditional":
+        """Return the model of a class, or of each row's own."""
+        ...
