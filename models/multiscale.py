@@ -78,6 +78,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         super().__init__(event_shape_of(net, event_shape), net)
         self.register_buffer("sigmas", _checked_sigmas(sigmas, base_sigma).to(self.loc))
         self._base_sigma = float(base_sigma)
+        self._factor = torch.tensor(self._base_sigma**-2, dtype=torch.float64)  # also in potentials made before loading
         self._network()  # tries it
 
     @property
@@ -106,7 +107,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
                 f"a MultiscaleEBM is not told the noise and has level 0 only; got {level.tolist()}: RecoveryEBM and "
                 "JointEBM have levels"
             )
-        return Scaled(AtLevel(self._network(), level, self.event_shape), self._base_sigma**-2)
+        return Scaled(AtLevel(self._network(), level, self.event_shape), self._factor)
 
     def sample(
         self,
@@ -205,6 +206,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         value = state_dict.pop(prefix + _BASE, None)  # of torch's own copy of the caller's
         if value is not None:
             self._base_sigma = float(value)
+            self._factor.fill_(self._base_sigma**-2)
         elif strict:
             missing_keys.append(prefix + _BASE)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *lists)

@@ -194,7 +194,7 @@ def load_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
     groups = [{**group, "lr": None} for group in ours["param_groups"]]
     if [{**group, "lr": None} for group in state["param_groups"]] != groups:
         raise ValueError("the optimizer's settings are others")
-    if state["state"] and set(state["state"]) != set(range(len(weights))):
+    if not set(state["state"]) <= set(range(len(weights))):  # a weight without a gradient has none
         raise ValueError("the optimizer's moments are of other weights")
     for index, moments in state["state"].items():
         weight = weights[index]

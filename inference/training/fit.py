@@ -118,11 +118,11 @@ class Training:
         self.objective: Objective = default() if objective is None else objective
         self.options = TrainingOptions() if options is None else options
         check_trainable(model)
+        self.state = self.objective.init(self.model)
         rows = split_rows(model, data, labels, held_out)
         self.data, self.labels, self.held_out = rows.data, rows.labels, rows.held_out
         if hasattr(model, "standardize") and not bool(self.model.is_standardized):
             self.model.standardize(self.data)
-        self.state = self.objective.init(self.model)
         self.records: list[Record] = []
         self.stopped = ""
         self._gap = 0.0

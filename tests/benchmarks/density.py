@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import energyppl as ep
+from tests.support.objectives import loss_of
 
 FIVE = ("checkerboard", "rings", "pinwheel", "eight-gaussians", "spirals")
 
@@ -82,7 +83,7 @@ class ExactLikelihood:
 
     nodes: int
 
-    def loss(self, model: ep.RecoveryEBM, batch: Tensor) -> ep.objectives.Loss:
+    def loss_of(self, model: ep.RecoveryEBM, batch: Tensor) -> ep.objectives.Loss:
         """Mean negative log-likelihood of the batch."""
         x = model.schedule.diffuse(model.to_unit(batch), 0)
         half = 3.0
@@ -93,11 +94,11 @@ class ExactLikelihood:
         log_z = torch.logsumexp(-potential(grid), 0) + 2 * math.log(2 * half / self.nodes)
         return ep.objectives.Loss(potential(x).mean() + log_z, {})
 
-    def measure(self, model: ep.RecoveryEBM, data: Tensor) -> float:
+    def measure_of(self, model: ep.RecoveryEBM, data: Tensor) -> float:
         """The same on held-out data, with the same noise and jitter each time."""
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            return float(self.loss(model, data).value)
+            return float(loss_of(self, model, data).value)
 
 
 def main(arguments: list[str]) -> None:

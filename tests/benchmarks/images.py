@@ -106,7 +106,7 @@ def rates() -> None:
         for kernel in (ep.Langevin(0.1, force_dtype=dtype), ep.kernels.CrankNicolsonLangevin(0.1, force_dtype=dtype)):
             adapt = kernel.target_acceptance is not None
             recipe = ep.RecoveryLikelihood(kernel, steps=moves, persistent=0.0, autocast=dtype, adapt=adapt)
-            cases[f"{name}, {type(kernel).__name__}"] = functools.partial(lambda r: r.loss(ebm, x).value, recipe)
+            cases[f"{name}, {type(kernel).__name__}"] = functools.partial(lambda r: loss(r, ebm, x).value, recipe)
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for turn in range(6):
         for name, loss in cases.items():

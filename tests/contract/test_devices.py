@@ -24,6 +24,7 @@ from energyppl.inference.evaluation.chains import level_acceptance
 from energyppl.inference.normalizing.recovery import recovery_normalizers
 from energyppl.integration.quadrature import expectation, kl_divergence, quadrature
 from energyppl.metrics.two_sample import energy_distance_test
+from tests.support.objectives import loss_of, measure_of
 from tests.support.pretend_device import MixedDevices, pretend_device
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # chains this short earn every one
@@ -179,12 +180,12 @@ def image_networks_are_fit() -> None:
 @scenario
 def objectives_take_rows_of_the_cpu() -> None:
     model = on_device()
-    ep.RecoveryLikelihood().loss(model, data())
-    ep.RecoveryLikelihood().measure(model, data())
+    loss_of(ep.RecoveryLikelihood(), model, data())
+    measure_of(ep.RecoveryLikelihood(), model, data())
     single = ep.EBM(net(levels=1)).to(DEVICE)
     objective = ep.PersistentLikelihood(slots=16, num_steps=2)
     objective.prepare(single)
-    objective.loss(single, data())
+    loss_of(objective, single, data())
 
 
 @scenario

@@ -5,6 +5,7 @@ import torch
 
 import energyppl as ep
 from energyppl.models import ConvEnergy, UNetInitializer
+from tests.support.objectives import loss_of
 
 SHAPE = (1, 8, 8)
 
@@ -91,7 +92,7 @@ def test_training_in_bfloat16_keeps_float32_weights_and_about_the_same_gradient(
         torch.manual_seed(2)
         ebm.step_sizes.zero_()
         ebm.persistent_chains.zero_()
-        loss = objective.loss(ebm, batch).value
+        loss = loss_of(objective, ebm, batch).value
         assert loss.dtype == torch.float32
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(ebm.parameters()))]))
         assert gradients[-1].dtype == torch.float32

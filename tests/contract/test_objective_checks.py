@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from tests.support.objectives import loss_of
 
 DATA = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(60) % 3
@@ -200,7 +201,7 @@ def test_exact_likelihood_refuses_labels_but_trains_one_class() -> None:
     with pytest.raises(ep.InvalidInput, match=r"exact likelihood is of one density.*got a label for each of 32 rows: "):
         quick_fit(ebm, ep.objectives.ExactLikelihood(points=16), labels=LABELS)
     objective = ep.objectives.ExactLikelihood(points=16)
-    assert bool(torch.isfinite(objective.loss(ebm.given(1), 0.1 * DATA).value))  # type: ignore[operator]
+    assert bool(torch.isfinite(loss_of(objective, ebm.given(1), 0.1 * DATA).value))  # type: ignore[operator]
 
 
 class Drawn(ep.potentials.GaussianBase):
@@ -223,10 +224,10 @@ def test_noise_contrast_gives_noise_the_labels_of_its_rows(ratio: int) -> None:
     nn.init.normal_(ebm.net.class_film)  # type: ignore[arg-type]
     noise = torch.randn(ratio, 60, 2)
 
-    def loss(rows: Tensor, label: int | Tensor) -> Tensor:
+    def of_class(rows: Tensor, label: int | Tensor) -> Tensor:
         objective = ep.objectives.NoiseContrastive(Drawn(noise[:, rows].flatten(0, 1)), ratio)
-        return objective.loss(ebm.given(label), DATA[rows]).value.detach()  # type: ignore[arg-type]
+        return loss_of(objective, ebm.given(label), DATA[rows]).value.detach()  # type: ignore[arg-type]
 
-    alone = torch.stack([loss((label == LABELS).nonzero()[:, 0], label) for label in range(3)])
-    torch.testing.assert_close(loss(torch.arange(60), LABELS), alone.mean(), rtol=1e-5, atol=1e-6)
-    assert abs(float(loss(torch.arange(60), LABELS.flip(0)) - alone.mean())) > 1e-3, "negative control"
+    alone = torch.stack([of_class((label == LABELS).nonzero()[:, 0], label) for label in range(3)])
+    torch.testing.assert_close(of_class(torch.arange(60), LABELS), alone.mean(), rtol=1e-5, atol=1e-6)
+    assert abs(float(loss_of(torch.arange(60), LABELS.flip(0)) - alone.mean())) > 1e-3, "negative control"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import energyppl as ep
 from energyppl.inference.levels.initializers import initializer_width, recovery_proposal
 from energyppl.models import MLPEnergy, MLPInitializer
+from tests.support.objectives import loss_of
 
 OPTIONS = ep.TrainingOptions(steps=400, batch_size=256)
 
@@ -78,9 +79,9 @@ def test_teaching_makes_chains_begin_nearer_home() -> None:
     torch.manual_seed(0)
     data = ep.toys.EightGaussians().sample((4000,))
     initializer = MLPInitializer((2,), hidden=64, levels=6, learn_scale=True)
-    ebm = ep.RecoveryEBM(MLPEnergy((2,), hidden=64, depth=2), ep.NoiseSchedule.cosine(6))
+    ebm = ep.RecoveryEBM(MLPEnergy((2,), hidden=64, depth=2), ep.NoiseSchedule.cosine(6), initializer=initializer)
     before = MLPInitializer((2,), hidden=64, levels=6, learn_scale=True)
-    history = ep.fit(ebm, data, ep.CooperativeRecovery(initializer=initializer), options=OPTIONS, progress=False)
+    history = ep.fit(ebm, data, ep.CooperativeRecovery(), options=OPTIONS, progress=False)
     report = ep.evaluation.initializer_report(ebm, data[:500])
     assert float(report.drop[0]) < 0.7 * float(report.drop_without[0])
     assert report.problems == ()
@@ -111,12 +112,11 @@ def test_each_network_has_its_own_gradient_only() -> None:
     data = torch.randn(300, 2)
     ebm.standardize(data)
     objective = ep.CooperativeRecovery()
-    objective.prepare(ebm)
     torch.manual_seed(1)
-    with_weight = objective.loss(ebm, data).value
+    with_weight = loss_of(objective, ebm, data).value
     (energy_grad,) = torch.autograd.grad(with_weight, [ebm.net.precision])  # type: ignore[list-item]
     torch.manual_seed(1)
-    (alone,) = torch.autograd.grad(ep.CooperativeRecovery(weight=0.0).loss(ebm, data).value, [ebm.net.precision])  # type: ignore[list-item]
+    (alone,) = torch.autograd.grad(loss_of(ep.CooperativeRecovery(weight=0.0), ebm, data).value, [ebm.net.precision])  # type: ignore[list-item]
     assert float(energy_grad) == pytest.approx(float(alone))
 
 
@@ -124,11 +124,10 @@ def test_each_network_has_its_own_gradient_only() -> None:
 def test_a_share_of_the_negatives_teaches(taught: float, most: int) -> None:
     ebm, seen = bell(), []
     objective = ep.CooperativeRecovery(recipe=ep.RecoveryLikelihood(skip_fraction=0.0), initializer_fraction=taught)
-    objective.prepare(ebm)
     ebm.standardize(torch.randn(200, 2))
     assert ebm.initializer is not None
     ebm.initializer.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    objective.loss(ebm, torch.randn(200, 2))
+    loss_of(objective, ebm, torch.randn(200, 2))
     assert seen == [most]
 
 
@@ -144,8 +143,8 @@ def test_rows_of_another_dtype_are_taken() -> None:
 
 
 def test_an_initializer_follows_its_model() -> None:
-    ebm = bell().double()
-    ep.CooperativeRecovery(initializer=MLPInitializer((2,))).prepare(ebm)
+    net = MLPEnergy((2,), hidden=8).double()
+    ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(3), initializer=MLPInitializer((2,)))
     assert {p.dtype for p in ebm.parameters()} == {torch.float64}
 
 
@@ -211,17 +210,12 @@ MISFITS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-@pytest.mark.parametrize("attach", ["model", "objective"])
 @pytest.mark.parametrize("name", MISFITS)
-def test_an_initializer_that_does_not_fit_is_refused_when_it_is_attached(name: str, attach: str) -> None:
+def test_an_initializer_that_does_not_fit_is_refused_when_it_is_attached(name: str) -> None:
     make, message = MISFITS[name]
     net, schedule = MLPEnergy((2,), hidden=8, classes=3, levels=70), ep.NoiseSchedule.cosine(70)
-    ways: dict[str, Callable[[], object]] = {
-        "model": lambda: ep.RecoveryEBM(net, schedule, initializer=make()),
-        "objective": lambda: ep.CooperativeRecovery(initializer=make()).prepare(ep.RecoveryEBM(net, schedule)),
-    }
     with pytest.raises(ep.InvalidInput, match=message):
-        ways[attach]()
+        ep.RecoveryEBM(net, schedule, initializer=make())
 
 
 @pytest.mark.parametrize(
@@ -236,9 +230,7 @@ def test_an_initializer_that_does_not_fit_is_refused_when_it_is_attached(name: s
 def test_an_initializer_that_fits_is_not_changed_by_being_tried(initializer: nn.Module) -> None:
     before = copy.deepcopy(initializer.state_dict())
     net = MLPEnergy((2,), hidden=8, classes=3)
-    ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(6), initializer=initializer)
-    ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(6))
-    ep.CooperativeRecovery(initializer=initializer).prepare(ebm)
+    ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(6), initializer=initializer)
     assert ebm.sample((4,), steps=2).shape == (4, 2)
     assert all(p.grad is None for p in initializer.parameters())
     for name, value in initializer.state_dict().items():
@@ -280,8 +272,7 @@ def test_svi_trains_both_networks_with_the_objectives_gradients() -> None:
     data = torch.randn(200, 2)
     ebm.standardize(data)
     ebm.step_sizes.fill_(0.5)
-    ebm.eval()
-    objective = ep.CooperativeRecovery(recipe=ep.RecoveryLikelihood(adapt=False))
+    objective = ep.CooperativeRecovery(ep.kernels.CrankNicolson(0.5), recipe=ep.RecoveryLikelihood(adapt=False))
     guide = ep.objectives.CooperativeGuide(ebm, objective)
     watched: list[Tensor] = [ebm.net.precision, ebm.initializer.readout.bias]  # type: ignore[list-item, union-attr]
     found: dict[str, list[list[float]]] = {"loss": [], "svi": []}
@@ -289,11 +280,11 @@ def test_svi_trains_both_networks_with_the_objectives_gradients() -> None:
         for name in found:
             pyro.clear_param_store()
             if name == "loss":
-                loss = objective.loss(ebm, data).value
+                loss = loss_of(objective, ebm, data).value
             else:
-                taught = poutine.trace(guide).get_trace(data)
-                observed = poutine.trace(poutine.replay(ebm, taught)).get_trace(data)
-                loss = (taught.log_prob_sum() - observed.log_prob_sum()) / len(data)
+                learned = poutine.trace(guide).get_trace(data)
+                observed = poutine.trace(poutine.replay(ebm, learned)).get_trace(data)
+                loss = (learned.log_prob_sum() - observed.log_prob_sum()) / len(data)
             grads = torch.autograd.grad(loss, watched)
             found[name].append([float(grads[0]), float(grads[1].sum())])
     ours, svi = (torch.tensor(rows) for rows in found.values())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import energyppl as ep
 from energyppl.inference.kernels.contract import Info, State
 from energyppl.inference.levels.joint import draw_levels, level_energies, move_jointly
+from tests.support.objectives import loss_of
 
 LIMIT = 4.5  # standard errors: a false alarm in 150,000 for each number
 OPTIONS = ep.TrainingOptions(steps=30, batch_size=64)
@@ -32,7 +33,7 @@ class Bells(nn.Module):
 
 def bells(size: int = 2, heights: Tensor | None = None) -> ep.JointEBM:
     heights = torch.tensor([0.0, 0.7, -0.4, 0.2]) if heights is None else heights
-    return ep.JointEBM(Bells(size, heights), ep.NoiseSchedule.cosine(len(heights) - 1), slots=64)
+    return ep.JointEBM(Bells(size, heights), ep.NoiseSchedule.cosine(len(heights) - 1))
 
 
 class Still:
@@ -52,7 +53,7 @@ class Still:
 
 
 class ReleasedMALA(ep.MALA):
-    """The released sampler's acceptance ratio: ``−z + ½s²(g + g')`` where ``½s(g + g')`` is right (SEEDS §3)."""
+    """The released sampler's acceptance ratio: ``−z + ½s²(g + g')`` where ``½s(g + g')`` is right (DA-EBM)."""
 
     def step(self, potential: ep.potentials.Potential, state: State) -> tuple[State, Info]:
         from energyppl.inference.kernels.contract import append_dims, dot, evaluate, metropolis
@@ -116,12 +117,12 @@ def test_a_sampler_that_does_nothing_leaves_the_buffer_as_it_is() -> None:
     torch.manual_seed(0)
     ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
     objective = ep.PersistentLikelihood(Still(), slots=50, adapt=False)  # type: ignore[arg-type]
-    objective.prepare(ebm)
-    before = ebm.chains.x.clone()  # type: ignore[union-attr]
+    state = objective.init(ebm)
+    before = state.chains.x.clone()
     for _ in range(5):
-        objective.loss(ebm, torch.randn(20, 2))  # type: ignore[arg-type]
-    assert torch.equal(ebm.chains.x, before)  # type: ignore[union-attr]
-    assert int(ebm.chains.age.sum()) == 5 * 20 * 20  # type: ignore[union-attr]
+        loss_of(objective, ebm, torch.randn(20, 2), state)
+    assert torch.equal(state.chains.x, before)
+    assert int(state.chains.age.sum()) == 5 * 20 * 20
 
 
 def test_rejuvenation_is_a_share_of_the_visited_chains() -> None:
@@ -130,10 +131,10 @@ def test_rejuvenation_is_a_share_of_the_visited_chains() -> None:
     for share in (0.0, 0.3, 1.0):
         ebm = ep.EBM(ep.MLPEnergy((2,), hidden=8, levels=1))
         objective = ep.PersistentLikelihood(Still(), slots=10_000, adapt=False, rejuvenate=share, num_steps=1, sweeps=1)  # type: ignore[arg-type]
-        objective.prepare(ebm)
-        before = ebm.chains.x.clone()  # type: ignore[union-attr]
-        objective.loss(ebm, torch.randn(10_000, 2))  # type: ignore[arg-type]
-        changed = float((ebm.chains.x != before).any(1).double().mean())  # type: ignore[union-attr]
+        state = objective.init(ebm)
+        before = state.chains.x.clone()
+        loss_of(objective, ebm, torch.randn(10_000, 2), state)
+        changed = float((state.chains.x != before).any(1).double().mean())
         assert abs(changed - share) <= LIMIT * math.sqrt(share * (1 - share) / 10_000)
 
 
@@ -146,11 +147,10 @@ def test_the_loss_has_the_likelihoods_gradient() -> None:
     gradients = {}
     for name, heights in (("truth", torch.zeros(4)), ("elsewhere", torch.tensor([1.0, 0.0, 0.0, 0.0]))):
         ebm = bells(heights=heights)
-        ebm.kernel = ep.MALA(1.0)
-        objective = ep.PersistentLikelihood(slots=64, num_steps=10, sweeps=5, adapt=False)
-        rows = []
+        objective = ep.PersistentLikelihood(ep.MALA(1.0), slots=64, num_steps=10, sweeps=5, adapt=False)
+        state, rows = objective.init(ebm), []
         for _ in range(200):
-            loss = objective.loss(ebm, torch.randn(64, 2)).value  # type: ignore[arg-type]
+            loss = loss_of(objective, ebm, torch.randn(64, 2), state).value
             rows.append(torch.autograd.grad(loss, [ebm.net.net.heights])[0])  # type: ignore[list-item, union-attr]
         # Successive batches share chains, which five sweeps of level draws all but renew.
         grads = torch.stack(rows)[20:]
@@ -164,8 +164,9 @@ def test_checkpoints_hold_the_chains() -> None:
 
     def training() -> ep.Training:
         torch.manual_seed(0)
-        ebm = ep.JointEBM(ep.MLPEnergy((2,), hidden=16, depth=1), ep.NoiseSchedule.cosine(3), slots=100)
-        return ep.Training(ebm, torch.randn(300, 2), ep.PersistentLikelihood(num_steps=2), options=OPTIONS)
+        ebm = ep.JointEBM(ep.MLPEnergy((2,), hidden=16, depth=1), ep.NoiseSchedule.cosine(3))
+        objective = ep.PersistentLikelihood(slots=100, num_steps=2)
+        return ep.Training(ebm, torch.randn(300, 2), objective, options=OPTIONS)
 
     whole = training()
     for _ in whole:
@@ -178,8 +179,9 @@ def test_checkpoints_hold_the_chains() -> None:
     other.load_state_dict(state)
     for _ in other:
         pass
-    ours, theirs = (run.model.state_dict() for run in (other, whole))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for part in ("model", "state"):
+        ours, theirs = (getattr(run, part).state_dict() for run in (other, whole))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert "chains.x" in ours
     for name in ("level_least", "level_most", "level_changed", "chain_age", "acceptance"):
         assert math.isfinite(whole.records[-1].values[name])
@@ -189,11 +191,11 @@ def test_a_chain_that_is_stuck_far_up_is_not_pushed_further() -> None:
     """A chain beyond the limit has no part in the gradient; one within it has all of it."""
     ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
     objective = ep.PersistentLikelihood(Still(), slots=16, adapt=False)  # type: ignore[arg-type]
-    objective.prepare(ebm)
+    state = objective.init(ebm)
     batch, found = torch.zeros(16, 2), {}
     for name, distance in (("near", 1.0), ("far", 30.0)):
-        ebm.chains.x.fill_(distance)  # type: ignore[union-attr]
-        loss = objective.loss(ebm, batch)  # type: ignore[arg-type]
+        state.chains.x.fill_(distance)
+        loss = loss_of(objective, ebm, batch, state)
         grads = torch.autograd.grad(loss.value, list(ebm.net.parameters()), allow_unused=True)
         found[name] = max(float(grad.abs().max()) for grad in grads if grad is not None)
         assert (loss.record["chain_weight"] > 0.99) == (name == "near")
@@ -202,12 +204,13 @@ def test_a_chain_that_is_stuck_far_up_is_not_pushed_further() -> None:
 
 def test_chains_that_do_not_count_keep_their_levels_share() -> None:
     """A level's offset has the gradient (share of the data − share of the chains), wherever the chains are."""
-    ebm = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(3), slots=16)
-    objective = ep.PersistentLikelihood(Still(), adapt=False)  # type: ignore[arg-type]
-    ebm.chains.x.fill_(30.0)  # type: ignore[union-attr]
-    loss = objective.loss(ebm, torch.zeros(16, 2))  # type: ignore[arg-type]
+    ebm = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(3))
+    objective = ep.PersistentLikelihood(Still(), slots=16, adapt=False)  # type: ignore[arg-type]
+    state = objective.init(ebm)
+    state.chains.x.fill_(30.0)
+    loss = loss_of(objective, ebm, torch.zeros(16, 2), state)
     assert loss.record["chain_weight"] < 0.01
-    share = torch.bincount(ebm.chains.level, minlength=4) / 16.0  # type: ignore[union-attr]
+    share = torch.bincount(state.chains.level, minlength=4) / 16.0
     assert float((share - 0.25).abs().max()) > 0.1, "else nothing would be tested"
     (grad,) = torch.autograd.grad(loss.value, [ebm.net.offset])
     assert torch.allclose(grad / ebm.net.factor, 0.25 - share, atol=1e-3)  # type: ignore[operator]
@@ -229,15 +232,16 @@ def test_a_single_level_learns_more_slowly_unless_told_otherwise() -> None:
 
 
 def test_unvisited_levels_keep_their_step() -> None:
-    """In the released code they entered the acceptance average as zero and dragged their step down (SEEDS §3)."""
+    """In the released code they entered the acceptance average as zero and dragged their step down (DA-EBM)."""
     torch.manual_seed(0)
     ebm = bells(heights=torch.tensor([0.0, 0.0, 0.0, 1e4]))
-    ebm.chains.level.zero_()  # type: ignore[union-attr]
     objective = ep.PersistentLikelihood(slots=64, num_steps=2)
+    state = objective.init(ebm)
+    state.chains.level.zero_()
     for _ in range(10):
-        objective.loss(ebm, torch.randn(64, 2))  # type: ignore[arg-type]
-    assert float(ebm.step_sizes[3]) == pytest.approx(0.1)
-    assert float(ebm.step_sizes[0]) > 0.1
+        loss_of(objective, ebm, torch.randn(64, 2), state)
+    assert float(state.level_kernel.step_sizes[3]) == pytest.approx(0.1)
+    assert float(state.level_kernel.step_sizes[0]) > 0.1
 
 
 def test_samples_and_the_warning_about_levels_that_are_never_visited() -> None:
@@ -283,11 +287,11 @@ def test_the_level_is_a_site_that_pyro_can_enumerate() -> None:
     [
         (lambda: ep.objectives.ChainBuffer(torch.Size((2,)), slots=2, levels=3), "slots must be"),
         (
-            lambda: ep.PersistentLikelihood(buffer=ep.objectives.ChainBuffer(torch.Size((3,)), 64, 4)).prepare(bells()),
+            lambda: ep.PersistentLikelihood(buffer=ep.objectives.ChainBuffer(torch.Size((3,)), 64, 4)).init(bells()),
             "must be those of the model",
         ),
         (
-            lambda: ep.PersistentLikelihood(buffer=ep.objectives.ChainBuffer(torch.Size((2,)), 64, 4).double()).prepare(
+            lambda: ep.PersistentLikelihood(buffer=ep.objectives.ChainBuffer(torch.Size((2,)), 64, 4).double()).init(
                 bells()
             ),
             "must lie on the model's device",

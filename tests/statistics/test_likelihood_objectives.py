@@ -13,6 +13,7 @@ from torch import Tensor
 import energyppl as ep
 from energyppl.inference.objectives.held_out import conditional_contrast
 from tests.support.gaussian import COVARIANCE, Gaussian, draws, small_ebm
+from tests.support.objectives import loss_of, measure_of
 
 PRECISION = torch.linalg.inv(COVARIANCE)
 LOG_Z = math.log(2.0 * math.pi) + 0.5 * float(torch.logdet(COVARIANCE))
@@ -41,15 +42,15 @@ BASELINES: list[Any] = [
 def gradients(objective: Any, precision: Tensor, log_z: float = LOG_Z, repeats: int = 100, size: int = 200) -> Tensor:
     """∂ loss / ∂P over fresh batches, its distinct entries, and ∂ loss / ∂ log Z where there is one."""
     ebm = ep.EBM(Gaussian(precision))
-    objective.prepare(ebm)
+    state = objective.init(ebm)
     weights: list[Tensor] = [ebm.net.weights]
     if isinstance(objective, ep.objectives.NoiseContrastive):
-        objective.loss(ebm, draws(size))  # it begins
-        ebm.log_z.data.fill_(log_z)
-        weights.append(ebm.log_z)
+        loss_of(objective, ebm, draws(size), state)  # it begins
+        state.log_z.data.fill_(log_z)
+        weights.append(state.log_z)
     rows = []
     for _ in range(repeats):
-        grad, *rest = torch.autograd.grad(objective.loss(ebm, draws(size)).value, weights)
+        grad, *rest = torch.autograd.grad(loss_of(objective, ebm, draws(size), state).value, weights)
         rows.append(torch.stack([grad[0, 0], grad[0, 1] + grad[1, 0], grad[1, 1], *rest]))
     return torch.stack(rows)
 
@@ -94,20 +95,20 @@ def test_exact_likelihood_is_the_models_own_log_prob(size: int) -> None:
     ebm.standardize(data)
     log_scale = float(ebm.scale.log().sum())
     objective = ep.objectives.ExactLikelihood(points=96)
-    found = [objective.loss(ebm, data) for _ in range(3)]  # each on a grid of its own
+    found = [loss_of(objective, ebm, data) for _ in range(3)]  # each on a grid of its own
     for loss in found:
         assert math.isclose(loss.record["log_z"] + log_scale, ebm.log_normalizer().estimate, abs_tol=1e-3)
         assert math.isclose(
             float(loss.value.detach()) + log_scale, -float(ebm.log_prob(data).detach().mean()), abs_tol=1e-3
         )
-    assert math.isclose(objective.measure(ebm, data), float(found[0].value.detach()), abs_tol=1e-3)
+    assert math.isclose(measure_of(objective, ebm, data), float(found[0].value.detach()), abs_tol=1e-3)
     assert found[0].record["log_z"] != found[1].record["log_z"], "the grid must move"
 
 
 def test_exact_likelihood_has_the_exact_gradient() -> None:
     """∂/∂P of −log N(x; 0, P⁻¹) is ½ (mean of x xᵀ − P⁻¹), in closed form."""
     ebm, data = ep.EBM(Gaussian(1.3 * PRECISION)), draws(500)
-    grad = torch.autograd.grad(ep.objectives.ExactLikelihood(points=64).loss(ebm, data).value, ebm.net.weights)[0]
+    grad = torch.autograd.grad(loss_of(ep.objectives.ExactLikelihood(points=64), ebm, data).value, ebm.net.weights)[0]
     torch.testing.assert_close(grad, 0.5 * (data.mT @ data / len(data) - COVARIANCE / 1.3), rtol=0.0, atol=1e-6)
 
 
@@ -116,9 +117,11 @@ def test_noise_contrast_finds_log_z() -> None:
     data = torch.tensor([2.0, -1.0]) + 3.0 * draws(20_000).float()
     ebm, objective = ep.EBM(Gaussian(3.0 * torch.eye(2))), ep.objectives.NoiseContrastive(ratio=2)
     options = ep.TrainingOptions(steps=400, batch_size=1024, learning_rate=0.03, ema=0.98)
-    history = ep.fit(ebm, data, objective, options=options, progress=False)
+    training = ep.Training(ebm, data, objective, options=options)
+    list(training)
+    history = training.finish()
     truth = math.log(2.0 * math.pi) + 0.5 * float(torch.logdet(9.0 * COVARIANCE))
-    found = objective.log_normalizer(ebm)
+    found = objective.log_normalizer(ebm, training.state)
     first = history.records[0].values["log_z"] + float(ebm.scale.log().sum())
     assert abs(first - truth) > 0.5
     assert abs(found - truth) < 0.05
@@ -129,36 +132,19 @@ def test_noise_contrast_finds_log_z() -> None:
 def test_log_z_begins_where_the_energy_is() -> None:
     """In 30 dimensions log Z is 27.6 nats; by importance sampling it begins within a tenth, not at zero."""
     ebm, objective = ep.EBM(Gaussian(torch.eye(30))), ep.objectives.NoiseContrastive()
-    objective.prepare(ebm)
-    loss = objective.loss(ebm, torch.randn(5000, 30))
+    loss = loss_of(objective, ebm, torch.randn(5000, 30))
     assert abs(loss.record["log_z"] - 15.0 * math.log(2.0 * math.pi)) < 0.1
 
 
 def test_contrastive_divergence_steers_its_step_size() -> None:
     """From a step far too long; half a hundred updates bring acceptance to MALA's 0.6, within 0.15."""
     ebm, objective = ep.EBM(Gaussian(PRECISION)), ep.objectives.ContrastiveDivergence(ep.MALA(9.0), steps=2)
-    objective.prepare(ebm)
-    records = [objective.loss(ebm, draws(100)).record for _ in range(80)]
+    state = objective.init(ebm)
+    records = [loss_of(objective, ebm, draws(100), state).record for _ in range(80)]
     assert records[0]["acceptance"] < 0.1
     assert abs(records[-1]["acceptance"] - ep.MALA.target_acceptance) < 0.15
-    kept = ebm.step_sizes.clone()
-    objective.prepare(ebm)
-    assert torch.equal(ebm.step_sizes, kept)
-    ep.objectives.ContrastiveDivergence(ep.HMC(0.5, 3)).prepare(ebm)
-    assert not ebm.step_sizes.any(), "another kernel's step size is its own"
-    ebm.step_sizes.fill_(0.3)
-    ep.objectives.ContrastiveDivergence(ep.HMC(0.5, 7)).prepare(ebm)
-    assert ebm.step_sizes.all(), "it was tuned for this kind"
-    ep.objectives.ContrastiveDivergence(ep.HMC(0.1, 7)).prepare(ebm)
-    assert not ebm.step_sizes.any(), "another first step was asked for"
-
-
-def test_contrastive_divergence_brings_its_own_buffer() -> None:
-    """A model of one energy that has none gets it, in time for checkpoints."""
-    model = small_ebm()
-    del model.step_sizes
-    ep.objectives.ContrastiveDivergence().prepare(model)
-    assert "step_sizes" in model.state_dict()
+    assert float(ebm.step_sizes) == pytest.approx(0.1), "the model's own stays as it is"
+    assert float(objective.init(ebm).level_kernel.step_sizes) == 9.0, "and every state begins at the kernel's"
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.4])
@@ -181,14 +167,14 @@ def test_it_trains(objective: Any) -> None:
     ebm = small_ebm()
     options = ep.TrainingOptions(steps=60, batch_size=128, evaluate_every=30, learning_rate=0.01, ema=0.9)
     training = ep.Training(ebm, data, objective, options=options)
-    before = objective.measure(ebm, data)
+    before = measure_of(objective, ebm, data, training.state)
     for record in training:
         assert all(math.isfinite(value) for value in record.values.values())
     training.finish()
     state = torch.get_rng_state()
-    after = objective.measure(ebm, data)
+    after = measure_of(objective, ebm, data, training.state)
     assert after < before
-    assert objective.measure(ebm, data) == after
+    assert measure_of(objective, ebm, data, training.state) == after
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -206,8 +192,10 @@ def test_it_goes_on_from_a_checkpoint(objective: Any) -> None:
     other.load_state_dict(kept)
     list(other)
     assert [r.loss for r in other.records] == [r.loss for r in alone.records]
-    for name, value in alone.model.state_dict().items():
-        assert torch.equal(value, other.model.state_dict()[name]), name
+    for part in ("model", "state"):
+        theirs = getattr(other, part).state_dict()
+        for name, value in getattr(alone, part).state_dict().items():
+            assert torch.equal(value, theirs[name]), name
 
 
 @pytest.mark.parametrize(
@@ -234,19 +222,18 @@ def test_it_trains_a_level_of_a_model_of_levels(objective: Any) -> None:
     [
         (lambda: ep.objectives.NoiseContrastive(ratio=0), "ratio must be a whole number"),
         (lambda: ep.objectives.NoiseContrastive(Normal(0.0, 1.0)), "wrap a distribution"),
-        (lambda: ep.objectives.NoiseContrastive(NOISE).prepare(small_ebm(3)), r"event_shape \(3,\); got \(2,\)"),
-        (lambda: ep.objectives.NoiseContrastive().loss(small_ebm(), torch.randn(4, 2)), "prepare"),
+        (lambda: ep.objectives.NoiseContrastive(NOISE).init(small_ebm(3)), r"event_shape \(3,\); got \(2,\)"),
         (lambda: ep.objectives.ContrastiveDivergence(steps=0), "steps must be a whole number"),
-        (lambda: ep.objectives.ContrastiveDivergence().prepare(levels()), "got 3 levels"),
+        (lambda: ep.objectives.ContrastiveDivergence().init(levels()), "got 3 levels"),
         (lambda: ep.objectives.ExactLikelihood(points=4), "points must be a whole number of at least 8"),
         (lambda: ep.objectives.ExactLikelihood(half_width=-1.0), "half_width must be positive"),
         (
-            lambda: ep.objectives.ExactLikelihood().prepare(small_ebm(3)),
+            lambda: ep.objectives.ExactLikelihood().init(small_ebm(3)),
             r"one or two dimensions; got event_shape \(3,\)",
         ),
         (lambda: ep.fit(small_ebm(3), torch.randn(20, 3), ep.objectives.ExactLikelihood()), "one or two dimensions"),
         (
-            lambda: ep.objectives.ExactLikelihood().loss(small_ebm(), torch.tensor([[0.0, 7.5]])),
+            lambda: loss_of(ep.objectives.ExactLikelihood(), small_ebm(), torch.tensor([[0.0, 7.5]])),
             "within half_width = 6.*7.5 away",
         ),
     ],

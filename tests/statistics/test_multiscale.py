@@ -14,6 +14,7 @@ import energyppl as ep
 from energyppl.inference.objectives.level_allocation import stratified_levels
 from tests.benchmarks.density import gap
 from tests.benchmarks.temperature import BASE, CIFAR, LAW, ExactField, second_moment
+from tests.support.objectives import loss_of, measure_of
 
 
 @pytest.mark.parametrize(("d", "temperature", "exact", "chains", "burn", "kept"), LAW)
@@ -81,13 +82,13 @@ def test_loss_of_a_gaussian() -> None:
     ebm.standardize(data)
     sigmas = CIFAR.repeat_interleave(2)  # of 256 rows
     truth = k**2 * float((ebm.to_unit(data) / sigmas[:, None]).square().mean()) + (1 - k) ** 2
-    found = torch.tensor([float(objective.loss(ebm, data).value.detach()) for _ in range(300)])
+    found = torch.tensor([float(loss_of(objective, ebm, data).value.detach()) for _ in range(300)])
     assert abs(float(z_scores(found - truth))) < 4.5
-    measured = objective.measure(ebm, data)
-    assert measured == objective.measure(ebm, data), "the noise is fixed"
+    measured = measure_of(objective, ebm, data)
+    assert measured == measure_of(objective, ebm, data), "the noise is fixed"
     assert abs(measured - truth) < 0.2 * truth
     constant = gaussian((3,), 0.0)
-    assert objective.measure(constant, data) == pytest.approx(1.0, abs=0.2)
+    assert measure_of(objective, constant, data) == pytest.approx(1.0, abs=0.2)
 
 
 def test_fit_finds_the_best_gaussian() -> None:
@@ -128,7 +129,7 @@ def test_the_exact_field_is_the_losss_optimum(d: int) -> None:
         net = Perturbed(d, stretch)
         ebm, found = ep.MultiscaleEBM(net, CIFAR, base_sigma=BASE), []
         for _ in range(300):
-            loss = ep.objectives.MultiscaleScoreMatching().loss(ebm, torch.randn(1280, d)).value
+            loss = loss_of(ep.objectives.MultiscaleScoreMatching(), ebm, torch.randn(1280, d)).value
             found.append(torch.autograd.grad(loss, net.away)[0])
         return z_scores(torch.stack(found))
 
@@ -427,7 +428,7 @@ DRL = ep.NoiseSchedule.sqrtcumlinear(4)
         (lambda: ep.levels.anneal_temperature(lambda x: x, IMAGE), "must be a potential"),  # type: ignore[arg-type]
         (lambda: ep.objectives.LevelScoreMatching(level0_fraction=1.0), r"level0_fraction must lie in \[0, 1\)"),
         (
-            lambda: ep.objectives.LevelScoreMatching().loss(ep.RecoveryEBM(ep.MLPEnergy((2,)), DRL), IMAGE),
+            lambda: loss_of(ep.objectives.LevelScoreMatching(), ep.RecoveryEBM(ep.MLPEnergy((2,)), DRL), IMAGE),
             "this schedule's level 0 has none",
         ),
         (
@@ -436,8 +437,8 @@ DRL = ep.NoiseSchedule.sqrtcumlinear(4)
         ),
         (lambda: ep.fit(gaussian(), IMAGE, ep.objectives.LevelScoreMatching()), "needs a model with a schedule"),
         (
-            lambda: ep.objectives.MultiscaleScoreMatching().loss(
-                ep.MultiscaleEBM(Stacked(), [1.0, 0.1]), torch.randn(4, 2)
+            lambda: loss_of(
+                ep.objectives.MultiscaleScoreMatching(), ep.MultiscaleEBM(Stacked(), [1.0, 0.1]), torch.randn(4, 2)
             ),
             "differentiates the network twice, which layer 'layers.1' .Once. does not allow",
         ),

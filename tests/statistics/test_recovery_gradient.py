@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import energyppl as ep
 from energyppl.inference.levels.recovery import recovery_potential, tilt
 from energyppl.inference.objectives.level_allocation import allocate_levels, draw_upper_levels
+from tests.support.objectives import loss_of
 
 
 class Quartic(nn.Module):
@@ -55,7 +56,7 @@ def through_objective(ebm: ep.RecoveryEBM, data: Tensor, **settings: object) -> 
     """Gradients of the objective's loss, one row for each batch."""
     objective = ep.RecoveryLikelihood(**{"steps": 60, "skip_fraction": 0.0, "adapt": False, **settings})  # type: ignore[arg-type]
     return torch.stack(
-        [torch.autograd.grad(objective.loss(ebm, batch).value, ebm.net.weights)[0] for batch in batches(data, SIZE)]
+        [torch.autograd.grad(loss_of(objective, ebm, batch).value, ebm.net.weights)[0] for batch in batches(data, SIZE)]
     )
 
 
@@ -173,5 +174,5 @@ def test_stuck_chains_give_no_gradient_only_from_the_data(start: object) -> None
     ebm, data = model_and_data()
     kernel = ep.MALA(1e-9)
     objective = ep.RecoveryLikelihood(kernel, steps=1, start=start, adapt=False)  # type: ignore[arg-type]
-    gradient = torch.autograd.grad(objective.loss(ebm, data).value, ebm.net.weights)[0]
+    gradient = torch.autograd.grad(loss_of(objective, ebm, data).value, ebm.net.weights)[0]
     assert (float(gradient.abs().max()) < 1e-6) == (start is ep.objectives.from_data)

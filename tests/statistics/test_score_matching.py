@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 import energyppl as ep
 from energyppl.inference.objectives.second_order import differentiable_score
 from tests.support.gaussian import COVARIANCE, Gaussian, draws, small_ebm
+from tests.support.objectives import loss_of, measure_of
 
 OBJECTIVES = [
     ep.objectives.ExactScoreMatching(),
@@ -23,7 +24,7 @@ OBJECTIVES = [
 def gradients(objective: object, precision: Tensor, repeats: int = 100, size: int = 200) -> Tensor:
     """∂ loss / ∂P over fresh batches, ``(repeats, 3)``, its distinct entries."""
     ebm = ep.EBM(Gaussian(precision))
-    losses = (objective.loss(ebm, draws(size)).value for _ in range(repeats))  # type: ignore[attr-defined]
+    losses = (loss_of(objective, ebm, draws(size)).value for _ in range(repeats))  # type: ignore[attr-defined]
     rows = torch.stack([torch.autograd.grad(loss, ebm.net.weights)[0] for loss in losses])
     return torch.stack([rows[:, 0, 0], rows[:, 0, 1] + rows[:, 1, 0], rows[:, 1, 1]], 1)
 
@@ -51,7 +52,7 @@ def test_exact_score_matching_has_the_analytic_laplacian() -> None:
     """Value and weights' gradient of the loss against whole Hessians by ``torch.autograd.functional``, in float64."""
     ebm = small_ebm(3).double()
     x, potential = torch.randn(5, 3, dtype=torch.float64), ebm.potential()
-    found = ep.objectives.ExactScoreMatching().loss(ebm, x)
+    found = loss_of(ep.objectives.ExactScoreMatching(), ebm, x)
 
     def one(point: Tensor) -> Tensor:
         return potential(point[None])[0]
@@ -89,8 +90,8 @@ def test_the_laplacian_of_a_closed_form() -> None:
         ep.objectives.ExactScoreMatching(),
         ep.objectives.SlicedScoreMatching(),
     ):  # a diagonal Hessian needs one direction
-        torch.testing.assert_close(objective.loss(ebm, x).value, expected, msg=repr(objective))
-        assert math.isclose(objective.measure(ebm, x), float(expected), rel_tol=1e-5)
+        torch.testing.assert_close(loss_of(objective, ebm, x).value, expected, msg=repr(objective))
+        assert math.isclose(measure_of(objective, ebm, x), float(expected), rel_tol=1e-5)
 
 
 def test_sliced_agrees_with_exact_in_expectation() -> None:
@@ -100,7 +101,7 @@ def test_sliced_agrees_with_exact_in_expectation() -> None:
         ebm.net.layers[0].weight.mul_(3.0)  # a Hessian that is far from diagonal
 
     def row(objective: object) -> Tensor:
-        loss = objective.loss(ebm, x).value  # type: ignore[attr-defined]
+        loss = loss_of(objective, ebm, x).value  # type: ignore[attr-defined]
         grad = torch.autograd.grad(loss, ebm.net.readout.weight)[0][0]
         return torch.cat([loss.detach()[None], grad[:3]])
 
@@ -126,7 +127,7 @@ def test_a_level_of_a_model_of_levels() -> None:
         objective = make(level=2)
         rows = torch.stack(
             [
-                torch.autograd.grad(objective.loss(ebm, torch.randn(300, 2)).value, net.readout.weight)[0][0, :3]
+                torch.autograd.grad(loss_of(objective, ebm, torch.randn(300, 2)).value, net.readout.weight)[0][0, :3]
                 for _ in range(50)
             ]
         )
@@ -233,7 +234,7 @@ def test_the_layer_at_fault_is_named(objective: object, make: Callable[[], nn.Mo
     ebm, x = ep.EBM(make()), torch.randn(6, 2)
     for _ in range(2):  # it is not taken for sound afterwards
         with pytest.raises(ep.InvalidInput, match=message):
-            objective.loss(ebm, x)  # type: ignore[attr-defined]
+            loss_of(objective, ebm, x)  # type: ignore[attr-defined]
 
 
 def test_sound_networks_pass() -> None:
@@ -305,25 +306,25 @@ def test_kinks_are_refused_whatever_else_is_curved(objective: object, rows: int,
         ebm = ep.EBM(Confined(kinked, zero=zero, learn_k=learn_k))
         for _ in range(2):
             with pytest.raises(ep.InvalidInput, match=r"must be curved.*ReLU \(weight '.*SiLU.*DenoisingScoreMatching"):
-                objective.loss(ebm, torch.randn(rows, 2))  # type: ignore[attr-defined]
-        assert math.isfinite(ep.objectives.DenoisingScoreMatching(0.5).loss(ebm, torch.randn(rows, 2)).value.item())
+                loss_of(objective, ebm, torch.randn(rows, 2))  # type: ignore[attr-defined]
+        assert math.isfinite(loss_of(ep.objectives.DenoisingScoreMatching(0.5), ebm, torch.randn(rows, 2)).value.item())
     for smooth in (nn.SiLU, nn.Softplus, nn.Tanh, nn.ELU):
         ebm = ep.EBM(Confined(smooth, zero=zero, learn_k=learn_k))
-        assert math.isfinite(objective.loss(ebm, torch.randn(rows, 2)).value.item())  # type: ignore[attr-defined]
+        assert math.isfinite(loss_of(objective, ebm, torch.randn(rows, 2)).value.item())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES[:2], ids=repr)
 def test_a_smooth_head_of_zeros_needs_no_other_curvature(objective: object) -> None:
     net = Net(nn.SiLU(), bowl=False)
     nn.init.zeros_(net.body[2].weight)
-    assert objective.loss(ep.EBM(net), torch.randn(8, 2)).value.item() == 0.0  # type: ignore[attr-defined]
+    assert loss_of(objective, ep.EBM(net), torch.randn(8, 2)).value.item() == 0.0  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES[:2], ids=repr)
 def test_a_mean_is_learned(objective: object) -> None:
     """Its score matching is the sample mean's: the loss is right though no weight changes the curvature."""
     ebm, x = ep.EBM(Mean()), 3.0 + torch.randn(50, 2)
-    objective.loss(ebm, x).value.backward()  # type: ignore[attr-defined]
+    loss_of(objective, ebm, x).value.backward()  # type: ignore[attr-defined]
     torch.testing.assert_close(ebm.net.m.grad, -x.mean(0))
 
 
@@ -334,7 +335,7 @@ def test_the_look_leaves_no_trace() -> None:
     start, found = [b.clone() for b in net.buffers()], []
     for _ in range(2):
         torch.manual_seed(7)
-        loss = ep.objectives.SlicedScoreMatching().loss(ebm, x).value.detach()
+        loss = loss_of(ep.objectives.SlicedScoreMatching(), ebm, x).value.detach()
         found.append([loss, torch.rand(()), *(b.clone() for b in net.buffers())])
         for buffer, before in zip(net.buffers(), start, strict=True):
             buffer.copy_(before)
@@ -347,9 +348,9 @@ def test_the_look_leaves_no_trace() -> None:
         (lambda: ep.objectives.SlicedScoreMatching(projections=0), "projections must be a whole number"),
         (lambda: ep.objectives.DenoisingScoreMatching(0.0), "sigma must be positive"),
         (lambda: ep.objectives.DenoisingScoreMatching(math.nan), "sigma must be positive"),
-        (lambda: ep.objectives.ExactScoreMatching().loss(linear(), torch.randn(4, 2)), "must be curved.*ReLU"),
-        (lambda: ep.objectives.SlicedScoreMatching().loss(linear(), torch.randn(4, 2)), "must be curved.*ReLU"),
-        (lambda: ep.objectives.ExactScoreMatching(level=1).loss(small_ebm(), torch.randn(4, 2)), "level 0 only"),
+        (lambda: loss_of(ep.objectives.ExactScoreMatching(), linear(), torch.randn(4, 2)), "must be curved.*ReLU"),
+        (lambda: loss_of(ep.objectives.SlicedScoreMatching(), linear(), torch.randn(4, 2)), "must be curved.*ReLU"),
+        (lambda: loss_of(ep.objectives.ExactScoreMatching(level=1), small_ebm(), torch.randn(4, 2)), "level 0 only"),
     ],
 )
 def test_bad_input_is_said(make: Callable[[], object], message: str) -> None:

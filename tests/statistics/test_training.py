@@ -153,14 +153,17 @@ class Runaway(nn.Module):
 class Falling:
     """A loss without a bottom, and one that turns to NaN at a step."""
 
-    def loss(self, model: Runaway, batch: Tensor) -> "ep.objectives.Loss":
+    def init(self, model: Runaway) -> nn.Module:
+        return nn.Module()
+
+    def loss(self, model: Runaway, state: nn.Module, batch: Tensor) -> "ep.objectives.Loss":
         model.calls += 1
         value = -1e6 * model.weight
         if model.calls - 1 == model.poison_at:
             value = value * float("nan")
-        return ep.objectives.Loss(value, {"energy_gap": float(value.detach())})
+        return ep.objectives.Loss(value, {}, energy_gap=float(value.detach()))
 
-    def measure(self, model: Runaway, data: Tensor) -> float:
+    def measure(self, model: Runaway, state: nn.Module, data: Tensor) -> float:
         return float(model.weight.detach())
 
 
@@ -179,14 +182,14 @@ def test_divergence_names_step_and_quantity_and_leaves_good_weights(tmp_path: Pa
 
 def test_chains_that_stop_moving_are_divergence() -> None:
     ebm = small_ebm()
-    ebm.step_sizes.fill_(1e-9)
+    stuck = ep.RecoveryLikelihood(ep.MALA(1e-9), adapt=False)
     with pytest.raises(ep.TrainingDiverged, match="step size fell"):
-        ep.fit(ebm, small_data(), ep.RecoveryLikelihood(adapt=False), options=SMALL, progress=False)
+        ep.fit(ebm, small_data(), stuck, options=SMALL, progress=False)
 
 
 def test_patience_stops_and_takes_the_best_weights() -> None:
     class Worsening(Falling):
-        def measure(self, model: Runaway, data: Tensor) -> float:
+        def measure(self, model: Runaway, state: nn.Module, data: Tensor) -> float:
             model.calls += 0
             return abs(float(model.weight.detach()) - 0.02)
 
@@ -203,7 +206,7 @@ def test_patience_stops_and_takes_the_best_weights() -> None:
 BAD_DATA = {
     "integers": (torch.zeros(10, 2, dtype=torch.long), "floating point"),
     "NaN": (torch.tensor([[0.0, 1.0], [float("nan"), 1.0], [1.0, 2.0]]), "first in row 1"),
-    "empty": (torch.empty(0, 2), "at least 2 row"),
+    "empty": (torch.empty(0, 2), "at least 3 row"),
     "another shape": (torch.zeros(10, 3), r"event_shape \(2,\); got \(10, 3\)"),
     "one point": (torch.zeros(2), "one data point in each row"),
     "a constant column": (torch.cat([torch.randn(20, 1), torch.ones(20, 1)], 1), r"coordinate\(s\) \[1\]"),
