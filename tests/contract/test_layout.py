@@ -155,7 +155,8 @@ def test_installed_wheel_imports_from_elsewhere(wheel: Path, tmp_path: Path) -> 
     options = ("--no-deps", "--no-index", "--quiet")
     result = run(sys.executable, "-m", "pip", "install", *options, "--target", site, wheel, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    program = "import energyppl, energyppl.models as m, energyppl.inference as i; print(*m.__path__, *i.__path__)"
+    packages = [*FOLDERS, *map(import_name, WINGS)]
+    program = f"import importlib as i; print(*[i.import_module(name).__file__ for name in {packages}])"
     result = run(sys.executable, "-W", "ignore", "-c", program, cwd=tmp_path, PYTHONPATH=str(site))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [str(site / name.replace(".", "/")) for name in ROOMS]
+    assert result.stdout.split() == [str(site / name.replace(".", "/") / "__init__.py") for name in packages]
