@@ -4,11 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
+# One process for each core, at most 8. Each takes tests from the other when its own are done.
+PARALLEL ?= -n logical --maxprocesses 8 --dist worksteal
+
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench slow clean
+.PHONY: help demo quick test check bench slow clean
 
 help:  ## print the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -22,8 +25,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train and query a small model; ARGS="..." reaches the command
 	$(BIN)/python -m energyppl demo $(ARGS)
 
-test: $(READY)  ## run the tests that take seconds; ARGS="-k name" chooses
-	$(BIN)/python -m pytest $(ARGS)
+quick: $(READY)  ## run the tests of shapes, messages and layout: under a minute on two cores
+	$(BIN)/python -m pytest $(PARALLEL) tests/contract $(ARGS)
+
+test: $(READY)  ## run all tests but the slow ones: under five minutes on two cores; ARGS="-k name" chooses
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 check: $(READY)  ## lint, format, types and import floors
 	$(BIN)/ruff check .
@@ -35,7 +41,7 @@ bench: $(READY)  ## run the benchmarks
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 slow: $(READY)  ## run the tests that take minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m slow $(ARGS)
 
 clean:  ## remove what the other targets made, the virtual environment too
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage

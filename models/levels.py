@@ -49,7 +49,6 @@ class LevelEnergies(EnergyModel):
         spread = schedule.marginal_std
         self._marginal_std = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
         self._network()  # tries it
-        self.initializer = None
         self.initial_kernel = kernel
         self.level_kernel = LevelKernel(kernel, self.levels, self.loc)
 

@@ -71,8 +71,7 @@ class RecoveryEBM(LevelEnergies):
         default = CrankNicolson() if few else CrankNicolsonLangevin()
         super().__init__(net, schedule, event_shape, kernel or default)
         check_initializer(initializer, self)
-        if initializer is not None:
-            self.initializer = initializer.to(self.loc)
+        self.initializer = None if initializer is None else initializer.to(self.loc)
 
     @property
     def unconditional(self) -> "RecoveryEBM":

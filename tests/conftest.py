@@ -5,6 +5,8 @@ import zlib
 from collections.abc import Iterator
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
+# Before anything imports torch, for workers and subprocesses too: idle threads of a busy machine wait for each other.
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 import pyro
 import pytest

@@ -37,9 +37,9 @@ data = toy.sample((20_000,))
 # %%
 plain = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6))
 ep.fit(plain, data, options=options, progress=False)
-ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6))
-objective = ep.CooperativeRecovery(initializer=ep.MLPInitializer((2,), learn_scale=True))
-history = ep.fit(ebm, data, objective, options=options, progress=False)
+initializer = ep.MLPInitializer((2,), learn_scale=True)
+ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6), initializer=initializer)
+history = ep.fit(ebm, data, ep.CooperativeRecovery(), options=options, progress=False)
 names = ("energy_gap", "initializer_loss", "initializer_drop")
 curves = {name: ([r.step for r in history.records], [r.values[name] for r in history.records]) for name in names}
 plots.save_figure(plots.training_curves(curves, title="Both networks in training"), args.folder / "05_training.png")

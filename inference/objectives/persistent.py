@@ -103,7 +103,7 @@ class PersistentLikelihood:
             InvalidInput: for another kind of model, or chains of another model or device.
         """
         needs = "persistent likelihood needs a model of levels that share a normalizer, as an EBM or a JointEBM"
-        check_model(model, needs, "initial_kernel", "level_kernel", "levels")
+        check_model(model, needs, "initial_kernel", "levels")
         if model.schedule is not None and model.levels == model.schedule.levels:
             raise InvalidInput(
                 f"{needs}; the levels of a {type(model).__name__} have a normalizer each: {training_hint(model)}"

@@ -96,7 +96,7 @@ class RecoveryLikelihood:
             InvalidInput: for another kind of model.
         """
         needs = "recovery likelihood needs a model of levels that are recovered from each other, as a RecoveryEBM"
-        check_model(model, needs, "schedule", "initial_kernel", "level_kernel", "initializer")
+        check_model(model, needs, "schedule", "initial_kernel", "initializer")
         kernel = model.initial_kernel if self.kernel is None else self.kernel
         return KernelState(LevelKernel(kernel, model.schedule.levels, model.loc))
 

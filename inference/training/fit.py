@@ -222,7 +222,7 @@ class Training:
 
     def _hand_over_kernel(self) -> None:
         kernel = getattr(self.state, "level_kernel", None)
-        if kernel is not None:
+        if kernel is not None and hasattr(self.model, "set_kernel"):
             self.model.set_kernel(kernel.kernel, kernel.step_sizes)
 
     # --- Keeping and continuing ---

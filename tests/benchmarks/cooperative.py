@@ -11,6 +11,7 @@ from fresh data, in units of what two samples of the data give on average.
 """
 
 import argparse
+import copy
 import time
 from typing import cast
 
@@ -28,7 +29,7 @@ ABLATION = (15, 8, 5, 3)
 
 
 def train(
-    name: str, objective: ep.CooperativeRecovery | None, seconds: float
+    name: str, initializer: ep.MLPInitializer | None, objective: ep.CooperativeRecovery | None, seconds: float
 ) -> tuple[ep.RecoveryEBM, ep.toys.Toy, str]:
     """A model trained for so many seconds, its toy, and how it went."""
     torch.manual_seed(0)
@@ -37,7 +38,8 @@ def train(
 
     def build(updates: int) -> ep.Training:
         torch.manual_seed(1)
-        ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6))
+        start = copy.deepcopy(initializer)  # the first steps only measure how many there is time for
+        ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6), initializer=start)
         ebm.standardize(data, isotropic=True)
         return ep.Training(ebm, data, objective, options=ep.TrainingOptions(steps=updates))
 
@@ -75,12 +77,11 @@ def ablation(toys: list[str], updates: int = 1500) -> None:
             found = []
             for steps in ABLATION:
                 torch.manual_seed(1)
-                ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6))
+                initializer = ep.MLPInitializer((2,), learn_scale=True) if case == "cooperative" else None
+                ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6), initializer=initializer)
                 ebm.standardize(data, isotropic=True)
-                objective: Objective = ep.RecoveryLikelihood(steps=steps)
-                if case == "cooperative":
-                    initializer = ep.MLPInitializer((2,), learn_scale=True)
-                    objective = ep.CooperativeRecovery(initializer=initializer, steps=steps)
+                kind = ep.RecoveryLikelihood if initializer is None else ep.CooperativeRecovery
+                objective: Objective = kind(steps=steps)
                 ep.fit(ebm, data, objective, options=ep.TrainingOptions(steps=updates), progress=False)
                 torch.manual_seed(2)
                 drawn = ebm.sample((4000,), steps=steps)
@@ -103,17 +104,18 @@ def main(arguments: list[str]) -> None:
         ablation(args.toys)
         return
     for name in args.toys:
-        cases: dict[str, ep.CooperativeRecovery | None] = {
-            "recovery": None,
-            "cooperative": ep.CooperativeRecovery(initializer=ep.MLPInitializer((2,), learn_scale=True)),
+        cases: dict[str, tuple[ep.MLPInitializer | None, ep.CooperativeRecovery | None]] = {
+            "recovery": (None, None),
+            "cooperative": (ep.MLPInitializer((2,), learn_scale=True), ep.CooperativeRecovery()),
         }
         if args.published:
-            cases["fixed width"] = ep.CooperativeRecovery(initializer=ep.MLPInitializer((2,)))
-            cases["fixed width, CDRL's negatives"] = ep.CooperativeRecovery(
-                initializer=ep.MLPInitializer((2,)), from_initializer=True
+            cases["fixed width"] = (ep.MLPInitializer((2,)), ep.CooperativeRecovery())
+            cases["fixed width, CDRL's negatives"] = (
+                ep.MLPInitializer((2,)),
+                ep.CooperativeRecovery(from_initializer=True),
             )
-        for case, objective in cases.items():
-            ebm, toy, how = train(name, objective, args.seconds)
+        for case, (initializer, objective) in cases.items():
+            ebm, toy, how = train(name, initializer, objective, args.seconds)
             if how.startswith("diverged"):
                 print(f"{name}: {case:25} {how}", flush=True)
                 continue

@@ -1,6 +1,6 @@
 """What the hot door, samplers, mixed precision and a whole training update cost, as ratios in one run.
 
-``python -m tests.benchmarks cost [--threads N]``
+``python -m tests.benchmarks cost [--threads N] [--repeats N]``
 
 Every figure is the median over paired, interleaved repeats, with the quartiles of the ratio.
 """
@@ -31,7 +31,7 @@ class Plain(nn.Module):
         return self.net(x).squeeze(-1)
 
 
-def ratio(ours: Callable[[], object], theirs: Callable[[], object], calls: int, repeats: int = 25) -> str:
+def ratio(ours: Callable[[], object], theirs: Callable[[], object], calls: int, repeats: int) -> str:
     """Median and quartiles of time(ours) / time(theirs), in alternation."""
     ours(), theirs()
     ratios, times = [], []
@@ -49,15 +49,15 @@ def ratio(ours: Callable[[], object], theirs: Callable[[], object], calls: int, 
     return f"{middle:.3f} [{low:.3f}, {high:.3f}]   ({ours_us:,.0f} µs against {theirs_us:,.0f} µs)"
 
 
-def door() -> None:
+def door(most: int) -> None:
     net = Plain().requires_grad_(False)
     for batch, calls in ((64, 100), (1_000, 30), (10_000, 3)):
         x = torch.randn(batch, 2)
-        text = ratio(lambda: ep.energy_and_grad(net, x), lambda: eager_energy_and_grad(net, x), calls)  # noqa: B023
+        text = ratio(lambda: ep.energy_and_grad(net, x), lambda: eager_energy_and_grad(net, x), calls, min(25, most))  # noqa: B023
         print(f"hot door / eager autograd, {batch:6} points: {text}", flush=True)
 
 
-def sampler(steps: int = 20) -> None:
+def sampler(most: int, steps: int = 20) -> None:
     net = Plain().requires_grad_(False)
     for kernel in (ep.Langevin(0.1), ep.MALA(0.1)):
         for batch, repeats in ((64, 25), (1_000, 15), (10_000, 9)):
@@ -67,14 +67,14 @@ def sampler(steps: int = 20) -> None:
                 for _ in range(steps + 1):
                     ep.energy_and_grad(net, x)  # noqa: B023
 
-            text = ratio(lambda: ep.sampling.run_chain(kernel, net, x, steps), bare, 1, repeats)  # noqa: B023
+            text = ratio(lambda: ep.sampling.run_chain(kernel, net, x, steps), bare, 1, min(repeats, most))  # noqa: B023
             print(
                 f"{steps} steps of {type(kernel).__name__:8} / {steps + 1} gradients, {batch:6} chains: {text}",
                 flush=True,
             )
 
 
-def leapfrog(steps: int = 20) -> None:
+def leapfrog(most: int, steps: int = 20) -> None:
     net = Plain().requires_grad_(False)
     kernel = ep.HMC(0.05, steps, 0.0, torch.ones(2))
     for batch, repeats in ((64, 25), (1_000, 15), (10_000, 7)):
@@ -86,7 +86,7 @@ def leapfrog(steps: int = 20) -> None:
                 ep.autodiff.gradient_only(net, x)  # noqa: B023
             ep.energy_and_grad(net, x)  # noqa: B023
 
-        text = ratio(lambda: kernel.step(net, state), bare, 1, repeats)  # noqa: B023
+        text = ratio(lambda: kernel.step(net, state), bare, 1, min(repeats, most))  # noqa: B023
         print(f"HMC, {steps} leapfrog steps / as many gradients, {batch:6} chains: {text}", flush=True)
 
 
@@ -112,13 +112,13 @@ class Convolutions(nn.Module):
         return self.net(x).squeeze(-1) + 0.5 * (x * x).sum((1, 2, 3))
 
 
-def mixed_precision(batch: int = 64, steps: int = 10) -> None:
+def mixed_precision(most: int, batch: int = 64, steps: int = 10) -> None:
     net, x = Convolutions(), torch.randn(batch, 1, 28, 28)
     net(x)
     net.requires_grad_(False)
     exact, cheap = ep.HMC(0.05, steps, 0.0), ep.HMC(0.05, steps, 0.0, force_dtype=torch.bfloat16)
     states = exact.init(net, x), cheap.init(net, x)
-    text = ratio(lambda: cheap.step(net, states[1]), lambda: exact.step(net, states[0]), 1, 9)
+    text = ratio(lambda: cheap.step(net, states[1]), lambda: exact.step(net, states[0]), 1, min(9, most))
     accepted = [k.step(net, s)[1].accept_prob.mean() for k, s in zip((exact, cheap), states, strict=True)]
     print(f"HMC on a ConvNet, {steps} steps with bfloat16 forces / float32, {batch} chains: {text}")
     print(
@@ -126,7 +126,7 @@ def mixed_precision(batch: int = 64, steps: int = 10) -> None:
     )
 
 
-def update(batch: int = 512, steps: int = 5, updates: int = 15) -> None:
+def update(most: int, batch: int = 512, steps: int = 5, updates: int = 15) -> None:
     data = ep.toys.Checkerboard().sample((20_000,))
     schedule = ep.NoiseSchedule.cosine(6)
     standard = (data - data.mean(0)) / data.std(0)
@@ -147,18 +147,16 @@ def update(batch: int = 512, steps: int = 5, updates: int = 15) -> None:
             for _ in range(updates):
                 next(training)  # noqa: B023
 
-        print(f"{updates} training updates / textbook's, {name}: {ratio(ours, theirs, 1, 9)}", flush=True)
+        print(f"{updates} training updates / textbook's, {name}: {ratio(ours, theirs, 1, min(9, most))}", flush=True)
 
 
 def main(arguments: list[str]) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="cost", description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=25, help="at most, of each pair; two or more")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    door()
-    sampler()
-    leapfrog()
-    mixed_precision()
-    update()
+    for table in (door, sampler, leapfrog, mixed_precision, update):
+        table(args.repeats)

@@ -13,10 +13,9 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import energyppl as ep
-from tests.support.objectives import loss_of
 
 FIVE = ("checkerboard", "rings", "pinwheel", "eight-gaussians", "spirals")
 
@@ -83,7 +82,11 @@ class ExactLikelihood:
 
     nodes: int
 
-    def loss_of(self, model: ep.RecoveryEBM, batch: Tensor) -> ep.objectives.Loss:
+    def init(self, model: ep.RecoveryEBM) -> nn.Module:
+        """Nothing is learned beside the weights."""
+        return nn.Module()
+
+    def loss(self, model: ep.RecoveryEBM, state: nn.Module, batch: Tensor) -> ep.objectives.Loss:
         """Mean negative log-likelihood of the batch."""
         x = model.schedule.diffuse(model.to_unit(batch), 0)
         half = 3.0
@@ -94,11 +97,11 @@ class ExactLikelihood:
         log_z = torch.logsumexp(-potential(grid), 0) + 2 * math.log(2 * half / self.nodes)
         return ep.objectives.Loss(potential(x).mean() + log_z, {})
 
-    def measure_of(self, model: ep.RecoveryEBM, data: Tensor) -> float:
+    def measure(self, model: ep.RecoveryEBM, state: nn.Module, data: Tensor) -> float:
         """The same on held-out data, with the same noise and jitter each time."""
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            return float(loss_of(self, model, data).value)
+            return float(self.loss(model, state, data).value)
 
 
 def main(arguments: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Figure 2b: generation from white noise on five toys, as a curve over energy evaluations per sample.
 
-``python -m tests.benchmarks generation [TOY …]``
+``python -m tests.benchmarks generation [--steps N] [--size N] [TOY …]``
 
 For each budget: share of samples on the support (data noised to level 0 beside it), the largest deviation of a mode's
 mass from fresh data's and its chi-square p-value, and the energy-distance two-sample test of 2,000 samples against
@@ -53,10 +53,11 @@ def main(arguments: list[str]) -> None:
     """Train each toy with the defaults and print its curve."""
     parser = argparse.ArgumentParser(prog="generation", description=__doc__)
     parser.add_argument("toys", nargs="*", default=FIVE)
+    parser.add_argument("--steps", type=int, default=ep.TrainingOptions().steps, help="updates")
     parser.add_argument("--size", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     for name in args.toys:
-        ebm, toy, seconds = train(name, args.seed, ep.TrainingOptions())
+        ebm, toy, seconds = train(name, args.seed, ep.TrainingOptions(steps=args.steps))
         print(f"{name}: trained in {seconds:.0f} s", flush=True)
         report(name, ebm, toy, (2, 5, 10, 20, 40, 80), args.size)

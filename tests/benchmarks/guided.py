@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
     ebm = ep.RecoveryEBM(ep.MLPEnergy((1, 8, 8), **sizes), schedule, initializer=initializer)
     ebm.standardize(x[train], isotropic=True)
     options = ep.TrainingOptions(steps=args.steps, batch_size=256)
-    objective = ep.CooperativeRecovery(recipe=ep.RecoveryLikelihood(persistent=0.0))
+    objective = ep.CooperativeRecovery()
     began = time.perf_counter()
     history = ep.fit(ebm, x[train], objective, labels=y[train], options=options, progress=False)
     print(f"trained {len(history.records)} updates in {time.perf_counter() - began:.0f} s")

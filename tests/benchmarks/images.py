@@ -27,6 +27,7 @@ from energyppl.inference.training.history import Record
 from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_grid, image_strips, neighbour_grid
 from tests.benchmarks.budget import training_within
+from tests.support.objectives import loss_of
 
 LEVELS = 6
 
@@ -56,18 +57,19 @@ def train(x: Tensor, seconds: float, *, plain: bool) -> tuple[ep.RecoveryEBM, ep
     """A model trained for so many seconds."""
     shape = x.shape[1:]
     recipe = ep.RecoveryLikelihood(
-        ep.kernels.CrankNicolsonLangevin(force_dtype=torch.bfloat16), persistent=0.0, autocast=torch.bfloat16
+        ep.kernels.CrankNicolsonLangevin(force_dtype=torch.bfloat16), autocast=torch.bfloat16
     )
     schedule = ep.NoiseSchedule.cosine(LEVELS, log_snr_max=5.0)
 
     def build(updates: int) -> ep.Training:
         torch.manual_seed(1)
         objective: Objective = recipe
+        initializer = None
         if not plain:
             initializer = ep.UNetInitializer(shape, width=16, levels=LEVELS, learn_scale=True)
-            objective = ep.CooperativeRecovery(initializer=initializer, recipe=recipe, initializer_fraction=1.0)
+            objective = ep.CooperativeRecovery(recipe=recipe, initializer_fraction=1.0)
         net = ep.ConvEnergy(shape, width=16, multipliers=(1, 2, 4), levels=LEVELS)
-        ebm = ep.RecoveryEBM(net, schedule)
+        ebm = ep.RecoveryEBM(net, schedule, initializer=initializer)
         ebm.standardize(x, isotropic=True)
         options = ep.TrainingOptions(steps=updates, batch_size=64, evaluate_every=max(200, updates // 10))
         return ep.Training(ebm, x[1000:], objective, held_out=x[:1000], options=options)
@@ -105,12 +107,11 @@ def rates() -> None:
     for name, dtype in (("ours, float32", None), ("ours, bfloat16 chains and loss", torch.bfloat16)):
         for kernel in (ep.Langevin(0.1, force_dtype=dtype), ep.kernels.CrankNicolsonLangevin(0.1, force_dtype=dtype)):
             adapt = kernel.target_acceptance is not None
-            recipe = ep.RecoveryLikelihood(kernel, steps=moves, persistent=0.0, autocast=dtype, adapt=adapt)
-            cases[f"{name}, {type(kernel).__name__}"] = functools.partial(lambda r: loss(r, ebm, x).value, recipe)
+            recipe = ep.RecoveryLikelihood(kernel, steps=moves, autocast=dtype, adapt=adapt)
+            cases[f"{name}, {type(kernel).__name__}"] = functools.partial(lambda r: loss_of(r, ebm, x).value, recipe)
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for turn in range(6):
         for name, loss in cases.items():
-            ebm.step_sizes.fill_(0.1)
             began = time.process_time()
             value = loss()
             middle = time.process_time()

@@ -34,7 +34,7 @@ CASES: dict[str, tuple[type[Model], Callable[[], Objective], int]] = {  # and th
     "recovery": (ep.RecoveryEBM, ep.RecoveryLikelihood, 7),
     "cooperative": (
         ep.RecoveryEBM,
-        lambda: ep.CooperativeRecovery(initializer=ep.MLPInitializer((2,), learn_scale=True)),
+        ep.CooperativeRecovery,
         7,
     ),
     "level-scores": (
@@ -77,7 +77,7 @@ def mixture(joint: bool, seed: int, points: int) -> tuple[float, float, float]:
     """The energy gap of a trained model, NaN if it diverged, its mass on the left, and that of its training points."""
     torch.manual_seed(seed)
     data = ep.toys.OneDimensionalMixture().sample((points,))
-    model: Model = ep.JointEBM(Knots(7), schedule(), slots=1000) if joint else ep.EBM(Knots(1), event_shape=(1,))
+    model: Model = ep.JointEBM(Knots(7), schedule()) if joint else ep.EBM(Knots(1), event_shape=(1,))
     model.is_standardized.fill_(True)  # the knots lie in data coordinates
     objective = ep.PersistentLikelihood(slots=1000, num_steps=10, sweeps=1)
     options = ep.TrainingOptions(steps=1200, batch_size=900, learning_rate=0.01, patience=1000)
@@ -107,7 +107,9 @@ def rings(case: str, sd: float, seconds: float) -> tuple[Model, ep.toys.Rings, T
         if kind is ep.EBM:
             model = ep.EBM(net)
         else:
-            model = ep.JointEBM(net, schedule()) if kind is ep.JointEBM else ep.RecoveryEBM(net, recovery_schedule(sd))
+            start = ep.MLPInitializer((2,), learn_scale=True) if case == "cooperative" else None
+            noise = schedule() if kind is ep.JointEBM else recovery_schedule(sd)
+            model = ep.JointEBM(net, noise) if kind is ep.JointEBM else ep.RecoveryEBM(net, noise, initializer=start)
         model.standardize(data, isotropic=True)
         options = ep.TrainingOptions(steps=updates, evaluate_every=max(100, updates // 10), patience=1000)
         return ep.Training(model, data, objective(), options=options)
@@ -117,7 +119,7 @@ def rings(case: str, sd: float, seconds: float) -> tuple[Model, ep.toys.Rings, T
         pass
     model = cast(Model, training.model)
     history = training.finish()
-    if isinstance(model, ep.RecoveryEBM) and not bool(model.step_sizes.any()):
+    if isinstance(model, ep.RecoveryEBM) and case == "level-scores":
         model.tune(data[:2000])  # score matching has no chains
     count = len(history.records)
     taken = count * training.options.batch_size * gradients / 1e6

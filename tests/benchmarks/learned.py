@@ -76,6 +76,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="learned", description=__doc__)
     parser.add_argument("toys", nargs="*", default=FIVE)
     parser.add_argument("--steps", type=int, default=ep.TrainingOptions().steps)
+    parser.add_argument("--particles", type=int, default=WIDE)
     parser.add_argument("--digits", type=Path)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -87,13 +88,13 @@ def main(arguments: list[str]) -> None:
         exact = ebm.log_normalizer()
         print(f"{name}: log Z {exact.estimate:.4f} by quadrature (± {exact.standard_error:.1g})")
         cases: dict[str, Callable[[], ep.LogNormalizer]] = {
-            "through the levels": lambda: ebm.log_normalizer(method=ep.normalizing.BAR(WIDE)),  # noqa: B023
+            "through the levels": lambda: ebm.log_normalizer(method=ep.normalizing.BAR(args.particles)),  # noqa: B023
             "fitted base, own samples": lambda: ep.log_normalizer(
                 ebm.marginal(),  # noqa: B023
-                samples=relaxed(ebm, WIDE + 1024),  # noqa: B023
-                method=ep.normalizing.BAR(WIDE),
+                samples=relaxed(ebm, args.particles + 1024),  # noqa: B023
+                method=ep.normalizing.BAR(args.particles),
             ),
-            "without samples": lambda: ep.log_normalizer(ebm.marginal(), method=ep.normalizing.SMC(WIDE)),  # noqa: B023
+            "without samples": lambda: ep.log_normalizer(ebm.marginal(), method=ep.normalizing.SMC(args.particles)),  # noqa: B023
         }
         for case, estimate in cases.items():
             report(case, estimate, exact.estimate)

@@ -1,6 +1,6 @@
 """Why the underdamped kernel is MALT: against a microcanonical one (MAMS, Robnik et al. 2025), each at its best length.
 
-``python -m tests.benchmarks microcanonical``
+``python -m tests.benchmarks microcanonical [--warmup N] [--draws N] [TARGET …]``
 
 Effective samples of the worst coordinate or square per 1,000 gradients, 64 chains after a tuned warm-up, for
 trajectories of 1 to 16 steps; the best is printed with its length (ChEES finds its own).  Both are exact: MALT renews
@@ -21,7 +21,7 @@ import energyppl as ep
 from energyppl.autodiff.gradient import energy_and_grad, gradient_only
 from energyppl.inference.kernels.contract import Info, State, dot, evaluate, metropolis
 
-CHAINS, WARMUP, DRAWS = 64, 300, 400
+CHAINS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,22 +66,22 @@ class MAMS:
         return new / new.norm(dim=-1, keepdim=True), (size - 1) * growth[:, 0]
 
 
-def tuned(kernel: MAMS, potential: Any, x: Tensor, target: float) -> tuple[MAMS, Tensor]:
+def tuned(kernel: MAMS, potential: Any, x: Tensor, target: float, warmup: int) -> tuple[MAMS, Tensor]:
     """Steer the step to an acceptance, and the scale to the chains' spread at a third and two thirds of the way."""
     state = kernel.init(potential, x)
-    for i in range(WARMUP):
+    for i in range(warmup):
         state, info = kernel.step(potential, state)
-        rate = 0.2 / math.sqrt(1 + i % (WARMUP // 3))
+        rate = 0.2 / math.sqrt(1 + i % (warmup // 3))
         size = kernel.step_size * math.exp(rate * (float(info.accept_prob.mean()) - target))
         kernel = replace(kernel, step_size=size)
-        if i in (WARMUP // 3, 2 * WARMUP // 3):
+        if i in (warmup // 3, 2 * warmup // 3):
             kernel = replace(kernel, scale=state.x.std(0))
     return kernel, state.x
 
 
-def efficiency(kernel: Any, potential: Any, x: Tensor) -> float:
+def efficiency(kernel: Any, potential: Any, x: Tensor, draws: int) -> float:
     """Effective samples per 1,000 gradients of one chain."""
-    chains = ep.sample_chains(kernel, potential, chains=CHAINS, draws=DRAWS, warmup=0, init=x, progress=False)
+    chains = ep.sample_chains(kernel, potential, chains=CHAINS, draws=draws, warmup=0, init=x, progress=False)
     values = torch.cat([chains.draws, chains.draws**2], -1).numpy()
     worst = min(float(az.ess(values[..., j])) for j in range(values.shape[-1]))
     return 1000.0 * worst / CHAINS / chains.gradients
@@ -102,24 +102,27 @@ def targets() -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """One line for each target."""
-    argparse.ArgumentParser(prog="microcanonical", description=__doc__).parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="microcanonical", description=__doc__)
+    parser.add_argument("targets", nargs="*", default=list(targets()))
+    parser.add_argument("--warmup", type=int, default=300)
+    parser.add_argument("--draws", type=int, default=400)
+    args = parser.parse_args(arguments)
     torch.manual_seed(0)
     for name, potential in targets().items():
+        if name not in args.targets:
+            continue
         start, found = torch.randn(CHAINS, *potential.event_shape), {}
         for steps in (1, 2, 4, 8, 16):
             for target in (0.65, 0.8):
                 first = MAMS(0.3, steps, torch.ones(potential.event_shape))
-                found["MAMS", steps, target] = efficiency(*_at(tuned(first, potential, start, target), potential))
-            for label, kernel in (("MALT", ep.kernels.MALT(steps=steps)), ("HMC", ep.HMC(steps=steps))):
-                tuning = ep.adapt(kernel, potential, start, WARMUP, mass=ep.kernels.diagonal_mass)
-                found[label, steps, 0.0] = efficiency(tuning.kernel, potential, tuning.state.x)
-        tuning = ep.adapt(ep.ChEES(), potential, start, WARMUP, mass=ep.kernels.diagonal_mass)
-        found["ChEES", 0, 0.0] = efficiency(tuning.kernel, potential, tuning.state.x)
+                kernel, x = tuned(first, potential, start, target, args.warmup)
+                found["MAMS", steps, target] = efficiency(kernel, potential, x, args.draws)
+            for label, untuned in (("MALT", ep.kernels.MALT(steps=steps)), ("HMC", ep.HMC(steps=steps))):
+                tuning = ep.adapt(untuned, potential, start, args.warmup, mass=ep.kernels.diagonal_mass)
+                found[label, steps, 0.0] = efficiency(tuning.kernel, potential, tuning.state.x, args.draws)
+        tuning = ep.adapt(ep.ChEES(), potential, start, args.warmup, mass=ep.kernels.diagonal_mass)
+        found["ChEES", 0, 0.0] = efficiency(tuning.kernel, potential, tuning.state.x, args.draws)
         best = {
             k: max((v, n) for (label, n, _), v in found.items() if label == k) for k in ("MALT", "MAMS", "HMC", "ChEES")
         }
         print(f"{name:16} " + ", ".join(f"{k} {v:.0f} ({n} steps)" for k, (v, n) in best.items()), flush=True)
-
-
-def _at(found: tuple[MAMS, Tensor], potential: Any) -> tuple[MAMS, Any, Tensor]:
-    return found[0], potential, found[1]

@@ -1,6 +1,6 @@
 """Figure 4 of the samplers: which kernel brings a RecoveryEBM's samples from white noise to fresh data, at what cost.
 
-``python -m tests.benchmarks recovery [TOY …] [--digits digits8x8.npz]``
+``python -m tests.benchmarks recovery [TOY …] [--steps N] [--points N] [--digits digits8x8.npz]``
 
 Trains each toy with the defaults (or the 8×8 digits of the file, 64 dimensions, a third held out), tunes each kernel
 at every level with :meth:`RecoveryEBM.tune`, and prints for each budget the evaluations a sample cost, the share on the
@@ -69,6 +69,8 @@ def main(arguments: list[str]) -> None:
     """Train, tune and print."""
     parser = argparse.ArgumentParser(prog="recovery", description=__doc__)
     parser.add_argument("toys", nargs="*", default=FIVE)
+    parser.add_argument("--steps", type=int, default=ep.TrainingOptions().steps, help="updates, on toys")
+    parser.add_argument("--points", type=int, default=2000, help="samples of each kernel and budget, on toys")
     parser.add_argument("--digits", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
@@ -76,7 +78,13 @@ def main(arguments: list[str]) -> None:
         digits(args.digits, args.seed)
         return
     for name in args.toys:
-        ebm, toy, seconds = train(name, args.seed, ep.TrainingOptions())
+        ebm, toy, seconds = train(name, args.seed, ep.TrainingOptions(steps=args.steps))
         print(f"{name}: trained in {seconds:.0f} s", flush=True)
-        fresh = ebm.diffuse(toy.sample((2000,)), 0)
-        curve(name, ebm, toy.sample((6000,)), fresh, lambda x: f", on support {toy.on_support(x).float().mean():.3f}")  # noqa: B023
+        fresh = ebm.diffuse(toy.sample((args.points,)), 0)
+        curve(
+            name,
+            ebm,
+            toy.sample((3 * args.points,)),
+            fresh,
+            lambda x: f", on support {toy.on_support(x).float().mean():.3f}",
+        )  # noqa: B023

@@ -63,22 +63,21 @@ def systems() -> dict[str, System]:
     recipe = ep.RecoveryLikelihood(ep.kernels.CrankNicolsonLangevin(force_dtype=BRIEF), autocast=BRIEF)
     initializer = ep.UNetInitializer(SHAPE, width=8, levels=LEVELS, learn_scale=True)
     mala = ep.MALA(0.1, force_dtype=BRIEF)
-    # A quarter of the rows are contrasted with persistent chains too; the loss adds data and negatives.
-    recovery, lasting = 1.25 * recipe.steps + 2.0, ep.PersistentLikelihood(mala, slots=SLOTS, sweeps=1, autocast=BRIEF)
+    recovery, lasting = recipe.steps + 2.0, ep.PersistentLikelihood(mala, slots=SLOTS, sweeps=1, autocast=BRIEF)
     brief = {"steps": 10, "denoise": True, "micro_batch": BATCH}
     plain, long = (lambda: ep.EBM(net())), {"steps": 300}
     schedule = ep.levels.TemperatureSchedule(start=float(SIGMAS[0] / 0.4) ** 2, hot=100, cooling=400, quench=50)
     return {
         "recovery": System(lambda: ep.RecoveryEBM(net(LEVELS), schedule()), recipe, recovery, brief),
         "cooperative": System(
-            lambda: ep.RecoveryEBM(net(LEVELS), schedule()),
-            ep.CooperativeRecovery(initializer=initializer, recipe=recipe, initializer_fraction=1.0),
+            lambda: ep.RecoveryEBM(net(LEVELS), schedule(), initializer=initializer),
+            ep.CooperativeRecovery(recipe=recipe, initializer_fraction=1.0),
             recovery,
             brief,
         ),
         "joint": System(
             # The paper's schedule: in 784 dimensions chains only change between levels that lie close.
-            lambda: ep.JointEBM(net(51), ep.NoiseSchedule.sqrtcumlinear(50), slots=SLOTS),
+            lambda: ep.JointEBM(net(51), ep.NoiseSchedule.sqrtcumlinear(50)),
             lasting,
             22.0,
             {"visits": 1, "max_sweeps": 60},

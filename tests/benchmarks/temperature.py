@@ -100,13 +100,13 @@ CHAINS = {784: 128, 200: 256, 2: 2000}
 def main(arguments: list[str]) -> None:
     """One line for each dimension and temperature."""
     parser = argparse.ArgumentParser(prog="temperature", description=__doc__)
-    parser.add_argument("--scale", type=int, default=2)
+    parser.add_argument("--scale", type=float, default=2.0)
     args = parser.parse_args(arguments)
     torch.manual_seed(0)
     print("  d     T     law   integral   chains ± standard error")
     for d, temperature, _, _, burn, kept in LAW:
         begin, field = time.perf_counter(), ExactField.cifar(d)
-        mean, error, _ = second_moment(field, temperature, CHAINS[d], args.scale * burn, args.scale * kept)
+        mean, error, _ = second_moment(field, temperature, CHAINS[d], int(args.scale * burn), int(args.scale * kept))
         law, integral = 1.0 + BASE**2 * temperature, field.stationary(temperature)
         seconds = time.perf_counter() - begin
         line = f"{d:3} {temperature:5.0f}   {law:5.2f}   {integral:8.4f}   {mean:.4f} ± {error:.4f}"

@@ -77,33 +77,24 @@ def test_fit_knows_what_trains_each_kind_of_model() -> None:
         assert len(ep.fit(model, torch.randn(100, 2), options=options, progress=False).records) == 2
 
 
-@pytest.mark.parametrize("slots", [64, 4096])
-def test_what_was_trained_is_loaded_into_a_fresh_model(slots: int) -> None:
-    """Training by chains makes them part of the state, as many as it was asked for."""
+def test_what_was_trained_is_loaded_into_a_fresh_model() -> None:
+    """Weights, coordinates and step sizes are a model's state; the chains that trained it are not."""
 
     def fresh() -> ep.EBM:
         return ep.EBM(ep.MLPEnergy((2,), hidden=8, levels=1))
 
     trained, again = fresh(), fresh()
-    objective = None if slots == 4096 else ep.PersistentLikelihood(slots=slots, num_steps=2)
     options = ep.TrainingOptions(steps=2, batch_size=32)
-    ep.fit(trained, torch.randn(100, 2), objective, options=options, progress=False)
+    ep.fit(trained, torch.randn(100, 2), options=options, progress=False)
     state = trained.state_dict()
     again.load_state_dict(state)
-    assert len(again.chains) == slots  # type: ignore[arg-type]
-    assert again.state_dict().keys() == state.keys()
+    assert set(state) - {f"net.{name}" for name in trained.net.state_dict()} == {
+        *("loc", "scale", "is_standardized", "level_kernel.step_sizes")
+    }
     for name, value in again.state_dict().items():
         assert torch.equal(value, state[name]), name
     inside = nn.ModuleDict({"model": fresh()})
     inside.load_state_dict({f"model.{name}": value for name, value in state.items()})
-    with pytest.raises(RuntimeError, match=r"Missing key\(s\).*chains.x"):
-        trained.load_state_dict(fresh().state_dict())
-
-
-def test_chains_of_another_number_are_named() -> None:
-    net, schedule = ep.MLPEnergy((2,), hidden=8, levels=4), ep.NoiseSchedule.cosine(3)
-    with pytest.raises(RuntimeError, match=r"size mismatch for chains.x: .*\[64, 2\].*\[32, 2\]"):
-        ep.JointEBM(net, schedule, slots=32).load_state_dict(ep.JointEBM(net, schedule, slots=64).state_dict())
 
 
 class Broken(nn.Module):

@@ -1,6 +1,5 @@
-"""Networks of images and of where chains begin: shapes, conditioning, spectral norm, and the papers' sizes."""
+"""Networks of images and of where chains begin: shapes, conditioning, and the papers' sizes."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,25 +12,8 @@ from energyppl.autodiff import gradient
 from energyppl.autodiff.gradient import eager_energy_and_grad, energy_and_grad
 from energyppl.models.networks.conv import ConvEnergy
 from energyppl.models.networks.mlp_initializer import MLPInitializer
-from energyppl.models.networks.spectral import spectrally_normalized
 from energyppl.models.networks.unet import UNetInitializer
-
-SHAPE = (1, 8, 8)
-SMALL: dict[str, Any] = {"width": 8, "levels": 5, "classes": 3}
-CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
-
-
-def stirred(net: Any) -> Any:
-    """With other weights than the initial ones, of which many are zero."""
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return net
-
-
-def tiny_drl(**options: Any) -> ConvEnergy:
-    return ConvEnergy.drl_cifar10(width=8, blocks=1, **options)
-
+from tests.support.image_networks import CLOSE, CONV, SHAPE, SMALL, stirred, tiny_drl
 
 # Every network, as a function of (x, level, label) that returns one tensor for each point.
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
@@ -104,16 +86,6 @@ def test_defaults_fit_the_image(shape: tuple[int, ...]) -> None:
     assert float((net(x, torch.tensor(0)) - quadratic).detach().abs().max()) < 3.0
 
 
-CONV: dict[str, Callable[[], ConvEnergy]] = {
-    "plain": lambda: ConvEnergy(SHAPE),
-    "classes": lambda: ConvEnergy(SHAPE, classes=4),
-    "spectral norm": lambda: ConvEnergy(SHAPE, spectral_norm=True),
-    "unconfined": lambda: ConvEnergy(SHAPE, confinement=0.0, output_scale=torch.linspace(3.0, 1.0, 64)),
-    "drl": tiny_drl,
-    "cdrl": lambda: ConvEnergy.cdrl_cifar10(width=8, blocks=1),
-}
-
-
 @pytest.mark.parametrize("level", [2, torch.tensor([0, 3, 1, 2, 2])], ids=["one level", "a level each"])
 @pytest.mark.parametrize("name", CONV)
 def test_the_door_traces_in_train_mode_and_gives_eager_numbers(name: str, level: Any) -> None:
@@ -157,102 +129,6 @@ def test_the_output_scale_weighs_everything_but_the_confinement() -> None:
     quadratic = 0.5 * (x * x).flatten(1).sum(1)
     expected = (net(x, level) - quadratic) * torch.tensor([1.0, 2.0, 5.0]) + quadratic
     torch.testing.assert_close(scaled(x, level), expected, **CLOSE)
-
-
-# --- Spectral norm ---
-
-
-def vectors(net: nn.Module) -> list[Tensor]:
-    return [buffer.clone() for name, buffer in net.named_buffers() if name.endswith("left")]
-
-
-def largest(net: nn.Module) -> list[float]:
-    """The largest singular value of every weight that is normalized, as the network sees it."""
-    layers = [m for m in net.modules() if nn.utils.parametrize.is_parametrized(m, "weight")]
-    return [float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)) for layer in layers]
-
-
-def backward(net: ConvEnergy) -> None:
-    net(torch.randn(4, *net.event_shape), torch.tensor(1)).mean().backward()
-
-
-@pytest.mark.parametrize(("name", "layers"), [("drl", 16), ("cdrl", 16), ("spectral norm", 6)])
-def test_spectral_norm_bounds_every_singular_value(name: str, layers: int) -> None:
-    """Of the stem, the dense layers, each block's three or two, and the shortcut; not of the head."""
-    net = stirred(CONV[name]())
-    for _ in range(60):
-        backward(net)
-    values = largest(net)
-    assert len(values) == layers
-    assert 0.9 < max(values) < 1.005
-
-
-def test_spectral_norm_that_shrinks_leaves_small_weights_alone() -> None:
-    zero = nn.Linear(4, 4)
-    nn.init.zeros_(zero.weight)
-    layer = spectrally_normalized(copy.deepcopy(zero), shrink=True)
-    assert torch.equal(layer.weight, zero.weight)
-    layer(torch.randn(3, 4)).sum().backward()
-    assert layer.parametrizations.weight.original.grad.abs().sum() > 0
-    assert vectors(layer)[0].norm() > 0.99  # a weight of zeros has not wiped it out
-    for size, expected in ((0.5, 0.5), (3.0, 1.0)):
-        with torch.no_grad():
-            layer.parametrizations.weight.original.copy_(size * torch.eye(4))
-        assert float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) == pytest.approx(expected)
-        assert float(torch.linalg.matrix_norm(spectrally_normalized(nn.Linear(4, 4)).weight.detach(), 2)) > 0.8
-
-
-def test_spectral_vectors_rest_while_chains_run_and_move_once_a_backward() -> None:
-    """The energy is the same function for chains and for the loss, in train mode too."""
-    net = stirred(ConvEnergy(SHAPE, width=8, levels=4, spectral_norm=True)).train()
-    ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(4))
-    before = vectors(net)
-    x = torch.randn(5, *SHAPE)
-    energy, _ = energy_and_grad(ebm.potential(1), x)
-    eager_energy_and_grad(ebm.potential(1), x)
-    ebm.sample((2,), steps=2)
-    loss = ebm.potential(1)(x)  # evaluated, but nothing learned from it yet
-    torch.testing.assert_close(loss, energy, **CLOSE)
-    assert all(map(torch.equal, vectors(net), before))
-    loss.mean().backward()
-    once = vectors(net)
-    assert not any(map(torch.equal, once, before))
-    matrix = net.stem.parametrizations.weight.original.detach().flatten(1)
-    torch.testing.assert_close(once[0], nn.functional.normalize(matrix @ (matrix.t() @ before[0]), dim=0))
-    # Score matching differentiates twice; its vectors follow as well, and once.
-    point = x.clone().requires_grad_()
-    (score,) = torch.autograd.grad(net(point, torch.tensor(1)).sum(), point, create_graph=True)
-    assert all(map(torch.equal, vectors(net), once))
-    score.square().sum().backward()
-    torch.testing.assert_close(
-        vectors(net)[0], nn.functional.normalize(matrix @ (matrix.t() @ once[0]), dim=0), rtol=1e-4, atol=1e-5
-    )
-
-
-def test_spectral_norm_has_the_true_gradient() -> None:
-    """With its vectors at rest at the singular ones, W / σ(W) has the derivative of W / |W|₂."""
-    layer = spectrally_normalized(nn.Linear(5, 3)).double()
-    for _ in range(200):
-        layer.weight.sum().backward()
-    original = layer.parametrizations.weight.original
-    original.grad = None
-    weights = torch.randn(3, 5, dtype=torch.double)
-    (layer.weight * weights).sum().backward()
-    free = original.detach().clone().requires_grad_()
-    (free / torch.linalg.matrix_norm(free, 2) * weights).sum().backward()
-    torch.testing.assert_close(original.grad, free.grad, rtol=1e-6, atol=1e-8)
-
-
-def test_training_with_spectral_norm() -> None:
-    net = ConvEnergy(SHAPE, width=8, levels=3, spectral_norm=True)
-    twin = copy.deepcopy(net)
-    ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(3))
-    options = ep.TrainingOptions(steps=4, batch_size=16, evaluate_every=2)
-    ep.fit(ebm, torch.randn(40, *SHAPE), options=options, progress=False)
-    assert not torch.equal(vectors(net)[0], vectors(twin)[0])
-    twin.load_state_dict(net.state_dict())
-    x = torch.randn(2, *SHAPE)
-    torch.testing.assert_close(twin(x, torch.tensor(1)), net(x, torch.tensor(1)), rtol=0, atol=0)
 
 
 # --- The papers' networks ---
@@ -360,6 +236,7 @@ def refused_call(x: Tensor, level: Any = 0, label: Any = None, **options: Any) -
 
 
 IMAGES = torch.zeros(3, *SHAPE)
+
 REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     "not an image": (lambda: ConvEnergy((2,)), r"\(channels, height, width\); got \(2,\)"),
     "no pixels": (lambda: UNetInitializer((1, 0, 8)), "channels, height, width"),

@@ -25,6 +25,7 @@ LINKS = {ROOT / name.replace(".", "/") for name in ROOMS}
 WINGS = sorted(path.parent for folder in FOLDERS.values() for path in (ROOT / folder).glob("*/__init__.py"))
 WINGS = [wing for wing in WINGS if wing not in LINKS]
 SOURCES = sorted(path for folder in (*[ROOT / f for f in FOLDERS.values()], *WINGS) for path in folder.glob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TOP_LEVEL = {
     *("pyproject.toml", "constraints.txt", "Makefile", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"),
     *(".ci", ".gitignore", ".pre-commit-config.yaml"),
@@ -81,6 +82,18 @@ def test_top_level_holds_only_what_belongs_there() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_source_file_is_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_test_file_is_short_and_imports_no_other(path: Path) -> None:
+    """What tests share lies in ``tests/support/`` (or in the benchmark that they check)."""
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = [alias.name for node in nodes for alias in node.names]
+    modules = names + [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert [name for name in modules if name.split(".")[-1].startswith("test_")] == []
+    assert [name for name in modules if name.startswith(("tests.contract", "tests.statistics"))] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -142,7 +155,8 @@ def test_installed_wheel_imports_from_elsewhere(wheel: Path, tmp_path: Path) -> 
     options = ("--no-deps", "--no-index", "--quiet")
     result = run(sys.executable, "-m", "pip", "install", *options, "--target", site, wheel, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    program = "import energyppl, energyppl.models as m, energyppl.inference as i; print(*m.__path__, *i.__path__)"
+    packages = [*FOLDERS, *map(import_name, WINGS)]
+    program = f"import importlib as i; print(*[i.import_module(name).__file__ for name in {packages}])"
     result = run(sys.executable, "-W", "ignore", "-c", program, cwd=tmp_path, PYTHONPATH=str(site))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [str(site / name.replace(".", "/")) for name in ROOMS]
+    assert result.stdout.split() == [str(site / name.replace(".", "/") / "__init__.py") for name in packages]

@@ -23,8 +23,10 @@ def net(**settings: int) -> ep.MLPEnergy:
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "EBM": lambda **settings: ep.EBM(net(**settings)),
-    "JointEBM": lambda **settings: ep.JointEBM(net(**settings), SCHEDULE, slots=32),
-    "RecoveryEBM": lambda **settings: ep.RecoveryEBM(net(**settings), SCHEDULE),
+    "JointEBM": lambda **settings: ep.JointEBM(net(**settings), SCHEDULE),
+    "RecoveryEBM": lambda **settings: ep.RecoveryEBM(
+        net(**settings), SCHEDULE, initializer=ep.MLPInitializer((2,), hidden=8)
+    ),
     "MultiscaleEBM": lambda **settings: ep.MultiscaleEBM(net(**settings), [1.0, 0.1]),
 }
 USUAL = {
@@ -35,7 +37,7 @@ USUAL = {
 }
 OBJECTIVES: dict[str, Callable[[], Any]] = {
     "recovery": ep.RecoveryLikelihood,
-    "cooperative": lambda: ep.CooperativeRecovery(initializer=ep.MLPInitializer((2,), hidden=8)),
+    "cooperative": ep.CooperativeRecovery,
     "persistent": lambda: ep.PersistentLikelihood(slots=32, num_steps=2),
     "contrastive divergence": lambda: ep.objectives.ContrastiveDivergence(steps=2),
     "levels": ep.objectives.LevelScoreMatching,
@@ -76,14 +78,14 @@ def test_an_objective_says_which_model_it_needs_and_what_trains_this_one(objecti
 
 
 class Quadratic(nn.Module):
-    """A user's own model: no more than the Protocol of persistent likelihood asks for."""
+    """A user's own model of one energy: no more than persistent likelihood asks for."""
+
+    levels, schedule, initial_kernel = 1, None, ep.MALA(0.1)
+    event_shape = torch.Size((2,))
 
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Linear(2, 1)
-        self.event_shape, self.levels, self.schedule = torch.Size((2,)), 1, None
-        self.kernel, self.chains = ep.MALA(0.1), None
-        self.register_buffer("step_sizes", torch.zeros(1))
         self.register_buffer("loc", torch.zeros(2))
 
     def potential(self, level: int | Tensor = 0) -> ep.Energy:
@@ -92,24 +94,11 @@ class Quadratic(nn.Module):
     def to_unit(self, data: Tensor) -> Tensor:
         return data
 
-    def at_level(self, data: Tensor, level: Tensor) -> Tensor:
-        return data
-
 
 class Noised(Quadratic):
-    """No more than the Protocol of recovery likelihood asks for."""
+    """A user's own model of levels: no more than recovery likelihood asks for."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        del self.chains, self.levels
-        self.schedule = SCHEDULE  # type: ignore[assignment]
-        self.register_buffer("step_sizes", torch.zeros(3))
-        self.register_buffer("persistent_steps", torch.zeros(3))
-        self.register_buffer("persistent_chains", torch.zeros(16, 2))
-
-    @property
-    def unconditional(self) -> "Noised":
-        return self
+    levels, schedule, initializer = SCHEDULE.levels, SCHEDULE, None  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +115,7 @@ def test_a_users_own_model_still_serves(model: Callable[[], nn.Module], objectiv
 
 
 def test_a_users_own_model_is_told_what_it_lacks() -> None:
-    with pytest.raises(ep.InvalidInput, match="got Quadratic, without persistent_chains, persistent_steps"):
+    with pytest.raises(ep.InvalidInput, match="got Quadratic, without initializer"):
         quick_fit(Quadratic(), ep.RecoveryLikelihood())
 
 

@@ -38,7 +38,7 @@ def bell(**settings: bool) -> ep.RecoveryEBM:
 
 
 def test_widths_are_the_papers() -> None:
-    """SEEDS §2's table, in the coordinates of y = α x_t."""
+    """The initializer's standard deviations in Zhu et al. 2024, for y = α x_t: β̃_t α_t, α being 1 at the last level."""
     schedule = ep.NoiseSchedule.cosine(6)
     alpha = schedule.alpha.clone()
     alpha[-1] = 1.0

@@ -53,7 +53,7 @@ class Still:
 
 
 class ReleasedMALA(ep.MALA):
-    """The released sampler's acceptance ratio: ``−z + ½s²(g + g')`` where ``½s(g + g')`` is right (DA-EBM)."""
+    """The acceptance ratio in the code of Zhang, Tan & Ou 2023: ``−z + ½s²(g + g')`` where ``½s(g + g')`` is right."""
 
     def step(self, potential: ep.potentials.Potential, state: State) -> tuple[State, Info]:
         from energyppl.inference.kernels.contract import append_dims, dot, evaluate, metropolis
@@ -232,7 +232,7 @@ def test_a_single_level_learns_more_slowly_unless_told_otherwise() -> None:
 
 
 def test_unvisited_levels_keep_their_step() -> None:
-    """In the released code they entered the acceptance average as zero and dragged their step down (DA-EBM)."""
+    """In the code of Zhang, Tan & Ou 2023 they entered the acceptance average as zero and dragged their step down."""
     torch.manual_seed(0)
     ebm = bells(heights=torch.tensor([0.0, 0.0, 0.0, 1e4]))
     objective = ep.PersistentLikelihood(slots=64, num_steps=2)

@@ -135,7 +135,7 @@ def test_chains_find_their_target_from_elsewhere(kernel: str) -> None:
     assert z_of(end.double(), torch.tensor(target.mean), torch.tensor(target.variance)) < LIMIT
 
 
-# --- The recovery posterior (SEEDS.md section 6.2) ---
+# --- The recovery posterior (Gao et al. 2021) ---
 
 RECOVERY: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "Langevin": lambda width, beta: ep.Langevin(0.15 * width),
@@ -165,7 +165,7 @@ def test_the_recovery_posterior_of_a_gaussian(kernel: str) -> None:
         assert z_of(z[:, None], torch.zeros(1), torch.ones(1)) < 4.0
 
 
-# --- High dimension (SEEDS.md section 6.3) ---
+# --- High dimension ---
 
 
 def test_mala_in_784_dimensions() -> None:
@@ -182,7 +182,7 @@ def test_mala_in_784_dimensions() -> None:
 
 
 def test_the_released_ratio_halves_the_variance_in_784_dimensions() -> None:
-    """Negative control: SEEDS.md's .519 at a step of .048, from both sides; 20 × 784 numbers give it to .006."""
+    """Negative control: the code of Zhang, Tan & Ou 2023 gives .519 at .048; 20 × 784 numbers give it to .006."""
     chain = ep.sampling.run_chain(HalfSquaredMALA(0.048), standard_normal(784), 0.8 * torch.randn(20, 784), 2500)
     assert float(chain.state.x.var()) == pytest.approx(0.52, abs=0.03)
 

@@ -93,7 +93,7 @@ TARGETS: dict[str, Target] = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HalfSquaredMALA:
-    """The released MGMS sampler's ratio, ``−z + ½ s² (g + g')`` where ``½ s (g + g')`` is right (SEEDS.md, 3)."""
+    """The ratio in the code of Zhang, Tan & Ou 2023: ``−z + ½ s² (g + g')`` where ``½ s (g + g')`` is right."""
 
     step_size: float
 

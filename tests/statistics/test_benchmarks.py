@@ -1,0 +1,67 @@
+"""Every benchmark runs to its end at a tiny size: its figures mean nothing there."""
+
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+WITH_MAIN = {path.stem for path in FOLDER.glob("*.py") if "\ndef main(arguments" in path.read_text(encoding="utf-8")}
+
+# Files that a benchmark reads are named in braces.
+SMALL = {
+    "cooperative": "--seconds 0.01 eight-gaussians",
+    "cost": "--repeats 2",
+    "coverage": "--repeats 1 --particles 32",
+    "density": "--steps 2 eight-gaussians",
+    "generation": "--steps 2 --size 20 eight-gaussians",
+    "guided": "{digits} --steps 2 --count 10",
+    "images": "{images} --seconds 0.01 --samples 70 --threads 1",
+    "joint": "persistent --seconds 0.01 --steps 50 --chains 8 --repeats 0 --widths 0.15",
+    "learned": "--steps 2 --particles 32 eight-gaussians",
+    "likelihood": "{table} rows --steps 2",
+    "log_z": "--budget 4000 --repeats 2",
+    "microcanonical": "--warmup 30 --draws 20",
+    "recovery": "--steps 2 --points 100 eight-gaussians",
+    "robustness": "--seeds 1 --updates 1",
+    "samplers": "--targets banana --chains 4 --draws 20 --warmup 20",
+    "systems": "{images} {images} contrastive --seconds 0.01 --steps 20",
+    "tables": "{table} --steps 2",
+    "temperature": "--scale 0.005",
+}
+
+
+def test_every_benchmark_is_listed() -> None:
+    listed = re.findall(r'^    "(\w+)",$', (FOLDER / "__main__.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(SMALL) == WITH_MAIN == set(listed)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random images, digits and rows, in the form that the benchmarks read."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("files")
+    images = rng.integers(0, 256, (1400, 28, 28), dtype=np.uint8)
+    labels = np.arange(1400) % 10
+    np.savez(folder / "images.npz", x_train=images, y_train=labels, x_test=images[:1300], y_test=labels[:1300])
+    np.savez(folder / "digits.npz", x=rng.integers(0, 17, (1500, 8, 8)), y=np.arange(1500) % 10)
+    np.savez(folder / "table.npz", rows=rng.normal(size=(300, 2)))
+    return {name: folder / f"{name}.npz" for name in ("images", "digits", "table")}
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.filterwarnings("ignore")  # chains this short earn every one
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize("name", SMALL)
+def test_benchmark_runs(name: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [part.format(**{key: str(path) for key, path in files.items()}) for part in SMALL[name].split()]
+    importlib.import_module(f"tests.benchmarks.{name}").main(arguments)
+    assert re.search(r"\d", capsys.readouterr().out), "no figure was printed"
