@@ -16,7 +16,7 @@ from pyro.infer import MCMC, SVI, Trace_ELBO
 
 import energyppl as ep
 from tests.support.devices import DEVICE, SHORT, data, fit, joint, net, on_device, recovery, starter, there
-from tests.support.objectives import OF_ONE_ENERGY
+from tests.support.objectives import OF_ONE_ENERGY, loss_of, measure_of
 from tests.support.pretend_device import pretend_device
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # chains this short earn every one
