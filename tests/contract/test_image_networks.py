@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.autodiff import gradient
+from energyppl.autodiff import bound
 from energyppl.autodiff.gradient import eager_energy_and_grad, energy_and_grad
 from energyppl.models.networks.conv import ConvEnergy
 from energyppl.models.networks.mlp_initializer import MLPInitializer
@@ -125,8 +125,8 @@ def test_the_door_traces_in_train_mode_and_gives_eager_numbers(name: str, level:
         expected, expected_grad = eager_energy_and_grad(potential, x)
         torch.testing.assert_close(energy, expected, **CLOSE)
         torch.testing.assert_close(grad, expected_grad, **CLOSE)
-        bound = gradient._bound[potential][eager_energy_and_grad]
-        assert isinstance(bound, gradient._Bound), bound.reason
+        serving = bound._serving(potential, eager_energy_and_grad, x)
+        assert isinstance(serving, bound._Traced), serving.reason
 
 
 def test_forces_in_half_precision() -> None:
