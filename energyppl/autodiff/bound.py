@@ -72,6 +72,12 @@ class BoundPotential(Wrapper):
             serving = self._served[key] = _serving(self.unbound, what, x)
         return serving(x)
 
+    def renew(self) -> None:
+        """Run the prologues again, after a tensor field of the potential was written in place and nothing else."""
+        for serving in self._served.values():
+            if isinstance(serving, _Traced):
+                serving.fold()
+
 
 def bind(potential: Function) -> BoundPotential:
     """Bind a potential for a loop that changes no weights: what does not depend on the points is worked out once.
@@ -104,9 +110,14 @@ class _Traced:
     """The body of a trace, with what its prologue makes of a potential's present tensors."""
 
     def __init__(self, trace: Trace, parts: Structure) -> None:
-        self._body = trace.body
+        self._body, self._prologue = trace.body, trace.prologue
+        self._tensors = [*parts.tensors, *trace.constants]
+        self.fold()
+
+    def fold(self) -> None:
+        """Run the prologue."""
         with torch.inference_mode(False), torch.no_grad():
-            self._carried = trace.prologue(*parts.tensors, *trace.constants)
+            self._carried = self._prologue(*self._tensors)
 
     def __call__(self, x: Tensor) -> Values:
         with below_autograd():

@@ -50,10 +50,10 @@ class Program:
         kept = {*inputs, *outputs}
         last_use = {used: node for node in nodes for used in node.all_input_nodes}
         for node in nodes:
-            spent = [n for n in node.all_input_nodes if last_use[n] is node and n not in kept]
+            spent = [self._place[n] for n in node.all_input_nodes if last_use[n] is node and n not in kept]
             function = _by_name(_quick(node), tuple(node.kwargs)) if node.kwargs else _quick(node)
             arguments = (*node.args, *node.kwargs.values())
-            self._place[node] = self._append(function, arguments, [self._place[n] for n in spent])
+            self._place[node] = self._append(function, arguments, spent)
         self._outputs = _getter([self._place[n] for n in outputs])
 
     def __call__(self, *inputs: Tensor) -> tuple[Any, ...]:
@@ -67,19 +67,19 @@ class Program:
         return tuple(self._outputs(values))
 
     def _append(self, function: Callable[..., Any], arguments: Sequence[Any], spent: Sequence[int] = ()) -> int:
-        places = [self._place_of(argument) for argument in arguments]
-        place = self._new(None)
-        self._steps.append((function, _getter(places), place, tuple(spent)))
+        """Add a step; its result takes the place of a value that it is the last to use, if there is one."""
+        places: list[int] = []
+        for argument in arguments:
+            if isinstance(argument, Node):
+                places.append(self._place[argument])
+            elif isinstance(argument, (list, tuple)) and any(isinstance(item, Node) for item in argument):
+                places.append(self._append(_listed, argument))
+                spent = [*spent, places[-1]]
+            else:  # fx has a list of its own
+                places.append(self._new(list(argument) if isinstance(argument, (list, tuple)) else argument))
+        place, *rest = spent or [self._new(None)]
+        self._steps.append((function, _getter(places), place, tuple(rest)))
         return place
-
-    def _place_of(self, argument: Any) -> int:
-        if isinstance(argument, Node):
-            return self._place[argument]
-        if isinstance(argument, (list, tuple)):
-            if any(isinstance(item, Node) for item in argument):
-                return self._append(_listed, argument)
-            argument = list(argument)  # fx has a list of its own
-        return self._new(argument)
 
     def _new(self, value: Any) -> int:
         self._values.append(value)

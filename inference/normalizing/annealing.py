@@ -117,11 +117,13 @@ class _Path:
         self.particles = self.parts.target.numel()
         self.evaluations = float(self.particles)
         self._beta = torch.zeros((), dtype=x.dtype, device=x.device)  # a tensor, so that one trace serves all of them
+        self._bridge = bind(Bridge(base, target, self._beta))
 
     def move(self, beta: float, step_size: float) -> Tensor:
         """One step of the kernel at β > 0; returns its mean acceptance."""
-        bridge = bind(Bridge(self.base, self.target, self._beta.fill_(beta)))
-        state, info = resized(self.kernel, step_size).step(bridge, self.parts.at(beta, self.x))
+        self._beta.fill_(beta)
+        self._bridge.renew()
+        state, info = resized(self.kernel, step_size).step(self._bridge, self.parts.at(beta, self.x))
         self.x = state.x
         self.parts = _moved(self.parts, self.base, self.target, state, info.accepted, beta)
         self.evaluations += (info.cost() + (beta < _SMALL)) * self.particles
