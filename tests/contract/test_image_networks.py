@@ -116,7 +116,7 @@ CONV: dict[str, Callable[[], ConvEnergy]] = {
 
 @pytest.mark.parametrize("level", [2, torch.tensor([0, 3, 1, 2, 2])], ids=["one level", "a level each"])
 @pytest.mark.parametrize("name", CONV)
-def test_the_door_traces_in_train_mode_and_gives_eager_numbers(name: str, level: Any) -> None:
+def test_a_trace_in_train_mode_gives_the_numbers_of_eager_autograd(name: str, level: Any) -> None:
     ebm = ep.RecoveryEBM(stirred(CONV[name]()), ep.NoiseSchedule.cosine(4)).train()
     potential = ebm.potential(level)
     for _ in range(2):

@@ -1,6 +1,7 @@
 """Traces: when one is made, what is left to eager autograd, and what stays in memory."""
 
 import gc
+import weakref
 
 import pyro
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 import energyppl as ep
 from energyppl.autodiff import bound, tracing
 from energyppl.autodiff.gradient import eager_energy_and_grad, energy_and_grad, energy_only
+from energyppl.autodiff.program import Program
 from energyppl.models import MLPEnergy
 from tests.support.gradients import counted, require_eager, require_equal, require_traced
 from tests.support.networks import FALLBACKS, QUADRATIC, TABLE, Branching, Counting, Reading, Thawed, net
@@ -97,7 +99,7 @@ def test_autocast_is_eager_and_leaves_nothing_behind() -> None:
     require_traced(module, x)
 
 
-def testtracing_uses_no_random_numbers() -> None:
+def test_tracing_uses_no_random_numbers() -> None:
     before = torch.get_rng_state()
     for name, (make, shapes) in list(TABLE.items())[:4]:
         with torch.random.fork_rng():
@@ -137,3 +139,31 @@ def test_a_chain_is_repeatable_bit_for_bit() -> None:
         bound._traces.clear()
     for one, other in zip(runs[0][:3], runs[1][:3], strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_program_passes_lists_and_names_and_frees_buffers_at_their_last_use() -> None:
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def add(x: Tensor, number: float) -> Tensor:
+        y = x + number
+        made.append(weakref.ref(y))
+        return y
+
+    def count() -> None:
+        alive.append(sum(ref() is not None for ref in made))
+
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    one = graph.call_function(add, (x, 1.0))
+    two = graph.call_function(add, (one,), {"number": 2.0})
+    before = graph.call_function(count)
+    both = graph.call_function(torch.stack, ([one, two],), {"dim": 1})
+    after = graph.call_function(count)
+    program, points = Program([one, two, before, both, after], [x], [both, x]), torch.arange(3.0)
+    for _ in range(2):
+        made.clear()
+        stacked, again = program(points)
+        assert torch.equal(stacked, torch.stack([points + 1.0, points + 3.0], 1))
+        assert again is points
+    assert alive == [2, 0, 2, 0]
