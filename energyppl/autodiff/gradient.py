@@ -2,7 +2,8 @@
 
 Everything that samples calls :func:`energy_and_grad`.  A loop that changes no weights binds its potential before it
 begins (:func:`~energyppl.autodiff.bind`) and so pays for the trace's prologue once; for any other potential the
-prologue runs at each call, so that every change of a weight, a switch or a field is seen.
+prologue runs at each call, so that every change of a weight, a switch or a field is seen.  Even so a network's energy
+and gradient cost less than by eager autograd.
 """
 
 import functools
