@@ -1,5 +1,6 @@
-"""Energies and their gradients: one traced call, and checks of when a trace no longer serves."""
+"""Energies and their gradients: traced programs of bound potentials, and eager autograd where none serves."""
 
+from energyppl.autodiff.bound import BoundPotential, bind, unbound
 from energyppl.autodiff.gradient import energy_and_grad, energy_only, gradient_only
 
-__all__ = ["energy_and_grad", "energy_only", "gradient_only"]
+__all__ = ["BoundPotential", "bind", "energy_and_grad", "energy_only", "gradient_only", "unbound"]

@@ -9,9 +9,10 @@ __all__ = []
 
 
 def device_of(owner: object) -> torch.device | None:
-    """Where a potential or distribution computes: the device that it names, or that of what it holds off the CPU.
+    """Find the device of a potential or distribution: the one that it names, or that of what it holds off the CPU.
 
-    None if that can't be told: what is held on the CPU is often converted to the points.
+    Returns:
+        The device; None if it can't be told, since what is held on the CPU is often converted to the points.
     """
     named = getattr(owner, "device", None)
     if isinstance(named, torch.device):
@@ -25,6 +26,6 @@ def device_of(owner: object) -> torch.device | None:
 
 
 def beside(owner: object, x: Tensor) -> Tensor:
-    """Points on the device of a potential or distribution, as far as that can be told."""
+    """Move points to the device of a potential or distribution, as far as that can be told."""
     device = device_of(owner)
     return x if device is None else x.to(device)

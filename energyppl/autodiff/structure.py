@@ -1,7 +1,7 @@
-"""What a potential is made of, as the hot door (:mod:`energyppl.autodiff.gradient`) needs to know it.
+"""Structures of potentials: the tensors and modules that they hold, and the fingerprints of modules.
 
-A frozen dataclass (our algebra) is a tree: its tensors become inputs of a trace, so a new batch of tilts or levels
-re-uses the trace of the last one.  A module is a leaf whose weights a trace holds by reference, and which is watched.
+A frozen dataclass (the potential algebra) is a tree: its tensors become inputs of a trace, so a new batch of tilts or
+levels takes the trace of the last one.  A module is a leaf, whose weights a trace reads where they are.
 """
 
 import dataclasses
@@ -12,17 +12,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from energyppl.autodiff.private import hook_tables, module_tables
+
+__all__ = [
+    "ModuleFingerprint",
+    "Snapshot",
+    "Structure",
+    "Untraceable",
+    "Wrapper",
+    "modules_read_by",
+    "ordinary",
+    "rebuild",
+    "structure",
+    "without_inference_tensors",
+]
+
 _SCALARS = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size)
 _OWN = frozenset(vars(nn.Module())) - {"training"}  # torch's bookkeeping, the same for every module
 
 
 class Untraceable(Exception):
-    """Tracing can't serve this potential; the reason is the message."""
+    """A potential that can't be traced; the message says why."""
+
+
+class Wrapper:
+    """A potential around another one that changes nothing of its energy: the structure is that of the inner one."""
+
+    def __init__(self, unbound: Any) -> None:
+        self.unbound = unbound
 
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """A key that equal structures share, the tensors to feed, and the modules to watch."""
+    """A key that equal structures share, the tensors that a trace takes as inputs, and the modules that it reads."""
 
     key: tuple[Any, ...]
     tensors: list[Tensor]
@@ -30,7 +52,7 @@ class Structure:
 
 
 def structure(potential: object) -> Structure:
-    """Take a potential apart.
+    """Take a potential apart into its tensors, its modules, and a key for all else.
 
     Raises:
         Untraceable: if it holds something that could change unseen, such as a plain function.
@@ -50,6 +72,8 @@ def structure(potential: object) -> Structure:
         return ("pure", value)
 
     def visit(value: object) -> Any:
+        if isinstance(value, Wrapper):
+            return visit(value.unbound)
         if isinstance(value, Tensor):
             tensors.append(value)
             return ("tensor", value.shape, value.dtype, value.device, value.stride())
@@ -70,7 +94,7 @@ def structure(potential: object) -> Structure:
 
 
 def modules_read_by(function: object) -> list[nn.Module]:
-    """Modules that a function finds in its closure, among its globals, or as its ``self``."""
+    """Find the modules that a function reads: in its closure, among its globals, or as its ``self``."""
     found = [function, getattr(function, "__self__", None)]
     inner = getattr(function, "__func__", function)
     if isinstance(inner, types.FunctionType):
@@ -88,7 +112,9 @@ def _content(cell: types.CellType) -> object:
 
 
 def rebuild(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """The same potential with its tensor fields replaced, in the order in which :func:`structure` met them."""
+    """Make the same potential with other tensor fields, in the order in which :func:`structure` met them."""
+    if isinstance(value, Wrapper):
+        return rebuild(value.unbound, tensors)
     if isinstance(value, Tensor):
         return next(tensors)
     if isinstance(value, tuple) and not isinstance(value, torch.Size):
@@ -102,12 +128,12 @@ def rebuild(value: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 def ordinary(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a copy that autograd can use if it was made in inference mode (call it outside)."""
+    """Return the tensor, or a copy that autograd can use if it was made in inference mode (call it outside)."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def without_inference_tensors(potential: Any) -> Any:
-    """The potential with :func:`ordinary` tensor fields, as far as they can be replaced."""
+    """Make the potential's tensor fields :func:`ordinary`, as far as they can be replaced."""
     try:
         tensors = structure(potential).tensors
     except Untraceable:
@@ -116,16 +142,15 @@ def without_inference_tensors(potential: Any) -> Any:
 
 
 class ModuleFingerprint:
-    """Notices when a module is no longer what was traced: a weight, a switch, a number or a hook was replaced."""
+    """The identity of all that modules are made of, but for the values of their tensors: submodules, numbers, hooks."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._tables: list[dict[str, Any]] = []  # a new name in any of them counts
         self._slots: list[tuple[dict[str, Any], str]] = []
         self._deep: list[tuple[dict[str, Any], str]] = []
         for module in {id(m): m for root in modules for m in root.modules()}.values():
-            tables: list[dict[str, Any]] = [module._parameters, module._buffers, module._modules]
-            hooks: list[dict[Any, Any]] = [module._forward_hooks, module._forward_pre_hooks]
-            self._tables += [vars(module), *tables, *hooks]
+            tables = module_tables(module)
+            self._tables += [vars(module), *tables, *hook_tables(module)]
             for table in tables:
                 self._slots.extend((table, name) for name in table)
             for name, value in vars(module).items():
@@ -146,12 +171,12 @@ class ModuleFingerprint:
         return seen
 
     def changed(self) -> bool:
-        """Whether anything is different from when the watch was set."""
+        """Tell whether anything is different from when the fingerprint was taken."""
         return self._look() != self._seen
 
 
 def _is_deep(value: object) -> bool:
-    """Whether a module's attribute can change inside while it stays the same object."""
+    """Tell whether a module's attribute can change inside while it stays the same object."""
     if isinstance(value, tuple):
         return any(_is_deep(item) for item in value)
     if isinstance(value, (list, dict)):
@@ -161,7 +186,7 @@ def _is_deep(value: object) -> bool:
 
 
 def _frozen(value: object, held: list[Any], depth: int = 2) -> Any:
-    """A comparable picture of a container or plain object, two floors deep; what is pictured by id goes to ``held``."""
+    """Describe a container or plain object comparably, two levels deep; what is known by its id goes to ``held``."""
     if isinstance(value, (int, float, str)):
         return value
     held.append(value)
@@ -174,12 +199,12 @@ def _frozen(value: object, held: list[Any], depth: int = 2) -> Any:
 
 
 class Snapshot:
-    """The attributes and buffers of modules, to put back what a forward pass that was only a look has changed."""
+    """The attributes and buffers of modules, to put back what a trial forward pass has changed."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         every = {id(m): m for root in modules for m in root.modules()}.values()
-        self._tables = [(t, dict(t)) for m in every for t in (vars(m), m._parameters, m._buffers, m._modules)]
-        buffers = [b for m in every for b in m._buffers.values() if b is not None and not b.is_inference()]
+        self._tables = [(t, dict(t)) for m in every for t in (vars(m), *module_tables(m))]
+        buffers = [b for m in every for b in m.buffers(recurse=False) if not b.is_inference()]
         self._buffers = [(b, b.detach().clone()) for b in buffers]
 
     def restore(self) -> None:

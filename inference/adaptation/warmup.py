@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_count
+from energyppl.autodiff.bound import bind
 from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.inference.adaptation.step_size import DualAveraging, Rescue, first_steps, group_means
 from energyppl.inference.adaptation.trajectory_length import TrajectoryLength
@@ -118,6 +119,7 @@ def warm_up(
     check_count("steps", steps)
     if target_acceptance is not None and not 0.0 < target_acceptance < 1.0:
         raise InvalidInput(f"target_acceptance must lie between 0 and 1; got {target_acceptance}")
+    potential = bind(potential)
     if isinstance(kernel, (Cycle, Mixture, Block, Tempered)):
         if groups is not None:
             raise InvalidInput(f"groups can't be given for a {type(kernel).__name__}: tune its kernels one by one")

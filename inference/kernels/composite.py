@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_positive
+from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import Info, Kernel, State, append_dims, combined, evaluate
@@ -108,8 +109,9 @@ class Block:
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Move the free coordinates of every chain once, given the others."""
         conditional = Conditioned(potential, state.x, self.free)
-        inner = self.kernel.init(conditional, state.x[..., self.free])
-        inner, info = self.kernel.step(conditional, inner)
+        bound = bind(conditional)
+        inner = self.kernel.init(bound, state.x[..., self.free])
+        inner, info = self.kernel.step(bound, inner)
         whole = evaluate(potential, conditional.complete(inner.x))
         return whole, info._replace(gradients=info.gradients + 2)
 
@@ -163,7 +165,8 @@ class Tempered:
         """Move all replicas once, then let neighbours swap."""
         replicas, parity = state.inner
         tempered = self.tempered(potential, state.x)
-        replicas, info = self.kernel.step(tempered, replicas)
+        bound = bind(tempered)
+        replicas, info = self.kernel.step(bound, replicas)
         # U − U_base at each replica: what a swap of neighbours exchanges (β_i − β_j) times of.
         if isinstance(tempered, Scaled):
             work = replicas.energy / tempered.factor
@@ -176,7 +179,7 @@ class Tempered:
             swap = torch.rand_like(adaptation_rate) < adaptation_rate.clamp(max=0.0).exp()
             order[i], order[i + 1] = torch.where(swap, i + 1, i), torch.where(swap, i, i + 1)
         x = torch.gather(replicas.x, 0, append_dims(order, replicas.x).expand(replicas.x.shape))
-        outer = coldest(self.kernel.init(tempered, x), 1 - parity)
+        outer = coldest(self.kernel.init(bound, x), 1 - parity)
         cold = Info(
             info.accept_prob[0],
             info.accepted[0] | (order[0] != 0),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_event, check_positive
+from energyppl.autodiff.bound import unbound
 from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import Info, State, append_dims, check_force_dtype, dot, evaluate, metropolis
@@ -115,11 +116,12 @@ def _check_crank_nicolson(kernel: "CrankNicolson | CrankNicolsonLangevin") -> No
 
 
 def _require_tilt(kernel: object, potential: Potential) -> RecoveryPotential:
-    if not isinstance(potential, RecoveryPotential):
+    tilted = unbound(potential)
+    if not isinstance(tilted, RecoveryPotential):
         raise InvalidInput(
-            f"{type(kernel).__name__} moves on a RecoveryPotential; got {type(potential).__name__}: use MALA there"
+            f"{type(kernel).__name__} moves on a RecoveryPotential; got {type(tilted).__name__}: use MALA there"
         )
-    return potential
+    return tilted
 
 
 def reference(potential: RecoveryPotential, scale: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

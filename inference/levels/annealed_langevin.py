@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_count, check_event, check_positive, shape_text
+from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import check_force_dtype
@@ -92,7 +93,7 @@ def anneal_temperature(
     check_positive("step_size", step_size)
     check_positive("base_sigma", base_sigma)
     check_force_dtype(force_dtype)
-    event_shape, given = potential.event_shape, x.detach()
+    potential, event_shape, given = bind(potential), potential.event_shape, x.detach()
     if seen is not None:
         check_seen(seen, given, event_shape)
         seen = seen.to(given.device)

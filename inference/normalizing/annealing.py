@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_event, shape_text
+from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.inference.kernels.contract import Kernel, State, append_dims
@@ -111,16 +112,17 @@ class _Path:
     """Particles on the geometric path, moved by a kernel at one β after another."""
 
     def __init__(self, base: Potential, target: Potential, kernel: Kernel, x: Tensor) -> None:
-        self.base, self.target, self.kernel, self.x = base, target, kernel, x
-        self.parts = _Parts(*energy_and_grad(base, x), *energy_and_grad(target, x))
+        self.base, self.target, self.kernel, self.x = bind(base), bind(target), kernel, x
+        self.parts = _Parts(*energy_and_grad(self.base, x), *energy_and_grad(self.target, x))
         self.particles = self.parts.target.numel()
         self.evaluations = float(self.particles)
         self._beta = torch.zeros((), dtype=x.dtype, device=x.device)  # a tensor, so that one trace serves all of them
-        self._bridge = Bridge(base, target, self._beta)
+        self._bridge = bind(Bridge(base, target, self._beta))
 
     def move(self, beta: float, step_size: float) -> Tensor:
         """One step of the kernel at β > 0; returns its mean acceptance."""
         self._beta.fill_(beta)
+        self._bridge.renew()
         state, info = resized(self.kernel, step_size).step(self._bridge, self.parts.at(beta, self.x))
         self.x = state.x
         self.parts = _moved(self.parts, self.base, self.target, state, info.accepted, beta)

@@ -9,6 +9,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from energyppl._checks import check_count
+from energyppl.autodiff.bound import BoundPotential, bind
 from energyppl.autodiff.devices import beside
 from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation.warmup import Tuned, warm_up
@@ -48,6 +49,7 @@ class PyroKernel(MCMCKernel):
 
     def _forget(self) -> None:
         self._target: Target | None = None
+        self._potential: BoundPotential | None = None
         self._state: State | None = None
         self._info: Info | None = None
         self._warming: Iterator[Tuned] | None = None
@@ -60,9 +62,10 @@ class PyroKernel(MCMCKernel):
         self.kernel = self._given
         self._target = Target.of(self._model, args, kwargs)
         x = self._target.start(self._chains) if self._initial is None else self._given_start(self._target)
-        self._state = self.kernel.init(self._target.potential, x)
+        self._potential = bind(self._target.potential)
+        self._state = self.kernel.init(self._potential, x)
         if warmup_steps:
-            self._warming = warm_up(self.kernel, self._target.potential, x, warmup_steps, mass=self._mass)
+            self._warming = warm_up(self.kernel, self._potential, x, warmup_steps, mass=self._mass)
 
     def _given_start(self, target: Target) -> Tensor:
         assert self._initial is not None
@@ -92,13 +95,13 @@ class PyroKernel(MCMCKernel):
 
     def sample(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move the chains once; ``params`` must be what the last call returned, since the kernel keeps its state."""
-        assert self._target is not None
+        assert self._potential is not None
         assert self._state is not None
         tuned = next(self._warming, None) if self._warming is not None else None
         if tuned is not None:
             self.kernel, self._state, self._info = tuned
         else:
-            self._state, self._info = self.kernel.step(self._target.potential, self._state)
+            self._state, self._info = self.kernel.step(self._potential, self._state)
             self._count += 1
             self._accepted += float(self._info.accept_prob.mean())
             if bool(self._info.diverging.any()):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_count
+from energyppl.autodiff.bound import bind
 from energyppl.inference.kernels.contract import Info, Kernel, State
 from energyppl.potentials.algebra import Potential
 
@@ -29,6 +30,7 @@ def run_chain(kernel: Kernel, potential: Potential, x: Tensor, steps: int) -> Tr
         InvalidInput: if ``x`` does not end in the potential's event shape, or ``steps`` is below one.
     """
     check_count("steps", steps)
+    potential = bind(potential)
     state = kernel.init(potential, x)
     accept_prob = torch.zeros_like(state.energy)
     diverging = ~torch.isfinite(state.energy)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from energyppl._checks import check_count
+from energyppl.autodiff.bound import bind
 from energyppl.errors import ChainWarning, InvalidInput
 from energyppl.inference.adaptation.warmup import warm_up
 from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, combined, middle_step
@@ -81,7 +82,7 @@ def sample_chains(
         check_count(name, value, at_least=least)
     check_kernel(kernel)
     target = Target.of(model, args, kwargs)
-    x = target.start(chains, init)
+    x, potential = target.start(chains, init), bind(target.potential)
     recorder = _Recorder(target, x, draws, file)
     early = _Recorder(target, x, warmup, None) if keep_warmup and warmup else None
     began = time.perf_counter()
@@ -91,21 +92,21 @@ def sample_chains(
     try:
         state = None
         if warmup:
-            for tuned in warm_up(kernel, target.potential, x, warmup, target_acceptance=target_acceptance, mass=mass):
+            for tuned in warm_up(kernel, potential, x, warmup, target_acceptance=target_acceptance, mass=mass):
                 kernel, state = tuned.kernel, tuned.state
                 gradients += tuned.info.cost()
                 if early is not None:
                     early.add(state, [tuned.info], middle_step(kernel))
                 shown.show(tuned.info)
         if state is None:
-            state = kernel.init(target.potential, x)
+            state = kernel.init(potential, x)
         bar.set_description("sampling")
         step_size = middle_step(kernel)
         sampling_since = time.perf_counter()
         for _ in range(draws):
             infos = []
             for _ in range(thin):
-                state, info = kernel.step(target.potential, state)
+                state, info = kernel.step(potential, state)
                 infos.append(info)
             recorder.add(state, infos, step_size)
             shown.show(infos[-1])

@@ -1,4 +1,4 @@
-"""What the hot door, samplers, mixed precision and a whole training update cost, as ratios in one run.
+"""What energies with gradients, samplers, mixed precision and a whole training update cost, as ratios in one run.
 
 ``python -m tests.benchmarks cost [--threads N] [--repeats N]``
 
@@ -49,12 +49,18 @@ def ratio(ours: Callable[[], object], theirs: Callable[[], object], calls: int, 
     return f"{middle:.3f} [{low:.3f}, {high:.3f}]   ({ours_us:,.0f} µs against {theirs_us:,.0f} µs)"
 
 
-def door(most: int) -> None:
+def gradients(most: int) -> None:
     net = Plain().requires_grad_(False)
-    for batch, calls in ((64, 100), (1_000, 30), (10_000, 3)):
-        x = torch.randn(batch, 2)
-        text = ratio(lambda: ep.energy_and_grad(net, x), lambda: eager_energy_and_grad(net, x), calls, min(25, most))  # noqa: B023
-        print(f"hot door / eager autograd, {batch:6} points: {text}", flush=True)
+    for name, potential in (("bound", ep.autodiff.bind(net)), ("not bound", net)):
+        for batch, calls in ((1, 200), (64, 100), (1_000, 30), (10_000, 3)):
+            x = torch.randn(batch, 2)
+            text = ratio(
+                lambda: ep.energy_and_grad(potential, x),  # noqa: B023
+                lambda: eager_energy_and_grad(net, x),  # noqa: B023
+                calls,
+                min(25, most),
+            )
+            print(f"energy_and_grad, {name} / eager autograd, {batch:6} points: {text}", flush=True)
 
 
 def sampler(most: int, steps: int = 20) -> None:
@@ -64,8 +70,9 @@ def sampler(most: int, steps: int = 20) -> None:
             x = torch.randn(batch, 2)
 
             def bare() -> None:
+                bound = ep.autodiff.bind(net)
                 for _ in range(steps + 1):
-                    ep.energy_and_grad(net, x)  # noqa: B023
+                    ep.energy_and_grad(bound, x)  # noqa: B023
 
             text = ratio(lambda: ep.sampling.run_chain(kernel, net, x, steps), bare, 1, min(repeats, most))  # noqa: B023
             print(
@@ -75,7 +82,7 @@ def sampler(most: int, steps: int = 20) -> None:
 
 
 def leapfrog(most: int, steps: int = 20) -> None:
-    net = Plain().requires_grad_(False)
+    net = ep.autodiff.bind(Plain().requires_grad_(False))
     kernel = ep.HMC(0.05, steps, 0.0, torch.ones(2))
     for batch, repeats in ((64, 25), (1_000, 15), (10_000, 7)):
         x = torch.randn(batch, 2)
@@ -115,11 +122,11 @@ class Convolutions(nn.Module):
 def mixed_precision(most: int, batch: int = 64, steps: int = 10) -> None:
     net, x = Convolutions(), torch.randn(batch, 1, 28, 28)
     net(x)
-    net.requires_grad_(False)
+    bound = ep.autodiff.bind(net.requires_grad_(False))
     exact, cheap = ep.HMC(0.05, steps, 0.0), ep.HMC(0.05, steps, 0.0, force_dtype=torch.bfloat16)
-    states = exact.init(net, x), cheap.init(net, x)
-    text = ratio(lambda: cheap.step(net, states[1]), lambda: exact.step(net, states[0]), 1, min(9, most))
-    accepted = [k.step(net, s)[1].accept_prob.mean() for k, s in zip((exact, cheap), states, strict=True)]
+    states = exact.init(bound, x), cheap.init(bound, x)
+    text = ratio(lambda: cheap.step(bound, states[1]), lambda: exact.step(bound, states[0]), 1, min(9, most))
+    accepted = [k.step(bound, s)[1].accept_prob.mean() for k, s in zip((exact, cheap), states, strict=True)]
     print(f"HMC on a ConvNet, {steps} steps with bfloat16 forces / float32, {batch} chains: {text}")
     print(
         f"  mean acceptance {float(accepted[1]):.3f} with bfloat16 forces, {float(accepted[0]):.3f} without", flush=True
@@ -158,5 +165,5 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    for table in (door, sampler, leapfrog, mixed_precision, update):
+    for table in (gradients, sampler, leapfrog, mixed_precision, update):
         table(args.repeats)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.autodiff import gradient
+from energyppl.autodiff import bound
 from energyppl.autodiff.gradient import eager_energy_and_grad, energy_and_grad
 from energyppl.models.networks.conv import ConvEnergy
 from energyppl.models.networks.mlp_initializer import MLPInitializer
@@ -88,7 +88,7 @@ def test_defaults_fit_the_image(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("level", [2, torch.tensor([0, 3, 1, 2, 2])], ids=["one level", "a level each"])
 @pytest.mark.parametrize("name", CONV)
-def test_the_door_traces_in_train_mode_and_gives_eager_numbers(name: str, level: Any) -> None:
+def test_a_trace_in_train_mode_gives_the_numbers_of_eager_autograd(name: str, level: Any) -> None:
     ebm = ep.RecoveryEBM(stirred(CONV[name]()), ep.NoiseSchedule.cosine(4)).train()
     potential = ebm.potential(level)
     for _ in range(2):
@@ -97,8 +97,8 @@ def test_the_door_traces_in_train_mode_and_gives_eager_numbers(name: str, level:
         expected, expected_grad = eager_energy_and_grad(potential, x)
         torch.testing.assert_close(energy, expected, **CLOSE)
         torch.testing.assert_close(grad, expected_grad, **CLOSE)
-        bound = gradient._bound[potential][eager_energy_and_grad]
-        assert isinstance(bound, gradient._Bound), bound.reason
+        serving = bound._serving(potential, eager_energy_and_grad, x)
+        assert isinstance(serving, bound._Traced), serving.reason
 
 
 def test_forces_in_half_precision() -> None:

@@ -101,7 +101,7 @@ class Stale(ep.MALA):
     last: Any = None
 
     def step(self, potential: Any, state: Any) -> Any:
-        old = dataclasses.replace(potential, beta=self.last)
+        old = dataclasses.replace(ep.autodiff.unbound(potential), beta=self.last)
         return super().step(potential, state._replace(energy=old(state.x)))
 
 

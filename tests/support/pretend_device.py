@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from energyppl.autodiff import gradient
+from energyppl.autodiff import bound
 
 _CPU, _CUDA = torch.device("cpu"), torch.device("cuda", 0)
 _COPIES = {"copy_", "_to_copy", "_foreach_copy_", "set_"}
@@ -151,7 +151,7 @@ def pretend_device() -> Iterator[None]:
     with ExitStack() as stack:
         for owner, attribute, value in (
             (nn.Module, "to", module_to),
-            (gradient, "_bind", lambda potential, x, what: gradient._Eager(potential, what, "pretended", None)),
+            (bound, "_serving", lambda potential, what, x: bound._Eager(potential, what, "pretended")),
             (torch.random, "fork_rng", lambda devices=None: fork(devices=[])),
             (torch.cuda, "get_rng_state_all", lambda: [torch.get_rng_state()]),
             (torch.cuda, "set_rng_state_all", lambda states: None),

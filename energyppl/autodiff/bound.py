@@ -1,0 +1,195 @@
+"""Bound potentials: a potential with the traced programs that serve it, for as long as its weights stay as they are.
+
+A potential is traced once per shape of points into a flat list of ATen operations (forward and backward together), and
+that list is split in two:
+
+- the *prologue*, which does not depend on the points (transposed weights, embeddings of noise levels, the gradient of
+  the last layer, ...); it runs once for each bound potential;
+- the *body*, which runs at every call, with no autograd bookkeeping and every buffer freed at its last use.
+
+Traces are kept by structure: weights, tilts and levels are inputs of a trace, so binding a new potential of a known
+structure traces nothing.  Where a trace can't serve (random numbers, in-place updates, control flow on values, a plain
+function whose closure could change unseen), eager autograd does, and a new trace is compared with eager autograd before
+it is used.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from energyppl.autodiff.private import below_autograd
+from energyppl.autodiff.structure import (
+    ModuleFingerprint,
+    Snapshot,
+    Structure,
+    Untraceable,
+    Wrapper,
+    ordinary,
+    rebuild,
+    structure,
+)
+from energyppl.autodiff.tracing import Evaluation, Trace, TraceFailure, Values
+
+__all__ = ["BoundPotential", "bind", "evaluate", "unbound"]
+
+Function = Callable[[Tensor], Tensor]
+_TRACES_KEPT = 64
+
+
+class BoundPotential(Wrapper):
+    """A potential with its programs, made by :func:`bind`; as a potential it is the one that it was made from.
+
+    Attributes:
+        unbound: the potential that it was made from.
+    """
+
+    unbound: Function
+
+    def __init__(self, potential: Function) -> None:
+        super().__init__(potential)
+        self._served: dict[tuple[Any, ...], _Traced | _Eager] = {}
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        shape: torch.Size = self.unbound.event_shape  # type: ignore[attr-defined]  # of every Potential
+        return shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies of the points ``x``, ``(*batch, *event)`` to ``(*batch,)``, by the potential itself."""
+        return self.unbound(x)
+
+    def evaluate(self, what: Evaluation, x: Tensor) -> Values:
+        """Work out energy, gradient or both at the points ``x``, ``(*batch, *event)``."""
+        if torch.is_autocast_enabled(x.device.type):
+            return what(self.unbound, x)
+        key = (what, x.shape, x.dtype, x.device)
+        serving = self._served.get(key)
+        if serving is None:
+            serving = self._served[key] = _serving(self.unbound, what, x)
+        return serving(x)
+
+    def renew(self) -> None:
+        """Run the prologues again, after a tensor field of the potential was written in place and nothing else."""
+        for serving in self._served.values():
+            if isinstance(serving, _Traced):
+                serving.fold()
+
+
+def bind(potential: Function) -> BoundPotential:
+    """Bind a potential for a loop that changes no weights: what does not depend on the points is worked out once.
+
+    Programs are made at the first evaluation of each kind and shape of points.  A bound potential must not be used
+    after a weight, a tensor field or anything else of the potential has changed: bind again, which is cheap (tens of
+    microseconds; the trace is known).
+
+    Args:
+        potential: maps ``(*batch, *event)`` to ``(*batch,)``, in nats; one that is bound is returned as it is.
+    """
+    return potential if isinstance(potential, BoundPotential) else BoundPotential(potential)
+
+
+def unbound(potential: Function) -> Function:
+    """Return the potential that a bound one was made from, for those who ask for its class or its fields."""
+    return potential.unbound if isinstance(potential, BoundPotential) else potential
+
+
+def evaluate(potential: Function, what: Evaluation, x: Tensor) -> Values:
+    """Work out energy, gradient or both; a potential that is not bound is bound for this one call."""
+    if isinstance(potential, BoundPotential):
+        return potential.evaluate(what, x)
+    if torch.is_autocast_enabled(x.device.type):
+        return what(potential, x)
+    return _serving(potential, what, x)(x)
+
+
+class _Traced:
+    """The body of a trace, with what its prologue makes of a potential's present tensors."""
+
+    def __init__(self, trace: Trace, parts: Structure) -> None:
+        self._body, self._prologue = trace.body, trace.prologue
+        self._tensors = [*parts.tensors, *trace.constants]
+        self.fold()
+
+    def fold(self) -> None:
+        """Run the prologue."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._carried = self._prologue(*self._tensors)
+
+    def __call__(self, x: Tensor) -> Values:
+        with below_autograd():
+            return self._body(x.contiguous(), *self._carried)
+
+
+class _Eager:
+    """Eager autograd, with the reason why no trace serves."""
+
+    def __init__(self, potential: Function, what: Evaluation, reason: str) -> None:
+        self._potential, self._what, self.reason = potential, what, reason
+
+    def __call__(self, x: Tensor) -> Values:
+        return self._what(self._potential, x)
+
+
+_traces: "OrderedDict[tuple[Any, ...], Trace | TraceFailure]" = OrderedDict()
+
+
+def _serving(potential: Function, what: Evaluation, x: Tensor) -> _Traced | _Eager:
+    """Find what evaluates a potential as it is now, at points like ``x``."""
+    try:
+        parts = structure(potential)
+    except Untraceable as reason:
+        return _Eager(potential, what, str(reason))
+    trace = _find_trace(potential, parts, what, x)
+    return _Traced(trace, parts) if isinstance(trace, Trace) else _Eager(potential, what, trace.reason)
+
+
+def _find_trace(potential: Function, parts: Structure, what: Evaluation, x: Tensor) -> Trace | TraceFailure:
+    key = (what, *parts.key, x.shape, x.dtype, x.device)
+    trace = _traces.get(key)
+    if trace is None or not trace.usable():
+        attempt = trace.attempt + 1 if isinstance(trace, TraceFailure) else 1
+        try:
+            trace = _make_trace(potential, parts, what, x)
+        except Untraceable as reason:
+            trace = TraceFailure(str(reason), parts, attempt)
+        for outdated in [k for k, t in _traces.items() if not t.usable()]:
+            del _traces[outdated]
+        _traces[key] = trace
+        if len(_traces) > _TRACES_KEPT:
+            _traces.popitem(last=False)
+    _traces.move_to_end(key)
+    return trace
+
+
+def _make_trace(potential: Function, parts: Structure, what: Evaluation, x: Tensor) -> Trace:
+    """Trace and compare with eager autograd; random numbers and modules are left as they were."""
+    if any(nn.parameter.is_lazy(p) for module in parts.modules for p in module.parameters()):
+        raise Untraceable("a lazy module has no shapes yet")
+    before, fingerprint = Snapshot(parts.modules), ModuleFingerprint(parts.modules)
+    with torch.inference_mode(False):
+        x = ordinary(x).contiguous()
+        parts = Structure(parts.key, [ordinary(t) for t in parts.tensors], parts.modules)
+        try:
+            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+                trace = Trace(potential, parts, x, what)
+                _require_equal_to_eager(potential, trace, parts, what, x)
+            if fingerprint.changed():
+                raise Untraceable("a forward pass changes the module's attributes")
+        finally:
+            before.restore()
+    return trace
+
+
+def _require_equal_to_eager(potential: Function, trace: Trace, parts: Structure, what: Evaluation, x: Tensor) -> None:
+    """Compare at points other than the traced ones, so that a value frozen into the trace shows."""
+    other = (x.detach().flip(0) if x.dim() else x.detach()) * 0.9 + 0.05
+    tolerance = 1e-9 if x.dtype == torch.float64 else 1e-3
+    theirs = what(rebuild(potential, iter(parts.tensors)), other)
+    for our, their in zip(_Traced(trace, parts)(other), theirs, strict=True):
+        scale = their[torch.isfinite(their)].abs().amax() if bool(torch.isfinite(their).any()) else 1.0
+        if not torch.allclose(our, their, rtol=tolerance, atol=tolerance * float(scale), equal_nan=True):
+            raise Untraceable("the trace gave other numbers than eager autograd")

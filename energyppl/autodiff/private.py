@@ -1,0 +1,74 @@
+"""Every private or experimental name of torch that the library uses: a new version of torch is checked here."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "OpOverload",
+    "TorchDispatchMode",
+    "below_autograd",
+    "fused_linear",
+    "hook_tables",
+    "is_mutable",
+    "is_view",
+    "make_fx",
+    "module_tables",
+    "out_of_place",
+    "returns_view",
+    "short_binding",
+]
+
+OpOverload = torch._ops.OpOverload
+
+below_autograd = torch._C._AutoDispatchBelowAutograd
+"""A context in which operations go past autograd, so that none of its bookkeeping is paid for."""
+
+
+def fused_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute ``rows @ weight.T + bias`` by oneDNN."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return product
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Tell whether a tensor shares its memory with the one that it was made from."""
+    return tensor._is_view()
+
+
+def is_mutable(operation: Any) -> bool:
+    """Tell whether an ATen operation writes to one of its arguments."""
+    return bool(operation._schema.is_mutable)
+
+
+def returns_view(operation: Any) -> bool:
+    """Tell whether an ATen operation returns a view of one of its arguments."""
+    return any(value.alias_info is not None for value in operation._schema.returns)
+
+
+def out_of_place(operation: Any) -> Any:
+    """Find the operation that makes a new tensor where this one writes in place; None if there is none."""
+    name = operation._schema.name.removeprefix("aten::")
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    overload = getattr(packet, operation._overloadname, None)
+    return None if not name.endswith("_") or overload is None or overload._schema.is_mutable else overload
+
+
+def short_binding(operation: Any) -> Callable[..., Any]:
+    """Return what an ATen operation calls inside, which spares a call in Python."""
+    binding: Callable[..., Any] = getattr(operation, "_op", operation)
+    return binding
+
+
+def module_tables(module: nn.Module) -> list[dict[str, Any]]:
+    """Return a module's own dictionaries of parameters, buffers and submodules."""
+    return [module._parameters, module._buffers, module._modules]
+
+
+def hook_tables(module: nn.Module) -> list[dict[Any, Any]]:
+    """Return a module's own dictionaries of hooks that run with its forward pass."""
+    return [module._forward_hooks, module._forward_pre_hooks]
