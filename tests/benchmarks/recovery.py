@@ -86,5 +86,5 @@ def main(arguments: list[str]) -> None:
             ebm,
             toy.sample((3 * args.points,)),
             fresh,
-            lambda x: f", on support {toy.on_support(x).float().mean():.3f}",
-        )  # noqa: B023
+            lambda x, toy=toy: f", on support {toy.on_support(x).float().mean():.3f}",
+        )
