@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from energyppl._checks import check_event
 from energyppl.autodiff.structure import (
     ModuleFingerprint,
     Snapshot,
@@ -83,6 +84,7 @@ def gradient_only(potential: Callable[[Tensor], Tensor], x: Tensor, dtype: torch
 
 def eager_energy_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """The same by plain autograd: the reference that every trace is compared with."""
+    _check_points(potential, x)
     if torch.is_inference_mode_enabled() or x.is_inference():
         with torch.inference_mode(False):  # in which autograd is silent, and the gradient would be zero
             return eager_energy_and_grad(without_inference_tensors(potential), ordinary(x))
@@ -98,6 +100,7 @@ def eager_energy_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> t
 
 def eager_energy(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor]:
     """The energy alone, in a tuple, without a trace."""
+    _check_points(potential, x)
     with torch.no_grad():
         energy = potential(x.detach())
     _check_energy(potential, energy, x)
@@ -135,6 +138,10 @@ def _own(energy: Tensor) -> Tensor:
     return energy.detach().clone() if energy._is_view() or energy.is_leaf else energy.detach()
 
 
+def _check_points(potential: object, x: Tensor) -> None:
+    check_event("x", x, getattr(potential, "event_shape", ()))
+
+
 def _check_energy(potential: object, energy: object, x: Tensor) -> None:
     event_shape = getattr(potential, "event_shape", None)
     expected = x.shape[: x.dim() - len(event_shape)] if event_shape is not None else x.shape[:1]
@@ -144,6 +151,8 @@ def _check_energy(potential: object, energy: object, x: Tensor) -> None:
             f"the energy must return one number for each point, shape {tuple(expected)}; got {came} "
             f"for points of shape {tuple(x.shape)}: sum or squeeze the last dimensions in the network's forward"
         )
+    if not energy.dtype.is_floating_point:
+        raise InvalidInput(f"energies must be floating point; got {energy.dtype}: call .float() in the network's forward")
 
 
 # --- Bound potentials ------------------------------------------------------------------------------------------------
@@ -231,6 +240,7 @@ def _serve(potential: Callable[[Tensor], Tensor], x: Tensor, what: Evaluation) -
 
 
 def _bind(potential: Callable[[Tensor], Tensor], x: Tensor, what: Evaluation) -> "_Bound | _Eager":
+    _check_points(potential, x)
     if torch.is_autocast_enabled(x.device.type):
         return _Eager(potential, what, "autocast is on", None)
     bound: _Bound | _Eager

@@ -202,12 +202,6 @@ class Diffused(Density):
         return self.toy._nearest(x / self.alpha)
 
 
-def check_number(name: str, value: float) -> None:
-    """Require a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidInput(f"{name} must be a finite number; got {value!r}: pass a float")
-
-
 def entropy_in_box(
     log_density: Callable[[Tensor], Tensor], low: Sequence[float], high: Sequence[float], step: float
 ) -> float:

@@ -7,9 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import check_count, check_number, check_positive
 from energyppl.errors import InvalidInput
-from energyppl.toys.base import Density, check_number, entropy_in_box, gaussian_nodes
+from energyppl.toys.base import Density, entropy_in_box, gaussian_nodes
 
 __all__ = ["Checkerboard", "Pinwheel", "Rings"]
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import check_count, check_number, check_positive
 from energyppl.errors import InvalidInput
-from energyppl.toys.base import Density, check_number, gaussian_nodes
+from energyppl.toys.base import Density, gaussian_nodes
 
 _LOG_2PI = math.log(2 * math.pi)
 
