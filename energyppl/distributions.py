@@ -90,7 +90,7 @@ class EnergyDistribution(dist.TorchDistribution):
         support: constraints.Constraint | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.potential = as_potential("potential", potential)
+        self.potential = as_potential("the energy", potential)
         if sampler is not None and not callable(sampler):
             raise InvalidInput(
                 f"sampler must map (potential, shape, like) to draws; got {type(sampler).__name__}: pass "

@@ -152,7 +152,9 @@ def _check_energy(potential: object, energy: object, x: Tensor) -> None:
             f"for points of shape {tuple(x.shape)}: sum or squeeze the last dimensions in the network's forward"
         )
     if not energy.dtype.is_floating_point:
-        raise InvalidInput(f"energies must be floating point; got {energy.dtype}: call .float() in the network's forward")
+        raise InvalidInput(
+            f"energies must be floating point; got {energy.dtype}: call .float() in the network's forward"
+        )
 
 
 # --- Bound potentials ------------------------------------------------------------------------------------------------

@@ -75,8 +75,8 @@ def as_potential(name: str, value: object) -> Potential:
     """
     came = type(value).__name__
     if isinstance(value, Distribution):
-        own = ".unconstrained()" if hasattr(value, "unconstrained") else "potentials.DistributionBase(distribution)"
-        raise InvalidInput(f"{name} must be a potential; got {came}, which draws when it is called: pass its {own}")
+        way = "its .unconstrained()" if hasattr(value, "unconstrained") else "potentials.DistributionBase(distribution)"
+        raise InvalidInput(f"{name} must be a potential; got {came}, which draws when it is called: pass {way}")
     if isinstance(value, torch.nn.Module) and hasattr(value, "marginal"):
         raise InvalidInput(
             f"{name} must be a potential; got the model {came}, which has one at each noise level: pass "

@@ -6,6 +6,7 @@ learning all go through :func:`bijection` and :class:`Constrained`, so that they
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,18 +55,15 @@ def bijection(support: constraints.Constraint) -> transforms.Transform:
 
 
 def latent_transform(distribution: Distribution) -> transforms.Transform:
-    """Find the map from ℝⁿ onto the values of a latent variable; angles are wrapped to [−π, π).
+    """Find the map from ℝⁿ onto the values of a latent variable; an angle is the direction of a point of the plane.
 
-    The density of an angle repeats itself along ℝ.  Chains may therefore move along ℝ, and a model that sees the
-    wrapped angle gives every period the same energy.
+    Torch and Pyro call the support of angles real, but their densities repeat themselves along ℝ, where they are not
+    normalizable.  On the plane chains cross ±π as any other angle.
 
     Raises:
         InvalidInput: if none is known for the distribution's support, or the angle is transformed.
     """
-    if not _is_circular(distribution):
-        return bijection(distribution.support)
-    size = len(distribution.event_shape)
-    return transforms.IndependentTransform(_Wrap(), size) if size else _Wrap()
+    return _Direction() if _is_circular(distribution) else bijection(distribution.support)
 
 
 def _is_circular(distribution: Distribution) -> bool:
@@ -198,26 +196,34 @@ def unconstrain(potential: Potential, x: Tensor) -> Tensor:
     return potential.unconstrain(x) if isinstance(potential, Constrained) else x
 
 
-class _Wrap(transforms.Transform):
-    """Angles of ℝ wrapped to [−π, π)."""
+class _Direction(transforms.Transform):
+    """The angle of a point of the plane, in [−π, π], for a point whose distance from the origin is Rayleigh's.
 
-    domain = constraints.real
+    The distance is independent of the angle and normalized, so no density of an angle is changed by it.
+    """
+
+    domain = constraints.real_vector
     codomain = constraints.interval(-math.pi, math.pi)
-    sign = 1
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Wrap)
+        return isinstance(other, _Direction)
 
     __hash__ = None  # type: ignore[assignment]  # as torch's own transforms
 
     def _call(self, x: Tensor) -> Tensor:
-        return torch.remainder(x + math.pi, 2.0 * math.pi) - math.pi
+        return torch.atan2(x[..., 1], x[..., 0])
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return y
+        return torch.stack([y.cos(), y.sin()], -1)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+        return -0.5 * (x * x).sum(-1) - math.log(2.0 * math.pi)
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        return torch.Size(shape[:-1])
+
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        return torch.Size((*shape, 2))
 
 
 class _LogStickBreaking(transforms.StickBreakingTransform):

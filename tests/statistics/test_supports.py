@@ -37,7 +37,7 @@ def test_log_z_is_that_of_the_support(name: str, method: str) -> None:
     assert found.upper - found.lower < 1.2
 
 
-@pytest.mark.parametrize("name", DENSITIES)
+@pytest.mark.parametrize("name", sorted(DENSITIES.keys() - {"interval"}))  # whose uniform energy has nothing to learn
 def test_the_contrastive_gradient_vanishes_at_the_truth(name: str) -> None:
     """E_data ∂U = E_model ∂U, by 4,000 pairs of a draw and where a corrected kernel moves it: z below 4.5.
 
@@ -52,9 +52,8 @@ def test_the_contrastive_gradient_vanishes_at_the_truth(name: str) -> None:
     )
     assert bool(torch.isfinite(log_prob).all())
     (total,) = torch.autograd.grad(log_prob.sum(), p.potential.factor)
-    # Negatives move away from their data, so the rows' spread bounds that of the differences by a factor of two.
+    # The variance of a difference of two independent energies; negatives, which begin at the data, have less.
     assert abs(float(total)) < 4.5 * float(rows.std()) * math.sqrt(2.0 * len(data))
-    assert float(rows.std()) > 0.0 or name == "interval"
 
 
 def test_contrastive_learning_on_a_support_finds_the_rate() -> None:
@@ -71,7 +70,7 @@ def test_contrastive_learning_on_a_support_finds_the_rate() -> None:
         optimizer.zero_grad()
         (-site.log_prob(data).mean()).backward()
         optimizer.step()
-    assert abs(float(rate.exp()) / 2.0 - 1.0) < 4.5 / math.sqrt(len(data)) + 0.1
+    assert abs(float(rate.detach().exp()) / 2.0 - 1.0) < 4.5 / math.sqrt(len(data)) + 0.1
 
 
 def test_ends_that_differ_over_the_batch() -> None:
@@ -81,7 +80,7 @@ def test_ends_that_differ_over_the_batch() -> None:
     flat = ep.Energy(lambda x: 0.0 * x.sum(-1), (1,))
     p = ep.EnergyDistribution(flat, batch_shape=(3,), support=support)
     chains = ep.sample_chains(ep.HMC(steps=4), p, chains=64, draws=200, warmup=200, progress=False)
-    x = chains.draws
+    x = chains.samples["x"]
     assert x.shape == (64, 200, 3, 1)
     assert bool(support.check(x).all())
     means = x.mean(1).squeeze(-1)
@@ -91,7 +90,7 @@ def test_ends_that_differ_over_the_batch() -> None:
 
 def draws_of(model: object, name: str) -> Tensor:
     chains = ep.sample_chains(ep.HMC(steps=4), model, chains=64, draws=400, warmup=300, progress=False)
-    return chains.variables[name]  # (chains, draws, *site)
+    return chains.samples[name]  # (chains, draws, *site)
 
 
 def require_mean(values: Tensor, expected: float) -> None:
@@ -148,4 +147,4 @@ def test_the_smallest_share_of_a_simplex_in_float32() -> None:
     chains = ep.sample_chains(ep.HMC(steps=8), p, chains=64, draws=1000, warmup=500, progress=False)
     small = 1e-8  # P = small^¼ / (¼ B(¼, ½)), to 1e-8
     beta = math.exp(math.lgamma(0.25) + math.lgamma(0.5) - math.lgamma(0.75))
-    require_mean((chains.draws[..., 2] < small).double(), small**0.25 / (0.25 * beta))
+    require_mean((chains.samples["x"][..., 2] < small).double(), small**0.25 / (0.25 * beta))

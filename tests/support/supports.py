@@ -23,7 +23,7 @@ DENSITIES: dict[str, Callable[[], td.Distribution]] = {
     "unit interval": lambda: td.Independent(td.Beta(2.0 * _ones(1), 3.0 * _ones(1), validate_args=False), 1),
     "simplex": lambda: td.Dirichlet(torch.tensor([2.0, 3.0, 4.0]), validate_args=False),
     "two simplexes": lambda: td.Independent(td.Dirichlet(2.0 * _ones(2, 3), validate_args=False), 1),
-    "correlations": lambda: td.LKJCholesky(3, 2.0, validate_args=False),
+    "correlations": lambda: td.LKJCholesky(2, 2.0, validate_args=False),  # torch draws wrongly from 3 dimensions on
     "mixture": lambda: td.MixtureSameFamily(
         td.Categorical(_ones(2)),
         td.Independent(td.Gamma(torch.tensor([[2.0], [6.0]]), _ones(2, 1), validate_args=False), 1),
