@@ -28,13 +28,12 @@ def shape_text(shape: Sequence[int]) -> str:
 def check_shape(name: str, value: object) -> torch.Size:
     """Require a shape, a sequence of whole numbers that are not negative, and return it."""
     try:
-        shape = torch.Size(value)  # type: ignore[call-overload]
+        shape = torch.Size(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         raise InvalidInput(f"{name} must be a tuple such as (2,); got {value!r}") from None
     if isinstance(value, str) or any(size < 0 for size in shape):
         raise InvalidInput(f"{name} must be a tuple such as (2,) without negative sizes; got {value!r}")
-    result: torch.Size = shape
-    return result
+    return shape
 
 
 def check_event(name: str, value: Tensor, event_shape: Sequence[int]) -> Tensor:

@@ -193,9 +193,11 @@ class EnergyDistribution(dist.TorchDistribution):
         points, inside = self._split(value)
         energy = self._energy(points, inside)
         if not callable(self.log_normalizer):
-            return -energy - self.log_normalizer
+            known: float | Tensor = self.log_normalizer
+            return -energy - known
         unconstrained = self.unconstrained()
-        return -energy - self.log_normalizer(unconstrained, unconstrain(unconstrained, points))
+        log_z: Tensor = self.log_normalizer(unconstrained, unconstrain(unconstrained, points))
+        return -energy - log_z
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Replace points outside of the support by one inside; also tell which points are inside, None for all.

@@ -106,7 +106,7 @@ def append_dims(value: Tensor, count: int) -> Tensor:
 def can_expand(shape: torch.Size, other: torch.Size) -> bool:
     """Tell whether a tensor of one shape can be expanded to the other."""
     try:
-        return torch.broadcast_shapes(shape, other) == other
+        return bool(torch.broadcast_shapes(shape, other) == other)
     except RuntimeError:
         return False
 

@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution, SineBivariateVonMises, SineSkewed
@@ -63,7 +64,8 @@ def latent_transform(distribution: Distribution) -> transforms.Transform:
     Raises:
         InvalidInput: if none is known for the distribution's support, or the angle is transformed.
     """
-    return _Direction() if _is_circular(distribution) else bijection(distribution.support)
+    support: Any = distribution.support
+    return _Direction() if _is_circular(distribution) else bijection(support)
 
 
 def _is_circular(distribution: Distribution) -> bool:
@@ -97,8 +99,8 @@ def contains(support: constraints.Constraint, x: Tensor) -> Tensor:
     if isinstance(support, _SIMPLEX):
         tolerance = max(1e-6, torch.finfo(x.dtype).eps * x.shape[-1])
         return (x >= 0).all(-1) & ((x.sum(-1) - 1.0).abs() <= tolerance)
-    inside = support.check(x)
-    return inside
+    checked: Tensor = support.check(x)
+    return checked
 
 
 @functools.lru_cache(maxsize=64)  # traces know a support by its identity

@@ -178,7 +178,7 @@ MIXED: dict[str, tuple[Callable[[], Any], str]] = {
     "distribution in Sum": (lambda: ep.potentials.Sum(SQUARE, HALF), "term 1 of a Sum .* draws when it is called"),
     "torch distribution": (
         lambda: ep.EnergyDistribution(dist.Normal(0.0, 1.0)),
-        "the energy must be a potential; got Normal, which draws .* DistributionBase",
+        "the energy must be a potential; got Normal, which draws .*DistributionBase",
     ),
     "distribution in a distribution": (lambda: ep.EnergyDistribution(HALF), "draws when it is called"),
     "distribution as a base": (lambda: ep.potentials.Bridge(HALF, NORMAL, 0.5), "base must be a potential"),
