@@ -32,21 +32,30 @@ DENSITIES: dict[str, Callable[[], td.Distribution]] = {
 }
 
 
-class Minus(nn.Module):
-    """``factor * (OFFSET − log p)``, whose log Z at a factor of one is −OFFSET."""
+# How energies go on outside of their support, where these densities are zero: mirrored, or flat for ever.
+OUTSIDE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    **dict.fromkeys(("positive", "nonnegative", "greater than", "unit interval", "mixture"), torch.abs),
+    "interval": lambda x: x.clamp(-1.0, 2.999),
+}
 
-    def __init__(self, density: td.Distribution) -> None:
+
+class Minus(nn.Module):
+    """``factor * (OFFSET − log p)``, whose log Z over the support, at a factor of one, is −OFFSET."""
+
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self.density = density
+        self.density = density = DENSITIES[name]()
+        self.outside = OUTSIDE.get(name, torch.Tensor.clone)
         self.event_shape = density.event_shape
         self.factor = nn.Parameter(torch.ones(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        energy: torch.Tensor = self.factor * (OFFSET - self.density.log_prob(x))
+        energy: torch.Tensor = self.factor * (OFFSET - self.density.log_prob(self.outside(x)))
         return energy
 
 
 def on_support(name: str, **options: object) -> tuple[ep.EnergyDistribution, td.Distribution]:
     """Make an ``EnergyDistribution`` on a named support, and the density that it is."""
-    density = DENSITIES[name]()
-    return ep.EnergyDistribution(Minus(density), support=density.support, **options), density  # type: ignore[arg-type]
+    energy = Minus(name)
+    support = energy.density.support
+    return ep.EnergyDistribution(energy, support=support, **options), energy.density  # type: ignore[arg-type]
