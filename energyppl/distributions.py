@@ -67,10 +67,10 @@ class EnergyDistribution(dist.TorchDistribution):
         InvalidInput: for an argument of another kind, or a support that does not fit the event shape.
 
     Example:
-        >>> half_normal = EnergyDistribution(
-        ...     Energy(lambda x: 0.5 * (x * x).sum(-1), (1,)),
+        >>> half_normal = ep.EnergyDistribution(
+        ...     ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (1,)),
         ...     log_normalizer=0.5 * math.log(math.pi / 2),
-        ...     support=constraints.positive,
+        ...     support=torch.distributions.constraints.positive,
         ... )
         >>> half_normal.log_prob(torch.tensor([[1.0], [-1.0]]))
         tensor([-0.7258,    -inf])
@@ -307,8 +307,8 @@ class RecoveryDistribution(EnergyDistribution):
         InvalidInput: if ``noisy`` does not end in the event shape, or ``sigma`` is not positive.
 
     Example:
-        >>> normal = Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
-        >>> before = RecoveryDistribution(normal, noisy=torch.full((3, 2), 2.0), sigma=1.0)
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> before = ep.RecoveryDistribution(normal, noisy=torch.full((3, 2), 2.0), sigma=1.0)
         >>> before.batch_shape, before.event_shape
         (torch.Size([3]), torch.Size([2]))
         >>> before.energy(torch.ones(3, 2))  # 1 + 2 / 2

@@ -42,12 +42,12 @@ class NoiseSchedule:
         InvalidInput: for fewer than one level, unsorted or non-positive entries.
 
     Example:
-        >>> schedule = NoiseSchedule.cosine(levels=6)
+        >>> schedule = ep.NoiseSchedule.cosine(levels=6)
         >>> schedule
         NoiseSchedule(levels=6, alpha_bar=1 to 0.0778, sigma_bar=0.00745 to 0.997)
         >>> schedule.diffuse(torch.zeros(1000, 2), level=6).shape
         torch.Size([1000, 2])
-        >>> NoiseSchedule(alpha_bar=[1.0, 0.6], sigma_bar=[0.0, 0.8]).levels
+        >>> ep.NoiseSchedule(alpha_bar=[1.0, 0.6], sigma_bar=[0.0, 0.8]).levels
         1
     """
 

@@ -46,7 +46,7 @@ class Energy:
         InvalidInput: if ``function`` can't be called, or ``event_shape`` is no shape.
 
     Example:
-        >>> normal = Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
         >>> normal(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
         tensor([0., 1.])
     """
@@ -122,8 +122,8 @@ class Sum:
         InvalidInput: if there is no term or the terms' event shapes differ.
 
     Example:
-        >>> normal = Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
-        >>> Sum(normal, normal)(torch.ones(3, 2))
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
+        >>> ep.potentials.Sum(normal, normal)(torch.ones(3, 2))
         tensor([2., 2., 2.])
     """
 
@@ -165,8 +165,8 @@ class Scaled:
         InvalidInput: if ``factor`` is no finite number.
 
     Example:
-        >>> normal = Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
-        >>> Scaled(normal, 0.5)(torch.ones(3, 2))  # at temperature 2
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
+        >>> ep.potentials.Scaled(normal, 0.5)(torch.ones(3, 2))  # at temperature 2
         tensor([0.5000, 0.5000, 0.5000])
     """
 
@@ -246,8 +246,9 @@ class RecoveryPotential:
         InvalidInput: if ``center`` does not end in the event shape, or ``sigma`` is not positive.
 
     Example:
-        >>> normal = Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
-        >>> RecoveryPotential(normal, center=torch.zeros(2), sigma=0.5)(torch.ones(2))  # 1 + 2 / (2 · 0.25)
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
+        >>> tilted = ep.potentials.RecoveryPotential(normal, center=torch.zeros(2), sigma=0.5)
+        >>> tilted(torch.ones(2))  # 1 + 2 / (2 · 0.25)
         tensor(5.)
     """
 
@@ -331,8 +332,9 @@ class Conditioned:
         InvalidInput: if shapes don't fit, or no coordinate is free.
 
     Example:
-        >>> normal = Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
-        >>> second = Conditioned(normal, observed=torch.tensor([2.0, 0.0]), free=torch.tensor([False, True]))
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
+        >>> seen, free = torch.tensor([2.0, 0.0]), torch.tensor([False, True])
+        >>> second = ep.potentials.Conditioned(normal, observed=seen, free=free)
         >>> second.complete(torch.tensor([1.0]))
         tensor([2., 1.])
         >>> second(torch.tensor([1.0]))

@@ -134,7 +134,8 @@ class Constrained:
         InvalidInput: for a support that has no bijection from ℝⁿ, such as integers.
 
     Example:
-        >>> exponential = Constrained(Energy(lambda x: 2.0 * x.sum(-1), (1,)), constraints.positive)
+        >>> positive = torch.distributions.constraints.positive
+        >>> exponential = ep.potentials.Constrained(ep.Energy(lambda x: 2.0 * x.sum(-1), (1,)), positive)
         >>> exponential.constrain(torch.zeros(1))
         tensor([1.])
         >>> exponential(torch.zeros(1))  # U(1) − log |exp'(0)|
