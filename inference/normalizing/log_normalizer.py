@@ -190,6 +190,10 @@ def log_normalizer(
                 method = replace(method, waypoints=stops)
         target = target.unconstrained()
     as_potential("the target", target)
+    if base is not None and not hasattr(as_potential("base", base), "sample"):
+        raise InvalidInput(
+            f"base must be a potential with a sample method; got {type(base).__name__}: pass a GaussianBase"
+        )
     if base is None and samples is None and isinstance(target, RecoveryPotential):
         base = GaussianBase.of_tether(target)
     if not 0.0 < level < 1.0:

@@ -2,9 +2,11 @@
 
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -173,6 +175,20 @@ def test_which_latents_are_angles() -> None:
     assert float(weight.sum()) * 0.02**2 == pytest.approx(1.0, abs=1e-3)
 
 
+def test_a_support_inside_a_pyro_model() -> None:
+    """Chains see all rows at once, by vmap, and stay on the support."""
+
+    def model() -> None:
+        x = pyro.sample("x", HALF)
+        pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=torch.ones(1))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the chains disagree", UserWarning)  # five draws
+        chains = ep.sample_chains(ep.HMC(), model, chains=4, draws=5, warmup=10, progress=False)
+    assert chains.potential.vectorized
+    assert bool((chains.samples["x"] > 0).all())
+
+
 MIXED: dict[str, tuple[Callable[[], Any], str]] = {
     "distribution in Scaled": (lambda: ep.potentials.Scaled(HALF, 2.0), r"draws when it is called: pass its \.unconst"),
     "distribution in Sum": (lambda: ep.potentials.Sum(SQUARE, HALF), "term 1 of a Sum .* draws when it is called"),
@@ -182,6 +198,14 @@ MIXED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "distribution in a distribution": (lambda: ep.EnergyDistribution(HALF), "draws when it is called"),
     "distribution as a base": (lambda: ep.potentials.Bridge(HALF, NORMAL, 0.5), "base must be a potential"),
+    "distribution as log Z's base": (
+        lambda: ep.log_normalizer(SQUARE, base=dist.Normal(torch.zeros(2), 1.0).to_event(1)),  # type: ignore[arg-type]
+        "base must be a potential; got .*DistributionBase",
+    ),
+    "potential as log Z's base": (
+        lambda: ep.log_normalizer(SQUARE, base=SQUARE),  # type: ignore[arg-type]
+        "base must be a potential with a sample method; got Energy",
+    ),
     "a model": (
         lambda: ep.potentials.Scaled(ep.EBM(ep.MLPEnergy((2,), hidden=8)), 1.0),
         r"the model EBM, .* pass ebm\.marginal\(\)\.potential",
