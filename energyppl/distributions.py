@@ -91,18 +91,7 @@ class EnergyDistribution(dist.TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         self.potential = as_potential("the energy", potential)
-        if sampler is not None and not callable(sampler):
-            raise InvalidInput(
-                f"sampler must map (potential, shape, like) to draws; got {type(sampler).__name__}: pass "
-                "sampling.MarkovSampler(kernel, steps)"
-            )
-        if like is not None and not isinstance(like, Tensor):
-            raise InvalidInput(f"like must be a tensor; got {type(like).__name__}: pass one of the draws' dtype")
-        if support is not None and not isinstance(support, constraints.Constraint):
-            raise InvalidInput(
-                f"support must be a constraint of torch.distributions.constraints; got {support!r}: pass one such as "
-                "constraints.positive"
-            )
+        _check_parts(sampler, like, support)
         self.sampler = sampler
         self.log_normalizer = _checked_log_z(log_normalizer)
         self._like = torch.empty(()) if like is None else like.detach()
@@ -274,6 +263,22 @@ class EnergyDistribution(dist.TorchDistribution):
             like=None if self._dtype is None else self._like,
             support=self._support,
             validate_args=self._validate_args,
+        )
+
+
+def _check_parts(sampler: object, like: object, support: object) -> None:
+    """Require what is given to be a function, a tensor and a constraint."""
+    if sampler is not None and not callable(sampler):
+        raise InvalidInput(
+            f"sampler must map (potential, shape, like) to draws; got {type(sampler).__name__}: pass "
+            "sampling.MarkovSampler(kernel, steps)"
+        )
+    if like is not None and not isinstance(like, Tensor):
+        raise InvalidInput(f"like must be a tensor; got {type(like).__name__}: pass one of the draws' dtype")
+    if support is not None and not isinstance(support, constraints.Constraint):
+        raise InvalidInput(
+            f"support must be a constraint of torch.distributions.constraints; got {support!r}: pass one such as "
+            "constraints.positive"
         )
 
 

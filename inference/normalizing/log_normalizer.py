@@ -186,8 +186,7 @@ def log_normalizer(
         if not target.is_unconstrained:
             samples = _unconstrained(target, samples)
             if method is not None:
-                stops = tuple(Constrained(stop, target.support) for stop in method.waypoints)
-                method = replace(method, waypoints=stops)
+                method = replace(method, waypoints=tuple(Constrained(w, target.support) for w in method.waypoints))
         target = target.unconstrained()
     as_potential("the target", target)
     if base is not None and not hasattr(as_potential("base", base), "sample"):
