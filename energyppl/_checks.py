@@ -1,11 +1,13 @@
-"""Input checks, made once where a value enters, each in one sentence: expected, came, what to do."""
+"""Input checks, made once where a value enters; an error is one sentence: what was expected, what came, what to do."""
 
 import lzma
 import math
+import numbers
 import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,8 +21,19 @@ UNREADABLE = (  # what reading a damaged file raises
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """A shape as a person writes it: ``(3, 4)``."""
+    """Write a shape as a person does: ``(3, 4)``."""
     return str(tuple(shape))
+
+
+def check_shape(name: str, value: object) -> torch.Size:
+    """Require a shape, a sequence of whole numbers that are not negative, and return it."""
+    try:
+        shape = torch.Size(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidInput(f"{name} must be a tuple such as (2,); got {value!r}") from None
+    if isinstance(value, str) or any(size < 0 for size in shape):
+        raise InvalidInput(f"{name} must be a tuple such as (2,) without negative sizes; got {value!r}")
+    return shape
 
 
 def check_event(name: str, value: Tensor, event_shape: Sequence[int]) -> Tensor:
@@ -58,24 +71,52 @@ def check_data(name: str, value: Tensor, event_shape: Sequence[int], *, at_least
     return value
 
 
-def check_positive(name: str, value: float | Tensor) -> None:
-    """Require finite numbers above zero (a float or every entry of a tensor)."""
-    ok = (
-        bool((torch.isfinite(value) & (value > 0)).all())
-        if isinstance(value, Tensor)
-        else (math.isfinite(value) and value > 0)
-    )
+def check_positive(name: str, value: object, *, or_infinite: bool = False) -> None:
+    """Require numbers above zero (a number, or every entry of a tensor), finite ones unless ``or_infinite``."""
+    if isinstance(value, Tensor):
+        real = value.dtype != torch.bool and not value.dtype.is_complex
+        ok = real and bool((value > 0).all()) and (or_infinite or bool(torch.isfinite(value).all()))
+    else:
+        ok = _is_real(value) and value > 0 and (or_infinite or math.isfinite(value))
     if not ok:
-        raise InvalidInput(f"{name} must be positive and finite; got {value}")
+        finite = "" if or_infinite else " and finite"
+        raise InvalidInput(f"{name} must be positive{finite}; got {_brief(value)}")
 
 
-def check_count(name: str, value: int, *, at_least: int = 1) -> None:
+def check_number(name: str, value: object) -> None:
+    """Require a finite number."""
+    if not _is_real(value) or not math.isfinite(value):
+        raise InvalidInput(f"{name} must be a finite number; got {_brief(value)}: pass a float")
+
+
+def check_count(name: str, value: object, *, at_least: int = 1) -> None:
     """Require a whole number of at least ``at_least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise InvalidInput(f"{name} must be a whole number of at least {at_least}; got {value!r}")
+        raise InvalidInput(f"{name} must be a whole number of at least {at_least}; got {_brief(value)}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Require True or False."""
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{name} must be True or False; got {_brief(value)}")
 
 
 def check_whole(name: str, value: Tensor) -> None:
     """Require a tensor of whole numbers."""
-    if value.dtype.is_floating_point or value.dtype == torch.bool:
+    if not isinstance(value, Tensor):
+        raise InvalidInput(f"{name} must be a tensor of whole numbers; got {type(value).__name__}: use torch.as_tensor")
+    if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
         raise InvalidInput(f"{name} must be whole numbers; got {value.dtype}: call .long() on it")
+
+
+def _is_real(value: object) -> TypeGuard[float]:
+    """Whether a value is a real number, numpy's included, and not a truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _brief(value: object) -> str:
+    """Write a value in an error sentence: short ones as they are, others by their type, so that it stays a sentence."""
+    if isinstance(value, Tensor) and value.numel() > 8:
+        return f"a tensor of shape {shape_text(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"

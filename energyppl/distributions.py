@@ -3,9 +3,14 @@
 ``EnergyDistribution`` *holds* a potential (in Pyro, calling a distribution draws from it).  Its ``log_prob`` is
 ``−U(x) − log Z`` and needs a log Z: a number, or a :class:`LogZ` that works it out while parameters are being
 learned.  Without one it refuses, and says what to do.
+
+A distribution with a support has one unconstrained potential, ``unconstrained()``, which chains, log Z and contrastive
+learning use alike.
 """
 
+import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import pyro.distributions as dist
@@ -13,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from energyppl._checks import check_event, shape_text
+from energyppl._checks import check_event, check_shape, shape_text
 from energyppl.autodiff.devices import device_of
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.potentials.algebra import Potential, RecoveryPotential
-from energyppl.potentials.constrained import Constrained
+from energyppl.potentials.algebra import Potential, RecoveryPotential, append_dims, as_potential, can_expand
+from energyppl.potentials.constrained import Constrained, constrain, contains, of_event_dim, unconstrain
 
 __all__ = ["EnergyDistribution", "LogZ", "RecoveryDistribution", "Sampler"]
 
@@ -27,20 +32,25 @@ class Sampler(Protocol):
     """How a distribution draws: chains, a progressive sampler, anything that respects the potential."""
 
     def __call__(self, potential: Potential, shape: torch.Size, like: Tensor, /) -> Tensor:
-        """Draws ``(*shape, *event)`` with the dtype and device of ``like``."""
+        """Draw ``(*shape, *event)`` with the dtype and device of ``like``."""
         ...
 
 
 class LogZ(Protocol):
-    """A log Z that depends on where it is asked: its gradient with respect to the parameters is −E_model[∂U/∂θ]."""
+    """A log Z that depends on where it is asked: its gradient with respect to the parameters is −E_model[∂U/∂θ].
+
+    If the distribution has a support, potential and value are unconstrained, as a :class:`Sampler`'s are.
+    """
 
     def __call__(self, potential: Potential, value: Tensor, /) -> Tensor:
-        """Log Z, broadcastable to the batch of ``value``, ``(*batch, *event)``; differentiable in the parameters."""
+        """Estimate log Z, broadcastable to the batch of ``value``, ``(*batch, *event)``; differentiable."""
         ...
 
 
 class EnergyDistribution(dist.TorchDistribution):
-    """``p(x) = exp(−U(x)) / Z`` over real points.
+    """``p(x) = exp(−U(x)) / Z`` over real points, or over a support.
+
+    It can be pickled if its potential, sampler and log Z can: not with lambdas.
 
     Args:
         potential: the energy U; for a batch of them it broadcasts against ``batch_shape``.
@@ -50,8 +60,20 @@ class EnergyDistribution(dist.TorchDistribution):
             :class:`LogZ` while parameters are being learned; without one ``log_prob`` refuses.
         batch_shape: shape of the batch of independent distributions.
         like: a tensor whose dtype and device draws take; torch's default dtype and the potential's device otherwise.
-        support: where the energy is finite, of which Pyro's and our samplers keep to the inside; all real points if
-            None.
+        support: where the density is not zero, such as ``constraints.positive``; outside of it the energy is infinite
+            whatever the potential says.  All real points if None.
+
+    Raises:
+        InvalidInput: for an argument of another kind, or a support that does not fit the event shape.
+
+    Example:
+        >>> half_normal = ep.EnergyDistribution(
+        ...     ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (1,)),
+        ...     log_normalizer=0.5 * math.log(math.pi / 2),
+        ...     support=torch.distributions.constraints.positive,
+        ... )
+        >>> half_normal.log_prob(torch.tensor([[1.0], [-1.0]]))
+        tensor([-0.7258,    -inf])
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -68,25 +90,21 @@ class EnergyDistribution(dist.TorchDistribution):
         support: constraints.Constraint | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        if not isinstance(potential, Potential):
-            raise InvalidInput(
-                f"potential must be a callable with an event_shape; got {type(potential).__name__}: "
-                "wrap a plain function in Energy(function, event_shape)"
-            )
-        self.potential = potential
+        self.potential = as_potential("the energy", potential)
+        _check_parts(sampler, like, support)
         self.sampler = sampler
-        self.log_normalizer = float(log_normalizer) if isinstance(log_normalizer, LogNormalizer) else log_normalizer
+        self.log_normalizer = _checked_log_z(log_normalizer)
         self._like = torch.empty(()) if like is None else like.detach()
         self._dtype = None if like is None else like.dtype
-        self._support = support
-        super().__init__(torch.Size(batch_shape), torch.Size(potential.event_shape), validate_args=validate_args)
+        event_shape = torch.Size(potential.event_shape)
+        self._support = None if support is None else of_event_dim(support, len(event_shape))
+        batch_shape = check_shape("batch_shape", batch_shape)
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         """Real points of the event shape, or the support that was given."""
-        given, size = self._support, len(self.event_shape)
-        support = constraints.real if given is None else given
-        return support if support.event_dim == size else constraints.independent(support, size - support.event_dim)
+        return of_event_dim(constraints.real, len(self.event_shape)) if self._support is None else self._support
 
     @property
     def like(self) -> Tensor:
@@ -103,20 +121,56 @@ class EnergyDistribution(dist.TorchDistribution):
         """Whether all real points are in the support."""
         return self._support is None
 
+    def unconstrained(self) -> Potential:
+        """Return the energy as one of all ℝⁿ: the potential itself, or a :class:`Constrained` if there is a support.
+
+        Both have the same log Z, and draws of one are draws of the other (``potentials.constrained.constrain``).
+
+        Raises:
+            InvalidInput: if the support has no bijection from ℝⁿ, such as integers.
+        """
+        return self.potential if self._support is None else self._constrained
+
+    @cached_property
+    def _constrained(self) -> Constrained:
+        assert self._support is not None
+        return Constrained(self.potential, self._support)
+
+    def unconstrain(self, x: Tensor, name: str = "points") -> Tensor:
+        """Map points inside the support, ``(*batch, *event)``, to points of :meth:`unconstrained`.
+
+        Raises:
+            InvalidInput: for points of another shape, outside of the support or on its edge.
+        """
+        check_event(name, x, self.event_shape)
+        if self._support is None:
+            return x
+        z = unconstrain(self.unconstrained(), x)
+        kept = len(z.shape) - len(self.unconstrained().event_shape)
+        inside = contains(self._support, x) & torch.isfinite(z).flatten(kept).all(-1)
+        if not bool(inside.all()):
+            raise InvalidInput(
+                f"{name} must lie inside the support {self._support}; got {int((~inside).sum())} of {inside.numel()} "
+                "outside of it or on its edge: drop those, or give the distribution the support that they have"
+            )
+        return z
+
     def energy(self, x: Tensor) -> Tensor:
-        """U(x) in nats: ``(*batch, *event)`` to ``(*batch,)``."""
-        check_event("value", x, self.event_shape)
-        if self._dtype is not None and x.dtype != self._dtype:
-            raise InvalidInput(f"value must be {self._dtype} like the energy's own numbers; got {x.dtype}: convert it")
-        energy = self.potential(x)
-        expected = torch.broadcast_shapes(x.shape[: x.dim() - len(self.event_shape)], self.batch_shape)
-        return energy.expand(expected)
+        """Evaluate U(x) in nats, ``(*batch, *event)`` to ``(*batch,)``; infinite outside of the support.
+
+        Raises:
+            InvalidInput: for points of another shape or dtype, or if the potential returns anything but one real number
+                for each point.
+        """
+        points, inside = self._split(x)
+        return self._energy(points, inside)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density in nats, ``(*batch,)``.
+        """Evaluate the log density in nats, ``(*batch,)``; −∞ outside of the support.
 
         Raises:
             NotNormalized: if no log Z is known.
+            InvalidInput: as :meth:`energy`.
         """
         if self.log_normalizer is None:
             raise NotNormalized(
@@ -125,18 +179,56 @@ class EnergyDistribution(dist.TorchDistribution):
                 "by itself); ask for .unnormalized(), which is right inside MCMC; or train with a contrastive "
                 "estimate, log_normalizer=Contrastive(…)"
             )
-        energy = self.energy(value)
-        if self._support is not None:
-            energy = torch.where(self.support.check(value), energy, torch.inf)
-        log_z = self.log_normalizer(self.potential, value) if callable(self.log_normalizer) else self.log_normalizer
+        points, inside = self._split(value)
+        energy = self._energy(points, inside)
+        if not callable(self.log_normalizer):
+            known: float | Tensor = self.log_normalizer
+            return -energy - known
+        unconstrained = self.unconstrained()
+        log_z: Tensor = self.log_normalizer(unconstrained, unconstrain(unconstrained, points))
         return -energy - log_z
 
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Replace points outside of the support by one inside; also tell which points are inside, None for all.
+
+        The potential of a point outside may be NaN, and so would be the gradient with respect to every weight.
+        """
+        check_event("value", x, self.event_shape)
+        if self._dtype is not None and x.dtype != self._dtype:
+            raise InvalidInput(f"value must be {self._dtype} like the energy's own numbers; got {x.dtype}: convert it")
+        if self._support is None:
+            return x, None
+        inside = contains(self._support, x)
+        within = append_dims(inside, len(self.event_shape))
+        return torch.where(within, x, self._some_point(x)), inside
+
+    def _some_point(self, like: Tensor) -> Tensor:
+        try:
+            unconstrained = self._constrained
+        except InvalidInput:  # integers and their kin, of which zero is one
+            return torch.zeros_like(like)
+        return unconstrained.constrain(torch.zeros(unconstrained.event_shape, dtype=like.dtype, device=like.device))
+
+    def _energy(self, points: Tensor, inside: Tensor | None) -> Tensor:
+        energy = self.potential(points)
+        batch = points.shape[: points.dim() - len(self.event_shape)]
+        expected = torch.broadcast_shapes(batch, self.batch_shape)
+        is_real = isinstance(energy, Tensor) and energy.dtype.is_floating_point
+        if not is_real or not can_expand(energy.shape, expected):
+            came = f"{energy.dtype} {shape_text(energy.shape)}" if isinstance(energy, Tensor) else type(energy).__name__
+            raise InvalidInput(
+                f"the energy must return one real number for each point, {shape_text(expected)}; got {came}: sum or "
+                "squeeze the last dimensions in the network's forward"
+            )
+        energy = energy.expand(expected)
+        return energy if inside is None else torch.where(inside, energy, torch.inf)
+
     def unnormalized(self) -> "EnergyDistribution":
-        """The same distribution with log Z taken to be zero: right where a constant factor cancels, as in MCMC."""
+        """Return the same distribution with log Z = 0, which is right where a constant factor cancels, as in MCMC."""
         return self._copy(self.batch_shape, log_normalizer=0.0)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws of shape ``(*sample_shape, *batch_shape, *event_shape)``.
+        """Draw points of shape ``(*sample_shape, *batch_shape, *event_shape)``.
 
         Raises:
             InvalidInput: if the distribution has no sampler.
@@ -146,21 +238,19 @@ class EnergyDistribution(dist.TorchDistribution):
                 "this distribution has no sampler: pass sampler=MarkovSampler(kernel, steps), or anything that maps "
                 "(potential, shape, like) to draws"
             )
-        shape = self._extended_shape(torch.Size(sample_shape))[: -len(self.event_shape) or None]
+        shape = check_shape("sample_shape", sample_shape) + self.batch_shape
+        unconstrained = self.unconstrained()
         with torch.no_grad():
-            if self._support is None:
-                return self.sampler(self.potential, shape, self.like)
-            inside = Constrained(self.potential, self.support)
-            return inside.constrain(self.sampler(inside, shape, self.like))
+            return constrain(unconstrained, self.sampler(unconstrained, shape, self.like))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "EnergyDistribution":
-        """The same distribution over a larger batch."""
-        shape = torch.Size(batch_shape)
-        try:
-            fits = torch.broadcast_shapes(shape, self.batch_shape) == shape
-        except RuntimeError:
-            fits = False
-        if not fits:
+        """Return the same distribution over a larger batch.
+
+        Raises:
+            InvalidInput: if the shapes don't fit.
+        """
+        shape = check_shape("batch_shape", batch_shape)
+        if not can_expand(self.batch_shape, shape):
             raise InvalidInput(f"can't expand batch_shape {shape_text(self.batch_shape)} to {shape_text(shape)}")
         return self._copy(shape, log_normalizer=self.log_normalizer)
 
@@ -176,8 +266,39 @@ class EnergyDistribution(dist.TorchDistribution):
         )
 
 
+def _check_parts(sampler: object, like: object, support: object) -> None:
+    """Require what is given to be a function, a tensor and a constraint."""
+    if sampler is not None and not callable(sampler):
+        raise InvalidInput(
+            f"sampler must map (potential, shape, like) to draws; got {type(sampler).__name__}: pass "
+            "sampling.MarkovSampler(kernel, steps)"
+        )
+    if like is not None and not isinstance(like, Tensor):
+        raise InvalidInput(f"like must be a tensor; got {type(like).__name__}: pass one of the draws' dtype")
+    if support is not None and not isinstance(support, constraints.Constraint):
+        raise InvalidInput(
+            f"support must be a constraint of torch.distributions.constraints; got {support!r}: pass one such as "
+            "constraints.positive"
+        )
+
+
+def _checked_log_z(log_z: Any) -> Any:
+    """Require a log Z that is known to be none, a number, numbers, or a function."""
+    if isinstance(log_z, LogNormalizer):
+        return float(log_z)
+    is_number = isinstance(log_z, (int, float)) and not isinstance(log_z, bool)
+    if isinstance(log_z, type) or not (log_z is None or is_number or isinstance(log_z, Tensor) or callable(log_z)):
+        raise InvalidInput(
+            f"log_normalizer must be a number in nats, a tensor, a LogNormalizer or a function; got {log_z!r}: "
+            "estimate it by energyppl.log_normalizer, or learn with objectives.Contrastive(kernel)"
+        )
+    if is_number and math.isnan(log_z):
+        raise InvalidInput("log_normalizer must be a number; got NaN: estimate it by energyppl.log_normalizer")
+    return log_z
+
+
 class RecoveryDistribution(EnergyDistribution):
-    """``p(y | x̃) ∝ exp(−U(y) − |y − x̃|² / (2σ²))``: what a noisy point was before its last noise (Gao et al. 2021).
+    """``p(y | x̃) ∝ exp(−U(y) − |y − x̃|² / (2σ²))``: a noisy point before its last noise (Gao et al. 2021, eq. 5).
 
     Args:
         potential: the energy U of y, ``(*batch, *event)`` to ``(*batch,)``.
@@ -186,6 +307,17 @@ class RecoveryDistribution(EnergyDistribution):
             the tilt off.
         sampler: draws points; without one ``sample`` refuses.
         log_normalizer: as in :class:`EnergyDistribution`, of the tilted energy.
+
+    Raises:
+        InvalidInput: if ``noisy`` does not end in the event shape, or ``sigma`` is not positive.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> before = ep.RecoveryDistribution(normal, noisy=torch.full((3, 2), 2.0), sigma=1.0)
+        >>> before.batch_shape, before.event_shape
+        (torch.Size([3]), torch.Size([2]))
+        >>> before.energy(torch.ones(3, 2))  # 1 + 2 / 2
+        tensor([2., 2., 2.])
     """
 
     def __init__(
@@ -195,7 +327,7 @@ class RecoveryDistribution(EnergyDistribution):
         sigma: float | Tensor,
         *,
         sampler: Sampler | None = None,
-        log_normalizer: "float | Tensor | LogZ | None" = None,
+        log_normalizer: "float | Tensor | LogNormalizer | LogZ | None" = None,
         validate_args: bool | None = None,
     ) -> None:
         tilted = RecoveryPotential(potential, noisy, sigma)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from energyppl._checks import check_event
 from energyppl.autodiff.private import below_autograd
 from energyppl.autodiff.structure import (
     ModuleFingerprint,
@@ -139,6 +140,7 @@ _traces: "OrderedDict[tuple[Any, ...], Trace | TraceFailure]" = OrderedDict()
 
 def _serving(potential: Function, what: Evaluation, x: Tensor) -> _Traced | _Eager:
     """Find what evaluates a potential as it is now, at points like ``x``."""
+    check_event("x", x, getattr(potential, "event_shape", ()))
     try:
         parts = structure(potential)
     except Untraceable as reason:

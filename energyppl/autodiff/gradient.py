@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from energyppl._checks import check_event
 from energyppl.autodiff.bound import evaluate
 from energyppl.autodiff.private import is_view
 from energyppl.autodiff.structure import ordinary, without_inference_tensors
@@ -73,6 +74,7 @@ def gradient_only(potential: Callable[[Tensor], Tensor], x: Tensor, dtype: torch
 
 def eager_energy_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Evaluate both by plain autograd: the reference that every trace is compared with."""
+    _check_points(potential, x)
     if torch.is_inference_mode_enabled() or x.is_inference():
         with torch.inference_mode(False):  # in which autograd is silent, and the gradient would be zero
             return eager_energy_and_grad(without_inference_tensors(potential), ordinary(x))
@@ -88,6 +90,7 @@ def eager_energy_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> t
 
 def eager_energy(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor]:
     """Evaluate the energy alone without a trace, in a tuple."""
+    _check_points(potential, x)
     with torch.no_grad():
         energy = potential(x.detach())
     _check_energy(potential, energy, x)
@@ -125,6 +128,10 @@ def _own(energy: Tensor) -> Tensor:
     return energy.detach().clone() if is_view(energy) or energy.is_leaf else energy.detach()
 
 
+def _check_points(potential: object, x: Tensor) -> None:
+    check_event("x", x, getattr(potential, "event_shape", ()))
+
+
 def _check_energy(potential: object, energy: object, x: Tensor) -> None:
     event_shape = getattr(potential, "event_shape", None)
     expected = x.shape[: x.dim() - len(event_shape)] if event_shape is not None else x.shape[:1]
@@ -133,4 +140,8 @@ def _check_energy(potential: object, energy: object, x: Tensor) -> None:
         raise InvalidInput(
             f"the energy must return one number for each point, shape {tuple(expected)}; got {came} "
             f"for points of shape {tuple(x.shape)}: sum or squeeze the last dimensions in the network's forward"
+        )
+    if not energy.dtype.is_floating_point:
+        raise InvalidInput(
+            f"energies must be floating point; got {energy.dtype}: call .float() in the network's forward"
         )

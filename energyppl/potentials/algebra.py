@@ -1,8 +1,8 @@
 """Potentials: energies U(x) in nats, p(x) ∝ exp(−U(x)), and the algebra that makes new ones out of old.
 
-A potential is anything that maps ``(*batch, *event)`` to ``(*batch,)`` and knows its ``event_shape``.  The classes here
-are frozen values: their tensors are fields, so ``energy_and_grad`` can trace them once and feed them
-a new batch of tilts or levels without tracing again.
+A potential is anything that maps ``(*batch, *event)`` to ``(*batch,)`` and has an ``event_shape``.  The classes here
+are frozen values: their tensors are fields, so that ``energy_and_grad`` traces a potential once and then serves another
+batch of noisy points or levels without a new trace.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
-from energyppl._checks import check_event, shape_text
+from energyppl._checks import check_event, check_positive, check_shape, shape_text
 from energyppl.errors import InvalidInput
 
 __all__ = ["Affine", "Bridge", "Conditioned", "Energy", "Potential", "RecoveryPotential", "Scaled", "Sum"]
@@ -28,7 +29,7 @@ class Potential(Protocol):
         ...
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of the points ``x``."""
+        """Evaluate the energies of the points ``x``."""
         ...
 
 
@@ -40,33 +41,51 @@ class Energy:
         function: maps ``(*batch, *event)`` to ``(*batch,)``, in nats.  It must be pure: tensors that it reads may be
             written in place, but nothing else that it reads may change, since it is traced once.
         event_shape: shape of one point.
+
+    Raises:
+        InvalidInput: if ``function`` can't be called, or ``event_shape`` is no shape.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
+        >>> normal(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+        tensor([0., 1.])
     """
 
     function: Callable[[Tensor], Tensor] = field(metadata={"pure": True})
     event_shape: torch.Size
 
     def __post_init__(self) -> None:
-        try:
-            shape = torch.Size(self.event_shape)
-        except TypeError:
-            raise InvalidInput(f"event_shape must be a tuple such as (2,); got {self.event_shape!r}") from None
-        object.__setattr__(self, "event_shape", shape)
+        if not callable(self.function) or isinstance(self.function, (type, Distribution)):
+            raise InvalidInput(
+                f"function must map points (*batch, *event) to energies (*batch,); got {self.function!r}: pass a "
+                "function or a module"
+            )
+        object.__setattr__(self, "event_shape", check_shape("event_shape", self.event_shape))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of the points ``x``."""
+        """Evaluate the energies of the points ``x``."""
         return self.function(x)
 
 
 def as_potential(name: str, value: object) -> Potential:
-    """The value, if it is a potential.
+    """Return the value, if it is a potential.
 
     Raises:
-        InvalidInput: if not.
+        InvalidInput: if not; among others for a distribution, which draws when it is called, and for a model.
     """
-    if not isinstance(value, Potential):
+    came = type(value).__name__
+    if isinstance(value, Distribution):
+        way = "its .unconstrained()" if hasattr(value, "unconstrained") else "potentials.DistributionBase(distribution)"
+        raise InvalidInput(f"{name} must be a potential; got {came}, which draws when it is called: pass {way}")
+    if isinstance(value, torch.nn.Module) and hasattr(value, "marginal"):
         raise InvalidInput(
-            f"{name} must be a potential, a callable with an event_shape; got {type(value).__name__}: "
-            "wrap a plain function in Energy(function, event_shape)"
+            f"{name} must be a potential; got the model {came}, which has one at each noise level: pass "
+            "ebm.marginal().potential, in data coordinates"
+        )
+    if isinstance(value, type) or not isinstance(value, Potential):
+        raise InvalidInput(
+            f"{name} must be a potential, a callable with an event_shape; got {came}: wrap a plain function in "
+            "Energy(function, event_shape)"
         )
     return value
 
@@ -76,19 +95,43 @@ def sum_event(value: Tensor, event_shape: torch.Size) -> Tensor:
     return value.sum(dim=tuple(range(-len(event_shape), 0))) if event_shape else value
 
 
+def append_dims(value: Tensor, count: int) -> Tensor:
+    """Append dimensions of size one, so that a number for each point broadcasts against points of ``count`` dimensions.
+
+    ``(*batch,)`` to ``(*batch, 1, …, 1)``.
+    """
+    return value.reshape(*value.shape, *[1] * count)
+
+
+def can_expand(shape: torch.Size, other: torch.Size) -> bool:
+    """Tell whether a tensor of one shape can be expanded to the other."""
+    try:
+        return bool(torch.broadcast_shapes(shape, other) == other)
+    except RuntimeError:
+        return False
+
+
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """The sum of energies: a product of experts.
+    """A sum of energies: a product of experts (Hinton 2002).
+
+    Args:
+        terms: the potentials, of one event shape.
 
     Raises:
         InvalidInput: if there is no term or the terms' event shapes differ.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
+        >>> ep.potentials.Sum(normal, normal)(torch.ones(3, 2))
+        tensor([2., 2., 2.])
     """
 
     terms: tuple[Potential, ...]
 
     def __init__(self, *terms: Potential) -> None:
         if not terms:
-            raise InvalidInput("Sum needs at least one potential; got none")
+            raise InvalidInput("Sum needs at least one potential; got none: pass Sum(first, second)")
         for index, term in enumerate(terms):
             if as_potential(f"term {index} of a Sum", term).event_shape != terms[0].event_shape:
                 raise InvalidInput(
@@ -103,7 +146,7 @@ class Sum:
         return self.terms[0].event_shape
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of the points ``x``."""
+        """Evaluate the energies of the points ``x``."""
         total = self.terms[0](x)
         for term in self.terms[1:]:
             total = total + term(x)
@@ -117,6 +160,14 @@ class Scaled:
     Args:
         potential: the energy U.
         factor: a finite number, or one for each point, ``(*batch,)``; may be negative in a composition.
+
+    Raises:
+        InvalidInput: if ``factor`` is no finite number.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
+        >>> ep.potentials.Scaled(normal, 0.5)(torch.ones(3, 2))  # at temperature 2
+        tensor([0.5000, 0.5000, 0.5000])
     """
 
     potential: Potential
@@ -124,8 +175,8 @@ class Scaled:
 
     def __post_init__(self) -> None:
         as_potential("the potential of a Scaled", self.potential)
-        if not bool(torch.isfinite(torch.as_tensor(self.factor)).all()):
-            raise InvalidInput(f"factor must be finite; got {self.factor}")
+        if not bool(torch.isfinite(_as_number("factor", self.factor)).all()):
+            raise InvalidInput(f"factor must be finite; got {self.factor}: pass a number such as 0.5")
 
     @property
     def event_shape(self) -> torch.Size:
@@ -133,7 +184,7 @@ class Scaled:
         return self.potential.event_shape
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of the points ``x``."""
+        """Evaluate the energies of the points ``x``."""
         return self.factor * self.potential(x)
 
 
@@ -145,11 +196,21 @@ class Affine:
         potential: the energy U.
         loc: where z = 0 lies, ``(*event)``.
         factor: F, lower triangular with a positive diagonal, over the flattened event, ``(d, d)``.
+
+    Raises:
+        InvalidInput: if shapes don't fit, or the diagonal of F is not positive.
     """
 
     potential: Potential
     loc: Tensor
     factor: Tensor
+
+    def __post_init__(self) -> None:
+        event_shape = as_potential("the potential of an Affine", self.potential).event_shape
+        check_event("loc", self.loc, event_shape)
+        size = event_shape.numel()
+        check_event("factor", self.factor, (size, size))
+        check_positive("the diagonal of factor", self.factor.diagonal())
 
     @property
     def event_shape(self) -> torch.Size:
@@ -157,17 +218,17 @@ class Affine:
         return self.potential.event_shape
 
     def from_unit(self, z: Tensor) -> Tensor:
-        """The points ``loc + F z``, ``(*batch, *event)``."""
+        """Map z to the points ``loc + F z``, ``(*batch, *event)``."""
         return self.loc + (z.reshape(-1, len(self.factor)) @ self.factor.mT).reshape(z.shape)
 
     def to_unit(self, x: Tensor) -> Tensor:
-        """The z of points ``x``, ``(*batch, *event)``."""
+        """Map points ``x`` to their z, ``(*batch, *event)``."""
         rows = (x - self.loc).reshape(-1, len(self.factor))
         z: Tensor = torch.linalg.solve_triangular(self.factor, rows.mT, upper=False).mT
         return z.reshape(x.shape)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of the points ``x``, which are z."""
+        """Evaluate the energies of the points ``x``, which are z."""
         return self.potential(self.from_unit(x)) - self.factor.diagonal().log().sum()
 
 
@@ -183,6 +244,12 @@ class RecoveryPotential:
 
     Raises:
         InvalidInput: if ``center`` does not end in the event shape, or ``sigma`` is not positive.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
+        >>> tilted = ep.potentials.RecoveryPotential(normal, center=torch.zeros(2), sigma=0.5)
+        >>> tilted(torch.ones(2))  # 1 + 2 / (2 · 0.25)
+        tensor(5.)
     """
 
     potential: Potential
@@ -192,17 +259,12 @@ class RecoveryPotential:
     def __post_init__(self) -> None:
         event_shape = as_potential("the potential of a RecoveryPotential", self.potential).event_shape
         check_event("noisy", self.center, event_shape)
-        sigma = torch.as_tensor(self.sigma)
-        if not bool((sigma > 0).all()):
-            raise InvalidInput(f"sigma must be positive; got {self.sigma}")
-        try:
-            fits = torch.broadcast_shapes(sigma.shape, self.center.shape) == self.center.shape
-        except RuntimeError:
-            fits = False
-        if not fits:
+        check_positive("sigma", self.sigma, or_infinite=True)
+        shape = self.sigma.shape if isinstance(self.sigma, Tensor) else torch.Size()
+        if not can_expand(shape, self.center.shape):
             raise InvalidInput(
                 f"sigma must broadcast against noisy of shape {shape_text(self.center.shape)}; got "
-                f"{shape_text(sigma.shape)}: one for each point has shape (*batch, 1) for vectors"
+                f"{shape_text(shape)}: one for each point has shape (*batch, 1) for vectors"
             )
 
     @property
@@ -211,7 +273,7 @@ class RecoveryPotential:
         return self.potential.event_shape
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of the points ``x``, of a shape that broadcasts against ``center``."""
+        """Evaluate the energies of the points ``x``, of a shape that broadcasts against ``center``."""
         difference = (x - self.center) / self.sigma
         return self.potential(x) + 0.5 * sum_event(difference * difference, self.event_shape)
 
@@ -238,11 +300,11 @@ class Bridge:
         if shapes[0] != shapes[1]:
             raise InvalidInput(
                 f"base and target of a Bridge must share one event_shape; got {shape_text(shapes[0])} and "
-                f"{shape_text(shapes[1])}"
+                f"{shape_text(shapes[1])}: bring them to the same points first"
             )
-        beta = torch.as_tensor(self.beta)
+        beta = _as_number("beta", self.beta)
         if not bool(((beta >= 0) & (beta <= 1)).all()):
-            raise InvalidInput(f"beta must lie in [0, 1]; got {self.beta}")
+            raise InvalidInput(f"beta must lie in [0, 1]; got {self.beta}: 0 is the base, 1 the target")
 
     @property
     def event_shape(self) -> torch.Size:
@@ -250,16 +312,11 @@ class Bridge:
         return self.base.event_shape
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of the points ``x``."""
+        """Evaluate the energies of the points ``x``."""
         # The ends are exact: 0 * inf would be NaN where one support is smaller than the other.
         if not isinstance(self.beta, Tensor) and self.beta in (0.0, 1.0):
             return self.target(x) if self.beta else self.base(x)
         return _weighted(1.0 - self.beta, self.base(x)) + _weighted(self.beta, self.target(x))
-
-
-def _weighted(weight: float | Tensor, energy: Tensor) -> Tensor:
-    """``weight * energy`` with ``0 * inf = 0``."""
-    return torch.where(weight == 0, 0.0, weight * energy) if isinstance(weight, Tensor) else weight * energy
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,6 +330,15 @@ class Conditioned:
 
     Raises:
         InvalidInput: if shapes don't fit, or no coordinate is free.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
+        >>> seen, free = torch.tensor([2.0, 0.0]), torch.tensor([False, True])
+        >>> second = ep.potentials.Conditioned(normal, observed=seen, free=free)
+        >>> second.complete(torch.tensor([1.0]))
+        tensor([2., 1.])
+        >>> second(torch.tensor([1.0]))
+        tensor(2.5000)
     """
 
     potential: Potential
@@ -283,10 +349,11 @@ class Conditioned:
 
     def __post_init__(self) -> None:
         event_shape = as_potential("the potential of a Conditioned", self.potential).event_shape
-        if self.free.dtype != torch.bool or self.free.shape != event_shape:
+        if not isinstance(self.free, Tensor) or self.free.dtype != torch.bool or self.free.shape != event_shape:
+            came = f"{self.free.dtype} {shape_text(self.free.shape)}" if isinstance(self.free, Tensor) else self.free
             raise InvalidInput(
-                f"free must be a boolean mask of shape {shape_text(event_shape)}; got {self.free.dtype} "
-                f"{shape_text(self.free.shape)}"
+                f"free must be a boolean mask of shape {shape_text(event_shape)}; got {came}: make it by a comparison, "
+                "or by .bool()"
             )
         if not bool(self.free.any()):
             raise InvalidInput("free must be True somewhere; got all False: there is nothing to sample")
@@ -296,7 +363,7 @@ class Conditioned:
         object.__setattr__(self, "event_shape", places.shape)
 
     def complete(self, x: Tensor) -> Tensor:
-        """Whole points, ``(*batch, *event)``, from the free coordinates ``x``, ``(*batch, free)``."""
+        """Fill free coordinates ``x``, ``(*batch, free)``, into whole points, ``(*batch, *event)``."""
         shape = self.potential.event_shape
         batch = torch.broadcast_shapes(x.shape[:-1], self.observed.shape[: self.observed.dim() - len(shape)])
         whole = self.observed.to(x).expand(*batch, *shape).flatten(len(batch))
@@ -304,5 +371,20 @@ class Conditioned:
         return whole.scatter(-1, places, x.expand(*batch, x.shape[-1])).reshape(*batch, *shape)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of the free coordinates ``x``, ``(*batch, free)``."""
+        """Evaluate the energies of the free coordinates ``x``, ``(*batch, free)``."""
         return self.potential(self.complete(x))
+
+
+def _weighted(weight: float | Tensor, energy: Tensor) -> Tensor:
+    """Multiply a weight and an energy with ``0 * inf = 0``."""
+    return torch.where(weight == 0, 0.0, weight * energy) if isinstance(weight, Tensor) else weight * energy
+
+
+def _as_number(name: str, value: object) -> Tensor:
+    """Turn a number or tensor of numbers into a tensor."""
+    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+        raise InvalidInput(f"{name} must be a number or a tensor of numbers; got {value}: use 0.0 and 1.0")
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidInput(f"{name} must be a number or a tensor of numbers; got {value!r}") from None

@@ -1,46 +1,145 @@
-"""Energies on constrained supports as energies on all of ℝⁿ: intervals, positive numbers, simplices."""
+"""Change of variables: energies on a support (intervals, positive numbers, simplexes) as energies on all of ℝⁿ.
 
+This is the only place that says how a support is reached from unconstrained numbers.  Chains, log Z and contrastive
+learning all go through :func:`bijection` and :class:`Constrained`, so that they agree about the Jacobian.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from pyro.distributions import ExpandedDistribution, MaskedDistribution, SineBivariateVonMises, SineSkewed
 from torch import Tensor
-from torch.distributions import biject_to, constraints, transforms
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    TransformedDistribution,
+    VonMises,
+    biject_to,
+    constraints,
+    transforms,
+)
+from torch.nn import functional
 
 from energyppl.errors import InvalidInput
 from energyppl.potentials.algebra import Potential, as_potential, sum_event
 
-__all__ = ["Constrained", "bijection"]
+__all__ = ["Constrained", "bijection", "constrain", "contains", "latent_transform", "of_event_dim", "unconstrain"]
+
+_SIMPLEX = type(constraints.simplex)
 
 
 def bijection(support: constraints.Constraint) -> transforms.Transform:
-    """The map from ℝⁿ onto a support.
+    """Find the map from ℝⁿ onto a support.
 
     Raises:
-        InvalidInput: if none is known, as for integers.
+        InvalidInput: if none is known, as for integers, spheres and positive definite matrices.
     """
-    if isinstance(support, constraints.MixtureSameFamilyConstraint):  # which torch has no map for
-        support = support.base_constraint
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):  # for which torch has none
+        return bijection(support.base_constraint)
+    if isinstance(support, constraints.independent):
+        return transforms.IndependentTransform(bijection(support.base_constraint), support.reinterpreted_batch_ndims)
+    if isinstance(support, _SIMPLEX):
+        return _LogStickBreaking()
     try:
         transform: transforms.Transform = biject_to(support)
     except NotImplementedError:
         raise InvalidInput(
             f"no bijection from unconstrained numbers to {support} is known: use a continuous support of "
-            "torch.distributions.constraints"
+            "torch.distributions.constraints that has one, such as an interval or a simplex"
         ) from None
     return transform
 
 
+def latent_transform(distribution: Distribution) -> transforms.Transform:
+    """Find the map from ℝⁿ onto the values of a latent variable; an angle is the direction of a point of the plane.
+
+    Torch and Pyro call the support of angles real, but their densities repeat themselves along ℝ, where they are not
+    normalizable.  On the plane chains cross ±π as any other angle.
+
+    Raises:
+        InvalidInput: if none is known for the distribution's support, or the angle is transformed.
+    """
+    support: Any = distribution.support
+    return _Direction() if _is_circular(distribution) else bijection(support)
+
+
+def _is_circular(distribution: Distribution) -> bool:
+    """Whether the values are angles, although torch and Pyro call their support real."""
+    if isinstance(distribution, (VonMises, SineBivariateVonMises, SineSkewed)):
+        return True
+    if isinstance(distribution, MixtureSameFamily):
+        return _is_circular(distribution.component_distribution)
+    if isinstance(distribution, (Independent, ExpandedDistribution, MaskedDistribution)):
+        return _is_circular(distribution.base_dist)
+    if isinstance(distribution, TransformedDistribution) and _is_circular(distribution.base_dist):
+        raise InvalidInput(
+            f"a {type(distribution).__name__} of angles has no period that is known: sample the angle itself, and "
+            "transform it in the model"
+        )
+    return False
+
+
+def contains(support: constraints.Constraint, x: Tensor) -> Tensor:
+    """Tell which points lie in a support, ``(*batch, *event)`` to ``(*batch,)``.
+
+    The sum over a simplex may differ from one by the rounding of the points' dtype, which grows with their number
+    (torch allows 1e-6, which float32 draws of a few hundred categories exceed).
+    """
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        return contains(support.base_constraint, x)
+    if isinstance(support, constraints.independent):
+        inside = contains(support.base_constraint, x)
+        size = support.reinterpreted_batch_ndims
+        return inside.flatten(inside.dim() - size).all(-1) if size else inside
+    if isinstance(support, _SIMPLEX):
+        tolerance = max(1e-6, torch.finfo(x.dtype).eps * x.shape[-1])
+        return (x >= 0).all(-1) & ((x.sum(-1) - 1.0).abs() <= tolerance)
+    checked: Tensor = support.check(x)
+    return checked
+
+
+@functools.lru_cache(maxsize=64)  # traces know a support by its identity
+def of_event_dim(support: constraints.Constraint, size: int) -> constraints.Constraint:
+    """Extend a support of single coordinates to events of ``size`` dimensions.
+
+    Raises:
+        InvalidInput: if one event of the support has more dimensions.
+    """
+    if support.event_dim > size:
+        raise InvalidInput(
+            f"support {support} describes points of {support.event_dim} dimension(s); got an event_shape of {size}: "
+            "give the energy the event_shape of the support's points"
+        )
+    return support if support.event_dim == size else constraints.independent(support, size - support.event_dim)
+
+
 @dataclass(frozen=True, eq=False)
 class Constrained:
-    """``U(T(z)) − log |det ∂T/∂z|`` for unconstrained z, where T maps ℝⁿ onto a support (change of variables).
+    """``U(T(z)) − log |det ∂T/∂z|`` as an energy of unconstrained z, where T maps ℝⁿ onto a support.
+
+    It has the log Z of U over the support.  On a simplex, volume is that of all coordinates but the last, as in
+    ``Dirichlet``.
 
     Args:
-        potential: the energy U on the support.
+        potential: the energy U on the support, ``(*batch, *event)`` to ``(*batch,)``, in nats.
         support: a constraint of ``torch.distributions.constraints``; its own parameters, such as an interval's ends,
             broadcast against points.
 
     Raises:
         InvalidInput: for a support that has no bijection from ℝⁿ, such as integers.
+
+    Example:
+        >>> positive = torch.distributions.constraints.positive
+        >>> exponential = ep.potentials.Constrained(ep.Energy(lambda x: 2.0 * x.sum(-1), (1,)), positive)
+        >>> exponential.constrain(torch.zeros(1))
+        tensor([1.])
+        >>> exponential(torch.zeros(1))  # U(1) − log |exp'(0)|
+        tensor(2.)
     """
 
     potential: Potential
@@ -49,26 +148,118 @@ class Constrained:
 
     def __post_init__(self) -> None:
         event_shape = as_potential("the potential of a Constrained", self.potential).event_shape
-        shape = bijection(self.support).inverse_shape(event_shape)
-        object.__setattr__(self, "event_shape", torch.Size(shape))
+        if not isinstance(self.support, constraints.Constraint):
+            raise InvalidInput(
+                f"support must be a constraint of torch.distributions.constraints; got {self.support!r}: pass one such "
+                "as constraints.positive"
+            )
+        transform = bijection(of_event_dim(self.support, len(event_shape)))
+        try:
+            shape = torch.Size(transform.inverse_shape(event_shape))
+        except (RuntimeError, ValueError) as error:
+            raise InvalidInput(
+                f"support {self.support} must fit event_shape {tuple(event_shape)}; got another shape ({error}): give "
+                "the energy the event_shape of the support's points"
+            ) from None
+        size = len(event_shape) - transform.codomain.event_dim + transform.domain.event_dim
+        # Ends that differ over the batch have brought the batch's dimensions with them.
+        object.__setattr__(self, "event_shape", shape[len(shape) - size :])
+
+    @property
+    def _transform(self) -> transforms.Transform:
+        return bijection(of_event_dim(self.support, len(self.potential.event_shape)))
 
     def constrain(self, z: Tensor) -> Tensor:
-        """Points of the support from unconstrained ones, ``(*batch, *event)``."""
-        x: Tensor = bijection(self.support)(z)
+        """Map unconstrained points into the support, ``(*batch, *event)``."""
+        x: Tensor = self._transform(z)
         return x
 
     def unconstrain(self, x: Tensor) -> Tensor:
-        """Unconstrained points from ones inside the support."""
-        z: Tensor = bijection(self.support).inv(x)
+        """Map points inside the support to unconstrained ones; those on its edge and outside are not finite."""
+        z: Tensor = self._transform.inv(x)
         return z
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of the unconstrained points ``x``."""
-        transform = bijection(self.support)
+        """Evaluate the energies of unconstrained points ``x``, in nats."""
+        transform = self._transform
         inside = transform(x)
         jacobian = transform.log_abs_det_jacobian(x, inside)
-        shape = self.potential.event_shape
         left = len(self.event_shape) - transform.domain.event_dim
-        return self.potential(inside) - sum_event(
-            jacobian, jacobian.shape[jacobian.dim() - left :] if left else shape[:0]
-        )
+        kept = jacobian.shape[jacobian.dim() - left :] if left else torch.Size()
+        return self.potential(inside) - sum_event(jacobian, kept)
+
+
+def constrain(potential: Potential, z: Tensor) -> Tensor:
+    """Map a potential's points into its support, if it is a :class:`Constrained`; others have all of ℝⁿ."""
+    return potential.constrain(z) if isinstance(potential, Constrained) else z
+
+
+def unconstrain(potential: Potential, x: Tensor) -> Tensor:
+    """Map points of a potential's support to its own points; the inverse of :func:`constrain`."""
+    return potential.unconstrain(x) if isinstance(potential, Constrained) else x
+
+
+class _Direction(transforms.Transform):
+    """The angle of a point of the plane, in [−π, π], for a point whose distance from the origin is Rayleigh's.
+
+    The distance is independent of the angle and normalized, so no density of an angle is changed by it.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.interval(-math.pi, math.pi)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Direction)
+
+    __hash__ = None  # type: ignore[assignment]  # as torch's own transforms
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.atan2(x[..., 1], x[..., 0])
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return torch.stack([y.cos(), y.sin()], -1)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return -0.5 * (x * x).sum(-1) - math.log(2.0 * math.pi)
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        return torch.Size(shape[:-1])
+
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        return torch.Size((*shape, 2))
+
+
+class _LogStickBreaking(transforms.StickBreakingTransform):
+    """Stick-breaking in log space.
+
+    Torch's own clamps each share of the stick at 1 − eps.  In float32 every coordinate then stops at 1e-7, where a
+    Dirichlet of small concentration has much of its mass.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _LogStickBreaking)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _call(self, x: Tensor) -> Tensor:
+        log_share, log_left = self._log_shares(x)
+        log_y = functional.pad(log_share, (0, 1)) + functional.pad(log_left.cumsum(-1), (1, 0))
+        return log_y.exp().clamp_min(torch.finfo(x.dtype).tiny)  # a density may be infinite at zero
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        left = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # summed from the end, so that no digits cancel
+        return y[..., :-1].log() - left.log() + self._log_offset(left)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        log_share, log_left = self._log_shares(x)
+        return (log_share + log_left.cumsum(-1)).sum(-1)
+
+    def _log_shares(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logs of the share of the rest of the stick that each coordinate takes, and of what it leaves."""
+        logits = x - self._log_offset(x)
+        return functional.logsigmoid(logits), functional.logsigmoid(-logits)
+
+    @staticmethod
+    def _log_offset(x: Tensor) -> Tensor:
+        """Offsets that map z = 0 to the centre of the simplex."""
+        return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from energyppl._checks import check_shape, check_whole
+from energyppl.errors import InvalidInput
+
 __all__ = ["AtLevel"]
 
 
 @dataclass(frozen=True, eq=False)
 class AtLevel:
-    """A time-conditioned network as a potential: ``net((x − loc) / scale, level)``.
+    """A network that is told the noise level as a potential: ``net((x − loc) / scale, level)``.
 
-    With a label it is ``(1 + w) net(…, level, label) − w net(…, level)``, classifier-free guidance (Ho & Salimans).
+    With a label it is ``(1 + w) net(…, level, label) − w net(…, level)``, classifier-free guidance (Ho & Salimans
+    2022).
 
     Args:
         net: maps points ``(*batch, *event)`` and levels ``(*batch,)`` or ``()`` to energies ``(*batch,)`` in
@@ -22,9 +26,12 @@ class AtLevel:
         event_shape: shape of one point.
         loc: where the points are centred, a number or a tensor that broadcasts against them.
         scale: the points' standard deviation, likewise.
-        each: hand the network a level for each point even where one serves them all.
+        each: whether the network is given a level for each point even where one serves them all.
         label: whole numbers, the class of all points, ``()``, or of each, ``(*batch,)``; none if None.
         guidance: the weight w; 0 is the class's own energy.
+
+    Raises:
+        InvalidInput: if ``net`` can't be called, or ``level`` and ``label`` are not tensors of whole numbers.
     """
 
     net: Callable[..., Tensor]
@@ -36,8 +43,19 @@ class AtLevel:
     label: Tensor | None = None
     guidance: float = 0.0
 
+    def __post_init__(self) -> None:
+        # Values are not looked at: one is made at every training step, and reading them would make a GPU wait.
+        if not callable(self.net):
+            raise InvalidInput(
+                f"net must map (points, level) to energies; got {type(self.net).__name__}: pass a module"
+            )
+        check_whole("level", self.level)
+        if self.label is not None:
+            check_whole("label", self.label)
+        object.__setattr__(self, "event_shape", check_shape("event_shape", self.event_shape))
+
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of the points ``x``."""
+        """Evaluate the energies of the points ``x``."""
         batch = x.shape[: x.dim() - len(self.event_shape)]
         level = self.level.expand(batch) if self.each or self.level.dim() else self.level
         points = (x - self.loc) / self.scale

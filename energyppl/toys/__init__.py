@@ -1,8 +1,8 @@
 """Toy densities whose normalizing constant and entropy are known.
 
 Every toy is a frozen value with ``sample``, ``log_prob`` (nats, normalized), ``entropy`` (nats), ``modes``,
-``on_support`` and ``diffused(alpha, sigma)``, the exact density of ``alpha * x0 + sigma * noise``. Called as a function
-it is its own energy ``-log_prob(x)``, so a toy is a potential.
+``on_support`` and ``diffused(alpha, sigma)``, the exact density of ``alpha * x0 + sigma * noise``.  Called as a
+function it is its own energy ``-log_prob(x)``, so a toy is a potential.
 """
 
 from collections.abc import Callable, Mapping

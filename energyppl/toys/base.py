@@ -10,7 +10,7 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
-from energyppl._checks import check_event, check_positive
+from energyppl._checks import check_event, check_positive, check_shape
 from energyppl.errors import InvalidInput
 
 # Largest number of (point, node) pairs held at once, so that a million points don't ask for gigabytes.
@@ -27,27 +27,27 @@ class NoisyToy(Protocol):
         ...
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The energy, ``-log_prob(x)``."""
+        """Evaluate the energy, ``-log_prob(x)``, in nats."""
         ...
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Normalized log density in nats, ``(*batch, *event)`` to ``(*batch,)``."""
+        """Evaluate the normalized log density in nats, ``(*batch, *event)`` to ``(*batch,)``."""
         ...
 
     def sample(self, sample_shape: Sequence[int] = _EMPTY) -> Tensor:
-        """Exact draws, ``(*sample_shape, *event)``."""
+        """Draw exactly, ``(*sample_shape, *event)``."""
         ...
 
     def diffused(self, alpha: float, sigma: float) -> "NoisyToy":
-        """The exact density of ``alpha * x0 + sigma * noise``."""
+        """Return the exact density of ``alpha * x0 + sigma * noise``."""
         ...
 
     def modes(self, x: Tensor) -> Tensor:
-        """Index of the mode that each point belongs to, ``(*batch,)``."""
+        """Find the index of the mode that each point belongs to, ``(*batch,)``."""
         ...
 
     def on_support(self, x: Tensor) -> Tensor:
-        """Whether each point lies where the density is not negligible, ``(*batch,)``."""
+        """Tell whether each point lies where the density is not negligible, ``(*batch,)``."""
         ...
 
     @property
@@ -60,7 +60,7 @@ class Toy(NoisyToy, Protocol):
     """A density whose normalizer and entropy are known; called as a function, it is its own energy."""
 
     def entropy(self) -> float:
-        """Differential entropy in nats."""
+        """Return the differential entropy in nats."""
         ...
 
 
@@ -77,29 +77,29 @@ class Density:
 
     @property
     def number_of_modes(self) -> int:
-        """How many different indices ``modes`` can give."""
+        """Number of modes that ``modes`` tells apart."""
         return 1
 
     def sample(self, sample_shape: Sequence[int] = _EMPTY) -> Tensor:
-        """Exact draws ``(*sample_shape, *event)`` in torch's default dtype, from torch's global generator."""
-        shape = torch.Size(sample_shape)
+        """Draw exactly, ``(*sample_shape, *event)`` in torch's default dtype, from torch's global generator."""
+        shape = check_shape("sample_shape", sample_shape)
         rows = self._draw(shape.numel())
         return rows.to(torch.get_default_dtype()).reshape(shape + self.event_shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Normalized log density in nats, ``(*batch, *event) -> (*batch,)``; ``-inf`` off the support."""
+        """Evaluate the normalized log density in nats, ``(*batch, *event)`` to ``(*batch,)``; −∞ off the support."""
         return self._by_rows("x", x, self._log_density, self._pairs)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The energy ``-log_prob(x)`` in nats, ``(*batch, *event) -> (*batch,)``."""
+        """Evaluate the energy ``-log_prob(x)`` in nats, ``(*batch, *event)`` to ``(*batch,)``."""
         return -self.log_prob(x)
 
     def modes(self, x: Tensor) -> Tensor:
-        """Index of the nearest mode (square, ring, arm), ``(*batch, *event) -> (*batch,)`` of ``torch.long``."""
+        """Find the index of the nearest mode (square, ring, arm), ``(*batch, *event)`` to ``(*batch,)``."""
         return self._by_rows("x", x, self._nearest, self._pairs)
 
     def on_support(self, x: Tensor) -> Tensor:
-        """Whether x is where the data are, ``(*batch, *event) -> (*batch,)`` of ``torch.bool``.
+        """Tell whether x is where the data are, ``(*batch, *event)`` to ``(*batch,)`` of ``torch.bool``.
 
         True where the density is above the level below which 1 % of the mass lies (so 1 % of exact draws are False).
         The level comes from 20,000 draws with a fixed seed, which fixes the 1 % to about 0.07 %.
@@ -107,7 +107,7 @@ class Density:
         return self.log_prob(x) >= self._level
 
     def diffused(self, alpha: float, sigma: float) -> NoisyToy:
-        """The density of ``alpha * x0 + sigma * noise``, with x0 a draw of this toy and noise standard normal.
+        """Return the density of ``alpha * x0 + sigma * noise``, with x0 a draw of this toy and noise standard normal.
 
         Raises:
             InvalidInput: alpha or sigma is not positive, or this toy has no accurate noised density.
@@ -156,6 +156,11 @@ class Diffused(Density):
 
     Raises:
         InvalidInput: alpha or sigma is not positive and finite, or the toy has no noised density.
+
+    Example:
+        >>> noisy = ep.toys.Checkerboard().diffused(alpha=0.8, sigma=0.6)
+        >>> noisy.log_prob(torch.zeros(2)).isfinite()
+        tensor(True)
     """
 
     toy: Density
@@ -163,6 +168,8 @@ class Diffused(Density):
     sigma: float
 
     def __post_init__(self) -> None:
+        if not isinstance(self.toy, Density):
+            raise InvalidInput(f"toy must be one of energyppl.toys; got {type(self.toy).__name__}")
         check_positive("alpha", self.alpha)
         check_positive("sigma", self.sigma)
         if type(self.toy)._log_diffused is Density._log_diffused:
@@ -186,7 +193,7 @@ class Diffused(Density):
         return self.toy._pairs_diffused(self.alpha, self.sigma)
 
     def diffused(self, alpha: float, sigma: float) -> NoisyToy:
-        """Noise on noise is one step of noise."""
+        """Add noise to noise, which is one step of more noise."""
         check_positive("alpha", alpha)
         check_positive("sigma", sigma)
         return Diffused(self.toy, alpha * self.alpha, math.hypot(alpha * self.sigma, sigma))
@@ -202,18 +209,13 @@ class Diffused(Density):
         return self.toy._nearest(x / self.alpha)
 
 
-def check_number(name: str, value: float) -> None:
-    """Require a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidInput(f"{name} must be a finite number; got {value!r}: pass a float")
-
-
 def entropy_in_box(
     log_density: Callable[[Tensor], Tensor], low: Sequence[float], high: Sequence[float], step: float
 ) -> float:
-    """Entropy in nats of a smooth density that vanishes at the box's faces, by the trapezoid rule in float64.
+    """Integrate the entropy, in nats, of a smooth density that vanishes at the faces of a box.
 
-    On such densities the rule's error falls faster than any power of the step: half a bandwidth is plenty.
+    The trapezoid rule's error, in float64, falls faster than any power of the step on such densities: half a bandwidth
+    is plenty.
     """
     axes = [
         torch.linspace(a, b, max(2, math.ceil((b - a) / step)) + 1, dtype=torch.float64)
@@ -231,7 +233,7 @@ def entropy_in_box(
 
 
 def monte_carlo_entropy(toy: Density) -> float:
-    """Entropy in nats as the mean over 200,000 exact draws with a fixed seed."""
+    """Estimate the entropy in nats by the mean over 200,000 exact draws with a fixed seed."""
     return -float(_own_log_probs(toy, 200_000).mean())
 
 
@@ -243,7 +245,7 @@ def _own_log_probs(toy: Density, count: int) -> Tensor:
 
 
 def gaussian_nodes(center: Tensor, width: float, count: int, *, lower: float | None = None) -> tuple[Tensor, Tensor]:
-    """Nodes and log weights of E[f(u)], u ~ N(center, width^2), optionally restricted (not renormalized) to u > lower.
+    """Find nodes and log weights of E[f(u)], u ~ N(center, width²), restricted (not renormalized) to u > lower.
 
     Gauss-Legendre over +-9 widths: unlike Gauss-Hermite it keeps its accuracy when the interval is cut.
 
@@ -251,7 +253,7 @@ def gaussian_nodes(center: Tensor, width: float, count: int, *, lower: float | N
         center: ``(...)``.
         width: standard deviation.
         count: number of nodes.
-        lower: left end of u's range.
+        lower: left end of u's range; none if None.
 
     Returns:
         nodes ``(..., count)`` and log weights ``(..., count)``.

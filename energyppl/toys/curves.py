@@ -1,4 +1,4 @@
-"""Toys that are one fixed mixture of round Gaussians, among them curves drawn with many overlapping ones."""
+"""Toy densities that are a mixture of round Gaussians, among them curves drawn with many overlapping ones."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from energyppl._checks import check_positive
 from energyppl.errors import InvalidInput
-from energyppl.toys.mixtures import IsotropicMixture
+from energyppl.toys.mixtures import IsotropicMixture, as_numbers
 
 _EMPTY = torch.Size()
 # Neighbouring centres this many bandwidths apart leave a ripple of 2 exp(-2 pi^2 / 0.75^2), about 1e-15.
@@ -20,7 +20,7 @@ _SPACING = 0.75
 
 
 class MixtureToy:
-    """Base of the toys that are one fixed ``IsotropicMixture``: everything is asked of it."""
+    """Base of the toys that are one fixed ``IsotropicMixture``, which answers for them."""
 
     @cached_property
     def mixture(self) -> IsotropicMixture:
@@ -34,46 +34,51 @@ class MixtureToy:
 
     @property
     def number_of_modes(self) -> int:
-        """How many different indices ``modes`` can give."""
+        """Number of modes that ``modes`` tells apart."""
         return self.mixture.number_of_modes
 
     def sample(self, sample_shape: Sequence[int] = _EMPTY) -> Tensor:
-        """Exact draws ``(*sample_shape, *event)`` from torch's global generator."""
+        """Draw exactly, ``(*sample_shape, *event)``, from torch's global generator."""
         return self.mixture.sample(sample_shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Normalized log density in nats, ``(*batch, *event) -> (*batch,)``."""
+        """Evaluate the normalized log density in nats, ``(*batch, *event)`` to ``(*batch,)``."""
         return self.mixture.log_prob(x)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The energy ``-log_prob(x)`` in nats."""
+        """Evaluate the energy ``-log_prob(x)`` in nats."""
         return -self.mixture.log_prob(x)
 
     def entropy(self) -> float:
-        """In nats, by quadrature (error below 1e-6)."""
+        """Integrate the entropy in nats by quadrature (error below 1e-6)."""
         return self.mixture.entropy()
 
     def diffused(self, alpha: float, sigma: float) -> IsotropicMixture:
-        """The density of ``alpha * x0 + sigma * noise``: again a mixture."""
+        """Return the density of ``alpha * x0 + sigma * noise``, which is a mixture again."""
         return self.mixture.diffused(alpha, sigma)
 
     def modes(self, x: Tensor) -> Tensor:
-        """Index of the arm (or blob) whose centres are nearest, ``(*batch, *event) -> (*batch,)``."""
+        """Find the index of the arm (or Gaussian) that is nearest, ``(*batch, *event)`` to ``(*batch,)``."""
         return self.mixture.modes(x)
 
     def on_support(self, x: Tensor) -> Tensor:
-        """Whether the density at x is above the level below which 1 % of the mass lies."""
+        """Tell whether the density at x is above the value below which 1 % of the mass lies."""
         return self.mixture.on_support(x)
 
 
 @dataclass(frozen=True)
 class OneDimensionalMixture(MixtureToy):
-    """3/4 N(-2, 0.1^2) + 1/4 N(2, 0.1^2): far-apart modes whose energy gap U(-2) - U(2) is -ln 3 nats.
+    """A mixture on the line, ¾ N(−2, 0.1²) + ¼ N(2, 0.1²): far modes whose gap U(−2) − U(2) is −ln 3 nats.
 
     Attributes:
         centers: the two means.
         scale: the common standard deviation, positive.
         weights: the two masses, positive; normalized on entry.
+
+    Example:
+        >>> toy = ep.toys.OneDimensionalMixture()
+        >>> toy(torch.tensor([[-2.0], [2.0]])).diff()  # ln 3
+        tensor([1.0986])
     """
 
     centers: tuple[float, ...] = (-2.0, 2.0)
@@ -86,7 +91,8 @@ class OneDimensionalMixture(MixtureToy):
     @cached_property
     def mixture(self) -> IsotropicMixture:
         """The mixture that this toy is."""
-        return IsotropicMixture(torch.tensor(self.centers).unsqueeze(-1), self.scale, torch.tensor(self.weights))
+        centers, weights = as_numbers("centers", self.centers), as_numbers("weights", self.weights)
+        return IsotropicMixture(centers.unsqueeze(-1), self.scale, weights)
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,11 @@ class EightGaussians(MixtureToy):
     Attributes:
         radius: the circle's radius, positive.
         scale: each Gaussian's standard deviation, positive.
+
+    Example:
+        >>> toy = ep.toys.EightGaussians()
+        >>> toy.sample((1000,)).shape, toy.number_of_modes
+        (torch.Size([1000, 2]), 8)
     """
 
     radius: float = 4.0
@@ -118,6 +129,11 @@ class TwoMoons(MixtureToy):
 
     Attributes:
         scale: the Gaussian's standard deviation, at least 0.001.
+
+    Example:
+        >>> toy = ep.toys.TwoMoons()
+        >>> toy.diffused(alpha=0.9, sigma=0.4).log_prob(torch.zeros(5, 2)).shape
+        torch.Size([5])
     """
 
     scale: float = 0.1
@@ -141,6 +157,11 @@ class Spirals(MixtureToy):
         turns: how far each arm winds, positive.
         radius: the distance of each arm's end from the origin, positive.
         scale: the Gaussian's standard deviation, at least 0.001.
+
+    Example:
+        >>> toy = ep.toys.Spirals(turns=1.0)
+        >>> toy.sample((1000,)).shape, toy.number_of_modes
+        (torch.Size([1000, 2]), 2)
     """
 
     turns: float = 1.5
@@ -167,10 +188,14 @@ class Spirals(MixtureToy):
 
 @dataclass(frozen=True)
 class SwissRoll(MixtureToy):
-    """The two-dimensional Swiss roll, uniform in its angle (so thinner outside), smoothed by a round Gaussian.
+    """A two-dimensional Swiss roll, uniform in its angle (so thinner outside), smoothed by a round Gaussian.
 
     Attributes:
         scale: the Gaussian's standard deviation, at least 0.001.
+
+    Example:
+        >>> round(ep.toys.SwissRoll().entropy(), 3)
+        2.674
     """
 
     scale: float = 0.2

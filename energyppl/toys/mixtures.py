@@ -1,4 +1,4 @@
-"""Gaussian mixtures in any dimension: of round components, and with full covariances."""
+"""Gaussian mixtures in any dimension: round components, and full covariances."""
 
 import math
 from dataclasses import dataclass
@@ -14,15 +14,22 @@ from energyppl.toys.base import Density, entropy_in_box, monte_carlo_entropy
 _LOG_2PI = math.log(2 * math.pi)
 
 
+def as_numbers(name: str, value: object) -> Tensor:
+    """Turn numbers into a float64 tensor."""
+    try:
+        return torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidInput(f"{name} must be numbers; got {type(value).__name__}: pass a tensor") from None
+
+
 def _means_and_weights(means: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    means = torch.as_tensor(means, dtype=torch.float64)
+    means = as_numbers("means", means)
     if means.dim() != 2 or means.numel() == 0 or not bool(means.isfinite().all()):
         raise InvalidInput(
             f"means must be finite, of shape (k, d); got {shape_text(means.shape)}: one row per component"
         )
     count = len(means)
-    weights = torch.ones(count) if weights is None else torch.as_tensor(weights)
-    weights = weights.to(torch.float64)
+    weights = as_numbers("weights", torch.ones(count) if weights is None else weights)
     if tuple(weights.shape) != (count,) or not bool((weights.isfinite() & (weights > 0)).all()):
         raise InvalidInput(
             f"weights must be {count} positive number(s); got {weights.tolist()}: one weight per row of means"
@@ -42,6 +49,11 @@ class IsotropicMixture(Density):
 
     Raises:
         InvalidInput: shapes don't match, or scale or weights are not positive.
+
+    Example:
+        >>> toy = ep.toys.IsotropicMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), scale=0.5)
+        >>> toy.diffused(alpha=0.6, sigma=0.4).scale
+        0.5
     """
 
     means: Tensor
@@ -52,7 +64,7 @@ class IsotropicMixture(Density):
     def __post_init__(self) -> None:
         means, weights = _means_and_weights(self.means, self.weights)
         check_positive("scale", self.scale)
-        labels = torch.arange(len(means)) if self.labels is None else torch.as_tensor(self.labels)
+        labels = torch.arange(len(means)) if self.labels is None else as_numbers("labels", self.labels).long()
         if tuple(labels.shape) != (len(means),):
             raise InvalidInput(
                 f"labels must have shape ({len(means)},); got {shape_text(labels.shape)}: one label per row of means"
@@ -86,9 +98,10 @@ class IsotropicMixture(Density):
         return self.labels
 
     def entropy(self) -> float:
-        """In nats: closed form for one component, quadrature in one and two dimensions (error below 1e-6).
+        """Work out the entropy in nats, exactly for one component, else up to two dimensions by quadrature.
 
-        From three dimensions on, the mean of 200,000 exact draws with a fixed seed; its standard error is about
+        The quadrature's error is below 1e-6.
+        From three dimensions on it is the mean of 200,000 exact draws with a fixed seed, whose standard error is about
         ``0.002 * sqrt(d)`` nats.
         """
         return self._entropy
@@ -104,7 +117,7 @@ class IsotropicMixture(Density):
         return entropy_in_box(self._log_density, low.tolist(), high.tolist(), self.scale / 1.5)
 
     def diffused(self, alpha: float, sigma: float) -> "IsotropicMixture":
-        """The mixture with means ``alpha * means`` and scale ``sqrt(alpha^2 scale^2 + sigma^2)``."""
+        """Return the mixture with means ``alpha * means`` and scale ``sqrt(alpha^2 scale^2 + sigma^2)``."""
         check_positive("alpha", alpha)
         check_positive("sigma", sigma)
         return IsotropicMixture(alpha * self.means, math.hypot(alpha * self.scale, sigma), self.weights, self.labels)
@@ -143,6 +156,11 @@ class GaussianMixture(Density):
 
     Raises:
         InvalidInput: shapes don't match, or a covariance is not symmetric and positive definite.
+
+    Example:
+        >>> toy = ep.toys.GaussianMixture(torch.zeros(1, 2), torch.eye(2)[None])
+        >>> toy.log_prob(torch.zeros(2))  # −log 2π
+        tensor(-1.8379)
     """
 
     means: Tensor
@@ -151,7 +169,7 @@ class GaussianMixture(Density):
 
     def __post_init__(self) -> None:
         means, weights = _means_and_weights(self.means, self.weights)
-        covariances = torch.as_tensor(self.covariances, dtype=torch.float64)
+        covariances = as_numbers("covariances", self.covariances)
         count, dim = means.shape
         if tuple(covariances.shape) != (count, dim, dim):
             raise InvalidInput(
@@ -203,9 +221,10 @@ class GaussianMixture(Density):
         return self._weights.log() - half_log_det - 0.5 * self.means.shape[1] * _LOG_2PI
 
     def entropy(self) -> float:
-        """In nats: closed form for one component, quadrature in one and two dimensions (error below 1e-6).
+        """Work out the entropy in nats, exactly for one component, else up to two dimensions by quadrature.
 
-        From three dimensions on, the mean of 200,000 exact draws with a fixed seed; its standard error is about
+        The quadrature's error is below 1e-6.
+        From three dimensions on it is the mean of 200,000 exact draws with a fixed seed, whose standard error is about
         ``0.002 * sqrt(d)`` nats.
         """
         return self._entropy
@@ -223,7 +242,7 @@ class GaussianMixture(Density):
         return entropy_in_box(self._log_density, low.tolist(), high.tolist(), narrowest / 1.5)
 
     def diffused(self, alpha: float, sigma: float) -> "GaussianMixture":
-        """The mixture with means ``alpha * means`` and covariances ``alpha^2 covariances + sigma^2 I``."""
+        """Return the mixture with means ``alpha * means`` and covariances ``alpha^2 covariances + sigma^2 I``."""
         check_positive("alpha", alpha)
         check_positive("sigma", sigma)
         noise = sigma**2 * torch.eye(self.means.shape[1], dtype=torch.float64)

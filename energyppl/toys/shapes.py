@@ -1,15 +1,16 @@
-"""Checkerboard, rings and pinwheel: exact densities with edges and thin shapes."""
+"""Checkerboard, rings and pinwheel: toy densities with edges and thin shapes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import check_count, check_number, check_positive
 from energyppl.errors import InvalidInput
-from energyppl.toys.base import Density, check_number, entropy_in_box, gaussian_nodes
+from energyppl.toys.base import Density, entropy_in_box, gaussian_nodes
 
 __all__ = ["Checkerboard", "Pinwheel", "Rings"]
 
@@ -18,12 +19,19 @@ _LOG_2PI = math.log(2 * math.pi)
 
 @dataclass(frozen=True)
 class Checkerboard(Density):
-    """Uniform on the eight filled squares of a 4 x 4 board on ``[-half_width, half_width]^2``.
+    """A uniform density on the eight filled squares of a 4 × 4 board on ``[-half_width, half_width]^2``.
 
     The lower left square is filled. The area is ``2 * half_width**2``: 32 by default, so the entropy is ln 32.
 
     Attributes:
         half_width: half the board's side, positive; each square's side is ``half_width / 2``.
+
+    Example:
+        >>> toy = ep.toys.Checkerboard()
+        >>> toy.sample((1000,)).shape
+        torch.Size([1000, 2])
+        >>> math.exp(toy.entropy())  # the filled area
+        32.0
     """
 
     half_width: float = 4.0
@@ -33,15 +41,15 @@ class Checkerboard(Density):
 
     @property
     def number_of_modes(self) -> int:
-        """The filled squares: 8."""
+        """Number of filled squares, 8."""
         return 8
 
     def entropy(self) -> float:
-        """The logarithm of the filled area, in nats."""
+        """Return the logarithm of the filled area, in nats."""
         return math.log(2 * self.half_width**2)
 
     def on_support(self, x: Tensor) -> Tensor:
-        """Whether x lies in a filled square (edges included), ``(*batch, 2) -> (*batch,)``."""
+        """Tell whether x lies in a filled square (edges included), ``(*batch, 2)`` to ``(*batch,)``."""
         return self.log_prob(x) > -math.inf
 
     @property
@@ -83,7 +91,7 @@ class Checkerboard(Density):
 
 @dataclass(frozen=True)
 class Rings(Density):
-    """Equal masses on concentric rings whose radius is Gaussian (kept above zero).
+    """A density of equal masses on concentric rings whose radius is Gaussian (kept above zero).
 
     ``p(x) = mean_k N(r; R_k, sd) / (2 pi r)`` with ``r = |x|``. The entropy is 3.535 nats at
     ``sd=0.15`` and 0.832 at ``sd=0.01``. Within ``1e-4 * sd`` of the origin the density is held constant instead of
@@ -92,12 +100,21 @@ class Rings(Density):
     Attributes:
         radii: the rings' radii, positive.
         sd: standard deviation of the radius, positive.
+
+    Example:
+        >>> toy = ep.toys.Rings(radii=(1.0, 2.0))
+        >>> round(ep.toys.Rings().entropy(), 3)
+        3.535
+        >>> toy.modes(torch.tensor([[0.0, 1.1], [1.9, 0.0]]))
+        tensor([0, 1])
     """
 
     radii: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
     sd: float = 0.15
 
     def __post_init__(self) -> None:
+        if not isinstance(self.radii, Sequence) or isinstance(self.radii, str):
+            raise InvalidInput(f"radii must be a tuple of positive numbers; got {self.radii!r}: pass (1.0, 2.0)")
         object.__setattr__(self, "radii", tuple(self.radii))
         if not self.radii:
             raise InvalidInput("radii must hold at least one radius; got (): pass a tuple of positive numbers")
@@ -107,11 +124,11 @@ class Rings(Density):
 
     @property
     def number_of_modes(self) -> int:
-        """The number of rings."""
+        """Number of rings."""
         return len(self.radii)
 
     def entropy(self) -> float:
-        """In nats, by a one-dimensional integral over the radius (error below 1e-6)."""
+        """Integrate the entropy in nats over the radius (error below 1e-6)."""
         return self._entropy
 
     @cached_property
@@ -174,7 +191,7 @@ class Rings(Density):
 
 @dataclass(frozen=True)
 class Pinwheel(Density):
-    """Arms of a pinwheel: Gaussian blobs on a circle, then turned by an angle that grows as ``rate * exp(r)``.
+    """A pinwheel: Gaussian blobs on a circle, turned by an angle that grows as ``rate * exp(r)``.
 
     A turn that depends on the radius alone preserves area, so the density is exactly that of the blobs before the turn.
     (The customary code lets the angle depend on the blob's own first coordinate instead, which has no exact density.)
@@ -186,6 +203,11 @@ class Pinwheel(Density):
         tangential_sd: spread across an arm, before scaling.
         rate: how fast the arms turn.
         scale: the unit circle's radius on the plane.
+
+    Example:
+        >>> toy = ep.toys.Pinwheel(arms=3)
+        >>> toy.number_of_modes, round(ep.toys.Pinwheel().entropy(), 3)
+        (3, 2.321)
     """
 
     arms: int = 5
@@ -203,11 +225,11 @@ class Pinwheel(Density):
 
     @property
     def number_of_modes(self) -> int:
-        """The number of arms."""
+        """Number of arms."""
         return self.arms
 
     def entropy(self) -> float:
-        """In nats, by two-dimensional quadrature of the blobs before the turn (error below 1e-6)."""
+        """Integrate the entropy in nats over the Gaussians before the turn (error below 1e-6)."""
         return self._entropy
 
     @cached_property

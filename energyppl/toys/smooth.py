@@ -1,4 +1,4 @@
-"""Toys in a product or chain form: the banana, Neal's funnel and the double well."""
+"""Toy densities in a product or chain form: the banana, Neal's funnel and the double well."""
 
 import math
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import check_count, check_number, check_positive
 from energyppl.errors import InvalidInput
-from energyppl.toys.base import Density, check_number, gaussian_nodes
+from energyppl.toys.base import Density, gaussian_nodes
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -26,6 +26,11 @@ class Banana(Density):
     Attributes:
         curvature: how strongly it bends; 0 is a Gaussian.
         scale: the first coordinate's standard deviation, positive.
+
+    Example:
+        >>> toy = ep.toys.Banana(curvature=0.5, scale=2.0)
+        >>> toy.log_prob(torch.zeros(3, 2))
+        tensor([-4.5310, -4.5310, -4.5310])
     """
 
     curvature: float = 0.5
@@ -36,7 +41,7 @@ class Banana(Density):
         check_positive("scale", self.scale)
 
     def entropy(self) -> float:
-        """ln(2 pi e scale), in nats: the bend preserves area."""
+        """Return ln(2 π e scale), in nats, since the bend preserves area."""
         return 1 + _LOG_2PI + math.log(self.scale)
 
     def _pairs_diffused(self, alpha: float, sigma: float) -> int:
@@ -68,6 +73,11 @@ class Funnel(Density):
     Attributes:
         dim: number of coordinates, at least 2.
         scale: standard deviation of v, positive.
+
+    Example:
+        >>> toy = ep.toys.Funnel(dim=3)
+        >>> toy(torch.zeros(3))  # its energy
+        tensor(3.8554)
     """
 
     dim: int = 2
@@ -83,7 +93,7 @@ class Funnel(Density):
         return torch.Size((self.dim,))
 
     def entropy(self) -> float:
-        """``dim / 2 * ln(2 pi e) + ln(scale)``, in nats (v has mean zero)."""
+        """Return ``dim / 2 * ln(2 π e) + ln(scale)``, in nats, since v has mean zero."""
         return 0.5 * self.dim * (1 + _LOG_2PI) + math.log(self.scale)
 
     def _pairs_diffused(self, alpha: float, sigma: float) -> int:
@@ -109,7 +119,7 @@ class Funnel(Density):
 
 @dataclass(frozen=True)
 class DoubleWell(Density):
-    """``wells`` coordinates with energy ``quartic x^4 - quadratic x^2 - tilt x``, and standard Gaussians for the rest.
+    """Double wells of energy ``quartic x^4 - quadratic x^2 - tilt x`` in ``wells`` coordinates, Gaussians in the rest.
 
     There are ``2**wells`` modes; a mode's index has bit i set where coordinate i is right of its barrier.
 
@@ -122,6 +132,11 @@ class DoubleWell(Density):
 
     Raises:
         InvalidInput: a field is out of range, or the tilt leaves only one well.
+
+    Example:
+        >>> toy = ep.toys.DoubleWell(dim=2, wells=1)
+        >>> toy.modes(torch.tensor([[-1.7, 0.0], [1.7, 0.0]]))
+        tensor([0, 1])
     """
 
     dim: int = 2
@@ -155,7 +170,7 @@ class DoubleWell(Density):
         return int(2**self.wells)
 
     def entropy(self) -> float:
-        """In nats, by one-dimensional quadrature (error below 1e-6)."""
+        """Integrate the entropy in nats by one-dimensional quadrature (error below 1e-6)."""
         nodes, log_density = self._table
         well = -float((log_density.exp() * log_density).sum() * (nodes[1] - nodes[0]))
         return self.wells * well + 0.5 * (self.dim - self.wells) * (1 + _LOG_2PI)

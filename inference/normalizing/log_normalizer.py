@@ -27,6 +27,7 @@ from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
 from energyppl.integration.pareto import pareto_k
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential
 from energyppl.potentials.bases import Base, GaussianBase
+from energyppl.potentials.constrained import Constrained
 
 __all__ = ["AIS", "BAR", "SMC", "Annealing", "ReverseAIS", "log_normalizer"]
 
@@ -159,11 +160,11 @@ def log_normalizer(
     shortens the path; particles then move in coordinates in which the target is about round.
 
     Args:
-        target: the energy U, or a distribution of one.
+        target: the energy U, or a distribution of one: log Z is the integral over its support.
         samples: independent draws of exp(−U) / Z, ``(n, *event)``, twice as many as particles since half of them only
             fit the base if none is given; or a function of a count that draws them.
         base: where the path begins, or without samples the pilot run; if None, fitted to the samples, or a
-            recovery distribution's own tilt, or N(0, I).
+            recovery distribution's own tilt, or N(0, I).  Of a target with a support it draws unconstrained points.
         method: :class:`AIS`, :class:`SMC`, :class:`ReverseAIS` or :class:`BAR`, with particles, temperatures, kernel.
         tolerance: go on in batches of runs until half the interval's width is at most this, in nats.
         max_evaluations: start no batch after the first that would go beyond as many; with or without a tolerance.
@@ -182,8 +183,16 @@ def log_normalizer(
                 f"log_normalizer takes one distribution; got a batch of shape {shape_text(target.batch_shape)}: "
                 "energyppl.inference.recovery_normalizers does whole batches of recovery distributions"
             )
-        target = target.potential
+        if not target.is_unconstrained:
+            samples = _unconstrained(target, samples)
+            if method is not None:
+                method = replace(method, waypoints=tuple(Constrained(w, target.support) for w in method.waypoints))
+        target = target.unconstrained()
     as_potential("the target", target)
+    if base is not None and not hasattr(as_potential("base", base), "sample"):
+        raise InvalidInput(
+            f"base must be a potential with a sample method; got {type(base).__name__}: pass a GaussianBase"
+        )
     if base is None and samples is None and isinstance(target, RecoveryPotential):
         base = GaussianBase.of_tether(target)
     if not 0.0 < level < 1.0:
@@ -223,6 +232,15 @@ def log_normalizer(
     if result.warning:
         warnings.warn(f"log Z: {result.warning}", stacklevel=2)
     return result
+
+
+def _unconstrained(target: EnergyDistribution, samples: Draws | None) -> Draws | None:
+    """Bring draws from the support of a distribution to the points of its unconstrained potential."""
+    if isinstance(samples, Tensor):
+        return target.unconstrain(samples, "samples")
+    if not callable(samples):
+        return samples
+    return lambda count: target.unconstrain(samples(count), "samples")
 
 
 # --- The runs ---

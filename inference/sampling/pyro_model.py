@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from energyppl._checks import shape_text
 from energyppl.autodiff.structure import modules_read_by
 from energyppl.errors import EnergyPPLError, InvalidInput
-from energyppl.potentials.constrained import bijection
+from energyppl.potentials.constrained import latent_transform
 
 __all__ = ["ModelPotential"]
 
@@ -52,7 +52,7 @@ class _Fill(Messenger):
             msg["fn"] = _Multinomial(msg["fn"].total_count, logits=msg["fn"].logits)
         if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
             return
-        transform = bijection(msg["fn"].support)
+        transform = latent_transform(msg["fn"])
         z = self._value_for(msg, transform)
         if z is None:
             return
@@ -90,7 +90,7 @@ class ModelPotential:
         sites, start, dtypes, device = [], 0, [], next(off, torch.device("cpu"))
         for name, node in nodes.items():
             if node["type"] == "sample" and node["infer"].get("was_latent"):
-                shape = bijection(node["fn"].support).inverse_shape(node["value"].shape)
+                shape = latent_transform(node["fn"]).inverse_shape(node["value"].shape)
                 sites.append(_Site(name, start, torch.Size(shape), node["value"].shape))
                 start += math.prod(shape)
                 dtypes.append(node["value"].dtype)

@@ -17,7 +17,7 @@ from energyppl.inference.kernels.contract import append_dims
 from energyppl.inference.sampling.chains import Variables
 from energyppl.inference.sampling.pyro_model import ModelPotential
 from energyppl.potentials.algebra import Potential
-from energyppl.potentials.constrained import Constrained
+from energyppl.potentials.constrained import Constrained, constrain, unconstrain
 
 __all__ = ["Init", "Target"]
 
@@ -73,9 +73,7 @@ class Target:
 
     @classmethod
     def _of_distribution(cls, target: EnergyDistribution) -> "Target":
-        potential, sampler = target.potential, target.sampler
-        if not target.is_unconstrained:
-            potential = Constrained(potential, target.support)
+        potential, sampler = target.unconstrained(), target.sampler
         if sampler is None:
             return cls(potential, _named(potential), target.batch_shape, _normal(potential, target.like))
 
@@ -133,7 +131,7 @@ class Target:
             raise InvalidInput(
                 f"init must be {own.dtype} like the network's weights; got {x.dtype}: convert one of them"
             )
-        return _unconstrained(potential, x.to(own.device))
+        return unconstrain(potential, x.to(own.device))
 
     def _finite(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -154,13 +152,9 @@ class Target:
         return torch.isfinite(energy)
 
 
-def _unconstrained(potential: Potential, x: Tensor) -> Tensor:
-    return potential.unconstrain(x) if isinstance(potential, Constrained) else x
-
-
 def _named(potential: Potential) -> Variables:
     """Calls the points ``x``, on their support."""
-    return lambda points: {"x": potential.constrain(points) if isinstance(potential, Constrained) else points}
+    return lambda points: {"x": constrain(potential, points)}
 
 
 def _like(potential: Potential, other: Tensor) -> Tensor:

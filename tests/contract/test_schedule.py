@@ -204,7 +204,23 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "snr": (lambda: NoiseSchedule.cosine(log_snr_max=-6.0), "log_snr_max must exceed log_snr_min"),
     "too much beta": (lambda: NoiseSchedule.sqrtcumlinear(50, end=0.5), r"every beta must lie in \(0, 1\)"),
     "zero low": (lambda: NoiseSchedule.geometric_sigmas(low=0.0), "low must be positive"),
-    "high below low": (lambda: NoiseSchedule.linear_sigmas(low=2.0, high=1.0), "sorted from least to most"),
+    "high below low": (
+        lambda: NoiseSchedule.linear_sigmas(low=2.0, high=1.0),
+        "high must be above low; got 1.0 and 2.0",
+    ),
+    "a name for numbers": (lambda: NoiseSchedule("cosine", "cosine"), "alpha_bar must be a vector of numbers; got str"),  # type: ignore[arg-type]
+    "sigma not known": (lambda: NoiseSchedule(torch.ones(2), None), "sigma_bar must be a vector of numbers; got None"),  # type: ignore[arg-type]
+    "half tilted": (lambda: NoiseSchedule(*CLEAN, tilted_top=0.5), "tilted_top must be True or False; got 0.5"),  # type: ignore[arg-type]
+    "nan snr": (lambda: NoiseSchedule.cosine(log_snr_max=math.nan), "log_snr_max must be a finite number; got nan"),
+    "snr in words": (lambda: NoiseSchedule.cosine(log_snr_min="low"), "log_snr_min must be a finite number"),  # type: ignore[arg-type]
+    "snr out of range": (lambda: NoiseSchedule.cosine(log_snr_min=-5000.0), "log_snr_min must lie within"),
+    "no start": (lambda: NoiseSchedule.sqrtcumlinear(start=0.0), "start must be positive"),
+    "end in words": (lambda: NoiseSchedule.sqrtcumlinear(end="2e-2"), "end must be positive and finite; got '2e-2'"),  # type: ignore[arg-type]
+    "nan high": (lambda: NoiseSchedule.geometric_sigmas(high=math.nan), "high must be positive and finite; got nan"),
+    "high is low": (lambda: NoiseSchedule.geometric_sigmas(low=1.0, high=1.0), "high must be above low"),
+    "data in a list": (lambda: SCHEDULES["cosine"].diffuse([1.0], 0), "x0 must be a torch tensor; got list"),  # type: ignore[arg-type]
+    "data of integers": (lambda: SCHEDULES["cosine"].pairs(torch.ones(2).long(), 0), "x0 must be floating point"),
+    "upper below": (lambda: SCHEDULES["cosine"].pairs(torch.ones(2), 3, upper=3), "upper must be above level"),
     "level too high": (lambda: SCHEDULES["cosine"].pairs(torch.ones(2, 2), 6), "between 0 and 5; got 6"),
     "marginal too high": (lambda: SCHEDULES["cosine"].diffuse(torch.ones(2, 2), 7), "between 0 and 6; got 7"),
     "negative level": (lambda: SCHEDULES["cosine"].diffuse(torch.ones(2, 2), -1), "between 0 and 6; got -1"),
@@ -219,6 +235,18 @@ def test_bad_input_is_named(name: str) -> None:
     make, message = BAD[name]
     with pytest.raises(InvalidInput, match=message):
         make()
+
+
+def test_a_schedule_prints_itself_in_a_line() -> None:
+    assert repr(NoiseSchedule.linear_sigmas(128)) == (
+        "NoiseSchedule(levels=128, alpha_bar=1 to 1, sigma_bar=0.05 to 1.2)"
+    )
+    assert repr(NoiseSchedule(*CLEAN, tilted_top=True)).endswith("tilted_top=True)")
+
+
+def test_a_pair_may_skip_levels_by_a_plain_number() -> None:
+    clean, noisy = SCHEDULES["cosine"].pairs(torch.zeros(7, 2), torch.arange(6).repeat(2)[:7] // 2, upper=5)
+    assert clean.shape == noisy.shape == (7, 2)
 
 
 def test_clean_data_at_level_0_are_allowed() -> None:

@@ -1,0 +1,140 @@
+"""The checks of numbers, and the sentences that wrong arguments of the language's classes get."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import energyppl as ep
+from energyppl._checks import check_count, check_flag, check_number, check_positive, check_shape, check_whole
+from energyppl.potentials.network import AtLevel
+
+WRONG_NUMBERS: dict[str, Any] = {
+    "none": None,
+    "text": "1.0",
+    "list": [1.0],
+    "nan": math.nan,
+    "infinity": math.inf,
+    "true": True,
+    "complex": 1j,
+    "truths": torch.tensor([True]),
+    "nan inside": torch.tensor([1.0, math.nan]),
+    "zero": 0.0,
+    "negative": torch.tensor([1.0, -1.0]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_NUMBERS)
+def test_check_positive_names_what_came(name: str) -> None:
+    with pytest.raises(ep.InvalidInput, match=r"^gap must be positive and finite; got "):
+        check_positive("gap", WRONG_NUMBERS[name])
+
+
+@pytest.mark.parametrize("value", [1, 0.5, np.float32(0.5), torch.ones(3), torch.ones(3).long()])
+def test_check_positive_takes_numbers(value: Any) -> None:
+    check_positive("gap", value)
+    check_positive("sigma", math.inf, or_infinite=True)
+
+
+def test_a_long_value_is_named_by_its_shape() -> None:
+    with pytest.raises(ep.InvalidInput, match=r"got a tensor of shape \(100,\)$"):
+        check_positive("gap", torch.zeros(100))
+
+
+@pytest.mark.parametrize("value", [True, 2.0, "2", None, 0, math.nan, torch.tensor(2)])
+def test_check_count_takes_whole_numbers_only(value: Any) -> None:
+    with pytest.raises(ep.InvalidInput, match=r"^steps must be a whole number of at least 1; got "):
+        check_count("steps", value)
+
+
+@pytest.mark.parametrize(
+    ("check", "value", "message"),
+    [
+        (check_number, math.inf, "must be a finite number; got inf"),
+        (check_number, "1", "must be a finite number; got '1'"),
+        (check_flag, 1, "must be True or False; got 1"),
+        (check_shape, 2, r"must be a tuple such as \(2,\); got 2"),
+        (check_shape, "ab", r"must be a tuple such as \(2,\)"),
+        (check_shape, (2, -1), r"without negative sizes; got \(2, -1\)"),
+        (check_shape, (2.5,), r"must be a tuple such as \(2,\); got \(2.5,\)"),
+        (check_whole, 3, "must be a tensor of whole numbers; got int"),
+        (check_whole, torch.ones(2), "must be whole numbers; got torch.float32"),
+    ],
+)
+def test_other_checks(check: Callable[[str, Any], Any], value: Any, message: str) -> None:
+    with pytest.raises(ep.InvalidInput, match=message):
+        check("it", value)
+
+
+NORMAL = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+CONTRASTIVE = ep.objectives.Contrastive
+EXACT = ep.LogNormalizer(0.0, 0.0, 0.0, 0.0, 1, "exact")
+WRONG: dict[str, tuple[Callable[[], Any], str]] = {
+    "energy of nothing": (lambda: ep.Energy(None, (2,)), "function must map points .* got None"),  # type: ignore[arg-type]
+    "energy of a number": (lambda: ep.Energy(lambda x: x, 2), r"event_shape must be a tuple such as \(2,\); got 2"),  # type: ignore[arg-type]
+    "factor in words": (lambda: ep.potentials.Scaled(NORMAL, "half"), "factor must be a number .* got 'half'"),  # type: ignore[arg-type]
+    "factor true": (lambda: ep.potentials.Scaled(NORMAL, True), "factor must be a number .* got True"),
+    "sigma in words": (lambda: ep.potentials.RecoveryPotential(NORMAL, torch.zeros(2), "1"), "sigma must be positive"),  # type: ignore[arg-type]
+    "beta none": (lambda: ep.potentials.Bridge(NORMAL, NORMAL, None), "beta must be a number"),  # type: ignore[arg-type]
+    "mask a list": (lambda: ep.potentials.Conditioned(NORMAL, torch.zeros(2), [True, False]), "free must be a boolean"),  # type: ignore[arg-type]
+    "affine factor": (
+        lambda: ep.potentials.Affine(NORMAL, torch.zeros(2), torch.zeros(2, 2)),
+        "diagonal of factor must be positive",
+    ),
+    "affine shapes": (
+        lambda: ep.potentials.Affine(NORMAL, torch.zeros(2), torch.eye(3)),
+        r"factor must end in .*\(2, 2",
+    ),
+    "network none": (lambda: AtLevel(None, torch.tensor(0), (2,)), "net must map .* got NoneType"),  # type: ignore[arg-type]
+    "level a number": (
+        lambda: AtLevel(NORMAL, 0, torch.Size((2,))),
+        "level must be a tensor of whole numbers; got int",
+    ),  # type: ignore[arg-type]
+    "label of floats": (
+        lambda: AtLevel(NORMAL, torch.tensor(0), torch.Size((2,)), label=torch.ones(3)),
+        "label must be whole numbers; got torch.float32",
+    ),
+    "sampler": (lambda: ep.EnergyDistribution(NORMAL, sampler=3), "sampler must map .* got int"),  # type: ignore[arg-type]
+    "log Z in words": (lambda: ep.EnergyDistribution(NORMAL, log_normalizer="0"), "log_normalizer must be a number"),  # type: ignore[arg-type]
+    "log Z nan": (lambda: ep.EnergyDistribution(NORMAL, log_normalizer=math.nan), "must be a number; got NaN"),
+    "a class of log Z": (lambda: ep.EnergyDistribution(NORMAL, log_normalizer=CONTRASTIVE), "log_normalizer must be"),  # type: ignore[arg-type]
+    "like a dtype": (lambda: ep.EnergyDistribution(NORMAL, like=torch.float64), "like must be a tensor; got dtype"),  # type: ignore[arg-type]
+    "batch a number": (lambda: ep.EnergyDistribution(NORMAL, batch_shape=3), "batch_shape must be a tuple"),  # type: ignore[arg-type]
+    "sample of a number": (
+        lambda: ep.EnergyDistribution(NORMAL, sampler=ep.sampling.MarkovSampler(ep.MALA(1.0), 1)).sample(5),  # type: ignore[arg-type]
+        r"sample_shape must be a tuple such as \(2,\); got 5",
+    ),
+    "kernel": (lambda: CONTRASTIVE(ep.MALA), "kernel must have init and step"),  # type: ignore[arg-type]
+    "steps": (lambda: CONTRASTIVE(ep.MALA(0.1), steps=0), "steps must be a whole number of at least 1"),
+    "start": (lambda: CONTRASTIVE(ep.MALA(0.1), start="data"), "start must map .* got 'data'"),  # type: ignore[arg-type]
+    "particles": (lambda: CONTRASTIVE(ep.MALA(0.1), particles=2.0), "particles must be a whole number"),  # type: ignore[arg-type]
+    "negatives": (lambda: ep.objectives.FromNegatives([1.0]), "negatives must be a torch tensor; got list"),  # type: ignore[arg-type]
+    "likelihood of a potential": (
+        lambda: ep.evaluation.mean_log_likelihood(NORMAL, torch.ones(3, 2), EXACT),  # type: ignore[arg-type]
+        "p must be an EnergyDistribution; got Energy",
+    ),
+    "entropy with a number": (
+        lambda: ep.evaluation.entropy(ep.EnergyDistribution(NORMAL), torch.ones(3, 2), 0.0),  # type: ignore[arg-type]
+        "log_z must be a LogNormalizer; got float",
+    ),
+    "gaps of another shape": (
+        lambda: ep.evaluation.bits_per_dimension(ep.Estimate(0.0, 0.0), (2,), gap=torch.ones(3)),
+        r"one for each coordinate of \(2,\); got \(3,\)",
+    ),
+    "radii": (lambda: ep.toys.Rings(radii=3.0), "radii must be a tuple of positive numbers; got 3.0"),  # type: ignore[arg-type]
+    "means": (lambda: ep.toys.IsotropicMixture("means", 1.0), "means must be numbers; got str"),  # type: ignore[arg-type]
+    "centers": (lambda: ep.toys.OneDimensionalMixture(centers=None), "centers must be numbers; got NoneType"),  # type: ignore[arg-type]
+    "toy": (lambda: ep.toys.Diffused(NORMAL, 1.0, 1.0), "toy must be one of energyppl.toys; got Energy"),  # type: ignore[arg-type]
+    "sample of a toy": (lambda: ep.toys.Banana().sample(5), "sample_shape must be a tuple"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_are_named(name: str) -> None:
+    make, message = WRONG[name]
+    with pytest.raises(ep.InvalidInput, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
