@@ -1,21 +1,12 @@
 """Input checks, made once where a value enters, each in one sentence: expected, came, what to do."""
 
-import lzma
 import math
-import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from energyppl.errors import InvalidInput
-
-UNREADABLE = (  # what reading a damaged file raises
-    *(ValueError, EOFError, OSError, MemoryError, RuntimeError, KeyError, NotImplementedError, struct.error),
-    *(lzma.LZMAError, zipfile.BadZipFile, zlib.error),
-)
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -42,8 +42,10 @@ def save_checkpoint(path: str | os.PathLike[str], tree: _Tree) -> None:
     tensors: list[Tensor] = []
     text = json.dumps(_encode(tree, tensors)).encode()
     digest = blake2b(digest_size=_DIGEST)
+    head = (_FORMAT, len(text).to_bytes(_LENGTH, "big"), text)
+    parts: Iterator[bytes | memoryview] = chain(head, map(_raw, tensors))
     with whole_file(path) as file:
-        for part in chain((_FORMAT, len(text).to_bytes(_LENGTH, "big"), text), map(_raw, tensors)):
+        for part in parts:
             file.write(part)
             digest.update(part)
         file.write(digest.digest())
@@ -119,7 +121,7 @@ def _refused(path: Path) -> Iterator[None]:
 def _raw(value: Tensor) -> memoryview:
     """A tensor's bytes in order of its indices; every dtype has them, bfloat16 included."""
     plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return memoryview(plain.reshape(-1).view(torch.uint8).numpy()) if plain.numel() else memoryview(b"")
+    return plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
 
 
 def _encode(value: _Tree, tensors: list[Tensor]) -> Any:

@@ -7,7 +7,6 @@ import math
 import os
 import pickle
 import re
-import resource
 import socket
 import stat
 import subprocess
@@ -24,6 +23,7 @@ from torch import Tensor
 from energyppl._files import locked
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.errors import CheckpointError, EnergyPPLError
+from tests.support.damage import damaged, peak_memory
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -128,29 +128,6 @@ def test_truncation_anywhere_is_seen(whole: Path) -> None:
             load_checkpoint(whole)
     whole.write_bytes(content)
     load_checkpoint(whole)
-
-
-def peak_memory() -> int:
-    """Bytes, of this process since it began."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def damaged(content: bytes, rng: np.random.Generator) -> bytes:
-    """The content with a bit flipped, some bytes changed, a piece cut out, doubled or filled with zeros."""
-    start, size = int(rng.integers(len(content))), int(rng.integers(1, 64))
-    piece = content[start : start + size]
-    match int(rng.integers(5)):
-        case 0:
-            piece = bytes([piece[0] ^ 1 << int(rng.integers(8))]) + piece[1:]
-        case 1:
-            piece = rng.bytes(len(piece))
-        case 2:
-            piece = b""
-        case 3:
-            piece = piece + piece
-        case 4:
-            piece = bytes(len(piece))
-    return content[:start] + piece + content[start + size :]
 
 
 def test_two_thousand_damaged_files_are_refused_within_their_own_memory(whole: Path) -> None:

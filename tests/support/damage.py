@@ -1,0 +1,29 @@
+"""Damaged files, and the memory that reading them took."""
+
+import resource
+import sys
+
+import numpy as np
+
+
+def peak_memory() -> int:
+    """Bytes, of this process since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def damaged(content: bytes, rng: np.random.Generator) -> bytes:
+    """The content with a bit flipped, some bytes changed, a piece cut out, doubled or filled with zeros."""
+    start, size = int(rng.integers(len(content))), int(rng.integers(1, 64))
+    piece = content[start : start + size]
+    match int(rng.integers(5)):
+        case 0:
+            piece = bytes([piece[0] ^ 1 << int(rng.integers(8))]) + piece[1:]
+        case 1:
+            piece = rng.bytes(len(piece))
+        case 2:
+            piece = b""
+        case 3:
+            piece = piece + piece
+        case 4:
+            piece = bytes(len(piece))
+    return content[:start] + piece + content[start + size :]
