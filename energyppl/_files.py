@@ -56,11 +56,12 @@ def write_json(path: str | os.PathLike[str], record: Any) -> None:
 
 def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a header and rows as CSV, whole or not at all."""
-    with whole_file(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True) as text:
+    with whole_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         writer = csv.writer(text)
         writer.writerow(header)
         writer.writerows(rows)
-        text.detach()  # the file is synced and closed by whole_file
+        text.detach()  # flushes it; whole_file syncs and closes the file
 
 
 @contextmanager

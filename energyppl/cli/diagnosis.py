@@ -1,9 +1,11 @@
-"""``energyppl diagnose``: long chains on a trained run's energy, and whether to trust what they say."""
+"""``energyppl diagnose``: long chains on a trained run's energy, their diagnostics, and a verdict."""
 
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from energyppl import plots
 from energyppl._checks import check_count
+from energyppl._files import whole_file
 from energyppl.cli.runs import FittedTable, load_run
 from energyppl.data.tables import Table, dequantize
 from energyppl.errors import EnergyPPLError
@@ -61,7 +64,7 @@ def diagnose_run(
         progress: show a bar.
 
     Returns:
-        What was measured, energies in nats, and a ``verdict``: a list of sentences, empty if nothing was found.
+        The measurements, energies in nats, and a ``verdict``: a list of sentences, empty if no problem was found.
 
     Raises:
         CheckpointError: if ``run`` holds no finished model.
@@ -165,12 +168,12 @@ def _export(chains: Chains, folder: Path) -> Any:
 
         data = chains.to_arviz()
         summary = arviz.summary(data, round_to="none")
-        part = folder / "chains.nc.part"
-        data.to_netcdf(str(part))
-    part.replace(folder / "chains.nc")
-    part = folder / "chains_summary.csv.part"
-    summary.to_csv(part, index_label="variable")
-    part.replace(folder / "chains_summary.csv")
+        with TemporaryDirectory(dir=folder, prefix=".") as apart:  # netCDF's library opens files by name only
+            data.to_netcdf(str(Path(apart, "chains.nc")))
+            with Path(apart, "chains.nc").open("rb") as written, whole_file(folder / "chains.nc") as file:
+                shutil.copyfileobj(written, file)
+    with whole_file(folder / "chains_summary.csv") as file:
+        file.write(summary.to_csv(index_label="variable").encode())
     return summary
 
 
@@ -208,7 +211,7 @@ def _same_places(x: Tensor, y: Tensor) -> float:
 
 
 def _verdict(report: Mapping[str, Any]) -> list[str]:
-    """What to know before these chains are used, the gravest first."""
+    """List what to know before these chains are used, the gravest first."""
     found, drift = [], report["drift"]
     if report["interrupted"]:
         found.append(f"stopped early: {report['draws']} draws of each chain are all there is")

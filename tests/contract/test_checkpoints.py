@@ -23,7 +23,7 @@ from torch import Tensor
 from energyppl._files import locked
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.errors import CheckpointError, EnergyPPLError
-from tests.support.damage import damaged, peak_memory
+from tests.support.damage import Bomb, damaged, peak_memory
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -141,16 +141,6 @@ def test_two_thousand_damaged_files_are_refused_within_their_own_memory(whole: P
         with pytest.raises(CheckpointError, match=f"{whole} is not a whole energyppl checkpoint"):
             load_checkpoint(whole)
     assert peak_memory() - before <= 2 * len(content) + 200e6
-
-
-class Bomb:
-    """Would write a file if it were unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return (os.mkdir, (str(self.target),))
 
 
 def forged(tree: Any, data: bytes = b"", *, length: int | None = None, text: bytes | None = None) -> bytes:

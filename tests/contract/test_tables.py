@@ -10,20 +10,11 @@ import torch
 
 from energyppl.data.tables import dequantize, read_table, requantize, require_different_columns, table_from_array
 from energyppl.errors import InvalidInput
+from tests.support.damage import Bomb
 
 RNG = np.random.default_rng(0)
 SMOOTH = RNG.normal(size=(50, 2))
 HOLE = np.arange(100).reshape(50, 2) == 15  # row 7, column 1
-
-
-class Bomb:
-    """Unpickling it writes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 def write(path: Path, text: str) -> Path:

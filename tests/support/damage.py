@@ -1,7 +1,9 @@
-"""Damaged files, and the memory that reading them took."""
+"""Damaged and hostile files, and the memory that reading them took."""
 
 import resource
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,3 +29,13 @@ def damaged(content: bytes, rng: np.random.Generator) -> bytes:
         case 4:
             piece = bytes(len(piece))
     return content[:start] + piece + content[start + size :]
+
+
+class Bomb:
+    """Unpickling it writes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.target,)
