@@ -28,10 +28,9 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     """The one line on stderr of a command that must exit with 2."""
     capsys.readouterr()
     assert main([str(a) for a in arguments]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("energyppl: ")
-    return lines[0]
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("energyppl: ")
+    return line
 
 
 @pytest.fixture
