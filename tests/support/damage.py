@@ -1,15 +1,32 @@
 """Damaged and hostile files, and the memory that reading them took."""
 
+import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 
-def peak_memory() -> int:
-    """Bytes, of this process since it began."""
+@contextmanager
+def memory_bounded(most: float) -> Iterator[None]:
+    """Require that the block takes at most so many bytes at its peak, beyond what the process held before it."""
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():  # Linux: else a larger peak before this block would hide its own
+        reset.write_text("5")
+    before = _memory("VmRSS")
+    yield
+    assert _memory("VmHWM") - before <= most
+
+
+def _memory(name: str) -> int:
+    """Bytes that the process holds, ``VmRSS``, or held at most, ``VmHWM``."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", status.read_text())[1])  # type: ignore[index]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
