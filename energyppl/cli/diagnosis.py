@@ -76,17 +76,26 @@ def diagnose_run(
     fitted, folder = load_run(run), run if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     pyro.set_rng_seed(seed)
-    ebm, half = fitted.ebm, chains // 2
-    data = _held_out(fitted)
+    half, data = chains // 2, _held_out(fitted)
     some = torch.randperm(len(data)) if half <= len(data) else torch.randint(len(data), (half,))
-    init = torch.cat([data[some[:half]], ebm.sample((chains - half,))])
+    found = _run(fitted, data[some[:half]], chains, draws, kernel, progress)
+    # Compared with rows that few chains began at: a chain that has not moved must not speak for the model.
+    report = _measure(found, fitted, data, half, data[some.flip(0)[:_COMPARED]], _export(found, folder))
+    report["verdict"] = _verdict(report)
+    report["pictures"] = _draw(found, half, report, folder)
+    return report
+
+
+def _run(fitted: FittedTable, starts: Tensor, chains: int, draws: int, kernel: Kernel | None, progress: bool) -> Chains:
+    """Chains from the rows ``starts`` and, the others, from the model's own samples, in the table's units."""
+    init = torch.cat([starts, fitted.ebm.sample((chains - len(starts),))])
     if not bool(torch.isfinite(init).all()):
         raise EnergyPPLError("the model's samples are not finite: its training went wrong, fit it again")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what it would warn of is in the report
         found = sample_chains(
             ChEES() if kernel is None else kernel,
-            ebm.marginal(),
+            fitted.ebm.marginal(),
             chains=chains,
             draws=draws,
             warmup=min(_WARMUP, draws),
@@ -96,12 +105,19 @@ def diagnose_run(
         )
     if found.draws.shape[1] < _FEWEST_DRAWS:
         raise KeyboardInterrupt("stopped before there were enough draws; nothing was written")
-    found = _in_units(found, fitted)
+    return _in_units(found, fitted)
+
+
+def _measure(
+    found: Chains, fitted: FittedTable, data: Tensor, half: int, compared: Tensor, summary: Any
+) -> dict[str, Any]:
+    """The measurements of a report: of chains, the first ``half`` from data, and of the held-out rows ``data``."""
+    ebm = fitted.ebm
     with torch.no_grad():
         reference = ebm.marginal().energy(data).double()
-    summary, last = _export(found, folder), ebm.to_unit(found.draws[:, -1])
-    report: dict[str, Any] = {
-        "chains": chains,
+    last = ebm.to_unit(found.draws[:, -1])
+    return {
+        "chains": len(found.draws),
         "from_data": half,
         "draws": found.draws.shape[1],
         "kernel": type(found.kernel).__name__,
@@ -117,14 +133,10 @@ def diagnose_run(
         "held_out_energy_error": float(reference.std()) / len(reference) ** 0.5,
         "drift": _drift(found.energy[:half]),
         "halves_p_value": _same_places(last[:half], last[half:]),
-        # Rows that few chains began at: a chain that has not moved must not speak for the model.
-        "data_p_value": _same_places(last, ebm.to_unit(data[some.flip(0)[:_COMPARED]])),
+        "data_p_value": _same_places(last, ebm.to_unit(compared)),
         "level_acceptance": level_acceptance(ebm).acceptance.tolist(),
         "interrupted": found.interrupted,
     }
-    report["verdict"] = _verdict(report)
-    report["pictures"] = _draw(found, half, report, folder)
-    return report
 
 
 def _held_out(fitted: FittedTable) -> Tensor:
