@@ -3,6 +3,7 @@
 The map:
 
 - models: ``RecoveryEBM JointEBM EBM MultiscaleEBM``, made of others by ``product mixture measured``
+- files: ``save load`` a model, ``save_checkpoint load_checkpoint`` anything
 - networks: ``MLPEnergy ConvEnergy``, initializers ``MLPInitializer UNetInitializer``; levels: ``NoiseSchedule``
 - training: ``fit``, or ``Training`` step by step, by ``RecoveryLikelihood CooperativeRecovery PersistentLikelihood``
   and the other objectives of ``energyppl.objectives``
@@ -46,6 +47,7 @@ from energyppl.models.networks.mlp import MLPEnergy
 from energyppl.models.networks.mlp_initializer import MLPInitializer
 from energyppl.models.networks.unet import UNetInitializer
 from energyppl.models.recovery import RecoveryEBM
+from energyppl.models.storage import load, save
 from energyppl.potentials.algebra import Energy
 from energyppl.schedule import NoiseSchedule
 
@@ -95,6 +97,7 @@ __all__ = [
     "integration",
     "kernels",
     "levels",
+    "load",
     "load_checkpoint",
     "log_normalizer",
     "long_run",
@@ -109,6 +112,7 @@ __all__ = [
     "quadrature",
     "sample_chains",
     "sampling",
+    "save",
     "save_checkpoint",
     "toys",
 ]

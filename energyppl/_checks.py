@@ -1,11 +1,7 @@
 """Input checks, made once where a value enters; an error is one sentence: what was expected, what came, what to do."""
 
-import lzma
 import math
 import numbers
-import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import TypeGuard
 
@@ -13,11 +9,6 @@ import torch
 from torch import Tensor
 
 from energyppl.errors import InvalidInput
-
-UNREADABLE = (  # what reading a damaged file raises
-    *(ValueError, EOFError, OSError, MemoryError, RuntimeError, KeyError, NotImplementedError, struct.error),
-    *(lzma.LZMAError, zipfile.BadZipFile, zlib.error),
-)
 
 
 def shape_text(shape: Sequence[int]) -> str:

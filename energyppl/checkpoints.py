@@ -1,101 +1,158 @@
-"""Checkpoints: a zip of numpy arrays and one JSON text; no pickle is ever written or loaded.
+"""Checkpoints: trees of tensors, numbers and strings in one file with a checksum; no pickle is written or loaded.
 
-A file is written beside its place and renamed into it, so a reader sees the old one or the new one and never a part.
+The layout is as plain as it can be, so that whoever has the file can read it: one line that names the format, the
+length of a JSON text as eight bytes (big-endian), the text, the bytes of its tensors in order, uncompressed and in the
+byte order of the machine, and the BLAKE2b-256 digest of all that.  Equal trees are equal files.
 """
 
-import io
 import json
+import math
 import os
-import zipfile
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from energyppl._files import whole_file
 from energyppl.errors import CheckpointError
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
-_FORMAT = "energyppl-checkpoint-1"
+_FORMAT = b"energyppl-checkpoint-2 " + sys.byteorder.encode() + b"-endian\n"
+_LENGTH, _DIGEST = 8, 32  # bytes
 _Tree = Any  # tensors, numbers, strings, None, and lists, tuples and dicts of them
 
 
 def save_checkpoint(path: str | os.PathLike[str], tree: _Tree) -> None:
     """Write a tree of tensors, numbers, strings, lists and dicts to one file, all of it or nothing.
 
+    Args:
+        path: of the file; its folder is made if it is not there, and an older file is replaced.
+        tree: what to keep; tensors may lie on any device.
+
     Raises:
         CheckpointError: if the tree holds anything else.
     """
-    path = Path(path)
-    arrays: list[np.ndarray[Any, Any]] = []
-    text = json.dumps({"format": _FORMAT, "tree": _encode(tree, arrays)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr("tree.json", text)
-            for index, array in enumerate(arrays):
-                buffer = io.BytesIO()
-                np.save(buffer, array, allow_pickle=False)
-                archive.writestr(f"{index}.npy", buffer.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    tensors: list[Tensor] = []
+    text = json.dumps(_encode(tree, tensors)).encode()
+    digest = blake2b(digest_size=_DIGEST)
+    head = (_FORMAT, len(text).to_bytes(_LENGTH, "big"), text)
+    parts: Iterator[bytes | memoryview] = chain(head, map(_raw, tensors))
+    with whole_file(path) as file:
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+        file.write(digest.digest())
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> _Tree:
     """Read what :func:`save_checkpoint` wrote, tensors on the CPU.
 
+    Every size is compared with the file's before memory is taken, so that a damaged or forged file takes no more
+    memory than its own size.
+
     Raises:
-        CheckpointError: if there is no such file, it is truncated or damaged, or it is something else (a pickle is
-            recognized by what it is not, and never executed).
+        CheckpointError: if there is no such file, it is truncated or damaged, or it is something else, such as a
+            pickle, which is never executed.
     """
     path = Path(path)
+    with _refused(path), path.open("rb") as file:
+        left, digest = os.fstat(file.fileno()).st_size, blake2b(digest_size=_DIGEST)
+
+        def take(size: int) -> bytearray:
+            nonlocal left
+            if not 0 <= size <= left:
+                raise ValueError(f"a part of it should have {size:,} bytes, and {left:,} are left")
+            left -= size
+            return _read(file, size)
+
+        head = take(min(left, len(_FORMAT)))
+        if head != _FORMAT:
+            raise ValueError(f"it begins with {bytes(head[:24])!r}")
+        length = take(_LENGTH)
+        text = take(int.from_bytes(length, "big"))
+        for part in (head, length, text):
+            digest.update(part)
+
+        def tensor(node: dict[str, Any]) -> Tensor:
+            dtype, shape = getattr(torch, node["tensor"]), node["shape"]
+            if not isinstance(dtype, torch.dtype) or not all(type(n) is int and n >= 0 for n in shape):
+                raise ValueError(f"it holds a tensor of dtype {node['tensor']} and shape {shape}")
+            raw = take(math.prod(shape) * dtype.itemsize)
+            digest.update(raw)
+            value = torch.frombuffer(raw, dtype=dtype).reshape(shape) if raw else torch.empty(shape, dtype=dtype)
+            return value.contiguous(memory_format=torch.channels_last) if node.get("channels_last") else value
+
+        tree = _decode(json.loads(text), tensor)
+        if take(left) != digest.digest():
+            raise ValueError("its checksum is wrong")
+    return tree
+
+
+def _read(file: BinaryIO, size: int) -> bytearray:
+    """So many bytes, in memory that a tensor may share and write to."""
+    part = bytearray(size)
+    if file.readinto(part) != size:  # type: ignore[attr-defined]
+        raise ValueError("it became shorter while it was read")
+    return part
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Within it, whatever reading raises becomes a CheckpointError that names the file."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            document = json.loads(archive.read("tree.json"))
-            names = sorted((n for n in archive.namelist() if n.endswith(".npy")), key=lambda n: int(n[:-4]))
-            arrays = [np.load(io.BytesIO(archive.read(n)), allow_pickle=False) for n in names]
-        if document["format"] != _FORMAT:
-            raise ValueError(f"its format is {document['format']!r}")
-        return _decode(document["tree"], arrays)
+        yield
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint at {path}") from None
-    except Exception as error:  # damage shows as anything: zlib.error, struct.error, RuntimeError, AttributeError, …
+    except Exception as error:  # what damage raises depends on where it lies: RecursionError, AttributeError, …
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path} is not a whole energyppl checkpoint ({error}): it is truncated, damaged or something else; "
+            f"{path} is not a whole energyppl checkpoint ({reason}): it is truncated, damaged or something else; "
             "use another copy or begin again"
         ) from error
 
 
-def _encode(value: _Tree, arrays: "list[np.ndarray[Any, Any]]") -> Any:
-    if isinstance(value, Tensor):
-        # Raw bytes carry every dtype, bfloat16 included.
-        raw = value.detach().cpu().contiguous()
-        arrays.append(raw.reshape(-1).view(torch.uint8).numpy() if raw.numel() else np.empty(0, np.uint8))
-        return {"tensor": len(arrays) - 1, "dtype": str(raw.dtype).removeprefix("torch."), "shape": list(raw.shape)}
+def _raw(value: Tensor) -> memoryview:
+    """A tensor's bytes in order of its indices; every dtype has them, bfloat16 included."""
+    plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
+
+
+def _encode(value: _Tree, tensors: list[Tensor]) -> Any:
+    """A tree as JSON, its tensors replaced by their dtypes and shapes, and appended to the list."""
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
+        tensors.append(value)
+        node = {"tensor": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+        # Convolutions that were asked for this order in memory go on in it, to the same digits.
+        return {**node, "channels_last": True} if _is_channels_last(value) else node
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
-        return {"tuple" if isinstance(value, tuple) else "list": [_encode(item, arrays) for item in value]}
+        return {"tuple" if isinstance(value, tuple) else "list": [_encode(item, tensors) for item in value]}
     if isinstance(value, dict):
-        return {"dict": [[_encode(k, arrays), _encode(v, arrays)] for k, v in value.items()]}
-    raise CheckpointError(f"a checkpoint holds tensors, numbers, strings, lists and dicts; got {type(value).__name__}")
+        return {"dict": [[_encode(k, tensors), _encode(v, tensors)] for k, v in value.items()]}
+    kind = f"a {value.layout} tensor" if isinstance(value, Tensor) else type(value).__name__
+    raise CheckpointError(f"a checkpoint holds dense tensors, numbers, strings, lists and dicts; got {kind}")
 
 
-def _decode(value: Any, arrays: "list[np.ndarray[Any, Any]]") -> _Tree:
+def _is_channels_last(value: Tensor) -> bool:
+    return value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+
+
+def _decode(value: Any, tensor: Any) -> _Tree:
+    """The tree of a JSON text; ``tensor`` reads the next tensor."""
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
-        dtype = getattr(torch, value["dtype"])
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"no dtype {value['dtype']}")
-        raw = torch.from_numpy(arrays[value["tensor"]].copy())
-        return raw.view(dtype).reshape(value["shape"]) if raw.numel() else torch.empty(value["shape"], dtype=dtype)
+        return tensor(value)
     if "list" in value:
-        return [_decode(item, arrays) for item in value["list"]]
+        return [_decode(item, tensor) for item in value["list"]]
     if "tuple" in value:
-        return tuple(_decode(item, arrays) for item in value["tuple"])
-    return {_decode(k, arrays): _decode(v, arrays) for k, v in value["dict"]}
+        return tuple(_decode(item, tensor) for item in value["tuple"])
+    return {_decode(k, tensor): _decode(v, tensor) for k, v in value["dict"]}

@@ -12,6 +12,7 @@ from energyppl.models.networks.mlp import MLPEnergy
 from energyppl.models.networks.mlp_initializer import MLPInitializer
 from energyppl.models.networks.unet import UNetInitializer
 from energyppl.models.recovery import RecoveryEBM
+from energyppl.models.storage import load, save
 
 __all__ = [
     "EBM",
@@ -23,7 +24,9 @@ __all__ = [
     "MultiscaleEBM",
     "RecoveryEBM",
     "UNetInitializer",
+    "load",
     "measured",
     "mixture",
     "product",
+    "save",
 ]

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: ``energyppl demo``, ``fit``, ``sample``, ``show``, ``diagnose``, ``logz``, ``score``."""

@@ -1,6 +1,5 @@
-"""``python -m energyppl demo``: train a small model on a 2-D toy whose truth is known, measure it, and draw it."""
+"""``energyppl demo``: a small model of a 2-D toy whose density is known, trained, measured and drawn."""
 
-import json
 import math
 import time
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from torch import Tensor
 
 import energyppl as ep
 from energyppl import plots
+from energyppl._files import write_json
 from energyppl.inference.levels.generation import Generation
 from energyppl.metrics.two_sample import energy_distance_test
 
@@ -33,7 +33,7 @@ def run_demo(name: str, out: Path, *, seed: int = 0, steps: int = 1500, progress
         progress: show the training bar.
 
     Returns:
-        The report: what was measured, in nats where nothing else is said.
+        The report: the measurements, in nats where nothing else is said.
 
     Raises:
         InvalidInput: for a name that no toy has, or steps below one.
@@ -73,8 +73,7 @@ def run_demo(name: str, out: Path, *, seed: int = 0, steps: int = 1500, progress
     }
     pictures = _draw(out, name, ebm, history, data, samples, generation)
     report["pictures"] = [path.name for path in pictures]
-    text = json.dumps(report, indent=2) + "\n"
-    (out / "report.json").write_text(text, encoding="utf-8")
+    write_json(out / "report.json", report)
     return report
 
 

@@ -1,9 +1,11 @@
-"""``energyppl diagnose``: long chains on a trained run's energy, and whether to trust what they say."""
+"""``energyppl diagnose``: long chains on a trained run's energy, their diagnostics, and a verdict."""
 
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from energyppl import plots
 from energyppl._checks import check_count
+from energyppl._files import whole_file
 from energyppl.cli.runs import FittedTable, load_run
 from energyppl.data.tables import Table, dequantize
 from energyppl.errors import EnergyPPLError
@@ -61,7 +64,7 @@ def diagnose_run(
         progress: show a bar.
 
     Returns:
-        What was measured, energies in nats, and a ``verdict``: a list of sentences, empty if nothing was found.
+        The measurements, energies in nats, and a ``verdict``: a list of sentences, empty if no problem was found.
 
     Raises:
         CheckpointError: if ``run`` holds no finished model.
@@ -73,17 +76,26 @@ def diagnose_run(
     fitted, folder = load_run(run), run if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     pyro.set_rng_seed(seed)
-    ebm, half = fitted.ebm, chains // 2
-    data = _held_out(fitted)
+    half, data = chains // 2, _held_out(fitted)
     some = torch.randperm(len(data)) if half <= len(data) else torch.randint(len(data), (half,))
-    init = torch.cat([data[some[:half]], ebm.sample((chains - half,))])
+    found = _run(fitted, data[some[:half]], chains, draws, kernel, progress)
+    # Compared with rows that few chains began at: a chain that has not moved must not speak for the model.
+    report = _measure(found, fitted, data, half, data[some.flip(0)[:_COMPARED]], _export(found, folder))
+    report["verdict"] = _verdict(report)
+    report["pictures"] = _draw(found, half, report, folder)
+    return report
+
+
+def _run(fitted: FittedTable, starts: Tensor, chains: int, draws: int, kernel: Kernel | None, progress: bool) -> Chains:
+    """Chains from the rows ``starts`` and, the others, from the model's own samples, in the table's units."""
+    init = torch.cat([starts, fitted.ebm.sample((chains - len(starts),))])
     if not bool(torch.isfinite(init).all()):
         raise EnergyPPLError("the model's samples are not finite: its training went wrong, fit it again")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what it would warn of is in the report
         found = sample_chains(
             ChEES() if kernel is None else kernel,
-            ebm.marginal(),
+            fitted.ebm.marginal(),
             chains=chains,
             draws=draws,
             warmup=min(_WARMUP, draws),
@@ -93,12 +105,19 @@ def diagnose_run(
         )
     if found.draws.shape[1] < _FEWEST_DRAWS:
         raise KeyboardInterrupt("stopped before there were enough draws; nothing was written")
-    found = _in_units(found, fitted)
+    return _in_units(found, fitted)
+
+
+def _measure(
+    found: Chains, fitted: FittedTable, data: Tensor, half: int, compared: Tensor, summary: Any
+) -> dict[str, Any]:
+    """The measurements of a report: of chains, the first ``half`` from data, and of the held-out rows ``data``."""
+    ebm = fitted.ebm
     with torch.no_grad():
         reference = ebm.marginal().energy(data).double()
-    summary, last = _export(found, folder), ebm.to_unit(found.draws[:, -1])
-    report: dict[str, Any] = {
-        "chains": chains,
+    last = ebm.to_unit(found.draws[:, -1])
+    return {
+        "chains": len(found.draws),
         "from_data": half,
         "draws": found.draws.shape[1],
         "kernel": type(found.kernel).__name__,
@@ -114,14 +133,10 @@ def diagnose_run(
         "held_out_energy_error": float(reference.std()) / len(reference) ** 0.5,
         "drift": _drift(found.energy[:half]),
         "halves_p_value": _same_places(last[:half], last[half:]),
-        # Rows that few chains began at: a chain that has not moved must not speak for the model.
-        "data_p_value": _same_places(last, ebm.to_unit(data[some.flip(0)[:_COMPARED]])),
+        "data_p_value": _same_places(last, ebm.to_unit(compared)),
         "level_acceptance": level_acceptance(ebm).acceptance.tolist(),
         "interrupted": found.interrupted,
     }
-    report["verdict"] = _verdict(report)
-    report["pictures"] = _draw(found, half, report, folder)
-    return report
 
 
 def _held_out(fitted: FittedTable) -> Tensor:
@@ -165,12 +180,12 @@ def _export(chains: Chains, folder: Path) -> Any:
 
         data = chains.to_arviz()
         summary = arviz.summary(data, round_to="none")
-        part = folder / "chains.nc.part"
-        data.to_netcdf(str(part))
-    part.replace(folder / "chains.nc")
-    part = folder / "chains_summary.csv.part"
-    summary.to_csv(part, index_label="variable")
-    part.replace(folder / "chains_summary.csv")
+        with TemporaryDirectory(dir=folder, prefix=".") as apart:  # netCDF's library opens files by name only
+            data.to_netcdf(str(Path(apart, "chains.nc")))
+            with Path(apart, "chains.nc").open("rb") as written, whole_file(folder / "chains.nc") as file:
+                shutil.copyfileobj(written, file)
+    with whole_file(folder / "chains_summary.csv") as file:
+        file.write(summary.to_csv(index_label="variable").encode())
     return summary
 
 
@@ -208,7 +223,7 @@ def _same_places(x: Tensor, y: Tensor) -> float:
 
 
 def _verdict(report: Mapping[str, Any]) -> list[str]:
-    """What to know before these chains are used, the gravest first."""
+    """List what to know before these chains are used, the gravest first."""
     found, drift = [], report["drift"]
     if report["interrupted"]:
         found.append(f"stopped early: {report['draws']} draws of each chain are all there is")

@@ -1,4 +1,4 @@
-"""The command line: ``energyppl demo``, ``fit``, ``sample``, ``show``, ``diagnose``, ``logz`` and ``score``."""
+"""The commands ``energyppl demo``, ``fit``, ``sample``, ``show``, ``diagnose``, ``logz`` and ``score``."""
 
 import argparse
 import os
@@ -12,16 +12,17 @@ import pyro
 import torch
 
 import energyppl as ep
+from energyppl.cli.comparison import show_run
 from energyppl.cli.demo import run_demo
 from energyppl.cli.diagnosis import diagnose_run
-from energyppl.cli.runs import fit_table, interrupted, load_run, settings_for, show_run, write_samples
+from energyppl.cli.runs import fit_table, interrupted, load_run, settings_for, write_samples
 from energyppl.cli.scoring import logz_run, score_run
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 2 for what a user can mend, 130 for Ctrl-C."""
+    """Run one command and return its exit status: 0, 2 for an error that a user can mend, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     if "OMP_NUM_THREADS" not in os.environ:
         # A second thread gains a fifth on an idle machine, and on a busy one its waiting costs twenty times as much.
@@ -39,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="energyppl", description="Energy-based models of data: train, sample, look.")
+    parser = argparse.ArgumentParser(
+        prog="energyppl", description="Train energy-based models of tables, sample them, and judge them."
+    )
     parser.add_argument("--version", action="version", version=f"energyppl {ep.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -65,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--steps", type=int, metavar="N", help="training steps at most (default: 1500)")
     fit.add_argument("--levels", type=int, metavar="N", help="noise levels (default: 6)")
     fit.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: 512)")
-    fit.add_argument("--learning-rate", type=float, metavar="X", help="Adam's (default: .004, above two columns .001)")
+    fit.add_argument(
+        "--learning-rate", type=float, metavar="X", help="Adam's learning rate (default: .004, above two columns .001)"
+    )
 
     sample = command("sample", _sample, "Draw samples from a trained run, in the units of its table.")
     sample.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
@@ -74,24 +79,26 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
     sample.add_argument("--raw", action="store_true", help="leave discrete columns continuous instead of rounding them")
 
-    show = command("show", _show, "Say what was trained, on what and how it went, and draw data against samples.")
+    show = command("show", _show, "Compare a trained run's samples with held-out rows, in numbers and pictures.")
     show.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
     show.add_argument("-n", type=int, default=2000, metavar="N", help="how many samples to compare")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
 
-    diagnose = command("diagnose", _diagnose, "Run long chains on a trained run and say whether they can be trusted.")
+    diagnose = command("diagnose", _diagnose, "Run long Markov chains on a trained run's energy and diagnose them.")
     diagnose.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
-    diagnose.add_argument("--chains", type=int, default=64, metavar="N", help="half begin at held-out data")
+    diagnose.add_argument(
+        "--chains", type=int, default=64, metavar="N", help="how many chains; half begin at held-out data"
+    )
     diagnose.add_argument("--draws", type=int, default=1000, metavar="N", help="draws of each chain")
     diagnose.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the chains")
     diagnose.add_argument("--out", type=Path, metavar="DIR", help="folder to write into (default: RUN)")
 
     logz = command("logz", _logz, "Estimate a trained run's normalizing constant, and keep it for score.")
     logz.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
-    logz.add_argument("--tolerance", type=float, metavar="NATS", help="half the interval's width to reach")
+    logz.add_argument("--tolerance", type=float, metavar="NATS", help="half-width of the interval for log Z to reach")
     logz.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the runs")
 
-    score = command("score", _score, "Normalized log densities of a table's rows, outliers first.")
+    score = command("score", _score, "Score a table's rows by normalized log density, outliers first.")
     score.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
     score.add_argument("file", type=Path, metavar="FILE", help="a .npy, .npz or .csv table with the run's columns")
     score.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
@@ -107,7 +114,7 @@ def _check_seed(seed: int | None) -> None:
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Adds each option's default, where it has one that says something."""
+    """A help formatter that adds each option's default, unless it is None or False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, argparse.SUPPRESS) or not action.option_strings:

@@ -1,14 +1,17 @@
-"""A run folder: what ``energyppl fit`` trains on a table and keeps, and what ``sample`` and ``show`` read from it.
+"""Run folders: what ``energyppl fit`` trains on a table and keeps, and what the other commands read.
 
-``run.json`` is for people (and says which settings to go on with), ``training.ckpt`` continues an interrupted run bit
-for bit, ``model.ckpt`` stands alone: weights, scaling, grids of discrete columns, held-out rows, training curves.
+``run.json`` is for people, and says which settings to go on with; ``training.ckpt`` continues an interrupted run bit
+for bit; ``model.ckpt`` stands alone: weights, scaling, grids of discrete columns, held-out rows, training curves, and
+the record of the training.
 """
 
-import csv
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +20,36 @@ import pyro
 import torch
 from numpy.typing import NDArray
 
-from energyppl import plots
 from energyppl._checks import check_count, check_positive
+from energyppl._files import locked, whole_file, write_csv, write_json
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
-from energyppl.data.tables import Table, dequantize, read_table, requantize
+from energyppl.data.tables import Table, dequantize, read_table, requantize, require_different_columns
 from energyppl.errors import CheckpointError, EnergyPPLError, InvalidInput, TrainingDiverged
 from energyppl.inference.training.fit import TrainingOptions, fit
-from energyppl.inference.training.history import History
-from energyppl.metrics.two_sample import energy_distance_test
 from energyppl.models import MLPEnergy, RecoveryEBM
 from energyppl.schedule import NoiseSchedule
 
 __all__ = [
     "FittedTable",
     "Settings",
+    "damaged_json",
     "fit_table",
     "interrupted",
     "load_run",
+    "read_json",
     "settings_for",
-    "show_run",
     "write_samples",
 ]
 
-_FORMAT = "energyppl-table-2"
+_FORMAT = "energyppl-table-3"
 _CURVES = ("step", "energy_gap", "acceptance", "gradient_norm", "held_out")
+_RECORD = ("source", "rows", "columns", "dequantized", "spikes", "settings", "steps", "seconds", "stopped")
 _KEPT_ROWS = 4000  # training rows kept with the model, for its pictures
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user can choose for ``energyppl fit``; kept in ``run.json``."""
+    """The options of ``energyppl fit``; ``run.json`` keeps them."""
 
     array: str | None = None
     seed: int = 0
@@ -59,15 +62,17 @@ class Settings:
         for name in ("steps", "levels", "batch_size"):
             check_count(name, getattr(self, name))
         check_count("seed", self.seed, at_least=0)
+        if not isinstance(self.array, str | None):
+            raise InvalidInput(f"array must be the name of an array; got {self.array!r}")
         if self.learning_rate is not None:
-            if not isinstance(self.learning_rate, (int, float)):
+            if not isinstance(self.learning_rate, (int, float)) or isinstance(self.learning_rate, bool):
                 raise InvalidInput(f"learning_rate must be a number; got {self.learning_rate!r}")
             check_positive("learning_rate", self.learning_rate)
 
 
 @dataclass(frozen=True, eq=False)
 class FittedTable:
-    """A trained model of a table, with what it takes to speak the table's own units."""
+    """A trained model of a table, with the scaling and the grids that lead back to the table's units."""
 
     ebm: RecoveryEBM
     columns: tuple[str, ...]
@@ -76,10 +81,11 @@ class FittedTable:
     grids: tuple[NDArray[np.float64], ...]  # the values of discrete columns, empty for continuous ones
     rows: NDArray[np.float64]  # (n, d), training rows in the table's units, some of them if they are many
     held_out: NDArray[np.float64]  # (m, d), in the table's units
-    curves: dict[str, NDArray[np.float64]]
+    curves: dict[str, NDArray[np.float64]]  # of the training, by name
+    record: dict[str, Any] = field(default_factory=dict)  # of the training, as in run.json
 
     def sample(self, count: int, *, raw: bool = False) -> NDArray[np.float64]:
-        """Samples ``(count, d)`` in the table's units; discrete columns rounded to their values unless ``raw``."""
+        """Draw samples ``(count, d)`` in the table's units, discrete columns rounded to their values unless ``raw``."""
         check_count("the number of samples", count)
         x = self.ebm.sample((count,)).double().cpu().numpy() * self.scale + self.loc
         if not np.isfinite(x).all():
@@ -88,103 +94,140 @@ class FittedTable:
 
 
 def settings_for(run: Path, chosen: dict[str, Any]) -> Settings:
-    """The settings chosen now, on top of those that the run was begun with, on top of the defaults.
+    """Put the settings chosen now on top of those that the run was begun with, and these on top of the defaults.
+
+    A ``run.json`` that is empty, as a crash of the machine may leave it, is passed over with a warning.
 
     Raises:
-        CheckpointError: if ``run.json`` is not one of ours.
+        CheckpointError: if ``run.json`` is damaged.
         InvalidInput: for a setting out of its range.
     """
-    kept: dict[str, Any] = {}
-    if (run / "training.ckpt").exists() and (run / "run.json").exists():
-        kept = _read_json(run)["settings"]
-    try:
-        return Settings(**{**kept, **chosen})
-    except TypeError as error:
-        raise CheckpointError(f"{run / 'run.json'} has other settings than this version's ({error})") from error
+    settings, path = Settings(), run / "run.json"
+    if (run / "training.ckpt").exists() and path.exists():
+        kept = read_json(path)
+        if kept is None:
+            warnings.warn(f"{path} is empty: settings that are not given now have their defaults", stacklevel=2)
+        else:
+            with damaged_json(path):
+                settings = Settings(**kept["settings"])
+    return replace(settings, **chosen)
 
 
 def fit_table(file: Path, run: Path, settings: Settings, *, progress: bool = True) -> tuple[dict[str, Any], Table]:
     """Train on the table in ``file`` and keep everything in ``run``; go on if it holds a checkpoint.
 
     Returns:
-        What ``run.json`` says at the end, and the table as it was read.
+        The record in ``run.json`` at the end, and the table as it was read.
 
     Raises:
         InvalidInput: for a table that can't be used; nothing is written then.
         CheckpointError: if the run holds a damaged checkpoint, or one of another table or other settings.
+        EnergyPPLError: if another process holds the run.
         TrainingDiverged: see :func:`energyppl.fit`.
     """
     table = read_table(file, array=settings.array)
-    # Fixed seeds: a continued run must see the same numbers in the same rows.
+    require_different_columns(table)
+    prepared = _prepare(table)
+    with locked(run):
+        return _train(table, prepared, run, settings, progress), table
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A table's numbers as they are trained on."""
+
+    standard: torch.Tensor  # (n, d), dequantized and standardized, float32
+    loc: NDArray[np.float64]  # (d,)
+    scale: NDArray[np.float64]  # (d,)
+    rows: NDArray[np.int64]  # numbers of the training rows
+    held_out: NDArray[np.int64]
+
+
+def _prepare(table: Table) -> _Prepared:
+    """Dequantize, split and standardize, by fixed seeds: a continued run must see the same numbers in the same rows."""
     spread = dequantize(table, torch.Generator().manual_seed(0)).values
     order = np.random.default_rng(0).permutation(len(spread))
     aside = min(max(2, len(spread) // 10), 10_000)
     held_out, rows = order[:aside], order[aside:]
-    loc, scale = spread[rows].mean(0), spread[rows].std(0)
-    still = [repr(name) for name, sd in zip(table.columns, scale, strict=True) if not sd > 0]
-    if still:
-        raise InvalidInput(f"{table.source} must vary in the training rows; constant there: {', '.join(still)}")
-    standard = torch.as_tensor((spread - loc) / scale, dtype=torch.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        loc, scale = spread[rows].mean(0), spread[rows].std(0)
+    for what, bad in (("vary in the training rows", ~(scale > 0)), ("have a finite variance", ~np.isfinite(scale))):
+        if bad.any():
+            names = ", ".join(repr(name) for name, is_bad in zip(table.columns, bad, strict=True) if is_bad)
+            raise InvalidInput(f"every column of {table.source} must {what}; {names} doesn't: drop or rescale it")
+    return _Prepared(torch.as_tensor((spread - loc) / scale, dtype=torch.float32), loc, scale, rows, held_out)
 
+
+def _train(table: Table, prepared: _Prepared, run: Path, settings: Settings, progress: bool) -> dict[str, Any]:
+    """Train, and keep the model and the record."""
     pyro.set_rng_seed(settings.seed)
-    ebm = _build(len(table.columns), settings.levels)
-    options = TrainingOptions(
+    ebm, checkpoint = _build(len(table.columns), settings.levels), run / "training.ckpt"
+    before = _steps_made(checkpoint) if checkpoint.exists() else None
+    record: dict[str, Any] = {
+        "status": "training",
+        "source": table.source,
+        "rows": {"training": len(prepared.rows), "held_out": len(prepared.held_out)},
+        "columns": list(table.columns),
+        "dequantized": {n: gap for n, gap in zip(table.columns, table.discrete, strict=True) if gap},
+        "spikes": table.spikes(),
+        "settings": asdict(settings),
+        "seconds": 0.0 if before is None else _seconds(run / "run.json"),
+    }
+    if before is None:  # else nothing is written until the checkpoint turned out to be of this table and these settings
+        write_json(run / "run.json", record)
+    began = time.perf_counter()
+    try:
+        history = fit(
+            ebm,
+            prepared.standard[prepared.rows],
+            held_out=prepared.standard[prepared.held_out],
+            options=_options(settings),
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+    except TrainingDiverged as error:
+        write_json(run / "run.json", {**record, "status": f"diverged: {error}"})
+        raise
+    record |= {
+        "status": "finished",
+        "seconds": round(record["seconds"] + time.perf_counter() - began, 2),
+        "steps": len(history.records),
+        "steps_before": before or 0,
+        "stopped": history.stopped,
+        "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
+    }
+    rows, held_out = (table.values[index] for index in (prepared.rows[:_KEPT_ROWS], prepared.held_out))
+    curves = {name: history.column(name) for name in _CURVES}
+    scaling = (prepared.loc, prepared.scale, table.grids)
+    _save(run, FittedTable(ebm, table.columns, *scaling, rows, held_out, curves, record))
+    write_json(run / "run.json", record)
+    return record
+
+
+def _options(settings: Settings) -> TrainingOptions:
+    return TrainingOptions(
         steps=settings.steps,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         evaluate_every=min(settings.steps, max(10, settings.steps // 40)),
         patience=8,  # a fifth of the run: a small table is soon learned by heart
     )
-    checkpoint = run / "training.ckpt"
-    before = _steps_made(checkpoint) if checkpoint.exists() else None
-    record: dict[str, Any] = {
-        "status": "training",
-        "source": table.source,
-        "rows": {"training": len(rows), "held_out": len(held_out)},
-        "columns": list(table.columns),
-        "dequantized": {n: gap for n, gap in zip(table.columns, table.discrete, strict=True) if gap},
-        "spikes": table.spikes(),
-        "settings": asdict(settings),
-        "seconds": 0.0,
-    }
-    if before is not None:
-        # Nothing is written until the checkpoint has turned out to belong to this table and these settings.
-        record["seconds"] = _read_json(run).get("seconds", 0.0) if (run / "run.json").exists() else 0.0
-    else:
-        run.mkdir(parents=True, exist_ok=True)
-        _write_json(run, record)
-    began = time.perf_counter()
-    try:
-        history = fit(
-            ebm,
-            standard[rows],
-            held_out=standard[held_out],
-            options=options,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
-    except TrainingDiverged as error:
-        _write_json(run, {**record, "status": f"diverged: {error}"})
-        raise
-    record["seconds"] = round(record["seconds"] + time.perf_counter() - began, 2)
-    record |= {
-        "status": "finished",
-        "steps": len(history.records),
-        "steps_before": before or 0,
-        "stopped": history.stopped,
-    }
-    record["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
-    kept = rows[:_KEPT_ROWS]
-    fitted = FittedTable(
-        ebm, table.columns, loc, scale, table.grids, table.values[kept], table.values[held_out], _curves(history)
-    )
-    _save(run, fitted)
-    _write_json(run, record)
-    return record, table
+
+
+def _seconds(path: Path) -> float:
+    """The time that earlier sessions of a run took, 0 where ``run.json`` was lost."""
+    kept = read_json(path) if path.exists() else None
+    if kept is None:
+        return 0.0
+    with damaged_json(path):
+        seconds = float(kept["seconds"])
+        if not (math.isfinite(seconds) and seconds >= 0.0):
+            raise ValueError(f"seconds is {seconds}")
+    return seconds
 
 
 def interrupted(run: Path) -> str:
-    """What to tell somebody who stopped ``fit``: where the checkpoint is, and how to go on."""
+    """Tell somebody who stopped ``fit`` where the checkpoint is, and how to go on."""
     checkpoint = run / "training.ckpt"
     if not checkpoint.exists():
         return f"stopped before the first checkpoint; nothing to go on from in {run} yet"
@@ -192,7 +235,7 @@ def interrupted(run: Path) -> str:
 
 
 def load_run(run: Path) -> FittedTable:
-    """The model that :func:`fit_table` kept in ``run``.
+    """Load the model that :func:`fit_table` kept in ``run``.
 
     Raises:
         CheckpointError: if there is no finished model, or its file is damaged or something else.
@@ -222,10 +265,11 @@ def load_run(run: Path) -> FittedTable:
         if not all(bool(torch.isfinite(value).all()) for value in ebm.state_dict().values()):
             raise ValueError("its weights are not finite")
         curves = {name: tree["curves"][name].numpy() for name in _CURVES}
+        record = {name: tree["record"][name] for name in _RECORD}
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is not a model that energyppl fit made ({reason}): fit it again") from error
-    return FittedTable(ebm, columns, loc, scale, grids, rows, held_out, curves)
+    return FittedTable(ebm, columns, loc, scale, grids, rows, held_out, curves, record)
 
 
 def write_samples(fitted: FittedTable, count: int, out: Path, *, raw: bool = False) -> None:
@@ -238,88 +282,49 @@ def write_samples(fitted: FittedTable, count: int, out: Path, *, raw: bool = Fal
     if kind not in (".npy", ".npz", ".csv"):
         raise InvalidInput(f"{out} must end in .npy, .npz or .csv; got {out.suffix or 'no ending'!r}")
     values = fitted.sample(count, raw=raw)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
     if kind == ".csv":
-        with part.open("w", encoding="utf-8", newline="") as text:
-            writer = csv.writer(text)
-            writer.writerow(fitted.columns)
-            writer.writerows(values.tolist())
-    else:
-        with part.open("wb") as file:
-            if kind == ".npy":
-                np.save(file, values, allow_pickle=False)
-            else:
-                np.savez(file, values=values, columns=np.array(fitted.columns))
-    part.replace(out)
+        write_csv(out, fitted.columns, values.tolist())
+        return
+    with whole_file(out) as file:
+        if kind == ".npy":
+            np.save(file, values, allow_pickle=False)
+        else:
+            np.savez(file, values=values, columns=np.array(fitted.columns))
 
 
-def show_run(run: Path, *, count: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """Compare held-out rows with samples, draw pictures, and write both into ``run``.
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON file that a command wrote; None if it is empty, as a crash of the machine may leave it.
 
-    Args:
-        run: made by :func:`fit_table`.
-        count: samples to draw.
-        seed: of the samples.
-
-    Returns:
-        What was trained and how it went, as in ``run.json``; for each column the mean, the standard deviation and three
-        quantiles of the held-out rows and the samples; the largest difference of correlations, with its columns; a
-        two-sample test in standardized coordinates.
+    Raises:
+        CheckpointError: if there is none, or it holds anything else than an object.
     """
-    fitted, record = load_run(run), _read_json(run)
-    pyro.set_rng_seed(seed)
-    samples = fitted.sample(count)
-    report = {**record, **_compare(fitted, samples)}
-    step = fitted.curves["step"]
-    titles = {
-        "loss: energy gap, nats": "energy_gap",
-        "acceptance": "acceptance",
-        "gradient norm": "gradient_norm",
-        "held-out score error": "held_out",
-    }
-    name = Path(str(record["source"])).name
-    figures = {
-        "pairs.png": plots.pair_plot(fitted.rows, samples, fitted.columns, title=name),
-        "training.png": plots.training_curves(
-            {title: (step, fitted.curves[key]) for title, key in titles.items()}, title=f"{name}: training"
-        ),
-    }
-    report["pictures"] = [str(plots.save_figure(figure, run / file)) for file, figure in figures.items()]
-    _write_json(run, report, "report.json")
-    return report
-
-
-def _compare(fitted: FittedTable, samples: NDArray[np.float64]) -> dict[str, Any]:
-    sides = {"held_out": fitted.held_out, "samples": samples}
-    columns = {}
-    for j, name in enumerate(fitted.columns):
-        columns[name] = {
-            side: dict(
-                zip(
-                    ("mean", "sd", "5%", "50%", "95%"),
-                    [float(x[:, j].mean()), float(x[:, j].std()), *np.quantile(x[:, j], [0.05, 0.5, 0.95]).tolist()],
-                    strict=True,
-                )
-            )
-            for side, x in sides.items()
-        }
-    found: dict[str, Any] = {"compared": columns}
-    if len(fitted.columns) > 1:
-        with np.errstate(invalid="ignore", divide="ignore"):  # a rare value can be missing from few held-out rows
-            here, there = (np.corrcoef(x.T) for x in sides.values())
-        difference = np.nan_to_num(np.abs(here - there))
-        i, j = divmod(int(difference.argmax()), len(difference))
-        found["largest_correlation_difference"] = {
-            "columns": [fitted.columns[i], fitted.columns[j]],
-            "held_out": float(np.nan_to_num(here[i, j])),
-            "samples": float(np.nan_to_num(there[i, j])),
-            "standard_error": 1.0 / math.sqrt(len(fitted.held_out)),
-        }
-    x, y = (torch.as_tensor((v[:1000] - fitted.loc) / fitted.scale) for v in sides.values())
-    test = energy_distance_test(x, y)
-    found["energy_distance"] = {"statistic": test.statistic, "p_value": test.p_value, "rows": [len(x), len(y)]}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no {path}: first run the command that writes it") from None
+    except ValueError as error:
+        raise _damage(path, error) from error
+    if not text.strip("\0 \t\r\n"):
+        return None
+    with damaged_json(path):
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise TypeError(f"it holds a {type(found).__name__}")
     return found
+
+
+@contextmanager
+def damaged_json(path: Path) -> Iterator[None]:
+    """Within it, whatever using a JSON file raises becomes a CheckpointError that names the file."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damage(path, error) from error
+
+
+def _damage(path: Path, error: Exception) -> CheckpointError:
+    reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+    return CheckpointError(f"{path} is damaged ({reason}): undo what was changed in it, or move it away")
 
 
 def _build(size: int, levels: int) -> RecoveryEBM:
@@ -340,12 +345,9 @@ def _save(run: Path, fitted: FittedTable) -> None:
         "rows": torch.as_tensor(fitted.rows),
         "held_out": torch.as_tensor(fitted.held_out),
         "curves": {name: torch.as_tensor(values) for name, values in fitted.curves.items()},
+        "record": fitted.record,
     }
     save_checkpoint(run / "model.ckpt", tree)
-
-
-def _curves(history: History) -> dict[str, NDArray[np.float64]]:
-    return {name: history.column(name) for name in _CURVES}
 
 
 def _steps_made(checkpoint: Path) -> int:
@@ -353,23 +355,3 @@ def _steps_made(checkpoint: Path) -> int:
     if not isinstance(state, dict) or not isinstance(state.get("records"), list):
         raise CheckpointError(f"{checkpoint} is not a training checkpoint: it belongs to something else, move it away")
     return len(state["records"])
-
-
-def _read_json(run: Path) -> dict[str, Any]:
-    path = run / "run.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record["settings"], dict) or not isinstance(record["source"], str):
-            raise TypeError("its settings are missing")
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no {path}: {run} is not a run of energyppl fit") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): fit again into another folder") from error
-    found: dict[str, Any] = record
-    return found
-
-
-def _write_json(run: Path, record: dict[str, Any], name: str = "run.json") -> None:
-    part = run / f"{name}.part"
-    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    part.replace(run / name)

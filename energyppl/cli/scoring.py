@@ -1,7 +1,5 @@
-"""``energyppl logz`` and ``energyppl score``: a trained run's log Z, and normalized log densities of a table's rows."""
+"""``energyppl logz`` and ``energyppl score``: log Z of a trained run, and normalized log densities of rows."""
 
-import csv
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from energyppl._checks import check_count
-from energyppl.cli.runs import FittedTable, load_run
-from energyppl.data.tables import read_table
-from energyppl.errors import InvalidInput
+from energyppl._files import write_csv, write_json
+from energyppl.cli.runs import FittedTable, damaged_json, load_run, read_json
+from energyppl.data.tables import Table, read_table
+from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.plots.base import save_figure
 from energyppl.plots.normalizers import log_weight_histogram
@@ -49,14 +48,12 @@ def logz_run(
         figure = log_weight_histogram(found, title=f"{run.name}: log weights")
         pictures.append(str(save_figure(figure, run / "log_weights.png")))
     kept = {name: value for name, value in asdict(found).items() if name != "trace"}
-    part = run / f"{_KEPT}.part"
-    part.write_text(json.dumps({"model": fitted.ebm.checksum(), "log_z": kept}, indent=2) + "\n", encoding="utf-8")
-    part.replace(run / _KEPT)
+    write_json(run / _KEPT, {"model": fitted.ebm.checksum(), "log_z": kept})
     return found, pictures
 
 
 def score_run(run: Path, file: Path, out: Path, *, array: str | None = None, seed: int = 0) -> dict[str, Any]:
-    """Log densities of a table's rows under a run's model, in the table's units, least likely first.
+    """Score a table's rows by their log densities under a run's model, in the table's units, least likely first.
 
     A discrete value is scored by the mean density over its cell.  All rows share the error of log Z, so their order has
     none of it.
@@ -73,47 +70,47 @@ def score_run(run: Path, file: Path, out: Path, *, array: str | None = None, see
 
     Raises:
         InvalidInput: for a table with other columns.
+        CheckpointError: if ``logz.json`` is damaged.
+        EnergyPPLError: if a density is not a number.
     """
     fitted = load_run(run)
     if out.suffix.lower() != ".csv":
         raise InvalidInput(f"{out} must end in .csv; got {out.suffix or 'no ending'!r}")
     table = read_table(file, array=array)
-    if len(table.columns) != len(fitted.columns):
-        raise InvalidInput(
-            f"{table.source} must have the {len(fitted.columns)} columns of {run}, {', '.join(fitted.columns)}; got "
-            f"{len(table.columns)}: {', '.join(table.columns)}"
-        )
-    named = any(name != f"c{i}" for i, name in enumerate(table.columns))
-    if named and set(table.columns) == set(fitted.columns):
-        order = [table.columns.index(name) for name in fitted.columns]
-    elif named and table.columns != fitted.columns and any(n != f"c{i}" for i, n in enumerate(fitted.columns)):
-        raise InvalidInput(
-            f"{table.source} must have the columns {', '.join(fitted.columns)}; got {', '.join(table.columns)}"
-        )
-    else:
-        order = list(range(len(table.columns)))
+    order = _order(table, fitted)
     log_z = _kept(run, fitted) or logz_run(run, seed=seed, progress=False)[0]
     pyro.set_rng_seed(seed)
     scores = _log_densities(fitted, table.values[:, order], log_z)
     reference = np.sort(_log_densities(fitted, fitted.held_out, log_z))
     below = np.searchsorted(reference, scores) / len(reference)
     rows = np.argsort(scores, kind="stable")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    with part.open("w", encoding="utf-8", newline="") as text:
-        writer = csv.writer(text)
-        writer.writerow(["row", "log_density", "held_out_rows_less_likely"])
-        writer.writerows([int(i), float(scores[i]), float(below[i])] for i in rows)
-    part.replace(out)
+    found = [(int(i), float(scores[i]), float(below[i])) for i in rows]
+    write_csv(out, ["row", "log_density", "held_out_rows_less_likely"], found)
     finite = scores[np.isfinite(scores)]
     error = float(finite.std(ddof=1)) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
     return {
-        "rows": [(int(i), float(scores[i]), float(below[i])) for i in rows],
+        "rows": found,
         "mean": float(scores.mean()),
         "standard_error": math.hypot(error, log_z.standard_error),
         "held_out_mean": float(reference.mean()),
         "log_z": log_z,
     }
+
+
+def _order(table: Table, fitted: FittedTable) -> list[int]:
+    """Which column of a table is which of the run's: by name, or by place where either has no names."""
+    wanted = ", ".join(fitted.columns)
+    if len(table.columns) != len(fitted.columns):
+        raise InvalidInput(
+            f"{table.source} must have the {len(fitted.columns)} columns of the run, {wanted}; got "
+            f"{len(table.columns)}: {', '.join(table.columns)}"
+        )
+    if set(table.columns) == set(fitted.columns):
+        return [table.columns.index(name) for name in fitted.columns]
+    numbered = tuple(f"c{i}" for i in range(len(table.columns)))
+    if numbered not in (table.columns, fitted.columns):
+        raise InvalidInput(f"{table.source} must have the columns {wanted}; got {', '.join(table.columns)}")
+    return list(range(len(table.columns)))
 
 
 def _log_densities(fitted: FittedTable, values: NDArray[np.float64], log_z: LogNormalizer) -> NDArray[np.float64]:
@@ -130,15 +127,28 @@ def _log_densities(fitted: FittedTable, values: NDArray[np.float64], log_z: LogN
         energies.append(torch.cat(parts).double())
     log_mean = torch.logsumexp(-torch.stack(energies), 0) - math.log(spreads)
     scores: NDArray[np.float64] = log_mean.numpy() - log_z.estimate
+    if np.isnan(scores).any():
+        row = int(np.isnan(scores).argmax())
+        raise EnergyPPLError(f"the density of row {row} is not a number: the model's training went wrong, fit it again")
     return scores
 
 
 def _kept(run: Path, fitted: FittedTable) -> LogNormalizer | None:
-    """Log Z from ``logz.json``, if it is there and of this very model."""
-    try:
-        kept = json.loads((run / _KEPT).read_text(encoding="utf-8"))
+    """Log Z from ``logz.json``, if it is there and of this very model.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
+    path = run / _KEPT
+    kept = read_json(path) if path.exists() else None
+    if kept is None:
+        return None
+    with damaged_json(path):
         if kept["model"] != fitted.ebm.checksum():
             return None
-        return LogNormalizer(**kept["log_z"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+        found = LogNormalizer(**kept["log_z"])
+        if not (found.lower <= found.estimate <= found.upper and found.standard_error >= 0.0):
+            raise ValueError(f"log Z = {found.estimate} does not lie within {found.lower} to {found.upper}")
+        if not math.isfinite(found.estimate):
+            raise ValueError(f"log Z = {found.estimate}")
+    return found

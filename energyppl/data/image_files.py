@@ -1,4 +1,4 @@
-"""Files of images as arrays: IDX, folders of PNGs, numpy's own. Whatever is damaged is refused by name."""
+"""Readers of image files: IDX, folders of PNGs, numpy's archives; a damaged file is refused by name."""
 
 import gzip
 import io
@@ -6,27 +6,25 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple
 
 import matplotlib.image
 import numpy as np
-from numpy.typing import NDArray
 
-from energyppl._checks import UNREADABLE, shape_text
+from energyppl._checks import shape_text
+from energyppl.data.arrays import Array, check_unpacked, read_member, refuse, refused
 from energyppl.errors import InvalidInput
-
-Array = NDArray[Any]
 
 LABEL_NAMES = ("y", "labels", "target")
 _PNG, _PALETTE, _GREY = b"\x89PNG\r\n\x1a\n", 3, (0, 4)
+_MAX_PIXELS = 2**24  # which decode to 256 MiB
 _IDX = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
 class Folder(NamedTuple):
-    """What a folder of PNGs holds."""
+    """The images of a folder of PNGs, with their classes."""
 
     images: Array  # (n, channels, height, width), float32 in [0, 1]
     labels: Array | None  # (n,), the sub-folder's number
@@ -34,19 +32,12 @@ class Folder(NamedTuple):
     levels: int  # grey values that the deepest file can tell apart
 
 
-def read_npy(path: Path) -> Array:
-    """The array of an ``.npy`` file, never unpickled."""
-    with _refused(path, "an array", "write it again with numpy.save"), path.open("rb") as file:
-        loaded: Array = np.lib.format.read_array(file, allow_pickle=False)
-    return loaded
-
-
 def read_npz(path: Path, array: str | None, labels: str | None) -> tuple[Array, Array | None, str]:
-    """From an ``.npz`` archive the images, the labels or None, and the name of the images; never unpickled.
+    """Read the images of an ``.npz`` archive, its labels or None, and the name of the images' array.
 
     Without names the images are the only array that is not called like labels, and the labels the one that is.
     """
-    with _refused(path, "an archive of arrays", "write it again with numpy.savez"), zipfile.ZipFile(path) as archive:
+    with refused(path, "an archive of arrays", "write it again with numpy.savez"), zipfile.ZipFile(path) as archive:
         names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
         listing = ", ".join(names) or "none"
         for wanted in (array, labels):
@@ -58,36 +49,50 @@ def read_npz(path: Path, array: str | None, labels: str | None) -> tuple[Array, 
         found = [n for n in LABEL_NAMES if n in names and n != array] if labels is None else [labels]
         if len(found) > 1:
             raise InvalidInput(f"{path} must hold one array of labels, or be told which; its arrays: {listing}")
-        loaded = [_member(archive, name) for name in (*images, *found)]
+        loaded = [read_member(archive, name) for name in (*images, *found)]
     return loaded[0], loaded[1] if found else None, images[0]
 
 
 def read_idx(path: Path) -> Array:
-    """The array of an IDX file, MNIST's format, which may be gzipped: magic number, sizes and values, big-endian."""
-    with _refused(path, "a file", "download it again"):
-        data = path.read_bytes()
-        if path.suffix.lower() == ".gz" or data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX or not 1 <= data[3] <= 4:
+    """Read an IDX file, MNIST's format, which may be gzipped: a magic number, sizes and values, all big-endian.
+
+    Raises:
+        InvalidInput: if the file is damaged or of another kind.
+    """
+    with refused(path, "a file", "download it again"), path.open("rb") as plain:
+        packed = plain.read(2) == b"\x1f\x8b" or path.suffix.lower() == ".gz"
+        plain.seek(0)
+        with gzip.GzipFile(fileobj=plain) if packed else nullcontext(plain) as file:
+            kind, sizes = _idx_header(path, file.read(4), file)
+            needed, size = math.prod(sizes) * kind.itemsize, path.stat().st_size
+            if packed:
+                check_unpacked(needed, size)
+            data = file.read((needed if packed else min(needed, size)) + 1)
+    if len(data) != needed:
         raise InvalidInput(
-            f"{path} must begin with IDX's magic number, such as 00000803 for images; got {data[:4].hex() or 'no byte'}"
+            f"{path} must hold {needed:,} bytes for its sizes {shape_text(sizes)}; got "
+            f"{len(data):,}{' or more' if len(data) > needed else ''}: it is truncated or damaged, download it again"
+        )
+    return np.frombuffer(data, kind).reshape(sizes).astype(kind.newbyteorder("="))
+
+
+def _idx_header(path: Path, magic: bytes, file: BinaryIO | gzip.GzipFile) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """The kind of an IDX file's numbers, and its sizes."""
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX or not 1 <= magic[3] <= 4:
+        raise InvalidInput(
+            f"{path} must begin with IDX's magic number, such as 00000803 for images; got {magic.hex() or 'no byte'}"
             ": pass a .npy, .npz or IDX file, or a folder of PNGs"
         )
-    kind, start = np.dtype(_IDX[data[2]]), 4 + 4 * data[3]
-    if len(data) < start:
-        raise InvalidInput(f"{path} must give {data[3]} sizes; it ends after {len(data)} bytes: download it again")
-    sizes = struct.unpack_from(f">{data[3]}I", data, 4)
-    needed = math.prod(sizes) * kind.itemsize
-    if len(data) - start != needed:
+    sizes = file.read(4 * magic[3])
+    if len(sizes) < 4 * magic[3]:
         raise InvalidInput(
-            f"{path} must hold {needed:,} bytes for its sizes {shape_text(sizes)}; got {len(data) - start:,}: "
-            "it is truncated or damaged, download it again"
+            f"{path} must give {magic[3]} sizes; it ends after {4 + len(sizes)} bytes: download it again"
         )
-    return np.frombuffer(data, kind, offset=start).reshape(sizes).astype(kind.newbyteorder("="))
+    return np.dtype(_IDX[magic[2]]), struct.unpack(f">{magic[3]}I", sizes)
 
 
 def read_folder(folder: Path) -> Folder:
-    """All PNGs of a folder, or of its sub-folders, each a class, in the order of their names; hidden ones left out.
+    """Read all PNGs of a folder, or of its sub-folders, each a class, in the order of their names, but for hidden ones.
 
     Raises:
         InvalidInput: if there is none, anything else lies among them, their sizes differ, or one is damaged.
@@ -122,19 +127,22 @@ def read_folder(folder: Path) -> Folder:
 
 
 def read_png(path: Path) -> tuple[Array, int]:
-    """One PNG, ``(height, width)`` or ``(height, width, 3)`` in [0, 1], and how many grey values it can tell apart.
+    """Read a PNG as ``(height, width)`` or ``(height, width, 3)`` in [0, 1], and tell how many grey values it can hold.
 
     Raises:
         InvalidInput: if it is damaged, or holds what would be lost: transparency, further frames, 16 bits a colour.
     """
-    with _refused(path, "a file", "check who may read it"):
+    with refused(path, "a file", "check who may read it"):
         data = path.read_bytes()
     kinds = _checked_chunks(path, data)
     depth, colour = data[24], data[25]
+    width, height = struct.unpack_from(">II", data, 16)
+    if width * height > _MAX_PIXELS:
+        raise InvalidInput(f"{path} must have at most {_MAX_PIXELS:,} pixels; got {width}×{height}: make it smaller")
     try:
         picture: Array = matplotlib.image.imread(io.BytesIO(data), format="png")
     except Exception as error:  # the decoder raises kinds of its own that are neither OSError nor ValueError
-        _refuse(path, "a PNG", "write it again", error)
+        refuse(path, "a PNG", "write it again", error)
     if (b"tRNS" in kinds and colour != _PALETTE) or (picture.ndim == 3 and (picture[..., 3:] != 1).any()):
         raise InvalidInput(f"{path} must be opaque; got transparent pixels: put it on a background first")
     if b"acTL" in kinds:
@@ -150,7 +158,7 @@ def read_png(path: Path) -> tuple[Array, int]:
 
 
 def _checked_chunks(path: Path, data: bytes) -> set[bytes]:
-    """The kinds of a PNG's chunks, once their checksums hold: the decoder itself skips those of the pixels."""
+    """Check a PNG's checksums, of which the decoder itself skips the pixels', and return the kinds of its chunks."""
     if data[:8] != _PNG:
         raise InvalidInput(
             f"{path} must begin with a PNG's signature; got {data[:8].hex() or 'an empty file'}: "
@@ -177,27 +185,3 @@ def _visible(folder: Path) -> list[Path]:
 
 def _size(picture: Array) -> str:
     return f"{picture.shape[0]}×{picture.shape[1]} {'colour' if picture.ndim == 3 else 'grey'}"
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> Array:
-    with archive.open(f"{name}.npy") as file:
-        loaded: Array = np.lib.format.read_array(io.BytesIO(file.read()), allow_pickle=False)
-    return loaded
-
-
-@contextmanager
-def _refused(path: Path, what: str, remedy: str) -> Iterator[None]:
-    """Within it, whatever a reader raises becomes an InvalidInput that names the file."""
-    try:
-        yield
-    except InvalidInput:
-        raise
-    except UNREADABLE as error:
-        _refuse(path, what, remedy, error)
-
-
-def _refuse(path: Path, what: str, remedy: str, error: BaseException) -> NoReturn:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise InvalidInput(
-        f"{path} can't be read as {what} ({reason}): it is truncated, damaged, pickled or something else; {remedy}"
-    ) from error

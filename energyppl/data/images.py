@@ -1,23 +1,21 @@
-"""Images from files and arrays, and what continuous densities need of them: grey values spread out and back."""
+"""Images from files and arrays, and their dequantization for continuous densities."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from energyppl._checks import check_count, check_event, shape_text
-from energyppl.data.image_files import read_folder, read_idx, read_npy, read_npz
+from energyppl.data.arrays import Array, read_npy
+from energyppl.data.image_files import read_folder, read_idx, read_npz
 from energyppl.errors import InvalidInput
 
 __all__ = ["Images", "images_from_array", "read_images"]
 
-Array = NDArray[Any]
 Range = tuple[float, float]
 
 _CHANNELS = (1, 3, 4)
@@ -45,7 +43,7 @@ class Images:
     classes: tuple[str, ...] = ()
 
     def dequantized(self, generator: torch.Generator | None = None) -> Tensor:
-        """Images of ``x``'s shape in (0, 1) with grey value k spread evenly over ``(k / levels, (k + 1) / levels)``.
+        """Dequantize: spread grey value k of ``x`` evenly over ``(k / levels, (k + 1) / levels)``, in ``x``'s shape.
 
         Draw it once, with a generator of a fixed seed, so that a continued run sees the same data.  A density of these
         points bounds the probability of the grey values from below (Theis et al. 2016).
@@ -65,7 +63,7 @@ class Images:
         return torch.cat(blocks)
 
     def quantized(self, points: Tensor) -> Tensor:
-        """The grey values in [0, 1] whose gaps ``points``, ``(*batch, channels, height, width)``, lie in.
+        """Round ``points``, ``(*batch, channels, height, width)``, to the grey values in [0, 1] whose gaps they lie in.
 
         It undoes :meth:`dequantized`, leaves ``x`` of up to 4,096 levels as it is, and puts points outside [0, 1] on
         the nearest end.
@@ -139,7 +137,7 @@ def images_from_array(
     classes: Sequence[str] = (),
     source: str = "an array",
 ) -> Images:
-    """Checked images from an array ``(n, h, w)``, ``(n, h, w, channels)`` or ``(n, channels, h, w)``.
+    """Make checked images from an array ``(n, h, w)``, ``(n, h, w, channels)`` or ``(n, channels, h, w)``.
 
     Args:
         array: of numpy or torch, with 1 or 3 channels, or 4 if the last one, alpha, is opaque everywhere.

@@ -1,18 +1,18 @@
-"""Tables of numbers from files, and what continuous densities need of them: discrete columns spread out and back."""
+"""Tables of numbers from files and arrays, and the dequantization of their discrete columns."""
 
 import csv
 import io
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from energyppl._checks import UNREADABLE
+from energyppl.data.arrays import member_shapes, read_member, read_npy, refused
 from energyppl.errors import InvalidInput
 
 __all__ = ["Table", "dequantize", "read_table", "requantize", "table_from_array"]
@@ -20,20 +20,20 @@ __all__ = ["Table", "dequantize", "read_table", "requantize", "table_from_array"
 Array = NDArray[np.float64]
 
 _FEWEST_ROWS = 10
-_FEW_VALUES = (
-    20  # a column with no more distinct values than this, most of them repeated, is discrete without a lattice
-)
+_FEW_VALUES = 20  # up to so many distinct values, most of them repeated, make a column discrete without a lattice
 _LONGEST_GRID = 100_000
+_ROUNDING = 1e-14  # of the largest value: a column that varies no more is constant in float64
+_SAME = 1e-12  # a correlation this close to ±1 is one
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "inf", "-inf", "+inf", "infinity"}
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A finite numeric table without constant columns.
+    """A finite numeric table whose columns vary and have names of their own.
 
     Attributes:
         values: ``(n, d)``, at least 10 rows.
-        columns: d names.
+        columns: d different names.
         grids: for each discrete column the values it can take, in order, ``(k,)``; ``(0,)`` for a continuous one.
         source: where it came from, in words.
     """
@@ -45,11 +45,11 @@ class Table:
 
     @property
     def discrete(self) -> tuple[float, ...]:
-        """For each column the smallest gap between its values if it is discrete, else 0."""
+        """The smallest gap between a column's values if it is discrete, else 0, for each column."""
         return tuple(float(np.diff(grid).min()) if len(grid) else 0.0 for grid in self.grids)
 
     def spikes(self) -> dict[str, float]:
-        """Columns in which one value holds too many rows for a smooth density, with its share.
+        """Find the columns in which one value holds too many rows for a smooth density, with its share.
 
         Too many is a twentieth of all rows, heaped at least ten times as high as the column's bell curve would be.
         """
@@ -63,7 +63,14 @@ class Table:
 
 
 def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Table:
-    """Read a numeric table from ``.npy``, ``.npz`` or ``.csv``; integers become floats, nothing is ever unpickled.
+    r"""Read a numeric table from ``.npy``, ``.npz`` or ``.csv``; integers become floats, nothing is ever unpickled.
+
+    >>> import tempfile, pathlib
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "rooms.csv"
+    >>> _ = file.write_text("income,rooms\n" + "".join(f"{1.7 * i},{i % 3}\n" for i in range(12)))
+    >>> table = read_table(file)
+    >>> table.columns, table.values.shape, table.discrete
+    (('income', 'rooms'), (12, 2), (0.0, 1.0))
 
     Args:
         path: a 2-D array (a 1-D one is one column), an archive of arrays, or text with commas, semicolons or tabs and
@@ -72,7 +79,7 @@ def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Tab
 
     Raises:
         InvalidInput: if there is no such file, it is of another kind, damaged or pickled, not numeric, has missing or
-            infinite values, constant columns (each named), or fewer than 10 rows.
+            infinite values, constant columns or names that occur twice (each is named), or fewer than 10 rows.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,33 +91,32 @@ def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Tab
         )
     if array is not None and kind != ".npz":
         raise InvalidInput(f"only an .npz archive has named arrays; {path} is one table: leave the name {array!r} out")
-    try:
+    with refused(path, "a table of numbers", "write it again with numpy.save, numpy.savez or as text"):
         if kind == ".csv":
             values, columns = _read_csv(path)
             return table_from_array(values, columns, source=str(path))
         if kind == ".npy":
-            with path.open("rb") as plain:
-                return table_from_array(np.lib.format.read_array(plain, allow_pickle=False), source=str(path))
+            return table_from_array(read_npy(path), source=str(path))
         with zipfile.ZipFile(path) as archive:
-            name = _choose(archive, path, array)
-            with archive.open(f"{name}.npy") as file:
-                loaded = np.lib.format.read_array(io.BytesIO(file.read()), allow_pickle=False)
-        return table_from_array(loaded, source=f"{path}, array {name}")
-    except InvalidInput:
-        raise
-    except (*UNREADABLE, csv.Error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidInput(
-            f"{path} can't be read as a table of numbers ({reason}): it is truncated, pickled or something else; "
-            "write it again with numpy.save, numpy.savez or as text"
-        ) from error
+            name = _choose(member_shapes(archive), path, array)
+            return table_from_array(read_member(archive, name), source=f"{path}, array {name}")
 
 
-def table_from_array(values: ArrayLike, columns: tuple[str, ...] | None = None, *, source: str = "an array") -> Table:
-    """A checked table from an array ``(n, d)`` or ``(n,)``.
+def table_from_array(values: ArrayLike, columns: Sequence[str] | None = None, *, source: str = "an array") -> Table:
+    """Make a checked table from an array ``(n, d)`` or ``(n,)``.
+
+    >>> rng = np.random.default_rng(0)
+    >>> table = table_from_array(np.stack([rng.normal(size=50), rng.integers(4, size=50)], 1), ("height", "children"))
+    >>> table.discrete  # children come in whole numbers
+    (0.0, 1.0)
+
+    Args:
+        values: real numbers.
+        columns: d different names; ``c0``, ``c1``, … if None.
+        source: where they came from, in words, for messages.
 
     Raises:
-        InvalidInput: if it is not numeric, not finite, too short, or a column is constant.
+        InvalidInput: if it is not numeric, not finite, too short, or if a column is constant or a name occurs twice.
     """
     raw = np.asarray(values)
     if raw.dtype.kind not in "biuf":
@@ -125,8 +131,7 @@ def table_from_array(values: ArrayLike, columns: tuple[str, ...] | None = None, 
         )
     if len(raw) < _FEWEST_ROWS or not raw.shape[1]:
         raise InvalidInput(f"{source} must have at least {_FEWEST_ROWS} rows and a column; got shape {raw.shape}")
-    table = raw.astype(np.float64)
-    names = tuple(f"c{i}" for i in range(table.shape[1])) if columns is None else columns
+    table, names = raw.astype(np.float64), _checked_names(columns, raw.shape[1], source)
     bad = np.argwhere(~np.isfinite(table))
     if len(bad):
         row, column = bad[0]
@@ -134,14 +139,53 @@ def table_from_array(values: ArrayLike, columns: tuple[str, ...] | None = None, 
             f"{source} must have no missing or infinite values; got {len(bad)}, the first in row {row} of column "
             f"{names[column]!r}: drop or impute those rows"
         )
-    constant = [repr(name) for name, column in zip(names, table.T, strict=True) if column.min() == column.max()]
+    # Relative to each column's own size: columns in units of 1e-7 vary as well as any.
+    constant = [
+        repr(name)
+        for name, column in zip(names, table.T, strict=True)
+        if column.max() / 2 - column.min() / 2 <= _ROUNDING * np.abs(column).max() / 2
+    ]
     if constant:
         raise InvalidInput(f"{source} must vary in every column; constant: {', '.join(constant)}: drop them")
     return Table(table, names, tuple(_grid(column) for column in table.T), source)
 
 
+def require_different_columns(table: Table) -> None:
+    """Require that no column is another one, up to units: all rows would lie on a plane and have no density.
+
+    Discrete columns are spread out by noise of their own before they are learned, so only exact copies count.
+
+    Raises:
+        InvalidInput: for two such columns, by name.
+    """
+    rows = table.values / np.abs(table.values).max(0)
+    correlation = np.atleast_2d(np.corrcoef(rows.T))
+    for i, j in np.argwhere(np.triu(np.abs(correlation) > 1.0 - _SAME, 1)):
+        one, other = table.columns[i], table.columns[j]
+        if np.array_equal(table.values[:, i], table.values[:, j]):
+            raise InvalidInput(f"{table.source} must not have a column twice; {other!r} is a copy of {one!r}: drop it")
+        if not table.discrete[i] or not table.discrete[j]:
+            raise InvalidInput(
+                f"{table.source} must not have a column twice; {other!r} is {one!r} in other units (correlation "
+                f"{correlation[i, j]:+.0f}): drop one"
+            )
+
+
+def _checked_names(columns: Sequence[str] | None, count: int, source: str) -> tuple[str, ...]:
+    """Column names, all different, one for each column."""
+    names = tuple(f"c{i}" for i in range(count)) if columns is None else tuple(columns)
+    if len(names) != count:
+        raise InvalidInput(f"{source} must have a name for each of its {count} columns; got {len(names)}")
+    twice = [repr(name) for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise InvalidInput(
+            f"{source} must have different column names; more than once: {', '.join(twice)}: rename them"
+        )
+    return names
+
+
 def dequantize(table: Table, generator: torch.Generator) -> Table:
-    """Spread each discrete column over its gaps: uniform noise as wide as the smallest gap, centred on the value.
+    """Spread each discrete column over its gaps, by uniform noise as wide as the smallest gap, centred on the value.
 
     Draw it once, with a generator of a fixed seed, so that a continued run sees the same data.  The grids are kept.
 
@@ -172,7 +216,8 @@ def _grid(column: Array) -> Array:
     """
     values, counts = np.unique(column, return_counts=True)
     # Numbers that were computed differ in their last digits: float32 keeps about seven.
-    single = bool((column.astype(np.float32) == column).all() and (column != np.round(column)).any())
+    with np.errstate(over="ignore", under="ignore"):
+        single = bool((column.astype(np.float32) == column).all() and (column != np.round(column)).any())
     new = np.diff(values, prepend=-np.inf) > (1e-6 if single else 1e-12) * np.abs(values).max()
     counts = np.add.reduceat(counts, np.flatnonzero(new))
     values = values[new]
@@ -189,24 +234,14 @@ def _grid(column: Array) -> Array:
     return values if len(values) <= _FEW_VALUES else np.empty(0)
 
 
-def _choose(archive: zipfile.ZipFile, path: Path, array: str | None) -> str:
-    """The name of the array to read, from the headers alone."""
-    shapes = {n.removesuffix(".npy"): _shape(archive, n) for n in archive.namelist() if n.endswith(".npy")}
+def _choose(shapes: dict[str, tuple[int, ...]], path: Path, array: str | None) -> str:
+    """The name of the array to read."""
     listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
     if array is not None and array not in shapes:
         raise InvalidInput(f"{path} has no array {array!r}; its arrays: {listing}")
     if array is None and len(shapes) != 1:
         raise InvalidInput(f"{path} must hold one array, or be told which (--array NAME); its arrays: {listing}")
     return next(iter(shapes)) if array is None else array
-
-
-def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
-    with archive.open(name) as file:
-        header: IO[bytes] = io.BytesIO(file.read(65536))
-    version = np.lib.format.read_magic(header)
-    read: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape: tuple[int, ...] = read(header)[0]
-    return shape
 
 
 def _read_csv(path: Path) -> tuple[Array, tuple[str, ...]]:

@@ -1,6 +1,6 @@
-"""How good are samples of images? Distances between features, balance of labels, nearest training images.
+"""Metrics of image samples: distances between features, balance of labels, nearest training images.
 
-Nothing here brings a network: features are the caller's, from a classifier of the same data or from anywhere else.
+No network comes with them: the caller brings the features, from a classifier of the same data or from anywhere else.
 """
 
 from collections.abc import Iterator
@@ -30,14 +30,14 @@ _ROWS = 1024  # of a kernel matrix at a time
 
 
 class KernelDistance(NamedTuple):
-    """What the kernel distance found."""
+    """An estimate of the squared kernel distance, with its standard error."""
 
     value: float  # the squared distance; below 0 by chance where the two hardly differ
     standard_error: float
 
 
 class LabelBalance(NamedTuple):
-    """Shares of classes and how far they are from what is expected."""
+    """Shares of classes, and their differences from the expected shares."""
 
     shares: Tensor  # (classes,), float64
     standard_errors: Tensor  # (classes,), of the shares
@@ -61,7 +61,7 @@ class Memorization(NamedTuple):
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """The squared Fréchet distance of two Gaussians with the samples' moments (Heusel et al. 2017, equation 6).
+    """Compute the squared Fréchet distance of two Gaussians with the samples' moments (Heusel et al. 2017, equation 6).
 
     ``|μ − μ'|² + tr(Σ + Σ' − 2 (ΣΣ')^½)``.  It is FID only on the features of the Inception network that the paper
     used; on other features its size means nothing next to published numbers.  It is biased upwards by an amount that
@@ -85,7 +85,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def kernel_distance(a: Tensor, b: Tensor, *, degree: int = 3) -> KernelDistance:
-    """The unbiased squared kernel distance of two samples, KID's formula (Bińkowski et al. 2018, section 4).
+    """Estimate the squared kernel distance of two samples by KID's unbiased formula (Bińkowski et al. 2018, section 4).
 
     The kernel is ``(x·y / d + 1)^degree``.  It is KID only on the features of the Inception network.  The standard
     error is that of the whole two-sample U-statistic and not of subsets: both terms of Hoeffding's decomposition are
@@ -119,7 +119,7 @@ def kernel_distance(a: Tensor, b: Tensor, *, degree: int = 3) -> KernelDistance:
 
 
 def label_balance(labels: Tensor, classes: int, expected: Tensor | None = None) -> LabelBalance:
-    """Are classes drawn as often as they should be?
+    """Test whether classes are drawn as often as they should be, by Pearson's χ².
 
     Args:
         labels: of independent samples, ``(n,)``, integers from 0; from a classifier, whose errors count as imbalance.
@@ -166,7 +166,7 @@ def label_balance(labels: Tensor, classes: int, expected: Tensor | None = None) 
 
 
 def nearest_neighbours(samples: Tensor, training: Tensor, k: int = 1, batch: int = 1024) -> Neighbours:
-    """For each sample the ``k`` nearest training points in Euclidean distance, worked out in float64.
+    """Find the ``k`` nearest training points of each sample in Euclidean distance, in float64.
 
     Distances are exact to the last digits.  Which points are the nearest is told by squares about the training data's
     mean: two are told apart if their squared distances differ by more than about 1e-15 of the largest square.
@@ -192,7 +192,7 @@ def nearest_neighbours(samples: Tensor, training: Tensor, k: int = 1, batch: int
 
 
 def memorized(samples: Tensor, training: Tensor, held_out: Tensor) -> Memorization:
-    """Do samples lie nearer to the training data than fresh data do (Meehan et al. 2020)?
+    """Test whether samples lie nearer to the training data than fresh data do (Meehan et al. 2020).
 
     The share that is returned is about 0.01 if nothing is memorized, with a standard error of about
     ``(0.0099 (1/n + 1/h))^½``, and near 1 if samples repeat the training data.  Samples that are worse than the data,

@@ -1,4 +1,4 @@
-"""Pictures of models, chains, images and log normalizers, by matplotlib."""
+"""Plots of models, chains, images and log normalizers, by matplotlib."""
 
 from energyppl.plots.base import save_figure
 from energyppl.plots.chains import drift_plot, energy_plot, level_plot, rank_plot, trace_plot

@@ -1,6 +1,6 @@
-"""Pictures of Markov chains: arrays or tensors in, a matplotlib Figure out.
+"""Plots of Markov chains: traces, ranks, energies and acceptances, readable with many chains.
 
-They stay readable with many chains, where a line or a histogram for each one does not.
+Each takes arrays or tensors and returns a matplotlib Figure.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ Groups = Mapping[str, Values]
 
 
 def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | None = None) -> Figure:
-    """A histogram of all draws and the traces of a few chains, one row for each of the first 8 variables.
+    """Plot a histogram of all draws and the traces of a few chains, one row for each of the first 8 variables.
 
     Args:
         variables: draws ``(chains, draws)`` by name.
@@ -54,7 +54,7 @@ def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | 
 
 
 def rank_plot(variables: Mapping[str, Values], *, title: str, bins: int = 20) -> Figure:
-    """Each chain's share of the ranks among all draws (Vehtari et al. 2021): one row of a map for each chain.
+    """Plot each chain's share of the ranks among all draws (Vehtari et al. 2021), one row of a map for each chain.
 
     Chains of one distribution make an even map; a dark or bright row is a chain that stays where others don't.
 
@@ -90,7 +90,7 @@ def rank_plot(variables: Mapping[str, Values], *, title: str, bins: int = 20) ->
 
 
 def energy_plot(total_energy: Values, *, title: str) -> Figure:
-    """Energies of all draws against the changes from draw to draw (Betancourt 2016), and each chain's BFMI.
+    """Plot the energies of all draws, their changes from draw to draw (Betancourt 2016), and each chain's BFMI.
 
     Changes much narrower than the energies say that a chain takes long from low energies to high ones.
 
@@ -129,7 +129,7 @@ def energy_plot(total_energy: Values, *, title: str) -> Figure:
 def drift_plot(
     energies: Mapping[str, Values], *, title: str, warmup: int = 0, reference: tuple[str, float] | None = None
 ) -> Figure:
-    """Mean energy of groups of chains along their run, with a band of two standard errors.
+    """Plot the mean energy of groups of chains along their run, with a band of two standard errors.
 
     Args:
         energies: ``(chains, draws)`` in nats by group.
@@ -165,7 +165,7 @@ def drift_plot(
 
 
 def level_plot(acceptance: Values, *, title: str) -> Figure:
-    """Mean acceptance of the chains of each noise level, ``(levels,)``, the data's level first."""
+    """Plot the mean acceptance of each noise level's chains, ``(levels,)``, the data's level first."""
     shares = as_numpy(acceptance)
     figure = blank_figure(max(4.0, 0.5 * len(shares) + 2.0), 3.2, title)
     axes = figure.subplots()
@@ -185,7 +185,7 @@ def _groups(groups: Groups | None, chains: int) -> dict[str, Values]:
 
 
 def _finite_range(values: Values) -> tuple[float, float]:
-    """From the least to the greatest finite value but for the outermost thousandth, and a margin."""
+    """The range of the finite values but for the outermost thousandth, with a margin."""
     finite = as_numpy(values)
     finite = finite[np.isfinite(finite)]
     if finite.size == 0:

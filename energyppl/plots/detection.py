@@ -1,4 +1,4 @@
-"""Pictures of out-of-distribution detection, in the manner of :mod:`energyppl.plots.models`."""
+"""Plots of out-of-distribution scores."""
 
 from collections.abc import Mapping
 from itertools import cycle
@@ -19,7 +19,7 @@ _BINS = 80
 
 
 def score_histograms(scores: Mapping[str, Values], *, title: str = "", inlier: str | None = None) -> Figure:
-    """Histograms of several sets' scores on one axis; areas are shares of each set.
+    """Plot histograms of several sets' scores on one axis; areas are shares of each set.
 
     Outliers' scores may span orders of magnitude.  The axis shows the central 98 % of every set, but no more than two
     widths to either side of the inliers' own central part, so that these stay readable; the legend says what share of a

@@ -1,6 +1,7 @@
-"""Pictures of images, in the manner of :mod:`energyppl.plots.models`: arrays or tensors in, a matplotlib Figure out.
+"""Plots of images: grids, strips of chains, nearest neighbours.
 
-Values are clipped to [0, 1], and pixels that are not a number are red, so that neither can pass for a picture.
+Each takes arrays or tensors and returns a matplotlib Figure.  Values are clipped to [0, 1], and pixels that are NaN are
+red.
 """
 
 import math
@@ -25,7 +26,7 @@ _CAPTION = 0.15  # room for a caption, inches
 
 
 def image_grid(images: Values, *, columns: int = 10, title: str = "", captions: Sequence[str] | None = None) -> Figure:
-    """Images row by row.
+    """Plot images row by row.
 
     Args:
         images: ``(n, channels, height, width)`` with 1 or 3 channels, or ``(n, height, width)``; 1 is white.
@@ -46,7 +47,7 @@ def image_grid(images: Values, *, columns: int = 10, title: str = "", captions: 
 
 
 def image_strips(strips: Mapping[str, Sequence[Values]] | Values, *, titles: Sequence[str], title: str = "") -> Figure:
-    """Chains of images on their way: one row for each chain, one column for each noise level or time.
+    """Plot chains of images on their way, one row for each chain and one column for each noise level or time.
 
     Args:
         strips: for each chain's name its images, ``(channels, height, width)`` or ``(height, width)``; or nameless
@@ -84,7 +85,7 @@ def image_strips(strips: Mapping[str, Sequence[Values]] | Values, *, titles: Seq
 
 
 def neighbour_grid(samples: Values, neighbours: Values, *, title: str = "") -> Figure:
-    """Each sample beside the training images that lie nearest to it, one row for each sample.
+    """Plot each sample beside the training images that lie nearest to it, one row for each sample.
 
     Args:
         samples: ``(n, channels, height, width)`` or ``(n, height, width)``.

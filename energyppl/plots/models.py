@@ -1,6 +1,7 @@
-"""Pictures: every function takes arrays or tensors and returns a matplotlib Figure that belongs to nobody else.
+"""Plots of models: samples, densities, energies and training curves.
 
-Nothing here touches pyplot's global state, so it works in threads, notebooks and without a display.
+Each takes arrays or tensors and returns a matplotlib Figure of its own, without pyplot's global state, so that it works
+in threads, in notebooks and without a display.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,18 @@ _MAX_COLUMNS = 8
 
 
 def scatter_panels(panels: Mapping[str, Values], *, title: str, extent: Extent | None = None) -> Figure:
-    """Clouds of points ``(n, 2)`` side by side on the same axes, each under its name."""
+    """Plot clouds of points ``(n, 2)`` side by side on the same axes, each under its name.
+
+    >>> import torch
+    >>> figure = scatter_panels({"data": torch.randn(50, 2), "samples": torch.randn(50, 2)}, title="a toy")
+    >>> [axes.get_title() for axes in figure.axes]
+    ['data (50 points)', 'samples (50 points)']
+
+    Args:
+        panels: points by name; the first ones have the colour of data, the others that of samples.
+        title: of the figure.
+        extent: left, right, bottom and top of every panel; wide enough for nearly all points if None.
+    """
     clouds = {name: as_numpy(points) for name, points in panels.items()}
     box = _extent(np.concatenate(list(clouds.values()))) if extent is None else extent
     figure = blank_figure(4.0 * len(clouds), 4.3, title)
@@ -44,7 +56,7 @@ def scatter_panels(panels: Mapping[str, Values], *, title: str, extent: Extent |
 
 
 def density_grid(rows: Mapping[str, Sequence[Values]], titles: Sequence[str], *, extent: Extent, title: str) -> Figure:
-    """Heat maps of densities: one row for each name, one column for each noise level.
+    """Plot heat maps of densities, one row for each name and one column for each noise level.
 
     Args:
         rows: for each name, densities ``(height, width)`` with the first row at the bottom; all in one unit.
@@ -72,7 +84,7 @@ def density_grid(rows: Mapping[str, Sequence[Values]], titles: Sequence[str], *,
 
 
 def energy_landscape(energy: Values, *, extent: Extent, data: Values, title: str, height: float = 10.0) -> Figure:
-    """Contours of an energy in nats above its lowest value, with data points on top.
+    """Plot contours of an energy in nats above its lowest value, with data points on top.
 
     Args:
         energy: ``(height, width)``, the first row at the bottom.
@@ -100,7 +112,7 @@ def energy_landscape(energy: Values, *, extent: Extent, data: Values, title: str
 
 
 def training_curves(curves: Mapping[str, tuple[Values, Values]], *, title: str) -> Figure:
-    """A panel for each name: steps ``(n,)`` against values ``(n,)``; NaN left out, a running mean on long curves."""
+    """Plot values ``(n,)`` against steps ``(n,)``, a panel for each name, without NaN and with a running mean."""
     figure = blank_figure(3.6 * len(curves), 3.2, title)
     for axes, (name, (steps, values)) in zip(panel_row(figure, len(curves)), curves.items(), strict=True):
         x, y = as_numpy(steps), as_numpy(values)
@@ -123,7 +135,7 @@ def training_curves(curves: Mapping[str, tuple[Values, Values]], *, title: str) 
 
 
 def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, trajectories: int = 8) -> Figure:
-    """Chains on their way from noise to data: the cloud after each level, and the tracks of a few chains.
+    """Plot chains on their way from noise to data: the cloud after each level, and the tracks of a few chains.
 
     Args:
         path: points ``(n, 2)`` at each stop, the same chain in the same row; noise first.
@@ -155,7 +167,7 @@ def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, 
 
 
 def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: str) -> Figure:
-    """Scatter plots of every pair of columns, data below the diagonal and samples above it, and histograms of both.
+    """Plot every pair of columns, data below the diagonal and samples above it, with histograms of both on it.
 
     Args:
         data: ``(n, d)``; the first 8 columns and 1,500 rows are shown.

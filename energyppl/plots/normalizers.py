@@ -1,4 +1,4 @@
-"""Pictures of how a normalizing constant was estimated: its log weights, its temperatures, and its bounds."""
+"""Plots of estimates of log Z: log weights, temperatures, bounds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ _SHOWN = 10.0  # nats on each side of log Z
 
 
 def log_weight_histogram(found: LogNormalizer, *, title: str, log_z: float | None = None) -> Figure:
-    """Histograms of what forward runs and reverse runs say of log Z; where they cross is log Z (Crooks 1999).
+    """Plot histograms of the log weights of forward and reverse runs; they cross at log Z (Crooks 1999).
 
     Args:
         found: by annealing.
@@ -50,7 +50,7 @@ def log_weight_histogram(found: LogNormalizer, *, title: str, log_z: float | Non
 
 
 def temperature_plot(found: LogNormalizer, *, title: str) -> Figure:
-    """Temperatures, the conditional effective sample size of each change, and the acceptance, along the path.
+    """Plot temperatures, the conditional effective sample size of each change, and the acceptance, along the path.
 
     Raises:
         InvalidInput: if the estimate did not come from annealing.
@@ -75,7 +75,7 @@ def temperature_plot(found: LogNormalizer, *, title: str) -> Figure:
 
 
 def gap_plot(estimates: Mapping[str, Sequence[LogNormalizer]], *, title: str, log_z: float | None = None) -> Figure:
-    """Lower and upper bounds and the interval against the budget, a panel for each name.
+    """Plot lower and upper bounds and the interval against the budget, a panel for each name.
 
     Args:
         estimates: by name, in order of their evaluations.

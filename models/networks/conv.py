@@ -17,6 +17,7 @@ from energyppl.models.networks.conditioning import (
     level_rows,
     one_batch,
 )
+from energyppl.models.networks.recipe import Rebuildable
 from energyppl.models.networks.spectral import spectrally_normalized
 from energyppl.schedule import NoiseSchedule
 
@@ -25,7 +26,7 @@ __all__ = ["ConvEnergy"]
 Activation = Callable[[Tensor], Tensor]
 
 
-class ConvEnergy(nn.Module):
+class ConvEnergy(Rebuildable, nn.Module):
     """``U(x, t, c) = f(x, t, c) + ½ confinement |x|²`` with f a residual network whose features are summed over space.
 
     It expects images of about unit variance, which :class:`~energyppl.RecoveryEBM` hands it at every level.  f grows at
@@ -168,7 +169,9 @@ class ConvEnergy(nn.Module):
             output_scale: what f is multiplied with at each level, ``(levels,)``; the paper's is 1/s_t².
         """
         positions = torch.arange(levels)
-        return cls._published(width, blocks, levels, classes, output_scale, positions=positions)
+        net = cls._published(width, blocks, levels, classes, output_scale, positions=positions)
+        options = {"width": width, "blocks": blocks, "classes": classes, "output_scale": output_scale}
+        return net.built_by("drl_cifar10", levels=levels, **options)
 
     @classmethod
     def cdrl_cifar10(
@@ -194,8 +197,10 @@ class ConvEnergy(nn.Module):
             classes: number of classes.
             output_scale: what f is multiplied with at each level, ``(levels,)``; the paper's is 1/s_t².
         """
-        options = {"positions": log_snr_positions(levels), "activate": True, "head_bias": False}
-        net = cls._published(width, blocks, levels, classes, output_scale, **options)
+        variant = {"positions": log_snr_positions(levels), "activate": True, "head_bias": False}
+        net = cls._published(width, blocks, levels, classes, output_scale, **variant)
+        options = {"width": width, "blocks": blocks, "classes": classes, "output_scale": output_scale}
+        net.built_by("cdrl_cifar10", levels=levels, **options)
         for block in net.blocks:
             assert isinstance(block, _Block)
             channels = block.second.out_channels

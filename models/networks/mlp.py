@@ -10,11 +10,12 @@ from energyppl._checks import check_count, check_positive
 from energyppl.errors import InvalidInput
 from energyppl.models.networks.conditioning import class_rows
 from energyppl.models.networks.fourier import feature_layers, random_frequencies, through_layers
+from energyppl.models.networks.recipe import Rebuildable
 
 __all__ = ["MLPEnergy"]
 
 
-class MLPEnergy(nn.Module):
+class MLPEnergy(Rebuildable, nn.Module):
     """``U(x, t) = f(x, t) + ½ confinement |x|²`` with f a perceptron on Fourier features, FiLM-conditioned.
 
     It expects points of about unit variance, which :class:`~energyppl.RecoveryEBM` hands it at every level.  f grows at

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from energyppl._checks import check_count
 from energyppl.models.networks.conditioning import ConditionTable, batch_shape
 from energyppl.models.networks.fourier import feature_layers, random_frequencies, through_layers
+from energyppl.models.networks.recipe import Rebuildable
 
 __all__ = ["MLPInitializer"]
 
 
-class MLPInitializer(nn.Module):
+class MLPInitializer(Rebuildable, nn.Module):
     """``(shift, log_scale)`` of a Gaussian q(y | x_{t+1}), relative to a reference that the caller adds.
 
     CDRL's initializer (Zhu et al. 2024) for points that are not images.  Both are zero at first: q then is the

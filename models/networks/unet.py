@@ -19,11 +19,12 @@ from energyppl.models.networks.conditioning import (
 )
 from energyppl.models.networks.conv import log_snr_positions
 from energyppl.models.networks.mlp_initializer import soft_log_scale
+from energyppl.models.networks.recipe import Rebuildable
 
 __all__ = ["UNetInitializer"]
 
 
-class UNetInitializer(nn.Module):
+class UNetInitializer(Rebuildable, nn.Module):
     """``(shift, log_scale)`` of a Gaussian q(y | x_{t+1}) of images, relative to a reference that the caller adds.
 
     The contract is that of :class:`~energyppl.models.MLPInitializer`: both are zero at first.  The network is the U-Net
@@ -162,7 +163,7 @@ class UNetInitializer(nn.Module):
             positions = log_snr_positions(levels)
             return SinusoidalConditioning(sizes, head, positions=positions, width=width, classes=classes)
 
-        return cls(
+        net = cls(
             (3, 32, 32),
             width=width,
             multipliers=(1, 1, 1),
@@ -174,6 +175,8 @@ class UNetInitializer(nn.Module):
             learn_scale=learn_scale,
             conditioning=conditioning,
         )
+        options = {"width": width, "blocks": blocks, "classes": classes, "learn_scale": learn_scale}
+        return net.built_by("cdrl_cifar10", levels=levels, **options)
 
 
 def _halve(x: Tensor) -> Tensor:

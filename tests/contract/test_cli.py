@@ -1,7 +1,9 @@
 """The command line as a user meets it: demo, fit, sample, show, and one clear line for what goes wrong."""
 
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +14,10 @@ import pytest
 import torch
 
 import energyppl as ep
+from energyppl._files import locked
 from energyppl.cli import demo
 from energyppl.cli.main import main
+from tests.support.damage import Bomb
 
 COMMANDS = ("demo", "fit", "sample", "show", "diagnose", "logz", "score")
 RNG = np.random.default_rng(1)
@@ -24,10 +28,9 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     """The one line on stderr of a command that must exit with 2."""
     capsys.readouterr()
     assert main([str(a) for a in arguments]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("energyppl: ")
-    return lines[0]
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("energyppl: ")
+    return line
 
 
 @pytest.fixture
@@ -178,6 +181,10 @@ def test_fit_refuses_bad_tables_and_writes_nothing(
     assert "there is no file" in fails(capsys, "fit", tmp_path / "absent.csv", "--out", run)
     bad.write_text("a,b\n" + "".join(f"{i},1\n" for i in range(20)))
     assert "constant: 'b'" in fails(capsys, "fit", bad, "--out", run)
+    for third, message in (("a", "more than once: 'a'"), ("c", "'c' is a copy of 'a'")):
+        lines = (f"{x},{y},{x}\n" for x, y in RNG.normal(size=(20, 2)))
+        bad.write_text(f"a,b,{third}\n" + "".join(lines))
+        assert message in fails(capsys, "fit", bad, "--out", run)
     for arguments in (
         ("--steps", 0),
         ("--levels", -1),
@@ -209,16 +216,6 @@ def test_sample_and_show_refuse_what_is_no_run(run: Path, tmp_path: Path, capsys
     (tmp_path / "file").touch()
     fails(capsys, "sample", run, "--out", tmp_path / "file" / "x.npy")
     assert {path.name for path in tmp_path.iterdir()} == {"file"}
-
-
-class Bomb:
-    """Unpickling it writes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "training.ckpt"])
@@ -263,10 +260,57 @@ def test_damaged_weights_and_notes(run: Path, tmp_path: Path, capsys: pytest.Cap
         ep.save_checkpoint(tmp_path / "model.ckpt", {**tree, key: value})
         assert "not a model that energyppl fit made" in fails(capsys, "show", tmp_path), key
     ep.save_checkpoint(tmp_path / "model.ckpt", tree)
-    assert "run.json" in fails(capsys, "show", tmp_path)
-    for text in ("{", "[]", "{}", '{"settings": {}, "source": 3}'):
-        (tmp_path / "run.json").write_text(text)
-        assert "is damaged" in fails(capsys, "show", tmp_path)
+    assert main(["show", str(tmp_path), "-n", "20"]) == 0  # the model stands alone
+
+
+NOTES: dict[str, str] = {
+    "no end": "{",
+    "a list": "[]",
+    "nothing in it": "{}",
+    "deep": "[" * 100_000,
+    "settings of another kind": '{"settings": 3, "seconds": 1}',
+    "an unknown setting": '{"settings": {"stepz": 20}, "seconds": 1}',
+    "steps in words": '{"settings": {"steps": "twenty"}, "seconds": 1}',
+    "an array's number": '{"settings": {"array": 3}, "seconds": 1}',
+    "a rate that is no number": '{"settings": {"learning_rate": NaN}, "seconds": 1}',
+    "a rate of truth": '{"settings": {"learning_rate": true}, "seconds": 1}',
+    "time that is no number": '{"settings": SETTINGS, "seconds": NaN}',
+    "time in words": '{"settings": SETTINGS, "seconds": "long"}',
+    "no time": '{"settings": SETTINGS}',
+    "no text": "\xff",
+}
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """A finished run that a test may change."""
+    return Path(shutil.copytree(run, tmp_path / "copied"))
+
+
+@pytest.mark.parametrize("name", list(NOTES))
+def test_a_run_json_edited_by_hand_is_refused_by_name(
+    name: str, run: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = json.dumps(json.loads((run / "run.json").read_text())["settings"])
+    (copied / "run.json").write_bytes(NOTES[name].replace("SETTINGS", settings).encode("latin-1"))
+    assert f"{copied / 'run.json'} is damaged" in fails(capsys, "fit", run.parent / "table.npz", "--out", copied)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 512, b"\n"])
+def test_an_empty_run_json_does_not_block_a_whole_checkpoint(content: bytes, run: Path, copied: Path) -> None:
+    (copied / "run.json").write_bytes(content)
+    arguments = ["fit", run.parent / "table.npz", "--array", "rows", "--out", copied, "--steps", 20, "--levels", 3]
+    with pytest.warns(UserWarning, match=r"run.json is empty: settings that are not given now have their defaults"):
+        assert main([str(a) for a in arguments]) == 0
+    assert json.loads((copied / "run.json").read_text())["steps"] == 20
+
+
+def test_a_run_is_trained_by_one_process(run: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("fit", run.parent / "table.npz", "--out", copied)
+    with locked(copied):
+        assert f"{copied} is in use by process {os.getpid()} on " in fails(capsys, *arguments)
+    assert main([str(a) for a in arguments]) == 0
+    assert sorted(path.name for path in copied.iterdir()) == sorted(path.name for path in run.iterdir())
 
 
 # --- Normalizing and scoring ---
@@ -308,11 +352,45 @@ def test_score_of_what_does_not_fit(wide_run: Path, tmp_path: Path, capsys: pyte
     np.savetxt(two, np.random.default_rng(0).normal(size=(20, 2)), delimiter=",", header="a,b", comments="")
     np.savetxt(other, np.random.default_rng(0).normal(size=(20, 3)), delimiter=",", header="a,b,z", comments="")
     run = wide_run / "run"
+    twice = tmp_path / "twice.csv"
+    twice.write_text((wide_run / "table.csv").read_text().replace("a,b,c", "a,b,a"))
+    assert "more than once: 'a'" in fails(capsys, "score", run, twice)
     assert "must have the 3 columns" in fails(capsys, "score", run, two)
     assert "must have the columns a, b, c" in fails(capsys, "score", run, other)
     assert "must end in .csv" in fails(capsys, "score", run, wide_run / "table.csv", "--out", tmp_path / "x.npy")
     assert "no finished model" in fails(capsys, "logz", tmp_path)
     assert "tolerance must be positive" in fails(capsys, "logz", run, "--tolerance", "0")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"estimate": float("nan")},
+        {"estimate": float("inf"), "upper": float("inf")},
+        {"estimate": "3"},
+        {"estimate": None},
+        {"lower": 1e9},
+        {"standard_error": float("nan")},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_a_logz_json_edited_by_hand_is_refused_by_name(
+    change: dict[str, Any], run: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = copied / "t.csv"
+    np.savetxt(table, ROWS, delimiter=",", header="income,rooms", comments="", fmt="%.10g")
+    assert main(["logz", str(copied)]) == 0
+    path = copied / "logz.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({**kept, "log_z": {**kept["log_z"], **change}}))
+    assert f"{path} is damaged" in fails(capsys, "score", copied, table, "--out", copied / "s.csv")
+    for text in ("{", "[]", "{}"):
+        path.write_text(text)
+        assert f"{path} is damaged" in fails(capsys, "score", copied, table, "--out", copied / "s.csv")
+    assert not (copied / "s.csv").exists()
+    path.write_text("")  # a crash left it
+    assert main(["score", str(copied), str(table), "--out", str(copied / "s.csv")]) == 0
 
 
 def test_discrete_columns_are_scored_by_their_cells(run: Path, tmp_path: Path) -> None:

@@ -8,22 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from energyppl.data.tables import dequantize, read_table, requantize, table_from_array
+from energyppl.data.tables import dequantize, read_table, requantize, require_different_columns, table_from_array
 from energyppl.errors import InvalidInput
+from tests.support.damage import Bomb
 
 RNG = np.random.default_rng(0)
 SMOOTH = RNG.normal(size=(50, 2))
 HOLE = np.arange(100).reshape(50, 2) == 15  # row 7, column 1
-
-
-class Bomb:
-    """Unpickling it writes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 def write(path: Path, text: str) -> Path:
@@ -124,11 +115,55 @@ def test_bad_csv_is_refused_by_name(tmp_path: Path, text: str, message: str) -> 
         (np.where(HOLE, np.nan, SMOOTH), "row 7 of column 'c1'"),
         (np.where(HOLE, np.inf, SMOOTH), "row 7 of column 'c1'"),
         (SMOOTH * [1, 0], "constant: 'c1'"),
+        (SMOOTH * [1, 1e-16] + [0, 1], "constant: 'c1'"),  # but for the last digit
     ],
 )
 def test_bad_array_is_refused(values: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         table_from_array(values)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-12, 1e-7, 1.0, 1e7, 1e300])
+def test_columns_vary_in_any_unit(unit: float) -> None:
+    table = table_from_array(SMOOTH * unit)
+    require_different_columns(table)
+    assert table.discrete == (0.0, 0.0)
+
+
+def test_names_that_occur_twice_are_refused(tmp_path: Path) -> None:
+    message = "must have different column names; more than once: 'a': rename them"
+    with pytest.raises(InvalidInput, match=message):
+        read_table(write(tmp_path / "t.csv", csv_text(head="a,a\n")))
+    with pytest.raises(InvalidInput, match=message):
+        table_from_array(SMOOTH, ["a", "a"])
+    with pytest.raises(InvalidInput, match="a name for each of its 2 columns; got 1"):
+        table_from_array(SMOOTH, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("third", "message"),
+    [
+        (SMOOTH[:, 0], "'c2' is a copy of 'c0': drop it"),
+        (1.8 * SMOOTH[:, 0] + 32.0, r"'c2' is 'c0' in other units \(correlation \+1\): drop one"),
+        (-1e-9 * SMOOTH[:, 0], r"'c2' is 'c0' in other units \(correlation -1\): drop one"),
+        (SMOOTH[:, 0] + 1e-4 * RNG.normal(size=50), None),  # measured twice
+    ],
+)
+def test_a_column_that_is_another_one_is_refused(third: Any, message: str | None) -> None:
+    table = table_from_array(np.column_stack([SMOOTH, third]))
+    if message is None:
+        require_different_columns(table)
+    else:
+        with pytest.raises(InvalidInput, match=message):
+            require_different_columns(table)
+
+
+def test_discrete_columns_are_one_only_if_they_are_equal() -> None:
+    """A yes column and its no column are spread out by noise of their own."""
+    yes = np.arange(60) % 3 == 0
+    require_different_columns(table_from_array(np.column_stack([yes, ~yes])))
+    with pytest.raises(InvalidInput, match="'c1' is a copy of 'c0'"):
+        require_different_columns(table_from_array(np.column_stack([yes, yes])))
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:
@@ -139,7 +174,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         (tmp_path / f"cut.{kind}").write_bytes(whole[: len(whole) // 2])
         (tmp_path / f"empty.{kind}").write_bytes(b"")
         for name in ("cut", "empty"):
-            with pytest.raises(InvalidInput, match="can't be read as a table"):
+            with pytest.raises(InvalidInput, match=r"can't be read as (a table|an array)"):
                 read_table(tmp_path / f"{name}.{kind}")
     with pytest.raises(InvalidInput, match="there is no file"):
         read_table(tmp_path / "absent.csv")

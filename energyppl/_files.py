@@ -1,0 +1,130 @@
+"""Files that are kept: written whole or not at all, in a folder that one process at a time may hold."""
+
+import csv
+import errno
+import io
+import json
+import os
+import secrets
+import socket
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from energyppl.errors import EnergyPPLError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["locked", "whole_file", "write_csv", "write_json"]
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a new file that takes the place of ``path`` when the block ends; if it fails, nothing changes.
+
+    The file is written under a name of its own, opened exclusively so that no symbolic link is followed, and renamed
+    once it is on the disk: a reader sees the old file or the new one, and never a part.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        _sync(path.parent)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike[str], record: Any) -> None:
+    """Write a record as indented JSON, whole or not at all."""
+    with whole_file(path) as file:
+        file.write((json.dumps(record, indent=2) + "\n").encode())
+
+
+def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a header and rows as CSV, whole or not at all."""
+    with whole_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text)
+        writer.writerow(header)
+        writer.writerows(rows)
+        text.detach()  # flushes it; whole_file syncs and closes the file
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the system lets go of it when the process ends, however it ends.
+
+    Where the file system has no locks a warning says so; on Windows nothing is locked.
+
+    Raises:
+        EnergyPPLError: if another process holds the folder; the message names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    path = folder / _LOCK
+    descriptor = _take(path, folder)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile finds that it is gone
+        os.close(descriptor)
+
+
+def _take(path: Path, folder: Path) -> int:
+    """The open lock file of a folder, locked."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+            os.close(descriptor)
+            raise EnergyPPLError(
+                f"{folder} is in use by {holder}: wait until it has ended, or choose another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                os.close(descriptor)
+                raise
+            warnings.warn(
+                f"{folder} can't be locked ({error.strerror}): see that no other process uses it", stacklevel=3
+            )
+        if _is_still(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # the last holder removed it between our opening and our locking
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _sync(folder: Path) -> None:
+    """Put a folder's entries on the disk, where the system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

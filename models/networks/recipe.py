@@ -1,0 +1,77 @@
+"""Recipes of networks: the constructor and the arguments that a network was built with, as JSON."""
+
+import inspect
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Rebuildable", "rebuilt"]
+
+_CONSTRUCTORS = ("drl_cifar10", "cdrl_cifar10")  # class methods; "" is the class itself
+_ACTIVATIONS = ("celu", "elu", "gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "selu", "silu", "softplus")
+
+Network = TypeVar("Network", bound="Rebuildable")
+
+
+class Rebuildable:
+    """A network that remembers how it was built, so that a file can say so without a pickle."""
+
+    recipe: str | None
+    """A JSON object of ``constructor`` and ``arguments``; None if an argument has no JSON, as a module or a closure."""
+
+    def __new__(cls: type[Network], *args: Any, **kwargs: Any) -> Network:
+        """Remember the arguments; those that don't fit are left for ``__init__`` to refuse."""
+        network: Network = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind_partial(network, *args, **kwargs)
+        except TypeError:
+            return network
+        network.__dict__["recipe"] = _recipe("", dict(list(bound.arguments.items())[1:]))
+        return network
+
+    def built_by(self: Network, constructor: str, **arguments: Any) -> Network:
+        """Say that a class method built this network, and from which arguments."""
+        self.__dict__["recipe"] = _recipe(constructor, arguments)
+        return self
+
+
+def _recipe(constructor: str, arguments: dict[str, Any]) -> str | None:
+    try:
+        return json.dumps({"constructor": constructor, "arguments": {k: _plain(v) for k, v in arguments.items()}})
+    except TypeError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    for name in _ACTIVATIONS:
+        if value is getattr(torch.nn.functional, name):
+            return {"activation": name}
+    return value
+
+
+def rebuilt(cls: type[Network], recipe: str) -> Network:
+    """Build a network of ``cls`` by its recipe, with weights of its own.
+
+    Raises:
+        ValueError: if the recipe is none, or names a constructor or an activation that there isn't.
+    """
+    found = json.loads(recipe)
+    constructor, arguments = found["constructor"], dict(found["arguments"])
+    if constructor and (constructor not in _CONSTRUCTORS or not hasattr(cls, constructor)):
+        raise ValueError(f"there is no constructor {constructor!r}")
+    for name, value in arguments.items():
+        if isinstance(value, dict):
+            if value.get("activation") not in _ACTIVATIONS:
+                raise ValueError(f"there is no activation {value}")
+            arguments[name] = getattr(torch.nn.functional, value["activation"])
+    build: Any = getattr(cls, constructor) if constructor else cls
+    network: Network = build(**arguments)
+    return network

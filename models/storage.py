@@ -1,0 +1,271 @@
+"""Trained models in files: weights, and everything that is needed to build the model around them."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from energyppl.checkpoints import load_checkpoint, save_checkpoint
+from energyppl.errors import CheckpointError, InvalidInput
+from energyppl.inference import kernels
+from energyppl.integration.estimates import LogNormalizer
+from energyppl.models.base import EnergyModel
+from energyppl.models.ebm import EBM
+from energyppl.models.joint import JointEBM
+from energyppl.models.multiscale import MultiscaleEBM
+from energyppl.models.networks.conv import ConvEnergy
+from energyppl.models.networks.mlp import MLPEnergy
+from energyppl.models.networks.mlp_initializer import MLPInitializer
+from energyppl.models.networks.recipe import rebuilt
+from energyppl.models.networks.unet import UNetInitializer
+from energyppl.models.recovery import RecoveryEBM
+from energyppl.schedule import NoiseSchedule
+
+__all__ = ["load", "save"]
+
+_FORMAT = "energyppl-model-1"
+_MODELS: dict[str, type[Any]] = {cls.__name__: cls for cls in (EBM, JointEBM, MultiscaleEBM, RecoveryEBM)}
+_NETWORKS: dict[str, type[Any]] = {
+    cls.__name__: cls for cls in (ConvEnergy, MLPEnergy, MLPInitializer, UNetInitializer)
+}
+_KERNELS: dict[str, type[Any]] = {
+    name: cls for name in kernels.__all__ if is_dataclass(cls := getattr(kernels, name)) and isinstance(cls, type)
+}
+_CONFIDENCE = 0.95  # of the log Z that is kept: the default
+
+
+def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
+    """Write a model to one file, whole or not at all.
+
+    The file holds the weights, the schedule, the kernel and its step sizes, the standardization, and log Z where
+    annealing has found it and the weights are still the same.  Of this library's networks it holds the arguments too;
+    another network is not part of the file but for its weights, and is passed to :func:`load`.  No pickle is written.
+
+    >>> import tempfile, pathlib, torch
+    >>> import energyppl as ep
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "rings.ebm"
+    >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+    >>> ep.save(ebm, file)
+    >>> same = ep.load(file)
+    >>> x = torch.randn(5, 2)
+    >>> torch.equal(same.marginal().energy(x), ebm.marginal().energy(x))
+    True
+
+    Args:
+        model: an ``EBM``, ``RecoveryEBM``, ``JointEBM`` or ``MultiscaleEBM``, on any device.
+        path: of the file; its folder is made if it is not there, and an older file is replaced.
+
+    Raises:
+        InvalidInput: for another object, a view of a model (of a class, a product or the like), or a kernel that is
+            not this library's.
+    """
+    kind = type(model).__name__
+    if _MODELS.get(kind) is not type(model):
+        raise InvalidInput(
+            f"model must be one of {', '.join(_MODELS)}; got {kind}: save the model that it is made of, and make it "
+            "again after loading"
+        )
+    initializer = getattr(model, "initializer", None)
+    schedule = getattr(model, "schedule", None)
+    tree = {
+        "format": _FORMAT,
+        "kind": kind,
+        "event_shape": list(model.event_shape),
+        "net": _network_record(_network(model)),
+        "initializer": None if initializer is None else _network_record(initializer),
+        "schedule": None if schedule is None else {f.name: getattr(schedule, f.name) for f in fields(schedule)},
+        "kernels": [_packed(k) for k in (model.initial_kernel, model.kernel)] if hasattr(model, "kernel") else None,
+        "base_sigma": getattr(model, "base_sigma", None),
+        "weights": dict(model.state_dict()),
+        "in_training": [name for name, module in model.named_modules() if module.training],
+        "log_z": _known_log_z(model),
+    }
+    save_checkpoint(path, tree)
+
+
+def load(path: str | os.PathLike[str], net: nn.Module | None = None, *, initializer: nn.Module | None = None) -> Any:
+    """Read a model that :func:`save` wrote, on the CPU: energies and samples are the same bit for bit.
+
+    Args:
+        path: of the file.
+        net: a network of your own, built as it was when the model was trained, on the device where the model is to
+            be; its weights are overwritten.  The file's own description is used if None.
+        initializer: likewise.
+
+    Returns:
+        The model, of the class that was saved.
+
+    Raises:
+        CheckpointError: if there is no such file, or it is damaged or of another kind.
+        InvalidInput: if a network of your own is missing, or differs in the names, shapes or dtypes of its weights.
+    """
+    path = Path(path)
+    tree = load_checkpoint(path)
+    if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
+        found = tree.get("format", "a training run") if isinstance(tree, dict) else type(tree).__name__
+        raise CheckpointError(f"{path} must hold a model that save wrote; it holds {found}: pass another file")
+    with _refused(path), torch.random.fork_rng(devices=[]):  # building networks draws weights that are overwritten
+        weights = tree["weights"]
+        prefix = "net.net." if tree["kind"] == "JointEBM" else "net."
+        net = _fitting("net", net, tree["net"], _under(prefix, weights))
+        if tree["initializer"] is not None:
+            initializer = _fitting("initializer", initializer, tree["initializer"], _under("initializer.", weights))
+        elif initializer is not None:
+            raise InvalidInput("the file's model has no initializer; got one: leave it out")
+        model = _build(tree, net, initializer)
+        model.load_state_dict(weights)
+        _require_same("the model", model.state_dict(), weights)
+        for name, module in model.named_modules():
+            module.training = name in tree["in_training"]
+        for level, found in tree["log_z"]:
+            _remember_log_z(model, level, LogNormalizer(**found))
+    return model
+
+
+def _build(tree: Mapping[str, Any], net: nn.Module, initializer: nn.Module | None) -> Any:
+    """Build a model of the kind, with weights of its own."""
+    cls = _MODELS[tree["kind"]]
+    options: dict[str, Any] = {"event_shape": tuple(tree["event_shape"])}
+    if tree["kernels"] is not None:
+        options["kernel"] = _unpacked(tree["kernels"][0])
+    if initializer is not None:
+        options["initializer"] = initializer
+    model: Any
+    if cls is MultiscaleEBM:
+        model = cls(net, tree["weights"]["sigmas"].double(), base_sigma=tree["base_sigma"], **options)
+    elif cls is EBM:
+        model = cls(net, **options)
+    else:
+        model = cls(net, NoiseSchedule(**tree["schedule"]), **options)
+    if tree["kernels"] is not None:
+        model.kernel = _unpacked(tree["kernels"][1])
+    return model
+
+
+# --- Networks ---
+
+
+def _network(model: EnergyModel) -> nn.Module:
+    """The network that the model was given; a JointEBM wraps it."""
+    inner = model.net.net if isinstance(model, JointEBM) else model.net
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def _network_record(net: nn.Module) -> dict[str, Any]:
+    known = _NETWORKS.get(type(net).__name__) is type(net)
+    return {"class": type(net).__name__, "recipe": getattr(net, "recipe", None) if known else None}
+
+
+def _fitting(what: str, net: nn.Module | None, record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network that was passed, or else one that is built by the file's recipe; the weights fit it."""
+    if net is None:
+        if record["recipe"] is None:
+            raise InvalidInput(
+                f"the file has the weights of its {what} and not how it is built, since {record['class']} is not built "
+                f"from numbers by this library: build it as it was and pass it as {what}="
+            )
+        net = rebuilt(_NETWORKS[record["class"]], record["recipe"])
+        net = net.to(next((w.dtype for w in weights.values() if w.dtype.is_floating_point), torch.float32))
+    if not isinstance(net, nn.Module):
+        raise InvalidInput(f"{what} must be a torch module; got {type(net).__name__}: pass a network")
+    _require_same(what, net.state_dict(), weights)
+    return net
+
+
+def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _require_same(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Require weights of the same names, shapes and dtypes.
+
+    Raises:
+        InvalidInput: naming the first that differs.
+    """
+    for name in [*ours, *theirs]:
+        here, there = (
+            f"{str(side[name].dtype).removeprefix('torch.')} {tuple(side[name].shape)}" if name in side else "missing"
+            for side in (ours, theirs)
+        )
+        if here != there:
+            raise InvalidInput(
+                f"{what} must have the weights of the file; {name} is {here} here and {there} there: build it as it "
+                "was when the model was saved"
+            )
+
+
+# --- Kernels ---
+
+
+def _packed(value: Any) -> Any:
+    """A kernel, or one of its fields, as a tree of tensors, numbers and strings."""
+    if isinstance(value, Tensor) or value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, (tuple, list)):
+        return tuple(_packed(item) for item in value)
+    if _KERNELS.get(type(value).__name__) is type(value):
+        return {
+            "class": type(value).__name__,
+            **{f.name: _packed(getattr(value, f.name)) for f in fields(value) if f.init},
+        }
+    raise InvalidInput(
+        f"the model's kernel must be one of energyppl.kernels to be saved; got {type(value).__name__}: give the model "
+        "such a kernel first"
+    )
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_unpacked(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "dtype" in value:
+        return getattr(torch, value["dtype"])
+    return _KERNELS[value["class"]](**{name: _unpacked(item) for name, item in value.items() if name != "class"})
+
+
+# --- Log Z ---
+
+
+class _UnknownError(Exception):
+    """Nothing was found yet."""
+
+
+def _known_log_z(model: EnergyModel) -> list[tuple[int, dict[str, Any]]]:
+    """The levels whose log Z annealing has found for these very weights, without the runs."""
+
+    def unknown() -> LogNormalizer:
+        raise _UnknownError
+
+    found = []
+    for level in range(getattr(model, "levels", 1)):
+        try:
+            log_z = model._annealed.get(model, (level, _CONFIDENCE), unknown)
+        except _UnknownError:
+            continue
+        found.append((level, asdict(replace(log_z, trace=None))))
+    return found
+
+
+def _remember_log_z(model: EnergyModel, level: int, found: LogNormalizer) -> None:
+    model._annealed.get(model, (level, _CONFIDENCE), lambda: found)
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Within it, whatever building a model raises becomes a CheckpointError that names the file."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from error
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is not a model that this version can read ({reason}): save it again") from error
