@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -202,12 +203,14 @@ class _MarginalLogZ:
         weights = [p for p in self.model.parameters() if p.requires_grad]
         if not weights or not torch.is_grad_enabled():
             return estimate
-        log_z: Tensor = _LazyGradient.apply(estimate, self.mean_energy, *weights)  # type: ignore[no-untyped-call]
+        potential = self.model.potential(self.level)
+        mean_energy = partial(self._mean_energy, potential)
+        log_z: Tensor = _LazyGradient.apply(estimate, mean_energy, *weights)  # type: ignore[no-untyped-call]
         return log_z
 
-    def mean_energy(self) -> Tensor:
+    def _mean_energy(self, potential: Potential) -> Tensor:
         """Return the mean energy of the model's own samples, ``()``, differentiable with respect to its weights."""
-        return self.model.potential(self.level)(self.model.negatives(self.level)).mean()
+        return potential(self.model.negatives(self.level)).mean()
 
 
 class _LazyGradient(torch.autograd.Function):

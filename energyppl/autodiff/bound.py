@@ -100,6 +100,8 @@ def unbound(potential: Function) -> Function:
 
 def evaluate(potential: Function, what: Evaluation, x: Tensor) -> Values:
     """Work out energy, gradient or both; a potential that is not bound is bound for this one call."""
+    if not isinstance(x, Tensor):
+        check_event("x", x, getattr(potential, "event_shape", ()))
     if isinstance(potential, BoundPotential):
         return potential.evaluate(what, x)
     if torch.is_autocast_enabled(x.device.type):

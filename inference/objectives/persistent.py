@@ -106,7 +106,7 @@ class PersistentLikelihood:
         check_model(model, needs, "initial_kernel", "levels")
         if model.schedule is not None and model.levels == model.schedule.levels:
             raise InvalidInput(
-                f"{needs}; the levels of a {type(model).__name__} have a normalizer each: {training_hint(model)}"
+                f"{needs}; got the levels of a {type(model).__name__}, with a normalizer each: {training_hint(model)}"
             )
         kernel = model.initial_kernel if self.kernel is None else self.kernel
         chains = copy.deepcopy(self.buffer)  # an objective is a value: its own chains stay as they are

@@ -215,7 +215,9 @@ def test_noise_contrast_gives_noise_the_labels_of_its_rows(ratio: int) -> None:
 
     def of_class(rows: Tensor, label: int | Tensor) -> Tensor:
         objective = ep.objectives.NoiseContrastive(Drawn(noise[:, rows].flatten(0, 1)), ratio)
-        return loss_of(objective, ebm.given(label), DATA[rows]).value.detach()  # type: ignore[arg-type]
+        state = objective.init(ebm)
+        state.noise.fill_(1.0)  # as if it had begun
+        return loss_of(objective, ebm.given(label), DATA[rows], state).value.detach()
 
     alone = torch.stack([of_class((label == LABELS).nonzero()[:, 0], label) for label in range(3)])
     torch.testing.assert_close(of_class(torch.arange(60), LABELS), alone.mean(), rtol=1e-5, atol=1e-6)

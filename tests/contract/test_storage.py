@@ -65,7 +65,7 @@ MODELS: dict[str, Callable[[], EnergyModel]] = {
     "another schedule and kernel": lambda: ep.RecoveryEBM(
         ep.MLPEnergy((2,), **SMALL), ep.NoiseSchedule.geometric_sigmas(3, low=0.1, high=3.0), kernel=CrankNicolson(0.7)
     ),
-    "joint": lambda: ep.JointEBM(ep.MLPEnergy((2,), **SMALL), SCHEDULE, slots=64),
+    "joint": lambda: ep.JointEBM(ep.MLPEnergy((2,), **SMALL), SCHEDULE),
     "ebm": lambda: ep.EBM(ep.MLPEnergy((2,), **SMALL), kernel=MALA(0.2, force_dtype=torch.bfloat16)),
     "ebm by a Hamiltonian kernel": lambda: ep.EBM(ep.MLPEnergy((2,), **SMALL), kernel=HMC(0.1, 3, inverse_mass=mass())),
     "multiscale": lambda: ep.MultiscaleEBM(ep.MLPEnergy((2,), **SMALL), [2.0, 1.0, 0.3], base_sigma=0.5),
@@ -221,8 +221,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         {"net": {"class": "MLPEnergy", "recipe": "{"}},
         {"net": {"class": "MLPEnergy", "recipe": '{"constructor": "load_state_dict", "arguments": {}}'}},
         {"net": {"class": "MLPEnergy", "recipe": '{"constructor": "", "arguments": {"x": {"activation": "system"}}}'}},
-        {"kernel": {"class": "Popen"}},
-        {"kernel": None, "schedule": {"alpha_bar": 3}},
+        {"kernels": [{"class": "Popen"}] * 2},
+        {"kernels": None, "schedule": {"alpha_bar": 3}},
         {"weights": {}},
         {"in_training": None},
     ],
