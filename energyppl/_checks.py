@@ -6,6 +6,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ UNREADABLE = (  # what reading a damaged file raises
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """A shape as a person writes it: ``(3, 4)``."""
+    """Write a shape as a person does: ``(3, 4)``."""
     return str(tuple(shape))
 
 
@@ -58,15 +59,33 @@ def check_data(name: str, value: Tensor, event_shape: Sequence[int], *, at_least
     return value
 
 
+def is_number(value: object) -> bool:
+    """Tell whether a value is one real number, and not a bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_positive(name: str, value: float | Tensor) -> None:
     """Require finite numbers above zero (a float or every entry of a tensor)."""
-    ok = (
-        bool((torch.isfinite(value) & (value > 0)).all())
-        if isinstance(value, Tensor)
-        else (math.isfinite(value) and value > 0)
-    )
+    if isinstance(value, Tensor):
+        ok = not (value.dtype == torch.bool or value.dtype.is_complex)
+        ok = ok and bool((torch.isfinite(value) & (value > 0)).all())
+    else:
+        ok = is_number(value) and math.isfinite(value) and value > 0
     if not ok:
-        raise InvalidInput(f"{name} must be positive and finite; got {value}")
+        raise InvalidInput(
+            f"{name} must be positive and finite; got {_shown(value)}: pass a number or a tensor of them"
+        )
+
+
+def check_between(name: str, value: float, low: float, high: float, *, closed: bool = False) -> None:
+    """Require one number between two others, of which ``closed`` allows the lower."""
+    if not is_number(value) or not (low < value < high or (closed and value == low)):
+        where = f"lie in [{low:g}, {high:g})" if closed else f"lie between {low:g} and {high:g}"
+        raise InvalidInput(f"{name} must {where}; got {_shown(value)}: pass a number such as {(low + high) / 2:g}")
+
+
+def _shown(value: object) -> str:
+    return str(value) if isinstance(value, Tensor) else repr(value)
 
 
 def check_count(name: str, value: int, *, at_least: int = 1) -> None:

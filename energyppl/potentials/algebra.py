@@ -63,6 +63,11 @@ def as_potential(name: str, value: object) -> Potential:
     Raises:
         InvalidInput: if not.
     """
+    if isinstance(value, torch.distributions.Distribution):  # Pyro's are called, to draw, and have an event_shape
+        raise InvalidInput(
+            f"{name} must be a potential; got the distribution {type(value).__name__}: pass its .potential if it is an "
+            "EnergyDistribution, or Energy(lambda x: -distribution.log_prob(x), distribution.event_shape)"
+        )
     if not isinstance(value, Potential):
         raise InvalidInput(
             f"{name} must be a potential, a callable with an event_shape; got {type(value).__name__}: "

@@ -54,8 +54,16 @@ class Langevin:
         check_positive("step_size", self.step_size)
         check_force_dtype(self.force_dtype)
 
+    def with_step_size(self, step_size: float | Tensor) -> "Langevin":
+        """Return the same kernel with another step size."""
+        return replace(self, step_size=step_size)
+
+    def adjusted(self) -> "MALA":
+        """Return the kernel that makes the same proposals and accepts them by Metropolis and Hastings."""
+        return MALA(self.step_size)
+
     def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "Langevin":
-        """The same kernel with steps of ``step`` widths."""
+        """Return the same kernel with steps of ``step`` widths."""
         return replace(self, step_size=step * width)
 
     def init(self, potential: Potential, x: Tensor) -> State:
@@ -95,8 +103,12 @@ class MALA:
         check_positive("step_size", self.step_size)
         check_force_dtype(self.force_dtype)
 
+    def with_step_size(self, step_size: float | Tensor) -> "MALA":
+        """Return the same kernel with another step size."""
+        return replace(self, step_size=step_size)
+
     def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "MALA":
-        """The same kernel with steps of ``step`` widths."""
+        """Return the same kernel with steps of ``step`` widths."""
         return replace(self, step_size=step * width)
 
     def init(self, potential: Potential, x: Tensor) -> State:

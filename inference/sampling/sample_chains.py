@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from energyppl._checks import check_count
 from energyppl.errors import ChainWarning, InvalidInput
-from energyppl.inference.adaptation.warmup import warm_up
+from energyppl.inference.adaptation.warmup import untuned, warm_up
 from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, combined, middle_step
 from energyppl.inference.kernels.mass import MassEstimate, low_rank_mass
 from energyppl.inference.sampling.chains import Chains
@@ -100,6 +100,7 @@ def sample_chains(
         if state is None:
             state = kernel.init(target.potential, x)
         bar.set_description("sampling")
+        recorder.begin(state.x)
         step_size = middle_step(kernel)
         sampling_since = time.perf_counter()
         for _ in range(draws):
@@ -122,6 +123,7 @@ def sample_chains(
         warmup_seconds=min(ended, sampling_since) - began,
         warmup_gradients=gradients,
         attributes=_attributes(kernel, warmup, thin),
+        notes=untuned(kernel) if warmup else (),
     )
     for problem in result.problems(rare=_RARE, disagreement=_FAR):
         warnings.warn(problem, ChainWarning, stacklevel=2)
@@ -139,7 +141,8 @@ class _Recorder:
         file: str | os.PathLike[str] | None,
     ) -> None:
         shape, size = x.shape[: x.dim() - len(target.potential.event_shape)], (draws, *x.shape)
-        self._goal, self._count = target, 0
+        self._target, self._count = target, 0
+        self.begin(x)
         if file is None:
             needed = math.prod(size) * x.element_size()
             if needed > _MAX_BYTES:
@@ -160,11 +163,18 @@ class _Recorder:
         self._step_sizes = torch.empty(draws, dtype=x.dtype)
         self._has_total = self._has_depth = draws > 0
 
+    def begin(self, x: Tensor) -> None:
+        """Take note of where chains are before the first draw."""
+        self._last = x.detach().cpu().clone()
+
     def add(self, state: State, infos: Sequence[Info], step_size: float) -> None:
         i, last = self._count, infos[-1]
         self._draws[i], self._energy[i] = state.x, state.energy
+        # An accepted proposal that rounds to the point it came from is no move.
+        self._moved[i] = (self._draws[i] != self._last).reshape(*self._moved.shape[1:], -1).any(-1)
+        self._last = self._draws[i]
         whole = last if len(infos) == 1 else combined(infos)
-        self._acceptance[i], self._moved[i], self._diverging[i] = whole.accept_prob, whole.accepted, whole.diverging
+        self._acceptance[i], self._diverging[i] = whole.accept_prob, whole.diverging
         self._steps[i] = whole.gradients
         # A mixture of kernels may know these at some steps only; then they are left out.
         self._has_total &= last.total_energy is not None
@@ -189,8 +199,8 @@ class _Recorder:
             steps=turned(self._steps),
             step_sizes=self._step_sizes[: self._count],
             kernel=kernel,
-            potential=self._goal.potential,
-            variables=self._goal.variables,
+            potential=self._target.potential,
+            variables=self._target.variables,
             total_energy=turned(self._total) if self._has_total and self._count else None,
             tree_depth=turned(self._depth) if self._has_depth and self._count else None,
         )
