@@ -15,11 +15,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from energyppl._checks import check_count
+from energyppl.arviz_export import check_names
 from energyppl.errors import ChainWarning, InvalidInput
 from energyppl.inference.adaptation.warmup import untuned, warm_up
 from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, combined, middle_step
 from energyppl.inference.kernels.mass import MassEstimate, low_rank_mass
 from energyppl.inference.sampling.chains import Chains
+from energyppl.inference.sampling.pyro_model import ModelPotential
 from energyppl.inference.sampling.targets import Init, Target
 
 __all__ = ["sample_chains"]
@@ -53,7 +55,8 @@ def sample_chains(
     chains that are stuck or not finite are named by :meth:`Chains.problems`, and in a warning.
 
     Args:
-        kernel: moves the chains; tuned by :func:`~energyppl.inference.adapt` during the warm-up.
+        kernel: moves the chains; tuned by :func:`~energyppl.adapt` during the warm-up if it has a step size.  A kernel
+            that has none runs through the warm-up as it is, and ``notes`` of the result says so.
         model: a potential, an ``EnergyDistribution`` (its batch is sampled along), or any Pyro model, whose latent
             sites are sampled given its observed ones.
         args: the Pyro model's positional arguments.
@@ -75,12 +78,16 @@ def sample_chains(
 
     Raises:
         InvalidInput: for numbers out of range, a start of the wrong shape or without any finite energy, a model with
-            discrete latent sites, or draws that don't fit into memory.
+            discrete latent sites or with sites that are called as ArviZ calls dimensions, or draws that don't fit into
+            memory.
     """
     for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
         check_count(name, value, at_least=least)
     check_kernel(kernel)
     target = Target.of(model, args, kwargs)
+    if isinstance(target.potential, ModelPotential):
+        for group in target.potential.shapes():
+            check_names(group)
     x = target.start(chains, init)
     recorder = _Recorder(target, x, draws, file)
     early = _Recorder(target, x, warmup, None) if keep_warmup and warmup else None
