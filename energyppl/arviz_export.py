@@ -30,8 +30,8 @@ def check_names(shapes: Mapping[str, Sequence[int]]) -> None:
         if name in _DIMENSIONS or name in axes:
             owner = f" of {axes[name]!r}" if name in axes else ""
             raise InvalidInput(
-                f"a site can't be called {name!r}: ArviZ has a dimension{owner} of that name, and the site would vanish "
-                "from to_arviz. Give it another name"
+                f"a site can't be called {name!r}: ArviZ has a dimension{owner} of that name, and the site would "
+                "vanish from to_arviz. Give it another name"
             )
 
 

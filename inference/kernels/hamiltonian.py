@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import check_between, check_count, check_positive, is_number
 from energyppl.autodiff.gradient import energy_and_grad, energy_only, gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import (
@@ -149,6 +149,14 @@ class HMC:
         inverse_mass: None for the identity, variances ``(*event)``, or a :class:`LowRankMass`.
         force_dtype: arithmetic of the forces along the trajectory, ``torch.bfloat16`` for large networks; its end is
             judged by the energy's own dtype, so the target stays exact.
+
+    Example:
+        >>> import torch, energyppl as ep
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> kernel = ep.HMC(step_size=0.3, steps=5)
+        >>> state, info = kernel.step(normal, kernel.init(normal, torch.randn(8, 2)))
+        >>> state.x.shape, info.accept_prob.shape
+        (torch.Size([8, 2]), torch.Size([8]))
     """
 
     step_size: float | Tensor = 0.1
@@ -162,8 +170,7 @@ class HMC:
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
         check_count("steps", self.steps)
-        if not 0.0 <= self.jitter < 1.0:
-            raise InvalidInput(f"jitter must lie in [0, 1); got {self.jitter}")
+        check_between("jitter", self.jitter, 0.0, 1.0, closed=True)
         check_inverse_mass(self.inverse_mass)
         check_force_dtype(self.force_dtype)
 
@@ -195,7 +202,7 @@ class ChEES:
     """HMC whose trajectory length is learned across chains (Hoffman, Radul & Sountsov 2021): the many-chain default.
 
     Each trajectory's length is uniform between .3 and 1 times ``length``, the same for all chains, so none waits for
-    another.  :func:`~energyppl.inference.adapt` tunes step size, mass and length; it needs several chains to compare,
+    another.  :func:`~energyppl.adapt` tunes step size, mass and length; it needs several chains to compare,
     16 or more to do it well.
 
     Args:
@@ -204,6 +211,13 @@ class ChEES:
         inverse_mass: as in :class:`HMC`.
         force_dtype: as in :class:`HMC`.
         max_steps: leapfrog steps of a trajectory at most.
+
+    Example:
+        >>> import energyppl as ep
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> chains = ep.sample_chains(ep.ChEES(), normal, chains=64, draws=60, warmup=50, progress=False)
+        >>> chains.samples["x"].shape
+        torch.Size([64, 60, 2])
     """
 
     step_size: float | Tensor = 0.1
@@ -280,9 +294,9 @@ class MALT:
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
         check_count("steps", self.steps)
-        friction = torch.as_tensor(self.friction)
-        if not bool(((friction >= 0.0) & torch.isfinite(friction)).all()):
-            raise InvalidInput(f"friction must be zero or above and finite; got {self.friction}")
+        friction = torch.as_tensor(self.friction) if is_number(self.friction) else self.friction
+        if not isinstance(friction, Tensor) or not bool(((friction >= 0.0) & torch.isfinite(friction)).all()):
+            raise InvalidInput(f"friction must be zero or above and finite; got {self.friction!r}")
         check_inverse_mass(self.inverse_mass)
         check_force_dtype(self.force_dtype)
 

@@ -51,6 +51,9 @@ class LowRankMass:
     _factor: Tensor = field(init=False, repr=False)  # Λ^½ − 1, (k,)
 
     def __post_init__(self) -> None:
+        for name in ("variance", "directions", "stretch"):
+            if not isinstance(getattr(self, name), Tensor):
+                raise InvalidInput(f"{name} must be a tensor; got {type(getattr(self, name)).__name__}")
         check_positive("variance", self.variance)
         check_positive("stretch", self.stretch)
         shape = (self.variance.numel(), self.stretch.numel())

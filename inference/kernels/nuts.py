@@ -53,6 +53,14 @@ class NUTS:
         step_size: ε of a leapfrog step, a number or one for each chain, ``(*chains,)``.
         max_depth: doublings at most.
         inverse_mass: None for the identity, variances ``(*event)``, or a :class:`LowRankMass`.
+
+    Example:
+        >>> import torch, energyppl as ep
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> kernel = ep.NUTS(step_size=0.5)
+        >>> state, info = kernel.step(normal, kernel.init(normal, torch.randn(4, 2)))
+        >>> state.x.shape, info.tree_depth.shape
+        (torch.Size([4, 2]), torch.Size([4]))
     """
 
     step_size: float | Tensor = 0.1

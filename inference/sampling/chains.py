@@ -30,9 +30,16 @@ Variables = Callable[[Tensor], Mapping[str, Tensor]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Chains:
-    """Draws of many chains with their diagnostics; ``to_arviz`` hands them to ArviZ.
+    """Draws of many chains with their diagnostics; ``to_arviz`` exports them to ArviZ.
 
     Batched targets, such as the recovery distributions of many noisy points, have their batch after chains and draws.
+
+    Example:
+        >>> import energyppl as ep
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> chains = ep.sample_chains(ep.HMC(), normal, chains=8, draws=20, warmup=20, progress=False)
+        >>> chains.flat()["x"].shape, chains.r_hat().shape, chains.stuck.shape
+        (torch.Size([160, 2]), torch.Size([2]), torch.Size([8]))
     """
 
     draws: Tensor  # (chains, draws, *event), the potential's own (unconstrained) points

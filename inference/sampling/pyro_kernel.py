@@ -31,7 +31,16 @@ class PyroKernel(MCMCKernel):
         model: a Pyro model, whose arguments ``MCMC.run`` takes; or a potential or ``EnergyDistribution``, whose
             variable is called ``x``.
         chains: how many chains in the batch.
-        mass: as in :func:`~energyppl.inference.adapt`.
+        mass: as in :func:`~energyppl.adapt`.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, energyppl as ep
+        >>> def model():
+        ...     pyro.sample("mu", dist.Normal(0.0, 1.0))
+        >>> mcmc = pyro.infer.MCMC(ep.PyroKernel(ep.HMC(), model), num_samples=20, disable_progbar=True)
+        >>> mcmc.run()
+        >>> mcmc.get_samples()["mu"].shape
+        torch.Size([20])
     """
 
     transforms: Mapping[str, Any] = {}  # Pyro asks: samples are on their own supports already
@@ -89,7 +98,9 @@ class PyroKernel(MCMCKernel):
                     f"{shape_text(self._initial['x'].shape)}"
                 )
             x = beside(potential, given["x"])
-        if not bool(torch.isfinite(potential(x)).any()):
+        with torch.no_grad():
+            legal = torch.isfinite(potential(x))
+        if not bool(legal.any()):
             raise InvalidInput(
                 "initial_params must be finite and inside the support; no chain starts at a finite energy"
             )

@@ -70,7 +70,7 @@ def sample_chains(
             for a model, or N(0, 1).
         target_acceptance: acceptance that the warm-up aims at; nearer to 1 means smaller steps, for divergences and
             stuck chains.
-        mass: as in :func:`~energyppl.inference.adapt`.
+        mass: as in :func:`~energyppl.adapt`.
         keep_warmup: keep the warm-up's draws too.
         file: where draws go instead of memory, ``(draws, chains, *batch, *event)``; after Ctrl-C the rows that were not
             drawn are zeros.
@@ -80,6 +80,16 @@ def sample_chains(
         InvalidInput: for numbers out of range, a start of the wrong shape or without any finite energy, a model with
             discrete latent sites or with sites that are called as ArviZ calls dimensions, or draws that don't fit into
             memory.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch, energyppl as ep
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("rows", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> chains = ep.sample_chains(ep.HMC(), model, (torch.ones(5),), chains=8, draws=20, warmup=20, progress=False)
+        >>> chains.samples["mu"].shape
+        torch.Size([8, 20])
     """
     for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
         check_count(name, value, at_least=least)
