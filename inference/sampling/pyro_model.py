@@ -96,7 +96,7 @@ class ModelPotential:
                 others = (jacobian for name, jacobian in fill.jacobians.items() if name not in fill.masks)
                 (slope,) = torch.autograd.grad(trace.log_prob_sum() + sum(others, z.sum() * 0.0), z)
             for site in self.sites:
-                mask = fill.masks.get(site.name, torch.ones(site.shape, dtype=torch.bool))
+                mask = fill.masks.get(site.name, torch.ones(site.shape, dtype=torch.bool)).to(slope.device)
                 here = ~mask & (site.take(slope) == 0.0)
                 idle[site.name] = idle.get(site.name, here) & here
         out = [
