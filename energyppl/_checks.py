@@ -74,6 +74,18 @@ def check_positive(name: str, value: object, *, or_infinite: bool = False) -> No
         raise InvalidInput(f"{name} must be positive{finite}; got {_brief(value)}")
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether a value is one real number, and not a bool."""
+    return _is_real(value)
+
+
+def check_between(name: str, value: object, low: float, high: float, *, closed: bool = False) -> None:
+    """Require one number between two others, of which ``closed`` allows the lower."""
+    if not _is_real(value) or not (low < value < high or (closed and value == low)):
+        where = f"lie in [{low:g}, {high:g})" if closed else f"lie between {low:g} and {high:g}"
+        raise InvalidInput(f"{name} must {where}; got {_brief(value)}: pass a number such as {(low + high) / 2:g}")
+
+
 def check_number(name: str, value: object) -> None:
     """Require a finite number."""
     if not _is_real(value) or not math.isfinite(value):

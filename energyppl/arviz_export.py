@@ -2,16 +2,37 @@
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from numpy.typing import NDArray
 
-__all__ = ["Groups", "to_inference_data"]
+from energyppl.errors import InvalidInput
+
+__all__ = ["Groups", "check_names", "to_inference_data"]
 
 Groups = dict[str, dict[str, NDArray[Any]]]
 """Arrays ``(chains, draws, *shape)`` by name, in ArviZ's groups."""
+
+
+_DIMENSIONS = ("chain", "draw", "sample")  # the last one is what az.extract makes of the others
+
+
+def check_names(shapes: Mapping[str, Sequence[int]]) -> None:
+    """Require variables of one group, with their shapes, to be called other than ArviZ's dimensions.
+
+    Raises:
+        InvalidInput: for one that ArviZ would take for a dimension's coordinate, and drop.
+    """
+    axes = {f"{name}_dim_{i}": name for name, shape in shapes.items() for i in range(len(shape))}
+    for name in shapes:
+        if name in _DIMENSIONS or name in axes:
+            owner = f" of {axes[name]!r}" if name in axes else ""
+            raise InvalidInput(
+                f"a site can't be called {name!r}: ArviZ has a dimension{owner} of that name, and the site would "
+                "vanish from to_arviz. Give it another name"
+            )
 
 
 def to_inference_data(groups: Groups, attributes: Mapping[str, Any], arviz: ModuleType | None = None) -> Any:

@@ -1,24 +1,78 @@
-"""Steer step sizes to a mean acceptance: dual averaging, and the search for where it begins."""
+"""Step sizes: dual averaging to a mean acceptance, the search for where it begins, and the rescue of stuck chains."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from energyppl.inference.kernels.contract import State, dot
+from energyppl.inference.kernels.contract import Info, State, StepSizeTunable, dot
 from energyppl.inference.kernels.hamiltonian import leapfrog
 from energyppl.inference.kernels.mass import InverseMass, stepper
 from energyppl.potentials.algebra import Potential
 
-__all__ = ["DualAveraging", "Rescue", "first_steps", "group_means"]
+__all__ = ["DualAveraging", "Rescue", "StepSizeAdapter", "first_steps", "group_means"]
 
 _SHORTEST = 64.0  # as a share of the first step size, of which one is accepted four times in five
 _FREE_MISSES = 3  # rejections in a row that happen to a healthy chain
 _SEARCH = 100  # doublings or halvings of the first step size at most
+_DIVERGENCE = 5.0  # rejections that one counts as
+
+
+class StepSizeAdapter:
+    """Adapts a kernel's step size, or one for each group of chains, during a warm-up.
+
+    Args:
+        kernel: where to begin.
+        target_acceptance: acceptance aimed at.
+        state: where the chains are.
+        groups: ``(*chains,)``, whole numbers from 0; all chains share one step size if None.
+    """
+
+    def __init__(
+        self, kernel: StepSizeTunable, target_acceptance: float, state: State, groups: Tensor | None = None
+    ) -> None:
+        x, chains = state.x, state.energy.shape
+        self._grouped = groups is not None
+        self._index = torch.zeros(chains, dtype=torch.long, device=x.device) if groups is None else groups.to(x.device)
+        first = torch.as_tensor(kernel.step_size, dtype=x.dtype, device=x.device).expand(chains)
+        log_step = group_means(first.log(), self._index, int(self._index.max()) + 1)
+        limit = getattr(kernel, "step_size_limit", math.inf)
+        self._averaging = DualAveraging(log_step, target_acceptance, math.log(limit))
+        self._rescue = Rescue(chains, x)
+
+    def search(self, potential: Potential, state: State, inverse_mass: InverseMass) -> None:
+        """Begin anew at a step size of which one leapfrog step is accepted about four times in five."""
+        averaging = self._averaging
+        found = first_steps(potential, state, inverse_mass, averaging.log_step, self._index)
+        averaging.restart(found, searched=True)
+
+    def step_size(self) -> float | Tensor:
+        """Return the step size to try now: a number, or one for each chain."""
+        return self._rescue.steps(self._averaging.step(self._index, self._grouped))
+
+    def update(self, info: Info, *, penalize: bool) -> None:
+        """Move by one step's acceptance; ``penalize`` divergences for kernels that follow trajectories."""
+        well, groups = self.well(), len(self._averaging.log_step)
+        accepted = group_means(info.accept_prob, self._index, groups, well)
+        if penalize:
+            # A divergence tells of a place that longer steps would leave unseen: it counts as several rejections.
+            # But shorter steps don't lead past a wall of infinite energy, so it takes half of the acceptance at most.
+            penalty = _DIVERGENCE * group_means(info.diverging.to(accepted), self._index, groups, well)
+            accepted = torch.maximum(accepted - penalty, 0.5 * accepted)
+        self._averaging.update(accepted)
+        self._rescue.update(info.accept_prob)
+
+    def well(self) -> Tensor:
+        """Tell which chains, ``(*chains,)`` bool, are at their full step size."""
+        return self._rescue.well()
+
+    def result(self) -> float | Tensor:
+        """Return the step size to keep, the average of those that were tried."""
+        return self._averaging.step(self._index, self._grouped, averaged=True)
 
 
 class DualAveraging:
-    """Hoffman & Gelman (2014), eq. 6 with their γ = .05, t₀ = 10, κ = .75; one step size for each group."""
+    """Dual averaging of log step sizes (Hoffman & Gelman 2014, eq. 6; γ = .05, t₀ = 10, κ = .75) in each group."""
 
     def __init__(self, log_step: Tensor, target_acceptance: float, high: float) -> None:
         info = torch.finfo(log_step.dtype)
@@ -48,33 +102,33 @@ class DualAveraging:
         self._average = weight * self.log_step + (1 - weight) * self._average
 
     def step(self, index: Tensor, grouped: bool, averaged: bool = False) -> float | Tensor:
-        """The step size now, or the average to keep: a number, or one for each chain if they are in groups."""
+        """Return the step size now, or the average to keep: a number, or one for each chain if they are in groups."""
         size = (self._average if averaged else self.log_step).exp()
         return size[index] if grouped else float(size[0])
 
 
 class Rescue:
-    """Smaller steps, in a warm-up, for chains that are rejected again and again, until they move.
+    """Smaller step sizes, in a warm-up, for chains that are rejected again and again, until they move.
 
-    A chain begun where the energy is steep is rejected for ever at the step size that suits the others: peers strand
-    it there.  A warm-up need not be exact, so its step may depend on what happened to it.
+    A chain begun where the energy is steep is rejected for ever at the step size that suits the others.  A warm-up need
+    not be exact, so its step may depend on what happened to it.
     """
 
     def __init__(self, chains: torch.Size, like: Tensor) -> None:
         self._misses = torch.zeros(chains, dtype=like.dtype, device=like.device)
 
     def steps(self, step_size: float | Tensor) -> float | Tensor:
-        """The step size, halved for each rejection in a row beyond the first few."""
+        """Halve the step size for each rejection in a row beyond the first few."""
         if float(self._misses.max()) <= _FREE_MISSES:
             return step_size
         return step_size * torch.exp2(-(self._misses - _FREE_MISSES).clamp(min=0.0, max=40.0))
 
     def well(self) -> Tensor:
-        """Chains, ``(*chains,)`` bool, that are at their full step: by them the step size is judged."""
+        """Tell which chains, ``(*chains,)`` bool, are at their full step: by them the step size is judged."""
         return self._misses <= _FREE_MISSES
 
     def update(self, accept_prob: Tensor) -> None:
-        """Count what was as good as impossible."""
+        """Count the proposals in a row that were as good as impossible."""
         self._misses = torch.where(accept_prob < 0.02, self._misses + 1.0, (self._misses - 1.0).clamp(min=0.0))
         if float(self._misses.median()) > _FREE_MISSES:  # then the step size is to blame, not the chains
             self._misses.zero_()
@@ -103,7 +157,7 @@ def first_steps(potential: Potential, state: State, mass: InverseMass, log_step:
 
 
 def group_means(values: Tensor, groups: Tensor, count: int, kept: Tensor | None = None) -> Tensor:
-    """Mean of the ``kept`` values in each group, ``(count,)``; NaN for a group that has none."""
+    """Average the ``kept`` values in each group, ``(count,)``; NaN for a group that has none."""
     flat = groups.flatten()
     if kept is not None and not bool(kept.all()):
         values, flat = values[kept], groups[kept]

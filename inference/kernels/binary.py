@@ -21,6 +21,14 @@ class BinaryGibbs:
 
     Args:
         updates: sites that each chain updates in a step, drawn with replacement; one evaluation of the energy each.
+
+    Example:
+        >>> import torch, energyppl as ep
+        >>> spins = ep.Energy(lambda x: -(x * x.roll(1, -1)).sum(-1), (5,))
+        >>> x = torch.bernoulli(torch.full((8, 5), 0.5))
+        >>> end = ep.sampling.run_chain(ep.kernels.BinaryGibbs(updates=5), spins, x, 10).state.x
+        >>> bool(((end == 0) | (end == 1)).all())
+        True
     """
 
     updates: int = 1
@@ -66,12 +74,17 @@ class DiscreteLangevin:
     step_size: float | Tensor = 0.2
     target_acceptance: ClassVar[float | None] = 0.574
     max_step_size: ClassVar[float] = 100.0
+    step_size_limit: ClassVar[float] = 100.0  # far above it nearly every site follows its gradient alone
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
 
+    def with_step_size(self, step_size: float | Tensor) -> "DiscreteLangevin":
+        """Return the same kernel with another step size."""
+        return replace(self, step_size=step_size)
+
     def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "DiscreteLangevin":
-        """The same kernel with steps of ``step``; sites have no width."""
+        """Return the same kernel with steps of ``step``; sites have no width."""
         return replace(self, step_size=step)
 
     def init(self, potential: Potential, x: Tensor) -> State:
@@ -99,4 +112,7 @@ class DiscreteLangevin:
 def _check_binary(potential: Potential, x: Tensor) -> None:
     check_event("x", x, potential.event_shape)
     if not bool(((x == 0) | (x == 1)).all()):
-        raise InvalidInput("binary kernels move points of zeros and ones; got other numbers: begin at torch.bernoulli")
+        raise InvalidInput(
+            "binary kernels move points of zeros and ones; got other numbers: begin at torch.bernoulli(…), for "
+            "sample_chains init=lambda shape: torch.bernoulli(torch.full((*shape, …), 0.5))"
+        )

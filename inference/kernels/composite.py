@@ -1,4 +1,4 @@
-"""Kernels made of kernels: in turn, at random, on some coordinates, and at several temperatures."""
+"""Composite kernels: systematic and random scans, Metropolis within Gibbs, parallel tempering."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,19 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_positive
+from energyppl._checks import check_positive, is_number
 from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import Info, Kernel, State, append_dims, combined, evaluate
-from energyppl.potentials.algebra import Bridge, Conditioned, Potential, Scaled
+from energyppl.inference.kernels.contract import Info, Kernel, State, append_dims, check_kernel, combined, evaluate
+from energyppl.potentials.algebra import Bridge, Conditioned, Potential, Scaled, as_potential
 
 __all__ = ["Block", "Cycle", "Mixture", "Tempered", "coldest"]
 
 
-def _kernels(name: str, kernels: Sequence[Kernel]) -> None:
+def _check_kernels(name: str, kernels: Sequence[Kernel]) -> None:
     if not kernels:
         raise InvalidInput(f"{name} needs at least one kernel; got none")
+    for kernel in kernels:
+        check_kernel(kernel, f"a kernel of {name}")
     if any(isinstance(kernel, Tempered) for kernel in kernels):
         # Each part begins from the chain alone, and a Tempered would lose its replicas at every turn.
         raise InvalidInput(f"a Tempered can't be a part of {name}: temper the whole, Tempered({name}(…), betas)")
@@ -27,12 +29,20 @@ def _kernels(name: str, kernels: Sequence[Kernel]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Cycle:
-    """Kernels one after another: a systematic scan.  Exact if each of them is."""
+    """Systematic scan: kernels one after another.  Exact if each of them is.
+
+    Example:
+        >>> import torch, energyppl as ep
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> scan = ep.kernels.Cycle(ep.MALA(0.5), ep.HMC(0.3, steps=3))
+        >>> ep.sampling.run_chain(scan, normal, torch.randn(8, 2), 5).state.x.shape
+        torch.Size([8, 2])
+    """
 
     kernels: tuple[Kernel, ...]
 
     def __init__(self, *kernels: Kernel) -> None:
-        _kernels("Cycle", kernels)
+        _check_kernels("Cycle", kernels)
         object.__setattr__(self, "kernels", kernels)
 
     def init(self, potential: Potential, x: Tensor) -> State:
@@ -53,7 +63,7 @@ class Cycle:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """One of several kernels at each step, drawn for all chains together: a random scan.  Exact if each of them is.
+    """Random scan: one of several kernels at each step, drawn for all chains together.  Exact if each of them is.
 
     Args:
         kernels: the kernels.
@@ -67,14 +77,16 @@ class Mixture:
     weights: tuple[float, ...]
 
     def __init__(self, *kernels: Kernel, weights: Sequence[float] | None = None) -> None:
-        _kernels("Mixture", kernels)
-        weights = (1.0,) * len(kernels) if weights is None else tuple(float(w) for w in weights)
-        if len(weights) != len(kernels):
-            raise InvalidInput(f"weights must be as many as kernels, {len(kernels)}; got {len(weights)}")
-        for weight in weights:
+        _check_kernels("Mixture", kernels)
+        given = (1.0,) * len(kernels) if weights is None else weights
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise InvalidInput(f"weights must be numbers, one for each kernel; got {given!r}: pass a tuple")
+        if len(given) != len(kernels):
+            raise InvalidInput(f"weights must be as many as kernels, {len(kernels)}; got {len(given)}")
+        for weight in given:
             check_positive("a weight of a Mixture", weight)
         object.__setattr__(self, "kernels", kernels)
-        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "weights", tuple(float(weight) for weight in given))
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""
@@ -89,7 +101,7 @@ class Mixture:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A kernel on some coordinates, the others held where they are: Metropolis within Gibbs, in a :class:`Cycle`.
+    """Metropolis within Gibbs: a kernel on some coordinates, the others held where they are; in a :class:`Cycle`.
 
     Args:
         kernel: moves the free coordinates, as a vector.
@@ -100,7 +112,9 @@ class Block:
     free: Tensor
 
     def __post_init__(self) -> None:
-        _kernels("Block", [self.kernel])
+        _check_kernels("Block", [self.kernel])
+        if not isinstance(self.free, Tensor) or self.free.dtype != torch.bool or not bool(self.free.any()):
+            raise InvalidInput(f"free must be a boolean tensor of the event's shape, True somewhere; got {self.free!r}")
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""
@@ -139,20 +153,27 @@ class Tempered:
     base: Potential | None = None
 
     def __post_init__(self) -> None:
-        betas = tuple(float(b) for b in self.betas)
+        check_kernel(self.kernel, "the kernel of a Tempered")
+        if self.base is not None:
+            as_potential("the base of a Tempered", self.base)
+        numbers = isinstance(self.betas, Sequence) and all(is_number(beta) for beta in self.betas)
+        betas = tuple(float(beta) for beta in self.betas) if numbers else ()
         falling = all(a > b for a, b in itertools.pairwise(betas))
         if len(betas) < 2 or betas[0] != 1.0 or not falling or betas[-1] < 0.0:
-            raise InvalidInput(f"betas must begin at 1 and fall, at least two of them, none negative; got {self.betas}")
+            raise InvalidInput(
+                f"betas must begin at 1 and fall, at least two of them, none negative; got {self.betas!r}: pass "
+                "numbers such as (1.0, 0.5, 0.25)"
+            )
         if betas[-1] == 0.0 and self.base is None:
             raise InvalidInput("betas that reach 0 need a base, the density there: pass base=…, or end above 0")
         object.__setattr__(self, "betas", betas)
 
     def replicas(self, x: Tensor) -> Tensor:
-        """A copy of each chain ``(*chains, *event)`` for every temperature, ``(replicas, *chains, *event)``."""
+        """Copy each chain, ``(*chains, *event)``, for every temperature, ``(replicas, *chains, *event)``."""
         return x.detach().expand(len(self.betas), *x.shape).contiguous()
 
     def tempered(self, potential: Potential, x: Tensor) -> "Scaled | Bridge":
-        """The target at every temperature, for replicas of chains like ``x``, ``(*chains, *event)``."""
+        """Temper the target for replicas of chains like ``x``, ``(*chains, *event)``."""
         beta = torch.tensor(self.betas, dtype=x.dtype, device=x.device)
         beta = beta.reshape(-1, *[1] * (x.dim() - len(potential.event_shape)))
         return Scaled(potential, beta) if self.base is None else Bridge(self.base, potential, beta)
@@ -175,8 +196,8 @@ class Tempered:
         order = torch.arange(len(self.betas), device=replicas.x.device)
         order = append_dims(order, replicas.energy).expand(replicas.energy.shape).clone()
         for i in range(parity, len(self.betas) - 1, 2):
-            adaptation_rate = (self.betas[i] - self.betas[i + 1]) * (work[i] - work[i + 1])
-            swap = torch.rand_like(adaptation_rate) < adaptation_rate.clamp(max=0.0).exp()
+            log_ratio = (self.betas[i] - self.betas[i + 1]) * (work[i] - work[i + 1])
+            swap = torch.rand_like(log_ratio) < log_ratio.clamp(max=0.0).exp()
             order[i], order[i + 1] = torch.where(swap, i + 1, i), torch.where(swap, i, i + 1)
         x = torch.gather(replicas.x, 0, append_dims(order, replicas.x).expand(replicas.x.shape))
         outer = coldest(self.kernel.init(bound, x), 1 - parity)
@@ -190,5 +211,5 @@ class Tempered:
 
 
 def coldest(replicas: State, parity: int) -> State:
-    """The chains at β = 1 of all replicas, which they keep beside, with the places that swap next, even or odd."""
+    """Take the chains at β = 1, which keep all replicas beside, with the places that swap next, even or odd."""
     return State(replicas.x[0], replicas.energy[0], replicas.grad[0], (replicas, parity))

@@ -1,4 +1,4 @@
-"""The contract of Markov kernels, and the steps they share: what moves a batch of chains on a potential.
+"""Contracts of Markov kernels (what moves them, what tunes them) and the steps that kernels share.
 
 A kernel is a frozen value that holds only its hyperparameters.  ``init`` evaluates the potential where chains stand,
 ``step`` moves them; after the potential changes (other weights, temperature or level) call ``init`` again.  Random
@@ -8,7 +8,7 @@ never repaired.
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ __all__ = [
     "Info",
     "Kernel",
     "State",
+    "StepSizeTunable",
     "TunableKernel",
+    "Unadjusted",
     "append_dims",
     "casting",
     "check_force_dtype",
@@ -37,7 +39,7 @@ __all__ = [
 
 
 class State(NamedTuple):
-    """What the next step needs."""
+    """Chain state: what the next step needs."""
 
     x: Tensor  # (*chains, *event)
     energy: Tensor  # (*chains,), nats
@@ -46,7 +48,7 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What diagnostics need, one entry for each chain."""
+    """Step record: what diagnostics need, one entry for each chain."""
 
     accept_prob: Tensor  # (*chains,), in [0, 1]
     accepted: Tensor  # (*chains,), bool
@@ -56,13 +58,13 @@ class Info(NamedTuple):
     tree_depth: Tensor | None = None  # (*chains,), of NUTS
 
     def cost(self) -> float:
-        """Evaluations for each chain, their mean if they differ."""
+        """Count the evaluations of each chain, their mean if they differ."""
         counted = self.gradients
         return float(counted) if isinstance(counted, int) else float(counted.double().mean())
 
 
 def combined(infos: Sequence[Info]) -> Info:
-    """What several steps were together; total energies and tree depths belong to one step and are left out."""
+    """Join the records of several steps; total energies and tree depths belong to one step and are left out."""
     return Info(
         torch.stack([info.accept_prob for info in infos]).mean(0),
         torch.stack([info.accepted for info in infos]).any(0),
@@ -72,7 +74,7 @@ def combined(infos: Sequence[Info]) -> Info:
 
 
 class Kernel(Protocol):
-    """One Markov transition for a batch of chains."""
+    """One Markov transition for a batch of chains: all that :func:`~energyppl.sample_chains` asks of a kernel."""
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at the chains' positions ``(*chains, *event)``."""
@@ -83,21 +85,44 @@ class Kernel(Protocol):
         ...
 
 
-class TunableKernel(Kernel, Protocol):
-    """A kernel with one step size that acceptance can steer."""
+@runtime_checkable
+class StepSizeTunable(Kernel, Protocol):
+    """A kernel with one step size, which :func:`~energyppl.adapt` steers to a mean acceptance.
+
+    A class attribute ``step_size_limit`` is the largest step size that is valid, 1 for the β of Crank–Nicolson; without
+    it a step size may be any positive number.
+    """
 
     target_acceptance: ClassVar[float | None]
-    """The mean acceptance that serves it best; None if it never rejects."""
-    max_step_size: ClassVar[float]
-    """The largest step size that makes sense, in widths of the target."""
+    """The mean acceptance that serves it best; None if it never rejects (see :class:`Unadjusted`)."""
 
     @property
     def step_size(self) -> float | Tensor:
-        """A number, or one for each chain."""
+        """A number, or one for each chain, ``(*chains,)``."""
         ...
 
+    def with_step_size(self, step_size: float | Tensor) -> "StepSizeTunable":
+        """Return the same kernel with another step size."""
+        ...
+
+
+@runtime_checkable
+class Unadjusted(StepSizeTunable, Protocol):
+    """A kernel that never rejects: its step size is judged by the acceptance that its proposals would have."""
+
+    def adjusted(self) -> StepSizeTunable:
+        """Return the kernel that makes the same proposals and accepts them by Metropolis and Hastings."""
+        ...
+
+
+class TunableKernel(StepSizeTunable, Protocol):
+    """A kernel whose step size can be set for each noise level."""
+
+    max_step_size: ClassVar[float]
+    """The largest step size that makes sense, in widths of the target."""
+
     def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "TunableKernel":
-        """The same kernel for a level, one of each for each chain.
+        """Return the same kernel for noise levels, one step size for each chain.
 
         Args:
             step: relative step size.
@@ -108,13 +133,15 @@ class TunableKernel(Kernel, Protocol):
 
 
 def middle_step(kernel: object) -> float:
-    """The median step size of a kernel's chains; NaN for a kernel of several."""
+    """Find the median step size of a kernel's chains; NaN for a kernel that has no one step size."""
     size = getattr(kernel, "step_size", math.nan)
-    return float(size.median()) if isinstance(size, Tensor) else float(size)
+    if isinstance(size, Tensor):
+        return float(size.median())
+    return float(size) if isinstance(size, float | int) else math.nan
 
 
 def evaluate(potential: Potential, x: Tensor, force_dtype: torch.dtype | None = None) -> State:
-    """The state at ``x``, ``(*chains, *event)``, its gradient in ``force_dtype`` arithmetic if one is given."""
+    """Evaluate the state at ``x``, ``(*chains, *event)``, its gradient in ``force_dtype`` if one is given."""
     check_event("x", x, potential.event_shape)
     x = x.detach()
     if force_dtype is None:
@@ -122,10 +149,10 @@ def evaluate(potential: Potential, x: Tensor, force_dtype: torch.dtype | None = 
     return State(x, energy_only(potential, x), gradient_only(potential, x, force_dtype))
 
 
-def check_kernel(kernel: Any) -> None:
+def check_kernel(kernel: Any, name: str = "kernel") -> None:
     """Require a kernel, and not its class."""
-    if isinstance(kernel, type) or not (hasattr(kernel, "step") and hasattr(kernel, "init")):
-        raise InvalidInput(f"kernel must have init and step, as HMC() or NUTS(); got {kernel!r}")
+    if isinstance(kernel, type) or not all(callable(getattr(kernel, method, None)) for method in ("init", "step")):
+        raise InvalidInput(f"{name} must have init and step, as HMC() or NUTS(); got {kernel!r}")
 
 
 def check_force_dtype(dtype: torch.dtype | None, name: str = "force_dtype") -> None:
@@ -135,12 +162,12 @@ def check_force_dtype(dtype: torch.dtype | None, name: str = "force_dtype") -> N
 
 
 def casting(x: Tensor, dtype: torch.dtype | None) -> torch.autocast:
-    """Autocast to ``dtype`` on the device of ``x``; nothing if None."""
+    """Cast to ``dtype`` automatically on the device of ``x``; do nothing if None."""
     return torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def append_dims(value: Tensor, x: Tensor) -> Tensor:
-    """A number for each chain, made broadcastable against the points.
+    """Make a number for each chain broadcastable against the points.
 
     Raises:
         InvalidInput: if there are other chains.
@@ -154,7 +181,7 @@ def append_dims(value: Tensor, x: Tensor) -> Tensor:
 
 
 def select(accepted: Tensor, new: State, old: State) -> State:
-    """The new state where ``accepted``, ``(*chains,)``, the old one elsewhere."""
+    """Take the new state where ``accepted``, ``(*chains,)``, and the old one elsewhere."""
     wide = append_dims(accepted, old.x).expand_as(old.x).contiguous()  # twice read: where is slow on a strided mask
     return State(
         torch.where(wide, new.x, old.x),
@@ -175,5 +202,5 @@ def metropolis(log_ratio: Tensor, new: State, old: State) -> tuple[State, Info]:
 
 
 def dot(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """Inner product over the event dimensions; ``like`` has the chains' dimensions only."""
+    """Take the inner product over the event dimensions; ``like`` has the chains' dimensions only."""
     return (a * b).sum(dim=tuple(range(like.dim(), a.dim()))) if a.dim() > like.dim() else a * b

@@ -35,12 +35,17 @@ class CrankNicolson:
     reference_scale: float | Tensor = 1.0
     target_acceptance: ClassVar[float | None] = 0.35
     max_step_size: ClassVar[float] = 1.0
+    step_size_limit: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         _check_crank_nicolson(self)
 
+    def with_step_size(self, step_size: float | Tensor) -> "CrankNicolson":
+        """Return the same kernel with another step size."""
+        return replace(self, step_size=step_size)
+
     def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "CrankNicolson":
-        """The same kernel with β = ``step``, at most 1, and the marginal's spread as its reference."""
+        """Return the same kernel with β = ``step``, at most 1, and the marginal's spread as its reference."""
         return replace(self, step_size=step.clamp(max=1.0), reference_scale=marginal_std)
 
     def init(self, potential: Potential, x: Tensor) -> State:
@@ -81,13 +86,18 @@ class CrankNicolsonLangevin:
     force_dtype: torch.dtype | None = None
     target_acceptance: ClassVar[float | None] = 0.6
     max_step_size: ClassVar[float] = 1.0
+    step_size_limit: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         _check_crank_nicolson(self)
         check_force_dtype(self.force_dtype)
 
+    def with_step_size(self, step_size: float | Tensor) -> "CrankNicolsonLangevin":
+        """Return the same kernel with another step size."""
+        return replace(self, step_size=step_size)
+
     def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "CrankNicolsonLangevin":
-        """The same kernel with β = ``step``, at most 1, and the marginal's spread as its reference."""
+        """Return the same kernel with β = ``step``, at most 1, and the marginal's spread as its reference."""
         return replace(self, step_size=step.clamp(max=1.0), reference_scale=marginal_std)
 
     def init(self, potential: Potential, x: Tensor) -> State:

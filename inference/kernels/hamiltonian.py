@@ -2,17 +2,18 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import check_between, check_count, check_positive, is_number
 from energyppl.autodiff.gradient import energy_and_grad, energy_only, gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import (
     Info,
     State,
+    StepSizeTunable,
     append_dims,
     check_force_dtype,
     dot,
@@ -23,9 +24,60 @@ from energyppl.inference.kernels.contract import (
 from energyppl.inference.kernels.mass import InverseMass, Stepper, check_inverse_mass, stepper
 from energyppl.potentials.algebra import Potential
 
-__all__ = ["HMC", "MALT", "ChEES", "leapfrog", "spread_share", "trajectory"]
+__all__ = [
+    "HMC",
+    "MALT",
+    "ChEES",
+    "LengthTunable",
+    "LongProposal",
+    "Proposal",
+    "leapfrog",
+    "spread_share",
+    "trajectory",
+]
 
 LARGEST_ERROR = 1000.0  # nats, as in Stan: a trajectory that gains this much has left the level set it should follow
+
+
+class Proposal(NamedTuple):
+    """One trajectory: the next state and its record, and the end that was proposed."""
+
+    state: State
+    info: Info
+    end: State
+    momenta: Tensor  # (*chains, *event), whitened, at the end
+
+
+class LongProposal(NamedTuple):
+    """One trajectory as the adaptation of its length needs it."""
+
+    state: State
+    info: Info
+    end: State
+    velocity: Tensor  # (*chains, *event), dx / dt at the end
+
+
+@runtime_checkable
+class LengthTunable(StepSizeTunable, Protocol):
+    """A kernel of trajectories, all of one length, which :func:`~energyppl.adapt` learns by comparing chains."""
+
+    @property
+    def length(self) -> float:
+        """Length of the longest trajectory, in units of the step size times leapfrog steps."""
+        ...
+
+    @property
+    def max_steps(self) -> int:
+        """Leapfrog steps of a trajectory at most."""
+        ...
+
+    def with_length(self, length: float) -> "LengthTunable":
+        """Return the same kernel with another trajectory length."""
+        ...
+
+    def propose(self, potential: Potential, state: State, share: float) -> LongProposal:
+        """Move every chain by one trajectory of ``share`` times the length, and tell where it ended."""
+        ...
 
 
 def leapfrog(
@@ -36,7 +88,7 @@ def leapfrog(
     steps: int,
     force_dtype: torch.dtype | None = None,
 ) -> tuple[State, Tensor]:
-    """``steps`` leapfrog steps from ``state`` with whitened momenta ``u``, ``(*chains, *event)``.
+    """Make ``steps`` leapfrog steps from ``state`` with whitened momenta ``u``, ``(*chains, *event)``.
 
     The energy is worked out only at the end.  With a ``force_dtype`` the forces come from cheaper arithmetic: any
     deterministic force keeps the map reversible and volume-preserving, so the accept step makes it exact.
@@ -55,20 +107,14 @@ def leapfrog(
     return State(x, energy, grad), u
 
 
-def trajectory(
-    kernel: "HMC | ChEES", potential: Potential, state: State, steps: int
-) -> tuple[State, Info, State, Tensor]:
-    """Draw momenta, follow a trajectory of ``steps`` steps and accept or reject its end.
-
-    Returns:
-        The next state and its info; and, for adaptation, the end that was proposed and its momenta.
-    """
+def trajectory(kernel: "HMC | ChEES", potential: Potential, state: State, steps: int) -> Proposal:
+    """Draw momenta, follow a trajectory of ``steps`` steps and accept or reject its end."""
     by = stepper(kernel.step_size, kernel.inverse_mass, state.x, potential.event_shape)
     start = torch.randn_like(state.x)
     end, u = leapfrog(potential, state, start, by, steps, kernel.force_dtype)
     before, after = (s.energy + 0.5 * dot(v, v, s.energy) for s, v in ((state, start), (end, u)))
     new, info = metropolis(before - after, end, state)
-    return new, judged(info, before, after, steps), end, u
+    return Proposal(new, judged(info, before, after, steps), end, u)
 
 
 def judged(info: Info, before: Tensor, after: Tensor, gradients: int) -> Info:
@@ -83,7 +129,7 @@ def judged(info: Info, before: Tensor, after: Tensor, gradients: int) -> Info:
 
 
 def spread_share(uniform: float) -> float:
-    """A ``ChEES`` trajectory's length as a share of the longest, from a uniform number in [0, 1).
+    """Turn a uniform number in [0, 1) into a ``ChEES`` trajectory's length as a share of the longest.
 
     Shorter ones than .3 hardly move; equal ones fall in step with the target's periods.  Measured on six targets, from
     0 on costs a tenth of the effective samples, and from .5 on one run in three on rings learns far too long a length.
@@ -103,6 +149,14 @@ class HMC:
         inverse_mass: None for the identity, variances ``(*event)``, or a :class:`LowRankMass`.
         force_dtype: arithmetic of the forces along the trajectory, ``torch.bfloat16`` for large networks; its end is
             judged by the energy's own dtype, so the target stays exact.
+
+    Example:
+        >>> import torch, energyppl as ep
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> kernel = ep.HMC(step_size=0.3, steps=5)
+        >>> state, info = kernel.step(normal, kernel.init(normal, torch.randn(8, 2)))
+        >>> state.x.shape, info.accept_prob.shape
+        (torch.Size([8, 2]), torch.Size([8]))
     """
 
     step_size: float | Tensor = 0.1
@@ -116,14 +170,21 @@ class HMC:
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
         check_count("steps", self.steps)
-        if not 0.0 <= self.jitter < 1.0:
-            raise InvalidInput(f"jitter must lie in [0, 1); got {self.jitter}")
+        check_between("jitter", self.jitter, 0.0, 1.0, closed=True)
         check_inverse_mass(self.inverse_mass)
         check_force_dtype(self.force_dtype)
 
+    def with_step_size(self, step_size: float | Tensor) -> "HMC":
+        """Return the same kernel with another step size."""
+        return replace(self, step_size=step_size)
+
     def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "HMC":
-        """The same kernel with steps of ``step`` widths."""
+        """Return the same kernel with steps of ``step`` widths."""
         return replace(self, step_size=step * width)
+
+    def with_inverse_mass(self, inverse_mass: InverseMass) -> "HMC":
+        """Return the same kernel with another inverse mass."""
+        return replace(self, inverse_mass=inverse_mass)
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""
@@ -132,8 +193,8 @@ class HMC:
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Move every chain by one trajectory."""
         stretch = 1.0 + self.jitter * (2.0 * float(torch.rand(())) - 1.0) if self.jitter else 1.0
-        new, info, _, _ = trajectory(self, potential, state, max(1, round(stretch * self.steps)))
-        return new, info
+        proposal = trajectory(self, potential, state, max(1, round(stretch * self.steps)))
+        return proposal.state, proposal.info
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +202,7 @@ class ChEES:
     """HMC whose trajectory length is learned across chains (Hoffman, Radul & Sountsov 2021): the many-chain default.
 
     Each trajectory's length is uniform between .3 and 1 times ``length``, the same for all chains, so none waits for
-    another.  :func:`~energyppl.inference.adapt` tunes step size, mass and length; it needs several chains to compare,
+    another.  :func:`~energyppl.adapt` tunes step size, mass and length; it needs several chains to compare,
     16 or more to do it well.
 
     Args:
@@ -150,6 +211,13 @@ class ChEES:
         inverse_mass: as in :class:`HMC`.
         force_dtype: as in :class:`HMC`.
         max_steps: leapfrog steps of a trajectory at most.
+
+    Example:
+        >>> import energyppl as ep
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> chains = ep.sample_chains(ep.ChEES(), normal, chains=64, draws=60, warmup=50, progress=False)
+        >>> chains.samples["x"].shape
+        torch.Size([64, 60, 2])
     """
 
     step_size: float | Tensor = 0.1
@@ -167,8 +235,20 @@ class ChEES:
         check_force_dtype(self.force_dtype)
 
     def steps_for(self, share: float) -> int:
-        """Leapfrog steps of a trajectory of ``share`` times the longest."""
+        """Count the leapfrog steps of a trajectory of ``share`` times the longest."""
         return min(self.max_steps, max(1, math.ceil(share * self.length / middle_step(self))))
+
+    def with_step_size(self, step_size: float | Tensor) -> "ChEES":
+        """Return the same kernel with another step size."""
+        return replace(self, step_size=step_size)
+
+    def with_inverse_mass(self, inverse_mass: InverseMass) -> "ChEES":
+        """Return the same kernel with another inverse mass."""
+        return replace(self, inverse_mass=inverse_mass)
+
+    def with_length(self, length: float) -> "ChEES":
+        """Return the same kernel with another trajectory length."""
+        return replace(self, length=length)
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""
@@ -176,8 +256,15 @@ class ChEES:
 
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Move every chain by one trajectory."""
-        new, info, _, _ = trajectory(self, potential, state, self.steps_for(spread_share(float(torch.rand(())))))
-        return new, info
+        proposal = trajectory(self, potential, state, self.steps_for(spread_share(float(torch.rand(())))))
+        return proposal.state, proposal.info
+
+    def propose(self, potential: Potential, state: State, share: float) -> LongProposal:
+        """Move every chain by one trajectory of ``share`` times the length, and tell where it ended."""
+        new, info, end, u = trajectory(self, potential, state, self.steps_for(share))
+        velocity = torch.zeros_like(u)
+        stepper(1.0, self.inverse_mass, u, potential.event_shape).drift(velocity, u)
+        return LongProposal(new, info, end, velocity)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,15 +294,23 @@ class MALT:
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
         check_count("steps", self.steps)
-        friction = torch.as_tensor(self.friction)
-        if not bool(((friction >= 0.0) & torch.isfinite(friction)).all()):
-            raise InvalidInput(f"friction must be zero or above and finite; got {self.friction}")
+        friction = torch.as_tensor(self.friction) if is_number(self.friction) else self.friction
+        if not isinstance(friction, Tensor) or not bool(((friction >= 0.0) & torch.isfinite(friction)).all()):
+            raise InvalidInput(f"friction must be zero or above and finite; got {self.friction!r}")
         check_inverse_mass(self.inverse_mass)
         check_force_dtype(self.force_dtype)
 
+    def with_step_size(self, step_size: float | Tensor) -> "MALT":
+        """Return the same kernel with another step size."""
+        return replace(self, step_size=step_size)
+
     def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "MALT":
-        """The same kernel with steps of ``step`` widths, and as much friction for each width."""
+        """Return the same kernel with steps of ``step`` widths, and as much friction for each width."""
         return replace(self, step_size=step * width, friction=torch.as_tensor(self.friction).to(width.device) / width)
+
+    def with_inverse_mass(self, inverse_mass: InverseMass) -> "MALT":
+        """Return the same kernel with another inverse mass."""
+        return replace(self, inverse_mass=inverse_mass)
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""

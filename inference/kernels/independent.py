@@ -1,4 +1,4 @@
-"""Independence Metropolis–Hastings."""
+"""Independence Metropolis–Hastings: proposals that do not depend on where the chain is."""
 
 from dataclasses import dataclass
 
@@ -27,6 +27,11 @@ class IndependentMetropolis:
     """
 
     proposal: dist.TorchDistribution
+
+    def __post_init__(self) -> None:
+        methods = ("sample", "log_prob")
+        if isinstance(self.proposal, type) or not all(callable(getattr(self.proposal, m, None)) for m in methods):
+            raise InvalidInput(f"proposal must be a distribution, with sample and log_prob; got {self.proposal!r}")
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""

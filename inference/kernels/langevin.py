@@ -43,6 +43,12 @@ class Langevin:
         step_size: the standard deviation s of the noise in one step, a number or one for each chain, ``(*chains,)``.
         force_dtype: arithmetic of the network, ``torch.bfloat16`` for large ones; nothing corrects its rounding, which
             the energies of the states carry too.
+
+    Example:
+        >>> import torch, energyppl as ep
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> ep.sampling.run_chain(ep.Langevin(0.1), normal, torch.randn(8, 2), 20).state.x.shape
+        torch.Size([8, 2])
     """
 
     step_size: float | Tensor
@@ -54,8 +60,16 @@ class Langevin:
         check_positive("step_size", self.step_size)
         check_force_dtype(self.force_dtype)
 
+    def with_step_size(self, step_size: float | Tensor) -> "Langevin":
+        """Return the same kernel with another step size."""
+        return replace(self, step_size=step_size)
+
+    def adjusted(self) -> "MALA":
+        """Return the kernel that makes the same proposals and accepts them by Metropolis and Hastings."""
+        return MALA(self.step_size)
+
     def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "Langevin":
-        """The same kernel with steps of ``step`` widths."""
+        """Return the same kernel with steps of ``step`` widths."""
         return replace(self, step_size=step * width)
 
     def init(self, potential: Potential, x: Tensor) -> State:
@@ -82,6 +96,12 @@ class MALA:
         step_size: the standard deviation s of the noise in one step, a number or one for each chain, ``(*chains,)``.
         force_dtype: arithmetic of the drift, ``torch.bfloat16`` for large networks: any deterministic drift is as good
             to the accept step, which uses the energy's own dtype, so the target stays exact.
+
+    Example:
+        >>> import torch, energyppl as ep
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> ep.sampling.run_chain(ep.MALA(0.5), normal, torch.randn(8, 2), 20).accept_prob.shape
+        torch.Size([8])
     """
 
     step_size: float | Tensor
@@ -95,8 +115,12 @@ class MALA:
         check_positive("step_size", self.step_size)
         check_force_dtype(self.force_dtype)
 
+    def with_step_size(self, step_size: float | Tensor) -> "MALA":
+        """Return the same kernel with another step size."""
+        return replace(self, step_size=step_size)
+
     def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "MALA":
-        """The same kernel with steps of ``step`` widths."""
+        """Return the same kernel with steps of ``step`` widths."""
         return replace(self, step_size=step * width)
 
     def init(self, potential: Potential, x: Tensor) -> State:

@@ -7,19 +7,20 @@ mass never has to be inverted or factored again, and kinetic energy is ½|u|² w
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from energyppl._checks import check_positive, shape_text
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import append_dims
+from energyppl.inference.kernels.contract import StepSizeTunable, append_dims
 
 __all__ = [
     "InverseMass",
     "LowRankMass",
     "MassEstimate",
+    "MassTunable",
     "Stepper",
     "check_inverse_mass",
     "diagonal_mass",
@@ -50,6 +51,9 @@ class LowRankMass:
     _factor: Tensor = field(init=False, repr=False)  # Λ^½ − 1, (k,)
 
     def __post_init__(self) -> None:
+        for name in ("variance", "directions", "stretch"):
+            if not isinstance(getattr(self, name), Tensor):
+                raise InvalidInput(f"{name} must be a tensor; got {type(getattr(self, name)).__name__}")
         check_positive("variance", self.variance)
         check_positive("stretch", self.stretch)
         shape = (self.variance.numel(), self.stretch.numel())
@@ -61,13 +65,13 @@ class LowRankMass:
         object.__setattr__(self, "_factor", self.stretch.sqrt() - 1.0)
 
     def to(self, other: Tensor) -> "LowRankMass":
-        """The same with the dtype and device of another tensor."""
+        """Convert to the dtype and device of another tensor."""
         if self.variance.dtype == other.dtype and self.variance.device == other.device:
             return self
         return LowRankMass(self.variance.to(other), self.directions.to(other), self.stretch.to(other))
 
     def stretched(self, u: Tensor) -> Tensor:
-        """``(I + Q (Λ^½ − I) Qᵀ) u`` for ``(*chains, *event)``."""
+        """Multiply ``u``, ``(*chains, *event)``, by ``I + Q (Λ^½ − I) Qᵀ``."""
         flat = u.reshape(-1, len(self.directions))
         return torch.addmm(flat, (flat @ self.directions) * self._factor, self.directions.T).reshape(u.shape)
 
@@ -76,15 +80,29 @@ InverseMass = Tensor | LowRankMass | None
 """None for the identity; variances ``(*event)`` for a diagonal; or a :class:`LowRankMass`."""
 
 
+@runtime_checkable
+class MassTunable(StepSizeTunable, Protocol):
+    """A kernel of leapfrog steps with an inverse mass, which :func:`~energyppl.adapt` estimates from the draws."""
+
+    @property
+    def inverse_mass(self) -> InverseMass:
+        """None, variances ``(*event)``, or a :class:`LowRankMass`."""
+        ...
+
+    def with_inverse_mass(self, inverse_mass: InverseMass) -> "MassTunable":
+        """Return the same kernel with another inverse mass."""
+        ...
+
+
 class Stepper(Protocol):
-    """One leapfrog step's two halves, in place, with a kernel's step size and mass already put together."""
+    """The two halves of a leapfrog step, in place, with a kernel's step size and mass already put together."""
 
     def drift(self, x: Tensor, u: Tensor) -> None:
-        """``x += ε S u``."""
+        """Add ``ε S u`` to the positions ``x``."""
         ...
 
     def kick(self, u: Tensor, grad: Tensor, part: float) -> None:
-        """``u −= part · ε Sᵀ ∇U``."""
+        """Take ``part · ε Sᵀ ∇U`` from the whitened momenta ``u``."""
         ...
 
 
@@ -159,12 +177,12 @@ MassEstimate = Callable[[Tensor], InverseMass]
 
 
 def identity_mass(draws: Tensor) -> InverseMass:
-    """No mass: coordinates stay as they are."""
+    """Estimate no mass: coordinates stay as they are."""
     return None
 
 
 def diagonal_mass(draws: Tensor) -> InverseMass:
-    """Variances of the draws, ``(n, *event)``, shrunk a little towards their geometric mean when draws are few."""
+    """Estimate variances from draws, ``(n, *event)``, shrunk towards their geometric mean when draws are few."""
     variance = draws.var(0)
     variance = variance.clamp(min=torch.finfo(variance.dtype).tiny ** 0.5)
     weight = len(draws) / (len(draws) + 5.0)  # Stan's, towards the data's own scale rather than towards .001
@@ -172,7 +190,7 @@ def diagonal_mass(draws: Tensor) -> InverseMass:
 
 
 def low_rank_mass(draws: Tensor, rank: int = 32, cutoff: float = 1.5) -> InverseMass:
-    """:func:`diagonal_mass`, and up to 1,000 dimensions the directions in which draws spread most and least beside it.
+    """Estimate variances and, up to 1,000 dimensions, the directions in which draws spread most and least beside them.
 
     Args:
         draws: ``(n, *event)``.

@@ -16,13 +16,13 @@ from energyppl.potentials.algebra import Potential
 __all__ = ["NUTS"]
 
 
-_CERTAIN = 1e4  # nats
+_CERTAIN = 1e4  # nats by which a finite leaf outweighs a start of infinite energy
 
 
 class _Tree(NamedTuple):
     """Half a trajectory that has just been grown, for every chain."""
 
-    first: Tensor  # (*chains, *event), momenta at its first leaf
+    first: Tensor  # (*chains, *event), whitened momenta at its first leaf
     end: tuple[State, Tensor]  # where it stopped, with its momenta
     proposal: State
     proposal_total: Tensor  # (*chains,), H there
@@ -32,6 +32,14 @@ class _Tree(NamedTuple):
     diverging: Tensor
     accept_sum: Tensor
     leaves: Tensor
+
+
+class _Checkpoint(NamedTuple):
+    """Where a sub-tree begins that a later leaf may end."""
+
+    first: Tensor  # (*chains, *event), momenta at its first leaf
+    before: Tensor  # (*chains, *event), momenta at the leaf before that, the last of the sub-tree on its left
+    sum_before: Tensor  # (*chains, *event), sum of the momenta of all leaves before its first
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +53,14 @@ class NUTS:
         step_size: ε of a leapfrog step, a number or one for each chain, ``(*chains,)``.
         max_depth: doublings at most.
         inverse_mass: None for the identity, variances ``(*event)``, or a :class:`LowRankMass`.
+
+    Example:
+        >>> import torch, energyppl as ep
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> kernel = ep.NUTS(step_size=0.5)
+        >>> state, info = kernel.step(normal, kernel.init(normal, torch.randn(4, 2)))
+        >>> state.x.shape, info.tree_depth.shape
+        (torch.Size([4, 2]), torch.Size([4]))
     """
 
     step_size: float | Tensor = 0.1
@@ -58,9 +74,17 @@ class NUTS:
         check_count("max_depth", self.max_depth)
         check_inverse_mass(self.inverse_mass)
 
+    def with_step_size(self, step_size: float | Tensor) -> "NUTS":
+        """Return the same kernel with another step size."""
+        return replace(self, step_size=step_size)
+
     def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "NUTS":
-        """The same kernel with steps of ``step`` widths."""
+        """Return the same kernel with steps of ``step`` widths."""
         return replace(self, step_size=step * width)
+
+    def with_inverse_mass(self, inverse_mass: InverseMass) -> "NUTS":
+        """Return the same kernel with another inverse mass."""
+        return replace(self, inverse_mass=inverse_mass)
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""
@@ -109,18 +133,29 @@ class NUTS:
         return proposal, info
 
 
+# The tree over the leaves of one half is never built.  Leaf n ends as many sub-trees as n has trailing ones in binary,
+# and of each the first leaf must still be known: those wait as checkpoints, in the place that counts the ones of n ÷ 2.
+#
+#       leaf (binary)        0      1     10     11    100    101    110    111
+#                            |______|      |______|      |______|      |______|
+#                               |_____________|             |_____________|
+#                                      |____________________________|
+#       kept at place        0             1             1             2
+#       ends sub-trees              1             2             1             3
+#       that began at leaf          0            10, 0         100       110, 100, 0
+#
+# Leaf 101 = 5 ends the pair that began at leaf 100, kept at place 1, which has overwritten leaf 10: no sub-tree that
+# begins there is still open.  So log₂(leaves) checkpoints are enough (Phan et al. 2019).
 def _grow(
     potential: Potential, end: tuple[State, Tensor], by: Stepper, total: Tensor, growing: Tensor, leaves: int
 ) -> _Tree:
-    """``leaves`` steps from one end, until the new half turns or diverges; ``total`` is H where the chain began."""
+    """Make ``leaves`` steps from one end until the new half turns or diverges; ``total`` is H where the chain began."""
     (x, _, grad), u = end[0][:3], end[1].clone()
     x = x.clone()
     nothing = torch.full_like(total, -torch.inf)
     proposal, proposal_total, log_weight, momentum = end[0], total, nothing, torch.zeros_like(u)
     diverging, accept_sum, count = growing & False, torch.zeros_like(total), torch.zeros_like(total)
-    # Checkpoints: where the sub-trees begin that may end at the present leaf, log₂(n) of them: the momenta there and
-    # just before, and the sum of momenta up to there, that one left out.
-    kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    kept: dict[int, _Checkpoint] = {}
     last = first = u
     for n in range(leaves):
         by.kick(u, grad, 0.5)
@@ -138,22 +173,14 @@ def _grow(
         taken = growing & (torch.rand_like(total) < torch.exp(weight - log_weight))
         proposal = select(taken, State(x.clone(), energy, grad), proposal)
         proposal_total = torch.where(taken, total + error, proposal_total)
-        here, place = u.clone(), (n >> 1).bit_count()
+        here = u.clone()
         if n == 0:
             first = here
         if n % 2 == 0:
-            kept[place] = (here, last, momentum)
+            kept[(n >> 1).bit_count()] = _Checkpoint(here, last, momentum)
         momentum = momentum + here
         if n % 2:
-            ending = (~n & (n + 1)).bit_length() - 1  # trailing ones: how many sub-trees end at this leaf
-            for i in range(place, place - ending, -1):
-                begin, _, before = kept[i]
-                growing = growing & ~_turning(begin, here, momentum - before, total)
-                if i < place:  # the smaller sub-tree is the second half of this one
-                    middle, end_of_half, halfway = kept[i + 1]
-                    growing = growing & ~_turning_across(
-                        begin, end_of_half, halfway - before, middle, here, momentum - halfway, total
-                    )
+            growing = growing & ~_sub_trees_turn(kept, n, here, momentum, total)
         if not bool(growing.any()):
             break
         last = here
@@ -171,20 +198,37 @@ def _grow(
     )
 
 
+def _sub_trees_turn(kept: dict[int, _Checkpoint], n: int, here: Tensor, momentum: Tensor, like: Tensor) -> Tensor:
+    """Tell whether any sub-tree turns that ends at leaf ``n``, with momenta ``here`` and their sum ``momentum``."""
+    turning = torch.zeros_like(like, dtype=torch.bool)
+    place, ending = (n >> 1).bit_count(), (~n & (n + 1)).bit_length() - 1  # trailing ones of n
+    for i in range(place, place - ending, -1):
+        tree = kept[i]
+        turning = turning | _turning(tree.first, here, momentum - tree.sum_before, like)
+        if i < place:  # the smaller sub-tree is the second half of this one
+            second = kept[i + 1]
+            in_first, in_second = second.sum_before - tree.sum_before, momentum - second.sum_before
+            turning = turning | _turning_across(
+                tree.first, second.before, in_first, second.first, here, in_second, like
+            )
+    return turning
+
+
 def _choose(first: Tensor, a: tuple[State, Tensor], b: tuple[State, Tensor]) -> tuple[State, Tensor]:
     return select(first, a[0], b[0]), torch.where(append_dims(first, a[1]), a[1], b[1])
 
 
 def _turning(left: Tensor, right: Tensor, momentum: Tensor, like: Tensor) -> Tensor:
-    """Whether the trajectory between two whitened momenta with this sum turns (Betancourt 2017, appendix A.4.2)."""
+    """Tell whether a trajectory between two whitened momenta with this sum turns (Betancourt 2017, appendix A.4.2)."""
     return (dot(left, momentum, like) <= 0) | (dot(right, momentum, like) <= 0)
 
 
 def _turning_across(
     start: Tensor, before: Tensor, sum_before: Tensor, after: Tensor, end: Tensor, sum_after: Tensor, like: Tensor
 ) -> Tensor:
-    """Whether one half and the nearest point of the other turn: on a sphere, a doubled trajectory may miss the turn.
+    """Tell whether one half and the nearest point of the other turn.
 
-    As in Stan since 2.21: the first half runs from ``start`` to ``before``, the second from ``after`` to ``end``.
+    On a sphere, a doubled trajectory may miss the turn.  As in Stan since 2.21: the first half runs from ``start`` to
+    ``before``, the second from ``after`` to ``end``.
     """
     return _turning(start, after, sum_before + after, like) | _turning(before, end, sum_after + before, like)

@@ -1,4 +1,4 @@
-"""What sampling returns: draws, what each step knew about itself, and which chains not to trust."""
+"""Chains: draws of many Markov chains, what each step knew about itself, and which chains not to trust."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energyppl._checks import check_count
 from energyppl.arviz_export import Groups, to_inference_data
 from energyppl.inference.kernels.contract import Kernel
 from energyppl.inference.sampling.pyro_model import ModelPotential
@@ -29,16 +30,23 @@ Variables = Callable[[Tensor], Mapping[str, Tensor]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Chains:
-    """Draws of many chains with their diagnostics; ``to_arviz`` hands them to ArviZ.
+    """Draws of many chains with their diagnostics; ``to_arviz`` exports them to ArviZ.
 
     Batched targets, such as the recovery distributions of many noisy points, have their batch after chains and draws.
+
+    Example:
+        >>> import energyppl as ep
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> chains = ep.sample_chains(ep.HMC(), normal, chains=8, draws=20, warmup=20, progress=False)
+        >>> chains.flat()["x"].shape, chains.r_hat().shape, chains.stuck.shape
+        (torch.Size([160, 2]), torch.Size([2]), torch.Size([8]))
     """
 
     draws: Tensor  # (chains, draws, *event), the potential's own (unconstrained) points
     energy: Tensor  # (chains, draws), nats
     acceptance: Tensor  # (chains, draws), mean over the steps of a draw
     diverging: Tensor  # (chains, draws), bool: any step of the draw
-    moved: Tensor  # (chains, draws), bool: any step of the draw was accepted
+    moved: Tensor  # (chains, draws), bool: the point is another one than at the draw before
     steps: Tensor  # (chains, draws), gradients of the draw
     step_sizes: Tensor  # (draws,), the middle one of the chains'; NaN for a kernel made of others
     kernel: Kernel  # as it sampled
@@ -52,6 +60,7 @@ class Chains:
     warmup_seconds: float = 0.0
     warmup_gradients: float = 0.0  # for each chain
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what the warm-up could not tune, a sentence each
 
     def __repr__(self) -> str:
         chains, draws, *event = self.draws.shape
@@ -60,7 +69,8 @@ class Chains:
             f"  {self.gradients:.0f} gradients a chain in {self.seconds:.1f} s, after {self.warmup_gradients:.0f} in "
             f"{self.warmup_seconds:.1f} s of warm-up; acceptance {float(self.acceptance.double().mean()):.2f}"
         )
-        return "\n".join([*lines, *(f"  {problem}" for problem in self.problems() or ["no problem noticed"])])
+        remarks = [*self.notes, *(self.problems() or ["no problem noticed"])]
+        return "\n".join([*lines, *(f"  {remark}" for remark in remarks)])
 
     @property
     def samples(self) -> dict[str, Tensor]:
@@ -68,16 +78,21 @@ class Chains:
         return dict(self.variables(self.draws))
 
     def flat(self, count: int | None = None) -> dict[str, Tensor]:
-        """The named variables with chains and draws as one, as ``pyro.infer.Predictive`` takes them.
+        """Merge chains and draws of the named variables into one dimension, as ``pyro.infer.Predictive`` takes them.
 
         Args:
             count: keep as many, evenly spread; all if None.
+
+        Raises:
+            InvalidInput: for a count that is not a whole number from 1.
         """
+        if count is not None:
+            check_count("count", count)
         merged = {name: value.flatten(0, 1) for name, value in self.samples.items()}
         total = self.draws.shape[0] * self.draws.shape[1]
         if count is None or count >= total:
             return merged
-        index = torch.linspace(0, total - 1, count).long()
+        index = torch.linspace(0, total - 1, count, dtype=torch.float64).long()  # float32 counts to 2²⁴ only
         return {name: value[index] for name, value in merged.items()}
 
     @property
@@ -98,9 +113,9 @@ class Chains:
         return self.moved.double().mean(1) < _RARELY
 
     def r_hat(self) -> Tensor:
-        """Split R̂ of each unconstrained coordinate, ``(*batch, *event)`` (Gelman et al. 2013); ArviZ's is by ranks.
+        """Estimate the split R̂ of each unconstrained coordinate, ``(*batch, *event)`` (Gelman et al. 2013).
 
-        It tells whether chains agree; NaN with less than four draws.
+        It tells whether chains agree; NaN with less than four draws.  ArviZ's R̂ is of ranks.
         """
         half = self.draws.shape[1] // 2
         if half < 2:
@@ -116,7 +131,7 @@ class Chains:
         return ((half - 1) / half + torch.cat(means).var(0) / torch.cat(variances).mean(0)).sqrt()
 
     def problems(self, *, rare: float = 0.0, disagreement: float = 1.05) -> list[str]:
-        """What not to trust, in words; empty if nothing was noticed.
+        """Name what not to trust, in words; empty if nothing was noticed.
 
         Args:
             rare: the share of diverging draws that is passed over.
@@ -128,7 +143,11 @@ class Chains:
         if self.draws.shape[1] == 0:
             return found
         for name, flags, remedy in (
-            ("never or hardly moved", self.stuck, "take smaller steps (target=0.95), or start them elsewhere"),
+            (
+                "never or hardly moved",
+                self.stuck,
+                "take smaller steps (target_acceptance=0.95), or start them elsewhere",
+            ),
             ("stand where the energy is not finite", self.not_finite, "start them inside the support"),
         ):
             if bool(flags.any()):
@@ -136,8 +155,8 @@ class Chains:
         share = float(self.diverging.double().mean())
         if share > rare:
             found.append(
-                f"{share:.2%} of the draws diverged: take smaller steps (target=0.95), or write the energy more "
-                "smoothly"
+                f"{share:.2%} of the draws diverged: take smaller steps (target_acceptance=0.95), or write the energy "
+                "more smoothly"
             )
         worst = float(self.r_hat().nan_to_num(0.0, posinf=math.inf).max())
         if worst > disagreement and self.draws.shape[1] >= _ENOUGH:
@@ -148,7 +167,7 @@ class Chains:
         return found
 
     def to_arviz(self, *, log_likelihood: bool = False, arviz: ModuleType | None = None) -> Any:
-        """The chains for ArviZ: ``InferenceData`` under 0.x, ``DataTree`` under 1.x.
+        """Export the chains to ArviZ: ``InferenceData`` under 0.x, ``DataTree`` under 1.x.
 
         ``posterior`` holds the named variables on their own supports, ``sample_stats`` what each draw knew, under
         ArviZ's names: ``lp`` (log density of the unconstrained point, up to a constant), ``energy`` (kinetic included),

@@ -1,4 +1,4 @@
-"""Our kernels inside ``pyro.infer.MCMC``: an adapter at the edge."""
+"""PyroKernel: the library's kernels inside ``pyro.infer.MCMC``."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, shape_text
 from energyppl.autodiff.bound import BoundPotential, bind
 from energyppl.autodiff.devices import beside
 from energyppl.errors import InvalidInput
@@ -32,7 +32,16 @@ class PyroKernel(MCMCKernel):
         model: a Pyro model, whose arguments ``MCMC.run`` takes; or a potential or ``EnergyDistribution``, whose
             variable is called ``x``.
         chains: how many chains in the batch.
-        mass: as in :func:`~energyppl.inference.adapt`.
+        mass: as in :func:`~energyppl.adapt`.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, energyppl as ep
+        >>> def model():
+        ...     pyro.sample("mu", dist.Normal(0.0, 1.0))
+        >>> mcmc = pyro.infer.MCMC(ep.PyroKernel(ep.HMC(), model), num_samples=20, disable_progbar=True)
+        >>> mcmc.run()
+        >>> mcmc.get_samples()["mu"].shape
+        torch.Size([20])
     """
 
     transforms: Mapping[str, Any] = {}  # Pyro asks: samples are on their own supports already
@@ -56,6 +65,10 @@ class PyroKernel(MCMCKernel):
         self._accepted = self._count = 0.0
         self._divergences: list[int] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what a run holds only while it lasts: ``MCMC`` with its samples can be pickled after it."""
+        return {**self.__dict__, "_target": None, "_state": None, "_warming": None}
+
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Find the model's sites and where chains begin; called by ``MCMC.run``."""
         self._forget()
@@ -69,10 +82,32 @@ class PyroKernel(MCMCKernel):
 
     def _given_start(self, target: Target) -> Tensor:
         assert self._initial is not None
-        given = {n: v[None] if self._chains == 1 else v for n, v in self._initial.items()}
-        if isinstance(target.potential, ModelPotential):
-            return target.potential.join(given, torch.Size((self._chains, *target.batch)))
-        return beside(target.potential, given["x"])
+        if not isinstance(self._initial, Mapping):
+            raise InvalidInput(f"initial_params must be a dictionary of sites; got {type(self._initial).__name__}")
+        given = {n: v[None] if self._chains == 1 else v for n, v in map(_tensor, self._initial.items())}
+        shape, potential = torch.Size((self._chains, *target.batch)), target.potential
+        if isinstance(potential, ModelPotential):
+            x = potential.join(given, shape)
+        else:
+            if set(given) != {"x"}:
+                raise InvalidInput(
+                    f"initial_params must be {{'x': …}} for a potential; got {', '.join(given) or 'none'}"
+                )
+            expected = (*shape, *potential.event_shape)
+            if tuple(given["x"].shape) != expected:
+                own = expected if self._chains > 1 else expected[1:]
+                raise InvalidInput(
+                    f"initial_params['x'] must have the unconstrained shape {shape_text(own)}; got "
+                    f"{shape_text(self._initial['x'].shape)}"
+                )
+            x = beside(potential, given["x"])
+        with torch.no_grad():
+            legal = torch.isfinite(potential(x))
+        if not bool(legal.any()):
+            raise InvalidInput(
+                "initial_params must be finite and inside the support; no chain starts at a finite energy"
+            )
+        return x
 
     def end_warmup(self) -> None:
         """Keep the kernel as it is from now on; called by ``MCMC.run``."""
@@ -80,7 +115,7 @@ class PyroKernel(MCMCKernel):
 
     @property
     def initial_params(self) -> dict[str, Tensor]:
-        """Where the chain is, by site, on the sites' own supports.
+        """Return where the chain is, by site, on the sites' own supports.
 
         Set it to begin elsewhere, to unconstrained values as in Pyro (``MCMC(…, initial_params=…)`` does so).
         """
@@ -109,10 +144,17 @@ class PyroKernel(MCMCKernel):
         return self.initial_params
 
     def logging(self) -> "OrderedDict[str, str]":
-        """What Pyro's progress bar shows."""
+        """Show the step size and acceptance on Pyro's progress bar."""
         accept = float(self._info.accept_prob.mean()) if self._info is not None else 0.0
         return OrderedDict([("step size", f"{middle_step(self.kernel):.2e}"), ("acc. prob", f"{accept:.3f}")])
 
     def diagnostics(self) -> dict[str, Any]:
-        """Divergent draws and the mean acceptance, as Pyro's own kernels report them."""
+        """Report divergent draws and the mean acceptance, as Pyro's own kernels do."""
         return {"divergences": self._divergences, "acceptance rate": self._accepted / max(1.0, self._count)}
+
+
+def _tensor(item: tuple[str, Any]) -> tuple[str, Tensor]:
+    name, value = item
+    if not isinstance(value, Tensor):
+        raise InvalidInput(f"initial_params[{name!r}] must be a tensor; got {type(value).__name__}")
+    return name, value

@@ -1,23 +1,21 @@
-"""Any Pyro model as a potential: its latent sites, unconstrained and laid end to end, batched over chains by vmap."""
+"""Pyro models as potentials: their latent sites, unconstrained and laid end to end, batched over chains by vmap."""
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from energyppl._checks import shape_text
 from energyppl.autodiff.structure import modules_read_by
 from energyppl.errors import EnergyPPLError, InvalidInput
+from energyppl.inference.sampling.pyro_sites import Fill, Groups, Site, groups_of, origin, refuse_discrete
 from energyppl.potentials.constrained import latent_transform
 
 __all__ = ["ModelPotential"]
@@ -26,53 +24,22 @@ _CHUNK = 10_000  # points that are turned into a model's variables at once
 
 
 @dataclass(frozen=True, eq=False)
-class _Site:
-    """Where a latent site's unconstrained values lie in the vector of all."""
-
-    name: str
-    start: int
-    shape: torch.Size  # unconstrained
-    constrained_shape: torch.Size
-
-    def take(self, z: Tensor) -> Tensor:
-        flat = z[..., self.start : self.start + math.prod(self.shape)]
-        return flat.reshape(z.shape[:-1] + self.shape)
-
-
-class _Fill(Messenger):
-    """Gives latent sites values, made from unconstrained ones by each site's own support, and adds up the Jacobians."""
-
-    def __init__(self, value_for: Callable[[Any, Any], Tensor | None]) -> None:
-        super().__init__()
-        self._value_for = value_for
-        self.log_jacobian: Tensor | float = 0.0
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if type(msg["fn"]) is dist.Multinomial:
-            msg["fn"] = _Multinomial(msg["fn"].total_count, logits=msg["fn"].logits)
-        if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
-            return
-        transform = latent_transform(msg["fn"])
-        z = self._value_for(msg, transform)
-        if z is None:
-            return
-        value = transform(z)
-        self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(z, value).sum()
-        msg["value"], msg["is_observed"], msg["infer"] = value, True, {**msg["infer"], "was_latent": True}
-
-
-@dataclass(frozen=True, eq=False)
 class ModelPotential:
-    """The potential −log p(z, data) of a Pyro model's unconstrained latent values z; made by :meth:`trace`."""
+    """The potential −log p(z, data) of a Pyro model's unconstrained latent values z; made by :meth:`trace`.
+
+    Entries of latent sites that a mask takes out of the density, and on which nothing else depends, are no coordinates:
+    they stay where the site's support has its origin.
+    """
 
     model: Callable[..., Any] = field(metadata={"pure": True}, repr=False)
     arguments: "_Held" = field(metadata={"pure": True}, repr=False)
-    sites: tuple[_Site, ...] = field(metadata={"pure": True}, repr=False)
+    sites: tuple[Site, ...] = field(metadata={"pure": True}, repr=False)
     modules: tuple[nn.Module, ...] = field(repr=False)  # that the hot door watches
     event_shape: torch.Size
     dtype: torch.dtype
     device: torch.device
     one_by_one: "_OneByOne | None" = field(default=None, repr=False)
+    groups: Groups = field(default=Groups((), (), ()), metadata={"pure": True}, repr=False)
 
     @classmethod
     def trace(cls, model: Callable[..., Any], *args: Any, **kwargs: Any) -> "ModelPotential":
@@ -81,18 +48,17 @@ class ModelPotential:
         Raises:
             InvalidInput: if it has no latent site, a discrete one, or a plate that subsamples.
         """
-        _refuse_discrete(model, args, kwargs)
-        with torch.no_grad(), _Fill(_origin):
+        refuse_discrete(model, args, kwargs)
+        with torch.no_grad(), Fill(origin) as fill:
             nodes: Mapping[str, Any] = poutine.trace(model).get_trace(*args, **kwargs).nodes
         values = [node["value"] for node in nodes.values() if node["type"] in ("sample", "param")]
         # Latent values of priors that are plain numbers lie on the CPU, wherever the rest is.
         off = (v.device for v in values if isinstance(v, Tensor) and v.device.type != "cpu")
-        sites, start, dtypes, device = [], 0, [], next(off, torch.device("cpu"))
+        sites, dtypes, device = [], [], next(off, torch.device("cpu"))
         for name, node in nodes.items():
             if node["type"] == "sample" and node["infer"].get("was_latent"):
                 shape = latent_transform(node["fn"]).inverse_shape(node["value"].shape)
-                sites.append(_Site(name, start, torch.Size(shape), node["value"].shape))
-                start += math.prod(shape)
+                sites.append(Site(name, 0, torch.Size(shape), node["value"].shape))
                 dtypes.append(node["value"].dtype)
         if not sites:
             raise InvalidInput(
@@ -103,12 +69,50 @@ class ModelPotential:
         for other in dtypes:
             dtype = torch.promote_types(dtype, other)
         modules = (model,) if isinstance(model, nn.Module) else tuple(modules_read_by(model))
-        found = cls(model, _Held((args, kwargs)), tuple(sites), modules, torch.Size((start,)), dtype, device)
-        return found if found._vmap_serves() else replace(found, one_by_one=_OneByOne())
+        held = _Held((args, kwargs))
+        found = cls(model, held, (), modules, torch.Size((0,)), dtype, device)._laid_out(sites)
+        if any(not bool(mask.all()) for mask in fill.masks.values()):
+            found = found._without_idle()
+        found = found if found._vmap_serves() else replace(found, one_by_one=_OneByOne())
+        one, other = (found._run(z)[0].nodes for z in found._spread(2))
+        return replace(found, groups=groups_of(one, other))
+
+    def _laid_out(self, sites: Sequence[Site]) -> "ModelPotential":
+        start, laid = 0, []
+        for site in sites:
+            laid.append(replace(site, start=start))
+            start += site.size
+        if not start:
+            raise InvalidInput("masks take every latent entry out of the model: there is nothing to sample")
+        return replace(self, sites=tuple(laid), event_shape=torch.Size((start,)))
+
+    def _without_idle(self) -> "ModelPotential":
+        """Take entries out that are masked, and that nothing else depends on, at four points."""
+        idle: dict[str, Tensor] = {}
+        for point in self._spread(4):
+            with torch.enable_grad():
+                z = point.requires_grad_()
+                trace, fill = self._run(z)
+                others = (jacobian for name, jacobian in fill.jacobians.items() if name not in fill.masks)
+                (slope,) = torch.autograd.grad(trace.log_prob_sum() + sum(others, z.sum() * 0.0), z)
+            for site in self.sites:
+                mask = fill.masks.get(site.name, torch.ones(site.shape, dtype=torch.bool)).to(slope.device)
+                here = ~mask & (site.take(slope) == 0.0)
+                idle[site.name] = idle.get(site.name, here) & here
+        out = [
+            replace(site, idle=idle[site.name].cpu()) if bool(idle[site.name].any()) else site for site in self.sites
+        ]
+        return self._laid_out(out)
+
+    def _spread(self, count: int) -> Tensor:
+        """Lay out some points to look at a model, always the same; torch's random numbers stay as they are."""
+        random = torch.Generator().manual_seed(0)
+        points = torch.rand(count, *self.event_shape, generator=random, dtype=self.dtype) * 4.0 - 2.0
+        return points.to(self.device)
 
     @property
     def vectorized(self) -> bool:
-        """Whether all chains are evaluated together."""
+        """Tell whether all chains are evaluated together."""
         return self.one_by_one is None
 
     # --- The energy ---
@@ -128,10 +132,10 @@ class ModelPotential:
             return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         return torch.stack(rows)
 
-    def _run(self, z: Tensor) -> tuple[Any, Tensor | float]:
+    def _run(self, z: Tensor) -> tuple[Any, Fill]:
         by_name = {site.name: site for site in self.sites}
 
-        def value(msg: Any, transform: Any) -> Tensor | None:
+        def value(msg: Any, transform: Any) -> Tensor:
             site = by_name.get(msg["name"])
             if site is None:
                 raise EnergyPPLError(
@@ -141,7 +145,8 @@ class ModelPotential:
             return site.take(z)
 
         args, kwargs = self.arguments.value
-        with _unvalidated(), _Fill(value) as fill:
+        idle = {site.name: site.idle for site in self.sites if site.idle is not None}
+        with _unvalidated(), Fill(value, idle) as fill:
             trace = poutine.trace(self.model).get_trace(*args, **kwargs)
         missing = by_name.keys() - trace.nodes.keys()
         if missing:
@@ -149,16 +154,16 @@ class ModelPotential:
                 f"the model's latent site(s) {', '.join(sorted(missing))} were not there in this run: its sites must "
                 "be the same at every run"
             )
-        return trace, fill.log_jacobian
+        return trace, fill
 
     def _log_joint(self, z: Tensor) -> Tensor:
         with _unvalidated():
-            trace, log_jacobian = self._run(z)
-            total: Tensor = trace.log_prob_sum() + log_jacobian
+            trace, fill = self._run(z)
+            total: Tensor = trace.log_prob_sum() + fill.log_jacobian
         return total
 
     def _vmap_serves(self) -> bool:
-        """Whether vmap follows the model and agrees with running it point by point."""
+        """Tell whether vmap follows the model and agrees with running it point by point."""
         points = 0.1 * torch.arange(2.0 * self.event_shape[0], dtype=self.dtype, device=self.device).cos().reshape(
             2, -1
         )
@@ -183,18 +188,28 @@ class ModelPotential:
     # --- Its variables ---
 
     def constrain(self, z: Tensor) -> Mapping[str, Tensor]:
-        """Latent and deterministic sites by name, ``(*batch, *shape)``, from unconstrained points ``(*batch, D)``."""
+        """Map unconstrained points ``(*batch, D)`` to latent and deterministic sites by name, ``(*batch, *shape)``."""
         return self._sites_of(z, self._values)
 
     def log_likelihood(self, z: Tensor) -> Mapping[str, Tensor]:
-        """Log density of each observed site's parts given the latent ones, ``(*batch, *site batch)`` by name."""
+        """Evaluate the log density of observed sites given the latent ones, ``(*batch, *site batch)`` by name."""
         return self._sites_of(z, self._likelihood)
 
     def observed(self) -> dict[str, Tensor]:
-        """The observed sites' values by name."""
+        """Return the data, ``(*shape)`` by observed site."""
         zero = torch.zeros(self.event_shape, dtype=self.dtype, device=self.device)
         nodes = self._run(zero)[0].nodes
-        return {name: node["value"] for name, node in nodes.items() if _is_data(node)}
+        return {name: torch.as_tensor(nodes[name]["value"]) for name in self.groups.data}
+
+    def shapes(self) -> tuple[dict[str, torch.Size], dict[str, torch.Size]]:
+        """Return the shapes of the sites of the posterior and of the data, by name."""
+        zero = torch.zeros(self.event_shape, dtype=self.dtype, device=self.device)
+        nodes = self._run(zero)[0].nodes
+        posterior, data = (
+            {name: torch.as_tensor(nodes[name]["value"]).shape for name in names}
+            for names in (self.groups.posterior, self.groups.data)
+        )
+        return posterior, data
 
     def _sites_of(self, z: Tensor, function: Callable[[Tensor], dict[str, Tensor]]) -> Mapping[str, Tensor]:
         flat, batch = z.reshape(-1, z.shape[-1]).to(self.device), z.shape[:-1]
@@ -207,77 +222,93 @@ class ModelPotential:
 
     def _values(self, z: Tensor) -> dict[str, Tensor]:
         nodes = self._run(z)[0].nodes
-        return {
-            name: node["value"]
-            for name, node in nodes.items()
-            if node["type"] == "sample" and (node["infer"].get("was_latent") or node["infer"].get("_deterministic"))
-        }
+        return {name: torch.as_tensor(nodes[name]["value"], device=z.device) for name in self.groups.posterior}
 
     def _likelihood(self, z: Tensor) -> dict[str, Tensor]:
         with _unvalidated():
             trace, _ = self._run(z)
-            trace.compute_log_prob(lambda name, node: _is_data(node))
-        return {name: node["log_prob"] for name, node in trace.nodes.items() if _is_data(node)}
+            trace.compute_log_prob(lambda name, node: name in self.groups.likelihoods)
+        return {name: trace.nodes[name]["log_prob"] for name in self.groups.likelihoods}
 
     # --- Where chains begin ---
 
     def initial(self, shape: torch.Size) -> Tensor:
-        """Points uniform in (−2, 2), as Pyro's own NUTS begins, ``(*shape, D)``."""
+        """Draw points uniform in (−2, 2), as Pyro's own NUTS begins, ``(*shape, D)``."""
         return torch.rand(*shape, *self.event_shape, dtype=self.dtype, device=self.device) * 4.0 - 2.0
 
-    def join(self, values: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-        """Unconstrained points from the latent sites' unconstrained values, ``(*shape, *site shape)`` each."""
-        return torch.cat([values[site.name].reshape(*shape, -1) for site in self.sites], -1).to(self.device, self.dtype)
-
-    def unconstrain(self, values: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-        """Unconstrained points from the latent sites' values, ``(*shape, *site shape)`` each.
+    def join(self, values: Mapping[str, Any], shape: torch.Size, name: str = "initial_params") -> Tensor:
+        """Lay out the latent sites' unconstrained values, ``(*shape, *site shape)`` each, as points ``(*shape, D)``.
 
         Raises:
-            InvalidInput: if a site is missing or of another shape.
+            InvalidInput: if a site is missing, unknown, of another shape or not finite.
         """
-        missing = {site.name for site in self.sites} - set(values)
-        if missing:
-            raise InvalidInput(f"init must give every latent site a value; missing: {', '.join(sorted(missing))}")
-        values = {name: torch.as_tensor(value, device=self.device) for name, value in values.items()}
+        self._check_names(values, name)
+        parts = []
         for site in self.sites:
-            expected = (*shape, *site.constrained_shape)
-            if tuple(values[site.name].shape) != expected:
-                raise InvalidInput(
-                    f"init[{site.name!r}] must have shape {shape_text(expected)}; got "
-                    f"{shape_text(values[site.name].shape)}"
-                )
+            value = self._checked(values[site.name], (*shape, *site.shape), f"{name}[{site.name!r}]", "unconstrained ")
+            parts.append(self._finite(site.put(value, shape), f"{name}[{site.name!r}]"))
+        return torch.cat(parts, -1)
+
+    def unconstrain(self, values: Mapping[str, Any], shape: torch.Size, name: str = "init") -> Tensor:
+        """Map the latent sites' values, ``(*shape, *site shape)`` each, to unconstrained points ``(*shape, D)``.
+
+        Raises:
+            InvalidInput: if a site is missing, unknown, of another shape or not finite.
+        """
+        self._check_names(values, name)
+        given = {
+            site.name: self._checked(values[site.name], (*shape, *site.constrained_shape), f"{name}[{site.name!r}]")
+            for site in self.sites
+        }
         rows = []
         for index in range(math.prod(shape)):
-            given = {s.name: values[s.name].reshape(-1, *s.constrained_shape)[index] for s in self.sites}
-            rows.append(self._unconstrain_one(given))
+            row = {s.name: given[s.name].reshape(-1, *s.constrained_shape)[index] for s in self.sites}
+            rows.append(self._unconstrain_one(row, name))
         return torch.stack(rows).reshape(*shape, *self.event_shape)
 
-    def _unconstrain_one(self, given: Mapping[str, Tensor]) -> Tensor:
+    def _check_names(self, values: Mapping[str, Any], name: str) -> None:
+        known = [site.name for site in self.sites]
+        missing, unknown = set(known) - set(values), set(values) - {*known, *self.groups.posterior}
+        if missing:
+            raise InvalidInput(f"{name} must give every latent site a value; missing: {', '.join(sorted(missing))}")
+        if unknown:
+            raise InvalidInput(
+                f"{name} must name the model's latent sites, {', '.join(known)}; got "
+                f"{', '.join(sorted(map(str, unknown)))}"
+            )
+
+    def _checked(self, value: Any, shape: Sequence[int], name: str, kind: str = "") -> Tensor:
+        try:
+            tensor = torch.as_tensor(value, device=self.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise InvalidInput(f"{name} must be a tensor; got {type(value).__name__}") from None
+        if tuple(tensor.shape) != tuple(shape):
+            raise InvalidInput(f"{name} must have the {kind}shape {shape_text(shape)}; got {shape_text(tensor.shape)}")
+        return tensor.to(self.dtype)
+
+    def _finite(self, part: Tensor, name: str) -> Tensor:
+        if not bool(torch.isfinite(part).all()):
+            raise InvalidInput(f"{name} must be finite and inside the site's support; got NaN or infinity there")
+        return part
+
+    def _unconstrain_one(self, given: Mapping[str, Tensor], name: str) -> Tensor:
         parts: dict[str, Tensor] = {}
+        by_name = {site.name: site for site in self.sites}
 
         def value(msg: Any, transform: Any) -> Tensor:
-            parts[msg["name"]] = transform.inv(given[msg["name"]])
-            return parts[msg["name"]]
+            site = by_name[msg["name"]]
+            part = site.put(transform.inv(given[site.name]), torch.Size())
+            parts[site.name] = self._finite(part, f"{name}[{site.name!r}]")
+            return replace(site, start=0).take(part)
 
         args, kwargs = self.arguments.value
-        with torch.no_grad(), _Fill(value):
+        with torch.no_grad(), _unvalidated(), Fill(value):
             poutine.trace(self.model).get_trace(*args, **kwargs)
         return torch.cat([parts[site.name].reshape(-1) for site in self.sites]).to(self.dtype)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
-
-
-class _Multinomial(dist.Multinomial):
-    """The same without torch's indexing by a mask, which vmap can't follow."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        logits = torch.where((value == 0) & (self.logits == -torch.inf), 0.0, self.logits)
-        log_prob: Tensor = (
-            torch.lgamma(value.sum(-1) + 1.0) - torch.lgamma(value + 1.0).sum(-1) + (logits * value).sum(-1)
-        )
-        return log_prob
 
 
 class _OneByOne:
@@ -289,56 +320,6 @@ class _Held:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-
-
-def _is_data(node: Any) -> bool:
-    infer = node.get("infer") or {}
-    return bool(
-        node["type"] == "sample"
-        and node["is_observed"]
-        and not infer.get("was_latent")
-        and not infer.get("_deterministic")
-        and not isinstance(node["fn"], dist.Unit)  # pyro.factor
-        and not site_is_subsample(node)
-    )
-
-
-def _refuse_discrete(model: Callable[..., Any], args: Any, kwargs: Any) -> None:
-    """Name discrete latent sites and subsampling plates before anything fails because of them."""
-
-    class Look(Messenger):
-        def _pyro_sample(self, msg: Any) -> None:
-            if site_is_subsample(msg):
-                size, sub = msg["fn"].size, msg["fn"].subsample_size
-                if sub is not None and sub != size:
-                    raise InvalidInput(
-                        f"plate {msg['name']!r} subsamples {sub} of {size} rows, so the density changes from run to "
-                        "run: give MCMC all the data"
-                    )
-            elif not msg["is_observed"] and msg["fn"].support.is_discrete:
-                raise InvalidInput(
-                    f"latent site {msg['name']!r} is discrete: gradients can't move it. Sum it out of the model (as "
-                    "dist.MixtureSameFamily does for mixtures), or observe it"
-                )
-
-    with torch.no_grad(), _Fill(_origin), Look():
-        model(*args, **kwargs)
-
-
-def _origin(msg: Any, transform: Any) -> Tensor:
-    like = _float_like(msg["fn"])
-    return torch.zeros(transform.inverse_shape(msg["fn"].shape()), dtype=like.dtype, device=like.device)
-
-
-def _float_like(fn: Any) -> Tensor:
-    """A tensor of a distribution's own dtype and device."""
-    for value in vars(fn).values():
-        if isinstance(value, Tensor) and value.dtype.is_floating_point:
-            return value
-    for value in vars(fn).values():  # what it is made of
-        if isinstance(value, torch.distributions.Distribution):
-            return _float_like(value)
-    return torch.empty(())
 
 
 @contextmanager

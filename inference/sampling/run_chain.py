@@ -1,4 +1,4 @@
-"""Run a kernel for a number of steps."""
+"""Fixed-length runs of a kernel."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -6,16 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, check_positive
 from energyppl.autodiff.bound import bind
-from energyppl.inference.kernels.contract import Info, Kernel, State
-from energyppl.potentials.algebra import Potential
+from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel
+from energyppl.potentials.algebra import Potential, as_potential
 
 __all__ = ["MarkovSampler", "Trajectory", "run_chain"]
 
 
 class Trajectory(NamedTuple):
-    """Where the chains ended and how they fared."""
+    """End of a run: where the chains are and how they fared."""
 
     state: State
     accept_prob: Tensor  # (*chains,), mean over the steps
@@ -28,7 +28,16 @@ def run_chain(kernel: Kernel, potential: Potential, x: Tensor, steps: int) -> Tr
 
     Raises:
         InvalidInput: if ``x`` does not end in the potential's event shape, or ``steps`` is below one.
+
+    Example:
+        >>> import torch, energyppl as ep
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> end = ep.sampling.run_chain(ep.MALA(0.5), normal, torch.zeros(8, 2), 20)
+        >>> end.state.x.shape, end.accept_prob.shape, end.evaluations
+        (torch.Size([8, 2]), torch.Size([8]), 21.0)
     """
+    check_kernel(kernel)
+    as_potential("the target", potential)
     check_count("steps", steps)
     potential = bind(potential)
     state = kernel.init(potential, x)
@@ -46,19 +55,30 @@ def run_chain(kernel: Kernel, potential: Potential, x: Tensor, steps: int) -> Tr
 
 @dataclass(frozen=True, eq=False)
 class MarkovSampler:
-    """Draws from a potential by a fixed number of steps from white noise: how a bare energy becomes sampleable.
+    """A sampler for a bare energy: a fixed number of steps from white noise.
 
     Args:
         kernel: moves the chains.
         steps: moves for each draw.
         start_scale: standard deviation of the chains' starting points around the origin.
+
+    Example:
+        >>> import energyppl as ep
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> ep.EnergyDistribution(normal, sampler=ep.sampling.MarkovSampler(ep.MALA(1.0), 10)).sample((5,)).shape
+        torch.Size([5, 2])
     """
 
     kernel: Kernel
     steps: int
     start_scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_kernel(self.kernel)
+        check_count("steps", self.steps)
+        check_positive("start_scale", self.start_scale)
+
     def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
-        """Draws of shape ``(*shape, *event)`` with the dtype and device of ``like``."""
+        """Draw points ``(*shape, *event)`` with the dtype and device of ``like``."""
         start = self.start_scale * torch.randn((*shape, *potential.event_shape), dtype=like.dtype, device=like.device)
         return run_chain(self.kernel, potential, start, self.steps).state.x

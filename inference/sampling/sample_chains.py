@@ -15,12 +15,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from energyppl._checks import check_count
+from energyppl.arviz_export import check_names
 from energyppl.autodiff.bound import bind
 from energyppl.errors import ChainWarning, InvalidInput
-from energyppl.inference.adaptation.warmup import warm_up
+from energyppl.inference.adaptation.warmup import untuned, warm_up
 from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, combined, middle_step
 from energyppl.inference.kernels.mass import MassEstimate, low_rank_mass
 from energyppl.inference.sampling.chains import Chains
+from energyppl.inference.sampling.pyro_model import ModelPotential
 from energyppl.inference.sampling.targets import Init, Target
 
 __all__ = ["sample_chains"]
@@ -54,7 +56,8 @@ def sample_chains(
     chains that are stuck or not finite are named by :meth:`Chains.problems`, and in a warning.
 
     Args:
-        kernel: moves the chains; tuned by :func:`~energyppl.inference.adapt` during the warm-up.
+        kernel: moves the chains; tuned by :func:`~energyppl.adapt` during the warm-up if it has a step size.  A kernel
+            that has none runs through the warm-up as it is, and ``notes`` of the result says so.
         model: a potential, an ``EnergyDistribution`` (its batch is sampled along), or any Pyro model, whose latent
             sites are sampled given its observed ones.
         args: the Pyro model's positional arguments.
@@ -68,7 +71,7 @@ def sample_chains(
             for a model, or N(0, 1).
         target_acceptance: acceptance that the warm-up aims at; nearer to 1 means smaller steps, for divergences and
             stuck chains.
-        mass: as in :func:`~energyppl.inference.adapt`.
+        mass: as in :func:`~energyppl.adapt`.
         keep_warmup: keep the warm-up's draws too.
         file: where draws go instead of memory, ``(draws, chains, *batch, *event)``; after Ctrl-C the rows that were not
             drawn are zeros.
@@ -76,12 +79,26 @@ def sample_chains(
 
     Raises:
         InvalidInput: for numbers out of range, a start of the wrong shape or without any finite energy, a model with
-            discrete latent sites, or draws that don't fit into memory.
+            discrete latent sites or with sites that are called as ArviZ calls dimensions, or draws that don't fit into
+            memory.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch, energyppl as ep
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("rows", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> chains = ep.sample_chains(ep.HMC(), model, (torch.ones(5),), chains=8, draws=20, warmup=20, progress=False)
+        >>> chains.samples["mu"].shape
+        torch.Size([8, 20])
     """
     for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
         check_count(name, value, at_least=least)
     check_kernel(kernel)
     target = Target.of(model, args, kwargs)
+    if isinstance(target.potential, ModelPotential):
+        for group in target.potential.shapes():
+            check_names(group)
     x, potential = target.start(chains, init), bind(target.potential)
     recorder = _Recorder(target, x, draws, file)
     early = _Recorder(target, x, warmup, None) if keep_warmup and warmup else None
@@ -101,6 +118,7 @@ def sample_chains(
         if state is None:
             state = kernel.init(potential, x)
         bar.set_description("sampling")
+        recorder.begin(state.x)
         step_size = middle_step(kernel)
         sampling_since = time.perf_counter()
         for _ in range(draws):
@@ -123,6 +141,7 @@ def sample_chains(
         warmup_seconds=min(ended, sampling_since) - began,
         warmup_gradients=gradients,
         attributes=_attributes(kernel, warmup, thin),
+        notes=untuned(kernel) if warmup else (),
     )
     for problem in result.problems(rare=_RARE, disagreement=_FAR):
         warnings.warn(problem, ChainWarning, stacklevel=2)
@@ -140,7 +159,8 @@ class _Recorder:
         file: str | os.PathLike[str] | None,
     ) -> None:
         shape, size = x.shape[: x.dim() - len(target.potential.event_shape)], (draws, *x.shape)
-        self._goal, self._count = target, 0
+        self._target, self._count = target, 0
+        self.begin(x)
         if file is None:
             needed = math.prod(size) * x.element_size()
             if needed > _MAX_BYTES:
@@ -161,11 +181,18 @@ class _Recorder:
         self._step_sizes = torch.empty(draws, dtype=x.dtype)
         self._has_total = self._has_depth = draws > 0
 
+    def begin(self, x: Tensor) -> None:
+        """Take note of where chains are before the first draw."""
+        self._last = x.detach().cpu().clone()
+
     def add(self, state: State, infos: Sequence[Info], step_size: float) -> None:
         i, last = self._count, infos[-1]
         self._draws[i], self._energy[i] = state.x, state.energy
+        # An accepted proposal that rounds to the point it came from is no move.
+        self._moved[i] = (self._draws[i] != self._last).reshape(*self._moved.shape[1:], -1).any(-1)
+        self._last = self._draws[i]
         whole = last if len(infos) == 1 else combined(infos)
-        self._acceptance[i], self._moved[i], self._diverging[i] = whole.accept_prob, whole.accepted, whole.diverging
+        self._acceptance[i], self._diverging[i] = whole.accept_prob, whole.diverging
         self._steps[i] = whole.gradients
         # A mixture of kernels may know these at some steps only; then they are left out.
         self._has_total &= last.total_energy is not None
@@ -190,8 +217,8 @@ class _Recorder:
             steps=turned(self._steps),
             step_sizes=self._step_sizes[: self._count],
             kernel=kernel,
-            potential=self._goal.potential,
-            variables=self._goal.variables,
+            potential=self._target.potential,
+            variables=self._target.variables,
             total_energy=turned(self._total) if self._has_total and self._count else None,
             tree_depth=turned(self._depth) if self._has_depth and self._count else None,
         )

@@ -1,4 +1,4 @@
-"""Where chains are to go: the potential of what a user named, how they begin, and what their points are called."""
+"""Targets of sampling: the potential of what a user named, how chains begin, and what their points are called."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -39,11 +39,12 @@ class Target:
 
     @classmethod
     def of(cls, target: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> "Target":
-        """What a potential, an ``EnergyDistribution`` or a Pyro model with its arguments means to chains.
+        """Make a target of a potential, an ``EnergyDistribution`` or a Pyro model with its arguments.
 
         Raises:
             InvalidInput: for anything else, and for a model whose latent sites can't be moved by gradients.
         """
+        _check_containers(args, kwargs)
         if (args or kwargs) and isinstance(target, (EnergyDistribution, Potential)):
             raise InvalidInput(
                 f"only a Pyro model takes arguments; got {len(args)} and {', '.join(kwargs or ()) or 'no names'} for a "
@@ -84,7 +85,7 @@ class Target:
         return cls(potential, _named(potential), target.batch_shape, begin)
 
     def start(self, chains: int, init: Init = None) -> Tensor:
-        """Where chains begin, ``(chains, *batch, *event)`` unconstrained: what was given, or drawn until it is legal.
+        """Find where chains begin, ``(chains, *batch, *event)`` unconstrained: as given, or drawn until it is legal.
 
         Raises:
             InvalidInput: for points of another shape, sites that are missing, or if no energy is finite.
@@ -109,7 +110,7 @@ class Target:
         return self.begin(shape) if init is None else self._enter(init(shape), shape)
 
     def _enter(self, x: "Tensor | Mapping[str, Tensor]", shape: torch.Size) -> Tensor:
-        """A user's points of the support, or values of sites, checked, as unconstrained points."""
+        """Check a user's points of the support, or values of sites, and make them unconstrained."""
         potential = self.potential
         if isinstance(potential, ModelPotential):
             if not isinstance(x, Mapping):
@@ -153,12 +154,22 @@ class Target:
 
 
 def _named(potential: Potential) -> Variables:
-    """Calls the points ``x``, on their support."""
-    return lambda points: {"x": constrain(potential, points)}
+    """Call the points ``x``, on their support."""
+    return _Points(potential)
+
+
+@dataclass(frozen=True, eq=False)
+class _Points:
+    """The variables of a bare potential; a class, so that chains can be pickled."""
+
+    potential: Potential
+
+    def __call__(self, points: Tensor) -> dict[str, Tensor]:
+        return {"x": constrain(self.potential, points)}
 
 
 def _like(potential: Potential, other: Tensor) -> Tensor:
-    """A tensor of the dtype and device that a potential's networks have; the other one if there is none.
+    """Find a tensor of the dtype and device of a potential's networks; the other one if there is none.
 
     Tensors of formulas count for the device alone: they are often converted to the points.
     """
@@ -168,6 +179,19 @@ def _like(potential: Potential, other: Tensor) -> Tensor:
         return beside(potential, other)
     weights = (p for module in modules for p in module.parameters())
     return next((p for p in weights if p.dtype.is_floating_point), beside(potential, other))
+
+
+def _check_containers(args: Any, kwargs: Any) -> None:
+    if not isinstance(args, tuple | list):
+        raise InvalidInput(
+            f"args must be a tuple of the Pyro model's arguments; got {type(args).__name__}: write "
+            "sample_chains(kernel, model, (x, y)), also for one, (x,)"
+        )
+    if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
+        raise InvalidInput(
+            f"kwargs must be a dictionary of the Pyro model's named arguments; got {type(kwargs).__name__}: put "
+            "arguments without a name into one tuple, sample_chains(kernel, model, (x, y))"
+        )
 
 
 def _check_arguments(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

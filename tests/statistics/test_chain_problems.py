@@ -1,5 +1,6 @@
 """Chains that are stuck, lost or begun in the wrong place are named, and bad input is refused in words."""
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable
@@ -180,3 +181,26 @@ def test_chains_print_a_summary() -> None:
     assert "64 of 60 draws of points (2,), ChEES" in text
     assert "no problem noticed" in text
     assert len(text) < 400
+
+
+def test_chains_that_stand_still_at_the_resolution_of_float_are_stuck() -> None:
+    """At 1e8 neighbouring float32 numbers are 8 apart: every step of .1 is accepted, and none is a move."""
+    far = energy(lambda x: 0.5 * ((x - 1e8) / 10.0).square().sum(-1), 2)
+    start = torch.full((16, 2), 1e8)
+    with pytest.warns(UserWarning, match="never or hardly moved"):
+        chains = sample(ep.MALA(0.1), far, chains=16, draws=50, warmup=0, init=start)
+    assert float(chains.acceptance.mean()) == 1.0
+    assert bool(chains.stuck.all())
+    assert not bool(chains.moved.any())
+    free = sample(ep.MALA(0.1), NORMAL, chains=16, draws=40, warmup=0)
+    assert bool(free.moved.double().mean() > 0.9)
+
+
+def test_flat_finds_its_places_among_more_draws_than_float32_counts() -> None:
+    """2 · 10⁷ draws, as 1,000 chains of 20,000 give; each is its own number, so that every place shows."""
+    few = sample(ep.MALA(0.5), NORMAL, chains=2, draws=2, warmup=0)
+    places = torch.arange(20_000_000, dtype=torch.float64).reshape(1000, 20_000, 1)
+    found = dataclasses.replace(few, draws=places).flat(1001)["x"][:, 0]
+    exact = [i * (20_000_000 - 1) // 1000 for i in range(1001)]
+    assert float((found - torch.tensor(exact, dtype=torch.float64)).abs().max()) <= 1.0
+    assert float(found[-1]) == 20_000_000 - 1
