@@ -221,4 +221,4 @@ def test_noise_contrast_gives_noise_the_labels_of_its_rows(ratio: int) -> None:
 
     alone = torch.stack([of_class((label == LABELS).nonzero()[:, 0], label) for label in range(3)])
     torch.testing.assert_close(of_class(torch.arange(60), LABELS), alone.mean(), rtol=1e-5, atol=1e-6)
-    assert abs(float(loss_of(torch.arange(60), LABELS.flip(0)) - alone.mean())) > 1e-3, "negative control"
+    assert abs(float(of_class(torch.arange(60), LABELS.flip(0)) - alone.mean())) > 1e-3, "negative control"
