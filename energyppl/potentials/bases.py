@@ -140,15 +140,16 @@ class MixtureBase:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def fitted(cls, x: Tensor, event_shape: torch.Size) -> "MixtureBase":
-        """With as many components as held-out draws ask for, and a wide one behind them all (:func:`fit_mixture`).
+    def fitted(cls, x: Tensor, event_shape: torch.Size, *, groups: Tensor | None = None) -> "MixtureBase":
+        """Fit one with as many components as held-out draws ask for, and a wide one added (:func:`fit_mixture`).
 
         Args:
             x: draws of the target, ``(n, *event)``.
             event_shape: shape of one point.
+            groups: a number for each draw, ``(n,)``; dependent draws share one and are held out together.
         """
         check_data("samples", x, event_shape, at_least=4)
-        means, factors, weights = fit_mixture(x.reshape(len(x), -1))
+        means, factors, weights = fit_mixture(x.reshape(len(x), -1), groups)
         return cls(means.reshape(-1, *event_shape), factors, weights)
 
     def __call__(self, x: Tensor) -> Tensor:

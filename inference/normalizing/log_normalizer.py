@@ -22,7 +22,7 @@ from energyppl.inference.kernels.contract import Kernel, check_kernel
 from energyppl.inference.kernels.langevin import MALA, Langevin
 from energyppl.inference.normalizing.annealing import Weights, effective_size, log_mean_exp
 from energyppl.inference.normalizing.bennett import bennett
-from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path
+from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path, is_binary
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
 from energyppl.integration.pareto import pareto_k
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential
@@ -51,6 +51,7 @@ class Annealing:
         waypoints: potentials between base and target that the path goes through, such as a model's noise levels.
         refit: where there are no samples, take a base fitted to the particles of the pilot run in place of the one that
             it began at, if that shortens the path.
+        starts: descents that search for modes where there is neither a base nor samples; 0 to begin at N(0, I).
     """
 
     particles: int = 512
@@ -58,6 +59,7 @@ class Annealing:
     kernel: Kernel = field(default_factory=lambda: MALA(1.0))
     waypoints: tuple[Potential, ...] = ()
     refit: bool = True
+    starts: int = 128
     forward: ClassVar[bool] = True
     reverse: ClassVar[bool] = False
     islands: ClassVar[int | None] = None
@@ -74,6 +76,7 @@ class Annealing:
             rising = all(a < b for a, b in pairwise(betas))
             if len(betas) < 2 or betas[0] != 0.0 or betas[-1] != 1.0 or not rising:
                 raise InvalidInput(f"temperatures must rise from 0 to 1; got {betas}")
+        check_count("starts", self.starts, at_least=0)
         check_kernel(self.kernel)
         if isinstance(self.kernel, Langevin):
             raise InvalidInput("Langevin never rejects, so its weights would be biased: anneal with MALA or HMC")
@@ -196,7 +199,7 @@ def log_normalizer(
             f"{type(method).__name__} begins at draws of the target: pass samples, or use SMC() or AIS()"
         )
     began = time.perf_counter()
-    draws = None if samples is None else DrawsOnce(samples, target)
+    draws = None if samples is None else DrawsOnce(samples, target, binary=is_binary(method.kernel))
     path = find_path(
         (*method.waypoints, target),
         base,
@@ -205,6 +208,7 @@ def log_normalizer(
         temperatures=method.temperatures,
         refit=method.refit,
         sparing=method.reverse,
+        starts=method.starts,
     )
     runs, stopped = _Runs(path.evaluations), None
     bar = tqdm(desc="log Z", unit=" evaluations", disable=not progress)
