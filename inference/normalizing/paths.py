@@ -14,7 +14,7 @@ from energyppl.errors import EnergyPPLError, InvalidInput, NotNormalizable
 from energyppl.inference.kernels.binary import BinaryGibbs, DiscreteLangevin
 from energyppl.inference.kernels.contract import Kernel
 from energyppl.inference.normalizing.annealing import AnnealingSchedule, Weights, anneal, effective_size, pilot_run
-from energyppl.inference.normalizing.mode_search import KEPT, ModeSearch, search_modes
+from energyppl.inference.normalizing.mode_search import ModeSearch, search_modes
 from energyppl.inference.normalizing.tails import require_normalizable
 from energyppl.potentials.algebra import Affine, Potential
 from energyppl.potentials.bases import Base, BernoulliBase, GaussianBase, MixtureBase
@@ -26,7 +26,8 @@ _FEWEST = 16  # draws of the target
 _PILOT = 256  # particles of pilot runs
 _REST = 10  # moves of a pilot's particles at the target, before a base is fitted to them
 _DEPENDENT = 1e-12  # smallest eigenvalue of the samples' correlations: below, a column is a copy or a sum of others
-_NEW = 0.05  # share of the starts that end where a base fitted to the others does not reach
+_SPAN = 1.5  # width of the base of a pilot run, in standard deviations of the chains in all basins
+_NEW = 0.03  # share of the last descents in new places above which it is said
 _SPREAD = 1.0  # variance of log weights at which a path's cost is least (Neal 2001)
 
 Draws = Tensor | Callable[[int], Tensor]
@@ -242,25 +243,32 @@ def _path_from_base(
 def _path_from_search(
     stops: tuple[Potential, ...], kernel: Kernel, betas: Sequence[float] | None, starts: int, refit: bool
 ) -> AnnealingPath:
-    """Find a path from a base fitted to chains in the basins that a search for modes ends in.
+    """Find a path from a base fitted to chains in the basins that a search for modes ends in, and to a pilot run's ends.
 
-    The base of the second pilot run is fitted to the ends of the first and to those chains, so that it leaves out none
-    of the modes that the first pilot run lost.
+    The pilot run begins at a Gaussian that spans the basins: at intermediate temperatures it finds modes that descents
+    don't, where they find modes that its particles lose.
     """
     target, shape = stops[-1], stops[-1].event_shape
     origin = origin_of(target, shape)
     found = _searched(target, origin + torch.randn(_PILOT, *shape).to(origin), starts)
     framed = _framed(stops, found.x)
-    rows = framed[-1].to_unit(found.x)
-    path, x = _pilot(MixtureBase.fitted(rows, shape, groups=found.start), framed, kernel, betas, rest=_REST)
+    wide = GaussianBase(origin, torch.full_like(origin, _SPAN))
+    path, x = _pilot(wide, framed, kernel, betas, rest=_REST)
     if refit and _is_fit(x):
-        last = rows[-(len(rows) // KEPT) :]
-        path = _shorter(path, MixtureBase.fitted(torch.cat([last, x]), shape), framed, kernel, betas)
+        chains = framed[-1].to_unit(found.last[torch.randperm(len(found.last))[:_PILOT]])
+        path = _shorter(path, MixtureBase.fitted(torch.cat([chains, x]), shape), framed, kernel, betas)
     searched = (
-        f"{starts} descents from up to {found.radius:.3g} widths of the lowest basin, and where they and the pilot "
-        "runs ended; a mode that none of them ends in is not in the estimate"
+        f"{found.starts} descents from up to {found.radius:.3g} widths of a first basin and from between their ends; a "
+        "mode that neither they nor the runs ended in is missing from log Z"
     )
-    return path._replace(evaluations=path.evaluations + found.evaluations, searched=searched)
+    warning = None
+    if found.new > _NEW:
+        warning = (
+            f"{found.new:.0%} of the last descents ended where none before had: there may be more modes that nothing "
+            "found, so pass samples, or more starts"
+        )
+    cost = path.evaluations + found.evaluations
+    return path._replace(evaluations=cost, searched=searched, warning=warning)
 
 
 def _searched(target: Potential, x: Tensor, starts: int) -> ModeSearch:
