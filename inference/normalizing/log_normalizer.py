@@ -1,4 +1,4 @@
-"""log Z of any potential, with an interval that is meant to hold and a sentence where it may not."""
+"""log Z of any potential by annealing (AIS, SMC, BAR), with an interval, and a warning where it may not hold."""
 
 import math
 import time
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from scipy.stats import norm
@@ -41,7 +41,7 @@ _MAX_RUNS = 64  # batches that a tolerance is pursued with
 
 @dataclass(frozen=True, eq=False)
 class Annealing:
-    """How particles get from base to target; what the methods below share.
+    """Settings of annealing that AIS, SMC, reverse AIS and BAR share.
 
     Args:
         particles: of a batch of runs, in each direction.
@@ -97,6 +97,7 @@ class AIS(Annealing):
 class SMC(Annealing):
     """AIS whose particles are resampled in eight islands when their weights grow uneven (Del Moral et al. 2006)."""
 
+    particles: int = 1024
     islands = _ISLANDS
     words = "sequential Monte Carlo"
 
@@ -123,7 +124,7 @@ class BAR(Annealing):
 
 @dataclass
 class _Runs:
-    """Log weights so far, what they cost, and what the last batch was like."""
+    """Log weights so far, their cost, and the last batch."""
 
     evaluations: int
     forward: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
@@ -156,17 +157,18 @@ def log_normalizer(
     With ``samples`` the estimate is Bennett's acceptance ratio of forward and reverse runs (:class:`BAR`), its interval
     uses the asymptotic variance, and a mode that runs from the base don't find shows as the two disagreeing.  Without
     them it is sequential Monte Carlo (:class:`SMC`), with an interval by Student's t over its islands: a mode that no
-    particle visits can't be seen by anything in it.
+    particle visits can't be seen by anything in it, so descents from scattered starts and a pilot run search for modes
+    first, and the result's ``searched`` says where they looked.
 
-    The base is a mixture of Gaussians fitted to half of the samples, or to where a pilot run from N(0, I) ends if that
-    shortens the path; particles then move in coordinates in which the target is about round.
+    The base is a mixture of Gaussians fitted to half of the samples, or to what the search finds; particles then move
+    in coordinates in which the target is about round.
 
     Args:
         target: the energy U, or a distribution of one.
         samples: independent draws of exp(−U) / Z, ``(n, *event)``, twice as many as particles since half of them only
             fit the base if none is given; or a function of a count that draws them.
-        base: where the path begins, or without samples the pilot run; if None, fitted to the samples, or a
-            recovery distribution's own tilt, or N(0, I).
+        base: where the path begins, or without samples the pilot run, and then no modes are searched for; if None,
+            fitted to the samples or to a search, or a recovery distribution's own tilt.
         method: :class:`AIS`, :class:`SMC`, :class:`ReverseAIS` or :class:`BAR`, with particles, temperatures, kernel.
         tolerance: go on in batches of runs until half the interval's width is at most this, in nats.
         max_evaluations: start no batch after the first that would go beyond as many; with or without a tolerance.
@@ -233,7 +235,7 @@ def log_normalizer(
 
 
 def _batch(path: AnnealingPath, runs: _Runs, method: Annealing, draws: DrawsOnce | None) -> None:
-    """A batch of runs from the base, from draws of the target, or both."""
+    """Run a batch from the base, from draws of the target, or both."""
     if method.forward:
         runs.last = annealed(path, path.base.sample(method.particles), method.kernel, islands=method.islands)
         runs.add(runs.last)
@@ -253,7 +255,7 @@ def _why_stop(
     cost: int,
     draws: DrawsOnce | None,
 ) -> str | None:
-    """Why no further batch is run; None to go on."""
+    """Say why no further batch is run; None to go on."""
     if tolerance is None and most is None:
         return "one batch of runs was asked for"
     batches = max(len(runs.forward), len(runs.reverse)) // method.particles
@@ -274,75 +276,99 @@ def _why_stop(
 # --- What they say ---
 
 
+class _Interval(NamedTuple):
+    """An estimate of log Z with its interval, and what speaks against it."""
+
+    estimate: float
+    standard_error: float
+    lower: float
+    upper: float
+    trouble: list[str]
+
+
 def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float) -> LogNormalizer:
+    """Put together what the runs so far say."""
     forward, reverse = runs.forward, runs.reverse
     if method.forward and not bool(torch.isfinite(forward).any()):
         raise InvalidInput(
             "no particle arrived where the target's energy is finite: pass a base that overlaps the target's support"
         )
-    trouble: list[str] = []
-    weights = forward if method.forward else reverse
-    tail, worth = pareto_k(weights), float(effective_size(weights))
     if method.forward and method.reverse:
-        estimate, error = bennett(forward, reverse)
-        half = float(norm.ppf(0.5 + 0.5 * level)) * error
-        alone, spread = _by_islands(forward, method.particles)
-        lower, upper = estimate - half, estimate + half
-        floor = alone + math.log(1.0 - level)  # P(Ẑ > Z / (1 − level)) < 1 − level, since E Ẑ = Z (Markov)
-        if floor > upper:
-            trouble.append(
-                "runs from the base find far more mass than the samples know of: log Z is above the interval's lower "
-                "end, by how much is unknown, and the samples are not draws of this energy"
-            )
-            estimate, error, lower, upper = alone, math.inf, floor, math.inf
-        else:
-            trouble += _disagreement(forward, reverse, estimate, alone, spread)
+        found = _bridge_interval(forward, reverse, method.particles, level)
     else:
-        alone, error = _by_islands(weights, method.particles)
-        estimate, count = alone if method.forward else -alone, len(_island_means(weights, method.particles))
-        half = float(student.ppf(0.5 + 0.5 * level, count - 1)) * error
-        lower, upper = estimate - half, estimate + half
-        if tail > _TAIL:
-            trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")
-        if worth < _WORN * len(weights):
-            trouble.append(f"the weights are worth {worth:.0f} of {len(weights)}")
-        if trouble:
-            trouble.append("use more temperatures, or a base that is closer to the target and has wider tails")
+        found = _one_sided_interval(forward if method.forward else reverse, method, level)
+    trouble = list(found.trouble)
     slowest = min((float(w.acceptance.min()) for w in runs.last if len(w.acceptance)), default=1.0)
     if slowest < _STUCK:
         trouble.append(f"particles hardly move at some temperature (acceptance {slowest:.2f}): use another kernel")
+    if path.warning is not None:
+        trouble.append(path.warning)
+    weights = forward if method.forward else reverse
     return LogNormalizer(
-        estimate,
-        error,
-        lower,
-        upper,
-        runs.evaluations,
-        method.words,
-        level,
-        float(_island_means(forward, method.particles).mean()) if method.forward else None,
-        -float(_island_means(reverse, method.particles).mean()) if method.reverse else None,
-        worth,
-        tail,
+        estimate=found.estimate,
+        standard_error=found.standard_error,
+        lower=found.lower,
+        upper=found.upper,
+        evaluations=runs.evaluations,
+        method=method.words,
+        level=level,
+        lower_bound=float(_island_means(forward, method.particles).mean()) if method.forward else None,
+        upper_bound=-float(_island_means(reverse, method.particles).mean()) if method.reverse else None,
+        effective_samples=float(effective_size(weights)),
+        pareto_k=pareto_k(weights),
         warning="; ".join(trouble) or None,
+        searched=path.searched,
         trace=_trace(path, runs),
     )
 
 
+def _bridge_interval(forward: Tensor, reverse: Tensor, particles: int, level: float) -> _Interval:
+    """Return Bennett's estimate with its asymptotic interval, unless forward runs refute the samples."""
+    estimate, error = bennett(forward, reverse)
+    half = float(norm.ppf(0.5 + 0.5 * level)) * error
+    alone, spread = _by_islands(forward, particles)
+    floor = alone + math.log(1.0 - level)  # P(Ẑ > Z / (1 − level)) < 1 − level, since E Ẑ = Z (Markov)
+    if floor > estimate + half:
+        words = (
+            "runs from the base find far more mass than the samples know of: log Z is above the interval's lower "
+            "end, by how much is unknown, and the samples are not draws of this energy"
+        )
+        return _Interval(alone, math.inf, floor, math.inf, [words])
+    said = _disagreement(forward, reverse, estimate, alone, spread)
+    return _Interval(estimate, error, estimate - half, estimate + half, said)
+
+
+def _one_sided_interval(weights: Tensor, method: Annealing, level: float) -> _Interval:
+    """Return the estimate of forward or of reverse runs alone, with Student's interval over their islands."""
+    alone, error = _by_islands(weights, method.particles)
+    estimate, count = alone if method.forward else -alone, len(_island_means(weights, method.particles))
+    half = float(student.ppf(0.5 + 0.5 * level, count - 1)) * error
+    tail, worth, trouble = pareto_k(weights), float(effective_size(weights)), []
+    if tail > _TAIL:
+        trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")
+    if worth < _WORN * len(weights):
+        trouble.append(f"the weights are worth {worth:.0f} of {len(weights)}")
+    if trouble:
+        trouble.append("use more temperatures, or a base that is closer to the target and has wider tails")
+    return _Interval(estimate, error, estimate - half, estimate + half, trouble)
+
+
 def _island_means(log_weights: Tensor, particles: int) -> Tensor:
-    """Log mean weights of groups of independent particles, ``(groups,)``."""
+    """Return log mean weights of groups of independent particles, ``(groups,)``."""
     size = max(1, min(particles, len(log_weights)) // _ISLANDS)
     groups = max(2, len(log_weights) // size)
     return torch.stack([log_mean_exp(part) for part in log_weights.tensor_split(groups)])
 
 
 def _by_islands(log_weights: Tensor, particles: int) -> tuple[float, float]:
-    """Log mean weight, and its standard error from groups of particles."""
+    """Return the log mean weight, and its standard error from groups of particles."""
     parts = _island_means(log_weights, particles)
     error = float(parts.std()) / math.sqrt(len(parts)) if bool(torch.isfinite(parts).all()) else math.inf
     return float(log_mean_exp(log_weights)), error
 
 
 def _trace(path: AnnealingPath, runs: _Runs) -> AnnealingTrace:
+    """Collect the runs for the result."""
     betas, offset = [torch.zeros(1, dtype=torch.float64)], 0.0
     for schedule in path.schedules:
         betas.append(schedule.betas[1:] + offset)
@@ -363,7 +389,7 @@ def _trace(path: AnnealingPath, runs: _Runs) -> AnnealingTrace:
 
 
 def _disagreement(forward: Tensor, reverse: Tensor, estimate: float, alone: float, error: float) -> list[str]:
-    """Whether runs from the base and runs from the samples tell of different targets.
+    """Say whether runs from the base and runs from the samples tell of different targets.
 
     A forward log weight w is exp(w − log Z) times as rare as the same one of a reverse run (Crooks 1999).  So reverse
     runs whose forward twins are rarer than one in all of them come from places that no run from the base has found.

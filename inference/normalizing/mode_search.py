@@ -27,7 +27,8 @@ _FARTHEST = 2.0**20  # where it does not
 _NEGLIGIBLE = 30.0  # nats below the best basin's mass, about
 _MATTERS = 5.0  # nats below the best basin's mass: what is new there changes log Z
 _FASTER, _SLOWER = 2.0, 0.4  # factors of a step of a descent while the slope keeps its sign, and where it turns
-_FEWEST_ROUNDS, _ROUNDS = 3, 5  # of starts; after the fewest, no more than one that ends in no new place
+_FEWEST_ROUNDS, _ROUNDS = 4, 8  # of starts
+_QUIET = 2  # rounds one after another that end in no new place, after which no more are made
 _MAX_CURVED = 64  # dimensions up to which all second derivatives are worth their cost
 
 
@@ -38,7 +39,7 @@ class ModeSearch(NamedTuple):
     last: Tensor  # (m, *event), the last state of each chain
     start: Tensor  # (n,), which start each of ``x`` came from
     starts: int  # how many there were
-    new: float  # share of the last round's starts that ended where none before had
+    new: float  # share of the last two rounds' starts, the larger one, that ended where none before had
     radius: float  # the farthest starts, in widths
     evaluations: int
 
@@ -70,7 +71,7 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
     cost += tried
     far = torch.exp(math.log(radius) * torch.rand(starts, *[1] * (x.dim() - 1))).to(x)
     begin = far * torch.randn(starts, *x.shape[1:]).to(x)
-    step, rounds, new = (0.1 * far).expand_as(begin), list[_Round](), 1.0
+    step, rounds, new = (0.1 * far).expand_as(begin), list[_Round](), [1.0]
     while True:
         ends, energy = _descend(framed, begin, step, _STEPS)
         ends = ends[torch.isfinite(energy)]
@@ -78,17 +79,18 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
             raise EnergyPPLError("no descent ended at a finite energy")
         if len(ends):
             found = _relax(framed, ends)
-            new = _new_share(rounds, found, starts)
+            new.append(_new_share(rounds, found, starts))
             rounds.append(found)
         cost += starts * (_STEPS + _MOVES + 1)
-        if (new == 0.0 and len(rounds) >= _FEWEST_ROUNDS) or len(rounds) == _ROUNDS or len(ends) == 0:
+        quiet = len(rounds) >= _FEWEST_ROUNDS and not any(new[-_QUIET:])
+        if quiet or len(rounds) == _ROUNDS or len(ends) == 0:
             break
         begin = _between(torch.cat([each.ends for each in rounds])[_held(rounds)[1]], starts)
         step = torch.full_like(begin, 0.2)
     states, held = _held(rounds)
     rows = framed.from_unit(states.flatten(0, 1))
     index = torch.arange(len(held), device=x.device)[held].repeat(_KEPT)
-    return ModeSearch(rows, framed.from_unit(states[-1]), index, starts * len(rounds), new, radius, cost)
+    return ModeSearch(rows, framed.from_unit(states[-1]), index, starts * len(rounds), max(new[-_QUIET:]), radius, cost)
 
 
 def _held(rounds: list[_Round]) -> tuple[Tensor, Tensor]:
