@@ -29,6 +29,7 @@ _MATTERS = 5.0  # nats below the best basin's mass: what is new there changes lo
 _FASTER, _SLOWER = 2.0, 0.4  # factors of a step of a descent while the slope keeps its sign, and where it turns
 _FEWEST_ROUNDS, _ROUNDS = 4, 8  # of starts
 _QUIET = 2  # rounds one after another that end in no new place, after which no more are made
+_LOST = 1e12  # widths from which no descent comes back
 _MAX_CURVED = 64  # dimensions up to which all second derivatives are worth their cost
 
 
@@ -74,7 +75,7 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
     step, rounds, new = (0.1 * far).expand_as(begin), list[_Round](), [1.0]
     while True:
         ends, energy = _descend(framed, begin, step, _STEPS)
-        ends = ends[torch.isfinite(energy)]
+        ends = ends[torch.isfinite(energy) & (ends.reshape(len(ends), -1).abs().amax(1) < _LOST)]
         if len(ends) == 0 and not rounds:
             raise EnergyPPLError("no descent ended at a finite energy")
         if len(ends):
@@ -120,7 +121,7 @@ def _between(ends: Tensor, count: int) -> Tensor:
     """Draw starts between and around ends ``(n, *event)``, places where many ended counting as one."""
     rows = ends.reshape(len(ends), -1)
     near = torch.cdist(rows, rows) < math.sqrt(2.0 * rows.shape[1])
-    weights = 1.0 / near.to(rows).sum(1)
+    weights = 1.0 / near.to(rows).sum(1).clamp(min=1.0)
     one, two = (rows[torch.multinomial(weights, count, replacement=True)] for _ in range(2))
     mean = (weights / weights.sum()) @ rows
     share = torch.rand(count, 1).to(rows)
