@@ -1,4 +1,4 @@
-"""Gaussian mixtures fitted to draws by expectation maximization, with the number of components chosen on held-out ones."""
+"""Gaussian mixtures fitted by expectation maximization, their number of components chosen on held-out draws."""
 
 import math
 

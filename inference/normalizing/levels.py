@@ -1,8 +1,8 @@
 """Annealing through noise levels: log Z of a model, from white noise down to the level asked for.
 
 The energies of the noisier levels were trained to cover what lies between the modes of the sharper ones, so noise takes
-the place of temperature.  The bridge from a model's own samples can be nats too low without a sign of it, where mass sits
-at places that the samples never come to; forward runs through the levels are therefore made beside it.
+the place of temperature.  The bridge from a model's own samples can be nats too low without a sign of it, where mass
+sits at places that the samples never come to; forward runs through the levels are therefore made beside it.
 """
 
 import math
@@ -75,8 +75,8 @@ def anneal_through_levels(
         progress: show a bar.
 
     Returns:
-        The bridge's estimate, or that of the forward runs beside it where they say more; ``forward`` and ``bridge`` hold
-        both.  Only the forward estimate of an explicit ``AIS`` or ``SMC``.
+        The bridge's estimate, or that of the forward runs beside it where they say more; ``forward`` and ``bridge``
+        hold both.  Only the forward estimate of an explicit ``AIS`` or ``SMC``.
     """
 
     def to_unit(x: Tensor) -> Tensor:
@@ -155,8 +155,8 @@ def _forward_runs(target: Potential, base: GaussianBase, method: Annealing, conf
 def larger_of(bridge: LogNormalizer, forward: LogNormalizer) -> LogNormalizer:
     """Compare a bridge from samples with forward runs; return the bridge, or where they differ the larger one.
 
-    Forward runs estimate Z without bias, so they hardly ever say too much (Markov); a bridge from samples that leave out
-    part of the mass says too little, and nothing in its own runs shows it.
+    Forward runs estimate Z without bias, so they hardly ever say too much (Markov); a bridge from samples that leave
+    out part of the mass says too little, and nothing in its own runs shows it.
 
     Args:
         bridge: by Bennett's acceptance ratio of runs from the base and from samples.
@@ -178,8 +178,8 @@ def larger_of(bridge: LogNormalizer, forward: LogNormalizer) -> LogNormalizer:
         ]
     elif differ:
         said.append(
-            f"forward runs find {-gap:.2f} nats less than the bridge from the samples, which is believed: the runs miss "
-            "a mode, or the samples are not draws of this energy"
+            f"forward runs find {-gap:.2f} nats less than the bridge from the samples, which is believed: the runs "
+            "miss a mode, or the samples are not draws of this energy"
         )
     return replace(
         believed,

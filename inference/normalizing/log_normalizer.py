@@ -3,10 +3,8 @@
 import math
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from scipy.stats import norm
@@ -14,14 +12,12 @@ from scipy.stats import t as student
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from energyppl._checks import check_count, check_positive, shape_text
+from energyppl._checks import check_positive, shape_text
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.composite import Cycle, Mixture, Tempered
-from energyppl.inference.kernels.contract import Kernel, check_kernel
-from energyppl.inference.kernels.langevin import MALA, Langevin
 from energyppl.inference.normalizing.annealing import Weights, effective_size, log_mean_exp
 from energyppl.inference.normalizing.bennett import bennett
+from energyppl.inference.normalizing.methods import AIS, BAR, ISLANDS, SMC, Annealing, ReverseAIS
 from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path, is_binary
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
 from energyppl.integration.pareto import pareto_k
@@ -30,96 +26,12 @@ from energyppl.potentials.bases import Base, GaussianBase
 
 __all__ = ["AIS", "BAR", "SMC", "Annealing", "ReverseAIS", "log_normalizer"]
 
-_ISLANDS = 8  # of a forward run's particles, for its standard error
 _UNSEEN = 0.05  # of the reverse runs that no forward run is like
 _APART = 6.0  # standard errors between forward runs and the bridge; those come from 8 islands, so t with 7 degrees
 _TAIL = 0.7  # of the Pareto shape: above, averages of weights are not to be trusted (Vehtari et al. 2024)
 _WORN = 0.02  # of the particles that weights must be worth
 _STUCK = 0.05  # acceptance below which particles hardly move
 _MAX_RUNS = 64  # batches that a tolerance is pursued with
-
-
-@dataclass(frozen=True, eq=False)
-class Annealing:
-    """Settings of annealing that AIS, SMC, reverse AIS and BAR share.
-
-    Args:
-        particles: of a batch of runs, in each direction.
-        temperatures: as many as a pilot run finds worth their cost if None, a number of them spread as the pilot
-            run says, or the temperatures themselves, from 0 to 1.
-        kernel: moves the particles; its step size is tuned by the pilot run.
-        waypoints: potentials between base and target that the path goes through, such as a model's noise levels.
-        refit: where there are no samples, take a base fitted to the particles of the pilot run in place of the one that
-            it began at, if that shortens the path.
-        starts: descents that search for modes where there is neither a base nor samples; 0 to begin at N(0, I).
-    """
-
-    particles: int = 512
-    temperatures: int | Sequence[float] | None = None
-    kernel: Kernel = field(default_factory=lambda: MALA(1.0))
-    waypoints: tuple[Potential, ...] = ()
-    refit: bool = True
-    starts: int = 128
-    forward: ClassVar[bool] = True
-    reverse: ClassVar[bool] = False
-    islands: ClassVar[int | None] = None
-    words: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        check_count("particles", self.particles, at_least=4 * _ISLANDS)
-        if self.particles % _ISLANDS:
-            raise InvalidInput(f"particles must be a multiple of {_ISLANDS}; got {self.particles}")
-        if isinstance(self.temperatures, int):
-            check_count("temperatures", self.temperatures)
-        elif self.temperatures is not None:
-            betas = [float(beta) for beta in self.temperatures]
-            rising = all(a < b for a, b in pairwise(betas))
-            if len(betas) < 2 or betas[0] != 0.0 or betas[-1] != 1.0 or not rising:
-                raise InvalidInput(f"temperatures must rise from 0 to 1; got {betas}")
-        check_count("starts", self.starts, at_least=0)
-        check_kernel(self.kernel)
-        if isinstance(self.kernel, Langevin):
-            raise InvalidInput("Langevin never rejects, so its weights would be biased: anneal with MALA or HMC")
-        if isinstance(self.kernel, Tempered) or (self.reverse and isinstance(self.kernel, (Cycle, Mixture))):
-            raise InvalidInput(
-                f"{type(self.kernel).__name__} can't be run backwards from one temperature to the next: use MALA or HMC"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class AIS(Annealing):
-    """Annealed importance sampling from the base (Neal 2001): Z without bias, a stochastic lower bound on log Z."""
-
-    words = "annealed importance sampling"
-
-
-@dataclass(frozen=True, eq=False)
-class SMC(Annealing):
-    """AIS whose particles are resampled in eight islands when their weights grow uneven (Del Moral et al. 2006)."""
-
-    particles: int = 1024
-    islands = _ISLANDS
-    words = "sequential Monte Carlo"
-
-
-@dataclass(frozen=True, eq=False)
-class ReverseAIS(Annealing):
-    """AIS from draws of the target: 1/Z without bias, a stochastic upper bound on log Z (Grosse et al. 2015).
-
-    Its weights are heavy-tailed even where all is well; :class:`BAR` makes far more of the same runs.
-    """
-
-    forward = False
-    reverse = True
-    words = "reverse annealed importance sampling"
-
-
-@dataclass(frozen=True, eq=False)
-class BAR(Annealing):
-    """Forward and reverse AIS, bridged by Bennett's acceptance ratio (1976): bounds on both sides, the least error."""
-
-    reverse = True
-    words = "bridge of forward and reverse annealing"
 
 
 @dataclass
@@ -162,6 +74,13 @@ def log_normalizer(
 
     The base is a mixture of Gaussians fitted to half of the samples, or to what the search finds; particles then move
     in coordinates in which the target is about round.
+
+    >>> import torch
+    >>> import energyppl as ep
+    >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), torch.Size((2,)))  # log Z = log 2π = 1.838
+    >>> found = ep.log_normalizer(bell, samples=torch.randn(2000, 2))
+    >>> abs(found.estimate - 1.838) < 0.1
+    True
 
     Args:
         target: the energy U, or a distribution of one.
@@ -355,7 +274,7 @@ def _one_sided_interval(weights: Tensor, method: Annealing, level: float) -> _In
 
 def _island_means(log_weights: Tensor, particles: int) -> Tensor:
     """Return log mean weights of groups of independent particles, ``(groups,)``."""
-    size = max(1, min(particles, len(log_weights)) // _ISLANDS)
+    size = max(1, min(particles, len(log_weights)) // ISLANDS)
     groups = max(2, len(log_weights) // size)
     return torch.stack([log_mean_exp(part) for part in log_weights.tensor_split(groups)])
 
@@ -403,7 +322,7 @@ def _disagreement(forward: Tensor, reverse: Tensor, estimate: float, alone: floa
             f"{unseen:.0%} of the samples lie where runs from the base never come: those runs miss a mode, and the "
             "estimate rests on the samples being spread over the modes as they should be"
         )
-    if crossing > _APART * math.sqrt(float(below.var() + above.var()) / _ISLANDS):
+    if crossing > _APART * math.sqrt(float(below.var() + above.var()) / ISLANDS):
         said.append(f"the bounds cross by {crossing:.3f}: the samples are not draws of this energy")
     elif unseen <= _UNSEEN and abs(alone - estimate) > _APART * error:
         said.append(

@@ -162,7 +162,8 @@ def _correlation_factor(framed: Potential) -> Tensor:
     curvature = grad[0] - grad[1]
     values, vectors = torch.linalg.eigh(0.5 * (curvature + curvature.T))
     values = torch.where(values > 1e-6, values, 1.0)
-    return torch.linalg.cholesky((vectors / values) @ vectors.T).to(like)
+    factor: Tensor = torch.linalg.cholesky((vectors / values) @ vectors.T).to(like)
+    return factor
 
 
 def _energy(target: Potential, x: Tensor) -> Tensor:
@@ -198,7 +199,7 @@ def _descend(target: Potential, x: Tensor, step: Tensor, steps: int) -> tuple[Te
 
 
 def _widths(target: Potential, minima: Tensor) -> tuple[Tensor, int]:
-    """Find how far along each coordinate the energy rises by ½ from minima ``(k, *event)``: the median, and the cost."""
+    """Find how far along each coordinate the energy rises by ½ from minima ``(k, *event)``: the median, the cost."""
     count, shape = len(minima), minima.shape[1:]
     dim, rounds = max(1, shape.numel()), 9
     eye = torch.eye(dim, dtype=minima.dtype, device=minima.device).reshape(1, dim, *shape)

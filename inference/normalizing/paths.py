@@ -243,7 +243,7 @@ def _path_from_base(
 def _path_from_search(
     stops: tuple[Potential, ...], kernel: Kernel, betas: Sequence[float] | None, starts: int, refit: bool
 ) -> AnnealingPath:
-    """Find a path from a base fitted to chains in the basins that a search for modes ends in, and to a pilot run's ends.
+    """Find a path from a base fitted to chains in the basins that a search finds, and to a pilot run's ends.
 
     The pilot run begins at a Gaussian that spans the basins: at intermediate temperatures it finds modes that descents
     don't, where they find modes that its particles lose.

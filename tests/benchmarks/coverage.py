@@ -5,7 +5,8 @@
 For each target: how often the 95 % interval holds log Z, among all repeats and among those that carry no warning, the
 root-mean-square error beside the mean standard error, and the cost.  ``--bounds`` z-tests E Ẑ = Z and
 E[lower] ≤ log Z ≤ E[upper] of plain forward and reverse runs at three lengths; the run that keeps the last
-temperature's energy, as TensorFlow Probability's does, is a negative control in ``tests/statistics/test_log_normalizers.py``.
+temperature's energy, as TensorFlow Probability's does, is a negative control in
+``tests/statistics/test_log_normalizers.py``.
 """
 
 import argparse
