@@ -37,8 +37,7 @@ class ModeSearch(NamedTuple):
     """Basins of a target, as far as descents from scattered starts tell."""
 
     x: Tensor  # (n, *event), states of chains in the basins
-    last: Tensor  # (m, *event), the last state of each chain
-    start: Tensor  # (n,), which start each of ``x`` came from
+    weight: Tensor  # (n,), such that basins count alike, however many descents ended in each
     starts: int  # how many there were
     new: float  # share of the last two rounds' starts, the larger one, that ended where none before had
     radius: float  # the farthest starts, in widths
@@ -90,8 +89,8 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
         step = torch.full_like(begin, 0.2)
     states, held = _held(rounds)
     rows = framed.from_unit(states.flatten(0, 1))
-    index = torch.arange(len(held), device=x.device)[held].repeat(_KEPT)
-    return ModeSearch(rows, framed.from_unit(states[-1]), index, starts * len(rounds), max(new[-_QUIET:]), radius, cost)
+    weight = _evening_weights(torch.cat([each.ends for each in rounds])[held]).repeat(_KEPT)
+    return ModeSearch(rows, weight, starts * len(rounds), max(new[-_QUIET:]), radius, cost)
 
 
 def _held(rounds: list[_Round]) -> tuple[Tensor, Tensor]:
@@ -117,11 +116,17 @@ def _new_share(rounds: list[_Round], found: _Round, starts: int) -> float:
     return float((matters & (narrow(found.states).amin(0) > limit)).sum()) / starts
 
 
+def _evening_weights(ends: Tensor) -> Tensor:
+    """Return one over the number of ends ``(n, *event)`` that are near each, ``(n,)``."""
+    rows = ends.reshape(len(ends), -1)
+    near = torch.cdist(rows, rows) < math.sqrt(2.0 * rows.shape[1])
+    return 1.0 / near.to(rows).sum(1).clamp(min=1.0)
+
+
 def _between(ends: Tensor, count: int) -> Tensor:
     """Draw starts between and around ends ``(n, *event)``, places where many ended counting as one."""
     rows = ends.reshape(len(ends), -1)
-    near = torch.cdist(rows, rows) < math.sqrt(2.0 * rows.shape[1])
-    weights = 1.0 / near.to(rows).sum(1).clamp(min=1.0)
+    weights = _evening_weights(ends)
     one, two = (rows[torch.multinomial(weights, count, replacement=True)] for _ in range(2))
     mean = (weights / weights.sum()) @ rows
     share = torch.rand(count, 1).to(rows)

@@ -255,8 +255,11 @@ def _path_from_search(
     wide = GaussianBase(origin, torch.full_like(origin, _SPAN))
     path, x = _pilot(wide, framed, kernel, betas, rest=_REST)
     if refit and _is_fit(x):
-        chains = framed[-1].to_unit(found.last[torch.randperm(len(found.last))[:_PILOT]])
-        path = _shorter(path, MixtureBase.fitted(torch.cat([chains, x]), shape), framed, kernel, betas)
+        some = torch.multinomial(found.weight, min(len(found.x), _PILOT), replacement=False)
+        rows = torch.cat([framed[-1].to_unit(found.x[some]), x])
+        spent = path.evaluations  # the longer path is taken too: the shorter one may be so by having lost a mode
+        path, _ = _pilot(MixtureBase.fitted(rows, shape), framed, kernel, betas)
+        path = path._replace(evaluations=path.evaluations + spent)
     searched = (
         f"{found.starts} descents from up to {found.radius:.3g} widths of a first basin and from between their ends; a "
         "mode that neither they nor the runs ended in is missing from log Z"
