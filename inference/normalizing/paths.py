@@ -284,9 +284,9 @@ def _searched(target: Potential, x: Tensor, starts: int) -> ModeSearch:
     try:
         found = search_modes(target, x, starts)
     except EnergyPPLError:
-        if doubt is not None:
-            raise doubt from None
-        raise
+        raise doubt or InvalidInput(
+            "the target's energy is finite at no draw of the base N(0, I): pass a base that overlaps the target's support"
+        ) from None
     if doubt is not None:
         require_normalizable(target, found.x)
     return found
