@@ -285,7 +285,7 @@ def _searched(target: Potential, x: Tensor, starts: int) -> ModeSearch:
         found = search_modes(target, x, starts)
     except EnergyPPLError:
         raise doubt or InvalidInput(
-            "the target's energy is finite at no draw of the base N(0, I): pass a base that overlaps the target's support"
+            "the target's energy is finite at no draw of the base N(0, I): pass a base that overlaps the support"
         ) from None
     if doubt is not None:
         require_normalizable(target, found.x)
