@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from energyppl.errors import QuadratureError
-from energyppl.integration.quadrature import Grid, Quadrature, quadrature
+from energyppl.integration.quadrature import Grid, GridOptions, Quadrature, quadrature
 from energyppl.potentials.algebra import Potential
 
 __all__ = ["LevelIntegrals", "WeightKeyedCache"]
@@ -68,7 +68,7 @@ def _integrate_widening(potential: Potential, dtype: torch.dtype) -> Quadrature:
     for half_width in (4.0, 8.0, 16.0, 32.0, 64.0):
         grid = Grid((-half_width,) * size, (half_width,) * size, (256,) * size)
         try:
-            return quadrature(potential, grid, dtype=dtype)
+            return quadrature(potential, grid, GridOptions(dtype=dtype))
         except QuadratureError as error:
             reason = error
     raise reason

@@ -144,7 +144,14 @@ class EnergyModel(nn.Module):
             found = self._integrals.quadrature(self, level)
             estimate = found.log_normalizer + float(self.scale.log().sum())
             error = found.error + found.leak  # what lies outside of the grid is missing
-            return LogNormalizer(estimate, error, estimate - error, estimate + error, found.evaluations, "quadrature")
+            return LogNormalizer(
+                estimate=estimate,
+                standard_error=error,
+                lower=estimate - error,
+                upper=estimate + error,
+                evaluations=found.evaluations,
+                method="quadrature",
+            )
 
         def anneal() -> LogNormalizer:
             return self._anneal(

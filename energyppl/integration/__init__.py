@@ -3,11 +3,12 @@
 from energyppl.integration.enumeration import enumerated
 from energyppl.integration.estimates import Estimate, LogNormalizer
 from energyppl.integration.pareto import pareto_k
-from energyppl.integration.quadrature import Grid, Quadrature, expectation, kl_divergence, quadrature
+from energyppl.integration.quadrature import Grid, GridOptions, Quadrature, expectation, kl_divergence, quadrature
 
 __all__ = [
     "Estimate",
     "Grid",
+    "GridOptions",
     "LogNormalizer",
     "Quadrature",
     "enumerated",

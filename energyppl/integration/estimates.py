@@ -1,4 +1,4 @@
-"""What an estimate of a normalizing constant says, and how it is carried through sums and differences."""
+"""Estimates of normalizing constants: values, errors, intervals, and their sums and differences."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ __all__ = ["AnnealingTrace", "Estimate", "LogNormalizer"]
 
 @dataclass(frozen=True, eq=False)
 class AnnealingTrace:
-    """The runs behind an estimate by annealing, for ArviZ and for pictures.
+    """Annealing runs behind an estimate, for ArviZ and for plots.
 
     Attributes:
         betas: temperatures, ``(temperatures + 1,)``, all stretches of the path one after another.
@@ -35,19 +35,24 @@ class AnnealingTrace:
     effective_size: Tensor
 
     def shifted(self, by: float) -> "AnnealingTrace":
-        """The same runs for a target whose log Z is larger by as many nats."""
+        """Return the same runs for a target whose log Z is larger by ``by`` nats."""
         return replace(self, forward=self.forward + by, reverse=self.reverse - by)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its standard error, of which a part may come from log Z.
+    """Estimate of a number with its standard error, of which a part may come from log Z.
+
+    >>> print(Estimate(-3.2, 0.1))
+    -3.2000 ± 0.1
+    >>> round(Estimate(-3.2, 0.1).upper, 3)
+    -3.004
 
     Attributes:
         value: in nats unless it says otherwise.
         standard_error: of the value, everything included.
         from_log_z: the part of it that comes from log Z, which more data don't make smaller.
-        level: of the interval.
+        level: of the interval, the probability that it is meant to cover the truth with.
     """
 
     value: float
@@ -66,7 +71,7 @@ class Estimate:
         return self.value + _half_width(self.standard_error, self.level)
 
     def __float__(self) -> float:
-        """The value, so that the estimate goes wherever a number does."""
+        """Return the value, so that the estimate goes wherever a number does."""
         return self.value
 
     def __str__(self) -> str:
@@ -79,6 +84,15 @@ class LogNormalizer:
 
     A number is added to it as to log Z itself (an energy that is lower by 3 has a log Z larger by 3).  Two of them are
     taken to be independent: sums are the log Z of both together, differences log ratios of normalizers.
+
+    >>> a = LogNormalizer(
+    ...     estimate=1.0, standard_error=0.3, lower=0.4, upper=1.6, evaluations=100, method="annealing"
+    ... )
+    >>> b = LogNormalizer(
+    ...     estimate=5.0, standard_error=0.4, lower=4.2, upper=5.8, evaluations=50, method="quadrature"
+    ... )
+    >>> (b - a).estimate, (b - a).standard_error, (b + 3.0).upper
+    (4.0, 0.5, 8.8)
 
     Attributes:
         estimate: log Z.
@@ -96,6 +110,9 @@ class LogNormalizer:
         seconds: that it took.
         stopped: why no more runs were made, if an interval's width was asked for.
         warning: why not to trust it, in a sentence; None if nothing was noticed.
+        searched: where modes were searched for, in a sentence, if there were neither samples nor a base.
+        forward: what forward runs through a model's noise levels say, where they were compared with a bridge.
+        bridge: what the bridge from the model's own samples says, likewise.
         trace: the runs themselves, if it was obtained by annealing.
     """
 
@@ -113,10 +130,13 @@ class LogNormalizer:
     seconds: float | None = None
     stopped: str | None = None
     warning: str | None = None
+    searched: str | None = None
+    forward: float | None = None
+    bridge: float | None = None
     trace: AnnealingTrace | None = field(default=None, repr=False, compare=False)
 
     def __float__(self) -> float:
-        """The estimate, so that the value goes wherever a number does."""
+        """Return the estimate, so that it goes wherever a number does."""
         return self.estimate
 
     def __str__(self) -> str:
@@ -135,6 +155,10 @@ class LogNormalizer:
         if self.pareto_k is not None:
             costs.append(f"Pareto k = {self.pareto_k:.2f}")
         lines.append(f"  {', '.join(costs)}")
+        if self.forward is not None and self.bridge is not None:
+            lines.append(f"  forward runs say {self.forward:.3f}, the bridge {self.bridge:.3f}")
+        if self.searched:
+            lines.append(f"  searched: {self.searched}")
         if self.stopped:
             lines.append(f"  stopped: {self.stopped}")
         if self.warning:
@@ -163,6 +187,8 @@ class LogNormalizer:
             upper=-self.lower,
             lower_bound=minus(self.upper_bound),
             upper_bound=minus(self.lower_bound),
+            forward=minus(self.forward),
+            bridge=minus(self.bridge),
             trace=None,
         )
 
@@ -187,20 +213,19 @@ class LogNormalizer:
         sizes = [s for s in (self.effective_samples, other.effective_samples) if s is not None]
         tails = [k for k in (self.pareto_k, other.pareto_k) if k is not None]
         return LogNormalizer(
-            estimate,
-            error,
-            estimate - down,
-            estimate + up,
-            self.evaluations + other.evaluations,
-            f"{self.method} {'plus' if sign > 0 else 'minus'} {other.method}",
-            self.level,
-            _sum(self.lower_bound, second.lower_bound),
-            _sum(self.upper_bound, second.upper_bound),
-            min(sizes, default=None),
-            max(tails, default=None),
-            sum(costs) if costs else None,
-            None,
-            "; ".join(words) or None,
+            estimate=estimate,
+            standard_error=error,
+            lower=estimate - down,
+            upper=estimate + up,
+            evaluations=self.evaluations + other.evaluations,
+            method=f"{self.method} {'plus' if sign > 0 else 'minus'} {other.method}",
+            level=self.level,
+            lower_bound=_sum(self.lower_bound, second.lower_bound),
+            upper_bound=_sum(self.upper_bound, second.upper_bound),
+            effective_samples=min(sizes, default=None),
+            pareto_k=max(tails, default=None),
+            seconds=sum(costs) if costs else None,
+            warning="; ".join(words) or None,
         )
 
     def _shifted(self, by: float) -> "LogNormalizer":
@@ -211,11 +236,13 @@ class LogNormalizer:
             upper=self.upper + by,
             lower_bound=_sum(self.lower_bound, by),
             upper_bound=_sum(self.upper_bound, by),
+            forward=_sum(self.forward, by),
+            bridge=_sum(self.bridge, by),
             trace=None if self.trace is None else self.trace.shifted(by),
         )
 
     def to_arviz(self, arviz: ModuleType | None = None) -> Any:
-        """The runs for ArviZ: log weights as draws of a posterior, what each temperature was like as sample statistics.
+        """Hand the runs to ArviZ: log weights as a posterior's draws, each temperature's figures as sample statistics.
 
         Args:
             arviz: the module to hand them to; the installed ArviZ if None.

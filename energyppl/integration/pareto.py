@@ -1,4 +1,4 @@
-"""The tail of importance weights (Pareto's k)."""
+"""Pareto's k, the shape of the tail of importance weights."""
 
 import math
 
@@ -7,12 +7,14 @@ from torch import Tensor
 
 __all__ = ["pareto_k"]
 
+_EQUAL = 1e-4  # relative spread of the largest weights below which they are the same but for rounding
+
 
 def pareto_k(log_weights: Tensor) -> float:
-    """Shape k of the generalized Pareto tail of weights, ``(n,)`` nats (Vehtari et al. 2024; Zhang & Stephens 2009).
+    """Estimate the shape k of the generalized Pareto tail of weights, ``(n,)`` nats (Vehtari et al. 2024, algorithm 1).
 
     Weights have moments below 1/k.  ArviZ has the same (``psislw``); this one needs no ArviZ to be imported, and is
-    tested against it.  NaN for fewer than 25 weights, for which no tail can be told.
+    tested against it.  It is NaN for fewer than 25 weights, for which no tail can be told, and −∞ for equal ones.
     """
     finite = log_weights[torch.isfinite(log_weights)].double()
     tail = min(len(finite) // 5, math.ceil(3 * math.sqrt(len(finite))))
@@ -22,7 +24,7 @@ def pareto_k(log_weights: Tensor) -> float:
     cut = float(ordered[-tail - 1])
     top = ordered[-tail:]
     excess = torch.exp(top - top[-1]) - math.exp(cut - float(top[-1]))
-    if float(excess[-1]) <= 1e-12:  # all the same
+    if float(excess[-1]) <= _EQUAL:
         return -math.inf
     # Zhang & Stephens: a weighted average over θ in place of the maximum of the profile likelihood.
     count = 30 + int(math.sqrt(tail))

@@ -1,4 +1,4 @@
-"""Integrals on a grid, to near machine precision, for any potential in one or two dimensions.
+"""Quadrature: integrals on a grid, to near machine precision, for any potential in one or two dimensions.
 
 The midpoint rule on equal cells: its error falls faster than any power of the cell for smooth densities that vanish at
 the box's faces. The grid is doubled until an error estimate made of its own coarser versions meets the tolerance. A
@@ -6,123 +6,28 @@ feature between all nodes can't be seen: begin with cells no wider than a few ti
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from energyppl._checks import check_count, check_positive, shape_text
+from energyppl._checks import shape_text
 from energyppl.autodiff.devices import beside
 from energyppl.errors import InvalidInput, QuadratureError
+from energyppl.integration.grid import Grid, GridOptions
+from energyppl.potentials.points import dtype_of
 
-__all__ = ["Grid", "Quadrature", "expectation", "kl_divergence", "quadrature"]
+__all__ = ["Grid", "GridOptions", "Quadrature", "expectation", "kl_divergence", "quadrature"]
 
 # The box's outermost 1/_LAYERS on each side is where the leak is measured, whatever the number of cells.
 _LAYERS = 64
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Equal cells over a box of one or two dimensions; the nodes are the cells' centres.
-
-    Attributes:
-        low: the box's lower corner, one number per dimension.
-        high: its upper corner.
-        points: cells along each dimension, at least 8.
-
-    Raises:
-        InvalidInput: lengths differ, more than two dimensions, an empty or infinite side, or too few points.
-    """
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    points: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        for name in ("low", "high", "points"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not 1 <= len(self.low) <= 2:
-            raise InvalidInput(
-                f"low must have one or two dimensions; got {len(self.low)}: estimate the normalizer by sampling instead"
-            )
-        if not len(self.low) == len(self.high) == len(self.points):
-            raise InvalidInput(
-                f"low, high and points must be equally long; got {len(self.low)}, {len(self.high)} and "
-                f"{len(self.points)}: pass one number per dimension"
-            )
-        for low, high, points in zip(self.low, self.high, self.points, strict=True):
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise InvalidInput(f"low must be finite and below high; got {low} and {high}: swap or change them")
-            check_count("points", points, at_least=8)
-
-    @classmethod
-    def around(cls, data: Tensor, *, margin: float = 0.5, points: int = 256) -> "Grid":
-        """The box that holds the data and ``margin`` times their range more on every side.
-
-        Args:
-            data: ``(n, d)`` with d of 1 or 2, or ``(n,)``.
-            margin: share of the range added on each side, not negative.
-            points: cells along each dimension.
-        """
-        if data.dim() not in (1, 2) or len(data) < 2 or not bool(torch.isfinite(data).all()):
-            raise InvalidInput(
-                f"data must be at least two finite rows (n, d); got {shape_text(data.shape)}: pass the points to cover"
-            )
-        if not (math.isfinite(margin) and margin >= 0):
-            raise InvalidInput(f"margin must be finite and not negative; got {margin}: 0.5 is usual")
-        rows = data.detach().reshape(len(data), -1).double()
-        low, high = rows.amin(0), rows.amax(0)
-        if not bool((high > low).all()):
-            raise InvalidInput("data must vary in every dimension; got a constant column: give Grid its corners")
-        extra = margin * (high - low)
-        return cls(tuple((low - extra).tolist()), tuple((high + extra).tolist()), (points,) * rows.shape[1])
-
-    @property
-    def dim(self) -> int:
-        """Number of dimensions."""
-        return len(self.low)
-
-    @property
-    def size(self) -> int:
-        """Number of nodes."""
-        return math.prod(self.points)
-
-    @property
-    def cell(self) -> float:
-        """Volume of one cell, which is every node's weight."""
-        return math.prod((b - a) / n for a, b, n in zip(self.low, self.high, self.points, strict=True))
-
-    @property
-    def weights(self) -> Tensor:
-        """Every node's weight ``(n,)``, float64; they add up to the box's volume."""
-        return torch.full((self.size,), self.cell, dtype=torch.float64)
-
-    def axes(self) -> list[Tensor]:
-        """The nodes' coordinates along each dimension, float64."""
-        return [
-            a + (torch.arange(n, dtype=torch.float64) + 0.5) * ((b - a) / n)
-            for a, b, n in zip(self.low, self.high, self.points, strict=True)
-        ]
-
-    def nodes(self) -> Tensor:
-        """All nodes ``(n, d)``, float64, the last dimension running fastest."""
-        return torch.cat(list(self.chunks(self.size)))
-
-    def chunks(self, size: int) -> Iterator[Tensor]:
-        """The nodes in order, at most ``size`` rows at a time (a fine grid is never held whole)."""
-        axes = self.axes()
-        for start in range(0, self.size, size):
-            index = torch.arange(start, min(start + size, self.size))
-            if self.dim == 1:
-                yield axes[0][index].unsqueeze(1)
-            else:
-                yield torch.stack([axes[0][index // self.points[1]], axes[1][index % self.points[1]]], 1)
+_DEFAULT, _LOOSER = GridOptions(), GridOptions(tolerance=1e-2)
 
 
 @dataclass(frozen=True, eq=False)
 class Quadrature:
-    """What the integral gave.
+    """Integral of exp(−U) on a grid, with the density and its moments.
 
     Attributes:
         grid: the grid that was finally used.
@@ -155,11 +60,7 @@ class Quadrature:
 def quadrature(
     potential: Callable[[Tensor], Tensor],
     grid: Grid,
-    *,
-    tolerance: float = 1e-3,
-    max_points: int = 4096,
-    dtype: torch.dtype | None = None,
-    chunk: int = 65_536,
+    options: GridOptions = _DEFAULT,
 ) -> Quadrature:
     """Normalize exp(-potential) on a box, doubling the grid until log Z is known to the tolerance.
 
@@ -173,34 +74,32 @@ def quadrature(
         potential: energy in nats, ``(*batch, *event) -> (*batch,)``; its ``event_shape``, if it has one, is ``()``,
             ``(1,)`` or ``(2,)``. Plus infinity (off the support) is fine.
         grid: the box, and the points to begin with.
-        tolerance: largest error of log Z, in nats, and largest share of the mass that may leak.
-        max_points: most points per dimension.
-        dtype: dtype of the points given to the potential; by default its parameters', else torch's default. The sums
-            are in float64 whatever it is.
-        chunk: points evaluated at a time.
+        options: tolerance, finest grid, dtype and chunk.
+
+    >>> bell = quadrature(lambda x: 0.5 * x.square().sum(-1), Grid((-9.0,), (9.0,), (64,)))
+    >>> print(f"{bell.log_normalizer:.4f}")
+    0.9189
 
     Raises:
         InvalidInput: the potential's dimension is not the grid's, or it returns a wrong shape.
         QuadratureError: mass leaks out of the box; the grid is too coarse at ``max_points``; an energy is NaN or minus
             infinity; or there is no mass in the box.
     """
-    check_positive("tolerance", tolerance)
-    check_count("max_points", max_points, at_least=8)
-    evaluations = 0
+    evaluations, tolerance = 0, options.tolerance
     while True:
-        energy = _energies(potential, grid, dtype, chunk)
+        energy = _energies(potential, grid, options)
         evaluations += grid.size
         log_z = _log_integral(energy, grid)
         if log_z == -math.inf:
             raise QuadratureError("the box must hold mass; got energy +inf at every node: move it or refine the grid")
         other = replace(grid, points=tuple(max(8, round(0.618 * n) + 1) for n in grid.points))
         evaluations += other.size
-        change = abs(log_z - _log_integral(_energies(potential, other, dtype, chunk), other))
+        change = abs(log_z - _log_integral(_energies(potential, other, options), other))
         error = max(change, _parity_spread(energy, grid, log_z))
         if error <= tolerance:
             break
         finer = tuple(2 * n for n in grid.points)
-        if max(finer) > max_points:
+        if max(finer) > options.max_points:
             raise QuadratureError(
                 f"the error of log Z must be at most {tolerance:g} nats; got {error:.3g} with {grid.points} points: "
                 "raise max_points, shrink the box, or raise the tolerance"
@@ -220,36 +119,29 @@ def expectation(
     function: Callable[[Tensor], Tensor],
     potential: Callable[[Tensor], Tensor],
     grid: Grid,
-    *,
-    tolerance: float = 1e-3,
-    max_points: int = 4096,
-    dtype: torch.dtype | None = None,
-    chunk: int = 65_536,
+    options: GridOptions = _DEFAULT,
 ) -> Tensor:
-    """Mean of a function under exp(-potential)/Z, ``(*out)`` in float64.
+    """Integrate the mean of a function under exp(-potential)/Z, ``(*out)`` in float64.
 
     Args:
         function: ``(*batch, *event) -> (*batch, *out)``; not asked where the density is zero.
         potential: energy in nats, as in ``quadrature``.
         grid: the box, and the points to begin with.
-        tolerance: as in ``quadrature``; it bounds the error of log Z, not that of the mean.
-        max_points: most points per dimension.
-        dtype: dtype of the points given to the potential and to the function.
-        chunk: points evaluated at a time.
+        options: as in ``quadrature``; the tolerance bounds the error of log Z, not that of the mean.
 
     Raises:
         InvalidInput: as in ``quadrature``.
         QuadratureError: as in ``quadrature``, or the function is NaN where there is mass.
     """
-    result = quadrature(potential, grid, tolerance=tolerance, max_points=max_points, dtype=dtype, chunk=chunk)
+    result = quadrature(potential, grid, options)
     total: Tensor | None = None
-    masses = (result.density.flatten() * result.grid.cell).split(chunk)
+    masses = (result.density.flatten() * result.grid.cell).split(options.chunk)
     with torch.no_grad():
-        for nodes, mass in zip(result.grid.chunks(chunk), masses, strict=True):
+        for nodes, mass in zip(result.grid.chunks(options.chunk), masses, strict=True):
             held = mass > 0
             if not bool(held.any()):
                 continue
-            values = function(_as_points(potential, nodes[held], dtype)).double().cpu()
+            values = function(_as_points(potential, nodes[held], options.dtype)).double().cpu()
             part = torch.tensordot(mass[held], values, dims=1)
             total = part if total is None else total + part
     assert total is not None  # a normalized density has mass
@@ -262,22 +154,15 @@ def kl_divergence(
     log_p: Callable[[Tensor], Tensor],
     log_q: Callable[[Tensor], Tensor],
     grid: Grid,
-    *,
-    tolerance: float = 1e-2,
-    max_points: int = 4096,
-    dtype: torch.dtype | None = None,
-    chunk: int = 65_536,
+    options: GridOptions = _LOOSER,
 ) -> float:
-    """KL(p || q) in nats of two normalized log densities, on a grid fine enough for both.
+    """Integrate KL(p || q) in nats of two normalized log densities, on a grid fine enough for both.
 
     Args:
         log_p: ``(*batch, *event) -> (*batch,)`` in nats.
         log_q: the same; the result is infinite where q has no mass and p has some.
         grid: the box, and the points to begin with.
-        tolerance: how far each density's integral may be from one, in nats.
-        max_points: most points per dimension.
-        dtype: dtype of the points given to both.
-        chunk: points evaluated at a time.
+        options: as in ``quadrature``; the tolerance is also how far each integral may be from one, in nats.
 
     Raises:
         InvalidInput: as in ``quadrature``.
@@ -286,15 +171,15 @@ def kl_divergence(
     results: list[Quadrature] = []
     for name, log_density in (("log_p", log_p), ("log_q", log_q)):
         energy = _Negative(log_density)
-        result = quadrature(energy, grid, tolerance=tolerance, max_points=max_points, dtype=dtype, chunk=chunk)
-        if abs(result.log_normalizer) > tolerance:
+        result = quadrature(energy, grid, options)
+        if abs(result.log_normalizer) > options.tolerance:
             raise QuadratureError(
                 f"{name} must integrate to one on the box; got {math.exp(result.log_normalizer):.6g}: "
                 "normalize it, or enlarge the box"
             )
         results.append(result)
         grid = result.grid  # q starts from p's grid, so the last grid is fine enough for both
-    p = -_energies(_Negative(log_p), grid, dtype, chunk) if results[0].grid != grid else _raw(results[0])
+    p = -_energies(_Negative(log_p), grid, options) if results[0].grid != grid else _raw(results[0])
     q = _raw(results[1])
     held = p.exp() > 0
     return float((p[held].exp() * (p[held] - q[held])).sum()) * grid.cell
@@ -315,12 +200,12 @@ class _Negative:
 
 
 def _raw(result: Quadrature) -> Tensor:
-    """The log density as it was given, before the quadrature normalized it."""
+    """Return the log density as it was given, before the quadrature normalized it."""
     return result.log_density + result.log_normalizer
 
 
 def _as_points(potential: Callable[[Tensor], Tensor], nodes: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Nodes ``(n, d)`` in the shape, dtype and device that the potential takes."""
+    """Bring nodes ``(n, d)`` to the shape, dtype and device that the potential takes."""
     shape = getattr(potential, "event_shape", None)
     shape = torch.Size((nodes.shape[1],)) if shape is None else torch.Size(shape)
     if len(shape) > 1 or shape.numel() != nodes.shape[1]:
@@ -329,18 +214,16 @@ def _as_points(potential: Callable[[Tensor], Tensor], nodes: Tensor, dtype: torc
             f"got {shape_text(shape)}: pass a grid of that dimension (quadrature takes one or two)"
         )
     owner = getattr(potential, "owner", potential)
-    weight = next(owner.parameters(), None) if isinstance(owner, nn.Module) else None
-    kind = dtype or (weight.dtype if weight is not None else torch.get_default_dtype())
+    kind = dtype or dtype_of(owner) or torch.get_default_dtype()
     return beside(owner, nodes.to(kind)).reshape(len(nodes), *shape)
 
 
-def _energies(potential: Callable[[Tensor], Tensor], grid: Grid, dtype: torch.dtype | None, chunk: int) -> Tensor:
-    """The energy at every node, ``grid.points``, float64."""
-    check_count("chunk", chunk)
+def _energies(potential: Callable[[Tensor], Tensor], grid: Grid, options: GridOptions) -> Tensor:
+    """Evaluate the energy at every node, ``grid.points``, float64."""
     parts = []
     with torch.no_grad():
-        for nodes in grid.chunks(chunk):
-            values = potential(_as_points(potential, nodes, dtype))
+        for nodes in grid.chunks(options.chunk):
+            values = potential(_as_points(potential, nodes, options.dtype))
             if tuple(values.shape) != (len(nodes),):
                 raise InvalidInput(
                     f"the potential must return shape ({len(nodes)},); got {shape_text(values.shape)}: "
@@ -363,7 +246,7 @@ def _log_integral(energy: Tensor, grid: Grid) -> float:
 
 
 def _parity_spread(energy: Tensor, grid: Grid, log_z: float) -> float:
-    """Largest distance of log Z from the rules that take every second node: they differ when cells are too wide."""
+    """Return how far log Z is at most from the rules of every second node: they differ when cells are too wide."""
     spread = 0.0
     for start in range(2**grid.dim):
         part = energy[tuple(slice(start >> i & 1, None, 2) for i in range(grid.dim))]

@@ -1,4 +1,4 @@
-"""Bases: normalized densities that annealing begins from, as energies whose log Z is zero, with exact draws.
+"""Base densities of annealing: energies whose log Z is zero, with exact draws.
 
 A base is a potential with ``sample(count)``.  The closer it is to the target, the fewer temperatures lie between them:
 :meth:`MixtureBase.fitted` takes what draws of the target show, modes included.
@@ -24,16 +24,20 @@ _LOG_2PI = math.log(2.0 * math.pi)
 
 @runtime_checkable
 class Base(Potential, Protocol):
-    """A potential of log Z = 0 that can be drawn from."""
+    """Protocol of a potential of log Z = 0 that can be drawn from."""
 
     def sample(self, count: int) -> Tensor:
-        """Independent draws, ``(count, *batch, *event)``."""
+        """Draw independently, ``(count, *batch, *event)``."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class GaussianBase:
-    """Independent Gaussian coordinates.
+    """Gaussian base with independent coordinates.
+
+    >>> base = GaussianBase(torch.zeros(2), torch.ones(2))
+    >>> base.sample(5).shape, round(float(base(torch.zeros(2))), 3)
+    (torch.Size([5, 2]), 1.838)
 
     Args:
         loc: mean, ``(*batch, *event)``.
@@ -64,14 +68,14 @@ class GaussianBase:
 
     @classmethod
     def fitted(cls, x: Tensor, event_shape: torch.Size) -> "GaussianBase":
-        """With the mean of draws ``(n, *event)`` and 1.1 times their standard deviations: wider is safer."""
+        """Fit one with the mean of draws ``(n, *event)`` and 1.1 times their standard deviations: wider is safer."""
         check_data("samples", x, event_shape, at_least=2)
         scale = 1.1 * x.std(0)
         return cls(x.mean(0), scale.clamp(min=1e-6 * float(scale.max())))
 
     @classmethod
     def of_tether(cls, potential: RecoveryPotential) -> "GaussianBase":
-        """The Gaussian N(center, sigma²) that a tilt is, for the whole batch of its centers.
+        """Return the Gaussian N(center, sigma²) that a tilt is, for the whole batch of its centers.
 
         Raises:
             InvalidInput: if a tilt is infinitely wide, as at a schedule's untilted top level.
@@ -84,18 +88,22 @@ class GaussianBase:
         return cls(potential.center, sigma, potential.event_shape)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of points ``(*batch, *event)``, their constant included."""
+        """Evaluate energies of points ``(*batch, *event)``, their constant included."""
         z = (x - self.loc) / self.scale
         return sum_event(0.5 * z * z + self.scale.log() + 0.5 * _LOG_2PI, self.event_shape)
 
     def sample(self, count: int) -> Tensor:
-        """Draws, ``(count, *batch, *event)``."""
+        """Draw, ``(count, *batch, *event)``."""
         return self.loc + self.scale * torch.randn(count, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
 
 
 @dataclass(frozen=True, eq=False)
 class MixtureBase:
-    """A mixture of Gaussians with full covariances; one of a single component is a full Gaussian.
+    """Mixture of Gaussians with full covariances; one of a single component is a full Gaussian.
+
+    >>> base = MixtureBase.fitted(torch.randn(500, 2), torch.Size((2,)))
+    >>> base.sample(5).shape
+    torch.Size([5, 2])
 
     Args:
         means: ``(k, *event)``.
@@ -140,26 +148,27 @@ class MixtureBase:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def fitted(cls, x: Tensor, event_shape: torch.Size) -> "MixtureBase":
-        """With as many components as held-out draws ask for, and a wide one behind them all (:func:`fit_mixture`).
+    def fitted(cls, x: Tensor, event_shape: torch.Size, *, groups: Tensor | None = None) -> "MixtureBase":
+        """Fit one with as many components as held-out draws ask for, and a wide one added (:func:`fit_mixture`).
 
         Args:
             x: draws of the target, ``(n, *event)``.
             event_shape: shape of one point.
+            groups: a number for each draw, ``(n,)``; dependent draws share one and are held out together.
         """
         check_data("samples", x, event_shape, at_least=4)
-        means, factors, weights = fit_mixture(x.reshape(len(x), -1))
+        means, factors, weights = fit_mixture(x.reshape(len(x), -1), groups)
         return cls(means.reshape(-1, *event_shape), factors, weights)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of points ``(*batch, *event)``."""
+        """Evaluate energies of points ``(*batch, *event)``."""
         batch = x.shape[: x.dim() - len(self.event_shape)]
         rows = x.reshape(-1, 1, self._shift.shape[1])
         z = (self._whitening @ rows.unsqueeze(-1)).squeeze(-1) - self._shift
         return -torch.logsumexp(self._log_norm - 0.5 * (z * z).sum(-1), -1).reshape(batch)
 
     def sample(self, count: int) -> Tensor:
-        """Draws, ``(count, *event)``."""
+        """Draw, ``(count, *event)``."""
         which = torch.multinomial(self.weights, count, replacement=True)
         noise = torch.randn(count, self._shift.shape[1], 1, dtype=self.means.dtype, device=self.means.device)
         return self.means[which] + (self.factors[which] @ noise).reshape(count, *self.event_shape)
@@ -167,7 +176,10 @@ class MixtureBase:
 
 @dataclass(frozen=True, eq=False)
 class BernoulliBase:
-    """Independent coordinates that are 0 or 1, for binary targets.
+    """Bernoulli base: independent coordinates that are 0 or 1, for binary targets.
+
+    >>> round(float(BernoulliBase(torch.full((3,), 0.5))(torch.ones(3))), 3)
+    2.079
 
     Args:
         probs: of a 1, ``(*event)``, inside (0, 1).
@@ -181,7 +193,7 @@ class BernoulliBase:
 
     @classmethod
     def fitted(cls, x: Tensor, event_shape: torch.Size) -> "BernoulliBase":
-        """With the frequencies of draws ``(n, *event)``, one half counted in for each value."""
+        """Fit one with the frequencies of draws ``(n, *event)``, one half counted in for each value."""
         check_data("samples", x, event_shape, at_least=2)
         return cls((x.sum(0) + 0.5) / (len(x) + 1.0))
 
@@ -191,17 +203,21 @@ class BernoulliBase:
         return self.probs.shape
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of points ``(*batch, *event)`` of zeros and ones; linear in between, so that it has a gradient."""
+        """Evaluate energies of ``(*batch, *event)`` zeros and ones; linear in between, so that it has a gradient."""
         return -sum_event(x * self.probs.logit() + (1.0 - self.probs).log(), self.event_shape)
 
     def sample(self, count: int) -> Tensor:
-        """Draws, ``(count, *event)``."""
+        """Draw, ``(count, *event)``."""
         return torch.bernoulli(self.probs.expand(count, *self.event_shape))
 
 
 @dataclass(frozen=True, eq=False)
 class DistributionBase:
-    """Any normalized distribution of torch or Pyro that can be drawn from.
+    """Base from any normalized distribution of torch or Pyro that can be drawn from.
+
+    >>> base = DistributionBase(distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+    >>> base.sample(5).shape
+    torch.Size([5, 2])
 
     Args:
         distribution: with the target's event shape.
@@ -227,10 +243,10 @@ class DistributionBase:
         return self.distribution.event_shape
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of points ``(*batch, *event)``."""
+        """Evaluate energies of points ``(*batch, *event)``."""
         return -self._log_prob(x)
 
     def sample(self, count: int) -> Tensor:
-        """Draws, ``(count, *event)``."""
+        """Draw, ``(count, *event)``."""
         draws: Tensor = self.distribution.sample((count,))
         return draws

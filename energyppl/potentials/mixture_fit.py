@@ -1,4 +1,4 @@
-"""A Gaussian mixture fitted to draws by expectation maximization, as many components as held-out draws ask for."""
+"""Gaussian mixtures fitted by expectation maximization, their number of components chosen on held-out draws."""
 
 import math
 
@@ -8,26 +8,34 @@ from torch import Tensor
 __all__ = ["fit_mixture"]
 
 _CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
-_ROWS_EACH = 12  # draws that a component is owed, and as many again as it has parameters in a row of its covariance
-_SWEEPS = 60
+_ROWS_EACH = 12  # draws that a component needs at least, plus one for each dimension
+_ITERATIONS = 60
 _MAX_ROWS = 4000
-_WIDER = 1.1  # in standard deviations: what a base misses costs more than what it adds
-_BEHIND, _HOW_WIDE = 0.05, 2.5  # weight and width of the component behind all others
+_INFLATION = 1.1  # of standard deviations: what a base misses costs more than what it adds
+_DEFENSIVE_WEIGHT, _DEFENSIVE_WIDTH = 0.05, 2.5  # of the component that covers all others
 
 
-def fit_mixture(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Means ``(k, d)``, Cholesky factors ``(k, d, d)`` and weights ``(k,)`` of a mixture for draws ``(n, d)``.
+def fit_mixture(x: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit a Gaussian mixture to draws.
 
     A quarter of the draws is held out and chooses how many components there are.  All are made a tenth wider, and one
-    with the draws' own covariance, 2.5 times as wide, stands behind them: a base with lighter tails than the target
-    would leave weights without a bound (a defensive mixture, Hesterberg 1995).
+    with the draws' own covariance, 2.5 times as wide, is added with weight .05: a base with lighter tails than the
+    target would leave weights without a bound (a defensive mixture, Hesterberg 1995).
+
+    Args:
+        x: draws, ``(n, d)``.
+        groups: a number for each draw, ``(n,)``; dependent draws share one and are held out together.
+
+    Returns:
+        Means ``(k, d)``, Cholesky factors ``(k, d, d)`` and weights ``(k,)``.
     """
     dtype, dim = x.dtype, x.shape[1]
-    rows = x.double()[torch.randperm(len(x), device=x.device)[:_MAX_ROWS]]
+    order = torch.randperm(len(x), device=x.device)[:_MAX_ROWS]
+    rows = x.double()[order]
     loc, scale = rows.mean(0), rows.std(0)
     scale = scale.clamp(min=1e-9 * float(scale.max()) + 1e-30)
     rows = (rows - loc) / scale
-    train, held = rows[len(rows) // 4 :], rows[: len(rows) // 4]
+    train, held = _split(rows, torch.arange(len(rows), device=x.device) if groups is None else groups[order])
     best, found = -math.inf, None
     for count in _CANDIDATES:
         if count > 1 and len(train) < count * (_ROWS_EACH + dim):
@@ -40,22 +48,33 @@ def fit_mixture(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             break
     assert found is not None  # one component always fits
     means, factors, weights = found
-    behind = _one(rows)
-    means = torch.cat([means, behind[0]])
-    factors = torch.cat([_WIDER * factors, _HOW_WIDE * behind[1]])
-    weights = torch.cat([(1.0 - _BEHIND) * weights, _BEHIND * behind[2]])
+    wide = _one(rows)
+    means = torch.cat([means, wide[0]])
+    factors = torch.cat([_INFLATION * factors, _DEFENSIVE_WIDTH * wide[1]])
+    weights = torch.cat([(1.0 - _DEFENSIVE_WEIGHT) * weights, _DEFENSIVE_WEIGHT * wide[2]])
     return (loc + scale * means).to(dtype), (scale[:, None] * factors).to(dtype), weights.to(dtype)
 
 
+def _split(rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Split shuffled rows into three quarters and one quarter, whole groups each."""
+    each, place = groups.unique(return_inverse=True)
+    first = torch.full((len(each),), len(rows), device=rows.device).scatter_reduce(
+        0, place, torch.arange(len(rows), device=rows.device), "amin"
+    )
+    held = torch.zeros(len(each), dtype=torch.bool, device=rows.device)
+    held[first.argsort()[: len(each) // 4]] = True  # rows come shuffled, so the order of first places is random
+    return rows[~held[place]], rows[held[place]]
+
+
 def _one(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A single Gaussian, its covariance shrunk towards its diagonal as far as few rows demand."""
+    """Fit a single Gaussian, its covariance shrunk towards its diagonal as far as few rows demand."""
     mean = rows.mean(0, keepdim=True)
     share = torch.full((len(rows), 1), 1.0).to(rows)
     return mean, _factors(rows, share, mean), torch.ones(1).to(rows)
 
 
 def _factors(rows: Tensor, shares: Tensor, means: Tensor) -> Tensor:
-    """Cholesky factors ``(k, d, d)`` of the components' covariances."""
+    """Return Cholesky factors ``(k, d, d)`` of the components' covariances, shares ``(n, k)``."""
     dim, total = rows.shape[1], shares.sum(0)  # (k,)
     covariances = []
     for k in range(len(means)):
@@ -70,7 +89,7 @@ def _factors(rows: Tensor, shares: Tensor, means: Tensor) -> Tensor:
 
 
 def _log_joint(rows: Tensor, means: Tensor, factors: Tensor, weights: Tensor) -> Tensor:
-    """Log of weight times density of every row in every component, ``(n, k)``."""
+    """Return the log of weight times density of every row in every component, ``(n, k)``."""
     z = torch.linalg.solve_triangular(factors, (rows - means[:, None]).mT, upper=False)  # (k, d, n)
     log_det = factors.diagonal(dim1=1, dim2=2).log().sum(1)
     constant = weights.log() - log_det - 0.5 * rows.shape[1] * math.log(2.0 * math.pi)
@@ -79,13 +98,14 @@ def _log_joint(rows: Tensor, means: Tensor, factors: Tensor, weights: Tensor) ->
 
 
 def _expectation_maximization(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit ``count`` components, begun by k-means++ (Dempster, Laird & Rubin 1977)."""
     if count == 1:
         return _one(rows)
     means = _spread_out(rows, count)
     nearest = torch.cdist(rows, means).argmin(1)
     shares = torch.nn.functional.one_hot(nearest, count).to(rows)
     last = -math.inf
-    for _ in range(_SWEEPS):
+    for _ in range(_ITERATIONS):
         total = shares.sum(0) + 1e-6
         weights = total / total.sum()
         means = shares.T @ rows / total[:, None]
@@ -101,7 +121,7 @@ def _expectation_maximization(rows: Tensor, count: int) -> tuple[Tensor, Tensor,
 
 
 def _spread_out(rows: Tensor, count: int) -> Tensor:
-    """Rows far from each other to begin with, each drawn by its squared distance (k-means++, Arthur 2007)."""
+    """Draw rows far from each other, each by its squared distance (k-means++, Arthur & Vassilvitskii 2007)."""
     chosen = rows[torch.randint(len(rows), (1,))]
     nearest = (rows - chosen).square().sum(1)
     for _ in range(count - 1):

@@ -1,12 +1,10 @@
-"""log Z of any potential, with an interval that is meant to hold and a sentence where it may not."""
+"""log Z of any potential by annealing (AIS, SMC, BAR), with an interval, and a warning where it may not hold."""
 
 import math
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import ClassVar
+from typing import NamedTuple
 
 import torch
 from scipy.stats import norm
@@ -14,15 +12,13 @@ from scipy.stats import t as student
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from energyppl._checks import check_count, check_positive, shape_text
+from energyppl._checks import check_positive, shape_text
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.composite import Cycle, Mixture, Tempered
-from energyppl.inference.kernels.contract import Kernel, check_kernel
-from energyppl.inference.kernels.langevin import MALA, Langevin
 from energyppl.inference.normalizing.annealing import Weights, effective_size, log_mean_exp
 from energyppl.inference.normalizing.bennett import bennett
-from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path
+from energyppl.inference.normalizing.methods import AIS, BAR, ISLANDS, SMC, Annealing, ReverseAIS
+from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path, is_binary
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
 from energyppl.integration.pareto import pareto_k
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential
@@ -31,7 +27,6 @@ from energyppl.potentials.constrained import Constrained
 
 __all__ = ["AIS", "BAR", "SMC", "Annealing", "ReverseAIS", "log_normalizer"]
 
-_ISLANDS = 8  # of a forward run's particles, for its standard error
 _UNSEEN = 0.05  # of the reverse runs that no forward run is like
 _APART = 6.0  # standard errors between forward runs and the bridge; those come from 8 islands, so t with 7 degrees
 _TAIL = 0.7  # of the Pareto shape: above, averages of weights are not to be trusted (Vehtari et al. 2024)
@@ -40,88 +35,9 @@ _STUCK = 0.05  # acceptance below which particles hardly move
 _MAX_RUNS = 64  # batches that a tolerance is pursued with
 
 
-@dataclass(frozen=True, eq=False)
-class Annealing:
-    """How particles get from base to target; what the methods below share.
-
-    Args:
-        particles: of a batch of runs, in each direction.
-        temperatures: as many as a pilot run finds worth their cost if None, a number of them spread as the pilot
-            run says, or the temperatures themselves, from 0 to 1.
-        kernel: moves the particles; its step size is tuned by the pilot run.
-        waypoints: potentials between base and target that the path goes through, such as a model's noise levels.
-        refit: where there are no samples, take a base fitted to the particles of the pilot run in place of the one that
-            it began at, if that shortens the path.
-    """
-
-    particles: int = 512
-    temperatures: int | Sequence[float] | None = None
-    kernel: Kernel = field(default_factory=lambda: MALA(1.0))
-    waypoints: tuple[Potential, ...] = ()
-    refit: bool = True
-    forward: ClassVar[bool] = True
-    reverse: ClassVar[bool] = False
-    islands: ClassVar[int | None] = None
-    words: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        check_count("particles", self.particles, at_least=4 * _ISLANDS)
-        if self.particles % _ISLANDS:
-            raise InvalidInput(f"particles must be a multiple of {_ISLANDS}; got {self.particles}")
-        if isinstance(self.temperatures, int):
-            check_count("temperatures", self.temperatures)
-        elif self.temperatures is not None:
-            betas = [float(beta) for beta in self.temperatures]
-            rising = all(a < b for a, b in pairwise(betas))
-            if len(betas) < 2 or betas[0] != 0.0 or betas[-1] != 1.0 or not rising:
-                raise InvalidInput(f"temperatures must rise from 0 to 1; got {betas}")
-        check_kernel(self.kernel)
-        if isinstance(self.kernel, Langevin):
-            raise InvalidInput("Langevin never rejects, so its weights would be biased: anneal with MALA or HMC")
-        if isinstance(self.kernel, Tempered) or (self.reverse and isinstance(self.kernel, (Cycle, Mixture))):
-            raise InvalidInput(
-                f"{type(self.kernel).__name__} can't be run backwards from one temperature to the next: use MALA or HMC"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class AIS(Annealing):
-    """Annealed importance sampling from the base (Neal 2001): Z without bias, a stochastic lower bound on log Z."""
-
-    words = "annealed importance sampling"
-
-
-@dataclass(frozen=True, eq=False)
-class SMC(Annealing):
-    """AIS whose particles are resampled in eight islands when their weights grow uneven (Del Moral et al. 2006)."""
-
-    islands = _ISLANDS
-    words = "sequential Monte Carlo"
-
-
-@dataclass(frozen=True, eq=False)
-class ReverseAIS(Annealing):
-    """AIS from draws of the target: 1/Z without bias, a stochastic upper bound on log Z (Grosse et al. 2015).
-
-    Its weights are heavy-tailed even where all is well; :class:`BAR` makes far more of the same runs.
-    """
-
-    forward = False
-    reverse = True
-    words = "reverse annealed importance sampling"
-
-
-@dataclass(frozen=True, eq=False)
-class BAR(Annealing):
-    """Forward and reverse AIS, bridged by Bennett's acceptance ratio (1976): bounds on both sides, the least error."""
-
-    reverse = True
-    words = "bridge of forward and reverse annealing"
-
-
 @dataclass
 class _Runs:
-    """Log weights so far, what they cost, and what the last batch was like."""
+    """Log weights so far, their cost, and the last batch."""
 
     evaluations: int
     forward: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
@@ -154,17 +70,26 @@ def log_normalizer(
     With ``samples`` the estimate is Bennett's acceptance ratio of forward and reverse runs (:class:`BAR`), its interval
     uses the asymptotic variance, and a mode that runs from the base don't find shows as the two disagreeing.  Without
     them it is sequential Monte Carlo (:class:`SMC`), with an interval by Student's t over its islands: a mode that no
-    particle visits can't be seen by anything in it.
+    particle visits can't be seen by anything in it, so descents from scattered starts and a pilot run search for modes
+    first, and the result's ``searched`` says where they looked.
 
-    The base is a mixture of Gaussians fitted to half of the samples, or to where a pilot run from N(0, I) ends if that
-    shortens the path; particles then move in coordinates in which the target is about round.
+    The base is a mixture of Gaussians fitted to half of the samples, or to what the search finds; particles then move
+    in coordinates in which the target is about round.
+
+    >>> import torch
+    >>> import energyppl as ep
+    >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), torch.Size((2,)))  # log Z = log 2π = 1.838
+    >>> found = ep.log_normalizer(bell, samples=torch.randn(2000, 2))
+    >>> abs(found.estimate - 1.838) < 0.1
+    True
 
     Args:
         target: the energy U, or a distribution of one: log Z is the integral over its support.
         samples: independent draws of exp(−U) / Z, ``(n, *event)``, twice as many as particles since half of them only
             fit the base if none is given; or a function of a count that draws them.
-        base: where the path begins, or without samples the pilot run; if None, fitted to the samples, or a
-            recovery distribution's own tilt, or N(0, I).  Of a target with a support it draws unconstrained points.
+        base: where the path begins, or without samples the pilot run, and then no modes are searched for; if None,
+            fitted to the samples or to a search, or a recovery distribution's own tilt.  Of a target with a support
+            it draws unconstrained points.
         method: :class:`AIS`, :class:`SMC`, :class:`ReverseAIS` or :class:`BAR`, with particles, temperatures, kernel.
         tolerance: go on in batches of runs until half the interval's width is at most this, in nats.
         max_evaluations: start no batch after the first that would go beyond as many; with or without a tolerance.
@@ -205,7 +130,7 @@ def log_normalizer(
             f"{type(method).__name__} begins at draws of the target: pass samples, or use SMC() or AIS()"
         )
     began = time.perf_counter()
-    draws = None if samples is None else DrawsOnce(samples, target)
+    draws = None if samples is None else DrawsOnce(samples, target, binary=is_binary(method.kernel))
     path = find_path(
         (*method.waypoints, target),
         base,
@@ -214,6 +139,7 @@ def log_normalizer(
         temperatures=method.temperatures,
         refit=method.refit,
         sparing=method.reverse,
+        starts=method.starts,
     )
     runs, stopped = _Runs(path.evaluations), None
     bar = tqdm(desc="log Z", unit=" evaluations", disable=not progress)
@@ -247,7 +173,7 @@ def _unconstrained(target: EnergyDistribution, samples: Draws | None) -> Draws |
 
 
 def _batch(path: AnnealingPath, runs: _Runs, method: Annealing, draws: DrawsOnce | None) -> None:
-    """A batch of runs from the base, from draws of the target, or both."""
+    """Run a batch from the base, from draws of the target, or both."""
     if method.forward:
         runs.last = annealed(path, path.base.sample(method.particles), method.kernel, islands=method.islands)
         runs.add(runs.last)
@@ -267,7 +193,7 @@ def _why_stop(
     cost: int,
     draws: DrawsOnce | None,
 ) -> str | None:
-    """Why no further batch is run; None to go on."""
+    """Say why no further batch is run; None to go on."""
     if tolerance is None and most is None:
         return "one batch of runs was asked for"
     batches = max(len(runs.forward), len(runs.reverse)) // method.particles
@@ -288,75 +214,99 @@ def _why_stop(
 # --- What they say ---
 
 
+class _Interval(NamedTuple):
+    """An estimate of log Z with its interval, and what speaks against it."""
+
+    estimate: float
+    standard_error: float
+    lower: float
+    upper: float
+    trouble: list[str]
+
+
 def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float) -> LogNormalizer:
+    """Put together what the runs so far say."""
     forward, reverse = runs.forward, runs.reverse
     if method.forward and not bool(torch.isfinite(forward).any()):
         raise InvalidInput(
             "no particle arrived where the target's energy is finite: pass a base that overlaps the target's support"
         )
-    trouble: list[str] = []
-    weights = forward if method.forward else reverse
-    tail, worth = pareto_k(weights), float(effective_size(weights))
     if method.forward and method.reverse:
-        estimate, error = bennett(forward, reverse)
-        half = float(norm.ppf(0.5 + 0.5 * level)) * error
-        alone, spread = _by_islands(forward, method.particles)
-        lower, upper = estimate - half, estimate + half
-        floor = alone + math.log(1.0 - level)  # P(Ẑ > Z / (1 − level)) < 1 − level, since E Ẑ = Z (Markov)
-        if floor > upper:
-            trouble.append(
-                "runs from the base find far more mass than the samples know of: log Z is above the interval's lower "
-                "end, by how much is unknown, and the samples are not draws of this energy"
-            )
-            estimate, error, lower, upper = alone, math.inf, floor, math.inf
-        else:
-            trouble += _disagreement(forward, reverse, estimate, alone, spread)
+        found = _bridge_interval(forward, reverse, method.particles, level)
     else:
-        alone, error = _by_islands(weights, method.particles)
-        estimate, count = alone if method.forward else -alone, len(_island_means(weights, method.particles))
-        half = float(student.ppf(0.5 + 0.5 * level, count - 1)) * error
-        lower, upper = estimate - half, estimate + half
-        if tail > _TAIL:
-            trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")
-        if worth < _WORN * len(weights):
-            trouble.append(f"the weights are worth {worth:.0f} of {len(weights)}")
-        if trouble:
-            trouble.append("use more temperatures, or a base that is closer to the target and has wider tails")
+        found = _one_sided_interval(forward if method.forward else reverse, method, level)
+    trouble = list(found.trouble)
     slowest = min((float(w.acceptance.min()) for w in runs.last if len(w.acceptance)), default=1.0)
     if slowest < _STUCK:
         trouble.append(f"particles hardly move at some temperature (acceptance {slowest:.2f}): use another kernel")
+    if path.warning is not None:
+        trouble.append(path.warning)
+    weights = forward if method.forward else reverse
     return LogNormalizer(
-        estimate,
-        error,
-        lower,
-        upper,
-        runs.evaluations,
-        method.words,
-        level,
-        float(_island_means(forward, method.particles).mean()) if method.forward else None,
-        -float(_island_means(reverse, method.particles).mean()) if method.reverse else None,
-        worth,
-        tail,
+        estimate=found.estimate,
+        standard_error=found.standard_error,
+        lower=found.lower,
+        upper=found.upper,
+        evaluations=runs.evaluations,
+        method=method.words,
+        level=level,
+        lower_bound=float(_island_means(forward, method.particles).mean()) if method.forward else None,
+        upper_bound=-float(_island_means(reverse, method.particles).mean()) if method.reverse else None,
+        effective_samples=float(effective_size(weights)),
+        pareto_k=pareto_k(weights),
         warning="; ".join(trouble) or None,
+        searched=path.searched,
         trace=_trace(path, runs),
     )
 
 
+def _bridge_interval(forward: Tensor, reverse: Tensor, particles: int, level: float) -> _Interval:
+    """Return Bennett's estimate with its asymptotic interval, unless forward runs refute the samples."""
+    estimate, error = bennett(forward, reverse)
+    half = float(norm.ppf(0.5 + 0.5 * level)) * error
+    alone, spread = _by_islands(forward, particles)
+    floor = alone + math.log(1.0 - level)  # P(Ẑ > Z / (1 − level)) < 1 − level, since E Ẑ = Z (Markov)
+    if floor > estimate + half:
+        words = (
+            "runs from the base find far more mass than the samples know of: log Z is above the interval's lower "
+            "end, by how much is unknown, and the samples are not draws of this energy"
+        )
+        return _Interval(alone, math.inf, floor, math.inf, [words])
+    said = _disagreement(forward, reverse, estimate, alone, spread)
+    return _Interval(estimate, error, estimate - half, estimate + half, said)
+
+
+def _one_sided_interval(weights: Tensor, method: Annealing, level: float) -> _Interval:
+    """Return the estimate of forward or of reverse runs alone, with Student's interval over their islands."""
+    alone, error = _by_islands(weights, method.particles)
+    estimate, count = alone if method.forward else -alone, len(_island_means(weights, method.particles))
+    half = float(student.ppf(0.5 + 0.5 * level, count - 1)) * error
+    tail, worth, trouble = pareto_k(weights), float(effective_size(weights)), []
+    if tail > _TAIL:
+        trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")
+    if worth < _WORN * len(weights):
+        trouble.append(f"the weights are worth {worth:.0f} of {len(weights)}")
+    if trouble:
+        trouble.append("use more temperatures, or a base that is closer to the target and has wider tails")
+    return _Interval(estimate, error, estimate - half, estimate + half, trouble)
+
+
 def _island_means(log_weights: Tensor, particles: int) -> Tensor:
-    """Log mean weights of groups of independent particles, ``(groups,)``."""
-    size = max(1, min(particles, len(log_weights)) // _ISLANDS)
+    """Return log mean weights of groups of independent particles, ``(groups,)``."""
+    size = max(1, min(particles, len(log_weights)) // ISLANDS)
     groups = max(2, len(log_weights) // size)
     return torch.stack([log_mean_exp(part) for part in log_weights.tensor_split(groups)])
 
 
 def _by_islands(log_weights: Tensor, particles: int) -> tuple[float, float]:
-    """Log mean weight, and its standard error from groups of particles."""
+    """Return the log mean weight, and its standard error from groups of particles."""
     parts = _island_means(log_weights, particles)
     error = float(parts.std()) / math.sqrt(len(parts)) if bool(torch.isfinite(parts).all()) else math.inf
     return float(log_mean_exp(log_weights)), error
 
 
 def _trace(path: AnnealingPath, runs: _Runs) -> AnnealingTrace:
+    """Collect the runs for the result."""
     betas, offset = [torch.zeros(1, dtype=torch.float64)], 0.0
     for schedule in path.schedules:
         betas.append(schedule.betas[1:] + offset)
@@ -377,7 +327,7 @@ def _trace(path: AnnealingPath, runs: _Runs) -> AnnealingTrace:
 
 
 def _disagreement(forward: Tensor, reverse: Tensor, estimate: float, alone: float, error: float) -> list[str]:
-    """Whether runs from the base and runs from the samples tell of different targets.
+    """Say whether runs from the base and runs from the samples tell of different targets.
 
     A forward log weight w is exp(w − log Z) times as rare as the same one of a reverse run (Crooks 1999).  So reverse
     runs whose forward twins are rarer than one in all of them come from places that no run from the base has found.
@@ -391,7 +341,7 @@ def _disagreement(forward: Tensor, reverse: Tensor, estimate: float, alone: floa
             f"{unseen:.0%} of the samples lie where runs from the base never come: those runs miss a mode, and the "
             "estimate rests on the samples being spread over the modes as they should be"
         )
-    if crossing > _APART * math.sqrt(float(below.var() + above.var()) / _ISLANDS):
+    if crossing > _APART * math.sqrt(float(below.var() + above.var()) / ISLANDS):
         said.append(f"the bounds cross by {crossing:.3f}: the samples are not draws of this energy")
     elif unseen <= _UNSEEN and abs(alone - estimate) > _APART * error:
         said.append(

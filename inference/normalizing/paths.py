@@ -1,4 +1,4 @@
-"""Where annealing begins and how fine its path is: bases fitted to draws, pilot runs, coordinates, stretches."""
+"""Annealing paths: a base, coordinates, and temperatures, found by a mode search and pilot runs."""
 
 import math
 import sys
@@ -9,20 +9,25 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_data, shape_text
-from energyppl.autodiff.devices import beside, device_of
-from energyppl.errors import InvalidInput
+from energyppl.autodiff.devices import beside
+from energyppl.errors import EnergyPPLError, InvalidInput, NotNormalizable
 from energyppl.inference.kernels.binary import BinaryGibbs, DiscreteLangevin
 from energyppl.inference.kernels.contract import Kernel
 from energyppl.inference.normalizing.annealing import AnnealingSchedule, Weights, anneal, effective_size, pilot_run
+from energyppl.inference.normalizing.mode_search import ModeSearch, search_modes
 from energyppl.inference.normalizing.tails import require_normalizable
 from energyppl.potentials.algebra import Affine, Potential
 from energyppl.potentials.bases import Base, BernoulliBase, GaussianBase, MixtureBase
+from energyppl.potentials.points import dtype_of, origin_of
 
 __all__ = ["AnnealingPath", "Draws", "DrawsOnce", "annealed", "find_path"]
 
 _FEWEST = 16  # draws of the target
 _PILOT = 256  # particles of pilot runs
 _REST = 10  # moves of a pilot's particles at the target, before a base is fitted to them
+_DEPENDENT = 1e-12  # smallest eigenvalue of the samples' correlations: below, a column is a copy or a sum of others
+_SPAN = 1.5  # width of the base of a pilot run, in standard deviations of the chains in all basins
+_NEW = 0.03  # share of the last descents in new places above which it is said
 _SPREAD = 1.0  # variance of log weights at which a path's cost is least (Neal 2001)
 
 Draws = Tensor | Callable[[int], Tensor]
@@ -30,32 +35,69 @@ Draws = Tensor | Callable[[int], Tensor]
 
 
 class DrawsOnce:
-    """Draws of the target, each handed out once: runs that begin at the same point are not independent."""
+    """Draws of the target, each handed out once: runs that begin at the same point are not independent.
 
-    def __init__(self, source: Draws, target: Potential) -> None:
-        self._source, self._target = source, target
+    Args:
+        source: the draws, or a function that makes them.
+        target: the energy that they are draws of.
+        binary: they are vectors of zeros and ones, of which some may be constant.
+    """
+
+    def __init__(self, source: Draws, target: Potential, *, binary: bool = False) -> None:
+        self._source, self._target, self._binary = source, target, binary
         self._rows: Tensor | None = None
         if isinstance(source, Tensor):
-            source = beside(target, check_data("samples", source, target.event_shape, at_least=_FEWEST))
+            source = self._checked(source)
             self._rows = source[torch.randperm(len(source), device=source.device)]
         elif not callable(source):
             raise InvalidInput(
                 f"samples must be a tensor of draws, or a function of how many; got {type(source).__name__}"
             )
 
+    def _checked(self, rows: Tensor) -> Tensor:
+        """Check draws, and bring them to the target's device and dtype."""
+        rows = beside(self._target, check_data("samples", rows, self._target.event_shape, at_least=_FEWEST))
+        if not self._binary:
+            _require_density(rows)
+        return rows.to(dtype_of(self._target) or rows.dtype)
+
     @property
     def left(self) -> int:
-        """How many there still are; as good as infinitely many if they are made when they are asked for."""
+        """Number of draws still there; as good as infinite if they are made when they are asked for."""
         return sys.maxsize if self._rows is None else len(self._rows)
 
     def take(self, count: int) -> Tensor:
-        """At most as many, ``(count, *event)``."""
+        """Take at most as many, ``(count, *event)``."""
         if self._rows is not None:
             taken, self._rows = self._rows[:count], self._rows[count:]
             return taken
         assert callable(self._source)
-        drawn = check_data("samples", self._source(count), self._target.event_shape, at_least=_FEWEST)
-        return beside(self._target, drawn)
+        return self._checked(self._source(count))
+
+
+def _require_density(rows: Tensor) -> None:
+    """Refuse draws that lie in a plane: a density has none there.
+
+    Raises:
+        InvalidInput: if a coordinate is constant, or a copy or a sum of others.
+    """
+    flat = rows.reshape(len(rows), -1).double()
+    constant = (flat.amax(0) == flat.amin(0)).nonzero()[:, 0].tolist()
+    if constant:
+        raise InvalidInput(
+            f"samples must vary in every coordinate; coordinate(s) {constant[:20]} are constant: no density has such "
+            "draws, so drop those coordinates"
+        )
+    unit = (flat - flat.mean(0)) / flat.std(0)
+    if len(flat) <= flat.shape[1]:  # too few to tell
+        return
+    values, vectors = torch.linalg.eigh(unit.T @ unit / len(unit))
+    if float(values[0]) < _DEPENDENT * float(values[-1]):
+        involved = (vectors[:, 0].abs() > 1e-3).nonzero()[:, 0].tolist()
+        raise InvalidInput(
+            f"samples must span all coordinates; coordinates {involved[:20]} determine each other (one is a copy or a "
+            "sum of others): no density has such draws, so drop one of them"
+        )
 
 
 class AnnealingPath(NamedTuple):
@@ -65,19 +107,21 @@ class AnnealingPath(NamedTuple):
     stops: tuple[Potential, ...]  # the last one is the target, in the coordinates of the runs
     schedules: tuple[AnnealingSchedule, ...]  # one for each stretch
     evaluations: int  # that it took to find
+    searched: str | None = None  # where a search for modes looked
+    warning: str | None = None  # what that search leaves open
 
     @property
     def temperatures(self) -> int:
-        """Temperatures of all stretches together, the first one left out."""
+        """Number of temperatures of all stretches together, the first one left out."""
         return sum(len(schedule.betas) - 1 for schedule in self.schedules)
 
     def to_unit(self, x: Tensor) -> Tensor:
-        """Points of the target in the coordinates of the runs."""
+        """Bring points of the target to the coordinates of the runs."""
         target = self.stops[-1]
         return target.to_unit(x) if isinstance(target, Affine) else x
 
     def stretched(self, temperatures: float) -> "AnnealingPath":
-        """The same path with about as many temperatures."""
+        """Return the same path with about as many temperatures."""
         share = temperatures / self.temperatures
         finer = (schedule.resampled(max(1, round(share * (len(schedule.betas) - 1)))) for schedule in self.schedules)
         return self._replace(schedules=tuple(finer))
@@ -86,7 +130,7 @@ class AnnealingPath(NamedTuple):
 def annealed(
     path: AnnealingPath, x: Tensor, kernel: Kernel, *, reverse: bool = False, islands: int | None = None
 ) -> list[Weights]:
-    """A run over all stretches of a path, from ``x`` at its beginning, or at its end if ``reverse``.
+    """Run over all stretches of a path, from ``x`` at its beginning, or at its end if ``reverse``.
 
     The last stretch's log weights are those of the whole run.
     """
@@ -111,6 +155,7 @@ def find_path(
     temperatures: int | Sequence[float] | None,
     refit: bool,
     sparing: bool,
+    starts: int = 128,
 ) -> AnnealingPath:
     """Find a base, coordinates in which the target is about round, and temperatures, all by runs that are thrown away.
 
@@ -122,40 +167,133 @@ def find_path(
         temperatures: how many, which ones, or as many as are worth their cost if None.
         refit: without draws, fit a base to where a pilot run ends, and take it if that shortens the path.
         sparing: take fewer temperatures than the pilot run had where its log weights hardly spread.
+        starts: descents that search for modes where there is neither a base nor draws; 0 for N(0, I) as the base.
     """
     target = stops[-1]
-    shape = target.event_shape
-    origin = torch.zeros(shape, device=device_of(target))
-    if base is not None and base.event_shape != shape:
-        raise InvalidInput(f"base must have event_shape {shape_text(shape)}; got {shape_text(base.event_shape)}")
-    betas = None if temperatures is None or isinstance(temperatures, int) else temperatures
-    binary = isinstance(kernel, (BinaryGibbs, DiscreteLangevin))
-    if base is None and binary:
-        rows = origin.new_full((2, *shape), 0.5) if draws is None else draws.take(min(draws.left // 2, 4 * _PILOT))
-        base = BernoulliBase.fitted(rows, shape)
-    if binary != isinstance(base, BernoulliBase):
+    if base is not None and base.event_shape != target.event_shape:
         raise InvalidInput(
-            "binary targets need both a BernoulliBase and a kernel that keeps points binary, BinaryGibbs() or "
-            f"DiscreteLangevin(); got {type(base).__name__} and {type(kernel).__name__}"
+            f"base must have event_shape {shape_text(target.event_shape)}; got {shape_text(base.event_shape)}"
         )
-    if base is None and draws is not None:
-        # Runs must not begin at the very samples that the base was fitted to: in d dimensions that would bias log Z by
-        # about d / (2 n).
-        rows = draws.take(min(draws.left // 2, 4 * max(_PILOT, 4 * shape.numel())))
-        require_normalizable(target, rows[:_PILOT])
-        framed = _framed(stops, rows)
-        path, _ = _pilot(MixtureBase.fitted(framed[-1].to_unit(rows), shape), framed, kernel, betas)
+    betas = None if temperatures is None or isinstance(temperatures, int) else temperatures
+    if is_binary(kernel) or isinstance(base, BernoulliBase):
+        path, _ = _pilot(_binary_base(target, base, draws, kernel), stops, kernel, betas)
+    elif base is None and draws is not None:
+        path = _path_from_draws(stops, draws, kernel, betas)
+    elif base is None and starts and len(stops) == 1:
+        path = _path_from_search(stops, kernel, betas, starts, refit)
     else:
-        first = GaussianBase(origin, torch.ones_like(origin)) if base is None else base
-        if not binary:
-            require_normalizable(target, first.sample(_PILOT))
-        path, x = _pilot(first, stops, kernel, betas, rest=_REST)
-        if not binary and draws is None and refit and len(stops) == 1 and _is_fit(x):
-            path = _shorter(path, x, kernel, betas)
+        path = _path_from_base(stops, base, kernel, betas, refit and draws is None)
     if betas is not None:
         return path
     if isinstance(temperatures, int):
         return path.stretched(temperatures)
+    return _worth_its_cost(path, kernel, sparing)
+
+
+def is_binary(kernel: Kernel) -> bool:
+    """Whether a kernel keeps points binary."""
+    return isinstance(kernel, (BinaryGibbs, DiscreteLangevin))
+
+
+def _binary_base(target: Potential, base: Base | None, draws: DrawsOnce | None, kernel: Kernel) -> BernoulliBase:
+    """Return the base of a binary target: as given, fitted to draws, or even."""
+    if base is None:
+        even = torch.full((2, *target.event_shape), 0.5).to(origin_of(target, target.event_shape))
+        rows = even if draws is None else draws.take(min(draws.left // 2, 4 * _PILOT))
+        return BernoulliBase.fitted(rows, target.event_shape)
+    if not isinstance(base, BernoulliBase) or not is_binary(kernel):
+        raise InvalidInput(
+            "binary targets need both a BernoulliBase and a kernel that keeps points binary, BinaryGibbs() or "
+            f"DiscreteLangevin(); got {type(base).__name__} and {type(kernel).__name__}"
+        )
+    return base
+
+
+def _path_from_draws(
+    stops: tuple[Potential, ...], draws: DrawsOnce, kernel: Kernel, betas: Sequence[float] | None
+) -> AnnealingPath:
+    """Find a path from a base fitted to draws of the target.
+
+    Runs must not begin at the very draws that the base was fitted to: in d dimensions that would bias log Z by about
+    d / (2 n).
+    """
+    shape = stops[-1].event_shape
+    rows = draws.take(min(draws.left // 2, 4 * max(_PILOT, 4 * shape.numel())))
+    require_normalizable(stops[-1], rows[:_PILOT])
+    framed = _framed(stops, rows)
+    path, _ = _pilot(MixtureBase.fitted(framed[-1].to_unit(rows), shape), framed, kernel, betas)
+    return path
+
+
+def _path_from_base(
+    stops: tuple[Potential, ...], base: Base | None, kernel: Kernel, betas: Sequence[float] | None, refit: bool
+) -> AnnealingPath:
+    """Find a path from a base that was given, or from N(0, I)."""
+    if base is None:
+        origin = origin_of(stops[-1], stops[-1].event_shape)
+        base = GaussianBase(origin, torch.ones_like(origin))
+    require_normalizable(stops[-1], base.sample(_PILOT))
+    path, x = _pilot(base, stops, kernel, betas, rest=_REST)
+    if not refit or len(stops) > 1 or not _is_fit(x):
+        return path
+    framed = _framed(path.stops, x)
+    return _shorter(path, MixtureBase.fitted(framed[-1].to_unit(x), x.shape[1:]), framed, kernel, betas)
+
+
+def _path_from_search(
+    stops: tuple[Potential, ...], kernel: Kernel, betas: Sequence[float] | None, starts: int, refit: bool
+) -> AnnealingPath:
+    """Find a path from a base fitted to chains in the basins that a search finds, and to a pilot run's ends.
+
+    The pilot run begins at a Gaussian that spans the basins: at intermediate temperatures it finds modes that descents
+    don't, where they find modes that its particles lose.
+    """
+    target, shape = stops[-1], stops[-1].event_shape
+    origin = origin_of(target, shape)
+    found = _searched(target, origin + torch.randn(_PILOT, *shape).to(origin), starts)
+    framed = _framed(stops, found.x)
+    wide = GaussianBase(origin, torch.full_like(origin, _SPAN))
+    path, x = _pilot(wide, framed, kernel, betas, rest=_REST)
+    if refit and _is_fit(x):
+        some = torch.multinomial(found.weight, min(len(found.x), _PILOT), replacement=False)
+        rows = torch.cat([framed[-1].to_unit(found.x[some]), x])
+        spent = path.evaluations  # the longer path is taken too: the shorter one may be so by having lost a mode
+        path, _ = _pilot(MixtureBase.fitted(rows, shape), framed, kernel, betas)
+        path = path._replace(evaluations=path.evaluations + spent)
+    searched = (
+        f"{found.starts} descents from up to {found.radius:.3g} widths of a first basin and from between their ends; a "
+        "mode that neither they nor the runs ended in is missing from log Z"
+    )
+    warning = None
+    if found.new > _NEW:
+        warning = (
+            f"{found.new:.0%} of the last descents ended where none before had: there may be more modes that nothing "
+            "found, so pass samples, or more starts"
+        )
+    cost = path.evaluations + found.evaluations
+    return path._replace(evaluations=cost, searched=searched, warning=warning)
+
+
+def _searched(target: Potential, x: Tensor, starts: int) -> ModeSearch:
+    """Search for modes, and refuse an energy that does not rise as it must far from them, nor far from ``x``."""
+    doubt: NotNormalizable | None = None
+    try:
+        require_normalizable(target, x)
+    except NotNormalizable as error:  # or the mass is far away, or on another scale: look where it is
+        doubt = error
+    try:
+        found = search_modes(target, x, starts)
+    except EnergyPPLError:
+        raise doubt or InvalidInput(
+            "the target's energy is finite at no draw of the base N(0, I): pass a base that overlaps the support"
+        ) from None
+    if doubt is not None:
+        require_normalizable(target, found.x)
+    return found
+
+
+def _worth_its_cost(path: AnnealingPath, kernel: Kernel, sparing: bool) -> AnnealingPath:
+    """Return a path with as many temperatures as keep the variance of log weights at one (Neal 2001)."""
     trial = annealed(path, path.base.sample(_PILOT // 2), kernel)
     size = len(trial[-1].log_weights)
     # log (n / ESS) is the variance of Gaussian log weights, and unlike it deaf to those that hardly count.
@@ -165,10 +303,11 @@ def find_path(
     return path.stretched(wanted)._replace(evaluations=cost)
 
 
-def _shorter(path: AnnealingPath, x: Tensor, kernel: Kernel, betas: Sequence[float] | None) -> AnnealingPath:
-    """Choose between a path and one from a base fitted to a pilot run's last particles ``x``: the shorter one."""
-    framed = _framed(path.stops, x)
-    other, _ = _pilot(MixtureBase.fitted(framed[-1].to_unit(x), framed[-1].event_shape), framed, kernel, betas)
+def _shorter(
+    path: AnnealingPath, base: Base, stops: Sequence[Potential], kernel: Kernel, betas: Sequence[float] | None
+) -> AnnealingPath:
+    """Choose between a path and the one from another base: the shorter one."""
+    other, _ = _pilot(base, stops, kernel, betas)
     cost = path.evaluations + other.evaluations
     return (other if other.temperatures <= path.temperatures else path)._replace(evaluations=cost)
 
@@ -176,7 +315,7 @@ def _shorter(path: AnnealingPath, x: Tensor, kernel: Kernel, betas: Sequence[flo
 def _pilot(
     base: Base, stops: Sequence[Potential], kernel: Kernel, betas: Sequence[float] | None, *, rest: int = 0
 ) -> tuple[AnnealingPath, Tensor]:
-    """The path that a pilot run of 256 particles finds, and where they end."""
+    """Find a path by a pilot run of 256 particles; returns it and where they end."""
     x, schedules, evaluations = base.sample(_PILOT), [], 0
     lower: Potential = base
     for upper in stops:
@@ -193,7 +332,7 @@ def _is_fit(x: Tensor) -> bool:
 
 
 def _framed(stops: tuple[Potential, ...], rows: Tensor) -> tuple[Affine, ...]:
-    """The potentials in coordinates in which draws ``(n, *event)`` are about round."""
+    """Bring potentials to coordinates in which draws ``(n, *event)`` are about round."""
     flat = rows.reshape(len(rows), -1).double()
     loc, centred = flat.mean(0), flat - flat.mean(0)
     size, keep = flat.shape[1], len(flat) / (len(flat) + flat.shape[1])  # few rows say little of the correlations

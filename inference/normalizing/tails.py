@@ -1,4 +1,4 @@
-"""Whether an energy rises far away as it must for exp(−U) to have a finite integral."""
+"""Tail check: whether an energy rises far away as it must for exp(−U) to have a finite integral."""
 
 import math
 
@@ -8,16 +8,18 @@ from torch import Tensor
 from energyppl.autodiff.gradient import eager_energy
 from energyppl.errors import NotNormalizable
 from energyppl.potentials.algebra import Potential
+from energyppl.potentials.constrained import Constrained
 
 __all__ = ["require_normalizable"]
 
 _NEAR, _FAR = 1e3, 1e6  # distances, in spreads of the points
 _MAX_AXES = 64
-_MARGIN = 0.05  # of the slope: rounding, and tails that have not quite settled
+_MARGIN = 0.01  # that the slope must exceed what is needed by: the borderline itself is not normalizable
+_SATURATED = tuple(2.0**power for power in range(6, -4, -1))  # distances for supports whose map saturates, in spreads
 
 
 def require_normalizable(potential: Potential, x: Tensor) -> None:
-    """Look along rays from the middle of points, and along coordinates from each, whether the energy rises fast enough.
+    """Check along rays from the middle of points, and along coordinates from each, that the energy rises fast enough.
 
     For the integral to be finite, U must rise faster than d log r along almost all rays, and faster than log r along
     almost all lines parallel to an axis (Fubini).  Both are judged from 1,000 to a million spreads away, so what
@@ -32,35 +34,62 @@ def require_normalizable(potential: Potential, x: Tensor) -> None:
     """
     shape, rows = potential.event_shape, x.reshape(len(x), -1)
     dim, middle = rows.shape[1], rows.mean(0)
-    spread = float((rows - middle).square().mean().sqrt()) or 1.0
-    directions = torch.nn.functional.normalize(rows - middle + 1e-3 * spread * torch.randn_like(rows), dim=1)
-    slope = _slope(potential, middle.expand_as(rows), directions, spread, shape)
-    if _most(slope < dim - _MARGIN):
+    spread = rows.std(0)
+    spread = torch.where(spread > 0, spread, spread.amax().clamp(min=1e-30) if bool((spread > 0).any()) else 1.0)
+    unit = (rows - middle) / spread
+    directions = torch.nn.functional.normalize(unit + 1e-3 * torch.randn_like(unit), dim=1)
+    slope = _slope(potential, middle.expand_as(rows), directions * spread, shape)
+    if _most(slope < dim + _MARGIN):
         raise NotNormalizable(_words(float(slope.nan_to_num(posinf=1e9).median()), dim, "in all directions"))
     some = rows[: max(8, min(len(rows), 64))]
     for axis in range(dim) if dim <= _MAX_AXES else torch.randperm(dim)[:_MAX_AXES].tolist():
         for sign in (1.0, -1.0):
             along = torch.zeros_like(some)
-            along[:, axis] = sign
-            slope = _slope(potential, some, along, spread, shape)
-            if _most(slope < 1.0 - _MARGIN):
+            along[:, axis] = sign * spread[axis]
+            slope = _slope(potential, some, along, shape)
+            if _most(slope < 1.0 + _MARGIN):
                 place = f"along coordinate {axis}, towards {'plus' if sign > 0 else 'minus'} infinity"
                 raise NotNormalizable(_words(float(slope.nan_to_num(posinf=1e9).median()), 1, place))
 
 
-def _slope(potential: Potential, begin: Tensor, direction: Tensor, spread: float, shape: torch.Size) -> Tensor:
-    """DU / d log r far away, ``(n,)``; +∞ where the energy is infinite, or not a number, by then."""
-    ends = [(begin + radius * spread * direction).reshape(-1, *shape) for radius in (_NEAR, _FAR)]
-    (near,), (far,) = (eager_energy(potential, end) for end in ends)
-    slope = (far - near).double() / math.log(_FAR / _NEAR)
-    return torch.where(torch.isnan(slope) | (far == math.inf), math.inf, slope)
+def _slope(potential: Potential, begin: Tensor, direction: Tensor, shape: torch.Size) -> Tensor:
+    """Return dU / d log r far away, ``(n,)``: +∞ where the energy is, or is not a number, by then; −∞ where it is."""
+    slope = _between(potential, begin, direction, _NEAR, _FAR, shape)
+    if isinstance(potential, Constrained):
+        slope = torch.maximum(slope, _before_saturation(potential, begin, direction, shape))
+    return slope
+
+
+def _between(
+    potential: Potential, begin: Tensor, direction: Tensor, near: float, far: float, shape: torch.Size
+) -> Tensor:
+    ends = [(begin + radius * direction).reshape(-1, *shape) for radius in (near, far)]
+    (low,), (high,) = (eager_energy(potential, end) for end in ends)
+    slope = (high - low).double() / math.log(far / near)
+    slope = torch.where(torch.isnan(slope) | (high == math.inf), math.inf, slope)
+    return torch.where((low == -math.inf) | (high == -math.inf), -math.inf, slope)
+
+
+def _before_saturation(potential: Constrained, begin: Tensor, direction: Tensor, shape: torch.Size) -> Tensor:
+    """Return the slope at the farthest distance from which a support's map still finds back; −∞ if there is none."""
+    slope = torch.full((len(begin),), -math.inf, dtype=torch.float64, device=begin.device)
+    for radius in _SATURATED:
+        points = (begin + radius * direction).reshape(-1, *shape)
+        back = potential.unconstrain(potential.constrain(points))
+        close = (back - points).abs() <= 0.01 + 0.01 * points.abs()
+        kept = close.reshape(len(begin), -1).all(1) & (slope == -math.inf)
+        if bool(kept.any()):
+            slope = torch.where(kept, _between(potential, begin, direction, 0.5 * radius, radius, shape), slope)
+    return slope
 
 
 def _most(failed: Tensor) -> bool:
+    """Return whether it failed along most rays."""
     return bool(failed.double().mean() > 0.5)
 
 
 def _words(slope: float, needed: int, where: str) -> str:
+    """Compose the refusal."""
     return (
         f"the energy is not normalizable: {where} it rises by {slope:.3g} nats for each e-fold of the distance, and "
         f"must rise by more than {needed} for exp(−U) to have a finite integral. Add a confining term such as ½|x|², "

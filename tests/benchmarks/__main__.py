@@ -19,6 +19,7 @@ NAMES = (
     "recovery",
     "robustness",
     "samplers",
+    "silent_misses",
     "systems",
     "tables",
     "temperature",

@@ -9,7 +9,7 @@ import torch
 
 from energyppl import toys
 from energyppl.errors import InvalidInput, QuadratureError
-from energyppl.integration.quadrature import Grid, expectation, kl_divergence, quadrature
+from energyppl.integration.quadrature import Grid, GridOptions, expectation, kl_divergence, quadrature
 
 COVARIANCE = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
 MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)
@@ -47,7 +47,7 @@ class Net(torch.nn.Module):
 
 
 def test_gaussian_in_the_plane_is_exact() -> None:
-    result = quadrature(bell, PLANE, dtype=torch.float64)
+    result = quadrature(bell, PLANE, GridOptions(dtype=torch.float64))
     half_log_det = 0.5 * float(torch.logdet(COVARIANCE))
     assert result.log_normalizer == pytest.approx(math.log(2 * math.pi) + half_log_det - 1.5, abs=1e-10)
     assert result.entropy == pytest.approx(1 + math.log(2 * math.pi) + half_log_det, abs=1e-10)
@@ -77,7 +77,7 @@ def test_the_error_estimate_covers_the_error(toy: Any, points: int) -> None:
     """
     jumps = isinstance(toy, toys.Checkerboard)
     grid = Grid((-7.0, -6.9), (6.8, 7.1), (points, points))
-    result = quadrature(toy, grid, tolerance=2e-2, max_points=2048, dtype=torch.float64)
+    result = quadrature(toy, grid, GridOptions(tolerance=2e-2, max_points=2048, dtype=torch.float64))
     assert abs(result.log_normalizer) <= (3e-2 if jumps else result.error + 1e-9)
     assert result.error <= 2e-2
 
@@ -89,7 +89,7 @@ def test_thin_rings_are_refined_until_they_are_resolved() -> None:
 
 
 def test_chunks_make_no_difference() -> None:
-    small, large = (quadrature(bell, PLANE, dtype=torch.float64, chunk=size) for size in (97, 10**6))
+    small, large = (quadrature(bell, PLANE, GridOptions(dtype=torch.float64, chunk=size)) for size in (97, 10**6))
     assert small.log_normalizer == large.log_normalizer
     assert torch.equal(small.log_density, large.log_density)
 
@@ -98,13 +98,13 @@ def test_infinite_energy_off_the_support_is_fine() -> None:
     def half(x: torch.Tensor) -> torch.Tensor:
         return torch.where(x[:, 0] > 0, x[:, 0], math.inf)
 
-    result = quadrature(half, Grid((-10.0,), (30.0,), (1024,)), dtype=torch.float64, tolerance=1e-2)
+    result = quadrature(half, Grid((-10.0,), (30.0,), (1024,)), GridOptions(dtype=torch.float64, tolerance=1e-2))
     assert result.log_normalizer == pytest.approx(0, abs=1e-3)
     assert result.entropy == pytest.approx(1, abs=1e-2)
 
 
 def test_expectations() -> None:
-    square = expectation(lambda x: x.square(), bell, PLANE, dtype=torch.float64)
+    square = expectation(lambda x: x.square(), bell, PLANE, GridOptions(dtype=torch.float64))
     torch.testing.assert_close(square, COVARIANCE.diag() + MEAN.square(), atol=1e-10, rtol=0)
     board = toys.Checkerboard()
     # The logarithm of the density is minus infinity off the board, where nobody is asked.
@@ -131,7 +131,10 @@ def test_kl_refines_for_the_sharper_of_the_two() -> None:
     narrow = toys.IsotropicMixture(torch.tensor([[-0.5], [0.5]]), 0.2)
     wide = toys.IsotropicMixture(torch.zeros(1, 1), 0.5)
     coarse, fine = (Grid((-6.0,), (6.0,), (n,)) for n in (16, 4096))
-    values = [kl_divergence(wide.log_prob, narrow.log_prob, g, dtype=torch.float64) for g in (coarse, fine)]
+    values = [
+        kl_divergence(wide.log_prob, narrow.log_prob, g, GridOptions(tolerance=1e-2, dtype=torch.float64))
+        for g in (coarse, fine)
+    ]
     assert values[0] == pytest.approx(values[1], abs=1e-2)
 
 
@@ -159,7 +162,7 @@ CANT: list[tuple[Callable[[], Any], str]] = [
     (lambda: quadrature(lambda x: 0 * x[:, 0], LINE), "got a leak of .* enlarge the box"),
     (lambda: quadrature(lambda x: x[:, 0].abs().log1p() * 2, Grid((-99.0,), (99.0,), (1024,))), "a leak of"),
     (
-        lambda: quadrature(toys.Rings(sd=0.01), Grid((-6.0, -6.0), (6.0, 6.0), (32, 32)), max_points=128),
+        lambda: quadrature(toys.Rings(sd=0.01), Grid((-6.0, -6.0), (6.0, 6.0), (32, 32)), GridOptions(max_points=128)),
         r"the error of log Z must be at most 0.001 nats; got .* with \(128, 128\) points: raise max_points",
     ),
     (lambda: quadrature(lambda x: x[:, 0].log(), LINE), r"energies must be numbers or \+inf; got nan at 32 node"),
@@ -200,8 +203,8 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: quadrature(toys.Rings(), LINE), r"event_shape must have 1 dimension\(s\), as the grid; got \(2,\)"),
     (lambda: quadrature(toys.Funnel(dim=3), PLANE), r"got \(3,\)"),
     (lambda: quadrature(lambda x: x, LINE), r"the potential must return shape \(\d+,\); got"),
-    (lambda: quadrature(bell, PLANE, tolerance=0.0), "tolerance must be positive"),
-    (lambda: quadrature(bell, PLANE, chunk=0), "chunk must be a whole number"),
+    (lambda: quadrature(bell, PLANE, GridOptions(tolerance=0.0)), "tolerance must be positive"),
+    (lambda: quadrature(bell, PLANE, GridOptions(chunk=0)), "chunk must be a whole number"),
 ]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from energyppl import toys
 from energyppl.errors import InvalidInput
-from energyppl.integration.quadrature import Grid, quadrature
+from energyppl.integration.quadrature import Grid, GridOptions, quadrature
 
 WELLS = toys.DoubleWell(dim=1, tilt=0.5)
 SKEWED = toys.GaussianMixture(
@@ -93,7 +93,7 @@ def test_gradients_are_finite_where_the_data_are_and_far_away(name: str) -> None
 @by_name(TABLE)
 def test_density_integrates_to_one_and_has_the_stated_entropy(name: str) -> None:
     toy = TABLE[name][0]
-    result = quadrature(toy, grid_of(name), dtype=torch.float64, max_points=1024)
+    result = quadrature(toy, grid_of(name), GridOptions(dtype=torch.float64, max_points=1024))
     assert abs(result.log_normalizer) < 2e-5
     assert result.entropy == pytest.approx(toy.entropy(), abs=2e-4)
 
@@ -120,7 +120,7 @@ def test_draws_agree_with_the_density(name: str) -> None:
 
 def cell_score(toy: Any, grid: Grid, x: torch.Tensor, shift: float = 0.0) -> float:
     """z-score of Pearson's chi-square over 8 x 8 blocks of cells, for draws x against the toy's density."""
-    result = quadrature(toy, grid, dtype=torch.float64, max_points=1024)
+    result = quadrature(toy, grid, GridOptions(dtype=torch.float64, max_points=1024))
     density = result.density * result.grid.cell
     side = density.shape[0] // 8
     shape = (8, side) * density.dim()
@@ -179,7 +179,7 @@ def test_noised_density_is_the_numeric_convolution(name: str, alpha: float, sigm
 def test_noised_density_integrates_to_one(name: str) -> None:
     toy = TABLE[name][0]
     coarse = dataclasses.replace(grid_of(name), points=(64,) * len(TABLE[name][1]))
-    result = quadrature(toy.diffused(0.9, 0.3), coarse, dtype=torch.float64)
+    result = quadrature(toy.diffused(0.9, 0.3), coarse, GridOptions(dtype=torch.float64))
     assert abs(result.log_normalizer) < 2e-5
 
 
@@ -265,7 +265,7 @@ def test_a_ring_density_without_its_jacobian_fails() -> None:
     def wrong(x: torch.Tensor) -> torch.Tensor:
         return rings(x) - x.norm(dim=-1).clamp_min(1e-9).log()
 
-    assert abs(quadrature(wrong, grid_of("rings"), dtype=torch.float64).log_normalizer) > 0.5
+    assert abs(quadrature(wrong, grid_of("rings"), GridOptions(dtype=torch.float64)).log_normalizer) > 0.5
     torch.manual_seed(2)
     surprise = wrong(rings.sample((20_000,))).double()
     assert abs(float(surprise.mean()) - rings.entropy()) > 4 * float(surprise.std()) / math.sqrt(20_000)

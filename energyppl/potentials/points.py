@@ -1,0 +1,38 @@
+"""Dtype and device of the points that a potential takes."""
+
+import torch
+from torch import Tensor, nn
+
+from energyppl.autodiff.devices import device_of
+from energyppl.autodiff.structure import Untraceable, structure
+
+__all__ = ["dtype_of", "origin_of"]
+
+
+def dtype_of(owner: object) -> torch.dtype | None:
+    """Return the floating dtype of the networks in a potential, else the one that its own tensors share.
+
+    None if that can't be told, as for a plain function of points in any dtype.
+    """
+    try:
+        parts = structure(owner)
+        modules, tensors = parts.modules, parts.tensors
+    except Untraceable:
+        held = vars(owner).values() if hasattr(owner, "__dict__") else ()
+        modules, tensors = [value for value in held if isinstance(value, nn.Module)], []
+    for found in ([p for module in modules for p in module.parameters()], tensors):
+        kinds = {tensor.dtype for tensor in found if tensor.dtype.is_floating_point}
+        if len(kinds) == 1:
+            return kinds.pop()
+    return None
+
+
+def origin_of(potential: object, shape: torch.Size, like: torch.dtype | None = None) -> Tensor:
+    """Return the origin, of the dtype and device that a potential computes in.
+
+    Args:
+        potential: the energy.
+        shape: of one point.
+        like: dtype if the potential shows none; torch's default if None.
+    """
+    return torch.zeros(shape, dtype=dtype_of(potential) or like, device=device_of(potential))

@@ -1,0 +1,249 @@
+"""Multi-start mode search: scattered descents, and short chains at their ends, for a base that covers what they find.
+
+Annealing from a single Gaussian sees the modes that its particles flow to.  Here descents begin at many distances from
+the first minimum, so that each ends in a basin of its own, and chains at the ends tell how wide the basins are.  How
+many draws end in a basin says nothing of its mass: annealing weighs them afterwards.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from energyppl.autodiff.gradient import eager_energy_and_grad, energy_only
+from energyppl.errors import EnergyPPLError
+from energyppl.inference.kernels.langevin import MALA
+from energyppl.potentials.algebra import Affine, Potential
+from energyppl.potentials.bases import MixtureBase
+
+__all__ = ["ModeSearch", "search_modes"]
+
+_FIRST, _FIRST_STEPS = 16, 80  # descents that find the first minimum, and their steps: 2^40 is in reach
+_STEPS = 40  # of the other descents
+_MOVES, _KEPT = 36, 3  # of the chains, and how many of their states are kept, evenly over the last half
+_REACH = 64.0  # the farthest starts, in widths of the first basin, if the energy rises by then
+_FARTHEST = 2.0**20  # where it does not
+_NEGLIGIBLE = 30.0  # nats below the best basin's mass, about
+_MATTERS = 5.0  # nats below the best basin's mass: what is new there changes log Z
+_FASTER, _SLOWER = 2.0, 0.4  # factors of a step of a descent while the slope keeps its sign, and where it turns
+_FEWEST_ROUNDS, _ROUNDS = 4, 8  # of starts
+_QUIET = 2  # rounds one after another that end in no new place, after which no more are made
+_LOST = 1e12  # widths from which no descent comes back
+_MAX_CURVED = 64  # dimensions up to which all second derivatives are worth their cost
+
+
+class ModeSearch(NamedTuple):
+    """Basins of a target, as far as descents from scattered starts tell."""
+
+    x: Tensor  # (n, *event), states of chains in the basins
+    weight: Tensor  # (n,), such that basins count alike, however many descents ended in each
+    starts: int  # how many there were
+    new: float  # share of the last two rounds' starts, the larger one, that ended where none before had
+    radius: float  # the farthest starts, in widths
+    evaluations: int
+
+
+class _Round(NamedTuple):
+    """Chains from the ends of descents, in the coordinates of the search."""
+
+    ends: Tensor  # (n, *event), of the descents
+    states: Tensor  # (kept, n, *event)
+    mass: Tensor  # (n,), logarithm of about the mass of each chain's basin
+
+
+def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
+    """Search for basins of an energy by descents from many distances.
+
+    Rounds of descents follow each other while they end in new places; from the second on they begin between and around
+    the ends of those before.
+
+    Args:
+        target: the energy U.
+        x: where the first descents begin, ``(n, *event)``.
+        starts: descents in a round.
+
+    Raises:
+        EnergyPPLError: if no descent ends at a finite energy.
+    """
+    framed, cost = _first_basin(target, x)
+    radius, tried = _reach(framed, x)
+    cost += tried
+    far = torch.exp(math.log(radius) * torch.rand(starts, *[1] * (x.dim() - 1))).to(x)
+    begin = far * torch.randn(starts, *x.shape[1:]).to(x)
+    step, rounds, new = (0.1 * far).expand_as(begin), list[_Round](), [1.0]
+    while True:
+        ends, energy = _descend(framed, begin, step, _STEPS)
+        ends = ends[torch.isfinite(energy) & (ends.reshape(len(ends), -1).abs().amax(1) < _LOST)]
+        if len(ends) == 0 and not rounds:
+            raise EnergyPPLError("no descent ended at a finite energy")
+        if len(ends):
+            found = _relax(framed, ends)
+            new.append(_new_share(rounds, found, starts))
+            rounds.append(found)
+        cost += starts * (_STEPS + _MOVES + 1)
+        quiet = len(rounds) >= _FEWEST_ROUNDS and not any(new[-_QUIET:])
+        if quiet or len(rounds) == _ROUNDS or len(ends) == 0:
+            break
+        begin = _between(torch.cat([each.ends for each in rounds])[_held(rounds)[1]], starts)
+        step = torch.full_like(begin, 0.2)
+    states, held = _held(rounds)
+    rows = framed.from_unit(states.flatten(0, 1))
+    weight = _evening_weights(torch.cat([each.ends for each in rounds])[held]).repeat(_KEPT)
+    return ModeSearch(rows, weight, starts * len(rounds), max(new[-_QUIET:]), radius, cost)
+
+
+def _held(rounds: list[_Round]) -> tuple[Tensor, Tensor]:
+    """Join rounds without the chains whose basins hold next to nothing; returns states and which chains they are of."""
+    mass = torch.cat([each.mass for each in rounds])
+    enough = float(mass.max()) - _NEGLIGIBLE - rounds[0].states[0, 0].numel()
+    held = mass >= min(enough, float(mass.median()))  # half of them at least, since masses are rough
+    return torch.cat([each.states for each in rounds], 1)[:, held], held
+
+
+def _new_share(rounds: list[_Round], found: _Round, starts: int) -> float:
+    """Return the share of new chains that are where a mixture fitted to those before does not reach, and matter."""
+    if not rounds:
+        return 1.0
+    states, _ = _held(rounds)
+    shape = states.shape[2:]
+    index = torch.arange(states.shape[1], device=states.device).repeat(_KEPT)
+    base = MixtureBase.fitted(states.flatten(0, 1), shape, groups=index)
+    narrow = MixtureBase(base.means[:-1], base.factors[:-1], base.weights[:-1])  # without the wide component
+    limit = float(narrow(states[-1]).quantile(0.99)) + _MATTERS
+    mass = torch.cat([each.mass for each in (*rounds, found)])
+    matters = found.mass > mass.max() - _MATTERS - 0.5 * shape.numel()
+    return float((matters & (narrow(found.states).amin(0) > limit)).sum()) / starts
+
+
+def _evening_weights(ends: Tensor) -> Tensor:
+    """Return one over the number of ends ``(n, *event)`` that are near each, ``(n,)``."""
+    rows = ends.reshape(len(ends), -1)
+    near = torch.cdist(rows, rows) < math.sqrt(2.0 * rows.shape[1])
+    return 1.0 / near.to(rows).sum(1).clamp(min=1.0)
+
+
+def _between(ends: Tensor, count: int) -> Tensor:
+    """Draw starts between and around ends ``(n, *event)``, places where many ended counting as one."""
+    rows = ends.reshape(len(ends), -1)
+    weights = _evening_weights(ends)
+    one, two = (rows[torch.multinomial(weights, count, replacement=True)] for _ in range(2))
+    mean = (weights / weights.sum()) @ rows
+    share = torch.rand(count, 1).to(rows)
+    along = one + (2.0 * share - 0.5) * (two - one) + torch.randn_like(one)
+    spread = ((weights / weights.sum()) @ (rows - mean).square()).sqrt() + 1.0
+    around = mean + 1.5 * share * spread * torch.randn_like(one)
+    half = (torch.arange(count, device=rows.device) % 2 == 0).unsqueeze(1)
+    return torch.where(half, along, around).reshape(count, *ends.shape[1:])
+
+
+def _first_basin(target: Potential, x: Tensor) -> tuple[Affine, int]:
+    """Find coordinates in which a basin is about round and at the origin; returns the target in them, and the cost."""
+    lowest, energy = _descend(target, x[:_FIRST], torch.ones_like(x[:_FIRST]), _FIRST_STEPS)
+    order = energy.argsort()
+    lowest = lowest[order[torch.isfinite(energy[order])][:4]]
+    if len(lowest) == 0:
+        raise EnergyPPLError("no descent ended at a finite energy")
+    scale, cost = _widths(target, lowest)
+    framed = Affine(target, lowest[0], torch.diag(scale.reshape(-1)))
+    cost += _FIRST * _FIRST_STEPS
+    if not 1 < scale.numel() <= _MAX_CURVED:
+        return framed, cost
+    factor = scale.reshape(-1, 1) * _correlation_factor(framed)
+    return Affine(target, lowest[0], factor), cost + 2 * scale.numel()
+
+
+def _correlation_factor(framed: Potential) -> Tensor:
+    """Return the Cholesky factor ``(d, d)`` of the inverse curvature at the origin, by differences half a width wide.
+
+    Directions without a curvature above 1e-6 keep the width that they have.
+    """
+    shape = framed.event_shape
+    like = framed.loc if isinstance(framed, Affine) else torch.zeros(shape)
+    dim = shape.numel()
+    ends = 0.5 * torch.eye(dim, dtype=like.dtype, device=like.device)
+    _, grad = eager_energy_and_grad(framed, torch.cat([ends, -ends]).reshape(-1, *shape))
+    grad = grad.reshape(2, dim, dim).double().nan_to_num(0.0, 0.0, 0.0)
+    curvature = grad[0] - grad[1]
+    values, vectors = torch.linalg.eigh(0.5 * (curvature + curvature.T))
+    values = torch.where(values > 1e-6, values, 1.0)
+    factor: Tensor = torch.linalg.cholesky((vectors / values) @ vectors.T).to(like)
+    return factor
+
+
+def _energy(target: Potential, x: Tensor) -> Tensor:
+    """Return energies, +∞ where they are not numbers."""
+    return energy_only(target, x).nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+
+
+def _descend(target: Potential, x: Tensor, step: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Descend with a step of its own for each coordinate (Rprop; Riedmiller & Braun 1993).
+
+    The steps know the slope's sign alone, so scales from 1e-6 to 1e6 and minima a million away take about 40 of them.
+
+    Returns:
+        The lowest point of each descent and its energy.
+    """
+    last = torch.zeros_like(x)
+    lowest, energy = x, torch.full_like(x.reshape(len(x), -1)[:, 0], math.inf)
+    for _ in range(steps):
+        value, grad = eager_energy_and_grad(target, x)
+        legal = torch.isfinite(value)
+        wide = legal.reshape(-1, *[1] * (x.dim() - 1))
+        better = legal & (value < energy)
+        energy = torch.where(better, value, energy)
+        lowest = torch.where(better.reshape(wide.shape), x, lowest)
+        sign = torch.where(wide, grad.nan_to_num().sign(), 0.0)
+        turned = sign * last < 0
+        step = torch.where(turned, _SLOWER * step, torch.where(sign * last > 0, _FASTER * step, step))
+        step = torch.where(wide, step, 0.25 * step)
+        sign = torch.where(turned, 0.0, sign)
+        x = torch.where(wide, x - step * sign, lowest)  # back from where the energy is infinite
+        last = torch.where(wide, sign, last)
+    return lowest, energy
+
+
+def _widths(target: Potential, minima: Tensor) -> tuple[Tensor, int]:
+    """Find how far along each coordinate the energy rises by ½ from minima ``(k, *event)``: the median, the cost."""
+    count, shape = len(minima), minima.shape[1:]
+    dim, rounds = max(1, shape.numel()), 9
+    eye = torch.eye(dim, dtype=minima.dtype, device=minima.device).reshape(1, dim, *shape)
+    floor = _energy(target, minima).reshape(count, 1)
+    low, high = torch.full((2, count, dim), -30.0).to(minima), torch.full((2, count, dim), 30.0).to(minima)
+    signs = torch.tensor([1.0, -1.0]).to(minima).reshape(2, 1, 1)
+    for _ in range(rounds):  # bisection of the logarithm to the base of 2
+        middle = 0.5 * (low + high)
+        step = (signs * 2.0**middle).reshape(2, count, dim, *[1] * len(shape))
+        points = minima.reshape(1, count, 1, *shape) + step * eye
+        risen = _energy(target, points.reshape(-1, *shape)).reshape(2, count, dim) - floor > 0.5
+        low, high = torch.where(risen, low, middle), torch.where(risen, middle, high)
+    log_width = (0.5 * (low + high)).mean(0).median(0).values
+    return (2.0**log_width).reshape(shape), 2 * count * dim * rounds
+
+
+def _reach(framed: Potential, x: Tensor) -> tuple[float, int]:
+    """Find how far to scatter starts: 64 widths, and on while a shell may hold as much as the best one but 30 nats."""
+    each, dim, radius, spent = 16, max(1, x[0].numel()), 1.0, 0
+    best = -math.inf
+    while radius < _FARTHEST:
+        shell = radius * torch.randn(each, *x.shape[1:]).to(x)
+        mass = float((-_energy(framed, shell)).max()) + dim * math.log(radius)
+        best, spent = max(best, mass), spent + each
+        if radius >= _REACH and mass < best - _NEGLIGIBLE:
+            break
+        radius *= 4.0
+    return radius, spent
+
+
+def _relax(framed: Potential, z: Tensor) -> _Round:
+    """Run a chain from each end, with a step size of its own."""
+    dim = max(1, z[0].numel())
+    log_step = torch.zeros(len(z)).to(z)
+    state = MALA(1.0).init(framed, z)
+    kept, every = [], _MOVES // (2 * _KEPT)
+    for move in range(_MOVES):
+        state, info = MALA(log_step.exp()).step(framed, state)
+        log_step = (log_step + 0.5 * (info.accept_prob.nan_to_num(0.0) - 0.6)).clamp(max=math.log(10.0))
+        if move >= _MOVES // 2 and (move + 1) % every == 0:
+            kept.append(state.x)
+    return _Round(z, torch.stack(kept), dim * log_step - state.energy)

@@ -1,0 +1,186 @@
+"""log Z without samples: modes found, forward runs beside the bridge, tails and dtypes told right."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+import energyppl as ep
+from energyppl.errors import InvalidInput, NotNormalizable
+from energyppl.inference.normalizing.levels import larger_of
+from energyppl.inference.normalizing.mode_search import search_modes
+from tests.benchmarks.mode_targets import MODE_TARGETS
+
+QUICK = ep.normalizing.AIS(64, 8)
+
+
+def energy(function: Callable[[Tensor], Tensor], dim: int) -> ep.Energy:
+    return ep.Energy(function, torch.Size((dim,)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["two Gaussians 20 apart, 2-D", "two Gaussians, .97 off centre, 6-D", "two Student-t, 8-D", "two skewed, 5-D"],
+)
+def test_modes_are_found_without_samples(name: str) -> None:
+    """Three runs each; .15 nats is 3.3 deviations or more (.01 to .045): 1e-3 at worst.  A lost mode is .2 to 3.5."""
+    for _ in range(3):
+        known = MODE_TARGETS[name]()
+        found = ep.log_normalizer(known.potential)
+        assert abs(found.estimate - known.log_z) < 0.15
+        assert found.searched is not None
+        assert "descents" in str(found)
+
+
+def test_one_start_at_the_origin_misses_a_mode() -> None:
+    """Negative control: without the search the mode of weight .6 is lost, log .4."""
+    known = MODE_TARGETS["two Gaussians 20 apart, 2-D"]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = ep.log_normalizer(known.potential, method=ep.normalizing.SMC(starts=0))
+    assert found.estimate - known.log_z == pytest.approx(math.log(0.4), abs=0.1)
+
+
+def test_the_search_finds_a_minimum_a_million_away() -> None:
+    far = energy(lambda x: 0.5 * ((x - 1e6) ** 2).sum(-1), 2)
+    found = search_modes(far, torch.randn(256, 2), 32)
+    assert float((found.x - 1e6).abs().max()) < 10.0
+
+
+def test_a_gaussian_far_away_and_one_of_uneven_scales_are_normalizable() -> None:
+    """The exact values; float32 resolves a million to a sixteenth, which the tolerance of .15 covers."""
+    scales = torch.tensor([1e-6, 1.0, 1e6])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        far = ep.log_normalizer(energy(lambda x: 0.5 * ((x - 1e6) ** 2).sum(-1), 2))
+        uneven = ep.log_normalizer(energy(lambda x: 0.5 * ((x / scales) ** 2).sum(-1), 3))
+    assert far.estimate == pytest.approx(math.log(2.0 * math.pi), abs=0.15)
+    assert uneven.estimate == pytest.approx(1.5 * math.log(2.0 * math.pi), abs=0.15)
+
+
+def test_a_dirichlet_is_normalizable() -> None:
+    power = torch.tensor([1.0, 2.0, 3.0])
+    simplex = ep.potentials.Constrained(
+        ep.Energy(lambda x: -(x.log() * power).sum(-1), torch.Size((3,))), constraints.simplex
+    )
+    exact = math.lgamma(2) + math.lgamma(3) + math.lgamma(4) - math.lgamma(9)
+    assert ep.log_normalizer(simplex).estimate == pytest.approx(exact, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.square().sum(-1).log1p(),  # the borderline: its integral grows like log r
+        lambda x: 0.0 * x.sum(-1),
+        lambda x: x[..., 0].square(),
+        lambda x: -x.pow(4).sum(-1),
+    ],
+)
+def test_improper_energies_are_refused(function: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(NotNormalizable, match="not normalizable"):
+        ep.log_normalizer(energy(function, 2))
+
+
+class Net(nn.Module):
+    """A network in one dtype, whatever torch's default is."""
+
+    def __init__(self, dim: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.event_shape = torch.Size((dim,))
+        self.layer = nn.Linear(dim, 1, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x).squeeze(-1)
+        return out + 0.5 * (x * x).sum(-1)
+
+
+@pytest.fixture(params=[torch.float32, torch.float64])
+def network_dtype(request: pytest.FixtureRequest) -> Any:
+    """Yield a network's dtype under the other one as torch's default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if request.param is torch.float32 else torch.float32)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+def test_points_have_the_networks_dtype(network_dtype: torch.dtype) -> None:
+    """Gaussians of closed form: log Z = (d/2) log 2π + |w|²/2 − b."""
+    net, line = Net(3, network_dtype), Net(1, network_dtype)
+
+    def exact(of: Net) -> float:
+        dim = of.event_shape.numel()
+        return 0.5 * dim * math.log(2 * math.pi) + float(
+            (0.5 * of.layer.weight.square().sum() - of.layer.bias.sum()).detach()
+        )
+
+    assert ep.log_normalizer(net, method=QUICK).estimate == pytest.approx(exact(net), abs=0.3)
+    rows = torch.randn(600, 3) - net.layer.weight.detach().to(torch.get_default_dtype())
+    bridge = ep.log_normalizer(net, samples=rows, method=ep.normalizing.BAR(64))
+    assert bridge.estimate == pytest.approx(exact(net), abs=0.2)
+    both = ep.potentials.Sum(line, line)
+    assert math.isfinite(ep.quadrature(both, ep.Grid((-9.0,), (9.0,), (64,))).log_normalizer)
+    assert math.isfinite(ep.integration.enumerated(net).estimate)
+
+
+def degenerate(kind: str) -> Tensor:
+    rows = torch.randn(600, 3)
+    rows[:, 2] = {"constant": torch.zeros(600), "copied": rows[:, 0], "sum": rows[:, 0] + rows[:, 1]}[kind]
+    return rows
+
+
+@pytest.mark.parametrize(("kind", "message"), [("constant", "constant"), ("copied", "determine"), ("sum", "determine")])
+def test_samples_in_a_plane_are_refused(kind: str, message: str) -> None:
+    bell = energy(lambda x: 0.5 * (x * x).sum(-1), 3)
+    for samples in (degenerate(kind), lambda n: degenerate(kind)):
+        with pytest.raises(InvalidInput, match=message):
+            ep.log_normalizer(bell, samples=samples, method=ep.normalizing.BAR(64, 8))
+
+
+def estimate(value: float, error: float) -> ep.LogNormalizer:
+    return ep.LogNormalizer(
+        estimate=value,
+        standard_error=error,
+        lower=value - 2.0 * error,
+        upper=value + 2.0 * error,
+        evaluations=10,
+        method="by hand",
+    )
+
+
+def test_the_larger_of_bridge_and_forward_runs_is_believed() -> None:
+    found = larger_of(estimate(0.25, 0.06), estimate(4.24, 0.56))
+    assert found.estimate == 4.24
+    assert "3.99 nats more than the bridge" in str(found.warning)
+    assert (found.bridge, found.forward, found.evaluations) == (0.25, 4.24, 20)
+    assert ((found + 1.0).bridge, (found + 1.0).forward) == (1.25, 5.24)
+    less = larger_of(estimate(0.25, 0.06), estimate(-4.0, 0.1))
+    assert less.estimate == 0.25
+    assert "less than the bridge" in str(less.warning)
+    same = larger_of(estimate(0.25, 0.06), estimate(0.4, 0.1))
+    assert (same.estimate, same.warning) == (0.25, None)
+
+
+class Hole(nn.Module):
+    """A Gaussian energy of three dimensions, and a basin that the model's samples never come to."""
+
+    event_shape = torch.Size((3,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hole = 0.5 * ((x - 7.0) / 0.5).square().sum(-1) - 6.0
+        return -torch.logaddexp(-0.5 * (x * x).sum(-1), -hole)
+
+
+def test_mass_that_a_models_samples_never_reach_is_found_and_said() -> None:
+    """The hole holds e⁶ / 8 times the bell's mass: 3.9 nats, which the bridge from the bell's samples can't see."""
+    ebm = ep.EBM(Hole())
+    exact = 1.5 * math.log(2.0 * math.pi) + math.log1p(math.exp(6.0) * 0.125)
+    with pytest.warns(UserWarning, match="nats more than the bridge|far more mass"):
+        found = ebm.log_normalizer(samples=torch.randn(2048, 3), method=ep.normalizing.BAR(512))
+    assert found.estimate == pytest.approx(exact, abs=0.3)
+    assert found.forward is not None
+    assert found.bridge is not None
