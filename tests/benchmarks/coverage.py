@@ -27,7 +27,7 @@ from tests.benchmarks.normalizer_targets import TARGETS, Known
 def guess(known: Known) -> ep.potentials.GaussianBase:
     """The centred Gaussian that a user without samples would begin from."""
     shape = known.potential.event_shape
-    return ep.potentials.GaussianBase(torch.zeros(shape), torch.full(shape, known.marginal_std))
+    return ep.potentials.GaussianBase(torch.zeros(shape), torch.full(shape, known.spread))
 
 
 def coverage(name: str, repeats: int, samples: bool, particles: int) -> tuple[int, int, int]:

@@ -83,7 +83,7 @@ def ebmkit(name: str, budget: int) -> Run:
 
     known = TARGETS[name]()
     shape = tuple(known.potential.event_shape)
-    estimate = partial(ais_log_z, known.potential, shape, base_scale=known.marginal_std)
+    estimate = partial(ais_log_z, known.potential, shape, base_scale=known.spread)
 
     def anneal(setting: tuple[float, str], temperatures: int, chains: int) -> tuple[float, float]:
         step, schedule = setting
@@ -103,7 +103,7 @@ def normflows(name: str, budget: int) -> Run:
     known = TARGETS[name]()
     dim, leapfrogs = known.dim, 3
     base = DiagGaussian(dim, trainable=False)
-    base.log_scale.fill_(math.log(known.marginal_std))
+    base.log_scale.fill_(math.log(known.spread))
     target = SimpleNamespace(log_prob=lambda x: -known.potential(x))
 
     def anneal(setting: tuple[float, float], temperatures: int, chains: int) -> tuple[float, float]:
@@ -185,7 +185,7 @@ def blackjax(name: str, budget: int) -> Run | str:
     assert float(jnp.abs(apart).max()) < 1e-2, f"the energy of {name} in jax is not the one in torch: {apart}"
 
     def log_prior(x: Any) -> Any:
-        return jax.scipy.stats.norm.logpdf(x, 0.0, known.marginal_std).sum()
+        return jax.scipy.stats.norm.logpdf(x, 0.0, known.spread).sum()
 
     @jax.jit
     def pilot_run(key: Any, state: Any, step: Any) -> Any:
@@ -203,7 +203,7 @@ def blackjax(name: str, budget: int) -> Run | str:
 
     def smc(seed: int, particles: int, step: float) -> tuple[float, int, float]:
         key, first = jax.random.split(jax.random.key(seed))
-        begin = known.marginal_std * jax.random.normal(first, (particles, known.dim))
+        begin = known.spread * jax.random.normal(first, (particles, known.dim))
         state = blackjax.smc.tempered.init(begin)._replace(tempering_param=jnp.zeros(()))
         log_z, temperatures, accepted = 0.0, 0, 0.0
         while float(state.tempering_param) < 1.0 and temperatures < 200:
@@ -240,7 +240,7 @@ def dynesty(name: str, budget: int) -> Run | str:
     known = TARGETS[name]()
     if known.dim > 10:
         return "more than 10 dimensions"
-    half = 10.0 * known.marginal_std
+    half = 10.0 * known.spread
 
     def log_likelihood(x: Any) -> float:
         with torch.no_grad():
