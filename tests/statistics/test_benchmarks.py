@@ -35,6 +35,9 @@ SMALL = {
     "temperature": "--scale 0.05",
 }
 
+HEAVY = {"cooperative", "cost", "images", "systems"}  # half a minute and more, whatever their options
+CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in SMALL]
+
 
 def test_every_benchmark_is_listed() -> None:
     listed = re.findall(r'^    "(\w+)",$', (FOLDER / "__main__.py").read_text(encoding="utf-8"), re.MULTILINE)
@@ -61,7 +64,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.mark.filterwarnings("ignore")  # chains this short earn every one
 @pytest.mark.usefixtures("_one_thread")
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", CASES)
 def test_benchmark_runs(name: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [part.format(**files) for part in shlex.split(SMALL[name])]
     importlib.import_module(f"tests.benchmarks.{name}").main(arguments)
