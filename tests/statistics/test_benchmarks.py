@@ -32,7 +32,7 @@ SMALL = {
     "samplers": "--targets banana --chains 4 --draws 20 --warmup 20",
     "systems": "{images} {images} contrastive --seconds 0.01 --steps 20 --classifier-steps 5",
     "tables": "{table} --steps 2",
-    "temperature": "--scale 0.05",
+    "temperature": "--scale 0.07",
 }
 
 HEAVY = {"cooperative", "cost", "images", "systems"}  # half a minute and more, whatever their options
