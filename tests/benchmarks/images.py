@@ -142,6 +142,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rate", action="store_true")
     parser.add_argument("--seconds", type=float, default=2700.0)
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--classifier-steps", type=int, default=2000)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
@@ -157,7 +158,7 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(0)
     x, test = (ep.data.images_from_array(arrays[name]).x for name in ("x_train", "x_test"))
     y, y_test = (torch.as_tensor(arrays[name].astype(np.int64)) for name in ("y_train", "y_test"))
-    body, head = classifier(x, y)
+    body, head = classifier(x, y, args.classifier_steps)
     accuracy = float((head(body(test)).argmax(1) == y_test).float().mean())
     print(f"classifier: {accuracy:.3f} of the test images right", flush=True)
 

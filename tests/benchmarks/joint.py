@@ -1,7 +1,7 @@
 """Joint persistent training beside its relatives: the 1-D mixture, and four rings in one table.
 
-``python -m tests.benchmarks joint [--seconds N] [--steps N] [--chains N] [--repeats N] [--points N] [--widths SD …]
-[CASE …]``
+``python -m tests.benchmarks joint [--seconds N] [--steps N] [--chains N] [--samples N] [--repeats N] [--points N]
+[--widths SD …] [CASE …]``
 
 First ¾ N(−2, .1²) + ¼ N(2, .1²) with the paper's energy of 81 knots (Zhang, Tan & Ou 2023), 1,200 updates of 10 moves,
 ``--repeats`` seeds: the energy gap U(−2) − U(2), which is −1.0986, and the mass on the left, .75, beside that of the
@@ -140,6 +140,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--chains", type=int, default=400)
+    parser.add_argument("--samples", type=int, default=4000, help="of the model's own sampler")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--points", type=int, default=1000)
     parser.add_argument("--widths", type=float, nargs="*", default=[0.15, 0.01])
@@ -172,7 +173,7 @@ def main(arguments: list[str]) -> None:
             run = ep.long_run(model, data, steps=args.steps, kept=50, chains=args.chains, progress=False)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                own = model.sample((4000,))
+                own = model.sample((args.samples,))
             ends = (run.from_data.chains.draws[:, -5:], run.from_noise.chains.draws[:, -5:], own)
             problems = "; ".join([*run.problems, *(str(warning.message)[:60] for warning in caught)])
             print(

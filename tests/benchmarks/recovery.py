@@ -81,10 +81,5 @@ def main(arguments: list[str]) -> None:
         ebm, toy, seconds = train(name, args.seed, ep.TrainingOptions(steps=args.steps))
         print(f"{name}: trained in {seconds:.0f} s", flush=True)
         fresh = ebm.diffuse(toy.sample((args.points,)), 0)
-        curve(
-            name,
-            ebm,
-            toy.sample((3 * args.points,)),
-            fresh,
-            lambda x, toy=toy: f", on support {toy.on_support(x).float().mean():.3f}",
-        )
+        data = toy.sample((3 * args.points,))
+        curve(name, ebm, data, fresh, lambda x: f", on support {toy.on_support(x).float().mean():.3f}")  # noqa: B023

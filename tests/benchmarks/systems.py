@@ -159,6 +159,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("names", nargs="*", default=list(systems()))
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--classifier-steps", type=int, default=2000)
     parser.add_argument("--pictures", type=Path)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -168,7 +169,7 @@ def main(arguments: list[str]) -> None:
     with np.load(args.other, allow_pickle=False) as archive:
         other = ep.data.images_from_array(archive["x_test"]).x[:ROWS]
     x, test = (ep.data.images_from_array(arrays[name]).x for name in ("x_train", "x_test"))
-    body, head = classifier(x, torch.as_tensor(arrays["y_train"].astype(np.int64)))
+    body, head = classifier(x, torch.as_tensor(arrays["y_train"].astype(np.int64)), args.classifier_steps)
     x, real, own = blurred(x), blurred(test[ROWS : ROWS + SAMPLES]), blurred(test[:ROWS])
     odd = {kind: blurred(images) for kind, images in strangers(test[:ROWS], other).items()}
 

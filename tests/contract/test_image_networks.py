@@ -13,32 +13,13 @@ from energyppl.autodiff.gradient import eager_energy_and_grad, energy_and_grad
 from energyppl.models.networks.conv import ConvEnergy
 from energyppl.models.networks.mlp_initializer import MLPInitializer
 from energyppl.models.networks.unet import UNetInitializer
-from tests.support.image_networks import CLOSE, CONV, SHAPE, SMALL, stirred, tiny_drl
-
-# Every network, as a function of (x, level, label) that returns one tensor for each point.
-NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
-    "conv": lambda: (ConvEnergy(SHAPE, **SMALL), SHAPE),
-    "conv, spectral": lambda: (ConvEnergy(SHAPE, spectral_norm=True, **SMALL), SHAPE),
-    "drl": lambda: (tiny_drl(levels=5, classes=3), (3, 32, 32)),
-    "cdrl": lambda: (ConvEnergy.cdrl_cifar10(5, width=8, blocks=1, classes=3), (3, 32, 32)),
-    "mlp initializer": lambda: (
-        MLPInitializer((3, 2), hidden=16, levels=5, classes=3, learn_scale=True),
-        (3, 2),
-    ),
-    "mlp initializer of numbers": lambda: (MLPInitializer((), hidden=16, levels=5, classes=3), ()),
-    "u-net": lambda: (UNetInitializer(SHAPE, attention=(4,), learn_scale=True, **SMALL), SHAPE),
-    "u-net, cdrl": lambda: (UNetInitializer.cdrl_cifar10(5, width=8, blocks=1, classes=3).eval(), (3, 32, 32)),
-}
+from tests.support.image_networks import CLOSE, CONV, NETWORKS, SHAPE, stirred, tiny_drl
 
 
 def call(net: nn.Module, x: Tensor, level: Tensor, label: Any = None) -> Tensor:
-    """The energy, or shift and log scale side by side."""
+    """The energies ``(*batch,)``, or shifts and log scales ``(*batch, *event, 2)``."""
     out = net(x, level, label)
-    return out if isinstance(out, Tensor) else torch.stack([out[0], out[1].expand(x.shape)])
-
-
-def points_first(out: Tensor, net: nn.Module) -> Tensor:
-    return out if isinstance(net, ConvEnergy) else out.movedim(0, -1)
+    return out if isinstance(out, Tensor) else torch.stack([out[0], out[1].expand(x.shape)], -1)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -48,13 +29,13 @@ def test_batches_levels_and_labels_of_any_broadcastable_shape(name: str) -> None
     stirred(net)
     x = torch.randn(2, 3, *event)
     level, label = torch.randint(5, (2, 3)), torch.randint(4, (2, 3))
-    whole = points_first(call(net, x, level, label), net)
+    whole = call(net, x, level, label)
     assert whole.shape[:2] == (2, 3)
-    flat = points_first(call(net, x.flatten(0, 1), level.flatten(), label.flatten()), net)
+    flat = call(net, x.flatten(0, 1), level.flatten(), label.flatten())
     torch.testing.assert_close(flat, whole.flatten(0, 1), **CLOSE)
-    one = points_first(call(net, x[1, 2], level[1, 2], label[1, 2]), net)
+    one = call(net, x[1, 2], level[1, 2], label[1, 2])
     torch.testing.assert_close(one, whole[1, 2], **CLOSE)
-    torch.testing.assert_close(points_first(call(net, x[1, 2], level[1, 2], int(label[1, 2])), net), one, **CLOSE)
+    torch.testing.assert_close(call(net, x[1, 2], level[1, 2], int(label[1, 2])), one, **CLOSE)
     # Broadcast: one level for a row, one label for all.
     wide = call(net, x, level[:, :1].expand(2, 3), torch.full((2, 3), 2))
     torch.testing.assert_close(call(net, x, level[:, :1], torch.tensor(2)), wide, **CLOSE)

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,23 +17,26 @@ WITH_MAIN = {path.stem for path in FOLDER.glob("*.py") if "\ndef main(arguments"
 SMALL = {
     "cooperative": "--seconds 0.01 eight-gaussians",
     "cost": "--repeats 2",
-    "coverage": "--repeats 1 --particles 32",
+    "coverage": "'banana, 2-D' --repeats 1 --particles 32",
     "density": "--steps 2 eight-gaussians",
     "generation": "--steps 2 --size 20 eight-gaussians",
     "guided": "{digits} --steps 2 --count 10",
-    "images": "{images} --seconds 0.01 --samples 70 --threads 1",
-    "joint": "persistent --seconds 0.01 --steps 50 --chains 8 --repeats 0 --widths 0.15",
+    "images": "{images} --seconds 0.01 --samples 70 --classifier-steps 5 --threads 1",
+    "joint": "persistent --seconds 0.01 --steps 50 --chains 8 --samples 50 --repeats 0 --widths 0.15",
     "learned": "--steps 2 --particles 32 eight-gaussians",
     "likelihood": "{table} rows --steps 2",
-    "log_z": "--budget 4000 --repeats 2",
-    "microcanonical": "--warmup 30 --draws 20",
+    "log_z": "'banana, 2-D' --budget 2000 --repeats 1",
+    "microcanonical": "'banana, 2-D' --warmup 30 --draws 20",
     "recovery": "--steps 2 --points 100 eight-gaussians",
     "robustness": "--seeds 1 --updates 1",
     "samplers": "--targets banana --chains 4 --draws 20 --warmup 20",
-    "systems": "{images} {images} contrastive --seconds 0.01 --steps 20",
+    "systems": "{images} {images} contrastive --seconds 0.01 --steps 20 --classifier-steps 5",
     "tables": "{table} --steps 2",
-    "temperature": "--scale 0.005",
+    "temperature": "--scale 0.07",
 }
+
+HEAVY = {"cooperative", "cost", "images", "systems"}  # half a minute and more, whatever their options
+CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in SMALL]
 
 
 def test_every_benchmark_is_listed() -> None:
@@ -60,8 +64,8 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.mark.filterwarnings("ignore")  # chains this short earn every one
 @pytest.mark.usefixtures("_one_thread")
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", CASES)
 def test_benchmark_runs(name: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [part.format(**{key: str(path) for key, path in files.items()}) for part in SMALL[name].split()]
+    arguments = [part.format(**files) for part in shlex.split(SMALL[name])]
     importlib.import_module(f"tests.benchmarks.{name}").main(arguments)
     assert re.search(r"\d", capsys.readouterr().out), "no figure was printed"

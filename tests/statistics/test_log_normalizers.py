@@ -18,6 +18,7 @@ from energyppl.inference.normalizing.annealing import AnnealingSchedule, anneal,
 from energyppl.inference.normalizing.log_normalizer import BAR
 from energyppl.inference.normalizing.recovery import recovery_normalizers
 from energyppl.potentials.bases import GaussianBase
+from tests.support.normalizing import METHODS
 
 LIMIT = 4.5  # standard errors: 7e-6 two-sided for one number
 
@@ -248,10 +249,7 @@ def test_a_tolerance_is_reached_or_it_is_said_why_not() -> None:
     assert "beyond 60,000" in str(capped.stopped)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [ep.normalizing.AIS(256), ep.normalizing.SMC(256), ep.normalizing.ReverseAIS(256), BAR(256, kernel=ep.HMC(0.1, 3))],
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_agrees_and_converts(method: Any) -> None:
     toy = ep.toys.EightGaussians()
     with warnings.catch_warnings():
