@@ -55,7 +55,7 @@ def check_label(net: nn.Module, label: int | Tensor, guidance: float) -> Tensor:
     return labels.long()
 
 
-def needs_level_for_each(net: nn.Module, levels: int, like: Tensor) -> bool:
+def needs_level_for_each(net: nn.Module, levels: int, like: Tensor, log_snr: Tensor | None = None) -> bool:
     """Try the network on points shaped as ``like``, ``(*event)``: does it want a level for each of many points?
 
     Raises:
@@ -63,6 +63,8 @@ def needs_level_for_each(net: nn.Module, levels: int, like: Tensor) -> bool:
     """
     top = levels - 1
     level = torch.tensor([0, top, top], device=like.device)
+    if log_snr is not None:  # the network takes log-SNRs in place of whole levels
+        level = log_snr[level]
     points = torch.zeros(3, *like.shape).to(like)
     try:
         _tried(net, points, level)
@@ -109,6 +111,18 @@ class _WithoutLevel(nn.Module):
         return energy
 
 
+class _WithoutNoise(nn.Module):
+    """A network that is continuous in the noise level, asked for the level without noise."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        energy: Tensor = self.net(x, torch.full(level.shape, 20.0, dtype=x.dtype, device=x.device))
+        return energy
+
+
 def handed_a_level(net: nn.Module, like: Tensor) -> nn.Module:
     """The network as one that takes points and a level, whether it looks at the level or not.
 
@@ -117,6 +131,8 @@ def handed_a_level(net: nn.Module, like: Tensor) -> nn.Module:
     Raises:
         InvalidInput: if it takes points neither alone nor with a level, or returns another shape or non-finite values.
     """
+    if getattr(net, "continuous", False):
+        return _WithoutNoise(net)
     return net if _takes_level(net, like) else _WithoutLevel(net)
 
 

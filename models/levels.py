@@ -18,6 +18,8 @@ from energyppl.potentials.composed import Standardized
 from energyppl.potentials.network import AtLevel
 from energyppl.schedule import NoiseSchedule
 
+_MAX_LOG_SNR = 20.0  # of a level without noise, for networks that are told the log-SNR
+
 
 class LevelEnergies(EnergyModel):
     """Energies U(x, t) at the levels of a noise schedule; a subclass says how they are sampled.
@@ -87,15 +89,23 @@ class LevelEnergies(EnergyModel):
         if self._marginal_std is not None:
             value = self._marginal_std.to(self.loc)[level]
             scale = value.reshape(*value.shape, *[1] * len(self.event_shape))
-        net, each = self._network()
-        return AtLevel(net, level, self.event_shape, 0.0, scale, each, label, guidance)
+        net, each, log_snr = self._network()
+        return AtLevel(net, level, self.event_shape, 0.0, scale, each, label, guidance, log_snr)
 
-    def _network(self) -> tuple[nn.Module, bool]:
-        """Return the network and whether it wants a level for each point: tried anew when it was replaced."""
+    def _network(self) -> tuple[nn.Module, bool, Tensor | None]:
+        """Return the network, whether it wants a level for each point, and its log-SNRs if it is continuous.
+
+        It is tried anew when it was replaced.
+        """
         if self.__dict__.get("_tried") is not self.net:
-            each = needs_level_for_each(self.net, self.levels, self.loc)
-            self.__dict__.update(_tried=self.net, _each=each)  # not a second module
-        return self.net, self.__dict__["_each"]
+            log_snr = None
+            if getattr(self.net, "continuous", False):
+                log_snr = self.schedule.log_snr[: self.levels].clamp(-_MAX_LOG_SNR, _MAX_LOG_SNR).to(self.loc)
+            each = needs_level_for_each(self.net, self.levels, self.loc, log_snr)
+            self.__dict__.update(_tried=self.net, _each=each, _log_snr=log_snr)  # not a second module
+        known = self.__dict__
+        log_snr = known["_log_snr"]
+        return self.net, known["_each"], None if log_snr is None else log_snr.to(self.loc)
 
     def _anneal(self, level: int, **options: Any) -> LogNormalizer:
         # Annealing runs in coordinates of unit variance at every level.

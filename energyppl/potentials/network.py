@@ -9,7 +9,7 @@ from torch import Tensor
 from energyppl._checks import check_shape, check_whole
 from energyppl.errors import InvalidInput
 
-__all__ = ["AtLevel"]
+__all__ = ["AtLevel", "AtLogSNR"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,8 @@ class AtLevel:
         each: whether the network is given a level for each point even where one serves them all.
         label: whole numbers, the class of all points, ``()``, or of each, ``(*batch,)``; none if None.
         guidance: the weight w; 0 is the class's own energy.
+        log_snr: of each whole level, ``(levels,)``, for a network that is continuous in the noise level: it is given
+            log-SNRs in place of whole levels, by its ``at_levels(points, level, log_snr)`` if it has one.
 
     Raises:
         InvalidInput: if ``net`` can't be called, or ``level`` and ``label`` are not tensors of whole numbers.
@@ -42,6 +44,7 @@ class AtLevel:
     each: bool = False
     label: Tensor | None = None
     guidance: float = 0.0
+    log_snr: Tensor | None = None
 
     def __post_init__(self) -> None:
         # Values are not looked at: one is made at every training step, and reading them would make a GPU wait.
@@ -60,8 +63,40 @@ class AtLevel:
         level = self.level.expand(batch) if self.each or self.level.dim() else self.level
         points = (x - self.loc) / self.scale
         if self.label is None:
-            return self.net(points, level)
-        own = self.net(points, level, self.label.to(x.device))
+            return self._ask(points, level)
+        own = self._ask(points, level, self.label.to(x.device))
         if self.guidance == 0.0:
             return own
-        return (1.0 + self.guidance) * own - self.guidance * self.net(points, level)
+        return (1.0 + self.guidance) * own - self.guidance * self._ask(points, level)
+
+    def _ask(self, points: Tensor, level: Tensor, *label: Tensor) -> Tensor:
+        if self.log_snr is None:
+            return self.net(points, level, *label)
+        at_levels = getattr(self.net, "at_levels", None)
+        if at_levels is None:
+            return self.net(points, self.log_snr[level], *label)
+        energy: Tensor = at_levels(points, level, self.log_snr, *label)
+        return energy
+
+
+@dataclass(frozen=True, eq=False)
+class AtLogSNR:
+    """A network that is continuous in the noise level as a potential, at any log-SNR: ``net(x, log_snr)``.
+
+    Args:
+        net: maps points ``(*batch, *event)`` and log-SNRs ``(*batch,)`` or ``()`` to energies ``(*batch,)`` in nats.
+        log_snr: ``()`` or ``(*batch,)``.
+        event_shape: shape of one point.
+        label: whole numbers, as for :class:`AtLevel`.
+    """
+
+    net: Callable[..., Tensor]
+    log_snr: Tensor
+    event_shape: torch.Size
+    label: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Evaluate the energies of the points ``x``."""
+        if self.label is None:
+            return self.net(x, self.log_snr)
+        return self.net(x, self.log_snr, self.label.to(x.device))

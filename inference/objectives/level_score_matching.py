@@ -1,49 +1,78 @@
-"""Denoising score matching at every noise level of a schedule."""
+"""Denoising score matching at every noise level, tied across levels (Vincent 2011; Guth, Kadkhodaie & Simoncelli
+2025)."""
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from energyppl._checks import is_number
+from energyppl.autodiff.gradient import energy_only, gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import LevelModel
-from energyppl.inference.objectives.contract import Loss, check_fraction
-from energyppl.inference.objectives.held_out import denoising_error
+from energyppl.inference.levels.generation import tune_levels
+from energyppl.inference.levels.step_sizes import LevelKernel
+from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model
+from energyppl.inference.objectives.held_out import denoising_error, fixed_noise
 from energyppl.inference.objectives.level_allocation import allocate_levels
 from energyppl.inference.objectives.second_order import differentiable_score
+from energyppl.potentials.algebra import append_dims
+from energyppl.potentials.network import AtLogSNR
+from energyppl.schedule import NoiseSchedule
 
 __all__ = ["LevelScoreMatching"]
+
+_NOISY = -4.0
+_REPEATS = 4  # noises for each held-out row
+_TUNED_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class LevelScoreMatching:
-    """Denoising score matching at every level of a model of levels (Vincent 2011; Song & Ermon 2019): no sampling.
+    """Denoising score matching at every level of a model of levels, without any sampling.
 
-    The noise-conditional relative of MDSM for those who need a density: each level's U(x, t) is −log p(x_t) plus a
-    constant, so that level 0 of a :class:`~energyppl.RecoveryEBM` can be normalized and sampled level by level.  The
-    loss is ``mean |σ̄_t ∇U(x_t, t) − ε|²``, 1 for a constant energy.  A score is a slope: level 0 knows
-    nothing of the relative weights of regions that no data connect (samples, which come down the levels, have them
-    right), and no level of what lies where it has no data.  Nothing tunes the model's chains on the way: call
-    ``ebm.tune(data)`` afterwards.
+    For a network that is continuous in the log-SNR λ the loss is in nats for each row, at a λ drawn evenly (and
+    stratified) from the schedule's range of length R, x = α x_0 + σ ε::
+
+        R/2 |ε − σ ∇U(x, λ)|²  +  tie · R (∂U/∂λ − τ)² / d,   τ = −[α² (d − |ε|²) + α σ ε·x_0] / 2
+
+    The first term is the evidence bound of a diffusion model (Kingma et al. 2021; Song et al. 2021), the second matches
+    scores in λ (Guth, Kadkhodaie & Simoncelli 2025): it ties the levels' normalizers to that of the noisiest, which is
+    known, so that exp(−U) is about normalized at every level, and sees what slopes can't: how much mass separated
+    regions have.
+
+    For a network with whole levels it is ``mean |σ̄_t ∇U(x_t, t) − ε|²`` (Song & Ermon 2019), 1 for a constant energy,
+    and each level's U(x, t) is −log p(x_t) up to a constant of its own; the relative weights of regions that no data
+    connect stay unknown.
+
+    When training ends, the model's chains are given step sizes that suit the energies.
 
     Args:
-        level0_fraction: share of each batch that goes to level 0 on top of its equal share.
+        tie: weight of the level tie; 1 for a continuous network if None.  Networks with whole levels have none: tie
+            them by classifying noise levels, :class:`RecoveryLikelihood`'s ``tie``.
+        level0_fraction: share of each batch that goes to level 0 on top of its equal share, for whole levels.
 
     Raises:
-        InvalidInput: for a share outside [0, 1).
+        InvalidInput: for a share outside [0, 1) or a negative tie.
     """
 
+    keeps_best: ClassVar[bool] = True  # the weights that are best on held-out rows are those that training ends with
+    tie: float | None = None
     level0_fraction: float = 0.25
 
     def __post_init__(self) -> None:
         check_fraction("level0_fraction", self.level0_fraction)
+        if self.tie is not None and not (is_number(self.tie) and math.isfinite(self.tie) and self.tie >= 0.0):
+            raise InvalidInput(f"tie must be a finite number that is not negative; got {self.tie!r}")
 
-    def init(self, model: Any) -> nn.Module:
+    def init(self, model: Any) -> KernelState:
         """Require a model of levels which all have noise, each with a normalizer of its own.
 
         Raises:
-            InvalidInput: for any other.
+            InvalidInput: for any other, and for a tie where the network's level can't vary continuously or the schedule
+                has no noisy end.
         """
         schedule = getattr(model, "schedule", None)
         if schedule is None:
@@ -51,6 +80,7 @@ class LevelScoreMatching:
                 f"score matching at every level needs a model with a schedule, as RecoveryEBM; got "
                 f"{type(model).__name__}: for one energy use DenoisingScoreMatching"
             )
+        check_model(model, "score matching at every level needs a model of levels, as RecoveryEBM", "initial_kernel")
         levels = getattr(model, "levels", schedule.levels)
         if levels != schedule.levels:
             raise InvalidInput(
@@ -62,24 +92,140 @@ class LevelScoreMatching:
                 "denoising score matching needs noise at every level, and this schedule's level 0 has none: pass one "
                 "such as NoiseSchedule.cosine"
             )
-        return nn.Module()
+        continuous = is_continuous(model)
+        if self.tie and not continuous:
+            raise InvalidInput(
+                f"a level tie needs a network whose noise level varies continuously; {type(model.net).__name__} has "
+                "whole levels: build MLPEnergy without levels=…, or train by RecoveryLikelihood, whose tie classifies "
+                "noise levels"
+            )
+        if continuous:
+            _check_schedule(schedule)
+        return KernelState(LevelKernel(model.initial_kernel, schedule.levels, model.loc))
 
-    def loss(self, model: LevelModel, state: nn.Module, batch: Tensor) -> Loss:
+    def loss(self, model: LevelModel, state: KernelState, batch: Tensor) -> Loss:
         """Return the loss of ``batch``, ``(n, *event)``.
 
         Raises:
-            InvalidInput: if level 0 has no noise, or the network can't be differentiated twice.
+            InvalidInput: if the network can't be differentiated twice.
         """
+        return self._continuous(model, batch) if is_continuous(model) else self._whole(model, batch)
+
+    def _continuous(self, model: LevelModel, batch: Tensor) -> Loss:
+        clean = model.to_unit(batch)
+        low, high = log_snr_range(model)
+        # Stratified: one draw in each of n equal parts of the range, in random order.
+        parts = (torch.randperm(len(clean)) + torch.rand(len(clean))) / len(clean)
+        log_snr = (low + (high - low) * parts).to(clean).requires_grad_()
+        noise = torch.randn_like(clean)
+        x, sigma = _diffuse(clean, noise, log_snr.detach())
+        energy = at_log_snr(model, log_snr)(x.requires_grad_())
+        grad, slope = torch.autograd.grad(energy.sum(), (x, log_snr), create_graph=True)
+        denoising = (noise - sigma * grad).reshape(len(x), -1).square().sum(1)
+        value = 0.5 * (high - low) * denoising.mean()
+        record = {"denoising": float(denoising.detach().mean()) / max(1, clean[0].numel())}
+        tie = 1.0 if self.tie is None else self.tie
+        if tie:
+            error = (slope - _time_score(clean, noise, log_snr.detach())).square().mean() / clean[0].numel()
+            value = value + tie * (high - low) * error
+            record["tie"] = float((high - low) * error.detach())
+        return Loss(value, record)
+
+    def _whole(self, model: LevelModel, batch: Tensor) -> Loss:
         schedule = model.schedule
         clean = model.to_unit(batch)
         level = allocate_levels(len(clean), schedule.levels, self.level0_fraction).to(clean.device)
-        wide = (-1, *[1] * (clean.dim() - 1))
-        alpha, sigma = (v.to(clean)[level].reshape(wide) for v in (schedule.alpha_bar, schedule.sigma_bar))
+        alpha, sigma = (_beside(v.to(clean)[level], clean) for v in (schedule.alpha_bar, schedule.sigma_bar))
         noise = torch.randn_like(clean)
         score = differentiable_score(model.potential(level), alpha * clean + sigma * noise, model.net)
         value = (sigma * score - noise).square().mean()
         return Loss(value, {"denoising": float(value.detach())})
 
-    def measure(self, model: LevelModel, state: nn.Module, data: Tensor) -> float:
-        """Return the denoising error of held-out data, :func:`denoising_error`."""
-        return denoising_error(model, data)
+    def measure(self, model: LevelModel, state: KernelState, data: Tensor) -> float:
+        """Return what is known of minus the log likelihood of held-out data, in nats for each row.
+
+        For a continuous network it is the larger of two: minus the implied log likelihood (log Z = 0), and the
+        evidence bound of the scores; for whole levels the denoising error.  The noise is the same at every call.
+        """
+        if not is_continuous(model):
+            return denoising_error(model, data)
+        with fixed_noise(data):
+            return max(-implied_log_likelihood(model, data), evidence_bound(model, data)) + _log_scale(model)
+
+    def settle(self, model: LevelModel, state: KernelState, data: Tensor) -> None:
+        """Give the chains step sizes that suit the trained energies, from some rows of the training data."""
+        rows = data[:_TUNED_ROWS]
+        if len(rows) >= model.schedule.levels:
+            found = tune_levels(model, state.level_kernel.kernel, rows)
+            state.level_kernel.step_sizes.copy_(found.step_sizes)
+
+
+def is_continuous(model: LevelModel) -> bool:
+    """Tell whether a model's network is continuous in the noise level."""
+    return bool(getattr(model.net, "continuous", False))
+
+
+def log_snr_range(model: LevelModel) -> tuple[float, float]:
+    """Return the least and the largest log-SNR of a model's levels, the noisiest marginal's included."""
+    return float(model.schedule.log_snr[-1]), float(model.schedule.log_snr[0])
+
+
+def implied_log_likelihood(model: LevelModel, data: Tensor) -> float:
+    """Return the mean of −U of data with level 0's noise, standardized: the log likelihood if log Z were 0, in nats."""
+    rows = model.to_unit(data)
+    return -float(energy_only(model.potential(0), model.schedule.diffuse(rows, 0)).mean())
+
+
+def evidence_bound(model: LevelModel, data: Tensor) -> float:
+    """Bound minus the mean log likelihood of data with level 0's noise from above, by the scores alone, in nats.
+
+    E[|x_T|²]/2 + (d/2) log 2π + ½ ∫ (E|ε − σ ∇U|² − d sigmoid λ) dλ over the schedule's range (Kingma et al. 2021,
+    eq. 15), of the process that the scores define and in standardized coordinates.
+    """
+    clean = model.to_unit(data).repeat(_REPEATS, *[1] * (data.dim() - 1))
+    low, high = log_snr_range(model)
+    log_snr = (low + (high - low) * (torch.randperm(len(clean)) + 0.5) / len(clean)).to(clean)
+    noise = torch.randn_like(clean)
+    x, sigma = _diffuse(clean, noise, log_snr)
+    grad = gradient_only(at_log_snr(model, log_snr), x)
+    denoising = float((noise - sigma * grad).reshape(len(clean), -1).square().sum(1).mean())
+    d = clean[0].numel()
+    last, _ = _diffuse(clean, noise, torch.full_like(log_snr, low))
+    prior = 0.5 * (float(last.reshape(len(clean), -1).square().sum(1).mean()) + d * math.log(2.0 * math.pi))
+    softplus = math.log1p(math.exp(high)) - math.log1p(math.exp(low))
+    return prior + 0.5 * (high - low) * denoising - 0.5 * d * softplus
+
+
+def at_log_snr(model: LevelModel, log_snr: Tensor) -> AtLogSNR:
+    """Return a continuous model's energy at log-SNRs ``()`` or ``(*batch,)``, of points of unit variance."""
+    return AtLogSNR(model.net, log_snr, model.event_shape, getattr(model, "label", None))
+
+
+def _diffuse(clean: Tensor, noise: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """Return α x_0 + σ ε with α² = sigmoid λ, σ² = sigmoid −λ, and σ beside the points."""
+    alpha, sigma = (_beside(value.sqrt(), clean) for value in (log_snr.sigmoid(), (-log_snr).sigmoid()))
+    return alpha * clean + sigma * noise, sigma
+
+
+def _time_score(clean: Tensor, noise: Tensor, log_snr: Tensor) -> Tensor:
+    """Return τ = −∂ log p(x | x_0, λ)/∂λ at fixed x, ``(n,)``."""
+    alpha2, both = log_snr.sigmoid(), (log_snr.sigmoid() * (-log_snr).sigmoid()).sqrt()
+    clean, noise = clean.reshape(len(clean), -1), noise.reshape(len(noise), -1)
+    return -0.5 * (alpha2 * (clean.shape[1] - noise.square().sum(1)) + both * (clean * noise).sum(1))
+
+
+def _beside(value: Tensor, points: Tensor) -> Tensor:
+    return append_dims(value, points.dim() - 1)
+
+
+def _log_scale(model: LevelModel) -> float:
+    return float(model.scale.log().expand(model.event_shape).sum())
+
+
+def _check_schedule(schedule: NoiseSchedule) -> None:
+    if not float(schedule.log_snr[-1]) <= _NOISY:
+        raise InvalidInput(
+            f"score matching of a continuous network needs a schedule with a noisy end, of a log-SNR of {_NOISY:g} at "
+            f"most, where the density is known to be Gaussian; got {float(schedule.log_snr[-1]):.3g}: pass one such as "
+            "NoiseSchedule.cosine"
+        )

@@ -170,10 +170,13 @@ class Training:
 
     def finish(self) -> History:
         """Give the model its averaged weights (the best ones if patience ran out) and kernel; return the history."""
-        if self.stopped.startswith("worse"):
+        if self.stopped.startswith("worse") or getattr(self.objective, "keeps_best", False):
             copy_all(self._everything(), self._early.best)
         else:
             copy_all(self._weights, self._ema.average)
+        settle = getattr(self.objective, "settle", None)
+        if settle is not None:
+            settle(self.model, self.state, self.data)
         self._hand_over_kernel()
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
 

@@ -179,3 +179,34 @@ class SinusoidalConditioning(nn.Module):
         if self.activate:
             pieces = [self.activation(piece) for piece in pieces]
         return pieces if self.head is None else [*pieces, self.head(active)]
+
+
+class LogSNRConditioning(nn.Module):
+    """A small perceptron from a log-SNR to rows of modulations, zero at first: a continuous noise level.
+
+    Args:
+        size: entries of a row.
+        hidden: width of the perceptron.
+    """
+
+    _SCALE = 8.0  # log-SNRs of the usual schedules lie within about ± 10
+    _FREQUENCIES = (0.25, 0.5, 1.0)
+
+    def __init__(self, size: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.tensor(self._FREQUENCIES), persistent=False)
+        self.layers = nn.Sequential(
+            nn.Linear(1 + 2 * len(self._FREQUENCIES), hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
+        )
+        self.readout = nn.Linear(hidden, size)
+        nn.init.zeros_(self.readout.weight)
+        nn.init.zeros_(self.readout.bias)
+
+    frequencies: Tensor
+
+    def forward(self, log_snr: Tensor) -> Tensor:
+        """Return the rows of log-SNRs ``(*levels,)``, ``(*levels, size)``."""
+        phase = log_snr.unsqueeze(-1) * self.frequencies
+        inputs = torch.cat([log_snr.unsqueeze(-1) / self._SCALE, phase.sin(), phase.cos()], -1)
+        rows: Tensor = self.readout(self.layers(inputs))
+        return rows

@@ -1,4 +1,4 @@
-"""Perceptrons on random Fourier features (Tancik et al. 2020), whose layers are scaled and shifted from outside."""
+"""Perceptrons on Fourier features (Tancik et al. 2020), whose layers are scaled and shifted from outside."""
 
 import itertools
 import math
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from energyppl.errors import InvalidInput
 
-__all__ = ["feature_layers", "random_frequencies", "through_layers"]
+__all__ = ["axis_frequencies", "feature_layers", "random_frequencies", "through_layers"]
 
 
 def random_frequencies(size: int, count: int, limits: tuple[float, float]) -> Tensor:
-    """Random directions with angular frequencies spread evenly on a log scale between the limits, ``(size, count)``.
+    """Draw random directions with angular frequencies evenly on a log scale between limits, ``(size, count)``.
 
     Raises:
         InvalidInput: if the limits are not positive or don't increase.
@@ -25,8 +25,23 @@ def random_frequencies(size: int, count: int, limits: tuple[float, float]) -> Te
     return direction * torch.logspace(math.log10(low), math.log10(high), count)
 
 
+def axis_frequencies(size: int, count: int, limits: tuple[float, float]) -> Tensor:
+    """Return the same angular frequencies along each coordinate, evenly on a log scale, ``(size, size * count)``.
+
+    The columns of tables have bounds, grids and gaps: edges that lie across one coordinate.
+
+    Raises:
+        InvalidInput: if the limits are not positive or don't increase.
+    """
+    low, high = limits
+    if not 0 < low <= high:
+        raise InvalidInput(f"frequency_range must be 0 < low <= high; got {limits}")
+    along = torch.logspace(math.log10(low), math.log10(high), count)
+    return torch.kron(torch.eye(size), along[None])
+
+
 def feature_layers(size: int, frequencies: int, hidden: int, depth: int) -> nn.ModuleList:
-    """The hidden layers of a perceptron on points of so many coordinates and both phases of so many frequencies."""
+    """Make the hidden layers of a perceptron on so many coordinates and both phases of so many frequencies."""
     widths = [size + 2 * frequencies, *[hidden] * depth]
     return nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
@@ -34,7 +49,7 @@ def feature_layers(size: int, frequencies: int, hidden: int, depth: int) -> nn.M
 def through_layers(
     points: Tensor, frequencies: Tensor, layers: nn.ModuleList, modulation: Iterable[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """Points ``(*batch, size)`` through the features and the layers, ``(*batch, hidden)``.
+    """Take points ``(*batch, size)`` through the features and the layers, ``(*batch, hidden)``.
 
     Args:
         points: rows.

@@ -1,4 +1,4 @@
-"""A time-conditioned multilayer perceptron that returns an energy."""
+"""A multilayer perceptron that is told the noise level and returns an energy."""
 
 import math
 from collections.abc import Sequence
@@ -8,38 +8,49 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_count, check_positive
 from energyppl.errors import InvalidInput
-from energyppl.models.networks.conditioning import class_rows
-from energyppl.models.networks.fourier import feature_layers, random_frequencies, through_layers
+from energyppl.models.networks.conditioning import LogSNRConditioning, class_rows
+from energyppl.models.networks.fourier import axis_frequencies, feature_layers, random_frequencies, through_layers
 from energyppl.models.networks.recipe import Rebuildable
 
 __all__ = ["MLPEnergy"]
 
+_LOG_2PI = math.log(2.0 * math.pi)
+
 
 class MLPEnergy(Rebuildable, nn.Module):
-    """``U(x, t) = f(x, t) + ½ confinement |x|²`` with f a perceptron on Fourier features, FiLM-conditioned.
+    """An energy of points of about unit variance: a perceptron f on Fourier features, modulated by the noise level.
 
-    It expects points of about unit variance, which :class:`~energyppl.RecoveryEBM` hands it at every level.  f grows at
-    most linearly, so the quadratic term makes every level's energy normalizable, and at high noise, where the data are
-    nearly N(0, I), it is already the answer.  The conditioning is a table with one row for each level: while chains
-    run at given levels it is worked out once and not once a step.
+    With a table of ``levels`` it is ``U(x, t) = f(x, t) + ½ confinement |x|²``, t a whole number.  Without, it is
+    *continuous* in the log-SNR λ, ``U(x, λ) = ½ |x|² + (d/2) log 2π + (sigmoid λ − sigmoid λ_min) f(x, λ)``: N(0, I) at
+    λ_min, so that its noisiest level is normalized by construction; U has a derivative in λ, and any noise schedule can
+    be laid on one network.  f grows at most linearly, so every level has a finite normalizer.  What a level makes of
+    the network is worked out once while chains run there, and not once a step.
 
     Args:
         event_shape: shape of one point; any number of dimensions, flattened inside.
         hidden: width of each hidden layer.
         depth: number of hidden layers.
-        frequencies: how many random Fourier features of the input (Tancik et al. 2020), 0 for none; a sharp density
-            needs them.
-        frequency_range: lowest and highest angular frequency of the features, spread evenly on a log scale; 1 to 16 in
-            one and two dimensions, where edges can be learned, 0.3 to 3 above, where they would be learned by heart.
-        levels: rows of the conditioning table; at least the schedule's levels.
+        frequencies: random Fourier features of the input (Tancik et al. 2020); a sharp density needs some.  64 in one
+            and two dimensions, none above, if None.
+        axis_features: frequencies along each coordinate by itself, for tables: columns have bounds, grids and gaps.
+            None in one and two dimensions, 8 above, if None.
+        frequency_range: lowest and highest angular frequency, spread evenly on a log scale; 1 to 16 in one and two
+            dimensions and 0.7 to 12 above if None.
+        levels: rows of the table of noise levels, at least the schedule's; 64 in one and two dimensions if None, and
+            above the network is continuous.
+        log_snr_min: λ_min of a continuous network.
         classes: number of classes.  Labels are 0 to ``classes − 1``; ``classes`` means "no class", as does no label.
-        confinement: strength of the quadratic term, above 0.
+        confinement: strength of the quadratic term, above 0; 1 if the network is continuous.
         saturation_radius: distance, in √dimensions, from which f bends towards a constant along every ray, so that it
-            digs no holes             where no data lie; infinite in one and two dimensions, 2 above, if None.
+            digs no holes where no data lie; infinite in one and two dimensions, 2 above, if None.
 
     Raises:
         InvalidInput: for sizes below one, frequencies that don't increase, or a ``confinement`` or
-            ``saturation_radius`` that is not             positive.
+            ``saturation_radius`` that is not positive.
+
+    >>> net = ep.MLPEnergy((2,), levels=6)
+    >>> net(torch.randn(5, 2), torch.tensor(3)).shape
+    torch.Size([5])
     """
 
     def __init__(
@@ -48,63 +59,109 @@ class MLPEnergy(Rebuildable, nn.Module):
         *,
         hidden: int = 128,
         depth: int = 3,
-        frequencies: int = 64,
+        frequencies: int | None = None,
+        axis_features: int | None = None,
         frequency_range: tuple[float, float] | None = None,
-        levels: int = 64,
+        levels: int | None = None,
+        log_snr_min: float = -6.0,
         classes: int = 0,
         confinement: float = 1.0,
         saturation_radius: float | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("hidden", hidden), ("depth", depth), ("levels", levels)):
-            check_count(name, value)
-        check_count("frequencies", frequencies, at_least=0)
-        check_count("classes", classes, at_least=0)
         plane = math.prod(event_shape) <= 2
+        if levels is None and plane:
+            levels = 64
+        if frequencies is None:
+            frequencies = 64 if plane else 0
+        if axis_features is None:
+            axis_features = 0 if plane else 8
         if saturation_radius is None:
             saturation_radius = math.inf if plane else 2.0
+        for name, value in (("hidden", hidden), ("depth", depth), ("levels", 1 if levels is None else levels)):
+            check_count(name, value)
+        for name, value in (("frequencies", frequencies), ("axis_features", axis_features), ("classes", classes)):
+            check_count(name, value, at_least=0)
         check_positive("confinement", confinement)
-        if not saturation_radius > 0:
-            raise InvalidInput(f"saturation_radius must be positive; got {saturation_radius}")
-        if frequency_range is None:
-            frequency_range = (1.0, 16.0) if plane else (0.3, 3.0)
+        check_positive("saturation_radius", saturation_radius, or_infinite=True)
+        if levels is None and confinement != 1.0:
+            raise InvalidInput(f"confinement must be 1 for a continuous network; got {confinement}: give it levels=…")
         self.event_shape = torch.Size(event_shape)
         self.levels = levels
+        self.continuous = levels is None
+        self.log_snr_min = float(log_snr_min)
         self.classes = classes
         self.confinement = confinement
         self.saturation_radius = saturation_radius
         size = math.prod(self.event_shape)
-        self.register_buffer("frequencies", random_frequencies(size, frequencies, frequency_range))
-        self.layers = feature_layers(size, frequencies, hidden, depth)
-        # A row for each level: (scale, shift) of every layer's hidden units; zero leaves the layers as they are.
-        self.film = nn.Parameter(torch.zeros(levels, depth * 2 * hidden))
-        self.class_film = nn.Parameter(torch.zeros(classes + 1, depth * 2 * hidden)) if classes else None
+        limits = frequency_range or ((1.0, 16.0) if plane else (0.7, 12.0))
+        parts = [random_frequencies(size, frequencies, limits), axis_frequencies(size, axis_features, limits)]
+        self.register_buffer("frequencies", torch.cat(parts, 1))
+        self.layers = feature_layers(size, self.frequencies.shape[1], hidden, depth)
+        # Of each level (scale, shift) of every layer's hidden units; zero leaves the layers as they are.
+        modulations = depth * 2 * hidden
+        self.film = None if levels is None else nn.Parameter(torch.zeros(levels, modulations))
+        self.log_snr_film = LogSNRConditioning(modulations) if levels is None else None
+        self.class_film = nn.Parameter(torch.zeros(classes + 1, modulations)) if classes else None
         self.readout = nn.Linear(hidden, 1)
+        if self.continuous:  # it begins as the Gaussian that every level has if nothing is known
+            nn.init.zeros_(self.readout.weight)
+            nn.init.zeros_(self.readout.bias)
 
     frequencies: Tensor
 
     def forward(self, x: Tensor, level: Tensor, label: int | Tensor | None = None) -> Tensor:
-        """Energies in nats.
+        """Evaluate energies in nats.
 
         Args:
             x: points, ``(*batch, *event)``.
-            level: whole levels, ``()`` or ``(*batch,)``.
+            level: whole levels, or log-SNRs if the network is continuous, ``()`` or ``(*batch,)``.
             label: classes, likewise; ``classes`` or None for no class.
 
         Returns:
             Energies, ``(*batch,)``.
 
         Raises:
-            InvalidInput: for a label that is out of range, or where there are no classes.
+            InvalidInput: for a label that is out of range, or where there are no classes, or whole levels for a
+                continuous network.
         """
+        if self.film is None:
+            return self._energy(x, self._rows(level), level, label)
+        # Splitting once costs one concatenation on the way back, where indexing would fill a table for each piece.
+        return self._energy(x, nn.functional.embedding(level, self.film), None, label)
+
+    def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor, label: int | Tensor | None = None) -> Tensor:
+        """Evaluate a continuous network at whole levels of a table of log-SNRs, whose modulations are worked out once.
+
+        Args:
+            x: points, ``(*batch, *event)``.
+            level: indices into the table, ``()`` or ``(*batch,)``.
+            log_snr: the table, ``(levels,)``.
+            label: as in :meth:`forward`.
+        """
+        rows = nn.functional.embedding(level, self._rows(log_snr))
+        return self._energy(x, rows, log_snr[level], label)
+
+    def _rows(self, log_snr: Tensor) -> Tensor:
+        assert self.log_snr_film is not None
+        if not log_snr.is_floating_point():
+            raise InvalidInput(
+                "this network is continuous in the noise level and takes log-SNRs, floating point; got whole levels: "
+                "build it with levels=…, or put it into a model, which knows its schedule"
+            )
+        rows: Tensor = self.log_snr_film(log_snr)
+        return rows
+
+    def _energy(self, x: Tensor, rows: Tensor, log_snr: Tensor | None, label: int | Tensor | None) -> Tensor:
         x = x.flatten(x.dim() - len(self.event_shape)) if self.event_shape else x.unsqueeze(-1)
         square = (x * x).sum(-1)
         if self.saturation_radius < math.inf:
             x = x * torch.rsqrt(1.0 + square / (self.saturation_radius**2 * x.shape[-1])).unsqueeze(-1)
-        # Splitting once costs one concatenation on the way back, where indexing would fill a table for each piece.
-        table = nn.functional.embedding(level, self.film)
         of_class = class_rows(self.class_film, label, x.shape[:-1])
-        film = (table if of_class is None else table + of_class).chunk(2 * len(self.layers), -1)
+        film = (rows if of_class is None else rows + of_class).chunk(2 * len(self.layers), -1)
         hidden = through_layers(x, self.frequencies, self.layers, zip(film[0::2], film[1::2], strict=True))
-        energy: Tensor = self.readout(hidden).squeeze(-1)
-        return energy + 0.5 * self.confinement * square
+        f: Tensor = self.readout(hidden).squeeze(-1)
+        if log_snr is None:
+            return f + 0.5 * self.confinement * square
+        weight = torch.sigmoid(log_snr) - 1.0 / (1.0 + math.exp(-self.log_snr_min))
+        return weight * f + 0.5 * (square + x.shape[-1] * _LOG_2PI)
