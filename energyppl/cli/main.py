@@ -65,9 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to keep the run in")
     fit.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
     fit.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
-    fit.add_argument("--steps", type=int, metavar="N", help="training steps at most (default: 1500)")
-    fit.add_argument("--levels", type=int, metavar="N", help="noise levels (default: 6)")
-    fit.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: 512)")
+    fit.add_argument(
+        "--steps", type=int, metavar="N", help="training steps at most (default: 1500, or 2000 above two columns)"
+    )
+    fit.add_argument("--levels", type=int, metavar="N", help="noise levels (default: 6, or 20 above two columns)")
+    fit.add_argument(
+        "--batch-size", type=int, metavar="N", help="rows in a batch (default: 512, or 256 above two columns)"
+    )
     fit.add_argument(
         "--learning-rate", type=float, metavar="X", help="Adam's learning rate (default: .004, above two columns .001)"
     )

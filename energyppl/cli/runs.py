@@ -49,18 +49,19 @@ _KEPT_ROWS = 4000  # training rows kept with the model, for its pictures
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of ``energyppl fit``; ``run.json`` keeps them."""
+    """The options of ``energyppl fit``; ``run.json`` keeps them.  None is what suits the number of columns."""
 
     array: str | None = None
     seed: int = 0
-    steps: int = 1500
-    levels: int = 6
-    batch_size: int = 512
+    steps: int | None = None
+    levels: int | None = None
+    batch_size: int | None = None
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "levels", "batch_size"):
-            check_count(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         check_count("seed", self.seed, at_least=0)
         if not isinstance(self.array, str | None):
             raise InvalidInput(f"array must be the name of an array; got {self.array!r}")
@@ -68,6 +69,16 @@ class Settings:
             if not isinstance(self.learning_rate, (int, float)) or isinstance(self.learning_rate, bool):
                 raise InvalidInput(f"learning_rate must be a number; got {self.learning_rate!r}")
             check_positive("learning_rate", self.learning_rate)
+
+    def resolved(self, columns: int) -> "Settings":
+        """Return the settings for a table of so many columns, with a number wherever there was None."""
+        steps, levels, batch_size = (1500, 6, 512) if columns <= 2 else (2000, 20, 256)
+        return replace(
+            self,
+            steps=self.steps or steps,
+            levels=self.levels or levels,
+            batch_size=self.batch_size or batch_size,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +138,7 @@ def fit_table(file: Path, run: Path, settings: Settings, *, progress: bool = Tru
     """
     table = read_table(file, array=settings.array)
     require_different_columns(table)
+    settings = settings.resolved(len(table.columns))
     prepared = _prepare(table)
     with locked(run):
         return _train(table, prepared, run, settings, progress), table
@@ -161,6 +173,7 @@ def _prepare(table: Table) -> _Prepared:
 def _train(table: Table, prepared: _Prepared, run: Path, settings: Settings, progress: bool) -> dict[str, Any]:
     """Train, and keep the model and the record."""
     pyro.set_rng_seed(settings.seed)
+    assert settings.levels is not None
     ebm, checkpoint = _build(len(table.columns), settings.levels), run / "training.ckpt"
     before = _steps_made(checkpoint) if checkpoint.exists() else None
     record: dict[str, Any] = {
@@ -181,7 +194,7 @@ def _train(table: Table, prepared: _Prepared, run: Path, settings: Settings, pro
             ebm,
             prepared.standard[prepared.rows],
             held_out=prepared.standard[prepared.held_out],
-            options=_options(settings),
+            options=_options(settings, len(table.columns)),
             checkpoint=checkpoint,
             progress=progress,
         )
@@ -204,11 +217,14 @@ def _train(table: Table, prepared: _Prepared, run: Path, settings: Settings, pro
     return record
 
 
-def _options(settings: Settings) -> TrainingOptions:
+def _options(settings: Settings, columns: int) -> TrainingOptions:
+    assert settings.steps is not None
+    assert settings.batch_size is not None
     return TrainingOptions(
         steps=settings.steps,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
+        ema=0.999 if columns <= 2 else 0.995,
         evaluate_every=min(settings.steps, max(10, settings.steps // 40)),
         patience=8,  # a fifth of the run: a small table is soon learned by heart
     )
@@ -328,9 +344,10 @@ def _damage(path: Path, error: Exception) -> CheckpointError:
 
 
 def _build(size: int, levels: int) -> RecoveryEBM:
+    if size <= 2:
+        return RecoveryEBM(MLPEnergy((size,), levels=levels), NoiseSchedule.cosine(levels))
     # In many columns the edges and spikes of a table are too many to be learned to a hundredth of its spread.
-    sharpest = 9.8 if size <= 2 else 4.6
-    return RecoveryEBM(MLPEnergy((size,), levels=levels), NoiseSchedule.cosine(levels, log_snr_max=sharpest))
+    return RecoveryEBM(MLPEnergy((size,)), NoiseSchedule.cosine(levels, log_snr_max=4.6, log_snr_min=-6.0))
 
 
 def _save(run: Path, fitted: FittedTable) -> None:

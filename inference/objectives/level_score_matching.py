@@ -1,5 +1,4 @@
-"""Denoising score matching at every noise level, tied across levels (Vincent 2011; Guth, Kadkhodaie & Simoncelli
-2025)."""
+"""Denoising score matching at every noise level, tied across levels (Guth, Kadkhodaie & Simoncelli 2025)."""
 
 import math
 from dataclasses import dataclass
@@ -151,6 +150,12 @@ class LevelScoreMatching:
             return denoising_error(model, data)
         with fixed_noise(data):
             return max(-implied_log_likelihood(model, data), evidence_bound(model, data)) + _log_scale(model)
+
+    def default_options(self, model: LevelModel) -> dict[str, Any]:
+        """Return training options that suit continuous networks, by name; whole levels take the usual ones."""
+        if not is_continuous(model):
+            return {}
+        return {"steps": 2000, "batch_size": 256, "learning_rate": 2e-3, "ema": 0.995, "evaluate_every": 50}
 
     def settle(self, model: LevelModel, state: KernelState, data: Tensor) -> None:
         """Give the chains step sizes that suit the trained energies, from some rows of the training data."""

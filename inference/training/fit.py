@@ -95,7 +95,7 @@ class Training:
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
         held_out: rows to evaluate on, ``(m, *event)``, of which the first 4096 count; a tenth of ``data`` is set aside
             if None.
-        options: how to optimize.
+        options: how to optimize; those that suit the objective if None.
 
     Attributes:
         state: what the objective learns beside the model's weights.
@@ -116,7 +116,10 @@ class Training:
         self.model: Any = cast(Any, model)
         default: Any = getattr(model, "default_objective", RecoveryLikelihood)
         self.objective: Objective = default() if objective is None else objective
-        self.options = TrainingOptions() if options is None else options
+        if options is None:
+            suited = getattr(self.objective, "default_options", None)
+            options = TrainingOptions(**({} if suited is None else suited(model)))
+        self.options = options
         check_trainable(model)
         self.state = self.objective.init(self.model)
         rows = split_rows(model, data, labels, held_out)
