@@ -89,14 +89,14 @@ class OneEnergy:
 
     net: nn.Module
     loc: Tensor
+    _trial: tuple[nn.Module, nn.Module] | None = None
 
     def _network(self) -> nn.Module:
         """Return the network as one that takes a level: tried anew when it was replaced."""
-        known = self.__dict__
-        if known.get("_tried") is not self.net:
-            known.update(_one=handed_a_level(self.net, self.loc), _tried=self.net)  # not a second module
-        one: nn.Module = known["_one"]
-        return one
+        if self._trial is None or self._trial[0] is not self.net:
+            # In a tuple, so that neither becomes a second module of the model.
+            self._trial = (self.net, handed_a_level(self.net, self.loc))
+        return self._trial[1]
 
 
 class _WithoutLevel(nn.Module):

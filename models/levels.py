@@ -1,7 +1,7 @@
 """Models of several noise levels: energies at every level, their densities and normalizers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,14 @@ from energyppl.potentials.network import AtLevel
 from energyppl.schedule import NoiseSchedule
 
 _MAX_LOG_SNR = 20.0  # of a level without noise, for networks that are told the log-SNR
+
+
+class _Trial(NamedTuple):
+    """What a trial of a network found; a tuple, so that the network does not become a second module of its model."""
+
+    net: nn.Module
+    each: bool
+    log_snr: Tensor | None
 
 
 class LevelEnergies(EnergyModel):
@@ -50,6 +58,7 @@ class LevelEnergies(EnergyModel):
         self.levels = schedule.levels if levels is None else levels
         spread = schedule.marginal_std
         self._marginal_std = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
+        self._trial: _Trial | None = None
         self._network()  # tries it
         self.initial_kernel = kernel
         self.level_kernel = LevelKernel(kernel, self.levels, self.loc)
@@ -97,15 +106,14 @@ class LevelEnergies(EnergyModel):
 
         It is tried anew when it was replaced.
         """
-        if self.__dict__.get("_tried") is not self.net:
+        if self._trial is None or self._trial.net is not self.net:
             log_snr = None
             if getattr(self.net, "continuous", False):
                 log_snr = self.schedule.log_snr[: self.levels].clamp(-_MAX_LOG_SNR, _MAX_LOG_SNR).to(self.loc)
             each = needs_level_for_each(self.net, self.levels, self.loc, log_snr)
-            self.__dict__.update(_tried=self.net, _each=each, _log_snr=log_snr)  # not a second module
-        known = self.__dict__
-        log_snr = known["_log_snr"]
-        return self.net, known["_each"], None if log_snr is None else log_snr.to(self.loc)
+            self._trial = _Trial(self.net, each, log_snr)
+        log_snr = self._trial.log_snr
+        return self.net, self._trial.each, None if log_snr is None else log_snr.to(self.loc)
 
     def _anneal(self, level: int, **options: Any) -> LogNormalizer:
         # Annealing runs in coordinates of unit variance at every level.

@@ -2,12 +2,14 @@
 
 from energyppl.potentials.algebra import Affine, Bridge, Conditioned, Energy, Potential, RecoveryPotential, Scaled, Sum
 from energyppl.potentials.bases import Base, BernoulliBase, DistributionBase, GaussianBase, MixtureBase
+from energyppl.potentials.composed import LogSumExp, Measured, Standardized
 from energyppl.potentials.constrained import Constrained
-from energyppl.potentials.network import AtLevel
+from energyppl.potentials.network import AtLevel, AtLogSNR, EnergyNetwork
 
 __all__ = [
     "Affine",
     "AtLevel",
+    "AtLogSNR",
     "Base",
     "BernoulliBase",
     "Bridge",
@@ -15,10 +17,14 @@ __all__ = [
     "Constrained",
     "DistributionBase",
     "Energy",
+    "EnergyNetwork",
     "GaussianBase",
+    "LogSumExp",
+    "Measured",
     "MixtureBase",
     "Potential",
     "RecoveryPotential",
     "Scaled",
+    "Standardized",
     "Sum",
 ]

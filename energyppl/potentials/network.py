@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,7 +10,30 @@ from torch import Tensor
 from energyppl._checks import check_shape, check_whole
 from energyppl.errors import InvalidInput
 
-__all__ = ["AtLevel", "AtLogSNR"]
+__all__ = ["AtLevel", "AtLogSNR", "EnergyNetwork"]
+
+
+class EnergyNetwork(Protocol):
+    """The contract of a network: ``net(x, level[, condition]) -> energies``.  Any torch module that keeps it will do.
+
+    Points come standardized, with about unit variance at every noise level; energies are in nats, low where data are.
+    A network of one energy, for ``EBM`` or ``MultiscaleEBM``, may leave the level out.  One with an attribute
+    ``continuous = True`` is given log-SNRs, floating point, in place of whole levels; one with an attribute ``classes``
+    is given whole labels as the condition, of which ``classes`` itself means "no class".
+
+    >>> class Bell(torch.nn.Module):
+    ...     event_shape = torch.Size((2,))
+    ...     def forward(self, x, level):
+    ...         return 0.5 * (x * x).sum(-1)
+    >>> ep.RecoveryEBM(Bell(), ep.NoiseSchedule.cosine(levels=3)).marginal().energy(torch.zeros(4, 2)).shape
+    torch.Size([4])
+    """
+
+    event_shape: torch.Size  # of one point; or pass event_shape=… to the model
+
+    def __call__(self, x: Tensor, level: Tensor, *condition: Tensor) -> Tensor:
+        """Evaluate energies ``(*batch,)`` of points ``(*batch, *event)`` at levels ``()`` or ``(*batch,)``."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

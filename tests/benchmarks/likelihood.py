@@ -75,7 +75,7 @@ def split(values: NDArray[np.float64], seed: int) -> tuple[Tensor, Tensor, Tenso
 def flow(train: Tensor, valid: Tensor, noise: Rows, seconds: float) -> tuple[Rows, str]:
     """The log density of the neural spline flow that validates best, and how its training went."""
     found = [_flow(width, train, valid, noise, seconds) for width in WIDTHS]
-    best, log_prob, words = max(found, key=lambda one: one[0])
+    _, log_prob, words = max(found, key=lambda one: one[0])
     return log_prob, words
 
 
@@ -168,7 +168,7 @@ def compare(name: str, values: NDArray[np.float64], steps: int | None, seed: int
         except ImportError as missing:
             notes.append(f"{label} left out: {missing}")
     values_of = {key: getattr(log_z, key, None) for key in ("forward", "bridge")}
-    both = ", ".join(f"{key} {value - scale:.3f}" for key, value in values_of.items() if value is not None)
+    both = ", ".join(f"{key} {value.value - scale:.3f}" for key, value in values_of.items() if value is not None)
     notes.append(f"log Z {log_z.estimate - scale:.3f} ± {log_z.standard_error:.3f} ({both}; implied 0)")
     if log_z.warning:
         notes.append(f"log Z warns: {log_z.warning}")

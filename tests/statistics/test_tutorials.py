@@ -18,6 +18,7 @@ RUNS = {
     "07_joint_ebm_long_runs.py": ["--steps", "30", "--long", "100"],
     "09_out_of_distribution.py": ["--steps", "10"],
     "08_score_matching.py": ["--steps", "30"],
+    "10_tables.py": ["--steps", "20"],
 }
 SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option for
     "03_inside_pyro.py": {"warmup=200": "warmup=60", "warmup=300": "warmup=60"},
