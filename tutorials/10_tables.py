@@ -49,8 +49,8 @@ test, valid, train = values[order[:44]], values[order[44:88]], values[order[88:]
 #
 # Above two dimensions `MLPEnergy` has sines and cosines of each column, and a noise level that varies continuously; its
 # noisiest level is N(0, I) by construction.  `fit` then trains it by `LevelScoreMatching`: the scores shape the
-# density, and a *level tie*, the score in the direction of the noise level, carries the known normalizer of the noisiest level
-# down to the data.  Level 0 has noise of a tenth of each column's standard deviation.
+# density, and a *level tie*, the score in the direction of the noise level, carries the known normalizer of the
+# noisiest level down to the data.  Level 0 has noise of a tenth of each column's standard deviation.
 
 # %%
 ebm = ep.RecoveryEBM(ep.MLPEnergy(train.shape[1:]), ep.NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0))
@@ -85,7 +85,9 @@ print(
 )
 
 # %% [markdown]
-# A mixture of Gaussians, its number of components chosen on the same validation rows, sees the same noise.
+# A mixture of Gaussians, its number of components chosen on the same validation rows, sees the same noise.  354 rows
+# are few for a network, and this table is nearly Gaussian: the mixture wins here.  `python -m tests.benchmarks
+# likelihood` compares both, and a spline flow, on tables with more rows.
 
 # %%
 unit = ebm.to_unit(ebm.diffuse(train.repeat(4, 1), 0)).numpy()
@@ -121,7 +123,7 @@ plots.save_figure(
 # %% [markdown]
 # ## The least likely rows
 #
-# Scores are energies at level 0; a row with two columns exchanged between patients is stranger than the row was.
+# Scores are energies at level 0; a row with three columns of another patient is stranger than the row was.
 
 # %%
 mixed = test.clone()

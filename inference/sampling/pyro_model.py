@@ -34,7 +34,7 @@ class ModelPotential:
     model: Callable[..., Any] = field(metadata={"pure": True}, repr=False)
     arguments: "_Held" = field(metadata={"pure": True}, repr=False)
     sites: tuple[Site, ...] = field(metadata={"pure": True}, repr=False)
-    modules: tuple[nn.Module, ...] = field(repr=False)  # that the hot door watches
+    modules: tuple[nn.Module, ...] = field(repr=False)  # whose weights the compiled potential reads
     event_shape: torch.Size
     dtype: torch.dtype
     device: torch.device
@@ -312,7 +312,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 class _OneByOne:
-    """Marks a model that vmap can't follow; the hot door leaves what it doesn't know to autograd, as is right here."""
+    """Marks a model that vmap can't follow: ``energy_and_grad`` leaves it to autograd."""
 
 
 class _Held:
