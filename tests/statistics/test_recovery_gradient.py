@@ -61,10 +61,10 @@ def through_objective(ebm: ep.RecoveryEBM, data: Tensor, **settings: object) -> 
     )
 
 
-def through_svi(ebm: ep.RecoveryEBM, data: Tensor, **settings: object) -> Tensor:
+def through_svi(ebm: ep.RecoveryEBM, data: Tensor) -> Tensor:
     """Gradients that ``pyro.infer.SVI`` leaves for its optimizer, for each data point, one row for each batch."""
     svi = SVI(
-        lambda batch: ebm(batch, ep.RecoveryLikelihood(**{**PLAIN, **settings})),  # type: ignore[arg-type]
+        lambda batch: ebm(batch, ep.RecoveryLikelihood(**PLAIN)),  # type: ignore[arg-type]
         lambda batch: None,
         pyro.optim.Adam({"lr": 0.0}),
         Trace_ELBO(),
@@ -101,14 +101,6 @@ def test_fit_and_svi_have_the_exact_gradient() -> None:
     )
     for ours, theirs in ((fitted, exact), (svi, exact), (fitted, svi)):
         assert float(z_scores(ours, theirs).abs().max()) < 4.5
-
-
-def test_svi_has_the_gradient_of_the_level_tie() -> None:
-    """Three comparisons at 4.5 standard errors: 1 false alarm in 50,000 runs.  The tie outweighs the rest."""
-    ebm, data = model_and_data()
-    fitted, svi = through_objective(ebm, data, tie=100.0), through_svi(ebm, data, tie=100.0)
-    assert float(z_scores(fitted, svi).abs().max()) < 4.5
-    assert float(z_scores(fitted, through_svi(ebm, data)).abs().max()) > 10  # negative control: SVI without the tie
 
 
 def test_reaching_further_has_the_exact_gradient_too() -> None:
