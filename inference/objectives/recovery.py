@@ -77,8 +77,8 @@ class RecoveryLikelihood:
     adaptation_rate: float = 0.1
     level0_fraction: float = 0.25
     skip_fraction: float = 0.25
-    tie: float = 1.0
-    tie_fraction: float = 1.0
+    tie: float = 5.0
+    tie_fraction: float = 0.5
     shared_noise: bool = False
     autocast: torch.dtype | None = None
 
@@ -167,11 +167,12 @@ class RecoveryLikelihood:
         return self.tie > 0.0 and self.tie_fraction > 0.0
 
     def level_tie(self, model: LevelModel, pairs: RecoveryPairs) -> Tensor:
-        """Return the log loss of classifying the levels of :attr:`tie_fraction` of the pairs, ``()``, in nats."""
-        rows = torch.arange(max(1, int(self.tie_fraction * len(pairs.level))), device=pairs.level.device)
-        part = [values[rows] for values in (pairs.clean, pairs.noisy, pairs.level, pairs.upper)]
+        """Return the log loss of telling apart the levels of :attr:`tie_fraction` of the pairs, ``()``, in nats."""
+        count = max(1, int(self.tie_fraction * len(pairs.level)))
+        if getattr(model, "label", None) is not None:  # each row may have a class of its own
+            model = model_of_rows(cast(Conditional, model), torch.arange(count, device=pairs.level.device))
         with casting(pairs.clean, self.autocast):
-            return level_tie(model_of_rows(cast(Conditional, model), rows), *part)
+            return level_tie(model, *(part[:count] for part in (pairs.clean, pairs.noisy, pairs.level, pairs.upper)))
 
     def measure(self, model: LevelModel, state: KernelState, data: Tensor) -> float:
         """Return the denoising error of held-out data, :func:`denoising_error`: a proper score without log Z."""
