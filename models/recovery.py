@@ -213,8 +213,9 @@ class RecoveryEBM(LevelEnergies):
     ) -> None:
         """Observe ``data``, ``(n, *event)``, in Pyro: ``SVI`` on it has the gradient of ``fit``, summed over rows.
 
-        Each row is noised to a level and once more; the first is observed given the second.  Use it with an empty
-        guide, and call :meth:`standardize` first.  The site is in standardized coordinates of x_t.
+        Each row is noised to a level and once more; the first is observed given the second, at the site ``clean`` in
+        standardized coordinates of x_t.  The objective's level tie is a factor, ``level_tie``.  Use it with an empty
+        guide, and call :meth:`standardize` first.
 
         Args:
             data: rows.
@@ -235,6 +236,8 @@ class RecoveryEBM(LevelEnergies):
         site = RecoveryDistribution(own.potential, own.center, own.sigma, log_normalizer=negatives)
         with pyro.plate("data", len(data)):
             pyro.sample("clean", site, obs=pairs.clean)
+        if objective.ties:
+            pyro.factor("level_tie", -len(data) * objective.tie * objective.level_tie(self, pairs))
 
     def _append_dims(self, value: Tensor) -> Tensor:
         """Make a number for each point broadcastable against the points."""

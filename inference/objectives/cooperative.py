@@ -1,4 +1,4 @@
-"""Cooperative recovery likelihood: an energy and the initializer of its chains teach each other (CDRL)."""
+"""Cooperative recovery likelihood: an energy and the initializer of its chains, trained together (CDRL)."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -140,7 +140,7 @@ class _InitializerDraws(NamedTuple):
 
 
 def _initializer_loss(draws: _InitializerDraws, refined: Tensor, energy: Tensor) -> Loss:
-    """½|ỹ − ŷ|² in standard deviations, a mean over coordinates; −log q(ỹ) where the scale is learned."""
+    """Return ½|ỹ − ŷ|² in standard deviations, a mean over coordinates; −log q(ỹ) where the scale is learned."""
     proposal, drawn = draws.proposal, draws.points
     drop = energy_only(draws.potential, drawn.detach()) - energy
     deviation = proposal.base_dist.scale

@@ -6,22 +6,25 @@ those chains start decides whether training is stable*: from the noisy point, ch
 objective; from the data, which is already an exact draw of the true recovery distribution, they leave a zero gradient.
 """
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, is_number
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel, casting, check_force_dtype
-from energyppl.inference.levels.contract import LevelModel
+from energyppl.inference.levels.contract import Conditional, LevelModel
+from energyppl.inference.levels.initializers import model_of_rows
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt_widths
 from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model, check_tunable
 from energyppl.inference.objectives.contrastive import Start, from_data
 from energyppl.inference.objectives.held_out import denoising_error
 from energyppl.inference.objectives.level_allocation import allocate_levels, draw_upper_levels
+from energyppl.inference.objectives.level_tie import level_tie
 from energyppl.inference.sampling.run_chain import Trajectory, run_chain
 from energyppl.potentials.algebra import RecoveryPotential
 
@@ -54,13 +57,17 @@ class RecoveryLikelihood:
             and the one whose density is asked for.
         skip_fraction: share of each batch that is recovered from a noisier marginal than the next, any above: its wider
             tilt lets chains see, and the training flatten, what the energy does farther from the data.
+        tie: weight of :func:`~energyppl.inference.objectives.level_tie.level_tie`, the log loss of telling each pair's
+            noise levels apart: it ties the levels' normalizers to that of white noise, and the masses of separated
+            regions to those at noisy levels, where the regions touch. 0 for none.
+        tie_fraction: share of each batch whose pairs are classified.
         shared_noise: noise both levels with one ε (CDRL's variance reduction).
         autocast: arithmetic of the loss, ``torch.bfloat16`` for networks of images; that of the chains is the kernel's
             ``force_dtype``, and energies that accept or reject keep the weights' own.
 
     Raises:
-        InvalidInput: for steps below one, a share outside [0, 1), a kernel without one step size, or adaptation of one
-            that never rejects.
+        InvalidInput: for steps below one, a share outside [0, 1), a negative tie, a kernel without one step size, or
+            adaptation of one that never rejects.
     """
 
     kernel: TunableKernel | None = None
@@ -70,6 +77,8 @@ class RecoveryLikelihood:
     adaptation_rate: float = 0.1
     level0_fraction: float = 0.25
     skip_fraction: float = 0.25
+    tie: float = 5.0
+    tie_fraction: float = 0.5
     shared_noise: bool = False
     autocast: torch.dtype | None = None
 
@@ -78,6 +87,9 @@ class RecoveryLikelihood:
         check_force_dtype(self.autocast, "autocast")
         check_fraction("level0_fraction", self.level0_fraction)
         check_fraction("skip_fraction", self.skip_fraction, closed=True)
+        check_fraction("tie_fraction", self.tie_fraction, closed=True)
+        if not (is_number(self.tie) and math.isfinite(self.tie) and self.tie >= 0.0):
+            raise InvalidInput(f"tie must be a finite number that is not negative; got {self.tie!r}: 0 is no tie")
         if not callable(self.start):
             raise InvalidInput(
                 f"start must be from_data, from_noisy or a function of (data, noisy); got {self.start!r}"
@@ -130,7 +142,7 @@ class RecoveryLikelihood:
         return chain
 
     def contrast(self, model: LevelModel, state: KernelState, pairs: RecoveryPairs, chain: Trajectory) -> Loss:
-        """Return the energy of the data less that of the negatives."""
+        """Return the energy of the data less that of the negatives, plus the weighted level tie."""
         moved, level = chain.state.x, pairs.level
         with casting(moved, self.autocast):
             energies = model.potential(level)(torch.stack([pairs.clean, moved]))
@@ -142,7 +154,25 @@ class RecoveryLikelihood:
             "moved": float(((moved - pairs.clean).flatten(1).norm(dim=1) / width).mean()),
             "diverging": float(chain.diverging.float().mean()),
         }
-        return Loss(gap, record, float(gap.detach()), float(state.level_kernel.step_sizes.min()))
+        value = gap
+        if self.ties:
+            tie = self.level_tie(model, pairs)
+            value = gap + self.tie * tie
+            record["level_tie"] = float(tie.detach())
+        return Loss(value, record, float(gap.detach()), float(state.level_kernel.step_sizes.min()))
+
+    @property
+    def ties(self) -> bool:
+        """Whether the loss has a level tie."""
+        return self.tie > 0.0 and self.tie_fraction > 0.0
+
+    def level_tie(self, model: LevelModel, pairs: RecoveryPairs) -> Tensor:
+        """Return the log loss of telling apart the levels of :attr:`tie_fraction` of the pairs, ``()``, in nats."""
+        count = max(1, int(self.tie_fraction * len(pairs.level)))
+        if getattr(model, "label", None) is not None:  # each row may have a class of its own
+            model = model_of_rows(cast(Conditional, model), torch.arange(count, device=pairs.level.device))
+        with casting(pairs.clean, self.autocast):
+            return level_tie(model, *(part[:count] for part in (pairs.clean, pairs.noisy, pairs.level, pairs.upper)))
 
     def measure(self, model: LevelModel, state: KernelState, data: Tensor) -> float:
         """Return the denoising error of held-out data, :func:`denoising_error`: a proper score without log Z."""

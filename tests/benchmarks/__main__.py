@@ -15,6 +15,7 @@ NAMES = (
     "learned",
     "likelihood",
     "log_z",
+    "masses",
     "microcanonical",
     "recovery",
     "robustness",

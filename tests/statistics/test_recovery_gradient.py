@@ -50,11 +50,12 @@ def batches(data: Tensor, size: int) -> list[Tensor]:
 
 
 REPEATS, SIZE = 60, 96
+PLAIN = {"steps": 60, "skip_fraction": 0.0, "tie": 0.0}
 
 
 def through_objective(ebm: ep.RecoveryEBM, data: Tensor, **settings: object) -> Tensor:
     """Gradients of the objective's loss, one row for each batch."""
-    objective = ep.RecoveryLikelihood(**{"steps": 60, "skip_fraction": 0.0, "adapt": False, **settings})  # type: ignore[arg-type]
+    objective = ep.RecoveryLikelihood(**{**PLAIN, "adapt": False, **settings})  # type: ignore[arg-type]
     return torch.stack(
         [torch.autograd.grad(loss_of(objective, ebm, batch).value, ebm.net.weights)[0] for batch in batches(data, SIZE)]
     )
@@ -63,7 +64,7 @@ def through_objective(ebm: ep.RecoveryEBM, data: Tensor, **settings: object) -> 
 def through_svi(ebm: ep.RecoveryEBM, data: Tensor) -> Tensor:
     """Gradients that ``pyro.infer.SVI`` leaves for its optimizer, for each data point, one row for each batch."""
     svi = SVI(
-        lambda batch: ebm(batch, ep.RecoveryLikelihood(steps=60, skip_fraction=0.0)),
+        lambda batch: ebm(batch, ep.RecoveryLikelihood(**PLAIN)),  # type: ignore[arg-type]
         lambda batch: None,
         pyro.optim.Adam({"lr": 0.0}),
         Trace_ELBO(),

@@ -1,0 +1,45 @@
+"""Level tie: the noise levels' energies compared by classifying which of two levels a point is from.
+
+Recovery likelihood trains each level's density given a noisier point. A constant added to the energy of one region
+changes no such density unless its Gaussian tilt joins regions, so at sharp levels the relative masses of separated
+regions are unknown. At noisy levels regions touch, and the noisiest marginal is known. The classification of noise
+levels (Yadin et al. 2024) carries masses from there to the sharp levels, for its optimum is ``U_t(x) = −log p_t(x)``
+for every level t, without a constant of its own.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from energyppl.inference.levels.contract import LevelModel
+from energyppl.potentials.algebra import sum_event
+
+__all__ = ["level_tie"]
+
+
+def level_tie(model: LevelModel, clean: Tensor, noisy: Tensor, level: Tensor, upper: Tensor) -> Tensor:
+    """Return the mean log loss of classifying pairs of noise levels, ``()``, in nats: log 2 if nothing is known.
+
+    A point is from ``level`` with probability ``p_t(x) / (p_t(x) + p_u(x))``, the densities being ``exp(−U)`` without
+    any normalizer. That of the noisiest marginal is known: it is Gaussian, and its draws are made anew.
+
+    Args:
+        model: energies at the levels.
+        clean: points at ``level``, ``(n, *event)``, standardized.
+        noisy: points at ``upper``, likewise.
+        level: t, ``(n,)``.
+        upper: u, ``(n,)``, noisier than t and at most the schedule's noisiest marginal.
+    """
+    top = model.schedule.levels
+    std = model.schedule.marginal_std.to(clean)
+    wide = (-1, *[1] * (clean.dim() - 1))
+    white = std[-1] * torch.randn_like(noisy)
+    points = torch.stack([clean, torch.where((upper == top).reshape(wide), white, noisy)])
+    jacobian = math.prod(model.event_shape) * std.log()
+    lower_energy = model.potential(level)(points) + jacobian[level]
+    known = sum_event(0.5 * (points / std[-1]).square() + 0.5 * math.log(2.0 * math.pi), model.event_shape)
+    learned = model.potential(upper.clamp(max=top - 1))(points)
+    difference = torch.where(upper == top, known, learned) + jacobian[upper] - lower_energy
+    sign = difference.new_tensor([1.0, -1.0])[:, None]
+    return torch.nn.functional.softplus(-sign * difference).mean()

@@ -1,0 +1,102 @@
+"""Masses of separated regions: a crescent and a far, narrow mode, in the density and in samples.
+
+``python -m tests.benchmarks masses [--shares .01 .03 .1] [--distances 3 5 10] [--tie W …] [--steps N]``
+
+The far mode has a share of the mass, at a distance in standard deviations of the crescent. For each density and each
+weight of the level tie it prints the gap KL(truth ‖ model) of level 0 in nats, by quadrature, the far mode's mass over
+its true one under the density and among samples (and among the training data), the CPU seconds of training, and log Z,
+which the tie brings to 0.
+"""
+
+import argparse
+import math
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import energyppl as ep
+from tests.benchmarks.density import true_log_prob
+
+ARC, WIDTH = 32, 0.12
+NODES = 1200
+
+
+def crescent_and_mode(share: float, distance: float, width: float = 0.1) -> ep.toys.GaussianMixture:
+    """A half circle of radius 1 and a round mode with a ``share`` of the mass, the last component."""
+    angle = torch.linspace(0.0, math.pi, ARC, dtype=torch.float64)
+    arc = torch.stack([angle.cos(), angle.sin()], 1)
+    arc = arc - arc.mean(0)
+    spread = float((arc.var(0, correction=0) + WIDTH**2).mean().sqrt())
+    means = torch.cat([arc, arc.new_tensor([[distance * spread, 0.0]])])
+    variances = torch.cat([torch.full((ARC,), WIDTH**2), torch.tensor([width**2])])
+    weights = torch.cat([torch.full((ARC,), (1.0 - share) / ARC), torch.tensor([share])])
+    return ep.toys.GaussianMixture(means, variances[:, None, None] * torch.eye(2), weights)
+
+
+class Masses(NamedTuple):
+    """What a density says of the truth, by quadrature."""
+
+    gap: float  # KL(truth ‖ model), nats
+    far: float  # mass of the far mode
+    log_z: float  # of exp(−U) at level 0, in the energy's coordinates
+
+
+@torch.no_grad()
+def masses(ebm: ep.RecoveryEBM, toy: ep.toys.GaussianMixture) -> Masses:
+    """Integrate a model's density of level 0 over a box about all components."""
+    low, high = toy.means.amin(0) - 12.0 * WIDTH, toy.means.amax(0) + 12.0 * WIDTH
+    cells = (high - low) / NODES
+    axes = [a + step * (torch.arange(NODES) + 0.5) for a, step in zip(low, cells, strict=True)]
+    x = torch.cartesian_prod(*axes)
+    truth = true_log_prob(ebm, toy, x)
+    potential = ebm.potential(0)
+    energy = torch.cat([potential(ebm.to_unit(part.to(ebm.loc))).double() for part in x.split(65536)])
+    log_cell = float(cells.log().sum())
+    log_z = float(torch.logsumexp(-energy, 0)) + log_cell
+    gap = float((truth.exp() * (truth + energy + log_z)).nan_to_num().sum()) * math.exp(log_cell)
+    far = float((-energy - log_z + log_cell).exp()[is_far(toy, x)].sum())
+    return Masses(gap, far, log_z - float(ebm.scale.log().sum()))
+
+
+def is_far(toy: ep.toys.GaussianMixture, x: Tensor) -> Tensor:
+    """Whether points belong to the far mode."""
+    return torch.cat([toy.modes(part) for part in x.split(65536)]) == ARC
+
+
+def report(share: float, distance: float, tie: float, args: argparse.Namespace) -> None:
+    """Train once and print a line."""
+    torch.manual_seed(args.seed)
+    toy = crescent_and_mode(share, distance)
+    data = toy.sample((args.size,)).float()
+    ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6))
+    ebm.standardize(data, isotropic=True)  # so that the truth at level 0 is the toy with isotropic noise
+    begin = time.process_time()
+    ep.fit(ebm, data, ep.RecoveryLikelihood(tie=tie), options=ep.TrainingOptions(steps=args.steps), progress=False)
+    seconds = time.process_time() - begin
+    found = masses(ebm, toy)
+    own, drawn = (float(is_far(toy, x).double().mean()) for x in (data, ebm.sample((args.samples,))))
+    print(
+        f"{100 * share:3.0f} % at {distance:2.0f} sd, tie {tie:g}: gap {found.gap:.4f}, far mode's mass over its own "
+        f"{found.far / share:.2f} in the density, {drawn / share:.2f} in samples, {own / share:.2f} in the data; "
+        f"log Z {found.log_z:+.3f} ({seconds:.0f} s)",
+        flush=True,
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Print one line for each share, distance and weight of the tie."""
+    parser = argparse.ArgumentParser(prog="masses", description=__doc__)
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.01, 0.03, 0.1])
+    parser.add_argument("--distances", type=float, nargs="*", default=[3.0, 5.0, 10.0])
+    parser.add_argument("--tie", type=float, nargs="*", default=[ep.RecoveryLikelihood().tie])
+    parser.add_argument("--steps", type=int, default=ep.TrainingOptions().steps, help="updates")
+    parser.add_argument("--size", type=int, default=50_000, help="rows of training data")
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    for share in args.shares:
+        for distance in args.distances:
+            for tie in args.tie:
+                report(share, distance, tie, args)
