@@ -25,13 +25,13 @@ from energyppl.potentials.bases import GaussianBase
 
 __all__ = ["ForwardRuns", "combined", "forward_runs"]
 
-_FEW = 64  # dimensions up to which runs begin at a wide Gaussian too, or without levels modes are searched for
-_SEARCHES = 3
-_WIDE = 1.5  # standard deviations of the model's data
-_THROUGH_LEVELS, _FROM_AFAR = 4, 8  # particles of all forward runs, for each particle of the bridge in one direction
+_FEW = 64  # dimensions up to which modes are searched for
+_SEARCHES = 3  # where there are no levels
+_STARTS = 256  # descents in a round of a search
+_MORE = 4  # particles of all forward runs through the levels, for each particle of the bridge in one direction
 _OUTLYING = 0.02  # of the samples, farther from the others than what counts as near a sample
 _REFERENCES = 2048  # samples that particles are compared with, at most
-_UNVISITED = 0.05  # of the mass, far from all samples beyond what is due to it, above which it is said
+_UNVISITED = 0.03  # of the mass, far from all samples: below, it may be chance, and the bridge's value stands
 _APART = 3.0  # standard errors between bridge and forward runs
 _WIDENED = 0.3  # nats that the forward runs widen the interval by, above which it is said
 
@@ -73,13 +73,12 @@ class ForwardRuns:
 
 
 def forward_runs(target: Potential, base: GaussianBase, method: Annealing) -> ForwardRuns:
-    """Run sequential Monte Carlo several times, independently, from a Gaussian to a target.
+    """Run sequential Monte Carlo several times, independently, from a base to a target.
 
-    Eight runs go from the base through the noise levels.  In few dimensions eight more go from a Gaussian 1.5 times as
-    wide straight to the target: where a hole lies that only the sharpest levels have, the first come there by rare luck
-    and the second more often, while the first know modes best.  Either kind estimates Z without bias and fails by
-    leaving out mass, so those that find more are returned.  Without noise levels, in few dimensions, modes are searched
-    for instead, three times anew.
+    Eight runs go from the base through the noise levels.  In few dimensions eight more begin at the basins that a
+    search for modes finds in the target itself: a hole that only the sharpest levels have is met by runs through the
+    levels by rare luck.  Either kind estimates Z without bias and fails by leaving out mass, so those that find more are
+    returned.  Without noise levels there are three searches, each a run.
 
     Args:
         target: the energy.
@@ -91,19 +90,18 @@ def forward_runs(target: Potential, base: GaussianBase, method: Annealing) -> Fo
     """
     few = target.event_shape.numel() <= _FEW
     if few and not method.waypoints:
-        stops, particles = (target,), method.particles // 2
-        searches = [_runs(stops, None, method, particles) for _ in range(_SEARCHES)]
+        searches = [_runs((target,), None, method, method.particles // 2) for _ in range(_SEARCHES)]
         return ForwardRuns(
             torch.stack([run.log_weights.flatten() for run in searches]),
             torch.stack([run.x.flatten(0, 1) for run in searches]),
             sum(run.evaluations for run in searches),
             "from the modes that a search finds",
         )
-    runs = _runs((*method.waypoints, target), base, method, _THROUGH_LEVELS * method.particles, "through the levels")
+    particles = _MORE * method.particles
+    runs = _runs((*method.waypoints, target), base, method, particles, "through the levels")
     if not few:
         return runs
-    wide = replace(base, scale=_WIDE * base.scale)
-    others = _runs((target,), wide, method, _FROM_AFAR * method.particles, "from a wide Gaussian")
+    others = _runs((target,), None, method, particles, "from the modes that a search finds")
     best = max(runs, others, key=lambda kind: kind.estimate().value)
     return replace(best, evaluations=runs.evaluations + others.evaluations)
 
@@ -121,6 +119,7 @@ def _runs(
         temperatures=method.temperatures,
         refit=base is None,
         sparing=False if base is None else None,
+        starts=_STARTS,
     )
     stretches = annealed(path, path.base.sample(particles), method.kernel, islands=ISLANDS)
     end, x = path.stops[-1], stretches[-1].x
@@ -155,7 +154,8 @@ class _Visited(NamedTuple):
 def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> LogNormalizer:
     """Put a bridge and forward runs together: Z = Z_bridge · P(near a sample) + Z_forward(far from all samples).
 
-    P is the share of the samples that have a near neighbour among the others.  Where the two differ by more than three
+    P is the share of the samples that have a near neighbour among the others; where hardly any mass lies far from them,
+    Z is the bridge's.  Where the two differ by more than three
     standard errors on the mass near the samples, the larger one is believed.  The interval contains that of the forward
     runs alone where they say more by more than their own error.
 
@@ -178,13 +178,16 @@ def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> Log
     # In units of the bridge's Z near the samples.
     near_samples = bridge.value + math.log1p(-visited.outside)
     weights = torch.exp(forward.log_weights - near_samples) * far
-    error = float(weights.mean(1).std()) / math.sqrt(runs)
     total = 1.0 + float(weights.mean())
-    half = math.hypot(half_bridge, width * error)
-    value, standard_error = near_samples + math.log(total), math.hypot(bridge.standard_error, error) / total
-    lower = near_samples + math.log(max(total - half, math.exp(-half_bridge)))
-    upper = near_samples + math.log(total + half)
     share = float(weights.mean()) / total - visited.outside
+    value, standard_error = bridge.value, bridge.standard_error
+    lower, upper = value - half_bridge, value + half_bridge
+    if share > _UNVISITED:
+        error = float(weights.mean(1).std()) / math.sqrt(runs)
+        half = math.hypot(half_bridge, width * error)
+        value, standard_error = near_samples + math.log(total), math.hypot(bridge.standard_error, error) / total
+        lower = near_samples + math.log(max(total - half, math.exp(-half_bridge)))
+        upper = near_samples + math.log(total + half)
 
     said = [found.warning] if found.warning and math.isfinite(found.standard_error) else []
     if share > _UNVISITED:
