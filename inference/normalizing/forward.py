@@ -77,8 +77,8 @@ def forward_runs(target: Potential, base: GaussianBase, method: Annealing) -> Fo
 
     Eight runs go from the base through the noise levels.  In few dimensions eight more begin at the basins that a
     search for modes finds in the target itself: a hole that only the sharpest levels have is met by runs through the
-    levels by rare luck.  Either kind estimates Z without bias and fails by leaving out mass, so those that find more are
-    returned.  Without noise levels there are three searches, each a run.
+    levels by rare luck.  Either kind estimates Z without bias and fails by leaving out mass, so those that find more
+    are returned.  Without noise levels there are three searches, each a run.
 
     Args:
         target: the energy.

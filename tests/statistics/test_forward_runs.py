@@ -1,6 +1,7 @@
 """log Z of a model: forward runs beside the bridge, and the mass that no sample of the model visits."""
 
 import math
+import re
 import warnings
 from dataclasses import replace
 
@@ -62,39 +63,46 @@ def repeated(model: ep.RecoveryEBM | ep.EBM, times: int) -> list[ep.LogNormalize
         return [model.log_normalizer(samples=0.8 * torch.randn(512, DIM), method=bridge) for _ in range(times)]
 
 
-@pytest.mark.parametrize("build", [with_levels, without_levels])
-def test_intervals_cover_log_z_where_samples_leave_out_a_hole(build: type) -> None:
-    """Of 12 intervals of 95 % four or more miss with probability .002.  The bridge by itself misses every time."""
+@pytest.mark.parametrize(("build", "times", "misses"), [(with_levels, 8, 3), (without_levels, 2, 1)])
+def test_intervals_cover_log_z_where_samples_leave_out_a_hole(build: type, times: int, misses: int) -> None:
+    """More misses of intervals of 95 % have probability .0004 and .0025.  The bridge by itself misses every time."""
     model = build(0.4)
     exact = model.net.log_z
-    found = repeated(model, 12)
-    assert sum(not f.lower <= exact <= f.upper for f in found) <= 3
+    found = repeated(model, times)
+    assert sum(not f.lower <= exact <= f.upper for f in found) <= misses
     for f in found:
         assert f.bridge is not None
         assert f.forward is not None
         assert f.bridge.upper < exact, "negative control"
         assert f.upper >= f.forward.value or f.forward.value <= f.estimate + f.forward.standard_error
+        assert f.warning is not None
 
 
 def test_the_warning_says_where_the_mass_is_and_how_much() -> None:
-    """The hole's share of .4 within .25, its distance from the centre within .3: its width over √particles and more."""
+    """A share of .4 from eight runs, whose own spread is below .02; the distance within .3 of the hole's centre."""
     model = with_levels(0.4)
-    with pytest.warns(UserWarning, match=r"nats more .* than the bridge.*% of the mass lies where no sample"):
+    with pytest.warns(UserWarning, match=r"nats more .* than the bridge.*% of the mass lies where no sample") as said:
         found = model.log_normalizer()  # from samples of its own
-    assert found.unvisited == pytest.approx(0.4, abs=0.25)
-    assert f"and {AWAY:.0f}." in str(found.warning) or f"and {AWAY - 0.3:.1f}" in str(found.warning)
+    assert found.estimate == pytest.approx(model.net.log_z, abs=0.2)
+    assert found.unvisited == pytest.approx(0.4, abs=0.1)
+    radius = re.search(r"and ([\d.]+) from the centre", str(said[0].message))
+    assert radius is not None
+    assert float(radius[1]) == pytest.approx(AWAY, abs=0.3)
     assert "forward runs say" in str(found)
 
 
-@pytest.mark.parametrize("build", [with_levels, without_levels])
-def test_without_holes_the_interval_stays_that_of_the_bridge(build: type) -> None:
-    """A widened interval has a forward run one error above: 1 in 6, so 7 of 12 with probability .001."""
+@pytest.mark.parametrize(("build", "times"), [(with_levels, 9), (without_levels, 3)])
+def test_without_holes_the_interval_stays_that_of_the_bridge(build: type, times: int) -> None:
+    """An interval is widened where forward runs say more by one error, 1 in 6: most of them with probability .002.
+
+    With three it is .07, so for those only the value and the silence are looked at.
+    """
     model = build(0.0)
-    found = repeated(model, 12)
-    assert sum(not f.lower <= BELL <= f.upper for f in found) <= 3
-    widths = [(f.upper - f.lower) / (f.bridge.upper - f.bridge.lower) for f in found if f.bridge is not None]
-    assert sorted(widths)[5] < 1.3
-    assert sum(f.warning is not None for f in found) <= 2
+    found = repeated(model, times)
+    assert sum(not f.lower <= BELL <= f.upper for f in found) <= times // 3
+    assert sum(f.warning is not None for f in found) <= times // 3
+    widths = sorted((f.upper - f.lower) / (f.bridge.upper - f.bridge.lower) for f in found if f.bridge is not None)
+    assert times < 9 or widths[times // 2] < 1.3
 
 
 def by_hand(log_z: Tensor, bridge: float, x: Tensor) -> ep.LogNormalizer:
