@@ -156,8 +156,8 @@ def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> Log
 
     P is the share of the samples that have a near neighbour among the others; where hardly any mass lies far from them,
     Z is the bridge's.  Where the two differ by more than three
-    standard errors on the mass near the samples, the larger one is believed.  The interval contains that of the forward
-    runs alone where they say more by more than their own error.
+    standard errors on the mass near the samples, the larger one is believed.  The interval contains what the forward
+    runs alone say where that is more, and their upper end where it is more by more than their own error.
 
     Args:
         found: by :class:`BAR` from the samples.
@@ -199,7 +199,7 @@ def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> Log
         if apart > 0:
             value, standard_error = ahead.value, ahead.standard_error
             lower, upper = value - width * standard_error, value + width * standard_error
-    before = upper
+    before, upper = upper, max(upper, ahead.value)
     if ahead.value > value + ahead.standard_error:
         upper = max(upper, ahead.value + width * ahead.standard_error)
     if not math.isfinite(found.standard_error):  # the bridge's own forward runs refute the samples
