@@ -111,8 +111,9 @@ class LogNormalizer:
         stopped: why no more runs were made, if an interval's width was asked for.
         warning: why not to trust it, in a sentence; None if nothing was noticed.
         searched: where modes were searched for, in a sentence, if there were neither samples nor a base.
-        forward: what forward runs through a model's noise levels say, where they were compared with a bridge.
-        bridge: what the bridge from the model's own samples says, likewise.
+        forward: what forward runs through a model's noise levels say by themselves, where they went beside a bridge.
+        bridge: what the bridge from the model's own samples says by itself, likewise.
+        unvisited: share of the mass that lies where none of the samples come, beyond the few that always do, likewise.
         trace: the runs themselves, if it was obtained by annealing.
     """
 
@@ -131,8 +132,9 @@ class LogNormalizer:
     stopped: str | None = None
     warning: str | None = None
     searched: str | None = None
-    forward: float | None = None
-    bridge: float | None = None
+    forward: Estimate | None = None
+    bridge: Estimate | None = None
+    unvisited: float | None = None
     trace: AnnealingTrace | None = field(default=None, repr=False, compare=False)
 
     def __float__(self) -> float:
@@ -156,7 +158,7 @@ class LogNormalizer:
             costs.append(f"Pareto k = {self.pareto_k:.2f}")
         lines.append(f"  {', '.join(costs)}")
         if self.forward is not None and self.bridge is not None:
-            lines.append(f"  forward runs say {self.forward:.3f}, the bridge {self.bridge:.3f}")
+            lines.append(f"  forward runs say {self.forward}, the bridge {self.bridge}")
         if self.searched:
             lines.append(f"  searched: {self.searched}")
         if self.stopped:
@@ -187,8 +189,8 @@ class LogNormalizer:
             upper=-self.lower,
             lower_bound=minus(self.upper_bound),
             upper_bound=minus(self.lower_bound),
-            forward=minus(self.forward),
-            bridge=minus(self.bridge),
+            forward=self.forward and replace(self.forward, value=-self.forward.value),
+            bridge=self.bridge and replace(self.bridge, value=-self.bridge.value),
             trace=None,
         )
 
@@ -236,8 +238,8 @@ class LogNormalizer:
             upper=self.upper + by,
             lower_bound=_sum(self.lower_bound, by),
             upper_bound=_sum(self.upper_bound, by),
-            forward=_sum(self.forward, by),
-            bridge=_sum(self.bridge, by),
+            forward=self.forward and replace(self.forward, value=self.forward.value + by),
+            bridge=self.bridge and replace(self.bridge, value=self.bridge.value + by),
             trace=None if self.trace is None else self.trace.shifted(by),
         )
 

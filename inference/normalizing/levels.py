@@ -1,8 +1,7 @@
 """Annealing through noise levels: log Z of a model, from white noise down to the level asked for.
 
 The energies of the noisier levels were trained to cover what lies between the modes of the sharper ones, so noise takes
-the place of temperature.  The bridge from a model's own samples can be nats too low without a sign of it, where mass
-sits at places that the samples never come to; forward runs through the levels are therefore made beside it.
+the place of temperature.  Forward runs go beside the bridge from a model's own samples, which may leave out mass.
 """
 
 import math
@@ -12,22 +11,19 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from energyppl.inference.adaptation.warmup import adapt
 from energyppl.inference.kernels.langevin import MALA
-from energyppl.inference.normalizing.log_normalizer import BAR, SMC, Annealing, log_normalizer
+from energyppl.inference.normalizing.forward import combined, forward_runs
+from energyppl.inference.normalizing.log_normalizer import BAR, Annealing, log_normalizer
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.bases import GaussianBase
 
-__all__ = ["LevelModel", "anneal_through_levels", "larger_of"]
+__all__ = ["LevelModel", "anneal_through_levels"]
 
-_FORWARD_RUNS = 3
-_APART = 3.0  # standard errors between forward runs and bridge
-_SEARCHED = 64  # dimensions up to which modes are searched for where there are no levels
 _RELAXED = 200  # moves of MALA that take the model's own samples to its energy
 
 
@@ -75,29 +71,36 @@ def anneal_through_levels(
         progress: show a bar.
 
     Returns:
-        The bridge's estimate, or that of the forward runs beside it where they say more; ``forward`` and ``bridge``
-        hold both.  Only the forward estimate of an explicit ``AIS`` or ``SMC``.
+        The mass near the samples by the bridge and that far from them by forward runs; ``forward``, ``bridge`` and
+        ``unvisited`` say what each found.  Only the forward estimate of an explicit ``AIS`` or ``SMC``.
     """
 
     def to_unit(x: Tensor) -> Tensor:
         return model.to_unit(x) / marginal_std
 
+    used: list[Tensor] = []  # by the bridge
+
     def own(count: int) -> Tensor:
         x = to_unit(model.sample((count,), level=level))
         x = x[torch.isfinite(x).reshape(count, -1).all(1)]
-        return adapt(MALA(0.1), stops[0], x, _RELAXED).state.x
+        used.append(adapt(MALA(0.1), stops[0], x, _RELAXED).state.x)
+        return used[-1]
 
     def given(count: int) -> Tensor:
         assert callable(samples)
-        return to_unit(samples(count))
+        used.append(to_unit(samples(count)))
+        return used[-1]
 
-    draws: Draws = own if samples is None else to_unit(samples) if isinstance(samples, Tensor) else given
+    draws: Draws = own if samples is None else given
+    if isinstance(samples, Tensor):
+        draws = to_unit(samples)
+        used.append(draws)
     method = BAR() if method is None else method
     if not method.waypoints:
         method = replace(method, waypoints=tuple(reversed(stops[1:])))
     base = GaussianBase(torch.zeros_like(model.loc), torch.ones_like(model.loc))
     jacobian = float(model.scale.log().sum()) + model.event_shape.numel() * math.log(marginal_std)
-    ahead = _forward_runs(stops[0], base, method, confidence) if type(method) is BAR else None
+    ahead = forward_runs(stops[0], base, method) if type(method) is BAR else None
     if ahead is not None and max_evaluations is not None:
         max_evaluations = max(1, max_evaluations - ahead.evaluations)
     with warnings.catch_warnings():
@@ -114,78 +117,9 @@ def anneal_through_levels(
             progress=progress,
         )
     if ahead is not None:
-        found = larger_of(found, ahead)
+        found = combined(found, ahead, torch.cat(used))
+        if tolerance is not None and 0.5 * (found.upper - found.lower) > tolerance:
+            found = replace(found, stopped="the forward runs beside the bridge leave more uncertain than the tolerance")
         if found.warning:
             warnings.warn(f"log Z: {found.warning}", stacklevel=4)
     return found + jacobian
-
-
-def _forward_runs(target: Potential, base: GaussianBase, method: Annealing, confidence: float) -> LogNormalizer:
-    """Run sequential Monte Carlo through the levels several times, each on a path of its own; Z is their mean.
-
-    Without noise levels to go through, in few dimensions, modes are searched for instead.
-    """
-    search = not method.waypoints and target.event_shape.numel() <= _SEARCHED
-    particles = max(64, 8 * (method.particles // 16))
-    forward = SMC(particles, method.temperatures, method.kernel, method.waypoints, refit=search)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="log Z: ")
-        runs = [
-            log_normalizer(target, base=None if search else base, method=forward, level=confidence)
-            for _ in range(_FORWARD_RUNS)
-        ]
-    estimates = torch.tensor([run.estimate for run in runs], dtype=torch.float64)
-    mean = float(torch.logsumexp(estimates, 0)) - math.log(len(runs))
-    between = float(estimates.std()) / math.sqrt(len(runs))
-    within = math.sqrt(sum(run.standard_error**2 for run in runs)) / len(runs)
-    error = max(between, within)
-    half = float(student.ppf(0.5 + 0.5 * confidence, len(runs) - 1)) * error
-    return replace(
-        max(runs, key=lambda run: run.estimate),
-        estimate=mean,
-        standard_error=error,
-        lower=mean - half,
-        upper=mean + half,
-        evaluations=sum(run.evaluations for run in runs),
-        method=f"{len(runs)} runs of {SMC.words} through the levels",
-        warning=None,
-    )
-
-
-def larger_of(bridge: LogNormalizer, forward: LogNormalizer) -> LogNormalizer:
-    """Compare a bridge from samples with forward runs; return the bridge, or where they differ the larger one.
-
-    Forward runs estimate Z without bias, so they hardly ever say too much (Markov); a bridge from samples that leave
-    out part of the mass says too little, and nothing in its own runs shows it.
-
-    Args:
-        bridge: by Bennett's acceptance ratio of runs from the base and from samples.
-        forward: by runs from the base alone.
-
-    Returns:
-        The one believed, with ``forward`` and ``bridge`` set, the evaluations of both, and a warning if they differ by
-        more than three of their standard errors.
-    """
-    gap = forward.estimate - bridge.estimate
-    differ = abs(gap) > _APART * math.hypot(bridge.standard_error, forward.standard_error)
-    said = [bridge.warning] if bridge.warning else []
-    believed = bridge
-    if differ and gap > 0:
-        believed = forward
-        said = [
-            f"forward runs find {gap:.2f} nats more than the bridge from the model's own samples, which leave out part "
-            "of the mass: the forward runs are believed, and log Z may be larger still"
-        ]
-    elif differ:
-        said.append(
-            f"forward runs find {-gap:.2f} nats less than the bridge from the samples, which is believed: the runs "
-            "miss a mode, or the samples are not draws of this energy"
-        )
-    return replace(
-        believed,
-        evaluations=bridge.evaluations + forward.evaluations,
-        warning="; ".join(said) or None,
-        forward=forward.estimate,
-        bridge=bridge.estimate,
-        trace=bridge.trace,
-    )

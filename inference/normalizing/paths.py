@@ -154,7 +154,7 @@ def find_path(
     *,
     temperatures: int | Sequence[float] | None,
     refit: bool,
-    sparing: bool,
+    sparing: bool | None,
     starts: int = 128,
 ) -> AnnealingPath:
     """Find a base, coordinates in which the target is about round, and temperatures, all by runs that are thrown away.
@@ -166,7 +166,8 @@ def find_path(
         kernel: moves the particles.
         temperatures: how many, which ones, or as many as are worth their cost if None.
         refit: without draws, fit a base to where a pilot run ends, and take it if that shortens the path.
-        sparing: take fewer temperatures than the pilot run had where its log weights hardly spread.
+        sparing: take fewer temperatures than the pilot run had where log weights hardly spread, and more where they
+            spread widely; only more if False; as many as the pilot run had if None, which suits resampled runs.
         starts: descents that search for modes where there is neither a base nor draws; 0 for N(0, I) as the base.
     """
     target = stops[-1]
@@ -183,11 +184,11 @@ def find_path(
         path = _path_from_search(stops, kernel, betas, starts, refit)
     else:
         path = _path_from_base(stops, base, kernel, betas, refit and draws is None)
-    if betas is not None:
+    if betas is not None or (temperatures is None and sparing is None):
         return path
     if isinstance(temperatures, int):
         return path.stretched(temperatures)
-    return _worth_its_cost(path, kernel, sparing)
+    return _worth_its_cost(path, kernel, bool(sparing))
 
 
 def is_binary(kernel: Kernel) -> bool:

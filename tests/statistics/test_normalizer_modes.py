@@ -12,7 +12,6 @@ from torch.distributions import constraints
 
 import energyppl as ep
 from energyppl.errors import InvalidInput, NotNormalizable
-from energyppl.inference.normalizing.levels import larger_of
 from energyppl.inference.normalizing.mode_search import search_modes
 from tests.benchmarks.mode_targets import MODE_TARGETS
 
@@ -139,48 +138,3 @@ def test_samples_in_a_plane_are_refused(kind: str, message: str) -> None:
     for samples in (degenerate(kind), lambda n: degenerate(kind)):
         with pytest.raises(InvalidInput, match=message):
             ep.log_normalizer(bell, samples=samples, method=ep.normalizing.BAR(64, 8))
-
-
-def estimate(value: float, error: float) -> ep.LogNormalizer:
-    return ep.LogNormalizer(
-        estimate=value,
-        standard_error=error,
-        lower=value - 2.0 * error,
-        upper=value + 2.0 * error,
-        evaluations=10,
-        method="by hand",
-    )
-
-
-def test_the_larger_of_bridge_and_forward_runs_is_believed() -> None:
-    found = larger_of(estimate(0.25, 0.06), estimate(4.24, 0.56))
-    assert found.estimate == 4.24
-    assert "3.99 nats more than the bridge" in str(found.warning)
-    assert (found.bridge, found.forward, found.evaluations) == (0.25, 4.24, 20)
-    assert ((found + 1.0).bridge, (found + 1.0).forward) == (1.25, 5.24)
-    less = larger_of(estimate(0.25, 0.06), estimate(-4.0, 0.1))
-    assert less.estimate == 0.25
-    assert "less than the bridge" in str(less.warning)
-    same = larger_of(estimate(0.25, 0.06), estimate(0.4, 0.1))
-    assert (same.estimate, same.warning) == (0.25, None)
-
-
-class Hole(nn.Module):
-    """A Gaussian energy of three dimensions, and a basin that the model's samples never come to."""
-
-    event_shape = torch.Size((3,))
-
-    def forward(self, x: Tensor) -> Tensor:
-        hole = 0.5 * ((x - 7.0) / 0.5).square().sum(-1) - 6.0
-        return -torch.logaddexp(-0.5 * (x * x).sum(-1), -hole)
-
-
-def test_mass_that_a_models_samples_never_reach_is_found_and_said() -> None:
-    """The hole holds e⁶ / 8 times the bell's mass: 3.9 nats, which the bridge from the bell's samples can't see."""
-    ebm = ep.EBM(Hole())
-    exact = 1.5 * math.log(2.0 * math.pi) + math.log1p(math.exp(6.0) * 0.125)
-    with pytest.warns(UserWarning, match="nats more than the bridge|far more mass"):
-        found = ebm.log_normalizer(samples=torch.randn(2048, 3), method=ep.normalizing.BAR(512))
-    assert found.estimate == pytest.approx(exact, abs=0.3)
-    assert found.forward is not None
-    assert found.bridge is not None
