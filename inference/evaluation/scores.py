@@ -7,7 +7,7 @@ but hardly any of the mass is (Nalisnick et al. 2019); typicality, the gradient 
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Protocol, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,29 +18,14 @@ from energyppl.autodiff.devices import beside
 from energyppl.autodiff.gradient import energy_only, gradient_only
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
+from energyppl.inference.levels.contract import EnergyModel
 from energyppl.potentials.algebra import Potential, as_potential
 from energyppl.potentials.bases import DistributionBase
 from energyppl.potentials.network import AtLevel
 
-__all__ = ["ScoredModel", "energy_scores", "gradient_scores", "joint_scores", "ratio_scores", "typicality_scores"]
+__all__ = ["energy_scores", "gradient_scores", "joint_scores", "ratio_scores", "typicality_scores"]
 
-
-class ScoredModel(Protocol):
-    """A model with coordinates of its own; those of ``energyppl.models`` are."""
-
-    event_shape: torch.Size
-    loc: Tensor  # whose dtype and device points take
-
-    def to_unit(self, data: Tensor) -> Tensor:
-        """Data in the coordinates of the energies."""
-        ...
-
-    def potential(self, level: int) -> Potential:
-        """The energy of a level, in those coordinates."""
-        ...
-
-
-Scored = ScoredModel | Potential | Distribution
+Scored = EnergyModel | Potential | Distribution
 """What gives scores: a model; a potential, which takes rows as they are; or a distribution, as −log p."""
 
 
@@ -65,7 +50,7 @@ def energy_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 1000
     return _energies("x", x, model, level, batch)
 
 
-def joint_scores(model: ScoredModel, x: Tensor, *, batch: int = 1000) -> Tensor:
+def joint_scores(model: EnergyModel, x: Tensor, *, batch: int = 1000) -> Tensor:
     """The free energy over all levels, ``−log Σ_t exp(−U(x, t))``, in nats (DA-EBM, Zhang, Tan & Ou 2023).
 
     It is −log p(x) up to a constant under a joint density of points and levels, as a ``JointEBM`` has: one normalizer
@@ -201,7 +186,7 @@ def _potential(model: Scored, level: int) -> Potential:
     return DistributionBase(model) if isinstance(model, Distribution) else as_potential("model", model)
 
 
-def _has_coordinates(model: object) -> TypeGuard[ScoredModel]:
+def _has_coordinates(model: object) -> TypeGuard[EnergyModel]:
     # Not isinstance: from Python 3.12 on a protocol's does not see a module's buffers, such as loc.
     return all(hasattr(model, name) for name in ("potential", "to_unit", "loc"))
 

@@ -80,8 +80,8 @@ class _Parts(NamedTuple):
         energy = (1.0 - beta) * self.base + beta * self.target
         return State(x, energy, (1.0 - beta) * self.base_grad + beta * self.target_grad)
 
-    def heat(self) -> Tensor:
-        """U_target − U_base, float64: what a unit of β costs; +∞ where the target is illegal."""
+    def work(self) -> Tensor:
+        """U_target − U_base, float64: the work of a unit of β; +∞ where the target is illegal."""
         return torch.nan_to_num((self.target - self.base).double(), nan=math.inf, posinf=math.inf, neginf=-math.inf)
 
     def chosen(self, index: Tensor) -> "_Parts":
@@ -187,9 +187,9 @@ def pilot_run(
                 f"annealing did not arrive: after {len(visited)} temperatures it was at β = {beta:.2g}. The target may "
                 "not be normalizable, or lies far from the base: pass a base that covers it"
             )
-        heat = path.parts.heat()
-        new = next(fixed) if betas is not None else _next_beta(beta, heat, log_weights, steepness)
-        log_weights = log_weights - (new - beta) * heat
+        work = path.parts.work()
+        new = next(fixed) if betas is not None else _next_beta(beta, work, log_weights, steepness)
+        log_weights = log_weights - (new - beta) * work
         beta = new
         if bool((effective_size(log_weights) < _RESAMPLED_BELOW * len(x)).any()):
             path.resample(_resampled(log_weights))
@@ -209,21 +209,21 @@ def pilot_run(
     return PilotRun(found, path.x, round(path.evaluations))
 
 
-def _next_beta(beta: float, heat: Tensor, log_weights: Tensor, steepness: float) -> float:
+def _next_beta(beta: float, work: Tensor, log_weights: Tensor, steepness: float) -> float:
     """The farthest β that leaves the conditional effective sample size at ``steepness``, by bisection.
 
-    Particles of infinite heat are lost at the first change, however small: they are left out.
+    Particles of infinite work are lost at the first change, however small: they are left out.
     """
-    legal = torch.isfinite(heat) & torch.isfinite(log_weights)
+    legal = torch.isfinite(work) & torch.isfinite(log_weights)
     if not bool(legal.any(0).all()):
         raise EnergyPPLError(
             "all particles of the pilot run are where the target's energy is infinite: pass another base"
         )
     log_weights = torch.where(legal, log_weights, -math.inf)
-    heat = torch.where(legal, heat, 0.0)
+    work = torch.where(legal, work, 0.0)
 
     def enough(new: float) -> bool:
-        return float(_conditional_size(log_weights, -(new - beta) * heat).min()) >= steepness
+        return float(_conditional_size(log_weights, -(new - beta) * work).min()) >= steepness
 
     if enough(1.0):
         return 1.0
@@ -292,7 +292,7 @@ def anneal(
     log_weights = torch.zeros_like(path.parts.target, dtype=torch.float64) if before is None else before
     acceptance, conditional, effective = [], [], []
     for i in range(1, len(betas)):
-        increment = -(betas[i] - betas[i - 1]) * path.parts.heat()
+        increment = -(betas[i] - betas[i - 1]) * path.parts.work()
         conditional.append(_conditional_size(log_weights, increment).mean())
         log_weights = log_weights + increment
         effective.append(effective_size(log_weights).mean() / len(x))

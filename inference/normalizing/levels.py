@@ -8,13 +8,13 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from energyppl.inference.adaptation.warmup import adapt
 from energyppl.inference.kernels.langevin import MALA
+from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.normalizing.forward import combined, forward_runs
 from energyppl.inference.normalizing.log_normalizer import BAR, Annealing, log_normalizer
 from energyppl.inference.normalizing.paths import Draws
@@ -22,29 +22,13 @@ from energyppl.integration.estimates import LogNormalizer
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.bases import GaussianBase
 
-__all__ = ["LevelModel", "anneal_through_levels"]
+__all__ = ["anneal_through_levels"]
 
 _RELAXED = 200  # moves of MALA that take the model's own samples to its energy
 
 
-class LevelModel(Protocol):
-    """Protocol of a model whose log Z is found through its levels; ``energyppl.models.RecoveryEBM`` is one."""
-
-    event_shape: torch.Size
-    loc: Tensor
-    scale: Tensor
-
-    def to_unit(self, data: Tensor) -> Tensor:
-        """Bring data to the coordinates of the energies."""
-        ...
-
-    def sample(self, sample_shape: tuple[int, ...], *, level: int) -> Tensor:
-        """Draw from a level's marginal in data coordinates, about."""
-        ...
-
-
 def anneal_through_levels(
-    model: LevelModel,
+    model: EnergyModel,
     level: int,
     stops: Sequence[Potential],
     marginal_std: float,
