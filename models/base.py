@@ -185,8 +185,12 @@ class EnergyModel(nn.Module):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the normalized log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
-        log_prob: Tensor = self.marginal().log_prob(check_event("x", x, self.event_shape).to(self.loc))
-        return log_prob
+        x = check_event("x", x, self.event_shape).to(self.loc)
+        energy: Tensor = self.potential()(self.to_unit(x))
+        if energy.shape != x.shape[: x.dim() - len(self.event_shape)]:
+            log_prob: Tensor = self.marginal().log_prob(x)  # which says what is wrong
+            return log_prob
+        return -energy - _MarginalLogZ(self, 0)(self.potential(), energy)
 
 
 @dataclass(frozen=True, eq=False)
