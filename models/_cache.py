@@ -51,8 +51,8 @@ def weights_key(model: nn.Module) -> Hashable:
 def _crc(tensor: Tensor) -> int:
     tensor = tensor.detach()
     if tensor.dtype in _NUMPY and tensor.device.type == "cpu" and tensor.is_contiguous():
-        return crc32(tensor.numpy())
-    return crc32(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return crc32(tensor.numpy().data)
+    return crc32(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 class LevelIntegrals:

@@ -192,6 +192,22 @@ class EnergyModel(nn.Module):
             return log_prob
         return -energy - _MarginalLogZ(self, 0)(self.potential(), energy)
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to be called, as ``pyro.sample("x", ebm)`` does: a model is no function of points and no distribution.
+
+        Raises:
+            InvalidInput: always; the message says what to pass instead.
+        """
+        raise InvalidInput(called_sentence(self))
+
+
+def called_sentence(model: nn.Module) -> str:
+    """Say what to use in place of a call of a model."""
+    return (
+        f"expected a distribution or an energy where the model {type(model).__name__} was called: pass ebm.marginal(), "
+        "as in pyro.sample(name, ebm.marginal()), or ebm.potential() for energies"
+    )
+
 
 @dataclass(frozen=True, eq=False)
 class _MarginalSampler:

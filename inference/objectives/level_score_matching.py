@@ -1,5 +1,6 @@
 """Denoising score matching at every noise level, tied across levels (Vincent 2011; Guth, Kadkhodaie & Simoncelli
-2025)."""
+2025).
+"""
 
 import math
 from dataclasses import dataclass

@@ -130,7 +130,7 @@ def _jumps(function: Function, x: Tensor) -> bool:
         a = 0.5 * a
         halves = [(_difference_from_curvature(function, start, a, v, _FEW_NODES)[0], start) for start in (x, x + a)]
         last, x = max(halves, key=lambda half: half[0])
-    return last > 2.0 ** (-halvings / 2) * first
+    return bool(last > 2.0 ** (-halvings / 2) * first)
 
 
 def _difference_from_curvature(function: Function, x: Tensor, a: Tensor, v: Tensor, count: int) -> tuple[float, float]:
