@@ -31,7 +31,7 @@ from energyppl.inference.objectives.second_order_faults import (
 __all__ = ["check_second_order", "differentiable_score"]
 
 _POINTS = 16
-_MAX_NUMBERS = 4096  # of all points together: images are tried on few
+_MAX_NUMBERS = 2048  # of all points together: images are tried on few
 _PERTURBATION = 0.1  # of each weight, in units of 1 / √fan_in
 
 
