@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from energyppl.errors import InvalidInput
 
@@ -25,6 +25,19 @@ def check_shape(name: str, value: object) -> torch.Size:
     if isinstance(value, str) or any(size < 0 for size in shape):
         raise InvalidInput(f"{name} must be a tuple such as (2,) without negative sizes; got {value!r}")
     return shape
+
+
+def check_not_model(name: str, value: object) -> None:
+    """Refuse a model where an energy is wanted: calling one does not evaluate its energy.
+
+    Raises:
+        InvalidInput: for a model; the message says what to pass instead.
+    """
+    if isinstance(value, nn.Module) and hasattr(value, "marginal"):
+        raise InvalidInput(
+            f"{name} must be a potential; got the model {type(value).__name__}: pass ebm.marginal().potential, in data "
+            "coordinates, or ebm.potential(), in standardized ones"
+        )
 
 
 def check_event(name: str, value: Tensor, event_shape: Sequence[int]) -> Tensor:

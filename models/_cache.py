@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
+from zlib import crc32
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from energyppl.autodiff.private import module_tables
 from energyppl.errors import QuadratureError
 from energyppl.integration.quadrature import Grid, GridOptions, Quadrature, quadrature
 from energyppl.potentials.algebra import Potential
 
 __all__ = ["LevelIntegrals", "WeightKeyedCache"]
 
-
 T = TypeVar("T")
+
+_NUMPY = frozenset({torch.float32, torch.float64, torch.bool, torch.int64})  # which numpy knows too
 
 
 class WeightKeyedCache(Generic[T]):
@@ -31,12 +34,25 @@ class WeightKeyedCache(Generic[T]):
         return known[1]
 
 
-def weights_key(model: Any) -> Hashable:
+def weights_key(model: nn.Module) -> Hashable:
     """Return what differs between models of other weights, buffers, layers or modes (training or not).
 
-    torch's own version counters don't tell, since its fused optimizers leave them as they are.
+    Every byte counts, by CRC-32: torch's own version counters don't tell, since its fused optimizers and writes to
+    ``.data`` leave them as they are, and sums or norms miss a change of sign or of order.
     """
-    return model.checksum(), tuple((id(module), module.training) for module in model.modules())
+    key: list[Hashable] = []
+    for module in model.modules():
+        parameters, buffers, _ = module_tables(module)
+        key += [id(module), module.training]
+        key += [_crc(tensor) for table in (parameters, buffers) for tensor in table.values() if tensor is not None]
+    return tuple(key)
+
+
+def _crc(tensor: Tensor) -> int:
+    tensor = tensor.detach()
+    if tensor.dtype in _NUMPY and tensor.device.type == "cpu" and tensor.is_contiguous():
+        return crc32(tensor.numpy().data)
+    return crc32(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 class LevelIntegrals:

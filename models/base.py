@@ -185,8 +185,28 @@ class EnergyModel(nn.Module):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the normalized log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
-        log_prob: Tensor = self.marginal().log_prob(check_event("x", x, self.event_shape).to(self.loc))
-        return log_prob
+        x = check_event("x", x, self.event_shape).to(self.loc)
+        energy: Tensor = self.potential()(self.to_unit(x))
+        if energy.shape != x.shape[: x.dim() - len(self.event_shape)]:
+            log_prob: Tensor = self.marginal().log_prob(x)  # which says what is wrong
+            return log_prob
+        return -energy - _MarginalLogZ(self, 0)(self.potential(), energy)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to be called, as ``pyro.sample("x", ebm)`` does: a model is no function of points and no distribution.
+
+        Raises:
+            InvalidInput: always; the message says what to pass instead.
+        """
+        raise InvalidInput(called_sentence(self))
+
+
+def called_sentence(model: nn.Module) -> str:
+    """Say what to use in place of a call of a model."""
+    return (
+        f"expected a distribution or an energy where the model {type(model).__name__} was called: pass ebm.marginal(), "
+        "as in pyro.sample(name, ebm.marginal()), or ebm.potential() for energies"
+    )
 
 
 @dataclass(frozen=True, eq=False)

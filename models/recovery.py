@@ -25,6 +25,7 @@ from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.sampling.run_chain import run_chain
 from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
 from energyppl.models._network_checks import check_label
+from energyppl.models.base import called_sentence
 from energyppl.models.levels import LevelEnergies
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
@@ -209,7 +210,7 @@ class RecoveryEBM(LevelEnergies):
         return -self.potential(0)(points) - log_scale
 
     def forward(
-        self, data: Tensor, objective: RecoveryLikelihood | None = None, state: KernelState | None = None
+        self, data: Tensor | None = None, objective: RecoveryLikelihood | None = None, state: KernelState | None = None
     ) -> None:
         """Observe ``data``, ``(n, *event)``, in Pyro: ``SVI`` on it has the gradient of ``fit``, summed over rows.
 
@@ -218,11 +219,13 @@ class RecoveryEBM(LevelEnergies):
         guide, and call :meth:`standardize` first.
 
         Args:
-            data: rows.
+            data: rows; a model that is called without them was taken for a distribution, and says so.
             objective: how pairs and negatives are made; the defaults of :class:`RecoveryLikelihood` if None.
             state: ``objective.init(ebm)``, whose step sizes are adapted at every call (give them to the model by
                 :meth:`set_kernel`); without one, chains take the model's own step sizes, which stay as they are.
         """
+        if not isinstance(data, Tensor):  # as where pyro.sample draws from what it takes for a distribution
+            raise InvalidInput(called_sentence(self))
         data = check_data("data", data, self.event_shape).to(self.loc)
         pyro.module("recovery_ebm", self)
         objective = objective or RecoveryLikelihood()

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_event
+from energyppl._checks import check_event, check_not_model
 from energyppl.autodiff.private import below_autograd
 from energyppl.autodiff.structure import (
     ModuleFingerprint,
@@ -142,6 +142,7 @@ _traces: "OrderedDict[tuple[Any, ...], Trace | TraceFailure]" = OrderedDict()
 
 def _serving(potential: Function, what: Evaluation, x: Tensor) -> _Traced | _Eager:
     """Find what evaluates a potential as it is now, at points like ``x``."""
+    check_not_model("the energy", potential)
     check_event("x", x, getattr(potential, "event_shape", ()))
     try:
         parts = structure(potential)

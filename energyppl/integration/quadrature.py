@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from energyppl._checks import shape_text
+from energyppl._checks import check_not_model, shape_text
 from energyppl.autodiff.devices import beside
 from energyppl.errors import InvalidInput, QuadratureError
 from energyppl.integration.grid import Grid, GridOptions
@@ -85,6 +85,7 @@ def quadrature(
         QuadratureError: mass leaks out of the box; the grid is too coarse at ``max_points``; an energy is NaN or minus
             infinity; or there is no mass in the box.
     """
+    check_not_model("the energy", potential)
     evaluations, tolerance = 0, options.tolerance
     while True:
         energy = _energies(potential, grid, options)

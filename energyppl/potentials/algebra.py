@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from energyppl._checks import check_event, check_positive, check_shape, shape_text
+from energyppl._checks import check_event, check_not_model, check_positive, check_shape, shape_text
 from energyppl.errors import InvalidInput
 
 __all__ = ["Affine", "Bridge", "Conditioned", "Energy", "Potential", "RecoveryPotential", "Scaled", "Sum"]
@@ -77,11 +77,7 @@ def as_potential(name: str, value: object) -> Potential:
     if isinstance(value, Distribution):
         way = "its .unconstrained()" if hasattr(value, "unconstrained") else "potentials.DistributionBase(distribution)"
         raise InvalidInput(f"{name} must be a potential; got {came}, which draws when it is called: pass {way}")
-    if isinstance(value, torch.nn.Module) and hasattr(value, "marginal"):
-        raise InvalidInput(
-            f"{name} must be a potential; got the model {came}, which has one at each noise level: pass "
-            "ebm.marginal().potential, in data coordinates"
-        )
+    check_not_model(name, value)
     if isinstance(value, type) or not isinstance(value, Potential):
         raise InvalidInput(
             f"{name} must be a potential, a callable with an event_shape; got {came}: wrap a plain function in "

@@ -16,7 +16,7 @@ from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model
 from energyppl.inference.objectives.held_out import denoising_error, fixed_noise
 from energyppl.inference.objectives.level_allocation import allocate_levels
-from energyppl.inference.objectives.second_order import differentiable_score
+from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
 from energyppl.potentials.algebra import append_dims
 from energyppl.potentials.network import AtLogSNR
 from energyppl.schedule import NoiseSchedule
@@ -71,7 +71,7 @@ class LevelScoreMatching:
 
         Raises:
             InvalidInput: for any other, and for a tie where the network's level can't vary continuously or the schedule
-                has no noisy end.
+                has no noisy end, and if the network can't be differentiated twice.
         """
         schedule = getattr(model, "schedule", None)
         if schedule is None:
@@ -100,14 +100,12 @@ class LevelScoreMatching:
             )
         if continuous:
             _check_schedule(schedule)
+        check_second_order(model, lambda model: model.potential(0))
+        check_second_order(model, lambda model: model.potential(levels - 1))
         return KernelState(LevelKernel(model.initial_kernel, schedule.levels, model.loc))
 
     def loss(self, model: LevelModel, state: KernelState, batch: Tensor) -> Loss:
-        """Return the loss of ``batch``, ``(n, *event)``.
-
-        Raises:
-            InvalidInput: if the network can't be differentiated twice.
-        """
+        """Return the loss of ``batch``, ``(n, *event)``."""
         return self._continuous(model, batch) if is_continuous(model) else self._whole(model, batch)
 
     def _continuous(self, model: LevelModel, batch: Tensor) -> Loss:
@@ -136,7 +134,7 @@ class LevelScoreMatching:
         level = allocate_levels(len(clean), schedule.levels, self.level0_fraction).to(clean.device)
         alpha, sigma = (_beside(v.to(clean)[level], clean) for v in (schedule.alpha_bar, schedule.sigma_bar))
         noise = torch.randn_like(clean)
-        score = differentiable_score(model.potential(level), alpha * clean + sigma * noise, model.net)
+        score = differentiable_score(model.potential(level), alpha * clean + sigma * noise)
         value = (sigma * score - noise).square().mean()
         return Loss(value, {"denoising": float(value.detach())})
 

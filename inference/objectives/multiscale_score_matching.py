@@ -20,15 +20,9 @@ from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.objectives.contract import Loss
 from energyppl.inference.objectives.held_out import MEASURE_SEED
 from energyppl.inference.objectives.level_allocation import stratified_levels
-from energyppl.inference.objectives.second_order import differentiable_score
+from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
 
 __all__ = ["MultiscaleScoreMatching"]
-
-
-# --- Sampling ---
-
-
-# --- Training ---
 
 
 class _Levels(nn.Module):
@@ -55,25 +49,22 @@ class MultiscaleScoreMatching:
         """Take the noise levels of the model, which must have some.
 
         Raises:
-            InvalidInput: for any other.
+            InvalidInput: for any other, and if the network can't be differentiated twice; the message names the layer.
         """
         if not isinstance(getattr(model, "sigmas", None), Tensor):
             raise InvalidInput(
                 f"multi-scale score matching needs a sequence of noise levels, as a MultiscaleEBM has; got "
                 f"{type(model).__name__}: for one energy use DenoisingScoreMatching, for a schedule LevelScoreMatching"
             )
+        check_second_order(model, lambda model: model.potential())
         return _Levels(model.sigmas, float(model.base_sigma))
 
     def loss(self, model: EnergyModel, state: _Levels, batch: Tensor) -> Loss:
-        """Return the loss of ``batch``, ``(n, *event)``.
-
-        Raises:
-            InvalidInput: if the network can't be differentiated twice; the message names the layer.
-        """
+        """Return the loss of ``batch``, ``(n, *event)``."""
         clean = model.to_unit(batch)
         sigma = _row_sigmas(state, clean, float(torch.rand(())))
         noisy = clean + sigma * torch.randn_like(clean)
-        score = differentiable_score(model.potential(), noisy, model.net)
+        score = differentiable_score(model.potential(), noisy)
         value = _denoising_error(state, clean, noisy, sigma, score)
         return Loss(value, {"denoising": float(value.detach())})
 

@@ -8,28 +8,21 @@ weights' gradient is taken, so activations must be smooth; the last reads a seco
 Scores are slopes: a region that no data connect to another tells nothing of the two regions' relative weights.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_count, check_positive
 from energyppl.autodiff.gradient import gradient_only
-from energyppl.autodiff.structure import Snapshot
-from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.objectives.contract import Loss, diffuse
 from energyppl.inference.objectives.held_out import fixed_noise
-from energyppl.inference.objectives.second_order import differentiable_score
+from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
 
 __all__ = ["DenoisingScoreMatching", "ExactScoreMatching", "SlicedScoreMatching"]
 
 _ROWS = 512  # of a measure at a time: the graph of a second derivative is large
-_ROUNDING = 1e-3  # of a weight's effect on slopes, below which it counts as the same in two places
-_curved: "WeakSet[nn.Module]" = WeakSet()  # networks that were tried, and whose weights have a part in the curvature
 
 
 @dataclass(frozen=True)
@@ -46,18 +39,18 @@ class ExactScoreMatching:
     level: int = 0
 
     def init(self, model: EnergyModel) -> nn.Module:
-        """Make an empty state: nothing is learned beside the model's weights."""
+        """Make an empty state, for nothing is learned beside the weights, of a network with the derivatives it takes.
+
+        Raises:
+            InvalidInput: for a network that can't be differentiated twice, or has kinks.
+        """
+        check_second_order(model, lambda model: model.potential(self.level), curvature=True)
         return nn.Module()
 
     def loss(self, model: EnergyModel, state: nn.Module, batch: Tensor) -> Loss:
-        """Return the score matching loss of ``batch``, ``(n, *event)``.
-
-        Raises:
-            InvalidInput: for a network that can't be differentiated twice, or with weights that don't curve its energy.
-        """
+        """Return the score matching loss of ``batch``, ``(n, *event)``."""
         x = diffuse(model, batch, self.level).detach().requires_grad_()
-        _require_curved(model.potential(self.level), x, model.net)
-        score = differentiable_score(model.potential(self.level), x, model.net)
+        score = differentiable_score(model.potential(self.level), x)
         return _matching(score, _laplacian(score, x, create_graph=True))
 
     def measure(self, model: EnergyModel, state: nn.Module, data: Tensor) -> float:
@@ -66,7 +59,7 @@ class ExactScoreMatching:
         with fixed_noise(data):
             for rows in diffuse(model, data, self.level).detach().split(_ROWS):
                 x = rows.requires_grad_()
-                score = differentiable_score(model.potential(self.level), x, model.net)
+                score = differentiable_score(model.potential(self.level), x)
                 total += len(x) * float(_matching(score, _laplacian(score, x, create_graph=False)).value.detach())
         return total / len(data)
 
@@ -93,17 +86,17 @@ class SlicedScoreMatching:
         check_count("projections", self.projections)
 
     def init(self, model: EnergyModel) -> nn.Module:
-        """Make an empty state: nothing is learned beside the model's weights."""
+        """Make an empty state, for nothing is learned beside the weights, of a network with the derivatives it takes.
+
+        Raises:
+            InvalidInput: for a network that can't be differentiated twice, or has kinks.
+        """
+        check_second_order(model, lambda model: model.potential(self.level), curvature=True)
         return nn.Module()
 
     def loss(self, model: EnergyModel, state: nn.Module, batch: Tensor) -> Loss:
-        """Return the score matching loss of ``batch``, ``(n, *event)``, along fresh directions.
-
-        Raises:
-            InvalidInput: for a network that can't be differentiated twice, or with weights that don't curve its energy.
-        """
+        """Return the score matching loss of ``batch``, ``(n, *event)``, along fresh directions."""
         x = diffuse(model, batch, self.level)
-        _require_curved(model.potential(self.level), x, model.net)
         return self._sliced(model, x, create_graph=True)
 
     def measure(self, model: EnergyModel, state: nn.Module, data: Tensor) -> float:
@@ -116,7 +109,7 @@ class SlicedScoreMatching:
 
     def _sliced(self, model: EnergyModel, points: Tensor, *, create_graph: bool) -> Loss:
         x = points.detach().requires_grad_()
-        score = differentiable_score(model.potential(self.level), x, model.net)
+        score = differentiable_score(model.potential(self.level), x)
         along = torch.zeros_like(x)
         for _ in range(self.projections):
             v = torch.randint(2, x.shape, device=x.device).to(x) * 2.0 - 1.0
@@ -146,18 +139,19 @@ class DenoisingScoreMatching:
         check_positive("sigma", self.sigma)
 
     def init(self, model: EnergyModel) -> nn.Module:
-        """Make an empty state: nothing is learned beside the model's weights."""
-        return nn.Module()
-
-    def loss(self, model: EnergyModel, state: nn.Module, batch: Tensor) -> Loss:
-        """Return the denoising loss of ``batch``, ``(n, *event)``: the unexplained share of the noise's variance.
+        """Make an empty state, for nothing is learned beside the weights, of a network with the derivatives it takes.
 
         Raises:
             InvalidInput: for a network that can't be differentiated twice.
         """
+        check_second_order(model, lambda model: model.potential(self.level))
+        return nn.Module()
+
+    def loss(self, model: EnergyModel, state: nn.Module, batch: Tensor) -> Loss:
+        """Return the denoising loss of ``batch``, ``(n, *event)``: the unexplained share of the noise's variance."""
         x = diffuse(model, batch, self.level)
         noise = torch.randn_like(x)
-        score = differentiable_score(model.potential(self.level), x + self.sigma * noise, model.net)
+        score = differentiable_score(model.potential(self.level), x + self.sigma * noise)
         return Loss((self.sigma * score - noise).square().mean(), {"score_norm": _root_mean_square(score)})
 
     def measure(self, model: EnergyModel, state: nn.Module, data: Tensor) -> float:
@@ -173,70 +167,6 @@ def _matching(score: Tensor, laplacian: Tensor) -> Loss:
     """``½ |∇U|² − tr ∇²U``, its mean over the points, from both, ``(n, *event)`` and ``(n,)``."""
     value = (0.5 * score.reshape(len(score), -1).square().sum(1) - laplacian).mean()
     return Loss(value, {"score_norm": _root_mean_square(score), "laplacian": float(laplacian.detach().mean())})
-
-
-def _require_curved(potential: Callable[[Tensor], Tensor], x: Tensor, net: nn.Module) -> None:
-    """Require that weights which change the slope by place, at points ``x``, ``(n, *event)``, change the curvature.
-
-    Autograd finds no curvature in a kink, so that the loss could only flatten what ReLU makes, whatever else is curved,
-    as the ½|x|² that confines.  The other weights may leave the curvature as it is: a mean does, and so does at first
-    what lies behind a zero.  A network is tried until a weight changes the curvature.
-
-    Raises:
-        InvalidInput: for an energy that is linear, or piecewise so, in what a weight makes of it.
-    """
-    if net in _curved:
-        return
-    before = Snapshot([net])
-    try:
-        found = _bending(potential, x.detach(), net)
-    finally:
-        before.restore()  # what a forward pass counts: this was only a look
-    if found.straight or not (found.curved or found.by_weights):
-        where = f" (weight {found.straight[0]!r})" if found.straight else ""
-        raise InvalidInput(
-            "the energy must be curved by its weights; that of this network is linear in x, or piecewise so as with "
-            f"ReLU{where}: use smooth activations such as SiLU, or train by DenoisingScoreMatching"
-        )
-    if found.by_weights:
-        _curved.add(net)
-
-
-class _Bending(NamedTuple):
-    """What curves an energy."""
-
-    straight: list[str]  # weights that change its slope differently in different places, and its curvature nowhere
-    curved: bool  # it is curved somewhere
-    by_weights: bool  # some weight changes its curvature
-
-
-def _bending(potential: Callable[[Tensor], Tensor], x: Tensor, net: nn.Module) -> _Bending:
-    """What curves an energy at points ``x``, ``(n, *event)``, along one direction."""
-    named = {name: p for name, p in net.named_parameters() if p.requires_grad}
-    weights = list(named.values())
-    with fixed_noise(x):
-        v, away = torch.randn(x.shape[1:]).to(x).expand_as(x), torch.randn(x.shape).to(x)
-    x = x.requires_grad_()
-    here, there = (_slope(potential, points, v, net) for points in (x, x.detach() + away))
-    (product,) = torch.autograd.grad(here, x, create_graph=True, materialize_grads=True)
-    bends = [bool(effect.any()) for effect in _effects((v * product).sum(), weights)]
-    places = zip(_effects(here, weights), _effects(there, weights), strict=True)
-    turns = [bool((a - b).norm() > _ROUNDING * (a.norm() + b.norm())) for a, b in places]
-    straight = [name for name, turn, bend in zip(named, turns, bends, strict=True) if turn and not bend]
-    return _Bending(straight, bool(product.any()), any(bends))
-
-
-def _slope(potential: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, net: nn.Module) -> Tensor:
-    """``Σ v · ∇U`` over points ``(n, *event)``, ``()``, with the same dropout at every call."""
-    with fixed_noise(x):
-        return (v * differentiable_score(potential, x, net)).sum()
-
-
-def _effects(value: Tensor, weights: list[nn.Parameter]) -> list[Tensor]:
-    """The gradient of a number with respect to each weight, zero where it does not depend on it."""
-    if not (weights and value.requires_grad):
-        return [torch.zeros_like(p) for p in weights]
-    return list(torch.autograd.grad(value, weights, retain_graph=True, materialize_grads=True))
 
 
 def _root_mean_square(score: Tensor) -> float:

@@ -1,191 +1,182 @@
-"""The score as something to train on: ∇U(x) with the graph that leads back to the weights.
+"""The score as something to train on, and one check that a network's second derivatives are there.
 
 Score matching differentiates a gradient, which not every network allows: some operations have no second derivative in
-torch, and an ``autograd.Function`` may be marked ``once_differentiable`` or work on numpy arrays.  The last kind raises
-no error: its part of the gradient would be missing.  So every network is tried once, and the layer at fault is named.
+torch, and the backward pass of an ``autograd.Function`` may leave autograd, for numpy say, without an error: its part
+of the weights' gradient would be missing.  So second derivatives are compared with finite differences, once, when an
+objective's state is made, in float64 and with weights a little off their own (a head may begin at zero).
 """
 
-from collections.abc import Callable, Iterator
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 
+from energyppl.autodiff.structure import Snapshot
 from energyppl.errors import InvalidInput
+from energyppl.inference.levels.contract import EnergyModel
+from energyppl.inference.objectives.held_out import fixed_noise
+from energyppl.inference.objectives.second_order_faults import (
+    curvature_fault,
+    fan_in,
+    layer_at_fault,
+    second_order_fault,
+    slope,
+)
 
-__all__ = ["differentiable_score"]
+__all__ = ["check_second_order", "differentiable_score"]
 
-_sound: "WeakSet[nn.Module]" = WeakSet()  # networks that were tried, and can be differentiated twice
+_POINTS = 16
+_MAX_NUMBERS = 2048  # of all points together: images are tried on few
+_PERTURBATION = 0.1  # of each weight, in units of 1 / √fan_in
 
 
-def differentiable_score(potential: Callable[[Tensor], Tensor], x: Tensor, net: nn.Module) -> Tensor:
-    """∇U at points ``x``, differentiable with respect to the weights, and to ``x`` if that requires a gradient.
-
-    A network is tried when it comes here for the first time, at the cost of one more double backward.  A backward
-    function that stays within autograd and yet detaches what it saved can't be found this way.
+def differentiable_score(potential: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return ∇U at points ``x``, differentiable with respect to the weights, and to ``x`` if that requires a gradient.
 
     Args:
-        potential: maps ``(*batch, *event)`` to ``(*batch,)``, in nats.
+        potential: maps ``(*batch, *event)`` to ``(*batch,)``, in nats; see :func:`check_second_order`.
         x: points, ``(*batch, *event)``.
-        net: the network behind ``potential``, in whose layers a fault is looked for.
-
-    Returns:
-        The gradient, ``(*batch, *event)``.
-
-    Raises:
-        InvalidInput: if the network can't be differentiated twice, or its gradient does not depend on its weights; the
-            message names the layer.
     """
     with torch.enable_grad():
         x = x if x.requires_grad else x.detach().requires_grad_()
-        energy = potential(x) if net in _sound else _tried(potential, x, net)
-        (score,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+        (score,) = torch.autograd.grad(potential(x).sum(), x, create_graph=True)
     return score
 
 
-class _Layers:
-    """Whose forward made which node of the graph; used as a context around one forward pass."""
+def check_second_order(
+    model: EnergyModel, potential: Callable[[Any], Callable[[Tensor], Tensor]], *, curvature: bool = False
+) -> None:
+    """Require that ∇U depends on the weights and that autograd knows how, by finite differences at random points.
 
-    def __init__(self, net: nn.Module) -> None:
-        self._net = net
-        self.owner: dict[Node, str] = {}
-        self.cuts: list[str] = []  # layers whose input has a gradient and whose output has none
-        self._open: list[str] = [""]
+    A copy of the model in float64 and evaluation mode is tried.  A network that can't be copied, or does not compute in
+    float64, is tried in place in its own dtype, with looser bounds, and left as it was.  Points at which the gradient
+    is not finite are left out.
 
-    def __enter__(self) -> "_Layers":
-        names = {module: name for name, module in self._net.named_modules()}
+    Args:
+        model: whose weights are to be trained; it stays as it is.
+        potential: the energy of a copy of the model, such as ``lambda model: model.potential(0)``.
+        curvature: also require that the slope is the integral of the curvature, which a kink (ReLU) breaks: autograd
+            finds no curvature there, so that a Laplacian could only flatten the energy.
 
-        def enter(module: nn.Module, args: object, kwargs: dict[str, Any]) -> None:
-            self.own((args, kwargs))
-            self._open.append(names[module])
-
-        def leave(module: nn.Module, args: object, kwargs: dict[str, Any], output: object) -> None:
-            self.own(output)
-            self._open.pop()
-            if any(t.requires_grad for t in _tensors((args, kwargs))) and not any(
-                t.requires_grad for t in _tensors(output)
-            ):
-                self.cuts.append(names[module])
-
-        self._hooks = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in names]
-        self._hooks += [module.register_forward_hook(leave, with_kwargs=True) for module in names]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def own(self, value: object) -> None:
-        """What led to these tensors and belongs to no one yet was made by the innermost layer that is open."""
-        waiting = [t.grad_fn for t in _tensors(value)]
-        while waiting:
-            node = waiting.pop()
-            if node is not None and node not in self.owner:
-                self.owner[node] = self._open[-1]
-                waiting += [following for following, _ in node.next_functions]
-
-    def say(self, name: str) -> str:
-        """A layer as a person looks for it."""
-        kind = type(self._net.get_submodule(name)).__name__
-        return f"layer {name!r} ({kind})" if name else kind
+    Raises:
+        InvalidInput: if one of them fails; the message names the layer or the parameter where it can be told.
+    """
+    potential(model)  # which checks the level
+    with torch.inference_mode(False), torch.enable_grad(), fixed_noise(model.loc), _trial(model, potential) as trial:
+        if len(trial.x):
+            _check_weights(trial)
+            if curvature:
+                _check_curvature(trial)
 
 
-def _tried(potential: Callable[[Tensor], Tensor], x: Tensor, net: nn.Module) -> Tensor:
-    """The energy, after it was differentiated twice on a trial."""
-    with _Layers(net) as layers:
-        energy = potential(x)
-    layers.own(energy)
-    weights = [p for p in net.parameters() if p.requires_grad]
-    fault = _fault(energy, [x, *weights], layers.owner)
-    if fault is not None:
-        where, why = fault
+@dataclass(frozen=True)
+class _Trial:
+    """A network on trial."""
+
+    net: nn.Module
+    energy: Callable[[Tensor], Tensor]
+    x: Tensor  # points, (n, *event)
+    weights: dict[str, nn.Parameter]
+
+
+def _check_weights(trial: _Trial) -> None:
+    """Require ∂(v·∇U)/∂θ to be there, and to be that of finite differences."""
+    v, weights = torch.randn_like(trial.x), list(trial.weights.values())
+
+    def along() -> Tensor:
+        return slope(trial.energy, trial.x, v)
+
+    why = second_order_fault(along, weights)
+    if why is not None:
+        guilty = (name for name, weight in trial.weights.items() if second_order_fault(along, [weight]) is not None)
+        layer, layers_own = layer_at_fault(trial.net, trial.energy, trial.x, second_order_fault)
+        where = layer or f"{type(trial.net).__name__} (parameter {next(guilty, '?')!r})"
         raise InvalidInput(
-            f"score matching differentiates the network twice, which {layers.say(where)} does not allow ({why}): "
+            f"score matching differentiates the network twice, which {where} does not allow ({layers_own or why}): "
             "replace that layer, or train by an objective of energies such as ContrastiveDivergence"
         )
-    if not _reaches(_score(energy, x), weights):
-        cut = f" ({layers.say(layers.cuts[0])} lets no gradient through)" if layers.cuts else ""
+    value = along()
+    found = torch.autograd.grad(value, weights, allow_unused=True) if weights and value.requires_grad else []
+    if weights and all(grad is None for grad in found):
+        cut, _ = layer_at_fault(trial.net, trial.energy, trial.x, None)
         raise InvalidInput(
-            f"the gradient ∇U(x) must depend on the weights; that of {layers.say('')} does not{cut}: score matching "
-            "can't train it"
+            f"the gradient ∇U(x) must depend on the weights; that of {type(trial.net).__name__} does not"
+            f"{f' ({cut} lets no gradient through)' if cut else ''}: score matching can't train it"
         )
-    _sound.add(net)
-    return energy
 
 
-def _score(energy: Tensor, x: Tensor) -> Tensor | None:
-    """∇U(x) with its graph, or None where the energy does not depend on ``x``."""
-    if not energy.requires_grad:
-        return None
-    return torch.autograd.grad(energy.sum(), x, create_graph=True, allow_unused=True)[0]
+def _check_curvature(trial: _Trial) -> None:
+    """Require v·(∇U(x + a) − ∇U(x)) to be the integral of the curvature between."""
+    if curvature_fault(trial.energy, trial.x):
+        layer, _ = layer_at_fault(trial.net, trial.energy, trial.x, curvature_fault)
+        raise InvalidInput(
+            f"the energy must be smooth, so that its slope is the integral of its curvature; that of "
+            f"{type(trial.net).__name__} has kinks{f', from {layer}' if layer else ''}: use smooth activations such as "
+            "SiLU, or train by DenoisingScoreMatching"
+        )
 
 
-def _reaches(score: Tensor | None, weights: list[nn.Parameter]) -> bool:
-    """Whether there is a score and it depends on a weight, if there are any."""
-    if score is None or not weights:
-        return score is not None
-    if not score.requires_grad:
-        return False
-    found = torch.autograd.grad(score.sum(), weights, retain_graph=True, allow_unused=True)
-    return any(grad is not None for grad in found)
-
-
-def _fault(energy: Tensor, leaves: list[Tensor], owner: dict[Node, str]) -> tuple[str, str] | None:
-    """The owner of the first node whose backward can't be differentiated, and why; None if there is none.
-
-    A gradient is linear in the cotangent that it starts from.  So where that requires a gradient, all that any node
-    hands on must require one too, unless it is zero.
-    """
-    if not energy.requires_grad:
-        return None
-    made: list[tuple[Node, list[Tensor]]] = []  # from the energy back to the points
-
-    def watch(node: Node) -> Any:
-        def keep(grad_inputs: Any, grad_outputs: Any) -> None:
-            made.append((node, list(_tensors(grad_inputs))))
-
-        return node.register_hook(keep)
-
-    hooks = [watch(node) for node in owner if node.next_functions]
-    cotangent = torch.ones_like(energy).requires_grad_()
+@contextmanager
+def _trial(model: Any, potential: Callable[[Any], Callable[[Tensor], Tensor]]) -> Iterator[_Trial]:
+    """Yield a copy of the model in float64 with other weights or, where that can't be, the model itself."""
+    size = math.prod(model.event_shape)
+    shape = (min(_POINTS, max(2, _MAX_NUMBERS // max(1, size))), *model.event_shape)
+    x = torch.randn(shape, dtype=model.loc.dtype, device=model.loc.device)
+    twin = _double_copy(model, potential, x)
+    if twin is not None:
+        yield _perturbed(twin.net, potential(twin), x.double())
+        return
+    before, weights = Snapshot([model.net]), [(p, p.detach().clone()) for p in model.net.parameters()]
     try:
-        (score,) = torch.autograd.grad(energy, leaves[0], cotangent, create_graph=True, allow_unused=True)
+        model.net.eval()
+        yield _perturbed(model.net, potential(model), x)
     finally:
-        for hook in hooks:
-            hook.remove()
-    for node, grads in made:
-        for grad in grads:
-            if not grad.requires_grad and bool(grad.any()):
-                return owner[node], f"the backward of {node.name()} leaves autograd"
-            if grad.grad_fn is not None and grad.grad_fn.name() == "torch::autograd::Error":
-                return owner[node], f"{node.name()} is once_differentiable"
-    if score is None or _refusal([score], [cotangent, *leaves]) is None:
-        return None
-    for node, grads in made:
-        why = _refusal([grad for grad in grads if grad.requires_grad], [cotangent, *leaves])
-        if why is not None:
-            return owner[node], why
-    return None
+        before.restore()
+        _write(weights)
 
 
-def _refusal(values: list[Tensor], leaves: list[Tensor]) -> str | None:
-    """What torch says when it can't differentiate ``values``; None if it can."""
+def _double_copy(model: Any, potential: Callable[[Any], Callable[[Tensor], Tensor]], x: Tensor) -> Any:
+    """Return a copy of the model in float64 and evaluation mode; None if there is none that gives energies."""
     try:
-        if values:
-            torch.autograd.grad([v.sum() for v in values], leaves, retain_graph=True, allow_unused=True)
+        twin = copy.deepcopy(model).double().eval()
+        with fixed_noise(x):
+            energy = potential(twin)(x.double())
     except torch.cuda.OutOfMemoryError:
         raise
-    except RuntimeError as error:
-        return str(error).splitlines()[0].rstrip(".")
-    return None
+    except (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError):
+        return None
+    return twin if energy.dtype == torch.float64 else None
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
-    """All tensors in a value, or in tuples, lists and dictionaries of values."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(part)
+def _perturbed(net: nn.Module, energy: Callable[[Tensor], Tensor], x: Tensor) -> _Trial:
+    """Move the weights a little, unless energies are no longer finite then, and keep the points where they are."""
+    weights = {name: p for name, p in net.named_parameters() if p.requires_grad and p.is_floating_point()}
+    before = [(p, p.detach().clone()) for p in weights.values()]
+    moved = [(p, p + _PERTURBATION * torch.randn_like(p) / math.sqrt(fan_in(p))) for p in weights.values()]
+    _write(moved)
+    if not bool(_finite_rows(energy, x).all()):
+        _write(before)
+    return _Trial(net, energy, x[_finite_rows(energy, x)], weights)
+
+
+def _finite_rows(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Tell where energy and gradient are finite, ``(n,)``."""
+    x = x.detach().requires_grad_()
+    with fixed_noise(x):
+        values = energy(x)
+    finite = values.isfinite()
+    if values.requires_grad:
+        (grad,) = torch.autograd.grad(values.sum(), x, materialize_grads=True)
+        finite = finite & grad.reshape(len(x), -1).isfinite().all(1)
+    return finite
+
+
+@torch.no_grad()
+def _write(values: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for tensor, value in values:
+        tensor.copy_(value)

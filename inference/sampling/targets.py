@@ -58,8 +58,8 @@ class Target:
             )
         if isinstance(target, nn.Module) and hasattr(target, "marginal"):
             raise InvalidInput(
-                f"a {type(target).__name__} has many distributions: pass ebm.marginal() for the data's, or "
-                "ebm.recovery(noisy, level)"
+                f"the target must be a distribution, a potential or a Pyro model; got the model "
+                f"{type(target).__name__}: pass ebm.marginal(){_or_recovery(target)}"
             )
         if isinstance(target, Potential):
             return cls(target, _named(target), torch.Size(), _normal(target, _like(target, torch.empty(()))))
@@ -207,3 +207,7 @@ def _check_arguments(model: Callable[..., Any], args: Sequence[Any], kwargs: Map
 
 def _normal(potential: Potential, like: Tensor) -> Begin:
     return lambda shape: torch.randn(*shape, *potential.event_shape, dtype=like.dtype, device=like.device)
+
+
+def _or_recovery(model: nn.Module) -> str:
+    return " for the data's, or ebm.recovery(noisy, level)" if hasattr(model, "recovery") else ""

@@ -131,7 +131,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no target": (lambda: sample(ep.HMC(), 3.0), "expected a potential with an event_shape.*got float"),
     "an EBM": (
         lambda: sample(ep.HMC(), ep.RecoveryEBM(ep.MLPEnergy((2,), levels=2), ep.NoiseSchedule.cosine(2))),
-        r"a RecoveryEBM has many distributions: pass ebm.marginal\(\)",
+        r"got the model RecoveryEBM: pass ebm.marginal\(\) for the data's, or ebm.recovery",
     ),
     "event of init": (
         lambda: sample(ep.HMC(), NORMAL, init=torch.zeros(64, 3)),
