@@ -17,13 +17,14 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def check_shape(name: str, value: object) -> torch.Size:
-    """Require a shape, a sequence of whole numbers that are not negative, and return it."""
+    """Require a shape, a sequence of whole numbers that are not negative, and return it; a number n means ``(n,)``."""
+    sizes = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
     try:
-        shape = torch.Size(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidInput(f"{name} must be a tuple such as (2,); got {value!r}") from None
-    if isinstance(value, str) or any(size < 0 for size in shape):
-        raise InvalidInput(f"{name} must be a tuple such as (2,) without negative sizes; got {value!r}")
+        shape = torch.Size(sizes)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise InvalidInput(f"{name} must be a tuple such as (2,); got {_brief(value)}") from None
+    if isinstance(value, (str, bytes, dict)) or any(size < 0 for size in shape):
+        raise InvalidInput(f"{name} must be a tuple such as (2,) without negative sizes; got {_brief(value)}")
     return shape
 
 

@@ -92,7 +92,7 @@ class EnergyModel(nn.Module):
         """Return the energy at a level, in standardized coordinates."""
         raise NotImplementedError
 
-    def sample(self, sample_shape: Sequence[int] = (), *, level: int = 0) -> Tensor:
+    def sample(self, sample_shape: int | Sequence[int] = (), *, level: int = 0) -> Tensor:
         """Return samples of a level, ``(*sample_shape, *event)``, in data coordinates."""
         raise NotImplementedError
 

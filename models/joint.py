@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, check_event
+from energyppl._checks import check_count, check_event, check_shape
 from energyppl.distributions import EnergyDistribution
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.langevin import MALA
@@ -70,7 +70,7 @@ class JointEBM(LevelEnergies):
 
     def sample(
         self,
-        sample_shape: Sequence[int] = (),
+        sample_shape: int | Sequence[int] = (),
         *,
         level: int = 0,
         visits: int = 10,
@@ -92,7 +92,7 @@ class JointEBM(LevelEnergies):
         for name, value in (("visits", visits), ("num_steps", num_steps), ("max_sweeps", max_sweeps)):
             check_count(name, value)
         self.schedule.check_level(level, marginal=True)
-        shape = torch.Size(sample_shape)
+        shape = check_shape("sample_shape", sample_shape)
         x = torch.randn(max(1, shape.numel()), *self.event_shape).to(self.loc)
         t = torch.full((len(x),), self.levels - 1, device=x.device)
         kept, seen = x.clone(), torch.zeros_like(t)

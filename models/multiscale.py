@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_event, check_positive
+from energyppl._checks import check_event, check_positive, check_shape
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import ChainWarning, InvalidInput, NotNormalized
 from energyppl.inference.levels.annealed_langevin import (
@@ -111,7 +111,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
 
     def sample(
         self,
-        sample_shape: Sequence[int] = (),
+        sample_shape: int | Sequence[int] = (),
         *,
         level: int = 0,
         schedule: TemperatureSchedule | None = None,
@@ -131,8 +131,8 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
             force_dtype: arithmetic of the network, ``torch.bfloat16`` for large ones.
         """
         self.potential(level)  # which checks the level
-        schedule = self._schedule(schedule)
-        start = self.base_sigma * schedule.start**0.5 * torch.randn(*sample_shape, *self.event_shape).to(self.loc)
+        shape, schedule = check_shape("sample_shape", sample_shape), self._schedule(schedule)
+        start = self.base_sigma * schedule.start**0.5 * torch.randn(*shape, *self.event_shape).to(self.loc)
         return self._anneal_from(start, schedule, step_size, denoise, force_dtype)
 
     def inpaint(

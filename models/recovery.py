@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
-from energyppl._checks import check_data, check_event, shape_text
+from energyppl._checks import check_data, check_event, check_shape, shape_text
 from energyppl.distributions import RecoveryDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
@@ -24,7 +24,7 @@ from energyppl.inference.objectives.level_score_matching import LevelScoreMatchi
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.sampling.run_chain import run_chain
 from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
-from energyppl.models._network_checks import check_label
+from energyppl.models._network_checks import check_label, event_shape_of
 from energyppl.models.levels import LevelEnergies
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
@@ -71,7 +71,7 @@ class RecoveryEBM(LevelEnergies):
         kernel: TunableKernel | None = None,
         initializer: nn.Module | None = None,
     ) -> None:
-        few = math.prod(torch.Size(event_shape or getattr(net, "event_shape", None) or ())) <= _FEW_DIMENSIONS
+        few = math.prod(event_shape_of(net, event_shape)) <= _FEW_DIMENSIONS
         default = CrankNicolson() if few else CrankNicolsonLangevin()
         super().__init__(net, schedule, event_shape, kernel or default)
         check_initializer(initializer, self)
@@ -150,7 +150,7 @@ class RecoveryEBM(LevelEnergies):
 
     def sample(
         self,
-        sample_shape: Sequence[int] = (),
+        sample_shape: int | Sequence[int] = (),
         *,
         level: int = 0,
         steps: int = 80,
@@ -171,7 +171,7 @@ class RecoveryEBM(LevelEnergies):
 
     def generate(
         self,
-        sample_shape: Sequence[int] = (),
+        sample_shape: int | Sequence[int] = (),
         *,
         level: int = 0,
         steps: int = 80,
@@ -180,7 +180,7 @@ class RecoveryEBM(LevelEnergies):
     ) -> Generation:
         """Sample as :meth:`sample` does, with the path from noise and acceptances, in standardized coordinates."""
         self.schedule.check_level(level)
-        shape = torch.Size(sample_shape)
+        shape = check_shape("sample_shape", sample_shape)
         return generate(self, shape, steps=steps, last=level, denoise=denoise, micro_batch=micro_batch)
 
     def tune(self, data: Tensor, kernel: TunableKernel | None = None, *, steps: int = 100) -> LevelTuning:
@@ -214,7 +214,7 @@ class RecoveryEBM(LevelEnergies):
         """Observe ``data``, ``(n, *event)``, in Pyro: ``SVI`` on it has the gradient of ``fit``, summed over rows.
 
         Each row is noised to a level and once more; the first is observed given the second.  Use it with an empty
-        guide, and call :meth:`standardize` first.  The site is in standardized coordinates of x_t.
+        guide, after :meth:`standardize`.  The site is in standardized coordinates of x_t.
 
         Args:
             data: rows.
@@ -223,6 +223,10 @@ class RecoveryEBM(LevelEnergies):
                 :meth:`set_kernel`); without one, chains take the model's own step sizes, which stay as they are.
         """
         data = check_data("data", data, self.event_shape).to(self.loc)
+        if not bool(self.is_standardized):
+            raise InvalidInput(
+                "the model has no coordinates yet: call ebm.standardize(data) once, with all of the data"
+            )
         pyro.module("recovery_ebm", self)
         objective = objective or RecoveryLikelihood()
         pairs = objective.pairs(self, data)
