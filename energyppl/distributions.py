@@ -273,12 +273,12 @@ class EnergyDistribution(dist.TorchDistribution):
 
 def _check_parts(sampler: object, like: object, support: object) -> None:
     """Require what is given to be a function, a tensor and a constraint."""
-    if sampler is not None and not callable(sampler):
+    if sampler is not None and (isinstance(sampler, type) or not callable(sampler)):
         raise InvalidInput(
             f"sampler must map (potential, shape, like) to draws; got {type(sampler).__name__}: pass "
             "sampling.MarkovSampler(kernel, steps)"
         )
-    if like is not None and not isinstance(like, Tensor):
+    if like is not None and not (isinstance(like, Tensor) and like.dtype.is_floating_point):
         raise InvalidInput(f"like must be a tensor; got {type(like).__name__}: pass one of the draws' dtype")
     if support is not None and not isinstance(support, constraints.Constraint):
         raise InvalidInput(
@@ -297,8 +297,14 @@ def _checked_log_z(log_z: Any) -> Any:
             f"log_normalizer must be a number in nats, a tensor, a LogNormalizer or a function; got {log_z!r}: "
             "estimate it by energyppl.log_normalizer, or learn with objectives.Contrastive(kernel)"
         )
+    if isinstance(log_z, Tensor) and not log_z.dtype.is_floating_point:
+        raise InvalidInput(f"log_normalizer must be floating point; got {log_z.dtype}: call .float() on it")
     if is_number and math.isnan(log_z):
         raise InvalidInput("log_normalizer must be a number; got NaN: estimate it by energyppl.log_normalizer")
+    if is_number and math.isinf(log_z):
+        raise InvalidInput(
+            f"log_normalizer must be finite; got {log_z}: an energy with an infinite integral has no density"
+        )
     return log_z
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_data, check_event
+from energyppl._checks import check_data, check_event, checked
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.normalizing.log_normalizer import Annealing
@@ -49,6 +49,7 @@ class EnergyModel(nn.Module):
         self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
         self._annealed: WeightKeyedCache[LogNormalizer] = WeightKeyedCache()
 
+    @checked
     def standardize(self, data: Tensor, *, isotropic: bool = False) -> None:
         """Set ``loc`` and ``scale`` to the mean and standard deviation of each coordinate of ``data``, ``(n, *event)``.
 

@@ -18,6 +18,7 @@ from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import OneEnergy, event_shape_of
 from energyppl.models.base import EnergyModel
 from energyppl.potentials.network import AtLevel
+from energyppl.schedule import whole_levels
 
 __all__ = ["EBM"]
 
@@ -68,7 +69,7 @@ class EBM(OneEnergy, EnergyModel):
 
     def potential(self, level: int | Tensor = 0) -> AtLevel:
         """Return the energy in standardized coordinates; there is only level 0."""
-        level = torch.as_tensor(level, device=self.loc.device)
+        level = whole_levels(level).to(self.loc.device)
         if bool((level != 0).any()):
             raise InvalidInput(f"an EBM has level 0 only; got {level.tolist()}: RecoveryEBM and JointEBM have levels")
         return AtLevel(self._network(), level, self.event_shape)

@@ -55,7 +55,9 @@ class JointEBM(LevelEnergies):
     ) -> None:
         shape = check_parts(net, schedule, event_shape)
         levels = schedule.levels + 1
-        super().__init__(_WithOffsets(net, levels, shape), schedule, shape, kernel or MALA(0.1), levels)
+        super().__init__(
+            _WithOffsets(net, levels, shape), schedule, shape, MALA(0.1) if kernel is None else kernel, levels
+        )
 
     def level_energies(self, x: Tensor) -> Tensor:
         """U(x, t) of points in data coordinates at every level, ``(*batch, *event)`` to ``(*batch, levels)``, nats."""

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
-from energyppl._checks import check_data, check_event, check_shape, shape_text
+from energyppl._checks import check_count, check_data, check_event, check_shape, checked, shape_text
 from energyppl.distributions import RecoveryDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
@@ -73,7 +73,7 @@ class RecoveryEBM(LevelEnergies):
     ) -> None:
         few = math.prod(event_shape_of(net, event_shape)) <= _FEW_DIMENSIONS
         default = CrankNicolson() if few else CrankNicolsonLangevin()
-        super().__init__(net, schedule, event_shape, kernel or default)
+        super().__init__(net, schedule, event_shape, default if kernel is None else kernel)
         check_initializer(initializer, self)
         self.initializer = None if initializer is None else initializer.to(self.loc)
 
@@ -98,6 +98,7 @@ class RecoveryEBM(LevelEnergies):
         """
         return _ClassView(self, check_label(self.net, label, guidance), guidance)
 
+    @checked
     def recovery(
         self, noisy: Tensor, level: int | Tensor, *, steps: int = 40, contrastive: bool = False
     ) -> RecoveryDistribution:
@@ -111,6 +112,7 @@ class RecoveryEBM(LevelEnergies):
                 recovery likelihood, its log Z being that of ``steps`` steps from the value.  Without it ``log_prob``
                 refuses and ``unnormalized()`` is the way.
         """
+        check_count("steps", steps)
         noisy = check_event("noisy", noisy, self.event_shape).to(self.loc)
         self.schedule.check_level(level)
         level = torch.as_tensor(level, device=noisy.device)
@@ -169,6 +171,7 @@ class RecoveryEBM(LevelEnergies):
         options = {"level": level, "steps": steps, "denoise": denoise, "micro_batch": micro_batch}
         return self.loc + self.scale * self.generate(sample_shape, **options).x  # type: ignore[arg-type]
 
+    @checked
     def generate(
         self,
         sample_shape: int | Sequence[int] = (),
@@ -183,6 +186,7 @@ class RecoveryEBM(LevelEnergies):
         shape = check_shape("sample_shape", sample_shape)
         return generate(self, shape, steps=steps, last=level, denoise=denoise, micro_batch=micro_batch)
 
+    @checked
     def tune(self, data: Tensor, kernel: TunableKernel | None = None, *, steps: int = 100) -> LevelTuning:
         """Give the chains another kernel, or the same anew, with a step size tuned at every level.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, check_fields, check_positive
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel, casting, check_force_dtype
 from energyppl.inference.levels.contract import LevelModel
@@ -74,6 +74,8 @@ class RecoveryLikelihood:
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_positive("adaptation_rate", self.adaptation_rate)
         check_count("steps", self.steps)
         check_force_dtype(self.autocast, "autocast")
         check_fraction("level0_fraction", self.level0_fraction)

@@ -16,7 +16,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import check_count, check_fields, check_positive
 from energyppl.autodiff.gradient import gradient_only
 from energyppl.autodiff.structure import Snapshot
 from energyppl.errors import InvalidInput
@@ -44,6 +44,10 @@ class ExactScoreMatching:
     """
 
     level: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_count("level", self.level, at_least=0)
 
     def init(self, model: EnergyModel) -> nn.Module:
         """Make an empty state: nothing is learned beside the model's weights."""
@@ -90,6 +94,8 @@ class SlicedScoreMatching:
     level: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_count("level", self.level, at_least=0)
         check_count("projections", self.projections)
 
     def init(self, model: EnergyModel) -> nn.Module:
@@ -143,6 +149,8 @@ class DenoisingScoreMatching:
     level: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_count("level", self.level, at_least=0)
         check_positive("sigma", self.sigma)
 
     def init(self, model: EnergyModel) -> nn.Module:

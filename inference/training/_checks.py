@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_data, shape_text
+from energyppl._checks import check_data, check_kind, shape_text
 from energyppl.errors import CheckpointError, InvalidInput
 from energyppl.inference.objectives.contract import Objective, Paced
 
@@ -66,7 +66,10 @@ def split_rows(model: nn.Module, data: Tensor, labels: Tensor | None, held_out: 
     check_data("data", data, data.shape[1:] if event_shape is None else event_shape, at_least=least)
     like = next(model.parameters())
     data = data.detach().to(like)
-    labels = _require_no_classes(model) if labels is None else check_labels(model, data, labels)
+    if labels is None:
+        _require_no_classes(model)
+    else:
+        labels = check_labels(model, data, labels)
     if held_out is None:
         # Always the same split, so that a continued run has the same rows.
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
@@ -91,6 +94,7 @@ def move_to(model: nn.Module, device: str | torch.device) -> None:
     Raises:
         InvalidInput: if there is no such device here.
     """
+    check_kind("device", device, str | int | torch.device)
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA

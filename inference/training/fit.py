@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from energyppl._checks import check_between, check_count, check_number, check_positive
+from energyppl._checks import check_between, check_count, check_flag, check_number, check_positive
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged
 from energyppl.inference.objectives.contract import Loss, Objective, describe
@@ -328,6 +328,7 @@ def fit(
         if options is not None:
             raise InvalidInput(f"pass steps or options; got both: put steps={steps!r} into the TrainingOptions")
         options = TrainingOptions(steps=steps)
+    check_flag("progress", progress)
     check_trainable(model)
     if device is not None:
         move_to(model, device)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, check_number, check_positive, check_shape
+from energyppl._checks import check_count, check_number, check_positive, check_shape, checked
 from energyppl.errors import InvalidInput
 from energyppl.models.networks.conditioning import LogSNRConditioning, class_rows
 from energyppl.models.networks.fourier import axis_frequencies, feature_layers, random_frequencies, through_layers
@@ -53,6 +53,7 @@ class MLPEnergy(Rebuildable, nn.Module):
     torch.Size([5])
     """
 
+    @checked
     def __init__(
         self,
         event_shape: int | Sequence[int],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, check_shape
+from energyppl._checks import check_count, check_shape, checked
 from energyppl.models.networks.conditioning import ConditionTable, batch_shape
 from energyppl.models.networks.fourier import feature_layers, random_frequencies, through_layers
 from energyppl.models.networks.recipe import Rebuildable
@@ -39,6 +39,7 @@ class MLPInitializer(Rebuildable, nn.Module):
 
     frequencies: Tensor
 
+    @checked
     def __init__(
         self,
         event_shape: int | Sequence[int],
