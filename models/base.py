@@ -16,6 +16,7 @@ from energyppl.inference.normalizing.log_normalizer import Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
+from energyppl.models._scaling import robust_scaling
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
 
@@ -53,6 +54,9 @@ class EnergyModel(nn.Module):
     def standardize(self, data: Tensor, *, isotropic: bool = False) -> None:
         """Set ``loc`` and ``scale`` to the mean and standard deviation of each coordinate of ``data``, ``(n, *event)``.
 
+        Where a few rows rule a coordinate, so that its standard deviation is beyond ten times what the central 95 %
+        of rows say, the median and their width take its place, with a warning that names it.
+
         ``fit`` does so once, unless you have; with ``isotropic`` all coordinates share one scale, so that some may be
         constant, as the edges of images are: level 0 has noise of its own.
 
@@ -73,7 +77,10 @@ class EnergyModel(nn.Module):
             )
         if not isotropic and len(self.event_shape) == 1:
             _require_different(((rows - rows.mean(0)) / scale).float())
-        self.loc.copy_(rows.mean(0))
+        loc = rows.mean(0)
+        if not isotropic:
+            loc, scale = robust_scaling(rows, loc, scale)
+        self.loc.copy_(loc)
         self.scale.copy_(scale.square().mean().sqrt() if isotropic else scale)
         self.is_standardized.fill_(True)
 

@@ -27,6 +27,7 @@ from energyppl.data.tables import Table, dequantize, read_table, requantize, req
 from energyppl.errors import CheckpointError, EnergyPPLError, InvalidInput, TrainingDiverged
 from energyppl.inference.training.fit import TrainingOptions, fit
 from energyppl.models import MLPEnergy, RecoveryEBM
+from energyppl.models._scaling import robust_scaling
 from energyppl.schedule import NoiseSchedule
 
 __all__ = [
@@ -155,6 +156,8 @@ def _prepare(table: Table) -> _Prepared:
         if bad.any():
             names = ", ".join(repr(name) for name, is_bad in zip(table.columns, bad, strict=True) if is_bad)
             raise InvalidInput(f"every column of {table.source} must {what}; {names} doesn't: drop or rescale it")
+    robust = robust_scaling(torch.as_tensor(spread[rows]), torch.as_tensor(loc), torch.as_tensor(scale), table.columns)
+    loc, scale = (value.numpy() for value in robust)
     return _Prepared(torch.as_tensor((spread - loc) / scale, dtype=torch.float32), loc, scale, rows, held_out)
 
 

@@ -280,6 +280,8 @@ class Training:
         load_adam(self._optimizer, state["optimizer"])
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        if not (math.isfinite(state["gap"]) and isinstance(state["stopped"], str)):
+            raise ValueError("the energy gap is not finite, or the reason of the end no text")
         self._gap = float(state["gap"])
         self.records = [Record(*row) for row in state["records"]]
         self.stopped = state["stopped"]
