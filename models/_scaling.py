@@ -18,7 +18,8 @@ def robust_scaling(
     """Replace mean and standard deviation by the median and the central 95 % where a few rows rule them.
 
     A coordinate is one of those where the standard deviation is above ten times the width of the central 95 % of rows
-    / 3.92, which are equal for a Gaussian (quartiles would miss a mode of a tenth of the rows): one cell of 1e8 would make all other rows one point in float32.
+    / 3.92, which are equal for a Gaussian (quartiles would miss a mode of a tenth of the rows): one cell of 1e8 would
+    make all other rows one point in float32.
 
     Args:
         rows: ``(n, *event)``, float64.
@@ -39,8 +40,8 @@ def robust_scaling(
     named = ", ".join(repr(names[i]) if names is not None else str(i) for i in places[:20])
     warnings.warn(
         f"a few rows rule the standard deviation of coordinate(s) {named}, which is more than {_HEAVY:.0f} times what "
-        "the central 95 % of the rows say: median and that width standardize them instead. Look for wrong cells there, or take the "
-        "logarithm of a positive column",
+        "the central 95 % of the rows say: their median and width standardize them instead. Look for wrong cells "
+        "there, or take the logarithm of a positive column",
         stacklevel=3,
     )
     return torch.where(heavy, middle, loc), torch.where(heavy, width, scale)

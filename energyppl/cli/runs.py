@@ -180,14 +180,16 @@ def _train(table: Table, prepared: _Prepared, run: Path, settings: Settings, pro
         write_json(run / "run.json", record)
     began = time.perf_counter()
     try:
-        history = fit(
-            ebm,
-            prepared.standard[prepared.rows],
-            held_out=prepared.standard[prepared.held_out],
-            options=_options(settings),
-            checkpoint=checkpoint,
-            progress=progress,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "a few rows rule")  # which was said by the column's name
+            history = fit(
+                ebm,
+                prepared.standard[prepared.rows],
+                held_out=prepared.standard[prepared.held_out],
+                options=_options(settings),
+                checkpoint=checkpoint,
+                progress=progress,
+            )
     except TrainingDiverged as error:
         write_json(run / "run.json", {**record, "status": f"diverged: {error}"})
         raise
