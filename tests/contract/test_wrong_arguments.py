@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import energyppl as ep
-from tests.support.fuzz import TABLES, WRONG, Case, cases
+from tests.support.fuzz import TABLES
+from tests.support.wrong_values import WRONG, Case, cases
 
 _SECONDS = 10.0  # for one call, which takes milliseconds
 
