@@ -127,8 +127,9 @@ def test_training_by_one_then_another_is_the_other_from_its_weights(kind: str, f
     list(run)
     run.finish()
     fresh: Any = MODELS[kind]()
-    for name, ours in fresh.named_parameters():
-        ours.data.copy_(dict(run.model.named_parameters())[name])
+    for part in ("net", "initializer"):  # whose features are buffers
+        if getattr(fresh, part, None) is not None:
+            getattr(fresh, part).load_state_dict(getattr(run.model, part).state_dict())
     for name in ("loc", "scale", "is_standardized"):
         getattr(fresh, name).copy_(getattr(run.model, name))
     ends: list[Tensor] = []
