@@ -1,9 +1,13 @@
 """Input checks, made once where a value enters; an error is one sentence: what was expected, what came, what to do."""
 
+import dataclasses
+import functools
+import inspect
 import math
 import numbers
-from collections.abc import Sequence
-from typing import TypeGuard
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +21,14 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def check_shape(name: str, value: object) -> torch.Size:
-    """Require a shape, a sequence of whole numbers that are not negative, and return it."""
+    """Require a shape, a sequence of whole numbers that are not negative, and return it; a number n means ``(n,)``."""
+    sizes = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
     try:
-        shape = torch.Size(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidInput(f"{name} must be a tuple such as (2,); got {value!r}") from None
-    if isinstance(value, str) or any(size < 0 for size in shape):
-        raise InvalidInput(f"{name} must be a tuple such as (2,) without negative sizes; got {value!r}")
+        shape = torch.Size(sizes)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise InvalidInput(f"{name} must be a tuple such as (2,); got {_brief(value)}") from None
+    if isinstance(value, (str, bytes, dict)) or any(size < 0 for size in shape):
+        raise InvalidInput(f"{name} must be a tuple such as (2,) without negative sizes; got {_brief(value)}")
     return shape
 
 
@@ -117,6 +122,13 @@ def check_flag(name: str, value: object) -> None:
         raise InvalidInput(f"{name} must be True or False; got {_brief(value)}")
 
 
+def check_finite(name: str, value: Tensor) -> None:
+    """Require a real floating-point tensor without NaN or infinity."""
+    check_event(name, value, ())
+    if not bool(torch.isfinite(value).all()):
+        raise InvalidInput(f"{name} must be finite; got NaN or infinity in {_brief(value)}: drop or impute those")
+
+
 def check_whole(name: str, value: Tensor) -> None:
     """Require a tensor of whole numbers."""
     if not isinstance(value, Tensor):
@@ -136,3 +148,110 @@ def _brief(value: object) -> str:
         return f"a tensor of shape {shape_text(value.shape)}"
     text = repr(value)
     return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
+
+
+# --- Arguments of the kinds that a signature declares ---
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def checked(function: _Function) -> _Function:
+    """Make a public function require arguments of the kinds that its signature declares, in one sentence each."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        hints = _hints(function)
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            kind = signature.parameters[name].kind
+            if name in hints and kind is not inspect.Parameter.VAR_POSITIONAL:
+                check_kind(name, value, hints[name])
+        return function(*args, **kwargs)
+
+    return cast(_Function, call)
+
+
+def check_fields(instance: object) -> None:
+    """Require fields of a dataclass of the kinds that it declares."""
+    owner: Any = type(instance)
+    hints = _hints(owner)
+    for field in dataclasses.fields(instance):  # type: ignore[arg-type]
+        if field.init and (value := getattr(instance, field.name)) is not field.default:
+            check_kind(field.name, value, hints[field.name])
+
+
+def check_kind(name: str, value: object, hint: Any) -> None:
+    """Require a value of a declared kind; NaN is no number.
+
+    Raises:
+        InvalidInput: for another kind.
+    """
+    if not _is_kind(value, hint):
+        raise InvalidInput(f"{name} must be {_kind_text(hint)}; got {_brief(value)}: pass one")
+
+
+@functools.cache
+def _hints(owner: Any) -> dict[str, Any]:
+    return get_type_hints(owner)
+
+
+def _is_kind(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if hint is Any or isinstance(hint, TypeVar):
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_is_kind(value, part) for part in get_args(hint))
+    if hint is None or hint is types.NoneType:
+        return value is None
+    if hint is float:
+        return _is_real(value) and not math.isnan(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is torch.Size:
+        return _is_kind(value, int | Sequence[int])
+    if isinstance(value, type) and hint is not type:
+        return False
+    if origin is Callable:
+        return callable(value)
+    if origin in (Sequence, tuple):
+        item, *more = get_args(hint)
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return False
+        fits = len(value) == 1 + len(more) if origin is tuple and Ellipsis not in more else True
+        return fits and all(_is_kind(v, item) for v in value)
+    if getattr(hint, "_is_protocol", False):
+        return all(hasattr(value, member) for member in _members(hint))
+    return isinstance(value, origin or hint)
+
+
+@functools.cache
+def _members(protocol: type) -> tuple[str, ...]:
+    """Return what a protocol asks for."""
+    own = [c for c in protocol.__mro__ if getattr(c, "_is_protocol", False) and c.__name__ != "Protocol"]
+    names = {n for c in own for n in (*vars(c), *vars(c).get("__annotations__", ()))}
+    return tuple(n for n in names if n == "__call__" or not n.startswith("_"))
+
+
+_KIND_NAMES: dict[Any, str] = {
+    float: "a number",
+    int: "a whole number",
+    bool: "True or False",
+    str: "a text",
+    Tensor: "a torch tensor",
+    torch.Size: "a tuple such as (2,)",
+    type(None): "None",
+}
+
+
+def _kind_text(hint: Any) -> str:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_kind_text(part) for part in parts))
+    if hint in _KIND_NAMES:
+        return _KIND_NAMES[hint]
+    if origin is Callable:
+        return "a function"
+    if origin in (Sequence, tuple):
+        return f"a sequence, each {_kind_text(parts[0])}"
+    name = getattr(origin or hint, "__name__", str(hint))
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

@@ -24,6 +24,7 @@ from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.potentials.algebra import Potential, RecoveryPotential, append_dims, as_potential, can_expand
 from energyppl.potentials.constrained import Constrained, constrain, contains, of_event_dim, unconstrain
+from energyppl.potentials.points import dtype_of
 
 __all__ = ["EnergyDistribution", "LogZ", "RecoveryDistribution", "Sampler"]
 
@@ -59,7 +60,7 @@ class EnergyDistribution(dist.TorchDistribution):
         log_normalizer: log Z in nats: a number, a ``LogNormalizer``, a tensor that broadcasts to ``batch_shape``, or a
             :class:`LogZ` while parameters are being learned; without one ``log_prob`` refuses.
         batch_shape: shape of the batch of independent distributions.
-        like: a tensor whose dtype and device draws take; torch's default dtype and the potential's device otherwise.
+        like: a tensor whose dtype and device draws take; the potential's own otherwise.
         support: where the density is not zero, such as ``constraints.positive``; outside of it the energy is infinite
             whatever the potential says.  All real points if None.
 
@@ -67,6 +68,8 @@ class EnergyDistribution(dist.TorchDistribution):
         InvalidInput: for an argument of another kind, or a support that does not fit the event shape.
 
     Example:
+        >>> import math
+        >>> import math
         >>> half_normal = ep.EnergyDistribution(
         ...     ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (1,)),
         ...     log_normalizer=0.5 * math.log(math.pi / 2),
@@ -108,8 +111,10 @@ class EnergyDistribution(dist.TorchDistribution):
 
     @property
     def like(self) -> Tensor:
-        """A tensor with the dtype and device of the draws."""
-        return self._like.to(self.device)
+        """A tensor with the dtype and device of the draws: those that were given, or else the potential's own."""
+        if self._dtype is not None:
+            return self._like
+        return self._like.to(dtype=dtype_of(self.potential), device=self.device)
 
     @property
     def device(self) -> torch.device | None:
@@ -227,7 +232,7 @@ class EnergyDistribution(dist.TorchDistribution):
         """Return the same distribution with log Z = 0, which is right where a constant factor cancels, as in MCMC."""
         return self._copy(self.batch_shape, log_normalizer=0.0)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def sample(self, sample_shape: int | Sequence[int] = ()) -> Tensor:
         """Draw points of shape ``(*sample_shape, *batch_shape, *event_shape)``.
 
         Raises:
@@ -268,12 +273,12 @@ class EnergyDistribution(dist.TorchDistribution):
 
 def _check_parts(sampler: object, like: object, support: object) -> None:
     """Require what is given to be a function, a tensor and a constraint."""
-    if sampler is not None and not callable(sampler):
+    if sampler is not None and (isinstance(sampler, type) or not callable(sampler)):
         raise InvalidInput(
             f"sampler must map (potential, shape, like) to draws; got {type(sampler).__name__}: pass "
             "sampling.MarkovSampler(kernel, steps)"
         )
-    if like is not None and not isinstance(like, Tensor):
+    if like is not None and not (isinstance(like, Tensor) and like.dtype.is_floating_point):
         raise InvalidInput(f"like must be a tensor; got {type(like).__name__}: pass one of the draws' dtype")
     if support is not None and not isinstance(support, constraints.Constraint):
         raise InvalidInput(
@@ -292,8 +297,14 @@ def _checked_log_z(log_z: Any) -> Any:
             f"log_normalizer must be a number in nats, a tensor, a LogNormalizer or a function; got {log_z!r}: "
             "estimate it by energyppl.log_normalizer, or learn with objectives.Contrastive(kernel)"
         )
+    if isinstance(log_z, Tensor) and not log_z.dtype.is_floating_point:
+        raise InvalidInput(f"log_normalizer must be floating point; got {log_z.dtype}: call .float() on it")
     if is_number and math.isnan(log_z):
         raise InvalidInput("log_normalizer must be a number; got NaN: estimate it by energyppl.log_normalizer")
+    if is_number and math.isinf(log_z):
+        raise InvalidInput(
+            f"log_normalizer must be finite; got {log_z}: an energy with an infinite integral has no density"
+        )
     return log_z
 
 

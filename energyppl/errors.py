@@ -6,7 +6,10 @@ Messages say what was expected, what came, and what to do.
 
 
 class EnergyPPLError(Exception):
-    """Anything that energyppl raises on purpose."""
+    """Anything that energyppl raises on purpose; its message is one line, whatever was printed into it."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(" ".join(str(message).split()))
 
 
 class InvalidInput(EnergyPPLError, ValueError):

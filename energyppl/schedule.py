@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_event, check_flag, check_number, check_positive, shape_text
+from energyppl._checks import check_count, check_event, check_flag, check_number, check_positive, checked, shape_text
 from energyppl.errors import InvalidInput
 
-__all__ = ["NoiseSchedule", "NoisyPair"]
+__all__ = ["NoiseSchedule", "NoisyPair", "whole_levels"]
 
 _MAX_LOG_SNR = 1000.0  # beyond, alpha_bar or sigma_bar is zero in float64
 
@@ -25,6 +25,22 @@ class NoisyPair(NamedTuple):
 
     clean: Tensor  # x_t, (*batch, *event)
     noisy: Tensor  # x_{t+1}, (*batch, *event)
+
+
+def whole_levels(level: object) -> Tensor:
+    """Require levels to be whole numbers, and return them as a tensor.
+
+    Raises:
+        InvalidInput: for anything else.
+    """
+    try:
+        value = torch.as_tensor(level)
+    except (TypeError, ValueError, RuntimeError) as error:
+        came = type(level).__name__ if "\n" in repr(level) else repr(level)
+        raise InvalidInput(f"level must be a whole number or a tensor of them; got {came}") from error
+    if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
+        raise InvalidInput(f"level must be a whole number; got {value.dtype}: use an int, or .long()")
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,13 +231,8 @@ class NoiseSchedule:
         Raises:
             InvalidInput: for others.
         """
-        try:
-            value = torch.as_tensor(level)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InvalidInput(f"level must be a whole number or a tensor of them; got {level!r}") from error
+        value = whole_levels(level)
         top = self.levels if marginal else self.levels - 1
-        if value.dtype.is_floating_point or value.dtype == torch.bool:
-            raise InvalidInput(f"level must be a whole number; got {value.dtype}: use an int, or .long()")
         if value.numel() and not (int(value.min()) >= 0 and int(value.max()) <= top):
             came = int(value) if value.numel() == 1 else f"{int(value.min())} to {int(value.max())}"
             raise InvalidInput(f"level must be between 0 and {top}; got {came}")
@@ -250,6 +261,7 @@ class NoiseSchedule:
         alpha = self.alpha_bar[upper] / self.alpha_bar[level]
         return alpha, (self.sigma_bar[upper] ** 2 - (alpha * self.sigma_bar[level]) ** 2).sqrt()
 
+    @checked
     def pairs(
         self, x0: Tensor, level: int | Tensor, *, upper: int | Tensor | None = None, shared_noise: bool = False
     ) -> NoisyPair:

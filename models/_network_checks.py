@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_whole, shape_text
+from energyppl._checks import check_shape, check_whole, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.schedule import NoiseSchedule
 
@@ -27,7 +27,7 @@ def event_shape_of(net: object, event_shape: Sequence[int] | None) -> torch.Size
     shape = event_shape if event_shape is not None else getattr(net, "event_shape", None)
     if shape is None:
         raise InvalidInput("the network has no event_shape: pass event_shape=(…), the shape of one data point")
-    return torch.Size(shape)
+    return check_shape("event_shape", shape)
 
 
 def check_label(net: nn.Module, label: int | Tensor, guidance: float) -> Tensor:

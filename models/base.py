@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_data, check_event
+from energyppl._checks import check_data, check_event, checked
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.normalizing.log_normalizer import Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
+from energyppl.models._scaling import robust_scaling
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
 
@@ -49,8 +50,12 @@ class EnergyModel(nn.Module):
         self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
         self._annealed: WeightKeyedCache[LogNormalizer] = WeightKeyedCache()
 
+    @checked
     def standardize(self, data: Tensor, *, isotropic: bool = False) -> None:
         """Set ``loc`` and ``scale`` to the mean and standard deviation of each coordinate of ``data``, ``(n, *event)``.
+
+        Where a few rows rule a coordinate, so that its standard deviation is beyond ten times what the central 95 %
+        of rows say, the median and their width take its place, with a warning that names it.
 
         ``fit`` does so once, unless you have; with ``isotropic`` all coordinates share one scale, so that some may be
         constant, as the edges of images are: level 0 has noise of its own.
@@ -72,7 +77,10 @@ class EnergyModel(nn.Module):
             )
         if not isotropic and len(self.event_shape) == 1:
             _require_different(((rows - rows.mean(0)) / scale).float())
-        self.loc.copy_(rows.mean(0))
+        loc = rows.mean(0)
+        if not isotropic:
+            loc, scale = robust_scaling(rows, loc, scale)
+        self.loc.copy_(loc)
         self.scale.copy_(scale.square().mean().sqrt() if isotropic else scale)
         self.is_standardized.fill_(True)
 
@@ -92,7 +100,7 @@ class EnergyModel(nn.Module):
         """Return the energy at a level, in standardized coordinates."""
         raise NotImplementedError
 
-    def sample(self, sample_shape: Sequence[int] = (), *, level: int = 0) -> Tensor:
+    def sample(self, sample_shape: int | Sequence[int] = (), *, level: int = 0) -> Tensor:
         """Return samples of a level, ``(*sample_shape, *event)``, in data coordinates."""
         raise NotImplementedError
 

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_positive, shape_text
+from energyppl._checks import check_positive, checked, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.models.recovery import RecoveryEBM, RecoveryView
 from energyppl.potentials.algebra import Potential, Scaled, Sum
@@ -20,6 +20,7 @@ from energyppl.potentials.composed import LogSumExp, Measured, Standardized
 __all__ = ["LinearMeasurement", "measured", "mixture", "product"]
 
 
+@checked
 def product(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> RecoveryEBM:
     """Multiply experts, ``Π p_i^{w_i}`` at every level; a negative weight is a negation (Du, Li & Mordatch 2020).
 
@@ -38,6 +39,7 @@ def product(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> Recov
     return _Product(ebms, factors)
 
 
+@checked
 def mixture(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> RecoveryEBM:
     """Unite densities, ``Σ w_i exp(−U_i)`` at every level.
 
@@ -74,6 +76,7 @@ class LinearMeasurement(nn.Module):
     matrix: Tensor
     observed: Tensor
 
+    @checked
     def __init__(self, matrix: Tensor, observed: Tensor, noise: float = 0.0) -> None:
         super().__init__()
         if matrix.dim() != 2 or observed.shape != matrix.shape[:1]:
@@ -111,6 +114,7 @@ class LinearMeasurement(nn.Module):
         return cls(rows, image[seen], noise)
 
 
+@checked
 def measured(ebm: RecoveryEBM, measurement: LinearMeasurement) -> RecoveryEBM:
     """Condition a model on a linear measurement; at level 0 the posterior is exact.
 

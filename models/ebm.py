@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, check_shape
 from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation.warmup import adapt
 from energyppl.inference.kernels.contract import TunableKernel
@@ -18,6 +18,7 @@ from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import OneEnergy, event_shape_of
 from energyppl.models.base import EnergyModel
 from energyppl.potentials.network import AtLevel
+from energyppl.schedule import whole_levels
 
 __all__ = ["EBM"]
 
@@ -68,12 +69,12 @@ class EBM(OneEnergy, EnergyModel):
 
     def potential(self, level: int | Tensor = 0) -> AtLevel:
         """Return the energy in standardized coordinates; there is only level 0."""
-        level = torch.as_tensor(level, device=self.loc.device)
+        level = whole_levels(level).to(self.loc.device)
         if bool((level != 0).any()):
             raise InvalidInput(f"an EBM has level 0 only; got {level.tolist()}: RecoveryEBM and JointEBM have levels")
         return AtLevel(self._network(), level, self.event_shape)
 
-    def sample(self, sample_shape: Sequence[int] = (), *, level: int = 0, steps: int = 1000) -> Tensor:
+    def sample(self, sample_shape: int | Sequence[int] = (), *, level: int = 0, steps: int = 1000) -> Tensor:
         """Return the ends of chains from N(0, I), ``(*sample_shape, *event)``: samples, if the chains are long enough.
 
         Args:
@@ -82,7 +83,7 @@ class EBM(OneEnergy, EnergyModel):
             steps: of each chain, the kernel's step size tuned on the way.
         """
         check_count("steps", steps)
-        shape, potential = torch.Size(sample_shape), self.potential(level)
+        shape, potential = check_shape("sample_shape", sample_shape), self.potential(level)
         start = torch.randn(max(1, shape.numel()), *self.event_shape).to(self.loc)
         x = adapt(self.kernel, potential, start, steps).state.x[: shape.numel()]
         return self.from_unit(x.reshape(*shape, *self.event_shape))

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, check_event
+from energyppl._checks import check_count, check_event, check_shape
 from energyppl.distributions import EnergyDistribution
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.langevin import MALA
@@ -55,7 +55,9 @@ class JointEBM(LevelEnergies):
     ) -> None:
         shape = check_parts(net, schedule, event_shape)
         levels = schedule.levels + 1
-        super().__init__(_WithOffsets(net, levels, shape), schedule, shape, kernel or MALA(0.1), levels)
+        super().__init__(
+            _WithOffsets(net, levels, shape), schedule, shape, MALA(0.1) if kernel is None else kernel, levels
+        )
 
     def level_energies(self, x: Tensor) -> Tensor:
         """U(x, t) of points in data coordinates at every level, ``(*batch, *event)`` to ``(*batch, levels)``, nats."""
@@ -70,7 +72,7 @@ class JointEBM(LevelEnergies):
 
     def sample(
         self,
-        sample_shape: Sequence[int] = (),
+        sample_shape: int | Sequence[int] = (),
         *,
         level: int = 0,
         visits: int = 10,
@@ -92,7 +94,7 @@ class JointEBM(LevelEnergies):
         for name, value in (("visits", visits), ("num_steps", num_steps), ("max_sweeps", max_sweeps)):
             check_count(name, value)
         self.schedule.check_level(level, marginal=True)
-        shape = torch.Size(sample_shape)
+        shape = check_shape("sample_shape", sample_shape)
         x = torch.randn(max(1, shape.numel()), *self.event_shape).to(self.loc)
         t = torch.full((len(x),), self.levels - 1, device=x.device)
         kept, seen = x.clone(), torch.zeros_like(t)

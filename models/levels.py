@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_event
+from energyppl._checks import check_event, shape_text
+from energyppl.errors import CheckpointError
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.normalizing.levels import anneal_through_levels
@@ -18,6 +19,7 @@ from energyppl.potentials.composed import Standardized
 from energyppl.potentials.network import AtLevel
 from energyppl.schedule import NoiseSchedule
 
+_SCHEDULE = "schedule"  # in a state dict: alpha_bar and sigma_bar
 _MAX_LOG_SNR = 20.0  # of a level without noise, for networks that are told the log-SNR
 
 
@@ -115,8 +117,58 @@ class LevelEnergies(EnergyModel):
         log_snr = self._trial.log_snr
         return self.net, self._trial.each, None if log_snr is None else log_snr.to(self.loc)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Numbers in float64 and no buffer, which .half() would round.
+        destination[prefix + _SCHEDULE] = _marginals(self.schedule)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *lists: list[str],
+    ) -> None:
+        theirs = state_dict.pop(prefix + _SCHEDULE, None)  # of torch's own copy of the caller's
+        if theirs is not None:
+            _require_same_schedule(theirs, self.schedule)
+        elif strict:
+            missing_keys.append(prefix + _SCHEDULE)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *lists)
+
     def _anneal(self, level: int, **options: Any) -> LogNormalizer:
         # Annealing runs in coordinates of unit variance at every level.
         std = [float(s) for s in self.schedule.marginal_std]
         stops = [Standardized(self.potential(t), 0.0, 1.0 / std[t]) for t in range(level, self.levels)]
         return anneal_through_levels(self, level, stops, std[level], **options)
+
+
+def _marginals(schedule: NoiseSchedule) -> Tensor:
+    """Return a schedule's ``alpha_bar`` and ``sigma_bar``, ``(2, levels + 1)``, float64."""
+    return torch.stack([schedule.alpha_bar, schedule.sigma_bar]).double()
+
+
+def _require_same_schedule(theirs: object, schedule: NoiseSchedule) -> None:
+    """Require the schedule that weights were trained with: with another one they answer about other noise levels.
+
+    Raises:
+        CheckpointError: for another one.
+    """
+    ours = _marginals(schedule)
+    if not isinstance(theirs, Tensor):
+        raise CheckpointError(f"the state dict's schedule must be a tensor; got {type(theirs).__name__}: save it again")
+    their = theirs.detach().cpu().double()
+    if their.shape == ours.shape and torch.allclose(their, ours, rtol=1e-6, atol=1e-12):
+        return
+    if their.shape != ours.shape:
+        what = f"{their.shape[-1] - 1} levels, not {schedule.levels}" if their.dim() == 2 else shape_text(their.shape)
+    else:
+        place = int((their - ours).abs().amax(0).argmax())
+        was, now = (f"alpha_bar {m[0, place]:.6g}, sigma_bar {m[1, place]:.6g}" for m in (their, ours))
+        what = f"at level {place} {was}, not {now}"
+    raise CheckpointError(
+        f"these weights were trained with another noise schedule ({what}): build the model with that schedule, or load "
+        "the network alone by ebm.net.load_state_dict(…)"
+    )

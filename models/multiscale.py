@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_event, check_positive
+from energyppl._checks import check_event, check_kind, check_positive, check_shape, checked
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import ChainWarning, InvalidInput, NotNormalized
 from energyppl.inference.levels.annealed_langevin import (
@@ -23,6 +23,7 @@ from energyppl.models._network_checks import OneEnergy, event_shape_of
 from energyppl.models.base import EnergyModel
 from energyppl.potentials.algebra import Potential, Scaled
 from energyppl.potentials.network import AtLevel
+from energyppl.schedule import whole_levels
 
 __all__ = ["MultiscaleEBM"]
 
@@ -86,6 +87,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         """σ0, the noise of temperature 1; part of the state dict, since the same network with another is another U."""
         return self._base_sigma
 
+    @checked
     def standardize(self, data: Tensor, *, isotropic: bool = True) -> None:
         """As :meth:`EnergyModel.standardize`, with one scale for all coordinates, as the noise has, unless told not to.
 
@@ -101,7 +103,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         Its samples at temperature σ²/σ0² are data with noise σ in high dimension.  It is not −log p in low dimension,
         and nowhere the density of clean data: don't compare likelihoods by it.
         """
-        level = torch.as_tensor(level, device=self.loc.device)
+        level = whole_levels(level).to(self.loc.device)
         if bool((level != 0).any()):
             raise InvalidInput(
                 f"a MultiscaleEBM is not told the noise and has level 0 only; got {level.tolist()}: RecoveryEBM and "
@@ -109,9 +111,10 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
             )
         return Scaled(AtLevel(self._network(), level, self.event_shape), self._factor)
 
+    @checked
     def sample(
         self,
-        sample_shape: Sequence[int] = (),
+        sample_shape: int | Sequence[int] = (),
         *,
         level: int = 0,
         schedule: TemperatureSchedule | None = None,
@@ -131,8 +134,8 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
             force_dtype: arithmetic of the network, ``torch.bfloat16`` for large ones.
         """
         self.potential(level)  # which checks the level
-        schedule = self._schedule(schedule)
-        start = self.base_sigma * schedule.start**0.5 * torch.randn(*sample_shape, *self.event_shape).to(self.loc)
+        shape, schedule = check_shape("sample_shape", sample_shape), self._schedule(schedule)
+        start = self.base_sigma * schedule.start**0.5 * torch.randn(*shape, *self.event_shape).to(self.loc)
         return self._anneal_from(start, schedule, step_size, denoise, force_dtype)
 
     def inpaint(
@@ -253,6 +256,7 @@ def _refuse(*_: object) -> NoReturn:
 
 def _checked_sigmas(sigmas: Sequence[float] | Tensor, base_sigma: float) -> Tensor:
     """The noise levels as a tensor, checked."""
+    check_kind("sigmas", sigmas, Sequence[float] | Tensor)
     levels = torch.as_tensor(sigmas, dtype=torch.float64)
     if levels.dim() != 1 or len(levels) < 2:
         raise InvalidInput(

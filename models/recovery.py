@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
-from energyppl._checks import check_data, check_event, shape_text
+from energyppl._checks import check_count, check_data, check_event, check_shape, checked, shape_text
 from energyppl.distributions import RecoveryDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
@@ -24,7 +24,7 @@ from energyppl.inference.objectives.level_score_matching import LevelScoreMatchi
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.sampling.run_chain import run_chain
 from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
-from energyppl.models._network_checks import check_label
+from energyppl.models._network_checks import check_label, event_shape_of
 from energyppl.models.base import called_sentence
 from energyppl.models.levels import LevelEnergies
 from energyppl.potentials.algebra import Potential
@@ -72,9 +72,9 @@ class RecoveryEBM(LevelEnergies):
         kernel: TunableKernel | None = None,
         initializer: nn.Module | None = None,
     ) -> None:
-        few = math.prod(torch.Size(event_shape or getattr(net, "event_shape", None) or ())) <= _FEW_DIMENSIONS
+        few = math.prod(event_shape_of(net, event_shape)) <= _FEW_DIMENSIONS
         default = CrankNicolson() if few else CrankNicolsonLangevin()
-        super().__init__(net, schedule, event_shape, kernel or default)
+        super().__init__(net, schedule, event_shape, default if kernel is None else kernel)
         check_initializer(initializer, self)
         self.initializer = None if initializer is None else initializer.to(self.loc)
 
@@ -99,6 +99,7 @@ class RecoveryEBM(LevelEnergies):
         """
         return _ClassView(self, check_label(self.net, label, guidance), guidance)
 
+    @checked
     def recovery(
         self, noisy: Tensor, level: int | Tensor, *, steps: int = 40, contrastive: bool = False
     ) -> RecoveryDistribution:
@@ -112,6 +113,7 @@ class RecoveryEBM(LevelEnergies):
                 recovery likelihood, its log Z being that of ``steps`` steps from the value.  Without it ``log_prob``
                 refuses and ``unnormalized()`` is the way.
         """
+        check_count("steps", steps)
         noisy = check_event("noisy", noisy, self.event_shape).to(self.loc)
         self.schedule.check_level(level)
         level = torch.as_tensor(level, device=noisy.device)
@@ -151,7 +153,7 @@ class RecoveryEBM(LevelEnergies):
 
     def sample(
         self,
-        sample_shape: Sequence[int] = (),
+        sample_shape: int | Sequence[int] = (),
         *,
         level: int = 0,
         steps: int = 80,
@@ -170,9 +172,10 @@ class RecoveryEBM(LevelEnergies):
         options = {"level": level, "steps": steps, "denoise": denoise, "micro_batch": micro_batch}
         return self.loc + self.scale * self.generate(sample_shape, **options).x  # type: ignore[arg-type]
 
+    @checked
     def generate(
         self,
-        sample_shape: Sequence[int] = (),
+        sample_shape: int | Sequence[int] = (),
         *,
         level: int = 0,
         steps: int = 80,
@@ -181,9 +184,10 @@ class RecoveryEBM(LevelEnergies):
     ) -> Generation:
         """Sample as :meth:`sample` does, with the path from noise and acceptances, in standardized coordinates."""
         self.schedule.check_level(level)
-        shape = torch.Size(sample_shape)
+        shape = check_shape("sample_shape", sample_shape)
         return generate(self, shape, steps=steps, last=level, denoise=denoise, micro_batch=micro_batch)
 
+    @checked
     def tune(self, data: Tensor, kernel: TunableKernel | None = None, *, steps: int = 100) -> LevelTuning:
         """Give the chains another kernel, or the same anew, with a step size tuned at every level.
 
@@ -216,7 +220,7 @@ class RecoveryEBM(LevelEnergies):
 
         Each row is noised to a level and once more; the first is observed given the second, at the site ``clean`` in
         standardized coordinates of x_t.  The objective's level tie is a factor, ``level_tie``.  Use it with an empty
-        guide, and call :meth:`standardize` first.
+        guide, after :meth:`standardize`.
 
         Args:
             data: rows; a model that is called without them was taken for a distribution, and says so.
@@ -227,6 +231,10 @@ class RecoveryEBM(LevelEnergies):
         if not isinstance(data, Tensor):  # as where pyro.sample draws from what it takes for a distribution
             raise InvalidInput(called_sentence(self))
         data = check_data("data", data, self.event_shape).to(self.loc)
+        if not bool(self.is_standardized):
+            raise InvalidInput(
+                "the model has no coordinates yet: call ebm.standardize(data) once, with all of the data"
+            )
         pyro.module("recovery_ebm", self)
         objective = objective or RecoveryLikelihood()
         pairs = objective.pairs(self, data)

@@ -50,6 +50,11 @@ def energy_and_grad(
     Raises:
         InvalidInput: if the potential returns anything but one number for each point.
     """
+    if isinstance(potential, type) or not callable(potential) or not isinstance(dtype, torch.dtype | None):
+        raise InvalidInput(
+            "potential must map points to energies, and dtype be a torch.dtype or None; got "
+            f"{type(potential).__name__} and {dtype!r}: pass an energy, and torch.bfloat16"
+        )
     energy, grad = evaluate(potential, eager_energy_and_grad if dtype is None else _autocast(dtype), x)
     return energy, grad
 

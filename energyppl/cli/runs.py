@@ -27,6 +27,7 @@ from energyppl.data.tables import Table, dequantize, read_table, requantize, req
 from energyppl.errors import CheckpointError, EnergyPPLError, InvalidInput, TrainingDiverged
 from energyppl.inference.training.fit import TrainingOptions, fit
 from energyppl.models import MLPEnergy, RecoveryEBM
+from energyppl.models._scaling import robust_scaling
 from energyppl.schedule import NoiseSchedule
 
 __all__ = [
@@ -167,6 +168,8 @@ def _prepare(table: Table) -> _Prepared:
         if bad.any():
             names = ", ".join(repr(name) for name, is_bad in zip(table.columns, bad, strict=True) if is_bad)
             raise InvalidInput(f"every column of {table.source} must {what}; {names} doesn't: drop or rescale it")
+    robust = robust_scaling(torch.as_tensor(spread[rows]), torch.as_tensor(loc), torch.as_tensor(scale), table.columns)
+    loc, scale = (value.numpy() for value in robust)
     return _Prepared(torch.as_tensor((spread - loc) / scale, dtype=torch.float32), loc, scale, rows, held_out)
 
 
@@ -190,14 +193,16 @@ def _train(table: Table, prepared: _Prepared, run: Path, settings: Settings, pro
         write_json(run / "run.json", record)
     began = time.perf_counter()
     try:
-        history = fit(
-            ebm,
-            prepared.standard[prepared.rows],
-            held_out=prepared.standard[prepared.held_out],
-            options=_options(settings, len(table.columns)),
-            checkpoint=checkpoint,
-            progress=progress,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "a few rows rule")  # which was said by the column's name
+            history = fit(
+                ebm,
+                prepared.standard[prepared.rows],
+                held_out=prepared.standard[prepared.held_out],
+                options=_options(settings, len(table.columns)),
+                checkpoint=checkpoint,
+                progress=progress,
+            )
     except TrainingDiverged as error:
         write_json(run / "run.json", {**record, "status": f"diverged: {error}"})
         raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_positive, shape_text
+from energyppl._checks import check_count, check_fields, check_positive, shape_text
 from energyppl.errors import InvalidInput
 
 __all__ = ["Grid", "GridOptions"]
@@ -34,6 +34,7 @@ class Grid:
     points: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("low", "high", "points"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not 1 <= len(self.low) <= 2:
@@ -135,6 +136,7 @@ class GridOptions:
     chunk: int = 65_536
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_positive("tolerance", self.tolerance)
         check_count("max_points", self.max_points, at_least=8)
         check_count("chunk", self.chunk)

@@ -5,17 +5,24 @@ import math
 import torch
 from torch import Tensor
 
+from energyppl._checks import check_event, checked, shape_text
+from energyppl.errors import InvalidInput
+
 __all__ = ["pareto_k"]
 
 _EQUAL = 1e-4  # relative spread of the largest weights below which they are the same but for rounding
 
 
+@checked
 def pareto_k(log_weights: Tensor) -> float:
     """Estimate the shape k of the generalized Pareto tail of weights, ``(n,)`` nats (Vehtari et al. 2024, algorithm 1).
 
     Weights have moments below 1/k.  ArviZ has the same (``psislw``); this one needs no ArviZ to be imported, and is
     tested against it.  It is NaN for fewer than 25 weights, for which no tail can be told, and −∞ for equal ones.
     """
+    check_event("log_weights", log_weights, ())
+    if log_weights.dim() != 1:
+        raise InvalidInput(f"log_weights must be (n,); got {shape_text(log_weights.shape)}: flatten them")
     finite = log_weights[torch.isfinite(log_weights)].double()
     tail = min(len(finite) // 5, math.ceil(3 * math.sqrt(len(finite))))
     if tail < 5:

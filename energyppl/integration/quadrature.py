@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_not_model, shape_text
+from energyppl._checks import check_not_model, checked, shape_text
 from energyppl.autodiff.devices import beside
 from energyppl.errors import InvalidInput, QuadratureError
 from energyppl.integration.grid import Grid, GridOptions
@@ -57,6 +57,7 @@ class Quadrature:
         return self.log_density.exp()
 
 
+@checked
 def quadrature(
     potential: Callable[[Tensor], Tensor],
     grid: Grid,
@@ -116,6 +117,7 @@ def quadrature(
     return _summary(grid, log_z, error, log_density, leak, evaluations)
 
 
+@checked
 def expectation(
     function: Callable[[Tensor], Tensor],
     potential: Callable[[Tensor], Tensor],
@@ -151,6 +153,7 @@ def expectation(
     return total
 
 
+@checked
 def kl_divergence(
     log_p: Callable[[Tensor], Tensor],
     log_q: Callable[[Tensor], Tensor],

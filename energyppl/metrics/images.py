@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from energyppl._checks import check_count, check_data, shape_text
+from energyppl._checks import check_count, check_data, checked, shape_text
 from energyppl.errors import InvalidInput
 
 __all__ = [
@@ -60,6 +60,7 @@ class Memorization(NamedTuple):
     share: float  # of the samples no farther than the nearest 1 % of the held-out data
 
 
+@checked
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Compute the squared Fréchet distance of two Gaussians with the samples' moments (Heusel et al. 2017, equation 6).
 
@@ -84,6 +85,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return max(0.0, float((means[0] - means[1]).square().sum() + spread - 2.0 * overlap))
 
 
+@checked
 def kernel_distance(a: Tensor, b: Tensor, *, degree: int = 3) -> KernelDistance:
     """Estimate the squared kernel distance of two samples by KID's unbiased formula (Bińkowski et al. 2018, section 4).
 
@@ -118,6 +120,7 @@ def kernel_distance(a: Tensor, b: Tensor, *, degree: int = 3) -> KernelDistance:
     return KernelDistance(float(value), float(variance.sqrt()))
 
 
+@checked
 def label_balance(labels: Tensor, classes: int, expected: Tensor | None = None) -> LabelBalance:
     """Test whether classes are drawn as often as they should be, by Pearson's χ².
 
@@ -165,6 +168,7 @@ def label_balance(labels: Tensor, classes: int, expected: Tensor | None = None) 
     return LabelBalance(shares, errors, z_scores, p_value)
 
 
+@checked
 def nearest_neighbours(samples: Tensor, training: Tensor, k: int = 1, batch: int = 1024) -> Neighbours:
     """Find the ``k`` nearest training points of each sample in Euclidean distance, in float64.
 
@@ -191,6 +195,7 @@ def nearest_neighbours(samples: Tensor, training: Tensor, k: int = 1, batch: int
     return Neighbours(torch.cat([index for index, _ in found]), torch.cat([distance for _, distance in found]))
 
 
+@checked
 def memorized(samples: Tensor, training: Tensor, held_out: Tensor) -> Memorization:
     """Test whether samples lie nearer to the training data than fresh data do (Meehan et al. 2020).
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_data, shape_text
+from energyppl._checks import check_count, check_data, checked, shape_text
 from energyppl.errors import InvalidInput
 
 __all__ = ["TwoSampleTest", "energy_distance_test"]
@@ -20,6 +20,7 @@ class TwoSampleTest(NamedTuple):
     p_value: float  # share of relabellings at least as far apart, in [1 / (permutations + 1), 1]
 
 
+@checked
 def energy_distance_test(
     x: Tensor, y: Tensor, permutations: int = 500, generator: torch.Generator | None = None
 ) -> TwoSampleTest:

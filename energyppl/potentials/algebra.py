@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from energyppl._checks import check_event, check_not_model, check_positive, check_shape, shape_text
+from energyppl._checks import check_event, check_not_model, check_positive, check_shape, is_number, shape_text
 from energyppl.errors import InvalidInput
 
 __all__ = ["Affine", "Bridge", "Conditioned", "Energy", "Potential", "RecoveryPotential", "Scaled", "Sum"]
@@ -378,9 +378,10 @@ def _weighted(weight: float | Tensor, energy: Tensor) -> Tensor:
 
 def _as_number(name: str, value: object) -> Tensor:
     """Turn a number or tensor of numbers into a tensor."""
-    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+    if isinstance(value, Tensor) and (value.dtype == torch.bool or value.is_complex()):
+        raise InvalidInput(f"{name} must be a number or a tensor of numbers; got {value.dtype}: use real ones")
+    if isinstance(value, bool):
         raise InvalidInput(f"{name} must be a number or a tensor of numbers; got {value}: use 0.0 and 1.0")
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise InvalidInput(f"{name} must be a number or a tensor of numbers; got {value!r}") from None
+    if not (isinstance(value, Tensor) or is_number(value)):
+        raise InvalidInput(f"{name} must be a number or a tensor of numbers; got {value!r}")
+    return torch.as_tensor(value)

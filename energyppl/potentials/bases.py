@@ -12,7 +12,15 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, distributions
 
-from energyppl._checks import check_data, check_positive, shape_text
+from energyppl._checks import (
+    check_data,
+    check_event,
+    check_fields,
+    check_finite,
+    check_positive,
+    check_shape,
+    shape_text,
+)
 from energyppl.errors import InvalidInput
 from energyppl.potentials.algebra import Potential, RecoveryPotential, sum_event
 from energyppl.potentials.mixture_fit import fit_mixture
@@ -53,8 +61,10 @@ class GaussianBase:
     event_shape: torch.Size = None  # type: ignore[assignment]  # set on entry
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_positive("scale of a base", self.scale)
-        shape = self.loc.shape if self.event_shape is None else torch.Size(self.event_shape)
+        check_finite("loc", self.loc)
+        shape = self.loc.shape if self.event_shape is None else check_shape("event_shape", self.event_shape)
         if self.loc.shape[self.loc.dim() - len(shape) :] != shape:
             raise InvalidInput(f"loc must end in event_shape {shape_text(shape)}; got {shape_text(self.loc.shape)}")
         try:
@@ -123,6 +133,7 @@ class MixtureBase:
     _log_norm: Tensor = field(init=False, repr=False)  # (k,)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         count, *event = self.means.shape if self.means.dim() else (0,)
         size = math.prod(event)
         if self.factors.shape != (count, size, size) or self.weights.shape != (count,):
@@ -188,6 +199,8 @@ class BernoulliBase:
     probs: Tensor
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_event("probs", self.probs, ())
         if not bool(((self.probs > 0) & (self.probs < 1)).all()):
             raise InvalidInput("probs of a BernoulliBase must lie inside (0, 1): no state may be impossible")
 

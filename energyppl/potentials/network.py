@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_shape, check_whole
+from energyppl._checks import check_kind, check_number, check_positive, check_shape, check_whole
 from energyppl.errors import InvalidInput
 
 __all__ = ["AtLevel", "AtLogSNR", "EnergyNetwork"]
@@ -72,10 +72,19 @@ class AtLevel:
 
     def __post_init__(self) -> None:
         # Values are not looked at: one is made at every training step, and reading them would make a GPU wait.
-        if not callable(self.net):
+        if isinstance(self.net, type) or not callable(self.net):
             raise InvalidInput(
                 f"net must map (points, level) to energies; got {type(self.net).__name__}: pass a module"
             )
+        for name, value in (("loc", self.loc), ("scale", self.scale)):
+            check_kind(name, value, float | Tensor)
+            if isinstance(value, Tensor) and value.is_complex():
+                raise InvalidInput(f"{name} must be real; got {value.dtype}: pass its real part")
+        if not isinstance(self.loc, Tensor):
+            check_number("loc", self.loc)
+        if not isinstance(self.scale, Tensor):
+            check_positive("scale", self.scale)
+        check_number("guidance", self.guidance)
         check_whole("level", self.level)
         if self.label is not None:
             check_whole("label", self.label)

@@ -16,6 +16,8 @@ _LOG_2PI = math.log(2 * math.pi)
 
 def as_numbers(name: str, value: object) -> Tensor:
     """Turn numbers into a float64 tensor."""
+    if isinstance(value, Tensor) and value.is_complex():
+        raise InvalidInput(f"{name} must be real numbers; got {value.dtype}: pass their real parts")
     try:
         return torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, check_event, checked
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import Conditional
 from energyppl.inference.levels.generation import generate
@@ -87,6 +87,7 @@ def energy_drift(chains: Chains | Tensor) -> EnergyDrift:
     )
 
 
+@checked
 def mode_occupancy(points: Tensor, assign: Callable[[Tensor], Tensor], number_of_modes: int) -> ModeOccupancy:
     """How draws are shared among modes, and how often chains go from one to another.
 
@@ -99,6 +100,7 @@ def mode_occupancy(points: Tensor, assign: Callable[[Tensor], Tensor], number_of
         InvalidInput: if ``assign`` returns another shape, something other than whole numbers, or an index out of range.
     """
     check_count("number_of_modes", number_of_modes)
+    check_event("points", points, ())
     if points.dim() < 2 or 0 in points.shape[:2]:
         raise InvalidInput(f"points must be (chains, draws, *event), one draw at least; got {tuple(points.shape)}")
     with torch.no_grad():

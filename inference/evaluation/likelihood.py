@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_data, check_positive, check_shape, shape_text
+from energyppl._checks import check_data, check_positive, check_shape, checked, shape_text
 from energyppl.autodiff.devices import beside
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
@@ -63,6 +63,7 @@ def kl_by_samples(
     return _mean(ratio, _log_z("log_z_q", log_z_q) - _log_z("log_z_p", log_z_p), 1.0, None)
 
 
+@checked
 def bits_per_dimension(log_likelihood: Estimate, event_shape: Sequence[int], *, gap: float | Tensor = 1.0) -> Estimate:
     """Convert to bits for each dimension of discrete data that were spread uniformly over their gaps (dequantized).
 

@@ -162,6 +162,7 @@ def _energies(name: str, x: Tensor, model: Scored, level: int, batch: int) -> Te
 def _pieces(name: str, x: Tensor, model: Scored, level: int, batch: int) -> Iterator[tuple[Potential, Tensor]]:
     """The energy of a level and the points that it takes, for one micro-batch of rows after the other."""
     check_count("batch", batch)
+    check_count("level", level, at_least=0)
     potential = _potential(model, level)
     check_data(name, x, potential.event_shape)
     for start in range(0, len(x), batch):

@@ -295,7 +295,11 @@ class MALT:
         check_positive("step_size", self.step_size)
         check_count("steps", self.steps)
         friction = torch.as_tensor(self.friction) if is_number(self.friction) else self.friction
-        if not isinstance(friction, Tensor) or not bool(((friction >= 0.0) & torch.isfinite(friction)).all()):
+        if (
+            not isinstance(friction, Tensor)
+            or friction.is_complex()
+            or not bool(((friction >= 0.0) & torch.isfinite(friction)).all())
+        ):
             raise InvalidInput(f"friction must be zero or above and finite; got {self.friction!r}")
         check_inverse_mass(self.inverse_mass)
         check_force_dtype(self.force_dtype)

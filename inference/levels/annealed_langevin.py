@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_event, check_positive, shape_text
+from energyppl._checks import check_count, check_event, check_positive, checked, shape_text
 from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import gradient_only
 from energyppl.errors import InvalidInput
@@ -59,6 +59,7 @@ class AnnealedPoints(NamedTuple):
     evaluations: int  # of the gradient, for each point
 
 
+@checked
 def anneal_temperature(
     potential: Potential,
     x: Tensor,
@@ -111,6 +112,7 @@ def anneal_temperature(
     return AnnealedPoints(x if seen is None else torch.where(seen, given, x), diverging, len(temperatures))
 
 
+@checked
 def denoising_jump(
     potential: Potential, x: Tensor, base_sigma: float, force_dtype: torch.dtype | None = None
 ) -> Tensor:

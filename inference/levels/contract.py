@@ -33,7 +33,7 @@ class EnergyModel(Protocol):
         """Return the energy at a level, or at each point's own, in those coordinates."""
         ...
 
-    def sample(self, sample_shape: Sequence[int] = (), *, level: int = 0) -> Tensor:
+    def sample(self, sample_shape: int | Sequence[int] = (), *, level: int = 0) -> Tensor:
         """Return samples of a level, ``(*sample_shape, *event)``, in data coordinates."""
         ...
 

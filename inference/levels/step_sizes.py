@@ -1,12 +1,15 @@
 """Kernels with one step size for each noise level, adapted to a target acceptance."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation.step_size import group_means
 from energyppl.inference.kernels.contract import TunableKernel
 
-__all__ = ["LevelKernel", "adapt_step_sizes"]
+__all__ = ["LevelKernel", "adapt_step_sizes", "check_level_kernel"]
 
 
 class LevelKernel(nn.Module):
@@ -22,6 +25,7 @@ class LevelKernel(nn.Module):
 
     def __init__(self, kernel: TunableKernel, levels: int, like: Tensor) -> None:
         super().__init__()
+        check_level_kernel(kernel)
         self.kernel = kernel
         self.register_buffer("step_sizes", like.new_full((levels,), float(kernel.step_size)))
 
@@ -54,6 +58,19 @@ class LevelKernel(nn.Module):
             kernel.target_acceptance,
             max_step_size=kernel.max_step_size,
         )
+
+
+def check_level_kernel(kernel: Any) -> None:
+    """Require a kernel whose step size can be set for each level.
+
+    Raises:
+        InvalidInput: for a kernel's class, kernels made of others, and what is no kernel.
+    """
+    if isinstance(kernel, type) or not all(
+        hasattr(kernel, name) for name in ("resized", "target_acceptance", "step_size")
+    ):
+        name = f"the class {kernel.__name__}" if isinstance(kernel, type) else type(kernel).__name__
+        raise InvalidInput(f"kernel must have one step size that training can set; got {name}: pass MALA(0.1) or HMC()")
 
 
 def adapt_step_sizes(

@@ -5,11 +5,13 @@ import math
 import torch
 from torch import Tensor
 
-from energyppl.errors import EnergyPPLError
+from energyppl._checks import check_event, checked, shape_text
+from energyppl.errors import EnergyPPLError, InvalidInput
 
 __all__ = ["bennett"]
 
 
+@checked
 def bennett(forward: Tensor, reverse: Tensor) -> tuple[float, float]:
     """log(Z_target / Z_base) by Bennett's acceptance ratio (1976), and its asymptotic error (Shirts & Chodera 2008).
 
@@ -20,6 +22,10 @@ def bennett(forward: Tensor, reverse: Tensor) -> tuple[float, float]:
     Raises:
         EnergyPPLError: if no weight is finite.
     """
+    for name, weights in (("forward", forward), ("reverse", reverse)):
+        check_event(name, weights, ())
+        if weights.dim() != 1 or not len(weights):
+            raise InvalidInput(f"{name} must be log weights (n,), one at least; got {shape_text(weights.shape)}")
     shift = math.log(len(forward) / len(reverse))
 
     def balance(guess: float) -> float:

@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from energyppl._checks import check_positive, shape_text
+from energyppl._checks import check_count, check_positive, checked, shape_text
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.normalizing.annealing import Weights, effective_size, log_mean_exp
@@ -54,6 +54,7 @@ class _Runs:
         self.evaluations += sum(stretch.evaluations for stretch in run)
 
 
+@checked
 def log_normalizer(
     target: Potential | EnergyDistribution,
     *,
@@ -124,6 +125,8 @@ def log_normalizer(
         raise InvalidInput(f"level must lie between 0 and 1; got {level}")
     if tolerance is not None:
         check_positive("tolerance", tolerance)
+    if max_evaluations is not None:
+        check_count("max_evaluations", max_evaluations)
     method = method if method is not None else (SMC() if samples is None else BAR())
     if method.reverse and samples is None:
         raise InvalidInput(

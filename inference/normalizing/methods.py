@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, check_fields
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.composite import Cycle, Mixture, Tempered
 from energyppl.inference.kernels.contract import Kernel, check_kernel
@@ -44,6 +44,7 @@ class Annealing:
     words: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_count("particles", self.particles, at_least=4 * ISLANDS)
         if self.particles % ISLANDS:
             raise InvalidInput(f"particles must be a multiple of {ISLANDS}; got {self.particles}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import EnergyModel
-from energyppl.inference.levels.step_sizes import LevelKernel
+from energyppl.inference.levels.step_sizes import LevelKernel, check_level_kernel
 
 __all__ = [
     "KernelState",
@@ -128,13 +128,11 @@ def check_tunable(kernel: Any, *, adapt: bool = False) -> None:
     """
     if kernel is None:
         return
-    name = f"the class {kernel.__name__}" if isinstance(kernel, type) else type(kernel).__name__
-    if isinstance(kernel, type) or not (hasattr(kernel, "resized") and hasattr(kernel, "target_acceptance")):
-        raise InvalidInput(f"kernel must have one step size that training can set; got {name}: pass MALA(0.1) or HMC()")
+    check_level_kernel(kernel)
     if adapt and kernel.target_acceptance is None:
         raise InvalidInput(
-            f"{name} accepts every move, so its step size can't be adapted: pass adapt=False, or a kernel that accepts "
-            "and rejects"
+            f"{type(kernel).__name__} accepts every move, so its step size can't be adapted: pass adapt=False, or a "
+            "kernel that accepts and rejects"
         )
 
 

@@ -104,7 +104,7 @@ class Contrastive:
         check_kernel(self.kernel)
         check_count("steps", self.steps)
         check_count("particles", self.particles)
-        if not callable(self.start):
+        if isinstance(self.start, type) or not callable(self.start):
             raise InvalidInput(
                 f"start must map (data, noisy) to points; got {self.start!r}: pass from_data or from_noisy"
             )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, check_fields, check_positive
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.levels.contract import LevelModel
@@ -41,6 +41,8 @@ class ContrastiveDivergence:
     adaptation_rate: float = 0.1
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_positive("adaptation_rate", self.adaptation_rate)
         check_count("steps", self.steps)
         check_tunable(self.kernel)
 

@@ -8,6 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from energyppl._checks import check_fields, check_number
 from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel, casting
@@ -56,6 +57,8 @@ class CooperativeRecovery:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_number("weight", self.weight)
         if not 0.0 <= self.extra_chain_fraction <= 1.0:
             raise InvalidInput(f"extra_chain_fraction must lie in [0, 1]; got {self.extra_chain_fraction}")
         if not 0.0 < self.initializer_fraction <= 1.0:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pyro
 from torch import Tensor
 
-from energyppl._checks import check_data
+from energyppl._checks import check_data, check_fields
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import Conditional
 from energyppl.inference.objectives.contract import KernelState
@@ -37,6 +37,7 @@ class CooperativeGuide:
     state: KernelState | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.objective.from_initializer:
             raise InvalidInput("from_initializer shares chains between model and guide: train by fit for that")
         if self.state is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, check_positive, shape_text
+from energyppl._checks import check_count, check_fields, check_positive, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.objectives.contract import Loss, diffuse
@@ -39,6 +39,8 @@ class ExactLikelihood:
     level: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_count("level", self.level, at_least=0)
         check_count("points", self.points, at_least=8)
         check_positive("half_width", self.half_width)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from energyppl._checks import check_count, shape_text
+from energyppl._checks import check_count, check_fields, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.objectives.contract import Loss, diffuse
@@ -61,6 +61,8 @@ class NoiseContrastive:
     level: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_count("level", self.level, at_least=0)
         check_count("ratio", self.ratio)
         # A Pyro distribution has all that a base has, but calling it draws.
         if self.base is not None and (isinstance(self.base, Distribution) or not isinstance(self.base, Base)):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, check_fields, check_positive
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel, casting, check_force_dtype
 from energyppl.inference.levels.contract import LevelModel
@@ -82,6 +82,8 @@ class PersistentLikelihood:
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_positive("adaptation_rate", self.adaptation_rate)
         check_count("slots", self.slots)
         check_count("sweeps", self.sweeps)
         check_count("num_steps", self.num_steps, at_least=self.sweeps)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, shape_text
+from energyppl._checks import check_count, check_shape, checked, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation.step_size import group_means
 
@@ -31,13 +31,14 @@ class ChainBuffer(nn.Module):
     level: Tensor
     age: Tensor
 
+    @checked
     def __init__(self, event_shape: torch.Size, slots: int = 4096, levels: int = 1) -> None:
         super().__init__()
         check_count("levels", levels)
         check_count("slots", slots, at_least=levels)
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape = check_shape("event_shape", event_shape)
         self.levels = levels
-        self.register_buffer("x", torch.randn(slots, *event_shape))
+        self.register_buffer("x", torch.randn(slots, *self.event_shape))
         self.register_buffer("level", torch.arange(slots) % levels)
         self.register_buffer("age", torch.zeros(slots, dtype=torch.long))
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, is_number
+from energyppl._checks import check_count, check_fields, check_positive, is_number
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel, casting, check_force_dtype
 from energyppl.inference.levels.contract import Conditional, LevelModel
@@ -83,6 +83,8 @@ class RecoveryLikelihood:
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_positive("adaptation_rate", self.adaptation_rate)
         check_count("steps", self.steps)
         check_force_dtype(self.autocast, "autocast")
         check_fraction("level0_fraction", self.level0_fraction)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import check_count, check_fields, check_positive
 from energyppl.autodiff.gradient import gradient_only
 from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.objectives.contract import Loss, diffuse
@@ -37,6 +37,10 @@ class ExactScoreMatching:
     """
 
     level: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_count("level", self.level, at_least=0)
 
     def init(self, model: EnergyModel) -> nn.Module:
         """Make an empty state, for nothing is learned beside the weights, of a network with the derivatives it takes.
@@ -83,6 +87,8 @@ class SlicedScoreMatching:
     level: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_count("level", self.level, at_least=0)
         check_count("projections", self.projections)
 
     def init(self, model: EnergyModel) -> nn.Module:
@@ -136,6 +142,8 @@ class DenoisingScoreMatching:
     level: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_count("level", self.level, at_least=0)
         check_positive("sigma", self.sigma)
 
     def init(self, model: EnergyModel) -> nn.Module:

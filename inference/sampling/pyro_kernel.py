@@ -51,6 +51,8 @@ class PyroKernel(MCMCKernel):
     def __init__(self, kernel: Kernel, model: Any, *, chains: int = 1, mass: MassEstimate = low_rank_mass) -> None:
         check_count("chains", chains)
         check_kernel(kernel)
+        if isinstance(model, type) or not callable(model):
+            raise InvalidInput(f"model must be a Pyro model or an energy; got {type(model).__name__}: pass one")
         self.kernel = kernel
         self._given, self._model, self._chains, self._mass = kernel, model, chains, mass
         self._initial: Mapping[str, Tensor] | None = None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from energyppl._checks import check_count
+from energyppl._checks import check_between, check_count, check_flag
 from energyppl.arviz_export import check_names
 from energyppl.autodiff.bound import bind
 from energyppl.errors import ChainWarning, InvalidInput
@@ -94,6 +94,9 @@ def sample_chains(
     """
     for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
         check_count(name, value, at_least=least)
+    check_flag("progress", progress)
+    if target_acceptance is not None:
+        check_between("target_acceptance", target_acceptance, 0.0, 1.0)
     check_kernel(kernel)
     target = Target.of(model, args, kwargs)
     if isinstance(target.potential, ModelPotential):

@@ -63,7 +63,7 @@ class Target:
             )
         if isinstance(target, Potential):
             return cls(target, _named(target), torch.Size(), _normal(target, _like(target, torch.empty(()))))
-        if callable(target):
+        if callable(target) and not isinstance(target, type):
             _check_arguments(target, args, kwargs or {})
             model = ModelPotential.trace(target, *args, **(kwargs or {}))
             return cls(model, model.constrain, torch.Size(), model.initial)
@@ -91,6 +91,8 @@ class Target:
             InvalidInput: for points of another shape, sites that are missing, or if no energy is finite.
         """
         shape = torch.Size((chains, *self.batch))
+        if isinstance(init, type):
+            raise InvalidInput(f"init must be points or what draws them; got the class {init.__name__}: call it")
         if init is not None and not callable(init):
             x = self._enter(init, shape)
             legal = self._finite(x)

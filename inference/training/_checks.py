@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_data, shape_text
+from energyppl._checks import check_data, check_kind, shape_text
 from energyppl.errors import CheckpointError, InvalidInput
-from energyppl.inference.objectives.contract import Paced
+from energyppl.inference.objectives.contract import Objective, Paced
 
 _DECLARED = ("sigmas", "base_sigma")  # of a model's state: what it is built with and no training changes
 _MEASURED_ROWS = 4096  # of the held-out data
@@ -38,6 +38,21 @@ def check_trainable(model: nn.Module) -> None:
         raise InvalidInput("training needs gradients, and autograd is off here: leave torch.no_grad()")
 
 
+def checked_objective(objective: Any) -> Objective:
+    """Require an objective, and not its class.
+
+    Raises:
+        InvalidInput: for anything else.
+    """
+    if isinstance(objective, type) or not all(
+        callable(getattr(objective, n, None)) for n in ("init", "loss", "measure")
+    ):
+        came = f"the class {objective.__name__}" if isinstance(objective, type) else type(objective).__name__
+        raise InvalidInput(f"objective must be one such as RecoveryLikelihood(); got {came}: call it, or pass another")
+    found: Objective = objective
+    return found
+
+
 def split_rows(model: nn.Module, data: Tensor, labels: Tensor | None, held_out: Tensor | None) -> Rows:
     """Check the rows, and set a tenth of them aside to evaluate on unless others are given.
 
@@ -51,7 +66,10 @@ def split_rows(model: nn.Module, data: Tensor, labels: Tensor | None, held_out: 
     check_data("data", data, data.shape[1:] if event_shape is None else event_shape, at_least=least)
     like = next(model.parameters())
     data = data.detach().to(like)
-    labels = None if labels is None else check_labels(model, data, labels)
+    if labels is None:
+        _require_no_classes(model)
+    else:
+        labels = check_labels(model, data, labels)
     if held_out is None:
         # Always the same split, so that a continued run has the same rows.
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
@@ -76,6 +94,7 @@ def move_to(model: nn.Module, device: str | torch.device) -> None:
     Raises:
         InvalidInput: if there is no such device here.
     """
+    check_kind("device", device, str | int | torch.device)
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
@@ -83,6 +102,20 @@ def move_to(model: nn.Module, device: str | torch.device) -> None:
         raise InvalidInput(
             f"device {str(device)!r} can't be used ({reason}): leave it out to stay where it is"
         ) from error
+
+
+def _require_no_classes(model: Any) -> None:
+    """Require a network without classes, for rows that come without labels.
+
+    Raises:
+        InvalidInput: for one with classes, whose tables would stay as they began.
+    """
+    classes = getattr(getattr(model, "net", None), "classes", 0)
+    if isinstance(classes, int) and classes:
+        raise InvalidInput(
+            f"the model's network has {classes} classes, and the rows came without labels: pass labels=…, or build the "
+            "network without classes"
+        )
 
 
 def check_labels(model: nn.Module, data: Tensor, labels: Tensor) -> Tensor:

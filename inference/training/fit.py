@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import check_between, check_count, check_flag, check_number, check_positive
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged
 from energyppl.inference.objectives.contract import Loss, Objective, describe
@@ -20,6 +20,7 @@ from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.training._checks import (
     check_same_run,
     check_trainable,
+    checked_objective,
     clipped_apart,
     data_key,
     default_learning_rate,
@@ -69,12 +70,13 @@ class TrainingOptions:
         for name in ("learning_rate", "clip", "max_gap"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
-        if not self.tolerance >= 0.0:
+        check_number("tolerance", self.tolerance)
+        if self.tolerance < 0.0:
             raise InvalidInput(f"tolerance must not be negative; got {self.tolerance}")
+        check_number("label_drop", self.label_drop)
         if not 0.0 <= self.label_drop <= 1.0:
             raise InvalidInput(f"label_drop must lie in [0, 1]; got {self.label_drop}")
-        if not 0.0 <= self.ema < 1.0:
-            raise InvalidInput(f"ema must lie in [0, 1); got {self.ema}")
+        check_between("ema", self.ema, 0.0, 1.0, closed=True)
 
     def rate(self, step: int, largest: float) -> float:
         """Return the learning rate at a step, of which ``largest`` is the largest."""
@@ -115,12 +117,16 @@ class Training:
     ) -> None:
         self.model: Any = cast(Any, model)
         default: Any = getattr(model, "default_objective", RecoveryLikelihood)
-        self.objective: Objective = default() if objective is None else objective
+        check_trainable(model)
+        self.objective: Objective = default() if objective is None else checked_objective(objective)
         if options is None:
             suited = getattr(self.objective, "default_options", None)
             options = TrainingOptions(**({} if suited is None else suited(model)))
         self.options = options
-        check_trainable(model)
+        if not isinstance(self.options, TrainingOptions):
+            raise InvalidInput(
+                f"options must be TrainingOptions; got {type(options).__name__}: pass TrainingOptions(steps=500)"
+            )
         self.state = self.objective.init(self.model)
         rows = split_rows(model, data, labels, held_out)
         self.data, self.labels, self.held_out = rows.data, rows.labels, rows.held_out
@@ -277,6 +283,8 @@ class Training:
         load_adam(self._optimizer, state["optimizer"])
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        if not (math.isfinite(state["gap"]) and isinstance(state["stopped"], str)):
+            raise ValueError("the energy gap is not finite, or the reason of the end no text")
         self._gap = float(state["gap"])
         self.records = [Record(*row) for row in state["records"]]
         self.stopped = state["stopped"]
@@ -293,6 +301,7 @@ def fit(
     labels: Tensor | None = None,
     held_out: Tensor | None = None,
     options: TrainingOptions | None = None,
+    steps: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -306,6 +315,7 @@ def fit(
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
         held_out: rows for the measure that can stop training early; a tenth of ``data`` is set aside if None.
         options: how to optimize.
+        steps: short for ``options=TrainingOptions(steps=…)``.
         checkpoint: a file to keep the run in, written at every evaluation; if it exists the run goes on from it.
         device: move the model there first, such as ``"cuda"``; data follow the model, which stays there.
         progress: show a bar with the loss, the energy gap and the acceptance.
@@ -319,6 +329,12 @@ def fit(
             best weights so far, and the checkpoint the run as it was at the last evaluation.
         CheckpointError: for a checkpoint that is damaged or of another run.
     """
+    if steps is not None:
+        if options is not None:
+            raise InvalidInput(f"pass steps or options; got both: put steps={steps!r} into the TrainingOptions")
+        options = TrainingOptions(steps=steps)
+    check_flag("progress", progress)
+    check_trainable(model)
     if device is not None:
         move_to(model, device)
     training = Training(model, data, objective, labels=labels, held_out=held_out, options=options)

@@ -41,7 +41,10 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken."""
-        self._seed, self._position = int(state["seed"]), int(state["position"])
+        seed, position = int(state["seed"]), int(state["position"])
+        if not (0 <= position <= self.count and seed >= 0):
+            raise ValueError(f"the position in an epoch is {position} of {self.count}, with seed {seed}")
+        self._seed, self._position = seed, position
         self._shuffle()
 
 
@@ -70,7 +73,7 @@ class Ema:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over an average."""
-        copy_all(self.average, state["average"])
+        _take_over(self.average, state["average"], "the averaged weights")
 
 
 class GradientClip:
@@ -104,7 +107,10 @@ class GradientClip:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over recent lengths."""
-        self._recent = [float(value) for value in state["recent"]]
+        recent = [float(value) for value in state["recent"]]
+        if len(recent) != len(self.parts) or not all(math.isfinite(value) and value >= 0.0 for value in recent):
+            raise ValueError(f"the gradients' recent lengths are {recent[:4]}")
+        self._recent = recent
 
 
 class EarlyStop:
@@ -137,8 +143,10 @@ class EarlyStop:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken."""
-        copy_all(self.best, state["best"])
+        _take_over(self.best, state["best"], "the best weights")
         self.measure, self.stale = float(state["measure"]), int(state["stale"])
+        if math.isnan(self.measure) or self.stale < 0:
+            raise ValueError(f"the evaluations are {self.measure}, worse {self.stale} times")
 
 
 @torch.no_grad()
@@ -146,3 +154,18 @@ def copy_all(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
     """Copy tensors into others of the same shapes, in the memory order that these have."""
     for own, their in zip(ours, theirs, strict=True):
         own.copy_(their)
+
+
+def _take_over(ours: Sequence[Tensor], theirs: Sequence[Tensor], what: str) -> None:
+    """Copy tensors of a checkpoint, after a look at all of them.
+
+    Raises:
+        ValueError: for others in number, shape or dtype, or that are not finite.
+    """
+    fits = len(ours) == len(theirs) and all(
+        isinstance(their, Tensor) and their.shape == own.shape and their.dtype == own.dtype
+        for own, their in zip(ours, theirs, strict=True)
+    )
+    if not fits or not all(bool(torch.isfinite(their).all()) for their in theirs):
+        raise ValueError(f"{what} differ in number, shape or dtype from the model's, or are not finite")
+    copy_all(ours, theirs)

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, shape_text
+from energyppl._checks import check_count, check_shape, shape_text
 from energyppl.errors import InvalidInput
 
 
 def image_shape(event_shape: Sequence[int]) -> torch.Size:
     """Require ``(channels, height, width)``, each at least 1."""
-    shape = torch.Size(event_shape)
+    shape = check_shape("event_shape", event_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise InvalidInput(
             f"event_shape must be (channels, height, width); got {shape_text(shape)}: give grey images one channel"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, silu
 
-from energyppl._checks import check_count, check_positive, shape_text
+from energyppl._checks import check_count, check_positive, checked, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.models.networks.blocks import channel_multipliers, convolution, image_shape, modulated
 from energyppl.models.networks.conditioning import (
@@ -60,6 +60,7 @@ class ConvEnergy(Rebuildable, nn.Module):
 
     output_scale: Tensor | None
 
+    @checked
     def __init__(
         self,
         event_shape: Sequence[int],

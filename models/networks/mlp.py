@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import check_count, check_number, check_positive, check_shape, checked
 from energyppl.errors import InvalidInput
 from energyppl.models.networks.conditioning import LogSNRConditioning, class_rows
 from energyppl.models.networks.fourier import axis_frequencies, feature_layers, random_frequencies, through_layers
@@ -53,9 +53,10 @@ class MLPEnergy(Rebuildable, nn.Module):
     torch.Size([5])
     """
 
+    @checked
     def __init__(
         self,
-        event_shape: Sequence[int],
+        event_shape: int | Sequence[int],
         *,
         hidden: int = 128,
         depth: int = 3,
@@ -69,7 +70,8 @@ class MLPEnergy(Rebuildable, nn.Module):
         saturation_radius: float | None = None,
     ) -> None:
         super().__init__()
-        plane = math.prod(event_shape) <= 2
+        self.event_shape = check_shape("event_shape", event_shape)
+        plane = math.prod(self.event_shape) <= 2
         if levels is None and plane:
             levels = 64
         if frequencies is None:
@@ -86,9 +88,9 @@ class MLPEnergy(Rebuildable, nn.Module):
         check_positive("saturation_radius", saturation_radius, or_infinite=True)
         if levels is None and confinement != 1.0:
             raise InvalidInput(f"confinement must be 1 for a continuous network; got {confinement}: give it levels=…")
-        self.event_shape = torch.Size(event_shape)
         self.levels = levels
         self.continuous = levels is None
+        check_number("log_snr_min", log_snr_min)
         self.log_snr_min = float(log_snr_min)
         self.classes = classes
         self.confinement = confinement

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, check_shape, checked
 from energyppl.models.networks.conditioning import ConditionTable, batch_shape
 from energyppl.models.networks.fourier import feature_layers, random_frequencies, through_layers
 from energyppl.models.networks.recipe import Rebuildable
@@ -39,9 +39,10 @@ class MLPInitializer(Rebuildable, nn.Module):
 
     frequencies: Tensor
 
+    @checked
     def __init__(
         self,
-        event_shape: Sequence[int],
+        event_shape: int | Sequence[int],
         *,
         hidden: int = 128,
         depth: int = 2,
@@ -56,7 +57,7 @@ class MLPInitializer(Rebuildable, nn.Module):
             check_count(name, value)
         check_count("frequencies", frequencies, at_least=0)
         check_count("classes", classes, at_least=0)
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape = check_shape("event_shape", event_shape)
         size = math.prod(self.event_shape)
         if frequency_range is None:
             frequency_range = (1.0, 8.0) if size <= 2 else (0.3, 3.0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, scaled_dot_product_attention, silu
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, checked
 from energyppl.errors import InvalidInput
 from energyppl.models.networks.blocks import channel_multipliers, convolution, image_shape, modulated
 from energyppl.models.networks.conditioning import (
@@ -50,6 +50,7 @@ class UNetInitializer(Rebuildable, nn.Module):
             share outside [0, 1).
     """
 
+    @checked
     def __init__(
         self,
         event_shape: Sequence[int],

@@ -56,7 +56,9 @@ def test_check_count_takes_whole_numbers_only(value: Any) -> None:
         (check_number, math.inf, "must be a finite number; got inf"),
         (check_number, "1", "must be a finite number; got '1'"),
         (check_flag, 1, "must be True or False; got 1"),
-        (check_shape, 2, r"must be a tuple such as \(2,\); got 2"),
+        (check_shape, 2.5, r"must be a tuple such as \(2,\); got 2.5"),
+        (check_shape, True, r"must be a tuple such as \(2,\); got True"),
+        (check_shape, -1, r"without negative sizes; got -1"),
         (check_shape, "ab", r"must be a tuple such as \(2,\)"),
         (check_shape, (2, -1), r"without negative sizes; got \(2, -1\)"),
         (check_shape, (2.5,), r"must be a tuple such as \(2,\); got \(2.5,\)"),
@@ -74,7 +76,7 @@ CONTRASTIVE = ep.objectives.Contrastive
 EXACT = ep.LogNormalizer(0.0, 0.0, 0.0, 0.0, 1, "exact")
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "energy of nothing": (lambda: ep.Energy(None, (2,)), "function must map points .* got None"),  # type: ignore[arg-type]
-    "energy of a number": (lambda: ep.Energy(lambda x: x, 2), r"event_shape must be a tuple such as \(2,\); got 2"),  # type: ignore[arg-type]
+    "energy of a float": (lambda: ep.Energy(lambda x: x, 2.0), r"event_shape must be a tuple such as \(2,\); got 2.0"),  # type: ignore[arg-type]
     "factor in words": (lambda: ep.potentials.Scaled(NORMAL, "half"), "factor must be a number .* got 'half'"),  # type: ignore[arg-type]
     "factor true": (lambda: ep.potentials.Scaled(NORMAL, True), "factor must be a number .* got True"),
     "sigma in words": (lambda: ep.potentials.RecoveryPotential(NORMAL, torch.zeros(2), "1"), "sigma must be positive"),  # type: ignore[arg-type]
@@ -102,10 +104,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "log Z nan": (lambda: ep.EnergyDistribution(NORMAL, log_normalizer=math.nan), "must be a number; got NaN"),
     "a class of log Z": (lambda: ep.EnergyDistribution(NORMAL, log_normalizer=CONTRASTIVE), "log_normalizer must be"),  # type: ignore[arg-type]
     "like a dtype": (lambda: ep.EnergyDistribution(NORMAL, like=torch.float64), "like must be a tensor; got dtype"),  # type: ignore[arg-type]
-    "batch a number": (lambda: ep.EnergyDistribution(NORMAL, batch_shape=3), "batch_shape must be a tuple"),  # type: ignore[arg-type]
-    "sample of a number": (
-        lambda: ep.EnergyDistribution(NORMAL, sampler=ep.sampling.MarkovSampler(ep.MALA(1.0), 1)).sample(5),  # type: ignore[arg-type]
-        r"sample_shape must be a tuple such as \(2,\); got 5",
+    "batch a float": (lambda: ep.EnergyDistribution(NORMAL, batch_shape=3.0), "batch_shape must be a tuple"),  # type: ignore[arg-type]
+    "sample of a float": (
+        lambda: ep.EnergyDistribution(NORMAL, sampler=ep.sampling.MarkovSampler(ep.MALA(1.0), 1)).sample(5.0),  # type: ignore[arg-type]
+        r"sample_shape must be a tuple such as \(2,\); got 5.0",
     ),
     "kernel": (lambda: CONTRASTIVE(ep.MALA), "kernel must have init and step"),  # type: ignore[arg-type]
     "steps": (lambda: CONTRASTIVE(ep.MALA(0.1), steps=0), "steps must be a whole number of at least 1"),
@@ -128,7 +130,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "means": (lambda: ep.toys.IsotropicMixture("means", 1.0), "means must be numbers; got str"),  # type: ignore[arg-type]
     "centers": (lambda: ep.toys.OneDimensionalMixture(centers=None), "centers must be numbers; got NoneType"),  # type: ignore[arg-type]
     "toy": (lambda: ep.toys.Diffused(NORMAL, 1.0, 1.0), "toy must be one of energyppl.toys; got Energy"),  # type: ignore[arg-type]
-    "sample of a toy": (lambda: ep.toys.Banana().sample(5), "sample_shape must be a tuple"),  # type: ignore[arg-type]
+    "sample of a toy": (lambda: ep.toys.Banana().sample(5.0), "sample_shape must be a tuple"),  # type: ignore[arg-type]
 }
 
 

@@ -1,0 +1,162 @@
+"""Slips that a person makes in the first hour: those that mean one thing work, the others are named with the remedy."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import energyppl as ep
+from energyppl.errors import CheckpointError
+
+SCHEDULE = ep.NoiseSchedule.cosine(levels=3)
+
+
+def net(**settings: Any) -> ep.MLPEnergy:
+    return ep.MLPEnergy((2,), hidden=4, depth=1, frequencies=2, levels=4, **settings)
+
+
+def recovery(**settings: Any) -> ep.RecoveryEBM:
+    return ep.RecoveryEBM(net(**settings), SCHEDULE)
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "RecoveryEBM": recovery,
+    "JointEBM": lambda: ep.JointEBM(net(), SCHEDULE),
+    "EBM": lambda: ep.EBM(net()),
+    "MultiscaleEBM": lambda: ep.MultiscaleEBM(net(), [1.0, 0.5, 0.1]),
+    "one class": lambda: recovery(classes=2).given(1),
+    "product": lambda: ep.product(recovery(), recovery()),
+}
+SHORT: dict[str, dict[str, Any]] = {
+    "JointEBM": {"max_sweeps": 2, "visits": 1},
+    "MultiscaleEBM": {"schedule": ep.levels.TemperatureSchedule(hot=1, cooling=1, quench=1)},
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.filterwarnings("ignore:.*chains visited level")
+def test_a_number_is_a_shape_of_one_dimension(kind: str) -> None:
+    options = SHORT.get(kind, {"steps": 2})
+    assert MODELS[kind]().sample(5, **options).shape == (5, 2)
+    assert MODELS[kind]().sample((5, 1), **options).shape == (5, 1, 2)
+
+
+def test_a_network_of_points_takes_their_dimension() -> None:
+    assert ep.MLPEnergy(2).event_shape == (2,)
+    assert ep.MLPInitializer(3).event_shape == (3,)
+    assert ep.Energy(lambda x: (x * x).sum(-1), 2).event_shape == (2,)
+
+
+def test_fit_takes_its_steps_alone() -> None:
+    data = torch.randn(40, 2)
+    assert len(ep.fit(recovery(), data, steps=2, progress=False).records) == 2
+    with pytest.raises(ep.InvalidInput, match="pass steps or options; got both"):
+        ep.fit(recovery(), data, steps=2, options=ep.TrainingOptions(), progress=False)
+
+
+def test_svi_wants_coordinates_first() -> None:
+    ebm, data = recovery(), 100.0 + torch.randn(20, 2)
+    with pytest.raises(ep.InvalidInput, match=r"call ebm.standardize\(data\) once"):
+        ebm(data)
+    ebm.standardize(data)
+    ebm(data)
+
+
+DATA = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "no model": (lambda: ep.fit(None, DATA), "model must be a torch module .* got NoneType"),  # type: ignore[arg-type]
+    "a model's class": (lambda: ep.fit(ep.EBM, DATA), "model must be a torch module"),  # type: ignore[arg-type]
+    "an objective's class": (
+        lambda: ep.fit(recovery(), DATA, ep.RecoveryLikelihood),  # type: ignore[arg-type]
+        r"got the class RecoveryLikelihood: call it",
+    ),
+    "options a dict": (
+        lambda: ep.fit(recovery(), DATA, options={"steps": 3}),  # type: ignore[arg-type]
+        "options must be TrainingOptions; got dict",
+    ),
+    "classes without labels": (lambda: ep.fit(recovery(classes=3), DATA), "3 classes, and the rows came without label"),
+    "all frozen": (lambda: ep.fit(recovery().requires_grad_(False), DATA), "parameters are frozen"),
+    "two rows": (lambda: ep.fit(recovery(), DATA[:2]), "at least 3 row"),
+    "a kernel's name": (lambda: ep.RecoveryEBM(net(), SCHEDULE, kernel="x"), "kernel must have one step size"),  # type: ignore[arg-type]
+    "a kernel's class": (lambda: ep.JointEBM(net(), SCHEDULE, kernel=ep.MALA), "got the class MALA"),  # type: ignore[arg-type]
+    "kernel of an EBM": (lambda: ep.EBM(net(), kernel=0.1), "kernel must have one step size"),  # type: ignore[arg-type]
+    "kernel set later": (lambda: setattr(recovery(), "kernel", "MALA"), "kernel must have one step size"),
+    "a network's class": (lambda: ep.EBM(ep.MLPEnergy), "net must be a torch module"),  # type: ignore[arg-type]
+    "event_shape in words": (lambda: ep.MLPEnergy("2"), "event_shape must be a tuple"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_slip_is_named(name: str) -> None:
+    make, message = REFUSED[name]
+    with pytest.raises(ep.InvalidInput, match=message):
+        make()
+
+
+def test_training_without_autograd_is_refused() -> None:
+    with torch.no_grad(), pytest.raises(ep.InvalidInput, match="autograd is off"):
+        ep.fit(recovery(), DATA, progress=False)
+
+
+# --- A state dict says which noise levels its weights are for ---
+
+
+@pytest.mark.parametrize("model", [ep.RecoveryEBM, ep.JointEBM])
+def test_weights_of_another_schedule_are_refused(model: Any) -> None:
+    state = model(net(), SCHEDULE).state_dict()
+    same = model(net(), ep.NoiseSchedule.cosine(levels=3)).half()
+    same.load_state_dict(state)
+    other = model(net(), ep.NoiseSchedule.cosine(levels=3, log_snr_max=5.0))
+    before = other.checksum()
+    with pytest.raises(CheckpointError, match=r"another noise schedule .at level 0 alpha_bar"):
+        other.load_state_dict(state)
+    assert other.checksum() == before, "nothing is taken over from weights that are refused"
+    with pytest.raises(CheckpointError, match="3 levels, not 2"):
+        model(net(), ep.NoiseSchedule.cosine(levels=2)).load_state_dict(state)
+    with pytest.raises(RuntimeError, match=re.escape('"schedule"')):
+        same.load_state_dict({name: value for name, value in state.items() if name != "schedule"})
+
+
+# --- A model's network may be replaced ---
+
+
+class Wrapped(nn.Module):
+    """A network in a wrapper, as ``torch.compile`` and ``DataParallel`` leave it: forward only."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        energy: torch.Tensor = self.inner(x, level)
+        return energy
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns of what it itself does to gradients
+@pytest.mark.parametrize("wrap", [Wrapped, lambda inner: torch.compile(inner, backend="eager")], ids=["own", "compile"])
+@pytest.mark.parametrize("kind", ["RecoveryEBM", "EBM", "MultiscaleEBM"])
+def test_a_wrapped_network_is_the_model_s_network(kind: str, wrap: Callable[[nn.Module], nn.Module]) -> None:
+    ebm, x = MODELS[kind](), torch.randn(6, 2)
+    nn.init.normal_(ebm.net.readout.weight)
+    before = ebm.potential()(x)
+    ebm.net = wrap(ebm.net)
+    torch.testing.assert_close(ebm.potential()(x), before)
+    weights = [p.detach().clone() for p in ebm.parameters()]
+    ep.fit(ebm, torch.randn(40, 2), steps=2, progress=False)
+    assert any(not torch.equal(a, b) for a, b in zip(weights, ebm.parameters(), strict=True))
+    assert not torch.equal(ebm.potential()(x), before)
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1e-3, 1e6])
+def test_units_don_t_make_a_column_constant(unit: float) -> None:
+    """A spread of a fifth of the mean is found in every unit, and one within rounding is refused in every unit."""
+    rows = unit * (5.0 + torch.randn(300, 2))
+    ebm = recovery()
+    ebm.standardize(rows)
+    torch.testing.assert_close(ebm.scale, rows.std(0))
+    rows[:, 1] = 5.0 * unit
+    with pytest.raises(ep.InvalidInput, match=r"coordinate\(s\) \[1\] are constant"):
+        ebm.standardize(rows)

@@ -1,0 +1,183 @@
+"""Every kind of model with every objective: continued bit for bit, one loss leaves the model alone, A then B is B."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import energyppl as ep
+from energyppl.errors import CheckpointError
+from tests.support.objectives import OF_ONE_ENERGY
+
+SCHEDULE = ep.NoiseSchedule.cosine(levels=3)
+IMAGE = (1, 8, 8)
+OPTIONS = ep.TrainingOptions(steps=8, batch_size=16, evaluate_every=3)
+
+
+def net(**settings: Any) -> ep.MLPEnergy:
+    return ep.MLPEnergy((2,), hidden=8, depth=1, frequencies=2, levels=4, **settings)
+
+
+def conv() -> ep.ConvEnergy:
+    return ep.ConvEnergy(IMAGE, width=8, multipliers=(1, 2), levels=4)
+
+
+def started() -> ep.RecoveryEBM:
+    return ep.RecoveryEBM(net(), SCHEDULE, initializer=ep.MLPInitializer(2, hidden=8, depth=1, levels=3))
+
+
+def continuous() -> ep.RecoveryEBM:
+    return ep.RecoveryEBM(ep.MLPEnergy((3,), hidden=8, depth=1, axis_features=2), SCHEDULE)
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "RecoveryEBM": lambda: ep.RecoveryEBM(net(), SCHEDULE),
+    "RecoveryEBM, continuous": continuous,
+    "RecoveryEBM, initializer": started,
+    "RecoveryEBM, classes": lambda: ep.RecoveryEBM(net(classes=3), SCHEDULE),
+    "RecoveryEBM, images": lambda: ep.RecoveryEBM(conv(), SCHEDULE),
+    "JointEBM": lambda: ep.JointEBM(net(), SCHEDULE),
+    "JointEBM, images": lambda: ep.JointEBM(conv(), SCHEDULE),
+    "EBM": lambda: ep.EBM(net()),
+    "EBM, images": lambda: ep.EBM(conv()),
+    "MultiscaleEBM": lambda: ep.MultiscaleEBM(net(), [1.0, 0.5, 0.1]),
+    "MultiscaleEBM, images": lambda: ep.MultiscaleEBM(conv(), [1.0, 0.5, 0.1]),
+}
+PERSISTENT = ep.PersistentLikelihood(slots=32, num_steps=2, rejuvenate=0.1)
+RECOVERY, COOPERATIVE = ep.RecoveryLikelihood(steps=2), ep.CooperativeRecovery(steps=2)
+PAIRS: list[tuple[str, Any]] = [
+    *((kind, RECOVERY) for kind in MODELS if kind.startswith("RecoveryEBM")),
+    ("RecoveryEBM, initializer", COOPERATIVE),
+    ("RecoveryEBM, continuous", ep.objectives.LevelScoreMatching()),
+    *((kind, PERSISTENT) for kind in ("JointEBM", "JointEBM, images", "EBM", "EBM, images")),
+    *((kind, ep.objectives.MultiscaleScoreMatching()) for kind in ("MultiscaleEBM", "MultiscaleEBM, images")),
+    *(("EBM", objective) for objective in OF_ONE_ENERGY),
+    ("EBM, images", ep.objectives.ContrastiveDivergence(steps=2)),
+    ("EBM, images", ep.objectives.NoiseContrastive()),
+    ("EBM, images", ep.objectives.DenoisingScoreMatching(0.3)),
+]
+every_pair = pytest.mark.parametrize(
+    ("kind", "objective"), PAIRS, ids=[f"{kind} by {type(objective).__name__}" for kind, objective in PAIRS]
+)
+
+
+def training(kind: str, objective: Any, model: nn.Module | None = None) -> ep.Training:
+    model = MODELS[kind]() if model is None else model
+    data = torch.randn(40, *model.event_shape, generator=torch.Generator().manual_seed(2))  # type: ignore[misc]
+    labels = torch.arange(40) % 3 if "classes" in kind else None
+    return ep.Training(model, data, objective, labels=labels, held_out=data[:8], options=OPTIONS)
+
+
+def require_equal(one: nn.Module, other: nn.Module) -> None:
+    theirs = other.state_dict()
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@every_pair
+def test_a_run_continued_at_half_is_the_same_run(kind: str, objective: Any, tmp_path: Path) -> None:
+    alone = training(kind, objective)
+    for _ in range(4):
+        next(alone)
+    ep.save_checkpoint(tmp_path / "half.ckpt", alone.state_dict())
+    list(alone)
+    alone.finish()
+    torch.manual_seed(1)  # the other process is elsewhere in its stream
+    other = training(kind, objective)
+    other.load_state_dict(ep.load_checkpoint(tmp_path / "half.ckpt"))
+    assert len(list(other)) == 4
+    other.finish()
+    assert [r.loss for r in other.records] == [r.loss for r in alone.records]
+    require_equal(alone.model, other.model)
+    require_equal(alone.state, other.state)
+
+
+@every_pair
+def test_a_loss_leaves_the_model_as_it_was(kind: str, objective: Any) -> None:
+    run = training(kind, objective)
+    model, batch = run._next_batch()
+    before, kernel = copy.deepcopy(run.model.state_dict()), getattr(run.model, "kernel", None)
+    objective.loss(model, run.state, batch).value.backward()
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert getattr(run.model, "kernel", None) is kernel
+    assert any(p.grad is not None for p in run.model.parameters())
+
+
+AFTER: list[tuple[str, Any, Any]] = [
+    ("EBM", PERSISTENT, ep.objectives.ContrastiveDivergence(steps=2)),
+    ("EBM", ep.objectives.NoiseContrastive(), PERSISTENT),
+    *(("EBM", PERSISTENT, objective) for objective in OF_ONE_ENERGY),
+    ("RecoveryEBM, initializer", RECOVERY, COOPERATIVE),
+    ("RecoveryEBM, initializer", COOPERATIVE, RECOVERY),
+    ("RecoveryEBM, continuous", RECOVERY, ep.objectives.LevelScoreMatching()),
+    ("RecoveryEBM, continuous", ep.objectives.LevelScoreMatching(), RECOVERY),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "second"), AFTER, ids=[f"{k}: {type(a).__name__}, {type(b).__name__}" for k, a, b in AFTER]
+)
+def test_training_by_one_then_another_is_the_other_from_its_weights(kind: str, first: Any, second: Any) -> None:
+    run = training(kind, first)
+    list(run)
+    run.finish()
+    fresh: Any = MODELS[kind]()
+    for part in ("net", "initializer"):  # whose features are buffers
+        if getattr(fresh, part, None) is not None:
+            getattr(fresh, part).load_state_dict(getattr(run.model, part).state_dict())
+    for name in ("loc", "scale", "is_standardized"):
+        getattr(fresh, name).copy_(getattr(run.model, name))
+    ends: list[Tensor] = []
+    for model in (run.model, fresh):
+        torch.manual_seed(5)
+        again = training(kind, second, model)
+        list(again)
+        again.finish()
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*ends)
+
+
+def _moments(state: dict[str, Any], change: Callable[[Tensor], Tensor]) -> None:
+    entry = state["optimizer"]["state"][0]
+    entry["exp_avg"] = change(entry["exp_avg"])
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "moments of another shape": lambda s: _moments(s, lambda m: torch.zeros(1000)),
+    "moments of one number": lambda s: _moments(s, lambda m: m.flatten()[:1]),
+    "moments of NaN": lambda s: _moments(s, lambda m: torch.full_like(m, torch.nan)),
+    "moments in float64": lambda s: _moments(s, lambda m: m.double()),
+    "ascent": lambda s: s["optimizer"]["param_groups"][0].update(maximize=True),
+    "averages of NaN": lambda s: s["ema"]["average"][0].fill_(torch.nan),
+    "averages of one number": lambda s: s["ema"].update(average=[torch.zeros(()) for _ in s["ema"]["average"]]),
+    "too few averages": lambda s: s["ema"]["average"].pop(),
+    "best weights of NaN": lambda s: s["early"]["best"][0].fill_(torch.nan),
+    "weights of NaN": lambda s: s["model"]["net.readout.weight"].fill_(torch.nan),
+    "a negative position": lambda s: s["batches"].update(position=-5),
+    "a recent length of NaN": lambda s: s["clip"].update(recent=[torch.nan]),
+    "too many lengths": lambda s: s["clip"].update(recent=[1.0, 1.0, 1.0]),
+    "a gap of NaN": lambda s: s.update(gap=torch.nan),
+    "records of text": lambda s: s.update(records="abcd"),
+    "a reason that is a number": lambda s: s.update(stopped=3),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_crafted_checkpoints_are_refused_and_change_nothing(name: str) -> None:
+    run = training("RecoveryEBM", RECOVERY)
+    for _ in range(4):
+        next(run)
+    state = copy.deepcopy(run.state_dict())
+    DAMAGE[name](state)
+    other = training("RecoveryEBM", RECOVERY)
+    before = other.model.checksum()
+    with pytest.raises(CheckpointError) as caught:
+        other.load_state_dict(state)
+    assert "\n" not in str(caught.value)
+    assert other.model.checksum() == before
+    assert len(list(other)) == 8

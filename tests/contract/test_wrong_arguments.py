@@ -1,0 +1,143 @@
+"""Every argument of the public callables with every wrong value: refused by the library's own error, at once.
+
+No random numbers decide here: every case is run, about 5,000 in some ten seconds.
+"""
+
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+import energyppl as ep
+from tests.support.fuzz import TABLES
+from tests.support.wrong_values import WRONG, Case, cases
+
+_SECONDS = 10.0  # for one call, which takes milliseconds
+
+# What is no mistake, and why.
+LEGITIMATE: dict[str, tuple[str, ...]] = {
+    "-1": (
+        # A sign that means something.
+        *(
+            "AtLevel.guidance",
+            "AtLevel.loc",
+            "Banana.curvature",
+            "DoubleWell.tilt",
+            "MLPEnergy.log_snr_min",
+            "Pinwheel.rate",
+        ),
+        *("EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer", "Scaled.factor"),
+        *("cosine.log_snr_max", "cosine.log_snr_min"),
+    ),
+    "inf": (
+        # Documented: no limit, no tilt.
+        *("MLPEnergy.saturation_radius", "PersistentLikelihood.room"),
+        *("RecoveryDistribution.sigma", "RecoveryPotential.sigma"),
+    ),
+    "list": (
+        # An empty shape is a scalar's; an empty sequence is none of what there may be.
+        *("AIS.waypoints", "SMC.waypoints", "UNetInitializer.attention"),
+        *("AtLevel.event_shape", "ChainBuffer.event_shape", "Energy.event_shape", "GaussianBase.event_shape"),
+        *("MLPEnergy.event_shape", "MLPInitializer.event_shape", "bits_per_dimension.event_shape"),
+        *("EnergyDistribution.batch_shape", "Banana.sample.sample_shape", "EBM.sample.sample_shape"),
+        *("JointEBM.sample.sample_shape", "MultiscaleEBM.sample.sample_shape", "RecoveryEBM.sample.sample_shape"),
+    ),
+    "other shape": (
+        # Batches of any shape are taken; what they must fit is known at a call only.
+        *("AtLevel.loc", "AtLevel.scale", "Bridge.beta", "MALT.friction", "Scaled.factor", "FromNegatives.negatives"),
+        *("EnergyDistribution.like", "EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer"),
+        *("mode_occupancy.points", "schedule.diffuse.x0", "schedule.pairs.x0"),
+    ),
+    "nan tensor": (
+        # Values are not looked at where chains or gradients pass at every step: NaN comes out, and chains flag it.
+        *("Affine.loc", "AtLevel.loc", "AtLevel.scale", "Conditioned.observed", "FromNegatives.negatives"),
+        *("EnergyDistribution.like", "EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer"),
+        *("RecoveryDistribution.noisy", "RecoveryPotential.center", "RecoveryEBM.recovery.noisy"),
+        *("Banana.log_prob.x", "EBM.log_prob.x", "EnergyDistribution.log_prob.value", "JointEBM.level_energies.x"),
+        *("RecoveryEBM.log_prob.x", "RecoveryEBM.diffuse.x0", "schedule.diffuse.x0", "schedule.pairs.x0"),
+        *("anneal_temperature.x", "denoising_jump.x", "energy_and_grad.x", "run_chain.x"),
+    ),
+    "None": (
+        # None is the default, or a value of its own.
+        *(f"{name}.event_shape" for name in ("EBM", "JointEBM", "MultiscaleEBM", "RecoveryEBM", "GaussianBase")),
+        *(f"{name}.kernel" for name in ("EBM", "JointEBM", "RecoveryEBM", "RecoveryEBM.tune", "RecoveryLikelihood")),
+        *(f"{name}.kernel" for name in ("ContrastiveDivergence", "CooperativeRecovery", "PersistentLikelihood")),
+        *(f"{name}.inverse_mass" for name in ("HMC", "NUTS", "ChEES", "MALT")),
+        *(f"{name}.force_dtype" for name in ("HMC", "MALA", "ChEES", "Langevin", "MALT", "CrankNicolsonLangevin")),
+        *(f"MLPEnergy.{name}" for name in ("axis_features", "frequencies", "levels", "saturation_radius")),
+        *(f"{name}.frequency_range" for name in ("MLPEnergy", "MLPInitializer")),
+        *(f"{name}.multipliers" for name in ("ConvEnergy", "UNetInitializer")),
+        *(f"{name}.autocast" for name in ("RecoveryLikelihood", "PersistentLikelihood")),
+        *(f"{name}.base" for name in ("NoiseContrastive", "Tempered", "log_normalizer")),
+        *(f"{name}.temperatures" for name in ("AIS", "SMC")),
+        *(f"fit.{name}" for name in ("device", "held_out", "labels", "objective", "options")),
+        *(f"Training.{name}" for name in ("objective", "options")),
+        *(f"TrainingOptions.{name}" for name in ("learning_rate", "clip", "max_gap")),
+        *(f"EnergyDistribution.{name}" for name in ("like", "log_normalizer", "sampler", "support")),
+        *(f"RecoveryDistribution.{name}" for name in ("log_normalizer", "sampler")),
+        *(f"{name}.dtype" for name in ("GridOptions", "energy_and_grad")),
+        *(f"{name}.weights" for name in ("GaussianMixture", "IsotropicMixture", "Mixture", "mixture", "product")),
+        *(f"log_normalizer.{name}" for name in ("max_evaluations", "method", "samples", "tolerance")),
+        *(f"MultiscaleEBM.sample.{name}" for name in ("schedule", "step_size")),
+        *(f"anneal_temperature.{name}" for name in ("schedule", "seen")),
+        *(f"sample_chains.{name}" for name in ("init", "target_acceptance")),
+        *("CooperativeRecovery.steps", "IsotropicMixture.labels", "LevelScoreMatching.tie"),
+        *("PersistentLikelihood.buffer", "RecoveryEBM.initializer", "RecoveryEBM.sample.micro_batch"),
+        *("adapt.target_acceptance", "label_balance.expected", "schedule.pairs.upper"),
+    ),
+}
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError where what is inside takes longer."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"it took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _outcome(function: Any, arguments: dict[str, Any]) -> str:
+    try:
+        with _within(_SECONDS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            function(**arguments)
+    except ep.EnergyPPLError as error:
+        return "" if "\n" not in str(error) else "refused in more than one line"
+    except Exception as error:  # the finding itself
+        return f"{type(error).__name__}: {str(error)[:80]}"
+    return "accepted"
+
+
+def _is_legitimate(case: Case) -> bool:
+    return f"{case.call}.{case.argument}" in LEGITIMATE.get(case.wrong, ())
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_wrong_arguments_are_refused_by_our_own_errors(table: str) -> None:
+    calls = TABLES[table]()
+    for name, (function, arguments) in calls.items():
+        assert _outcome(function, arguments) == "accepted", f"{name} with arguments that work"
+    tried = [case for case in cases(calls) if not _is_legitimate(case)]
+    found = {c: _outcome(calls[c.call][0], {**calls[c.call][1], c.argument: WRONG[c.wrong]}) for c in tried}
+    faults = {case: outcome for case, outcome in found.items() if outcome}
+    accepted = [case for case, outcome in faults.items() if outcome == "accepted" or "Timeout" in outcome]
+    assert not accepted, "accepted, though it can't work"
+    assert len(faults) <= 0.03 * len(tried), faults
+
+
+def test_the_table_is_large_and_its_exceptions_exist() -> None:
+    every = [case for make in TABLES.values() for case in cases(make())]
+    legitimate = [case for case in every if _is_legitimate(case)]
+    assert len(every) - len(legitimate) >= 900
+    assert len(legitimate) == sum(len(names) for names in LEGITIMATE.values()), "an exception names no case"
