@@ -67,6 +67,7 @@ class EnergyDistribution(dist.TorchDistribution):
         InvalidInput: for an argument of another kind, or a support that does not fit the event shape.
 
     Example:
+        >>> import math
         >>> half_normal = ep.EnergyDistribution(
         ...     ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (1,)),
         ...     log_normalizer=0.5 * math.log(math.pi / 2),

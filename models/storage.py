@@ -46,8 +46,7 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
     annealing has found it and the weights are still the same.  Of this library's networks it holds the arguments too;
     another network is not part of the file but for its weights, and is passed to :func:`load`.  No pickle is written.
 
-    >>> import tempfile, pathlib, torch
-    >>> import energyppl as ep
+    >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "rings.ebm"
     >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
     >>> ep.save(ebm, file)

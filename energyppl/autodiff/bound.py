@@ -73,6 +73,10 @@ class BoundPotential(Wrapper):
             serving = self._served[key] = _serving(self.unbound, what, x)
         return serving(x)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the potential that it was made from; programs can be neither, and are made again."""
+        return bind, (self.unbound,)
+
     def renew(self) -> None:
         """Run the prologues again, after a tensor field of the potential was written in place and nothing else."""
         for serving in self._served.values():

@@ -65,10 +65,10 @@ class Table:
 def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Table:
     r"""Read a numeric table from ``.npy``, ``.npz`` or ``.csv``; integers become floats, nothing is ever unpickled.
 
-    >>> import tempfile, pathlib
+    >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "rooms.csv"
     >>> _ = file.write_text("income,rooms\n" + "".join(f"{1.7 * i},{i % 3}\n" for i in range(12)))
-    >>> table = read_table(file)
+    >>> table = ep.data.read_table(file)
     >>> table.columns, table.values.shape, table.discrete
     (('income', 'rooms'), (12, 2), (0.0, 1.0))
 
@@ -105,8 +105,10 @@ def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Tab
 def table_from_array(values: ArrayLike, columns: Sequence[str] | None = None, *, source: str = "an array") -> Table:
     """Make a checked table from an array ``(n, d)`` or ``(n,)``.
 
+    >>> import numpy as np
     >>> rng = np.random.default_rng(0)
-    >>> table = table_from_array(np.stack([rng.normal(size=50), rng.integers(4, size=50)], 1), ("height", "children"))
+    >>> values = np.stack([rng.normal(size=50), rng.integers(4, size=50)], 1)
+    >>> table = ep.data.table_from_array(values, ("height", "children"))
     >>> table.discrete  # children come in whole numbers
     (0.0, 1.0)
 

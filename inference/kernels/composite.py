@@ -32,7 +32,6 @@ class Cycle:
     """Systematic scan: kernels one after another.  Exact if each of them is.
 
     Example:
-        >>> import torch, energyppl as ep
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> scan = ep.kernels.Cycle(ep.MALA(0.5), ep.HMC(0.3, steps=3))
         >>> ep.sampling.run_chain(scan, normal, torch.randn(8, 2), 5).state.x.shape

@@ -55,7 +55,6 @@ class NUTS:
         inverse_mass: None for the identity, variances ``(*event)``, or a :class:`LowRankMass`.
 
     Example:
-        >>> import torch, energyppl as ep
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> kernel = ep.NUTS(step_size=0.5)
         >>> state, info = kernel.step(normal, kernel.init(normal, torch.randn(4, 2)))

@@ -68,7 +68,6 @@ class Annealing:
 class AIS(Annealing):
     """Annealed importance sampling from the base (Neal 2001): Z without bias, a stochastic lower bound on log Z.
 
-    >>> import energyppl as ep
     >>> toy = ep.toys.Banana()  # which is normalized: log Z = 0
     >>> found = ep.log_normalizer(toy, method=ep.normalizing.AIS(particles=256))
     >>> abs(found.estimate) < 0.5
@@ -82,7 +81,6 @@ class AIS(Annealing):
 class SMC(Annealing):
     """AIS whose particles are resampled in eight islands when their weights grow uneven (Del Moral et al. 2006).
 
-    >>> import energyppl as ep
     >>> toy = ep.toys.Banana()  # which is normalized: log Z = 0
     >>> found = ep.log_normalizer(toy, method=ep.normalizing.SMC(temperatures=50))
     >>> abs(found.estimate) < 0.5
@@ -110,7 +108,6 @@ class ReverseAIS(Annealing):
 class BAR(Annealing):
     """Forward and reverse AIS, bridged by Bennett's acceptance ratio (1976): bounds on both sides, the least error.
 
-    >>> import energyppl as ep
     >>> toy = ep.toys.Banana()  # which is normalized: log Z = 0
     >>> found = ep.log_normalizer(toy, samples=toy.sample((1000,)), method=ep.normalizing.BAR(particles=256))
     >>> abs(found.estimate) < 0.5
