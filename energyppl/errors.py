@@ -14,11 +14,27 @@ class InvalidInput(EnergyPPLError, ValueError):
 
 
 class NotNormalized(EnergyPPLError, RuntimeError):
-    """A normalized quantity was asked of a density whose normalizing constant is unknown."""
+    """A normalized quantity was asked of a density whose normalizing constant is unknown.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> ep.EnergyDistribution(normal).log_prob(torch.zeros(2))
+        Traceback (most recent call last):
+            ...
+        energyppl.errors.NotNormalized: ...
+    """
 
 
 class NotNormalizable(EnergyPPLError, ValueError):
-    """The integral of exp(−U) is infinite, so there is no density to normalize."""
+    """The integral of exp(−U) is infinite, so there is no density to normalize.
+
+    Example:
+        >>> flat = ep.Energy(lambda x: 0.0 * x.sum(-1), (3,))
+        >>> ep.log_normalizer(flat, samples=torch.randn(200, 3))
+        Traceback (most recent call last):
+            ...
+        energyppl.errors.NotNormalizable: ...
+    """
 
 
 class QuadratureError(EnergyPPLError, RuntimeError):
@@ -26,7 +42,16 @@ class QuadratureError(EnergyPPLError, RuntimeError):
 
 
 class TrainingDiverged(EnergyPPLError, RuntimeError):
-    """Training left the region where its numbers mean anything; the message names the step and the quantity."""
+    """Training left the region where its numbers mean anything; the message names the step and the quantity.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> strict = ep.TrainingOptions(max_gap=1e-9)
+        >>> ep.fit(ebm, torch.randn(100, 2), options=strict, progress=False)
+        Traceback (most recent call last):
+            ...
+        energyppl.errors.TrainingDiverged: training diverged at step 0: the energy gap is ... nats ...
+    """
 
 
 class CheckpointError(EnergyPPLError, RuntimeError):
@@ -34,4 +59,14 @@ class CheckpointError(EnergyPPLError, RuntimeError):
 
 
 class ChainWarning(UserWarning):
-    """Chains that should not be trusted as they are: stuck, not finite, diverging, disagreeing or cut short."""
+    """Chains that should not be trusted as they are: stuck, not finite, diverging, disagreeing or cut short.
+
+    Example:
+        >>> import warnings
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     chains = ep.sample_chains(ep.MALA(1e-6), normal, chains=4, draws=60, warmup=0, progress=False)
+        >>> caught[0].category.__name__
+        'ChainWarning'
+    """

@@ -41,6 +41,12 @@ class JointEBM(LevelEnergies):
 
     Raises:
         InvalidInput: if the network returns another shape or non-finite values, or has too few levels.
+
+    Example:
+        >>> schedule = ep.NoiseSchedule.sqrtcumlinear(levels=6)
+        >>> joint = ep.JointEBM(ep.MLPEnergy((2,), levels=7), schedule)
+        >>> joint.marginal(level=6).energy(torch.zeros(5, 2)).shape
+        torch.Size([5])
     """
 
     default_objective = PersistentLikelihood

@@ -62,6 +62,11 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
     Raises:
         InvalidInput: for noise levels that do not decrease, or a network that returns another shape or non-finite
             values.
+
+    Example:
+        >>> ebm = ep.MultiscaleEBM(ep.MLPEnergy((2,), levels=1), sigmas=[4.0, 2.0, 1.0, 0.5], base_sigma=1.0)
+        >>> ebm.marginal().energy(torch.zeros(5, 2)).shape
+        torch.Size([5])
     """
 
     default_objective = MultiscaleScoreMatching

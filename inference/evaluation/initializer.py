@@ -37,6 +37,12 @@ def initializer_report(model: Conditional, data: Tensor, steps: int = 100) -> In
 
     Raises:
         InvalidInput: if the model has no initializer.
+
+    Example:
+        >>> schedule = ep.NoiseSchedule.cosine(levels=3)
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), schedule, initializer=ep.MLPInitializer((2,)))
+        >>> ep.evaluation.initializer_report(ebm, torch.randn(50, 2), steps=2).drop.shape
+        torch.Size([3])
     """
     check_data("data", data, model.event_shape, at_least=2)
     clean = model.to_unit(data.to(model.loc))

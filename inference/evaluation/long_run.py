@@ -88,6 +88,12 @@ def long_run(
 
     Raises:
         InvalidInput: for too few draws or rows, steps that are fewer than the draws, or as :func:`mode_occupancy`.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> found = ep.long_run(ebm, torch.randn(50, 2), steps=20, kept=10, chains=4, progress=False)
+        >>> found._fields
+        ('from_data', 'from_noise', 'problems')
     """
     check_count("kept", kept, at_least=10)
     check_count("steps", steps, at_least=kept)

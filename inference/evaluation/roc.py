@@ -53,6 +53,10 @@ def auroc(inliers: Tensor, outliers: Tensor) -> Estimate:
 
     Raises:
         InvalidInput: for fewer than two scores on a side, or scores that are not finite or not ``(n,)``.
+
+    Example:
+        >>> round(ep.evaluation.auroc(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.5, 3.0])).value, 3)  # 5 of 6 pairs
+        0.833
     """
     a, b = (side.numpy() for side in _sides(inliers, outliers))
     ranks = rankdata(np.concatenate([a, b]))
@@ -97,6 +101,11 @@ def detection_report(inliers: Tensor, outliers: Tensor, *, repeats: int = 1000, 
     Raises:
         InvalidInput: for a level outside of (0, 1), too few repeats to have some beyond each end of an interval, and as
             :func:`auroc`.
+
+    Example:
+        >>> report = ep.evaluation.detection_report(torch.arange(50.0), torch.arange(50.0) + 100.0)
+        >>> report.auroc.value, report.fpr_at_95.value
+        (1.0, 0.0)
     """
     if not 0.0 < level < 1.0:
         raise InvalidInput(f"level must lie inside (0, 1); got {level}: 0.95 is usual")

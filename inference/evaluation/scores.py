@@ -61,6 +61,11 @@ def energy_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 1000
 
     Raises:
         InvalidInput: for rows of another shape or that are not finite, or a level that the model has not.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> ep.evaluation.energy_scores(normal, torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+        tensor([0., 1.], dtype=torch.float64)
     """
     return _energies("x", x, model, level, batch)
 
@@ -110,6 +115,11 @@ def gradient_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 10
 
     Raises:
         InvalidInput: as :func:`energy_scores`.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> ep.evaluation.gradient_scores(normal, torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+        tensor([0., 5.], dtype=torch.float64)
     """
     grads = [gradient_only(potential, points) for potential, points in _pieces("x", x, model, level, batch)]
     return torch.cat([grad.double().reshape(len(grad), -1).norm(dim=1).to(x.device) for grad in grads])
@@ -134,6 +144,12 @@ def typicality_scores(model: Scored, x: Tensor, training: Tensor, *, level: int 
 
     Raises:
         InvalidInput: for training rows that are missing or whose energies are not finite, and as :func:`energy_scores`.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> training = torch.tensor([[0.0, 0.0], [2.0, 0.0]])  # mean energy 1
+        >>> ep.evaluation.typicality_scores(normal, torch.tensor([[0.0, 0.0], [2.0, 2.0]]), training)
+        tensor([1., 3.], dtype=torch.float64)
     """
     known = _energies("training", training, model, level, batch)
     bad = ~torch.isfinite(known)
@@ -164,6 +180,12 @@ def ratio_scores(model: Scored, x: Tensor, base: Scored, *, level: int = 0, batc
 
     Raises:
         InvalidInput: as :func:`energy_scores`, for the model or the base.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> base = ep.potentials.Scaled(normal, 0.5)
+        >>> ep.evaluation.ratio_scores(normal, torch.tensor([[0.0, 0.0], [1.0, 1.0]]), base)
+        tensor([0.0000, 0.5000], dtype=torch.float64)
     """
     return _energies("x", x, model, level, batch) - _energies("x", x, base, 0, batch)
 

@@ -145,6 +145,11 @@ class Tempered:
 
     Raises:
         InvalidInput: if ``betas`` don't begin at 1 and fall, or reach 0 without a base.
+
+    Example:
+        >>> kernel = ep.kernels.Tempered(ep.MALA(0.1), betas=(1.0, 0.3, 0.1))
+        >>> ep.sampling.run_chain(kernel, ep.toys.EightGaussians(), torch.randn(8, 2), 5).state.x.shape
+        torch.Size([8, 2])
     """
 
     kernel: Kernel

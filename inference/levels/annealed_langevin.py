@@ -28,6 +28,11 @@ class TemperatureSchedule:
 
     Raises:
         InvalidInput: for a temperature below 1, or no step at all.
+
+    Example:
+        >>> schedule = ep.levels.TemperatureSchedule(start=100.0, hot=1, cooling=2, quench=2)
+        >>> [round(t, 3) for t in schedule.temperatures().tolist()]
+        [100.0, 100.0, 1.0, 1.0, 0.0]
     """
 
     start: float = 100.0
@@ -87,6 +92,12 @@ def anneal_temperature(
 
     Raises:
         InvalidInput: for points of another shape, numbers that are not positive, or a mask that leaves nothing to do.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> schedule = ep.levels.TemperatureSchedule(start=4.0, hot=2, cooling=5, quench=2)
+        >>> ep.levels.anneal_temperature(normal, torch.randn(8, 2), schedule, step_size=0.1).x.shape
+        torch.Size([8, 2])
     """
     as_potential("potential", potential)
     check_event("x", x, potential.event_shape)

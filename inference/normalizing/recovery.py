@@ -111,6 +111,13 @@ def process_log_likelihood(
         particles: of the runs that normalize each conditional.
         temperatures: as in :func:`recovery_normalizers`.
         steps: moves of the chains, begun at the data, from whose ends reverse runs go.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> x = ebm.diffuse(torch.randn(20, 2), level=0)
+        >>> found = ep.normalizing.process_log_likelihood(ebm, x, particles=8, temperatures=4, steps=2)
+        >>> found._fields
+        ('lower', 'upper', 'evaluations')
     """
     check_data("x", x, model.event_shape, at_least=2)
     schedule, shape, top = model.schedule, model.event_shape, model.schedule.levels - 1

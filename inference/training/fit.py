@@ -50,6 +50,10 @@ class TrainingOptions:
         tolerance: how much worse, relative to the best, is clearly worse.
         label_drop: share of rows whose label is hidden at each update: the energy without a class is learned too.
         max_gap: energy gap, in nats for each dimension, beyond which training counts as diverged.
+
+    Example:
+        >>> ep.TrainingOptions(steps=300, learning_rate=1e-3).batch_size
+        512
     """
 
     steps: int = 1500
@@ -101,6 +105,15 @@ class Training:
         state: what the objective learns beside the model's weights.
         records: one for each update so far.
         stopped: why the run ended, in words; empty while it goes on.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> options = ep.TrainingOptions(steps=2, batch_size=32)
+        >>> training = ep.Training(ebm, torch.randn(100, 2), options=options)
+        >>> [record.step for record in training]
+        [0, 1]
+        >>> training.finish().stopped
+        'all 2 steps made'
     """
 
     def __init__(
@@ -315,6 +328,12 @@ def fit(
         TrainingDiverged: when a quantity left its range: it names the step and the quantity.  The model then holds its
             best weights so far, and the checkpoint the run as it was at the last evaluation.
         CheckpointError: for a checkpoint that is damaged or of another run.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> history = ep.fit(ebm, torch.randn(100, 2), options=ep.TrainingOptions(steps=2), progress=False)
+        >>> len(history.records)
+        2
     """
     if device is not None:
         move_to(model, device)

@@ -35,6 +35,12 @@ class MLPInitializer(Rebuildable, nn.Module):
 
     Raises:
         InvalidInput: for sizes below one, or frequencies that don't increase.
+
+    Example:
+        >>> net = ep.MLPInitializer((2,), levels=3)
+        >>> shift, log_scale = net(torch.randn(5, 2), torch.tensor(1))
+        >>> shift.shape, float(shift.detach().abs().max())
+        (torch.Size([5, 2]), 0.0)
     """
 
     frequencies: Tensor
