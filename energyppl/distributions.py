@@ -29,7 +29,7 @@ __all__ = ["EnergyDistribution", "LogZ", "RecoveryDistribution", "Sampler"]
 
 
 class Sampler(Protocol):
-    """How a distribution draws: chains, a progressive sampler, anything that respects the potential."""
+    """Sampler of a distribution: chains, a progressive sampler, anything that respects the potential."""
 
     def __call__(self, potential: Potential, shape: torch.Size, like: Tensor, /) -> Tensor:
         """Draw ``(*shape, *event)`` with the dtype and device of ``like``."""

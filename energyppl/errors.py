@@ -6,15 +6,15 @@ Messages say what was expected, what came, and what to do.
 
 
 class EnergyPPLError(Exception):
-    """Anything that energyppl raises on purpose."""
+    """Base of all errors that energyppl raises on purpose."""
 
 
 class InvalidInput(EnergyPPLError, ValueError):
-    """An argument has the wrong shape, dtype, range or support."""
+    """Error of an argument with the wrong shape, dtype, range or support."""
 
 
 class NotNormalized(EnergyPPLError, RuntimeError):
-    """A normalized quantity was asked of a density whose normalizing constant is unknown.
+    """Error of a normalized quantity that was asked of a density whose normalizing constant is unknown.
 
     Example:
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
@@ -26,7 +26,7 @@ class NotNormalized(EnergyPPLError, RuntimeError):
 
 
 class NotNormalizable(EnergyPPLError, ValueError):
-    """The integral of exp(−U) is infinite, so there is no density to normalize.
+    """Error of an energy whose integral of exp(−U) is infinite: there is no density to normalize.
 
     Example:
         >>> flat = ep.Energy(lambda x: 0.0 * x.sum(-1), (3,))
@@ -38,11 +38,11 @@ class NotNormalizable(EnergyPPLError, ValueError):
 
 
 class QuadratureError(EnergyPPLError, RuntimeError):
-    """A grid can't carry the integral: mass leaks out of the box, or the grid is too coarse."""
+    """Error of a grid that can't carry the integral: mass leaks out of the box, or the grid is too coarse."""
 
 
 class TrainingDiverged(EnergyPPLError, RuntimeError):
-    """Training left the region where its numbers mean anything; the message names the step and the quantity.
+    """Error of training that diverged; the message names the step and the quantity.
 
     Example:
         >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
@@ -55,11 +55,11 @@ class TrainingDiverged(EnergyPPLError, RuntimeError):
 
 
 class CheckpointError(EnergyPPLError, RuntimeError):
-    """A checkpoint is truncated, belongs to another model, or holds what is never loaded (pickled objects)."""
+    """Error of a checkpoint that is damaged, of another model, or holds what is never loaded (pickled objects)."""
 
 
 class ChainWarning(UserWarning):
-    """Chains that should not be trusted as they are: stuck, not finite, diverging, disagreeing or cut short.
+    """Warning of chains not to trust as they are: stuck, not finite, diverging, disagreeing or cut short.
 
     Example:
         >>> import warnings

@@ -112,7 +112,7 @@ class LinearMeasurement(nn.Module):
 
     @classmethod
     def mask(cls, image: Tensor, seen: Tensor, noise: float = 0.0) -> "LinearMeasurement":
-        """Inpainting: the values of ``image``, ``(*event)``, where ``seen``, a boolean mask of its shape, is True.
+        """Measure (for inpainting) the values of ``image``, ``(*event)``, where ``seen``, a boolean mask, is True.
 
         Raises:
             InvalidInput: for a mask of another shape or dtype, or one that is False everywhere.
@@ -234,7 +234,7 @@ def _check_parts(ebms: Sequence[RecoveryEBM], weights: Sequence[float]) -> None:
 
 
 def _differences(ebm: RecoveryEBM, other: RecoveryEBM) -> list[str]:
-    """What two models should have in common and don't."""
+    """Name what two models should have in common and don't."""
     ours, theirs = ebm.schedule, other.schedule
     same = {
         "event_shape": ebm.event_shape == other.event_shape,

@@ -64,14 +64,14 @@ class JointEBM(LevelEnergies):
         super().__init__(_WithOffsets(net, levels, shape), schedule, shape, kernel or MALA(0.1), levels)
 
     def level_energies(self, x: Tensor) -> Tensor:
-        """U(x, t) of points in data coordinates at every level, ``(*batch, *event)`` to ``(*batch, levels)``, nats."""
+        """Evaluate U(x, t) at data points and every level, ``(*batch, *event)`` to ``(*batch, levels)``, in nats."""
         check_event("x", x, self.event_shape)
         batch = x.shape[: x.dim() - len(self.event_shape)]
         energies = level_energies(self, self.to_unit(x.to(self.loc)).reshape(-1, *self.event_shape))
         return energies.movedim(0, -1).reshape(*batch, self.levels)
 
     def level_probabilities(self, x: Tensor) -> Tensor:
-        """p(t | x), ``(*batch, levels)``: how noisy the model takes a point to be."""
+        """Return p(t | x), ``(*batch, levels)``: how noisy the model takes a point to be."""
         return torch.softmax(-self.level_energies(x), -1)
 
     def sample(
@@ -83,7 +83,7 @@ class JointEBM(LevelEnergies):
         num_steps: int = 5,
         max_sweeps: int = 2000,
     ) -> Tensor:
-        """Samples ``(*sample_shape, *event)`` from white noise by level moves.
+        """Draw samples, ``(*sample_shape, *event)``, from white noise by moves of points and levels.
 
         Every chain begins at the noisiest level and is read at its ``visits``-th sweep at ``level``; a chain's points
         at its visits are themselves a Markov chain of that level's density.
@@ -122,7 +122,7 @@ class JointEBM(LevelEnergies):
         return self.from_unit(kept[: shape.numel()].reshape(*shape, *self.event_shape))
 
     def forward(self, count: int = 1) -> Tensor:
-        """A Pyro model of ``count`` points and their levels: sites ``level`` and ``x``, in standardized coordinates.
+        """Declare ``count`` points and their levels to Pyro: sites ``level`` and ``x``, in standardized coordinates.
 
         All levels' energies share one normalizer, so the level may be enumerated (``infer={"enumerate": "parallel"}``
         is set), conditioned or replayed like any discrete site; ``x`` is unnormalized, as inside MCMC.
@@ -139,7 +139,7 @@ class JointEBM(LevelEnergies):
         return x
 
     def draw_level(self, x: Tensor) -> Tensor:
-        """An exact draw from p(t | x) for points ``(n, *event)`` in data coordinates, ``(n,)``: a Gibbs step."""
+        """Draw from p(t | x) exactly for points ``(n, *event)`` in data coordinates, ``(n,)``: a Gibbs step."""
         check_event("x", x, self.event_shape)
         return draw_levels(self, self.to_unit(x.to(self.loc)))
 

@@ -92,7 +92,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         return self._base_sigma
 
     def standardize(self, data: Tensor, *, isotropic: bool = True) -> None:
-        """As :meth:`EnergyModel.standardize`, with one scale for all coordinates, as the noise has, unless told not to.
+        """Standardize as :meth:`EnergyModel.standardize`, by default with one scale for all, as the noise's.
 
         Args:
             data: rows ``(n, *event)``.
@@ -101,7 +101,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         super().standardize(data, isotropic=isotropic)
 
     def potential(self, level: int | Tensor = 0) -> Potential:
-        """The energy in standardized coordinates, unnormalized; there is only level 0.
+        """Return the energy in standardized coordinates, unnormalized; there is only level 0.
 
         Its samples at temperature σ²/σ0² are data with noise σ in high dimension.  It is not −log p in low dimension,
         and nowhere the density of clean data: don't compare likelihoods by it.
@@ -124,7 +124,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         denoise: bool = True,
         force_dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Samples ``(*sample_shape, *event)`` by annealed Langevin from white noise, in data coordinates.
+        """Draw samples, ``(*sample_shape, *event)``, by annealed Langevin from white noise, in data coordinates.
 
         Args:
             sample_shape: shape of the batch.
@@ -179,7 +179,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         return torch.where(seen, image, self._anneal_from(start, schedule, step_size, denoise, force_dtype, seen))
 
     def marginal(self, level: int = 0) -> EnergyDistribution:
-        """``exp(−U(x))`` in data coordinates, whose ``log_prob`` refuses and whose ``sample`` is :meth:`sample`.
+        """Return ``exp(−U(x))`` in data coordinates, whose ``log_prob`` refuses and whose ``sample`` is :meth:`sample`.
 
         Chains on its potential, at temperature 1, draw data with noise σ0 in high dimension.
         """
@@ -187,7 +187,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         return EnergyDistribution(inner.potential, sampler=inner.sampler, log_normalizer=_refuse, like=self.loc)
 
     def log_normalizer(self, level: int = 0, **options: Any) -> LogNormalizer:
-        """Refuses: there is no density to normalize.
+        """Refuse, since there is no density to normalize.
 
         Raises:
             NotNormalized: always; the message says why, and what to do instead.
@@ -230,7 +230,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         force_dtype: torch.dtype | None,
         seen: Tensor | None = None,
     ) -> Tensor:
-        """The end of annealing from standardized points, in data coordinates."""
+        """Anneal from standardized points, and return the ends in data coordinates."""
         potential = self.potential()
         found: AnnealedPoints = anneal_temperature(
             potential,
@@ -257,7 +257,7 @@ def _refuse(*_: object) -> NoReturn:
 
 
 def _checked_sigmas(sigmas: Sequence[float] | Tensor, base_sigma: float) -> Tensor:
-    """The noise levels as a tensor, checked."""
+    """Check the noise levels and return them as a tensor."""
     levels = torch.as_tensor(sigmas, dtype=torch.float64)
     if levels.dim() != 1 or len(levels) < 2:
         raise InvalidInput(

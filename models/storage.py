@@ -150,7 +150,7 @@ def _build(tree: Mapping[str, Any], net: nn.Module, initializer: nn.Module | Non
 
 
 def _network(model: EnergyModel) -> nn.Module:
-    """The network that the model was given; a JointEBM wraps it."""
+    """Return the network that the model was given; a JointEBM wraps it."""
     inner = model.net.net if isinstance(model, JointEBM) else model.net
     assert isinstance(inner, nn.Module)
     return inner
@@ -162,7 +162,7 @@ def _network_record(net: nn.Module) -> dict[str, Any]:
 
 
 def _fitting(what: str, net: nn.Module | None, record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network that was passed, or else one that is built by the file's recipe; the weights fit it."""
+    """Return the network that was passed, or else one that is built by the file's recipe; the weights fit it."""
     if net is None:
         if record["recipe"] is None:
             raise InvalidInput(
@@ -203,7 +203,7 @@ def _require_same(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Te
 
 
 def _packed(value: Any) -> Any:
-    """A kernel, or one of its fields, as a tree of tensors, numbers and strings."""
+    """Return a kernel, or one of its fields, as a tree of tensors, numbers and strings."""
     if isinstance(value, Tensor) or value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.dtype):
@@ -235,11 +235,11 @@ def _unpacked(value: Any) -> Any:
 
 
 class _UnknownError(Exception):
-    """Nothing was found yet."""
+    """Error of a model whose log Z is unknown yet."""
 
 
 def _known_log_z(model: EnergyModel) -> list[tuple[int, dict[str, Any]]]:
-    """The levels whose log Z annealing has found for these very weights, without the runs."""
+    """Return the levels whose log Z annealing has found for these very weights, without the runs."""
 
     def unknown() -> LogNormalizer:
         raise _UnknownError
@@ -260,7 +260,7 @@ def _remember_log_z(model: EnergyModel, level: int, found: LogNormalizer) -> Non
 
 @contextmanager
 def _refused(path: Path) -> Iterator[None]:
-    """Within it, whatever building a model raises becomes a CheckpointError that names the file."""
+    """Turn whatever building a model raises inside into a CheckpointError that names the file."""
     try:
         yield
     except InvalidInput as error:

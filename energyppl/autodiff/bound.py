@@ -60,7 +60,7 @@ class BoundPotential(Wrapper):
         return shape
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of the points ``x``, ``(*batch, *event)`` to ``(*batch,)``, by the potential itself."""
+        """Evaluate the energies of points ``x``, ``(*batch, *event)`` to ``(*batch,)``, by the potential itself."""
         return self.unbound(x)
 
     def evaluate(self, what: Evaluation, x: Tensor) -> Values:

@@ -210,7 +210,7 @@ def requantize(values: Array, grids: tuple[Array, ...]) -> Array:
 
 
 def _grid(column: Array) -> Array:
-    """The values that a discrete column can take, ``(k,)``; ``(0,)`` if it is continuous.
+    """Return the values that a discrete column can take, ``(k,)``; ``(0,)`` if it is continuous.
 
     Discrete means that more than half of the rows share their value with another row, and that the values sit on a
     lattice, every gap a multiple of the smallest one (then the column can take all of the lattice between its ends), or
@@ -237,7 +237,7 @@ def _grid(column: Array) -> Array:
 
 
 def _choose(shapes: dict[str, tuple[int, ...]], path: Path, array: str | None) -> str:
-    """The name of the array to read."""
+    """Return the name of the array to read."""
     listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
     if array is not None and array not in shapes:
         raise InvalidInput(f"{path} has no array {array!r}; its arrays: {listing}")

@@ -75,7 +75,7 @@ class GaussianBase:
 
     @classmethod
     def of_tether(cls, potential: RecoveryPotential) -> "GaussianBase":
-        """Return the Gaussian N(center, sigma²) that a tilt is, for the whole batch of its centers.
+        """Return the Gaussian N(center, sigma²) of a Gaussian tilt, for the whole batch of its centers.
 
         Raises:
             InvalidInput: if a tilt is infinitely wide, as at a schedule's untilted top level.

@@ -39,7 +39,7 @@ class Moments(NamedTuple):
 
 
 class LengthState(NamedTuple):
-    """Where the ascent stands."""
+    """State of the ascent in the trajectory length."""
 
     length: float
     average: float  # of the lengths so far, in logarithms: what is kept in the end

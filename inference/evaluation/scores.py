@@ -32,11 +32,11 @@ class ScoredModel(Protocol):
     loc: Tensor  # whose dtype and device points take
 
     def to_unit(self, data: Tensor) -> Tensor:
-        """Data in the coordinates of the energies."""
+        """Return data in the coordinates of the energies."""
         ...
 
     def potential(self, level: int) -> Potential:
-        """The energy of a level, in those coordinates."""
+        """Return the energy of a level, in those coordinates."""
         ...
 
 
@@ -48,7 +48,7 @@ Scored = ScoredModel | Potential | Distribution
 
 
 def energy_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 1000) -> Tensor:
-    """The energy of each row, −log p up to a constant, in nats.
+    """Score rows by their energy, −log p up to a constant, in nats.
 
     Args:
         model: a model, a potential, or a distribution.
@@ -71,7 +71,7 @@ def energy_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 1000
 
 
 def joint_scores(model: ScoredModel, x: Tensor, *, batch: int = 1000) -> Tensor:
-    """The free energy over all levels, ``−log Σ_t exp(−U(x, t))``, in nats (DA-EBM, Zhang, Tan & Ou 2023).
+    """Score rows by the free energy over all levels, ``−log Σ_t exp(−U(x, t))``, in nats (Zhang, Tan & Ou 2023).
 
     It is −log p(x) up to a constant under a joint density of points and levels, as a ``JointEBM`` has: one normalizer
     for all levels.  In a ``RecoveryEBM`` each level has its own log Z, and the sum weighs levels by what these happen
@@ -99,7 +99,7 @@ def joint_scores(model: ScoredModel, x: Tensor, *, batch: int = 1000) -> Tensor:
 
 
 def gradient_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 1000) -> Tensor:
-    """The norm of the energy's gradient at each row, ``|∂U/∂x|₂`` (Grathwohl et al. 2020, section 5.3).
+    """Score rows by the norm of the energy's gradient, ``|∂U/∂x|₂`` (Grathwohl et al. 2020, section 5.3).
 
     Around a mode or a flat region that holds mass the density hardly changes; beside a narrow peak it does.  The
     gradient is taken in the model's standardized coordinates, so that the data's units don't count.
@@ -126,7 +126,7 @@ def gradient_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 10
 
 
 def typicality_scores(model: Scored, x: Tensor, training: Tensor, *, level: int = 0, batch: int = 1000) -> Tensor:
-    """How far a row's energy is from the training data's mean energy, ``|U(x) − mean U|``, in nats.
+    """Score rows by the distance of their energy from the training data's mean, ``|U(x) − mean U|``, in nats.
 
     The typicality test of single rows (Nalisnick et al. 2019, batches of M = 1), its entropy estimated by the mean over
     training rows; log Z cancels.  A row may be too likely as well as too unlikely.
@@ -162,7 +162,7 @@ def typicality_scores(model: Scored, x: Tensor, training: Tensor, *, level: int 
 
 
 def ratio_scores(model: Scored, x: Tensor, base: Scored, *, level: int = 0, batch: int = 1000) -> Tensor:
-    """The log likelihood ratio of a base to the model up to a constant, ``U(x) − U_base(x)``, in nats.
+    """Score rows by the log likelihood ratio of a base to the model, ``U(x) − U_base(x)`` up to a constant, in nats.
 
     What both find strange cancels: the base stands for what rows of any kind share, such as backgrounds (Ren et al.
     2019, the LLR) or plain complexity (Serrà et al. 2020, the score S).
@@ -197,7 +197,7 @@ def _energies(name: str, x: Tensor, model: Scored, level: int, batch: int) -> Te
 
 
 def _pieces(name: str, x: Tensor, model: Scored, level: int, batch: int) -> Iterator[tuple[Potential, Tensor]]:
-    """The energy of a level and the points that it takes, for one micro-batch of rows after the other."""
+    """Yield the energy of a level and the points that it takes, one micro-batch of rows after the other."""
     check_count("batch", batch)
     potential = _potential(model, level)
     check_data(name, x, potential.event_shape)

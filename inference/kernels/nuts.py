@@ -35,7 +35,7 @@ class _Tree(NamedTuple):
 
 
 class _Checkpoint(NamedTuple):
-    """Where a sub-tree begins that a later leaf may end."""
+    """Checkpoint: the begin of a sub-tree that a later leaf may end."""
 
     first: Tensor  # (*chains, *event), momenta at its first leaf
     before: Tensor  # (*chains, *event), momenta at the leaf before that, the last of the sub-tree on its left

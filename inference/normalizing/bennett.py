@@ -11,7 +11,7 @@ __all__ = ["bennett"]
 
 
 def bennett(forward: Tensor, reverse: Tensor) -> tuple[float, float]:
-    """log(Z_target / Z_base) by Bennett's acceptance ratio (1976), and its asymptotic error (Shirts & Chodera 2008).
+    """Estimate log(Z_target / Z_base) by Bennett's acceptance ratio (1976), with Shirts & Chodera's error (2008).
 
     Args:
         forward: log weights of runs from the base, ``(n,)``.

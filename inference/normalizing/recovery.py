@@ -81,7 +81,7 @@ def recovery_normalizers(
 
 
 class ProcessModel(LevelModel, Protocol):
-    """What the process's likelihood needs of a model; ``energyppl.models.RecoveryEBM`` is one."""
+    """Protocol of a model whose sampling process has a likelihood; ``energyppl.models.RecoveryEBM`` follows it."""
 
     scale: Tensor
 
@@ -164,7 +164,7 @@ def process_log_likelihood(
 
 
 def _widened(potential: RecoveryPotential, x: Tensor) -> RecoveryPotential:
-    """The same tilts for several chains each."""
+    """Return the same Gaussian tilts for several chains each."""
     sigma = torch.as_tensor(potential.sigma).to(x).expand(potential.center.shape)
     return RecoveryPotential(potential.potential, potential.center.expand(x.shape), sigma.expand(x.shape))
 

@@ -7,7 +7,7 @@ __all__ = ["allocate_levels", "draw_upper_levels", "stratified_levels"]
 
 
 def allocate_levels(count: int, levels: int, level0_fraction: float = 0.25) -> Tensor:
-    """A level for each of ``count`` rows, in random order: equal shares, and ``level0_fraction`` more for level 0.
+    """Draw levels for ``count`` rows, in random order: equal shares, and ``level0_fraction`` more for level 0.
 
     Exact shares leave less noise in the gradient than independent draws; the random offset lets every level have its
     turn when there are fewer rows than levels.
@@ -18,14 +18,14 @@ def allocate_levels(count: int, levels: int, level0_fraction: float = 0.25) -> T
 
 
 def draw_upper_levels(level: Tensor, levels: int, skip_fraction: float) -> Tensor:
-    """For each row the noisier marginal it is recovered from: the next one, or for a share of rows any above."""
+    """Draw the noisier marginal that each row is recovered from: the next one, or for a share of rows any above."""
     above = levels - level
     jump = 1 + (torch.rand(level.shape, device=level.device) * above).long()
     return level + torch.where(torch.rand(level.shape, device=level.device) < skip_fraction, jump, 1)
 
 
 def stratified_levels(rows: int, levels: int, offset: float) -> Tensor:
-    """The level of each of ``rows`` rows, ``(rows,)``: row i gets level ⌊(i + offset) levels / rows⌋.
+    """Return the level of each of ``rows`` rows, ``(rows,)``: row i gets level ⌊(i + offset) levels / rows⌋.
 
     One row for each level gets row i level i, the paper's stratified levels; k of them get each level exactly k rows;
     fewer rows than levels are spread evenly over them, and an offset drawn from [0, 1) gives every level its turn.

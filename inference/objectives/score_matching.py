@@ -227,7 +227,7 @@ def _require_curved(potential: Callable[[Tensor], Tensor], x: Tensor, net: nn.Mo
 
 
 class _Bending(NamedTuple):
-    """What curves an energy."""
+    """Sources of an energy's curvature: its points and its weights."""
 
     straight: list[str]  # weights that change its slope differently in different places, and its curvature nowhere
     curved: bool  # it is curved somewhere
@@ -235,7 +235,7 @@ class _Bending(NamedTuple):
 
 
 def _bending(potential: Callable[[Tensor], Tensor], x: Tensor, net: nn.Module) -> _Bending:
-    """What curves an energy at points ``x``, ``(n, *event)``, along one direction."""
+    """Find what curves an energy at points ``x``, ``(n, *event)``, along one direction."""
     named = {name: p for name, p in net.named_parameters() if p.requires_grad}
     weights = list(named.values())
     with fixed_noise(x):
@@ -257,7 +257,7 @@ def _slope(potential: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, net: nn.
 
 
 def _effects(value: Tensor, weights: list[nn.Parameter]) -> list[Tensor]:
-    """The gradient of a number with respect to each weight, zero where it does not depend on it."""
+    """Return the gradient of a number with respect to each weight, zero where it does not depend on it."""
     if not (weights and value.requires_grad):
         return [torch.zeros_like(p) for p in weights]
     return list(torch.autograd.grad(value, weights, retain_graph=True, materialize_grads=True))

@@ -1,4 +1,4 @@
-"""The score as something to train on: ∇U(x) with the graph that leads back to the weights.
+"""Differentiable scores: ∇U(x) with the graph that leads back to the weights.
 
 Score matching differentiates a gradient, which not every network allows: some operations have no second derivative in
 torch, and an ``autograd.Function`` may be marked ``once_differentiable`` or work on numpy arrays.  The last kind raises
@@ -21,7 +21,7 @@ _sound: "WeakSet[nn.Module]" = WeakSet()  # networks that were tried, and can be
 
 
 def differentiable_score(potential: Callable[[Tensor], Tensor], x: Tensor, net: nn.Module) -> Tensor:
-    """∇U at points ``x``, differentiable with respect to the weights, and to ``x`` if that requires a gradient.
+    """Evaluate ∇U at points ``x``, differentiable with respect to the weights, and to ``x`` if it requires a gradient.
 
     A network is tried when it comes here for the first time, at the cost of one more double backward.  A backward
     function that stays within autograd and yet detaches what it saved can't be found this way.
@@ -78,7 +78,7 @@ class _Layers:
             hook.remove()
 
     def own(self, value: object) -> None:
-        """What led to these tensors and belongs to no one yet was made by the innermost layer that is open."""
+        """Give nodes that led to these tensors and have no owner yet to the innermost layer that is open."""
         waiting = [t.grad_fn for t in _tensors(value)]
         while waiting:
             node = waiting.pop()
@@ -87,13 +87,13 @@ class _Layers:
                 waiting += [following for following, _ in node.next_functions]
 
     def say(self, name: str) -> str:
-        """A layer as a person looks for it."""
+        """Name a layer as a person looks for it."""
         kind = type(self._net.get_submodule(name)).__name__
         return f"layer {name!r} ({kind})" if name else kind
 
 
 def _tried(potential: Callable[[Tensor], Tensor], x: Tensor, net: nn.Module) -> Tensor:
-    """The energy, after it was differentiated twice on a trial."""
+    """Return the energy, after it was differentiated twice on a trial."""
     with _Layers(net) as layers:
         energy = potential(x)
     layers.own(energy)
@@ -123,7 +123,7 @@ def _score(energy: Tensor, x: Tensor) -> Tensor | None:
 
 
 def _reaches(score: Tensor | None, weights: list[nn.Parameter]) -> bool:
-    """Whether there is a score and it depends on a weight, if there are any."""
+    """Tell whether there is a score and it depends on a weight, if there are any."""
     if score is None or not weights:
         return score is not None
     if not score.requires_grad:
@@ -133,7 +133,7 @@ def _reaches(score: Tensor | None, weights: list[nn.Parameter]) -> bool:
 
 
 def _fault(energy: Tensor, leaves: list[Tensor], owner: dict[Node, str]) -> tuple[str, str] | None:
-    """The owner of the first node whose backward can't be differentiated, and why; None if there is none.
+    """Find the owner of the first node whose backward can't be differentiated, and why; None if there is none.
 
     A gradient is linear in the cotangent that it starts from.  So where that requires a gradient, all that any node
     hands on must require one too, unless it is zero.
@@ -171,7 +171,7 @@ def _fault(energy: Tensor, leaves: list[Tensor], owner: dict[Node, str]) -> tupl
 
 
 def _refusal(values: list[Tensor], leaves: list[Tensor]) -> str | None:
-    """What torch says when it can't differentiate ``values``; None if it can."""
+    """Return torch's words when it can't differentiate ``values``; None if it can."""
     try:
         if values:
             torch.autograd.grad([v.sum() for v in values], leaves, retain_graph=True, allow_unused=True)
@@ -183,7 +183,7 @@ def _refusal(values: list[Tensor], leaves: list[Tensor]) -> str | None:
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
-    """All tensors in a value, or in tuples, lists and dictionaries of values."""
+    """List all tensors in a value, or in tuples, lists and dictionaries of values."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list, dict)):

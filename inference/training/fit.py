@@ -35,7 +35,7 @@ __all__ = ["Training", "TrainingOptions", "fit"]
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to optimize.
+    """Options of the optimizer, and of when training stops.
 
     Args:
         steps: updates at most.
