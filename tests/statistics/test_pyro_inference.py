@@ -19,8 +19,8 @@ import energyppl as ep
 from energyppl.errors import InvalidInput
 from tests.support.pyro_models import CHAINS, conjugate_normal, nested
 
-# Standard errors, of 64 chains.  This file compares 38 numbers with known ones: one false alarm in a thousand runs of the
-# file leaves 2.6e-5 to each (Bonferroni), two-sided, by Student's t with 63 degrees of freedom.  Twelve further seeds of
+# Standard errors, of 64 chains.  This file compares 38 numbers with known ones: one false alarm in a thousand runs of
+# it leaves 2.6e-5 to each (Bonferroni), two-sided, by Student's t with 63 degrees of freedom.  Twelve further seeds of
 # the deblurring posterior show no bias: their pooled means are off by 2.1 standard errors at most.
 LIMIT = 4.54
 
