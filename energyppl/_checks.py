@@ -138,7 +138,7 @@ def check_whole(name: str, value: Tensor) -> None:
 
 
 def _is_real(value: object) -> TypeGuard[float]:
-    """Whether a value is a real number, numpy's included, and not a truth value."""
+    """Tell whether a value is a real number, numpy's included, and not a truth value."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 

@@ -89,7 +89,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _take(path: Path, folder: Path) -> int:
-    """The open lock file of a folder, locked."""
+    """Return the open lock file of a folder, locked."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:

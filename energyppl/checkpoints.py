@@ -105,7 +105,7 @@ def _read(file: BinaryIO, size: int) -> bytearray:
 
 @contextmanager
 def _refused(path: Path) -> Iterator[None]:
-    """Within it, whatever reading raises becomes a CheckpointError that names the file."""
+    """Turn whatever reading raises inside into a CheckpointError that names the file."""
     try:
         yield
     except FileNotFoundError:
@@ -119,13 +119,13 @@ def _refused(path: Path) -> Iterator[None]:
 
 
 def _raw(value: Tensor) -> memoryview:
-    """A tensor's bytes in order of its indices; every dtype has them, bfloat16 included."""
+    """Return a tensor's bytes in order of its indices; every dtype has them, bfloat16 included."""
     plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
     return plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
 
 
 def _encode(value: _Tree, tensors: list[Tensor]) -> Any:
-    """A tree as JSON, its tensors replaced by their dtypes and shapes, and appended to the list."""
+    """Return a tree as JSON, its tensors replaced by their dtypes and shapes, and appended to the list."""
     if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
         tensors.append(value)
         node = {"tensor": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
@@ -146,7 +146,7 @@ def _is_channels_last(value: Tensor) -> bool:
 
 
 def _decode(value: Any, tensor: Any) -> _Tree:
-    """The tree of a JSON text; ``tensor`` reads the next tensor."""
+    """Return the tree of a JSON text; ``tensor`` reads the next tensor."""
     if not isinstance(value, dict):
         return value
     if "tensor" in value:

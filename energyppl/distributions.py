@@ -30,7 +30,7 @@ __all__ = ["EnergyDistribution", "LogZ", "RecoveryDistribution", "Sampler"]
 
 
 class Sampler(Protocol):
-    """How a distribution draws: chains, a progressive sampler, anything that respects the potential."""
+    """Sampler of a distribution: chains, a progressive sampler, anything that respects the potential."""
 
     def __call__(self, potential: Potential, shape: torch.Size, like: Tensor, /) -> Tensor:
         """Draw ``(*shape, *event)`` with the dtype and device of ``like``."""
@@ -68,7 +68,6 @@ class EnergyDistribution(dist.TorchDistribution):
         InvalidInput: for an argument of another kind, or a support that does not fit the event shape.
 
     Example:
-        >>> import math
         >>> import math
         >>> half_normal = ep.EnergyDistribution(
         ...     ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (1,)),

@@ -6,35 +6,70 @@ Messages say what was expected, what came, and what to do.
 
 
 class EnergyPPLError(Exception):
-    """Anything that energyppl raises on purpose; its message is one line, whatever was printed into it."""
+    """Base of all errors that energyppl raises on purpose; the message is one line, whatever was printed into it."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(" ".join(str(message).split()))
 
 
 class InvalidInput(EnergyPPLError, ValueError):
-    """An argument has the wrong shape, dtype, range or support."""
+    """Error of an argument with the wrong shape, dtype, range or support."""
 
 
 class NotNormalized(EnergyPPLError, RuntimeError):
-    """A normalized quantity was asked of a density whose normalizing constant is unknown."""
+    """Error of a normalized quantity that was asked of a density whose normalizing constant is unknown.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> ep.EnergyDistribution(normal).log_prob(torch.zeros(2))
+        Traceback (most recent call last):
+            ...
+        energyppl.errors.NotNormalized: ...
+    """
 
 
 class NotNormalizable(EnergyPPLError, ValueError):
-    """The integral of exp(−U) is infinite, so there is no density to normalize."""
+    """Error of an energy whose integral of exp(−U) is infinite: there is no density to normalize.
+
+    Example:
+        >>> flat = ep.Energy(lambda x: 0.0 * x.sum(-1), (3,))
+        >>> ep.log_normalizer(flat, samples=torch.randn(200, 3))
+        Traceback (most recent call last):
+            ...
+        energyppl.errors.NotNormalizable: ...
+    """
 
 
 class QuadratureError(EnergyPPLError, RuntimeError):
-    """A grid can't carry the integral: mass leaks out of the box, or the grid is too coarse."""
+    """Error of a grid that can't carry the integral: mass leaks out of the box, or the grid is too coarse."""
 
 
 class TrainingDiverged(EnergyPPLError, RuntimeError):
-    """Training left the region where its numbers mean anything; the message names the step and the quantity."""
+    """Error of training that diverged; the message names the step and the quantity.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> strict = ep.TrainingOptions(max_gap=1e-9)
+        >>> ep.fit(ebm, torch.randn(100, 2), options=strict, progress=False)
+        Traceback (most recent call last):
+            ...
+        energyppl.errors.TrainingDiverged: training diverged at step 0: the energy gap is ... nats ...
+    """
 
 
 class CheckpointError(EnergyPPLError, RuntimeError):
-    """A checkpoint is truncated, belongs to another model, or holds what is never loaded (pickled objects)."""
+    """Error of a checkpoint that is damaged, of another model, or holds what is never loaded (pickled objects)."""
 
 
 class ChainWarning(UserWarning):
-    """Chains that should not be trusted as they are: stuck, not finite, diverging, disagreeing or cut short."""
+    """Warning of chains not to trust as they are: stuck, not finite, diverging, disagreeing or cut short.
+
+    Example:
+        >>> import warnings
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     chains = ep.sample_chains(ep.MALA(1e-6), normal, chains=4, draws=60, warmup=0, progress=False)
+        >>> caught[0].category.__name__
+        'ChainWarning'
+    """

@@ -207,7 +207,7 @@ class NoiseSchedule:
 
     @property
     def sigma(self) -> Tensor:
-        """Standard deviation of the noise added from level t to t + 1, the width of the tilt, ``(levels,)``."""
+        """Standard deviation of the noise added from level t to t + 1, of the Gaussian tilt, ``(levels,)``."""
         return self._step_variance().sqrt()
 
     @property

@@ -1,4 +1,4 @@
-"""What a model asks of its network, and how it integrates its energy in one and two dimensions."""
+"""Checks of a model's network: its shapes, its levels and its labels."""
 
 import math
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ __all__ = ["OneEnergy", "check_label", "check_parts", "event_shape_of", "handed_
 
 
 def check_parts(net: object, schedule: object, event_shape: Sequence[int] | None) -> torch.Size:
-    """The event shape of a model's parts, which must be a network and a schedule."""
+    """Return the event shape of a model's parts, which must be a network and a schedule."""
     if not isinstance(schedule, NoiseSchedule):
         raise InvalidInput(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
     return event_shape_of(net, event_shape)
 
 
 def event_shape_of(net: object, event_shape: Sequence[int] | None) -> torch.Size:
-    """The event shape that is given, or that a network names."""
+    """Return the event shape that is given, or that a network names."""
     if not isinstance(net, nn.Module):
         raise InvalidInput(f"net must be a torch module net(x, level); got {type(net).__name__}")
     shape = event_shape if event_shape is not None else getattr(net, "event_shape", None)
@@ -31,7 +31,7 @@ def event_shape_of(net: object, event_shape: Sequence[int] | None) -> torch.Size
 
 
 def check_label(net: nn.Module, label: int | Tensor, guidance: float) -> Tensor:
-    """Classes of a network as whole numbers; the arguments are those of ``RecoveryEBM.given``."""
+    """Return classes of a network as whole numbers; the arguments are those of ``RecoveryEBM.given``."""
     classes = int(getattr(net, "classes", 0))
     if classes == 0:
         raise InvalidInput(
@@ -124,7 +124,7 @@ class _WithoutNoise(nn.Module):
 
 
 def handed_a_level(net: nn.Module, like: Tensor) -> nn.Module:
-    """The network as one that takes points and a level, whether it looks at the level or not.
+    """Return the network as one that takes points and a level, whether it looks at the level or not.
 
     It is tried on points shaped as ``like``, ``(*event)``.
 

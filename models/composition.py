@@ -33,6 +33,13 @@ def product(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> Recov
 
     Raises:
         InvalidInput: if they don't fit together, or for weights that are not finite or not as many.
+
+    Example:
+        >>> schedule = ep.NoiseSchedule.cosine(levels=3)
+        >>> one, other = (ep.RecoveryEBM(ep.MLPEnergy((2,)), schedule) for _ in range(2))
+        >>> both, x = ep.product(one, other).potential(), torch.randn(5, 2)
+        >>> torch.allclose(both(x), one.potential()(x) + other.potential()(x), atol=1e-5)
+        True
     """
     factors = [1.0] * len(ebms) if weights is None else [float(w) for w in weights]
     _check_parts(ebms, factors)
@@ -52,6 +59,13 @@ def mixture(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> Recov
 
     Raises:
         InvalidInput: if they don't fit together, or for weights that are not positive or not as many.
+
+    Example:
+        >>> schedule = ep.NoiseSchedule.cosine(levels=3)
+        >>> one, other = (ep.RecoveryEBM(ep.MLPEnergy((2,)), schedule) for _ in range(2))
+        >>> either, x = ep.mixture(one, other).potential(), torch.randn(5, 2)
+        >>> torch.allclose(-either(x), torch.logaddexp(-one.potential()(x), -other.potential()(x)), atol=1e-5)
+        True
     """
     factors = [1.0] * len(ebms) if weights is None else [float(w) for w in weights]
     _check_parts(ebms, factors)
@@ -71,6 +85,11 @@ class LinearMeasurement(nn.Module):
 
     Raises:
         InvalidInput: for shapes that don't fit, a matrix that measures nothing, or negative noise.
+
+    Example:
+        >>> image, seen = torch.zeros(2, 2), torch.tensor([[True, False], [True, True]])
+        >>> ep.LinearMeasurement.mask(image, seen).matrix.shape
+        torch.Size([3, 4])
     """
 
     matrix: Tensor
@@ -96,7 +115,7 @@ class LinearMeasurement(nn.Module):
 
     @classmethod
     def mask(cls, image: Tensor, seen: Tensor, noise: float = 0.0) -> "LinearMeasurement":
-        """Inpainting: the values of ``image``, ``(*event)``, where ``seen``, a boolean mask of its shape, is True.
+        """Measure (for inpainting) the values of ``image``, ``(*event)``, where ``seen``, a boolean mask, is True.
 
         Raises:
             InvalidInput: for a mask of another shape or dtype, or one that is False everywhere.
@@ -126,6 +145,12 @@ def measured(ebm: RecoveryEBM, measurement: LinearMeasurement) -> RecoveryEBM:
 
     Raises:
         InvalidInput: if the matrix is for points of another size, or the model is no RecoveryEBM.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> sum_seen = ep.LinearMeasurement(torch.ones(1, 2), observed=torch.tensor([0.5]), noise=0.1)
+        >>> ep.measured(ebm, sum_seen).sample((5,)).shape
+        torch.Size([5, 2])
     """
     _check_kind("a measurement", ebm)
     size = math.prod(ebm.event_shape)
@@ -213,7 +238,7 @@ def _check_parts(ebms: Sequence[RecoveryEBM], weights: Sequence[float]) -> None:
 
 
 def _differences(ebm: RecoveryEBM, other: RecoveryEBM) -> list[str]:
-    """What two models should have in common and don't."""
+    """Name what two models should have in common and don't."""
     ours, theirs = ebm.schedule, other.schedule
     same = {
         "event_shape": ebm.event_shape == other.event_shape,

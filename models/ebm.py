@@ -34,6 +34,11 @@ class EBM(OneEnergy, EnergyModel):
 
     Raises:
         InvalidInput: if the network returns another shape or non-finite values.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> ebm.potential()(torch.zeros(5, 2)).shape
+        torch.Size([5])
     """
 
     default_objective = PersistentLikelihood

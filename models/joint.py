@@ -41,6 +41,12 @@ class JointEBM(LevelEnergies):
 
     Raises:
         InvalidInput: if the network returns another shape or non-finite values, or has too few levels.
+
+    Example:
+        >>> schedule = ep.NoiseSchedule.sqrtcumlinear(levels=6)
+        >>> joint = ep.JointEBM(ep.MLPEnergy((2,), levels=7), schedule)
+        >>> joint.marginal(level=6).energy(torch.zeros(5, 2)).shape
+        torch.Size([5])
     """
 
     default_objective = PersistentLikelihood
@@ -60,14 +66,14 @@ class JointEBM(LevelEnergies):
         )
 
     def level_energies(self, x: Tensor) -> Tensor:
-        """U(x, t) of points in data coordinates at every level, ``(*batch, *event)`` to ``(*batch, levels)``, nats."""
+        """Evaluate U(x, t) at data points and every level, ``(*batch, *event)`` to ``(*batch, levels)``, in nats."""
         check_event("x", x, self.event_shape)
         batch = x.shape[: x.dim() - len(self.event_shape)]
         energies = level_energies(self, self.to_unit(x.to(self.loc)).reshape(-1, *self.event_shape))
         return energies.movedim(0, -1).reshape(*batch, self.levels)
 
     def level_probabilities(self, x: Tensor) -> Tensor:
-        """p(t | x), ``(*batch, levels)``: how noisy the model takes a point to be."""
+        """Return p(t | x), ``(*batch, levels)``: how noisy the model takes a point to be."""
         return torch.softmax(-self.level_energies(x), -1)
 
     def sample(
@@ -79,7 +85,7 @@ class JointEBM(LevelEnergies):
         num_steps: int = 5,
         max_sweeps: int = 2000,
     ) -> Tensor:
-        """Samples ``(*sample_shape, *event)`` from white noise by level moves.
+        """Draw samples, ``(*sample_shape, *event)``, from white noise by moves of points and levels.
 
         Every chain begins at the noisiest level and is read at its ``visits``-th sweep at ``level``; a chain's points
         at its visits are themselves a Markov chain of that level's density.
@@ -118,7 +124,7 @@ class JointEBM(LevelEnergies):
         return self.from_unit(kept[: shape.numel()].reshape(*shape, *self.event_shape))
 
     def forward(self, count: int = 1) -> Tensor:
-        """A Pyro model of ``count`` points and their levels: sites ``level`` and ``x``, in standardized coordinates.
+        """Declare ``count`` points and their levels to Pyro: sites ``level`` and ``x``, in standardized coordinates.
 
         All levels' energies share one normalizer, so the level may be enumerated (``infer={"enumerate": "parallel"}``
         is set), conditioned or replayed like any discrete site; ``x`` is unnormalized, as inside MCMC.
@@ -135,7 +141,7 @@ class JointEBM(LevelEnergies):
         return x
 
     def draw_level(self, x: Tensor) -> Tensor:
-        """An exact draw from p(t | x) for points ``(n, *event)`` in data coordinates, ``(n,)``: a Gibbs step."""
+        """Draw from p(t | x) exactly for points ``(n, *event)`` in data coordinates, ``(n,)``: a Gibbs step."""
         check_event("x", x, self.event_shape)
         return draw_levels(self, self.to_unit(x.to(self.loc)))
 

@@ -63,6 +63,11 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
     Raises:
         InvalidInput: for noise levels that do not decrease, or a network that returns another shape or non-finite
             values.
+
+    Example:
+        >>> ebm = ep.MultiscaleEBM(ep.MLPEnergy((2,), levels=1), sigmas=[4.0, 2.0, 1.0, 0.5], base_sigma=1.0)
+        >>> ebm.marginal().energy(torch.zeros(5, 2)).shape
+        torch.Size([5])
     """
 
     default_objective = MultiscaleScoreMatching
@@ -89,7 +94,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
 
     @checked
     def standardize(self, data: Tensor, *, isotropic: bool = True) -> None:
-        """As :meth:`EnergyModel.standardize`, with one scale for all coordinates, as the noise has, unless told not to.
+        """Standardize as :meth:`EnergyModel.standardize`, by default with one scale for all, as the noise's.
 
         Args:
             data: rows ``(n, *event)``.
@@ -98,7 +103,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         super().standardize(data, isotropic=isotropic)
 
     def potential(self, level: int | Tensor = 0) -> Potential:
-        """The energy in standardized coordinates, unnormalized; there is only level 0.
+        """Return the energy in standardized coordinates, unnormalized; there is only level 0.
 
         Its samples at temperature σ²/σ0² are data with noise σ in high dimension.  It is not −log p in low dimension,
         and nowhere the density of clean data: don't compare likelihoods by it.
@@ -122,7 +127,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         denoise: bool = True,
         force_dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Samples ``(*sample_shape, *event)`` by annealed Langevin from white noise, in data coordinates.
+        """Draw samples, ``(*sample_shape, *event)``, by annealed Langevin from white noise, in data coordinates.
 
         Args:
             sample_shape: shape of the batch.
@@ -177,7 +182,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         return torch.where(seen, image, self._anneal_from(start, schedule, step_size, denoise, force_dtype, seen))
 
     def marginal(self, level: int = 0) -> EnergyDistribution:
-        """``exp(−U(x))`` in data coordinates, whose ``log_prob`` refuses and whose ``sample`` is :meth:`sample`.
+        """Return ``exp(−U(x))`` in data coordinates, whose ``log_prob`` refuses and whose ``sample`` is :meth:`sample`.
 
         Chains on its potential, at temperature 1, draw data with noise σ0 in high dimension.
         """
@@ -185,7 +190,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         return EnergyDistribution(inner.potential, sampler=inner.sampler, log_normalizer=_refuse, like=self.loc)
 
     def log_normalizer(self, level: int = 0, **options: Any) -> LogNormalizer:
-        """Refuses: there is no density to normalize.
+        """Refuse, since there is no density to normalize.
 
         Raises:
             NotNormalized: always; the message says why, and what to do instead.
@@ -228,7 +233,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         force_dtype: torch.dtype | None,
         seen: Tensor | None = None,
     ) -> Tensor:
-        """The end of annealing from standardized points, in data coordinates."""
+        """Anneal from standardized points, and return the ends in data coordinates."""
         potential = self.potential()
         found: AnnealedPoints = anneal_temperature(
             potential,
@@ -255,7 +260,7 @@ def _refuse(*_: object) -> NoReturn:
 
 
 def _checked_sigmas(sigmas: Sequence[float] | Tensor, base_sigma: float) -> Tensor:
-    """The noise levels as a tensor, checked."""
+    """Check the noise levels and return them as a tensor."""
     check_kind("sigmas", sigmas, Sequence[float] | Tensor)
     levels = torch.as_tensor(sigmas, dtype=torch.float64)
     if levels.dim() != 1 or len(levels) < 2:

@@ -56,6 +56,12 @@ class RecoveryEBM(LevelEnergies):
     Raises:
         InvalidInput: if the network returns another shape or non-finite values, or has fewer levels than the schedule,
             or the initializer does or has other classes.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> noisy = ebm.diffuse(torch.randn(5, 2), level=3)
+        >>> ebm.recovery(noisy, level=2).sample().shape, ebm.sample((4,)).shape
+        (torch.Size([5, 2]), torch.Size([4, 2]))
     """
 
     @property

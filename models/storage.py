@@ -46,8 +46,7 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
     annealing has found it and the weights are still the same.  Of this library's networks it holds the arguments too;
     another network is not part of the file but for its weights, and is passed to :func:`load`.  No pickle is written.
 
-    >>> import tempfile, pathlib, torch
-    >>> import energyppl as ep
+    >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "rings.ebm"
     >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
     >>> ep.save(ebm, file)
@@ -151,7 +150,7 @@ def _build(tree: Mapping[str, Any], net: nn.Module, initializer: nn.Module | Non
 
 
 def _network(model: EnergyModel) -> nn.Module:
-    """The network that the model was given; a JointEBM wraps it."""
+    """Return the network that the model was given; a JointEBM wraps it."""
     inner = model.net.net if isinstance(model, JointEBM) else model.net
     assert isinstance(inner, nn.Module)
     return inner
@@ -163,7 +162,7 @@ def _network_record(net: nn.Module) -> dict[str, Any]:
 
 
 def _fitting(what: str, net: nn.Module | None, record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network that was passed, or else one that is built by the file's recipe; the weights fit it."""
+    """Return the network that was passed, or else one that is built by the file's recipe; the weights fit it."""
     if net is None:
         if record["recipe"] is None:
             raise InvalidInput(
@@ -204,7 +203,7 @@ def _require_same(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Te
 
 
 def _packed(value: Any) -> Any:
-    """A kernel, or one of its fields, as a tree of tensors, numbers and strings."""
+    """Return a kernel, or one of its fields, as a tree of tensors, numbers and strings."""
     if isinstance(value, Tensor) or value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.dtype):
@@ -236,11 +235,11 @@ def _unpacked(value: Any) -> Any:
 
 
 class _UnknownError(Exception):
-    """Nothing was found yet."""
+    """Error of a model whose log Z is unknown yet."""
 
 
 def _known_log_z(model: EnergyModel) -> list[tuple[int, dict[str, Any]]]:
-    """The levels whose log Z annealing has found for these very weights, without the runs."""
+    """Return the levels whose log Z annealing has found for these very weights, without the runs."""
 
     def unknown() -> LogNormalizer:
         raise _UnknownError
@@ -261,7 +260,7 @@ def _remember_log_z(model: EnergyModel, level: int, found: LogNormalizer) -> Non
 
 @contextmanager
 def _refused(path: Path) -> Iterator[None]:
-    """Within it, whatever building a model raises becomes a CheckpointError that names the file."""
+    """Turn whatever building a model raises inside into a CheckpointError that names the file."""
     try:
         yield
     except InvalidInput as error:

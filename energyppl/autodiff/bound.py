@@ -60,7 +60,7 @@ class BoundPotential(Wrapper):
         return shape
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of the points ``x``, ``(*batch, *event)`` to ``(*batch,)``, by the potential itself."""
+        """Evaluate the energies of points ``x``, ``(*batch, *event)`` to ``(*batch,)``, by the potential itself."""
         return self.unbound(x)
 
     def evaluate(self, what: Evaluation, x: Tensor) -> Values:
@@ -72,6 +72,10 @@ class BoundPotential(Wrapper):
         if serving is None:
             serving = self._served[key] = _serving(self.unbound, what, x)
         return serving(x)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the potential that it was made from; programs can be neither, and are made again."""
+        return bind, (self.unbound,)
 
     def renew(self) -> None:
         """Run the prologues again, after a tensor field of the potential was written in place and nothing else."""

@@ -111,7 +111,7 @@ def _run(fitted: FittedTable, starts: Tensor, chains: int, draws: int, kernel: K
 def _measure(
     found: Chains, fitted: FittedTable, data: Tensor, half: int, compared: Tensor, summary: Any
 ) -> dict[str, Any]:
-    """The measurements of a report: of chains, the first ``half`` from data, and of the held-out rows ``data``."""
+    """Measure chains, the first ``half`` of them from data, and the held-out rows ``data``, for a report."""
     ebm = fitted.ebm
     with torch.no_grad():
         reference = ebm.marginal().energy(data).double()
@@ -140,7 +140,7 @@ def _measure(
 
 
 def _held_out(fitted: FittedTable) -> Tensor:
-    """The held-out rows as the model has seen its data: discrete columns spread out, with level 0's noise."""
+    """Return the held-out rows as the model has seen its data: discrete columns spread out, with level 0's noise."""
     table = Table(fitted.held_out, fitted.columns, fitted.grids, "held-out rows")
     spread = dequantize(table, torch.Generator().manual_seed(0)).values
     standard = torch.as_tensor((spread - fitted.loc) / fitted.scale).to(fitted.ebm.loc)
@@ -148,7 +148,7 @@ def _held_out(fitted: FittedTable) -> Tensor:
 
 
 def _in_units(chains: Chains, fitted: FittedTable) -> Chains:
-    """The same chains with the table's columns as their variables."""
+    """Return the same chains with the table's columns as their variables."""
     names = _names(fitted.columns)
     loc, scale = torch.as_tensor(fitted.loc), torch.as_tensor(fitted.scale)
 
@@ -190,7 +190,7 @@ def _export(chains: Chains, folder: Path) -> Any:
 
 
 def _worst(summary: Any) -> dict[str, Any]:
-    """The largest R-hat and the smallest effective sample sizes, with their variables; NaN counts as the worst."""
+    """Find the largest R-hat and the smallest effective sample sizes, with their variables; NaN counts as the worst."""
     found: dict[str, Any] = {}
     for name, sign, bad in (("r_hat", -1.0, np.inf), ("ess_bulk", 1.0, 0.0), ("ess_tail", 1.0, 0.0)):
         values = np.asarray(summary[name], dtype=np.float64)
@@ -201,7 +201,7 @@ def _worst(summary: Any) -> dict[str, Any]:
 
 
 def _bfmi(total_energy: Tensor | None) -> float | None:
-    """The lowest Bayesian fraction of missing information (Betancourt 2016) of the finite chains that moved."""
+    """Return the lowest Bayesian fraction of missing information (Betancourt 2016) of the finite chains that moved."""
     if total_energy is None:
         return None
     energy = total_energy[torch.isfinite(total_energy).all(1)].double()
@@ -217,7 +217,7 @@ def _drift(energy: Tensor) -> EnergyDrift | None:
 
 
 def _same_places(x: Tensor, y: Tensor) -> float:
-    """The p-value of a two-sample test of chains' last draws: one for each chain, so that they are independent."""
+    """Test chains' last draws in two samples, one for each chain, so that they are independent; return the p-value."""
     x, y = (torch.where(torch.isfinite(points), points, 0.0) for points in (x, y))
     return energy_distance_test(x, y, permutations=4 * round(1.0 / _P)).p_value
 

@@ -236,7 +236,7 @@ def _options(settings: Settings, columns: int) -> TrainingOptions:
 
 
 def _seconds(path: Path) -> float:
-    """The time that earlier sessions of a run took, 0 where ``run.json`` was lost."""
+    """Return the time that earlier sessions of a run took, 0 where ``run.json`` was lost."""
     kept = read_json(path) if path.exists() else None
     if kept is None:
         return 0.0
@@ -336,7 +336,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def damaged_json(path: Path) -> Iterator[None]:
-    """Within it, whatever using a JSON file raises becomes a CheckpointError that names the file."""
+    """Turn whatever using a JSON file raises inside into a CheckpointError that names the file."""
     try:
         yield
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -98,7 +98,7 @@ def score_run(run: Path, file: Path, out: Path, *, array: str | None = None, see
 
 
 def _order(table: Table, fitted: FittedTable) -> list[int]:
-    """Which column of a table is which of the run's: by name, or by place where either has no names."""
+    """Match a table's columns with the run's: by name, or by place where either has no names."""
     wanted = ", ".join(fitted.columns)
     if len(table.columns) != len(fitted.columns):
         raise InvalidInput(

@@ -62,7 +62,7 @@ def check_unpacked(unpacked: int, packed: int) -> None:
 
 @contextmanager
 def refused(path: Path, what: str, remedy: str) -> Iterator[None]:
-    """Within it, whatever a reader raises becomes an InvalidInput that names the file."""
+    """Turn whatever a reader raises inside into an InvalidInput that names the file."""
     try:
         yield
     except InvalidInput:
@@ -80,7 +80,7 @@ def refuse(path: Path, what: str, remedy: str, error: BaseException) -> NoReturn
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """The shape, whether the first index runs fastest, and the dtype."""
+    """Return the shape, whether the first index runs fastest, and the dtype."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"its version is {version[0]}.{version[1]}")
@@ -90,7 +90,7 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
 
 
 def _read_array(file: IO[bytes], size: int) -> Array:
-    """The array of a file of so many bytes; more or fewer than its header promises are damage."""
+    """Return the array of a file of so many bytes; more or fewer than its header promises are damage."""
     shape, fortran, dtype = _read_header(file)
     if dtype.hasobject or not dtype.itemsize:
         raise ValueError(f"it holds {'pickled objects' if dtype.hasobject else 'nothing'}, dtype {dtype}")

@@ -77,7 +77,7 @@ def read_idx(path: Path) -> Array:
 
 
 def _idx_header(path: Path, magic: bytes, file: BinaryIO | gzip.GzipFile) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """The kind of an IDX file's numbers, and its sizes."""
+    """Return the kind of an IDX file's numbers, and its sizes."""
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX or not 1 <= magic[3] <= 4:
         raise InvalidInput(
             f"{path} must begin with IDX's magic number, such as 00000803 for images; got {magic.hex() or 'no byte'}"

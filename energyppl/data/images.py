@@ -250,7 +250,7 @@ def _checked_range(raw: Array, value_range: Range | None, source: str) -> Range:
 
 
 def _inferred_levels(scaled: Array, source: str) -> int:
-    """The fewest evenly spaced values from 0 to 1 that include all of ``scaled``."""
+    """Return the fewest evenly spaced values from 0 to 1 that include all of ``scaled``."""
     values = np.unique(np.round(scaled, 6))
     if len(values) <= _INFERRED:
         for levels in range(2, _INFERRED + 1):

@@ -65,10 +65,10 @@ class Table:
 def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Table:
     r"""Read a numeric table from ``.npy``, ``.npz`` or ``.csv``; integers become floats, nothing is ever unpickled.
 
-    >>> import tempfile, pathlib
+    >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "rooms.csv"
     >>> _ = file.write_text("income,rooms\n" + "".join(f"{1.7 * i},{i % 3}\n" for i in range(12)))
-    >>> table = read_table(file)
+    >>> table = ep.data.read_table(file)
     >>> table.columns, table.values.shape, table.discrete
     (('income', 'rooms'), (12, 2), (0.0, 1.0))
 
@@ -105,8 +105,10 @@ def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Tab
 def table_from_array(values: ArrayLike, columns: Sequence[str] | None = None, *, source: str = "an array") -> Table:
     """Make a checked table from an array ``(n, d)`` or ``(n,)``.
 
+    >>> import numpy as np
     >>> rng = np.random.default_rng(0)
-    >>> table = table_from_array(np.stack([rng.normal(size=50), rng.integers(4, size=50)], 1), ("height", "children"))
+    >>> values = np.stack([rng.normal(size=50), rng.integers(4, size=50)], 1)
+    >>> table = ep.data.table_from_array(values, ("height", "children"))
     >>> table.discrete  # children come in whole numbers
     (0.0, 1.0)
 
@@ -208,7 +210,7 @@ def requantize(values: Array, grids: tuple[Array, ...]) -> Array:
 
 
 def _grid(column: Array) -> Array:
-    """The values that a discrete column can take, ``(k,)``; ``(0,)`` if it is continuous.
+    """Return the values that a discrete column can take, ``(k,)``; ``(0,)`` if it is continuous.
 
     Discrete means that more than half of the rows share their value with another row, and that the values sit on a
     lattice, every gap a multiple of the smallest one (then the column can take all of the lattice between its ends), or
@@ -235,7 +237,7 @@ def _grid(column: Array) -> Array:
 
 
 def _choose(shapes: dict[str, tuple[int, ...]], path: Path, array: str | None) -> str:
-    """The name of the array to read."""
+    """Return the name of the array to read."""
     listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
     if array is not None and array not in shapes:
         raise InvalidInput(f"{path} has no array {array!r}; its arrays: {listing}")

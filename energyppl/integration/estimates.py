@@ -43,9 +43,9 @@ class AnnealingTrace:
 class Estimate:
     """Estimate of a number with its standard error, of which a part may come from log Z.
 
-    >>> print(Estimate(-3.2, 0.1))
+    >>> print(ep.Estimate(-3.2, 0.1))
     -3.2000 ± 0.1
-    >>> round(Estimate(-3.2, 0.1).upper, 3)
+    >>> round(ep.Estimate(-3.2, 0.1).upper, 3)
     -3.004
 
     Attributes:
@@ -85,10 +85,10 @@ class LogNormalizer:
     A number is added to it as to log Z itself (an energy that is lower by 3 has a log Z larger by 3).  Two of them are
     taken to be independent: sums are the log Z of both together, differences log ratios of normalizers.
 
-    >>> a = LogNormalizer(
+    >>> a = ep.LogNormalizer(
     ...     estimate=1.0, standard_error=0.3, lower=0.4, upper=1.6, evaluations=100, method="annealing"
     ... )
-    >>> b = LogNormalizer(
+    >>> b = ep.LogNormalizer(
     ...     estimate=5.0, standard_error=0.4, lower=4.2, upper=5.8, evaluations=50, method="quadrature"
     ... )
     >>> (b - a).estimate, (b - a).standard_error, (b + 3.0).upper

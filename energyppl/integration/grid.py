@@ -17,7 +17,7 @@ __all__ = ["Grid", "GridOptions"]
 class Grid:
     """Grid of equal cells over a box of one or two dimensions; the nodes are the cells' centres.
 
-    >>> Grid((-4.0, -4.0), (4.0, 4.0), (16, 16)).size
+    >>> ep.Grid((-4.0, -4.0), (4.0, 4.0), (16, 16)).size
     256
 
     Attributes:

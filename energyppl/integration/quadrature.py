@@ -77,7 +77,7 @@ def quadrature(
         grid: the box, and the points to begin with.
         options: tolerance, finest grid, dtype and chunk.
 
-    >>> bell = quadrature(lambda x: 0.5 * x.square().sum(-1), Grid((-9.0,), (9.0,), (64,)))
+    >>> bell = ep.quadrature(lambda x: 0.5 * x.square().sum(-1), ep.Grid((-9.0,), (9.0,), (64,)))
     >>> print(f"{bell.log_normalizer:.4f}")
     0.9189
 

@@ -248,7 +248,7 @@ def _triangle(x: Tensor) -> Tensor:
 
 
 def _kernel(x: Tensor, y: Tensor, degree: int) -> Iterator[tuple[int, Tensor]]:
-    """The kernel matrix of ``x`` and ``y`` in blocks of rows, each with the number of its first row."""
+    """Return the kernel matrix of ``x`` and ``y`` in blocks of rows, each with the number of its first row."""
     for start in range(0, len(x), _ROWS):
         yield start, (x[start : start + _ROWS] @ y.mT / x.shape[1] + 1.0) ** degree
 

@@ -31,9 +31,9 @@ def energy_distance_test(
     size: under equality it is at most a with probability a.  The rows of each sample must be independent.
 
     >>> x, y = torch.linspace(0, 1, 50)[:, None], torch.linspace(0.5, 1.5, 50)[:, None]
-    >>> energy_distance_test(x, y, generator=torch.Generator().manual_seed(0)).p_value < 0.01
+    >>> ep.metrics.energy_distance_test(x, y, generator=torch.Generator().manual_seed(0)).p_value < 0.01
     True
-    >>> abs(energy_distance_test(x, x).statistic) < 1e-12
+    >>> abs(ep.metrics.energy_distance_test(x, x).statistic) < 1e-12
     True
 
     Args:

@@ -185,7 +185,7 @@ def _groups(groups: Groups | None, chains: int) -> dict[str, Values]:
 
 
 def _finite_range(values: Values) -> tuple[float, float]:
-    """The range of the finite values but for the outermost thousandth, with a margin."""
+    """Return the range of the finite values but for the outermost thousandth, with a margin."""
     finite = as_numpy(values)
     finite = finite[np.isfinite(finite)]
     if finite.size == 0:

@@ -76,7 +76,7 @@ def _checked(name: str, scores: Values) -> NDArray[np.float64]:
 
 
 def _range(sets: Mapping[str, NDArray[np.float64]], inlier: str | None) -> tuple[float, float]:
-    """The ends of the axis."""
+    """Return the ends of the axis."""
     central = {name: np.quantile(values, [0.01, 0.99]) for name, values in sets.items()}
     low, high = (float(end) for end in (min(c[0] for c in central.values()), max(c[1] for c in central.values())))
     # A set of equal scores has no width to go by.

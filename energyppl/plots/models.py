@@ -34,8 +34,7 @@ _MAX_COLUMNS = 8
 def scatter_panels(panels: Mapping[str, Values], *, title: str, extent: Extent | None = None) -> Figure:
     """Plot clouds of points ``(n, 2)`` side by side on the same axes, each under its name.
 
-    >>> import torch
-    >>> figure = scatter_panels({"data": torch.randn(50, 2), "samples": torch.randn(50, 2)}, title="a toy")
+    >>> figure = ep.plots.scatter_panels({"data": torch.randn(50, 2), "samples": torch.randn(50, 2)}, title="a toy")
     >>> [axes.get_title() for axes in figure.axes]
     ['data (50 points)', 'samples (50 points)']
 

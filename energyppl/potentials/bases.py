@@ -43,7 +43,7 @@ class Base(Potential, Protocol):
 class GaussianBase:
     """Gaussian base with independent coordinates.
 
-    >>> base = GaussianBase(torch.zeros(2), torch.ones(2))
+    >>> base = ep.potentials.GaussianBase(torch.zeros(2), torch.ones(2))
     >>> base.sample(5).shape, round(float(base(torch.zeros(2))), 3)
     (torch.Size([5, 2]), 1.838)
 
@@ -85,7 +85,7 @@ class GaussianBase:
 
     @classmethod
     def of_tether(cls, potential: RecoveryPotential) -> "GaussianBase":
-        """Return the Gaussian N(center, sigma²) that a tilt is, for the whole batch of its centers.
+        """Return the Gaussian N(center, sigma²) of a Gaussian tilt, for the whole batch of its centers.
 
         Raises:
             InvalidInput: if a tilt is infinitely wide, as at a schedule's untilted top level.
@@ -111,7 +111,7 @@ class GaussianBase:
 class MixtureBase:
     """Mixture of Gaussians with full covariances; one of a single component is a full Gaussian.
 
-    >>> base = MixtureBase.fitted(torch.randn(500, 2), torch.Size((2,)))
+    >>> base = ep.potentials.MixtureBase.fitted(torch.randn(500, 2), torch.Size((2,)))
     >>> base.sample(5).shape
     torch.Size([5, 2])
 
@@ -189,7 +189,7 @@ class MixtureBase:
 class BernoulliBase:
     """Bernoulli base: independent coordinates that are 0 or 1, for binary targets.
 
-    >>> round(float(BernoulliBase(torch.full((3,), 0.5))(torch.ones(3))), 3)
+    >>> round(float(ep.potentials.BernoulliBase(torch.full((3,), 0.5))(torch.ones(3))), 3)
     2.079
 
     Args:
@@ -228,7 +228,7 @@ class BernoulliBase:
 class DistributionBase:
     """Base from any normalized distribution of torch or Pyro that can be drawn from.
 
-    >>> base = DistributionBase(distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+    >>> base = ep.potentials.DistributionBase(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
     >>> base.sample(5).shape
     torch.Size([5, 2])
 

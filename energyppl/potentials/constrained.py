@@ -69,7 +69,7 @@ def latent_transform(distribution: Distribution) -> transforms.Transform:
 
 
 def _is_circular(distribution: Distribution) -> bool:
-    """Whether the values are angles, although torch and Pyro call their support real."""
+    """Tell whether the values are angles, although torch and Pyro call their support real."""
     if isinstance(distribution, (VonMises, SineBivariateVonMises, SineSkewed)):
         return True
     if isinstance(distribution, MixtureSameFamily):

@@ -1,4 +1,4 @@
-"""What every toy density shares: the protocol, shape handling, its noised version, and numeric entropies."""
+"""Base of the toy densities: protocol, shapes, noised densities, numeric entropies."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -30,6 +30,7 @@ class Checkerboard(Density):
         >>> toy = ep.toys.Checkerboard()
         >>> toy.sample((1000,)).shape
         torch.Size([1000, 2])
+        >>> import math
         >>> math.exp(toy.entropy())  # the filled area
         32.0
     """

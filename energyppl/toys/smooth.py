@@ -252,7 +252,7 @@ class DoubleWell(Density):
 
 
 def _clean_given_noisy(noisy: Tensor, scale: float, alpha: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-    """For u ~ N(0, scale^2) and ``noisy = alpha u + sigma noise``: log p(noisy); nodes and weights of u | noisy."""
+    """Integrate over u ~ N(0, scale^2), noisy = alpha u + sigma noise: log p(noisy); nodes, weights of u | noisy."""
     spread = math.hypot(alpha * scale, sigma)
     center = noisy * (alpha * scale**2 / spread**2)
     # Wide noise leaves u wide, with the density's own features to resolve inside.

@@ -39,7 +39,7 @@ class Moments(NamedTuple):
 
 
 class LengthState(NamedTuple):
-    """Where the ascent stands."""
+    """State of the ascent in the trajectory length."""
 
     length: float
     average: float  # of the lengths so far, in logarithms: what is kept in the end
@@ -148,7 +148,9 @@ def _climbed(state: LengthState, slope: float, step_size: float, max_steps: int)
     unbiased = second_moment / (1 - (1.0 - _SECOND_MOMENT_RATE) ** count)
     move = _RATE * slope / math.sqrt(unbiased + 1e-12)
     longer = state.length * math.exp(max(-_MAX_MOVE, min(_MAX_MOVE, move)))
-    length = min(max_steps * step_size, max(step_size, longer))
+    # One step is the least.  A step size that is large for a moment must not raise the length: where steps are longer
+    # than the length, it may grow and not fall.
+    length = min(max_steps * step_size, max(min(step_size, state.length), longer))
     weight = count**_AVERAGE_EXPONENT
     average = math.exp(weight * math.log(length) + (1 - weight) * math.log(state.average))
     return state._replace(length=length, average=average, second_moment=second_moment, steps=count)

@@ -92,7 +92,6 @@ def adapt(
         EnergyPPLError: if the chains run away, as they do when the energy falls without end.
 
     Example:
-        >>> import torch, energyppl as ep
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> found = ep.adapt(ep.HMC(steps=3), normal, torch.randn(64, 2), steps=50)
         >>> found.state.x.shape, found.step_sizes.shape, found.notes

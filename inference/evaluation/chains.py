@@ -1,4 +1,4 @@
-"""What ArviZ does not ask of chains: do they stay on the data's energy, do they visit every mode, do levels accept."""
+"""Diagnostics of chains beside ArviZ's: energy drift, mode occupancy, acceptance at each noise level."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _FEWEST_DRAWS = 10  # a tenth of which is one
 
 
 class EnergyDrift(NamedTuple):
-    """How the energy of chains changes over a run; energies in nats."""
+    """Energy drift: the change of chains' mean energy over a run, in nats."""
 
     slope: float  # nats per 1,000 draws: mean over chains of each one's least-squares line
     standard_error: float  # of the slope, from how the chains' slopes differ
@@ -31,7 +31,7 @@ class EnergyDrift(NamedTuple):
 
 
 class ModeOccupancy(NamedTuple):
-    """Where draws lie among a density's modes."""
+    """Mode occupancy: the shares of draws in a density's modes, and the changes between these."""
 
     share: Tensor  # (modes,), of all draws
     by_chain: Tensor  # (chains, modes), of each chain's draws
@@ -39,14 +39,14 @@ class ModeOccupancy(NamedTuple):
 
 
 class LevelAcceptance(NamedTuple):
-    """How the chains of each noise level fare while samples are made from white noise."""
+    """Acceptance and divergences of each noise level's chains while samples are made from white noise."""
 
     acceptance: Tensor  # (levels,), mean acceptance probability
     step_sizes: Tensor  # (levels,), in widths of each level's tilt; 0 where training has not tuned one
 
 
 def energy_drift(chains: Chains | Tensor) -> EnergyDrift:
-    """Whether the mean energy goes up or down along a run.
+    """Estimate how far the mean energy goes up or down along a run.
 
     Chains that sample their target have a level mean energy.  One that falls says that they still come down from where
     they began; one that rises or falls without end, that the energy has a hole or no bottom: long runs of a model
@@ -89,7 +89,7 @@ def energy_drift(chains: Chains | Tensor) -> EnergyDrift:
 
 @checked
 def mode_occupancy(points: Tensor, assign: Callable[[Tensor], Tensor], number_of_modes: int) -> ModeOccupancy:
-    """How draws are shared among modes, and how often chains go from one to another.
+    """Count how draws are shared among modes, and how often chains go from one to another.
 
     Args:
         points: ``(chains, draws, *event)``.
@@ -120,7 +120,7 @@ def mode_occupancy(points: Tensor, assign: Callable[[Tensor], Tensor], number_of
 
 
 def level_acceptance(ebm: Conditional, *, samples: int = 256, steps: int = 40) -> LevelAcceptance:
-    """Acceptance of each level's chains of a trained model, such as a ``RecoveryEBM``, on the way from white noise.
+    """Measure how often each level's chains of a model, such as a ``RecoveryEBM``, accept on the way from white noise.
 
     Args:
         ebm: the model.

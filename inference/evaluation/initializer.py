@@ -19,7 +19,7 @@ __all__ = ["InitializerReport", "initializer_report"]
 
 
 class InitializerReport(NamedTuple):
-    """What a model's initializer is worth, level by level."""
+    """Initializer report: energy drops and spreads of an initializer's draws, level by level."""
 
     drop: Tensor  # (levels,), nats that the energy falls by from q's draws to the refined ones
     drop_without: Tensor  # (levels,), the same from the start that chains have without an initializer
@@ -28,7 +28,7 @@ class InitializerReport(NamedTuple):
 
 
 def initializer_report(model: Conditional, data: Tensor, steps: int = 100) -> InitializerReport:
-    """Compare an initializer's draws with chains that begin at the data, which are at home from the start.
+    """Compare an initializer's draws with chains that begin at the data, and so in the density from the start.
 
     Args:
         model: has an initializer.
@@ -37,6 +37,12 @@ def initializer_report(model: Conditional, data: Tensor, steps: int = 100) -> In
 
     Raises:
         InvalidInput: if the model has no initializer.
+
+    Example:
+        >>> schedule = ep.NoiseSchedule.cosine(levels=3)
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), schedule, initializer=ep.MLPInitializer((2,)))
+        >>> ep.evaluation.initializer_report(ebm, torch.randn(50, 2), steps=2).drop.shape
+        torch.Size([3])
     """
     check_data("data", data, model.event_shape, at_least=2)
     clean = model.to_unit(data.to(model.loc))

@@ -31,6 +31,13 @@ def mean_log_likelihood(
 
     Raises:
         InvalidInput: for fewer than two rows, rows of another shape, or energies that are NaN or −∞.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> log_z = ep.log_normalizer(normal, samples=torch.randn(2000, 2))
+        >>> found = ep.evaluation.mean_log_likelihood(ep.EnergyDistribution(normal), torch.randn(2000, 2), log_z)
+        >>> abs(found.value + 2.838) < 0.2  # minus the entropy, log(2 π e)
+        True
     """
     return _mean(-_energies("p", p, x), _log_z("log_z", log_z), -1.0, level)
 
@@ -79,6 +86,12 @@ def bits_per_dimension(log_likelihood: Estimate, event_shape: Sequence[int], *, 
 
     Raises:
         InvalidInput: if ``gap`` is not positive, or does not fit the event shape.
+
+    Example:
+        >>> import math
+        >>> nats = ep.Estimate(-4.0 * math.log(2.0), 0.0)  # of two coordinates
+        >>> round(ep.evaluation.bits_per_dimension(nats, (2,)).value, 3)
+        2.0
     """
     check_positive("gap", gap)
     event_shape = check_shape("event_shape", event_shape)

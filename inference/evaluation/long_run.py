@@ -28,18 +28,18 @@ _Z, _APART = 4.0, 0.5  # standard errors and nats beyond which a difference is s
 
 
 class LongModel(Protocol):
-    """What a long run needs of a model; all of ``energyppl.models``' normalizable ones are such."""
+    """Protocol of a model for a long run; the models of ``energyppl.models`` with a normalizable energy follow it."""
 
     event_shape: torch.Size
     loc: Tensor
     scale: Tensor
 
     def marginal(self, level: int) -> EnergyDistribution:
-        """The density of a level."""
+        """Return the density of a level."""
         ...
 
     def diffuse(self, x0: Tensor, level: int) -> Tensor:
-        """Data at a level's noise."""
+        """Add a level's noise to data."""
         ...
 
 
@@ -88,6 +88,12 @@ def long_run(
 
     Raises:
         InvalidInput: for too few draws or rows, steps that are fewer than the draws, or as :func:`mode_occupancy`.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> found = ep.long_run(ebm, torch.randn(50, 2), steps=20, kept=10, chains=4, progress=False)
+        >>> found._fields
+        ('from_data', 'from_noise', 'problems')
     """
     check_count("kept", kept, at_least=10)
     check_count("steps", steps, at_least=kept)

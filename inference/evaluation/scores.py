@@ -33,7 +33,7 @@ Scored = EnergyModel | Potential | Distribution
 
 
 def energy_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 1000) -> Tensor:
-    """The energy of each row, −log p up to a constant, in nats.
+    """Score rows by their energy, −log p up to a constant, in nats.
 
     Args:
         model: a model, a potential, or a distribution.
@@ -46,12 +46,17 @@ def energy_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 1000
 
     Raises:
         InvalidInput: for rows of another shape or that are not finite, or a level that the model has not.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> ep.evaluation.energy_scores(normal, torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+        tensor([0., 1.], dtype=torch.float64)
     """
     return _energies("x", x, model, level, batch)
 
 
 def joint_scores(model: EnergyModel, x: Tensor, *, batch: int = 1000) -> Tensor:
-    """The free energy over all levels, ``−log Σ_t exp(−U(x, t))``, in nats (DA-EBM, Zhang, Tan & Ou 2023).
+    """Score rows by the free energy over all levels, ``−log Σ_t exp(−U(x, t))``, in nats (Zhang, Tan & Ou 2023).
 
     It is −log p(x) up to a constant under a joint density of points and levels, as a ``JointEBM`` has: one normalizer
     for all levels.  In a ``RecoveryEBM`` each level has its own log Z, and the sum weighs levels by what these happen
@@ -79,7 +84,7 @@ def joint_scores(model: EnergyModel, x: Tensor, *, batch: int = 1000) -> Tensor:
 
 
 def gradient_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 1000) -> Tensor:
-    """The norm of the energy's gradient at each row, ``|∂U/∂x|₂`` (Grathwohl et al. 2020, section 5.3).
+    """Score rows by the norm of the energy's gradient, ``|∂U/∂x|₂`` (Grathwohl et al. 2020, section 5.3).
 
     Around a mode or a flat region that holds mass the density hardly changes; beside a narrow peak it does.  The
     gradient is taken in the model's standardized coordinates, so that the data's units don't count.
@@ -95,13 +100,18 @@ def gradient_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 10
 
     Raises:
         InvalidInput: as :func:`energy_scores`.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> ep.evaluation.gradient_scores(normal, torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+        tensor([0., 5.], dtype=torch.float64)
     """
     grads = [gradient_only(potential, points) for potential, points in _pieces("x", x, model, level, batch)]
     return torch.cat([grad.double().reshape(len(grad), -1).norm(dim=1).to(x.device) for grad in grads])
 
 
 def typicality_scores(model: Scored, x: Tensor, training: Tensor, *, level: int = 0, batch: int = 1000) -> Tensor:
-    """How far a row's energy is from the training data's mean energy, ``|U(x) − mean U|``, in nats.
+    """Score rows by the distance of their energy from the training data's mean, ``|U(x) − mean U|``, in nats.
 
     The typicality test of single rows (Nalisnick et al. 2019, batches of M = 1), its entropy estimated by the mean over
     training rows; log Z cancels.  A row may be too likely as well as too unlikely.
@@ -119,6 +129,12 @@ def typicality_scores(model: Scored, x: Tensor, training: Tensor, *, level: int 
 
     Raises:
         InvalidInput: for training rows that are missing or whose energies are not finite, and as :func:`energy_scores`.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> training = torch.tensor([[0.0, 0.0], [2.0, 0.0]])  # mean energy 1
+        >>> ep.evaluation.typicality_scores(normal, torch.tensor([[0.0, 0.0], [2.0, 2.0]]), training)
+        tensor([1., 3.], dtype=torch.float64)
     """
     known = _energies("training", training, model, level, batch)
     bad = ~torch.isfinite(known)
@@ -131,7 +147,7 @@ def typicality_scores(model: Scored, x: Tensor, training: Tensor, *, level: int 
 
 
 def ratio_scores(model: Scored, x: Tensor, base: Scored, *, level: int = 0, batch: int = 1000) -> Tensor:
-    """The log likelihood ratio of a base to the model up to a constant, ``U(x) − U_base(x)``, in nats.
+    """Score rows by the log likelihood ratio of a base to the model, ``U(x) − U_base(x)`` up to a constant, in nats.
 
     What both find strange cancels: the base stands for what rows of any kind share, such as backgrounds (Ren et al.
     2019, the LLR) or plain complexity (Serrà et al. 2020, the score S).
@@ -149,6 +165,12 @@ def ratio_scores(model: Scored, x: Tensor, base: Scored, *, level: int = 0, batc
 
     Raises:
         InvalidInput: as :func:`energy_scores`, for the model or the base.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> base = ep.potentials.Scaled(normal, 0.5)
+        >>> ep.evaluation.ratio_scores(normal, torch.tensor([[0.0, 0.0], [1.0, 1.0]]), base)
+        tensor([0.0000, 0.5000], dtype=torch.float64)
     """
     return _energies("x", x, model, level, batch) - _energies("x", x, base, 0, batch)
 
@@ -160,7 +182,7 @@ def _energies(name: str, x: Tensor, model: Scored, level: int, batch: int) -> Te
 
 
 def _pieces(name: str, x: Tensor, model: Scored, level: int, batch: int) -> Iterator[tuple[Potential, Tensor]]:
-    """The energy of a level and the points that it takes, for one micro-batch of rows after the other."""
+    """Yield the energy of a level and the points that it takes, one micro-batch of rows after the other."""
     check_count("batch", batch)
     check_count("level", level, at_least=0)
     potential = _potential(model, level)

@@ -23,7 +23,6 @@ class BinaryGibbs:
         updates: sites that each chain updates in a step, drawn with replacement; one evaluation of the energy each.
 
     Example:
-        >>> import torch, energyppl as ep
         >>> spins = ep.Energy(lambda x: -(x * x.roll(1, -1)).sum(-1), (5,))
         >>> x = torch.bernoulli(torch.full((8, 5), 0.5))
         >>> end = ep.sampling.run_chain(ep.kernels.BinaryGibbs(updates=5), spins, x, 10).state.x

@@ -32,7 +32,6 @@ class Cycle:
     """Systematic scan: kernels one after another.  Exact if each of them is.
 
     Example:
-        >>> import torch, energyppl as ep
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> scan = ep.kernels.Cycle(ep.MALA(0.5), ep.HMC(0.3, steps=3))
         >>> ep.sampling.run_chain(scan, normal, torch.randn(8, 2), 5).state.x.shape
@@ -146,6 +145,11 @@ class Tempered:
 
     Raises:
         InvalidInput: if ``betas`` don't begin at 1 and fall, or reach 0 without a base.
+
+    Example:
+        >>> kernel = ep.kernels.Tempered(ep.MALA(0.1), betas=(1.0, 0.3, 0.1))
+        >>> ep.sampling.run_chain(kernel, ep.toys.EightGaussians(), torch.randn(8, 2), 5).state.x.shape
+        torch.Size([8, 2])
     """
 
     kernel: Kernel

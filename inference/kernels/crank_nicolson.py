@@ -1,4 +1,4 @@
-"""Crank–Nicolson kernels for tilted potentials: a recovery distribution is a Gaussian times exp(−U)."""
+"""Crank–Nicolson kernels for energies with a Gaussian tilt: a recovery distribution is a Gaussian times exp(−U)."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -18,7 +18,7 @@ __all__ = ["CrankNicolson", "CrankNicolsonLangevin", "reference"]
 
 @dataclass(frozen=True, eq=False)
 class CrankNicolson:
-    """Preconditioned Crank–Nicolson (Cotter, Roberts, Stuart & White 2013) on a tilted potential: exact, no gradient.
+    """Preconditioned Crank–Nicolson (Cotter, Roberts, Stuart & White 2013) under a Gaussian tilt: exact, no gradient.
 
     With the tilt's Gaussian times N(0, reference_scale²) as the reference N(m, s²), it proposes
     ``m + √(1 − β²) (x − m) + β s ξ``, which leaves the reference as it is, so only the rest of the energy is put to the
@@ -69,7 +69,7 @@ class CrankNicolson:
 
 @dataclass(frozen=True, eq=False)
 class CrankNicolsonLangevin:
-    """Preconditioned Crank–Nicolson Langevin (pCNL, Cotter, Roberts, Stuart & White 2013) on a tilted potential.
+    """Preconditioned Crank–Nicolson Langevin (pCNL, Cotter, Roberts, Stuart & White 2013) under a Gaussian tilt.
 
     :class:`CrankNicolson` with the gradient of the rest of the energy in its proposal, which is then
     ``x − (1 − √(1 − β²)) s² ∇U(x) + β s ξ``.  At high noise, where the reference is nearly the target, it draws almost
@@ -135,13 +135,13 @@ def _require_tilt(kernel: object, potential: Potential) -> RecoveryPotential:
 
 
 def reference(potential: RecoveryPotential, scale: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the tilt's Gaussian times N(0, scale²): the recovery of Gaussian data."""
+    """Return mean and standard deviation of N(0, scale²) under the Gaussian tilt: the recovery of Gaussian data."""
     precision = torch.as_tensor(potential.sigma).to(x) ** -2
     total = precision + _like(scale, x) ** -2
     return potential.center * (precision / total), total.rsqrt()
 
 
 def _like(value: float | Tensor, x: Tensor) -> Tensor:
-    """A number, or one for each chain, in the dtype and device of the points and broadcastable against them."""
+    """Return a number, or one for each chain, in the points' dtype and device, broadcastable against them."""
     tensor = torch.as_tensor(value).to(x)
     return append_dims(tensor, x) if tensor.dim() else tensor

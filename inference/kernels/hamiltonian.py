@@ -151,7 +151,6 @@ class HMC:
             judged by the energy's own dtype, so the target stays exact.
 
     Example:
-        >>> import torch, energyppl as ep
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> kernel = ep.HMC(step_size=0.3, steps=5)
         >>> state, info = kernel.step(normal, kernel.init(normal, torch.randn(8, 2)))
@@ -213,7 +212,6 @@ class ChEES:
         max_steps: leapfrog steps of a trajectory at most.
 
     Example:
-        >>> import energyppl as ep
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> chains = ep.sample_chains(ep.ChEES(), normal, chains=64, draws=60, warmup=50, progress=False)
         >>> chains.samples["x"].shape

@@ -24,6 +24,13 @@ class IndependentMetropolis:
     Args:
         proposal: over ``(*chains, *event)``: its ``sample()`` and ``log_prob``, ``(*chains,)``, are used; its support
             must cover the target's.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> kernel = ep.kernels.IndependentMetropolis(dist.Normal(torch.zeros(8, 2), 1.5).to_event(1))
+        >>> ep.sampling.run_chain(kernel, normal, torch.randn(8, 2), 5).state.x.shape
+        torch.Size([8, 2])
     """
 
     proposal: dist.TorchDistribution

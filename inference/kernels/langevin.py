@@ -45,7 +45,6 @@ class Langevin:
             the energies of the states carry too.
 
     Example:
-        >>> import torch, energyppl as ep
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> ep.sampling.run_chain(ep.Langevin(0.1), normal, torch.randn(8, 2), 20).state.x.shape
         torch.Size([8, 2])
@@ -98,7 +97,6 @@ class MALA:
             to the accept step, which uses the energy's own dtype, so the target stays exact.
 
     Example:
-        >>> import torch, energyppl as ep
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> ep.sampling.run_chain(ep.MALA(0.5), normal, torch.randn(8, 2), 20).accept_prob.shape
         torch.Size([8])

@@ -43,6 +43,13 @@ class LowRankMass:
 
     Raises:
         InvalidInput: for shapes that don't fit, variances that are not positive, or columns that are not orthonormal.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> direction, stretch = torch.tensor([[1.0], [0.0]]), torch.tensor([4.0])
+        >>> kernel = ep.HMC(0.3, inverse_mass=ep.kernels.LowRankMass(torch.ones(2), direction, stretch))
+        >>> ep.sampling.run_chain(kernel, normal, torch.randn(8, 2), 5).state.x.shape
+        torch.Size([8, 2])
     """
 
     variance: Tensor
@@ -177,12 +184,22 @@ MassEstimate = Callable[[Tensor], InverseMass]
 
 
 def identity_mass(draws: Tensor) -> InverseMass:
-    """Estimate no mass: coordinates stay as they are."""
+    """Estimate no mass: coordinates stay as they are.
+
+    Example:
+        >>> ep.kernels.identity_mass(torch.randn(100, 3)) is None
+        True
+    """
     return None
 
 
 def diagonal_mass(draws: Tensor) -> InverseMass:
-    """Estimate variances from draws, ``(n, *event)``, shrunk towards their geometric mean when draws are few."""
+    """Estimate variances from draws, ``(n, *event)``, shrunk towards their geometric mean when draws are few.
+
+    Example:
+        >>> ep.kernels.diagonal_mass(torch.randn(100, 3)).shape
+        torch.Size([3])
+    """
     variance = draws.var(0)
     variance = variance.clamp(min=torch.finfo(variance.dtype).tiny ** 0.5)
     weight = len(draws) / (len(draws) + 5.0)  # Stan's, towards the data's own scale rather than towards .001
@@ -196,6 +213,11 @@ def low_rank_mass(draws: Tensor, rank: int = 32, cutoff: float = 1.5) -> Inverse
         draws: ``(n, *event)``.
         rank: directions at most.
         cutoff: a direction is kept if its variance leaves ``[1 / cutoff, cutoff]`` and ``n`` draws can tell.
+
+    Example:
+        >>> draws = torch.randn(500, 2) @ torch.tensor([[1.0, 1.0], [0.0, 0.1]])  # nearly on a line
+        >>> ep.kernels.low_rank_mass(draws).directions.shape
+        torch.Size([2, 2])
     """
     variance = diagonal_mass(draws)
     assert isinstance(variance, Tensor)

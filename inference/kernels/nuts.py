@@ -35,7 +35,7 @@ class _Tree(NamedTuple):
 
 
 class _Checkpoint(NamedTuple):
-    """Where a sub-tree begins that a later leaf may end."""
+    """Checkpoint: the begin of a sub-tree that a later leaf may end."""
 
     first: Tensor  # (*chains, *event), momenta at its first leaf
     before: Tensor  # (*chains, *event), momenta at the leaf before that, the last of the sub-tree on its left
@@ -55,7 +55,6 @@ class NUTS:
         inverse_mass: None for the identity, variances ``(*event)``, or a :class:`LowRankMass`.
 
     Example:
-        >>> import torch, energyppl as ep
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> kernel = ep.NUTS(step_size=0.5)
         >>> state, info = kernel.step(normal, kernel.init(normal, torch.randn(4, 2)))

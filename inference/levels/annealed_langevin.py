@@ -28,6 +28,11 @@ class TemperatureSchedule:
 
     Raises:
         InvalidInput: for a temperature below 1, or no step at all.
+
+    Example:
+        >>> schedule = ep.levels.TemperatureSchedule(start=100.0, hot=1, cooling=2, quench=2)
+        >>> [round(t, 3) for t in schedule.temperatures().tolist()]
+        [100.0, 100.0, 1.0, 1.0, 0.0]
     """
 
     start: float = 100.0
@@ -45,14 +50,14 @@ class TemperatureSchedule:
             raise InvalidInput("a schedule needs at least one step; got none: set hot, cooling or quench")
 
     def temperatures(self) -> Tensor:
-        """The temperature of each step, ``(hot + cooling + quench,)``, float64."""
+        """Return the temperature of each step, ``(hot + cooling + quench,)``, float64."""
         down = self.start ** torch.linspace(1.0, 0.0, self.cooling, dtype=torch.float64)
         hot = torch.full((self.hot,), float(self.start), dtype=torch.float64)
         return torch.cat([hot, down, torch.linspace(1.0, 0.0, self.quench, dtype=torch.float64)])
 
 
 class AnnealedPoints(NamedTuple):
-    """Where annealing ended."""
+    """Points at the end of annealing, with their divergences and cost."""
 
     x: Tensor  # (*batch, *event)
     diverging: Tensor  # (*batch,), bool: a move to a point that is not finite was asked for, and not made
@@ -70,7 +75,7 @@ def anneal_temperature(
     base_sigma: float = 0.1,
     force_dtype: torch.dtype | None = None,
 ) -> AnnealedPoints:
-    """Annealed Langevin, ``x ← x − ½ ε² ∇U(x) + ε √T ξ``, down a schedule of temperatures (Li et al. 2019).
+    """Run annealed Langevin, ``x ← x − ½ ε² ∇U(x) + ε √T ξ``, down a schedule of temperatures (Li et al. 2019).
 
     Nothing accepts or rejects: each temperature is met up to the bias of its step.  With ``seen`` it inpaints: only the
     other coordinates move, and before each gradient the seen ones are given the noise σ0 √T of the temperature, so that
@@ -88,6 +93,12 @@ def anneal_temperature(
 
     Raises:
         InvalidInput: for points of another shape, numbers that are not positive, or a mask that leaves nothing to do.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> schedule = ep.levels.TemperatureSchedule(start=4.0, hot=2, cooling=5, quench=2)
+        >>> ep.levels.anneal_temperature(normal, torch.randn(8, 2), schedule, step_size=0.1).x.shape
+        torch.Size([8, 2])
     """
     as_potential("potential", potential)
     check_event("x", x, potential.event_shape)
@@ -116,7 +127,7 @@ def anneal_temperature(
 def denoising_jump(
     potential: Potential, x: Tensor, base_sigma: float, force_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """``x − σ0² ∇U(x)``: from a point with noise σ0 to the mean of what it was without (Li et al. 2019).
+    """Estimate clean points from points with noise σ0 by the mean ``x − σ0² ∇U(x)`` (Li et al. 2019).
 
     Args:
         potential: the energy U.

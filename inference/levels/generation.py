@@ -32,7 +32,7 @@ class Generation(NamedTuple):
 
 
 class LevelTuning(NamedTuple):
-    """One step size for each noise level, and the acceptance it gave."""
+    """Step sizes of all noise levels, and the acceptance that each gave."""
 
     step_sizes: Tensor  # (levels,), in widths of each level's recovery distribution, as kernels' ``resized`` takes them
     acceptance: Tensor  # (levels,)

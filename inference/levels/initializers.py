@@ -34,7 +34,7 @@ InitializerNetwork = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def model_of_rows(model: Conditional, rows: Tensor) -> Conditional:
-    """The model of some rows of a batch: another one only where each row has a class of its own."""
+    """Return the model of some rows of a batch: another one only where each row has a class of its own."""
     if model.label is None or not model.label.dim():
         return model
     return model.unconditional.given(model.label.to(rows.device)[rows], guidance=model.guidance)
@@ -70,7 +70,7 @@ def check_initializer(initializer: object, model: LevelModel) -> None:
 
 
 def _tried(initializer: nn.Module, points: Tensor, top: int, classes: int) -> list[object]:
-    """What it answers at the top level, given for each point, for all at once, and with no class."""
+    """Return its answers at the top level: given for each point, for all at once, and with no class."""
     level = torch.full((len(points),), top, device=points.device)
     try:
         with torch.no_grad():
@@ -104,7 +104,7 @@ def _check_answer(answer: object, points: Tensor) -> None:
 
 
 def initializer_width(schedule: NoiseSchedule) -> Tensor:
-    """CDRL's standard deviation of q at each level, in the coordinates of x_t, ``(levels,)``: σ̄_t σ_{t+1} / σ̄_{t+1}.
+    """Return CDRL's standard deviation of q at each level, ``(levels,)``, in units of x_t: σ̄_t σ_{t+1} / σ̄_{t+1}.
 
     It is that of x_t given x_{t+1} and the clean data.
     """
@@ -114,7 +114,7 @@ def initializer_width(schedule: NoiseSchedule) -> Tensor:
 def recovery_proposal(
     model: Conditional, noisy: Tensor, level: Tensor, potential: RecoveryPotential | None = None
 ) -> dist.TorchDistribution:
-    """q(x_t | x_{t+1} = noisy) in standardized coordinates, over ``(*batch, *event)``, differentiable in its weights.
+    """Return q(x_t | x_{t+1} = noisy), standardized, over ``(*batch, *event)``, differentiable in its weights.
 
     Args:
         model: has an initializer.
@@ -143,7 +143,7 @@ def recovery_proposal(
 
 
 def _initialize(model: Conditional, net: nn.Module, points: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """Guided as the energy is; an initializer without classes serves them all."""
+    """Ask the initializer, guided as the energy is; one without classes serves them all."""
     if model.label is None or not getattr(net, "classes", 0):
         shift, log_scale = net(points, level)
         return shift, log_scale
@@ -154,7 +154,7 @@ def _initialize(model: Conditional, net: nn.Module, points: Tensor, level: Tenso
 
 
 def gaussian_start(potential: RecoveryPotential, marginal_std: Tensor) -> Tensor:
-    """Where chains of a recovery distribution begin: at draws of what it would be for Gaussian data.
+    """Draw starts for chains of a recovery distribution from what it would be for Gaussian data.
 
     The noisy point itself lies too wide, by the noise.  Without a tilt, at the top level, it is where chains begin.
 
@@ -169,7 +169,7 @@ def gaussian_start(potential: RecoveryPotential, marginal_std: Tensor) -> Tensor
 
 
 def recovery_start(model: Conditional, potential: RecoveryPotential, noisy: Tensor, level: Tensor) -> Tensor:
-    """Where a model's recovery chains begin, ``(*batch, *event)``: its initializer's draws, or :func:`gaussian_start`.
+    """Draw starts for a model's recovery chains, ``(*batch, *event)``: its initializer's, or by :func:`gaussian_start`.
 
     Args:
         model: the model.

@@ -20,7 +20,7 @@ __all__ = ["JointTrajectory", "draw_levels", "level_energies", "move_jointly"]
 
 
 class JointTrajectory(NamedTuple):
-    """Where chains ended, and which levels they were at."""
+    """Ends of joint chains over points and levels, and the levels that they visited."""
 
     x: Tensor  # (chains, *event)
     level: Tensor  # (chains,)
@@ -30,14 +30,14 @@ class JointTrajectory(NamedTuple):
 
 
 def level_energies(model: LevelModel, x: Tensor) -> Tensor:
-    """U(x, t) at every level, ``(levels, chains)`` in nats, of standardized points ``(chains, *event)``."""
+    """Evaluate U(x, t) at every level, ``(levels, chains)`` in nats, at standardized points ``(chains, *event)``."""
     levels = torch.arange(model.levels, device=x.device)
     each = levels[:, None].expand(model.levels, len(x))
     return energy_only(model.potential(each), x.expand(model.levels, *x.shape))
 
 
 def draw_levels(model: LevelModel, x: Tensor) -> Tensor:
-    """An exact draw from p(t | x) for every point, ``(chains, *event)`` to ``(chains,)``."""
+    """Draw from p(t | x) exactly for every point, ``(chains, *event)`` to ``(chains,)``."""
     if model.levels == 1:
         return torch.zeros(len(x), dtype=torch.long, device=x.device)
     energies = level_energies(model, x)
@@ -55,7 +55,7 @@ def move_jointly(
     num_steps: int,
     level_kernel: LevelKernel | None = None,
 ) -> JointTrajectory:
-    """Mixture sampling (Zhang, Tan & Ou 2023): ``num_steps`` of the kernel at fixed levels, then a draw of the levels.
+    """Move points ``num_steps`` times at fixed levels, then draw levels (mixture sampling, Zhang, Tan & Ou 2023).
 
     Args:
         model: the joint model.

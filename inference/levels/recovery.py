@@ -28,7 +28,7 @@ def tilt_widths(schedule: NoiseSchedule) -> Tensor:
 
 
 def tilt(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-    """Return α and σ of each level's tilt, ``(levels,)`` each; at a top level without one α = 1, σ = ∞.
+    """Return α and σ of each level's Gaussian tilt, ``(levels,)`` each; at a top level without one α = 1, σ = ∞.
 
     There x_{t+1} is white noise, where chains only begin.
     """

@@ -40,7 +40,7 @@ class AnnealingSchedule(NamedTuple):
     step_sizes: Tensor  # (temperatures + 1,)
 
     def resampled(self, temperatures: int) -> "AnnealingSchedule":
-        """The same path with another number of temperatures."""
+        """Return the same path with another number of temperatures."""
         old = torch.linspace(0.0, 1.0, len(self.betas), dtype=torch.float64)
         new = torch.linspace(0.0, 1.0, temperatures + 1, dtype=torch.float64)
         betas = _interpolate(new, old, self.betas)
@@ -49,7 +49,7 @@ class AnnealingSchedule(NamedTuple):
 
 
 class PilotRun(NamedTuple):
-    """What a pilot run found."""
+    """Pilot run: the temperatures and the step sizes that it found."""
 
     schedule: AnnealingSchedule
     x: Tensor  # (particles, *batch, *event), where its particles ended, resampled: about the target
@@ -76,16 +76,16 @@ class _Parts(NamedTuple):
     target_grad: Tensor
 
     def at(self, beta: float, x: Tensor) -> State:
-        """The state at ``x`` for the path at β."""
+        """Return the state at ``x`` for the path at β."""
         energy = (1.0 - beta) * self.base + beta * self.target
         return State(x, energy, (1.0 - beta) * self.base_grad + beta * self.target_grad)
 
     def work(self) -> Tensor:
-        """U_target − U_base, float64: the work of a unit of β; +∞ where the target is illegal."""
+        """Return U_target − U_base, float64: the work of a unit of β; +∞ outside of the target's support."""
         return torch.nan_to_num((self.target - self.base).double(), nan=math.inf, posinf=math.inf, neginf=-math.inf)
 
     def chosen(self, index: Tensor) -> "_Parts":
-        """The parts of other particles, ``(particles, *batch)`` their indices."""
+        """Return the parts of other particles, ``(particles, *batch)`` their indices."""
         return _Parts(*(_take(part, index) for part in self))
 
 
@@ -95,7 +95,7 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _moved(parts: _Parts, base: Potential, target: Potential, state: State, accepted: Tensor, beta: float) -> _Parts:
-    """The parts after a step at β > 0; where it was refused they stay, so that no rounding builds up."""
+    """Return the parts after a step at β > 0; where it was refused they stay, so that no rounding builds up."""
     energy, grad = energy_and_grad(base, state.x)
     if beta < _SMALL:
         new = _Parts(energy, grad, *energy_and_grad(target, state.x))
@@ -120,7 +120,7 @@ class _Path:
         self._bridge = bind(Bridge(base, target, self._beta))
 
     def move(self, beta: float, step_size: float) -> Tensor:
-        """One step of the kernel at β > 0; returns its mean acceptance."""
+        """Move by one step of the kernel at β > 0; return its mean acceptance."""
         self._beta.fill_(beta)
         self._bridge.renew()
         state, info = resized(self.kernel, step_size).step(self._bridge, self.parts.at(beta, self.x))
@@ -135,7 +135,7 @@ class _Path:
 
 
 def resized(kernel: Any, step_size: float) -> Kernel:
-    """A kernel with another step size; as it is if it has none."""
+    """Return the kernel with another step size; as it is if it has none."""
     found: Kernel = replace(kernel, step_size=step_size) if hasattr(kernel, "step_size") else kernel
     return found
 
@@ -210,7 +210,7 @@ def pilot_run(
 
 
 def _next_beta(beta: float, work: Tensor, log_weights: Tensor, steepness: float) -> float:
-    """The farthest β that leaves the conditional effective sample size at ``steepness``, by bisection.
+    """Find the farthest β that leaves the conditional effective sample size at ``steepness``, by bisection.
 
     Particles of infinite work are lost at the first change, however small: they are left out.
     """
@@ -242,12 +242,12 @@ def _conditional_size(log_weights: Tensor, increment: Tensor) -> Tensor:
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Logarithm of the weights' mean over particles, which estimates the ratio of normalizers, ``(*batch,)``."""
+    """Return the log of the weights' mean over particles, an estimate of the ratio of normalizers, ``(*batch,)``."""
     return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
 
 
 def effective_size(log_weights: Tensor) -> Tensor:
-    """Effective sample size of weights, ``(Σ w)² / Σ w²`` over particles, ``(*batch,)``; 0 if none is positive."""
+    """Return the effective sample size, ``(Σ w)² / Σ w²`` over particles, ``(*batch,)``; 0 if no weight is positive."""
     return torch.exp(2.0 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2.0 * log_weights, 0)).nan_to_num(nan=0.0)
 
 
@@ -271,7 +271,7 @@ def anneal(
     before: Tensor | None = None,
     goes_on: bool = False,
 ) -> Weights:
-    """Annealed importance sampling along a frozen schedule, one move at each temperature (Neal 2001).
+    """Anneal by importance sampling along a frozen schedule, one move at each temperature (Neal 2001).
 
     Args:
         base: where the schedule begins.

@@ -13,7 +13,7 @@ __all__ = ["bennett"]
 
 @checked
 def bennett(forward: Tensor, reverse: Tensor) -> tuple[float, float]:
-    """log(Z_target / Z_base) by Bennett's acceptance ratio (1976), and its asymptotic error (Shirts & Chodera 2008).
+    """Estimate log(Z_target / Z_base) by Bennett's acceptance ratio (1976), with Shirts & Chodera's error (2008).
 
     Args:
         forward: log weights of runs from the base, ``(n,)``.

@@ -77,8 +77,6 @@ def log_normalizer(
     The base is a mixture of Gaussians fitted to half of the samples, or to what the search finds; particles then move
     in coordinates in which the target is about round.
 
-    >>> import torch
-    >>> import energyppl as ep
     >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), torch.Size((2,)))  # log Z = log 2π = 1.838
     >>> found = ep.log_normalizer(bell, samples=torch.randn(2000, 2))
     >>> abs(found.estimate - 1.838) < 0.1

@@ -192,7 +192,7 @@ def find_path(
 
 
 def is_binary(kernel: Kernel) -> bool:
-    """Whether a kernel keeps points binary."""
+    """Tell whether a kernel keeps points binary."""
     return isinstance(kernel, (BinaryGibbs, DiscreteLangevin))
 
 
@@ -327,7 +327,7 @@ def _pilot(
 
 
 def _is_fit(x: Tensor) -> bool:
-    """Whether particles are many enough, and moving enough, to fit a base to."""
+    """Tell whether particles are many enough, and moving enough, to fit a base to."""
     rows = x.reshape(len(x), -1)
     return len(rows) >= 4 * rows.shape[1] and bool((rows.std(0) > 0).all())
 

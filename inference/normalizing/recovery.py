@@ -81,7 +81,7 @@ def recovery_normalizers(
 
 
 class ProcessModel(LevelModel, Protocol):
-    """What the process's likelihood needs of a model; ``energyppl.models.RecoveryEBM`` is one."""
+    """Protocol of a model whose sampling process has a likelihood; ``energyppl.models.RecoveryEBM`` follows it."""
 
     scale: Tensor
 
@@ -111,6 +111,13 @@ def process_log_likelihood(
         particles: of the runs that normalize each conditional.
         temperatures: as in :func:`recovery_normalizers`.
         steps: moves of the chains, begun at the data, from whose ends reverse runs go.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> x = ebm.diffuse(torch.randn(20, 2), level=0)
+        >>> found = ep.normalizing.process_log_likelihood(ebm, x, particles=8, temperatures=4, steps=2)
+        >>> found._fields
+        ('lower', 'upper', 'evaluations')
     """
     check_data("x", x, model.event_shape, at_least=2)
     schedule, shape, top = model.schedule, model.event_shape, model.schedule.levels - 1
@@ -157,7 +164,7 @@ def process_log_likelihood(
 
 
 def _widened(potential: RecoveryPotential, x: Tensor) -> RecoveryPotential:
-    """The same tilts for several chains each."""
+    """Return the same Gaussian tilts for several chains each."""
     sigma = torch.as_tensor(potential.sigma).to(x).expand(potential.center.shape)
     return RecoveryPotential(potential.potential, potential.center.expand(x.shape), sigma.expand(x.shape))
 

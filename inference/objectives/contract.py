@@ -29,7 +29,7 @@ __all__ = [
 
 
 class Loss(NamedTuple):
-    """A loss to step on, and what to write down about it."""
+    """Loss: a differentiable value, with the numbers that training guards and records."""
 
     value: Tensor  # (), differentiable, nats unless the objective says otherwise
     record: dict[str, float]
@@ -43,7 +43,7 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-    """A way to train: a frozen value."""
+    """Training objective: a frozen value that makes a state and, from it and a batch, a loss."""
 
     def init(self, model: Any) -> nn.Module:
         """Check the model and make the objective's state for it, on the model's device; the model stays as it is.
@@ -64,7 +64,7 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Paced(Protocol):
-    """An objective that knows which learning rate suits it."""
+    """Objective that knows which learning rate suits it."""
 
     def default_learning_rate(self, model: Any) -> float | None:
         """Return the largest one; None for what points of these dimensions usually take."""

@@ -30,7 +30,12 @@ def from_data(data: Tensor, noisy: Tensor) -> Tensor:
 
 
 def from_noisy(data: Tensor, noisy: Tensor) -> Tensor:
-    """Begin at the noisy point, as DRL does: chains then learn to generate, but may run away."""
+    """Begin at the noisy point, as DRL does: chains then learn to generate, but may run away.
+
+    Example:
+        >>> ep.objectives.from_noisy(torch.zeros(2), noisy=torch.ones(2))
+        tensor([1., 1.])
+    """
     return noisy
 
 

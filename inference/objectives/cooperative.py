@@ -46,6 +46,14 @@ class CooperativeRecovery:
 
     Raises:
         InvalidInput: for a share outside [0, 1], an ``initializer_fraction`` of 0, or a negative weight.
+
+    Example:
+        >>> schedule = ep.NoiseSchedule.cosine(levels=3)
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), schedule, initializer=ep.MLPInitializer((2,)))
+        >>> options = ep.TrainingOptions(steps=2, batch_size=32)
+        >>> history = ep.fit(ebm, torch.randn(100, 2), ep.CooperativeRecovery(), options=options, progress=False)
+        >>> len(history.records)
+        2
     """
 
     kernel: TunableKernel | None = None

@@ -25,7 +25,7 @@ def draw_upper_levels(level: Tensor, levels: int, skip_fraction: float) -> Tenso
 
 
 def stratified_levels(rows: int, levels: int, offset: float) -> Tensor:
-    """Spread levels evenly over ``rows`` rows, ``(rows,)``: row i gets level ⌊(i + offset) levels / rows⌋.
+    """Return the level of each of ``rows`` rows, ``(rows,)``: row i gets level ⌊(i + offset) levels / rows⌋.
 
     One row for each level gets row i level i, the paper's stratified levels; k of them get each level exactly k rows;
     fewer rows than levels are spread evenly over them, and an offset drawn from [0, 1) gives every level its turn.

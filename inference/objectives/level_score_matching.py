@@ -55,6 +55,14 @@ class LevelScoreMatching:
 
     Raises:
         InvalidInput: for a share outside [0, 1) or a negative tie.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> options = ep.TrainingOptions(steps=2, batch_size=32)
+        >>> objective = ep.objectives.LevelScoreMatching()
+        >>> history = ep.fit(ebm, torch.randn(100, 2), objective, options=options, progress=False)
+        >>> len(history.records)
+        2
     """
 
     keeps_best: ClassVar[bool] = True  # the weights that are best on held-out rows are those that training ends with

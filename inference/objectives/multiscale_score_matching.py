@@ -43,6 +43,14 @@ class MultiscaleScoreMatching:
     The loss is ``mean |x − x̃ + σ0² ∇U(x̃)|² / σ²`` over coordinates and rows, x̃ = x + σ ε, each row at its own level of
     the model's noise levels: the paper's loss, times σ0⁴ and per coordinate.  It is 1 for a constant energy.  It has no
     share of log-likelihood: see :class:`~energyppl.MultiscaleEBM` for what its energy is and what it isn't.
+
+    Example:
+        >>> ebm = ep.MultiscaleEBM(ep.MLPEnergy((2,), levels=1), sigmas=[4.0, 2.0, 1.0, 0.5], base_sigma=1.0)
+        >>> options = ep.TrainingOptions(steps=2, batch_size=32)
+        >>> objective = ep.objectives.MultiscaleScoreMatching()
+        >>> history = ep.fit(ebm, torch.randn(100, 2), objective, options=options, progress=False)
+        >>> len(history.records)
+        2
     """
 
     def init(self, model: Any) -> _Levels:

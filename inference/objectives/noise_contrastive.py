@@ -121,7 +121,7 @@ class NoiseContrastive:
         state.log_z.copy_(torch.logsumexp(log_weights, 0) - math.log(len(x)))
 
     def _of_noise(self, model: Any) -> EnergyModel:
-        """The model of the noise points, which have the classes of the rows they are compared with."""
+        """Return the model of the noise points, which have the classes of the rows they are compared with."""
         label = getattr(model, "label", None)
         if label is not None and label.dim():
             model = model.unconditional.given(label.repeat(self.ratio), guidance=model.guidance)

@@ -68,6 +68,14 @@ class PersistentLikelihood:
     Raises:
         InvalidInput: for fewer moves than sweeps, a share outside [0, 1], a kernel without one step size, adaptation of
             one that never rejects, or chains that are no buffer.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> options = ep.TrainingOptions(steps=2, batch_size=32)
+        >>> objective = ep.PersistentLikelihood(slots=64)
+        >>> history = ep.fit(ebm, torch.randn(100, 2), objective, options=options, progress=False)
+        >>> len(history.records)
+        2
     """
 
     kernel: TunableKernel | None = None

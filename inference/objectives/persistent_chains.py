@@ -63,7 +63,7 @@ class ChainBuffer(nn.Module):
             )
 
     def draw(self, count: int) -> Tensor:
-        """Different slots at random, ``(count,)``; all of them if there are no more."""
+        """Draw different slots at random, ``(count,)``; all of them if there are no more."""
         return torch.randperm(len(self), device=self.x.device)[:count]
 
     def begin_anew(self, slots: Tensor) -> None:
@@ -81,7 +81,7 @@ class ChainBuffer(nn.Module):
 def chain_contrast(
     own: Tensor, own_level: Tensor, theirs: Tensor, level: Tensor, levels: int, room: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean energy of data less that of chains, ``()``, and how much each chain counts, ``(chains,)``.
+    """Return the mean energy of data less that of chains, ``()``, and how much each chain counts, ``(chains,)``.
 
     The latter is ``sigmoid(mean energy of its level's data + room + 3 − U)``.  A chain that doesn't count stands for
     data of its level, so that levels keep their shares of the gradient: left out, it would let a level sink, unopposed,

@@ -68,6 +68,14 @@ class RecoveryLikelihood:
     Raises:
         InvalidInput: for steps below one, a share outside [0, 1), a negative tie, a kernel without one step size, or
             adaptation of one that never rejects.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> options = ep.TrainingOptions(steps=2, batch_size=32)
+        >>> objective = ep.RecoveryLikelihood(steps=2)
+        >>> history = ep.fit(ebm, torch.randn(100, 2), objective, options=options, progress=False)
+        >>> len(history.records)
+        2
     """
 
     kernel: TunableKernel | None = None

@@ -34,6 +34,14 @@ class ExactScoreMatching:
 
     Args:
         level: the level to train, of a model of levels.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> options = ep.TrainingOptions(steps=2, batch_size=32)
+        >>> objective = ep.objectives.ExactScoreMatching()
+        >>> history = ep.fit(ebm, torch.randn(100, 2), objective, options=options, progress=False)
+        >>> len(history.records)
+        2
     """
 
     level: int = 0
@@ -81,6 +89,14 @@ class SlicedScoreMatching:
 
     Raises:
         InvalidInput: for fewer than one projection.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> options = ep.TrainingOptions(steps=2, batch_size=32)
+        >>> objective = ep.objectives.SlicedScoreMatching()
+        >>> history = ep.fit(ebm, torch.randn(100, 2), objective, options=options, progress=False)
+        >>> len(history.records)
+        2
     """
 
     projections: int = 1
@@ -136,6 +152,14 @@ class DenoisingScoreMatching:
 
     Raises:
         InvalidInput: for noise that is not positive.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> options = ep.TrainingOptions(steps=2, batch_size=32)
+        >>> objective = ep.objectives.DenoisingScoreMatching(sigma=0.2)
+        >>> history = ep.fit(ebm, torch.randn(100, 2), objective, options=options, progress=False)
+        >>> len(history.records)
+        2
     """
 
     sigma: float

@@ -35,7 +35,6 @@ class Chains:
     Batched targets, such as the recovery distributions of many noisy points, have their batch after chains and draws.
 
     Example:
-        >>> import energyppl as ep
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> chains = ep.sample_chains(ep.HMC(), normal, chains=8, draws=20, warmup=20, progress=False)
         >>> chains.flat()["x"].shape, chains.r_hat().shape, chains.stuck.shape

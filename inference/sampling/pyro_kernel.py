@@ -35,7 +35,7 @@ class PyroKernel(MCMCKernel):
         mass: as in :func:`~energyppl.adapt`.
 
     Example:
-        >>> import pyro, pyro.distributions as dist, energyppl as ep
+        >>> import pyro.distributions as dist
         >>> def model():
         ...     pyro.sample("mu", dist.Normal(0.0, 1.0))
         >>> mcmc = pyro.infer.MCMC(ep.PyroKernel(ep.HMC(), model), num_samples=20, disable_progbar=True)
@@ -69,7 +69,7 @@ class PyroKernel(MCMCKernel):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what a run holds only while it lasts: ``MCMC`` with its samples can be pickled after it."""
-        return {**self.__dict__, "_target": None, "_state": None, "_warming": None}
+        return {**self.__dict__, "_target": None, "_potential": None, "_state": None, "_warming": None}
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Find the model's sites and where chains begin; called by ``MCMC.run``."""

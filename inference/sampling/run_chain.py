@@ -30,7 +30,6 @@ def run_chain(kernel: Kernel, potential: Potential, x: Tensor, steps: int) -> Tr
         InvalidInput: if ``x`` does not end in the potential's event shape, or ``steps`` is below one.
 
     Example:
-        >>> import torch, energyppl as ep
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> end = ep.sampling.run_chain(ep.MALA(0.5), normal, torch.zeros(8, 2), 20)
         >>> end.state.x.shape, end.accept_prob.shape, end.evaluations
@@ -63,7 +62,6 @@ class MarkovSampler:
         start_scale: standard deviation of the chains' starting points around the origin.
 
     Example:
-        >>> import energyppl as ep
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> ep.EnergyDistribution(normal, sampler=ep.sampling.MarkovSampler(ep.MALA(1.0), 10)).sample((5,)).shape
         torch.Size([5, 2])

@@ -83,7 +83,7 @@ def sample_chains(
             memory.
 
     Example:
-        >>> import pyro, pyro.distributions as dist, torch, energyppl as ep
+        >>> import pyro.distributions as dist
         >>> def model(y):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("rows", len(y)):

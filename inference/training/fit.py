@@ -36,7 +36,7 @@ __all__ = ["Training", "TrainingOptions", "fit"]
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to optimize.
+    """Options of the optimizer, and of when training stops.
 
     Args:
         steps: updates at most.
@@ -51,6 +51,10 @@ class TrainingOptions:
         tolerance: how much worse, relative to the best, is clearly worse.
         label_drop: share of rows whose label is hidden at each update: the energy without a class is learned too.
         max_gap: energy gap, in nats for each dimension, beyond which training counts as diverged.
+
+    Example:
+        >>> ep.TrainingOptions(steps=300, learning_rate=1e-3).batch_size
+        512
     """
 
     steps: int = 1500
@@ -98,11 +102,21 @@ class Training:
         held_out: rows to evaluate on, ``(m, *event)``, of which the first 4096 count; a tenth of ``data`` is set aside
             if None.
         options: how to optimize; those that suit the objective if None.
+        steps: updates at most, with the other options as they suit the objective.
 
     Attributes:
         state: what the objective learns beside the model's weights.
         records: one for each update so far.
         stopped: why the run ended, in words; empty while it goes on.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> options = ep.TrainingOptions(steps=2, batch_size=32)
+        >>> training = ep.Training(ebm, torch.randn(100, 2), options=options)
+        >>> [record.step for record in training]
+        [0, 1]
+        >>> training.finish().stopped
+        'all 2 steps made'
     """
 
     def __init__(
@@ -114,19 +128,13 @@ class Training:
         labels: Tensor | None = None,
         held_out: Tensor | None = None,
         options: TrainingOptions | None = None,
+        steps: int | None = None,
     ) -> None:
         self.model: Any = cast(Any, model)
         default: Any = getattr(model, "default_objective", RecoveryLikelihood)
         check_trainable(model)
         self.objective: Objective = default() if objective is None else checked_objective(objective)
-        if options is None:
-            suited = getattr(self.objective, "default_options", None)
-            options = TrainingOptions(**({} if suited is None else suited(model)))
-        self.options = options
-        if not isinstance(self.options, TrainingOptions):
-            raise InvalidInput(
-                f"options must be TrainingOptions; got {type(options).__name__}: pass TrainingOptions(steps=500)"
-            )
+        self.options = _chosen_options(self.objective, model, options, steps)
         self.state = self.objective.init(self.model)
         rows = split_rows(model, data, labels, held_out)
         self.data, self.labels, self.held_out = rows.data, rows.labels, rows.held_out
@@ -293,6 +301,22 @@ class Training:
             torch.cuda.set_rng_state_all(state["rng"][1:])
 
 
+def _chosen_options(
+    objective: Objective, model: nn.Module, options: TrainingOptions | None, steps: int | None
+) -> TrainingOptions:
+    """Return the options passed, or those that suit the objective."""
+    if options is None:
+        suited: Any = getattr(objective, "default_options", None)
+        return TrainingOptions(
+            **({} if suited is None else suited(model)) | ({} if steps is None else {"steps": steps})
+        )
+    if steps is not None:
+        raise InvalidInput(f"pass steps or options; got both: put steps={steps!r} into the TrainingOptions")
+    if not isinstance(options, TrainingOptions):
+        raise InvalidInput(f"options must be TrainingOptions; got {type(options).__name__}: pass steps=500, say")
+    return options
+
+
 def fit(
     model: nn.Module,
     data: Tensor,
@@ -314,8 +338,8 @@ def fit(
         objective: what to minimize; the one that the model names, with its defaults, if None.
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
         held_out: rows for the measure that can stop training early; a tenth of ``data`` is set aside if None.
-        options: how to optimize.
-        steps: short for ``options=TrainingOptions(steps=…)``.
+        options: how to optimize; those that suit the objective if None.
+        steps: updates at most, with the other options as they suit the objective.
         checkpoint: a file to keep the run in, written at every evaluation; if it exists the run goes on from it.
         device: move the model there first, such as ``"cuda"``; data follow the model, which stays there.
         progress: show a bar with the loss, the energy gap and the acceptance.
@@ -328,16 +352,18 @@ def fit(
         TrainingDiverged: when a quantity left its range: it names the step and the quantity.  The model then holds its
             best weights so far, and the checkpoint the run as it was at the last evaluation.
         CheckpointError: for a checkpoint that is damaged or of another run.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> history = ep.fit(ebm, torch.randn(100, 2), options=ep.TrainingOptions(steps=2), progress=False)
+        >>> len(history.records)
+        2
     """
-    if steps is not None:
-        if options is not None:
-            raise InvalidInput(f"pass steps or options; got both: put steps={steps!r} into the TrainingOptions")
-        options = TrainingOptions(steps=steps)
     check_flag("progress", progress)
     check_trainable(model)
     if device is not None:
         move_to(model, device)
-    training = Training(model, data, objective, labels=labels, held_out=held_out, options=options)
+    training = Training(model, data, objective, labels=labels, held_out=held_out, options=options, steps=steps)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
         training.load_state_dict(load_checkpoint(path))

@@ -1,4 +1,4 @@
-"""What a training run did: one record a step."""
+"""Training history: one record a step."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ __all__ = ["History", "Record"]
 
 
 class Record(NamedTuple):
-    """One update: what the objective wrote down, and the optimizer's own numbers."""
+    """Record of one update: the objective's numbers, and the optimizer's own."""
 
     step: int
     loss: float
@@ -25,13 +25,13 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """What a training run did."""
+    """Training history: the records of all updates, and why training stopped."""
 
     records: tuple[Record, ...]
     stopped: str
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """A field of the records, or one of the objective's values, as an array with one entry a step."""
+        """Return a field of the records, or one of the objective's values, as an array with one entry a step."""
         known = {*Record._fields, *(key for record in self.records for key in record.values)} - {"values"}
         if name not in known:
             raise InvalidInput(f"there is no column {name!r}; choose from {', '.join(sorted(known))}")

@@ -1,4 +1,4 @@
-"""What the image networks share: shapes, channel multipliers, and modulated features."""
+"""Building blocks of image networks: shapes, channel multipliers, and modulated features."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def image_shape(event_shape: Sequence[int]) -> torch.Size:
 
 
 def channel_multipliers(shape: torch.Size, multipliers: Sequence[int] | None, *, widen: bool = True) -> tuple[int, ...]:
-    """Channel multipliers, one for each resolution, every one half of the last; by the image's size if None.
+    """Return channel multipliers, one for each resolution, every one half of the last; by the image's size if None.
 
     By itself a network halves up to three times, while both sides are even and above 4: 8 → 4, 28 → 14 → 7, and
     32 → 16 → 8 → 4; its channels double once if ``widen``.
@@ -47,7 +47,7 @@ def _odd_or_small(side: int) -> bool:
 
 
 def modulated(features: Tensor, piece: Tensor) -> Tensor:
-    """Features ``(n, channels, height, width)`` shifted by ``(n, channels)``; scaled too, if it is twice as many."""
+    """Shift features ``(n, channels, height, width)`` by ``(n, channels)``; scale them too, if it is twice as many."""
     piece = piece.to(features.dtype)[..., None, None]  # float32 would turn the features of autocast into itself
     if piece.shape[-3] == features.shape[-3]:
         return features + piece
@@ -56,7 +56,7 @@ def modulated(features: Tensor, piece: Tensor) -> Tensor:
 
 
 def convolution(before: int, after: int, size: int = 3, *, zero: bool = False) -> nn.Conv2d:
-    """A convolution that keeps the resolution; with ``zero`` it returns zeros at first."""
+    """Make a convolution that keeps the resolution; with ``zero`` it returns zeros at first."""
     layer = nn.Conv2d(before, after, size, padding=size // 2)
     if zero:
         nn.init.zeros_(layer.weight)

@@ -1,4 +1,4 @@
-"""What levels and class labels become inside a network: rows of tables, or projections of a sinusoidal embedding."""
+"""Conditioning on levels and classes: rows of tables, or projections of a sinusoidal embedding."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,19 +13,19 @@ from energyppl.errors import InvalidInput
 
 
 def one_batch(x: Tensor, event_shape: torch.Size) -> tuple[Tensor, torch.Size]:
-    """Points ``(*batch, *event)`` as ``(n, *event)``, and their batch shape."""
+    """Return points ``(*batch, *event)`` as ``(n, *event)``, and their batch shape."""
     batch = batch_shape(x, event_shape)
     return x.reshape(math.prod(batch), *event_shape), batch
 
 
 def batch_shape(x: Tensor, event_shape: torch.Size) -> torch.Size:
-    """The batch shape of points, which must end in ``event_shape``."""
+    """Return the batch shape of points, which must end in ``event_shape``."""
     check_event("x", x, event_shape)
     return x.shape[: x.dim() - len(event_shape)]
 
 
 def one_batch_of_rows(rows: Tensor, batch: torch.Size) -> Tensor:
-    """Rows for broadcastable levels, ``(*levels, size)``, as ``(n, size)``, or ``(size,)`` if one serves all points."""
+    """Lay out rows of levels, ``(*levels, size)``, as ``(n, size)``, or as ``(size,)`` if one serves all points."""
     return rows.expand(*batch, rows.shape[-1]).reshape(math.prod(batch), rows.shape[-1]) if rows.dim() > 1 else rows
 
 
@@ -33,7 +33,7 @@ def one_batch_of_rows(rows: Tensor, batch: torch.Size) -> Tensor:
 
 
 def level_rows(table: Tensor, level: Tensor, batch: torch.Size) -> Tensor:
-    """The rows of a table ``(levels, size)`` for whole levels that broadcast to ``batch``: ``(*level, size)``.
+    """Look up rows of a table ``(levels, size)`` for whole levels that broadcast to ``batch``: ``(*level, size)``.
 
     Raises:
         InvalidInput: for levels that are not whole numbers or don't broadcast.
@@ -43,7 +43,7 @@ def level_rows(table: Tensor, level: Tensor, batch: torch.Size) -> Tensor:
 
 
 def class_rows(table: Tensor | None, label: int | Tensor | None, batch: torch.Size) -> Tensor | None:
-    """The rows of a table ``(classes + 1, size)`` for labels that broadcast to ``batch``: ``(*label, size)``.
+    """Look up rows of a table ``(classes + 1, size)`` for labels that broadcast to ``batch``: ``(*label, size)``.
 
     Args:
         table: None in a network without classes.
@@ -114,7 +114,7 @@ class ConditionTable(nn.Module):
         self.class_table = nn.Parameter(torch.zeros(classes + 1, sum(self.sizes))) if classes else None
 
     def forward(self, level: Tensor, label: int | Tensor | None, batch: torch.Size) -> list[Tensor]:
-        """Modulations of every layer, one tensor a layer, for points of batch shape ``batch``."""
+        """Return the modulations of every layer, one tensor a layer, for points of batch shape ``batch``."""
         rows = level_rows(self.level_table, level, batch)
         of_class = class_rows(self.class_table, label, batch)
         rows = rows if of_class is None else rows + of_class
@@ -169,7 +169,7 @@ class SinusoidalConditioning(nn.Module):
     sinusoids: Tensor
 
     def forward(self, level: Tensor, label: int | Tensor | None, batch: torch.Size) -> list[Tensor]:
-        """Modulations of every layer, one tensor a layer, for points of batch shape ``batch``."""
+        """Return the modulations of every layer, one tensor a layer, for points of batch shape ``batch``."""
         first, second = self.dense
         embedding = second(self.activation(first(level_rows(self.sinusoids, level, batch))))
         of_class = class_rows(self.class_table, label, batch)

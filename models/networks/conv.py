@@ -116,7 +116,7 @@ class ConvEnergy(Rebuildable, nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast in bfloat16
 
     def forward(self, x: Tensor, level: Tensor, label: int | Tensor | None = None) -> Tensor:
-        """Energies in nats.
+        """Evaluate the energies, in nats.
 
         Args:
             x: images, ``(*batch, channels, height, width)``.
@@ -155,7 +155,7 @@ class ConvEnergy(Rebuildable, nn.Module):
         classes: int = 0,
         output_scale: Sequence[float] | Tensor | None = None,
     ) -> "ConvEnergy":
-        """DRL's network for CIFAR-10: 34,833,408 parameters with its defaults (Gao et al. 2021).
+        """Build DRL's network for CIFAR-10: 34,833,408 parameters with its defaults (Gao et al. 2021).
 
         Leaky ReLU of slope 0.2, a final ReLU, spectral norm everywhere but in the head, 3×3 shortcuts, average pooling,
         integer levels through sinusoids of 128 dimensions and two dense layers.  The paper names no parameter count:
@@ -184,7 +184,7 @@ class ConvEnergy(Rebuildable, nn.Module):
         classes: int = 0,
         output_scale: Sequence[float] | Tensor | None = None,
     ) -> "ConvEnergy":
-        """CDRL's network for CIFAR-10: 34,833,152 parameters with its defaults (Zhu et al. 2024).
+        """Build CDRL's network for CIFAR-10: 34,833,152 parameters with its defaults (Zhu et al. 2024).
 
         As :meth:`drl_cifar10`, but levels enter by their log-SNR λ as 1000 · (2/π) arctan(e^{−λ/2}), on the cosine
         schedule; the projections are activated once more, the head has no bias, and the second convolution of a block
@@ -249,7 +249,7 @@ class ConvEnergy(Rebuildable, nn.Module):
 
 
 def log_snr_positions(levels: int) -> Tensor:
-    """CDRL's position of each level of the cosine schedule, in (0, 1000), ``(levels,)``."""
+    """Return CDRL's position of each level of the cosine schedule, in (0, 1000), ``(levels,)``."""
     log_snr = NoiseSchedule.cosine(levels).log_snr[:-1]
     return 2000.0 / math.pi * torch.exp(-0.5 * log_snr).arctan()
 

@@ -1,4 +1,4 @@
-"""A perceptron that says where a recovery chain should begin: q(y | x_{t+1}) of CDRL."""
+"""Perceptron that initializes recovery chains: q(y | x_{t+1}) of CDRL (Zhu et al. 2024)."""
 
 import math
 from collections.abc import Sequence
@@ -35,6 +35,12 @@ class MLPInitializer(Rebuildable, nn.Module):
 
     Raises:
         InvalidInput: for sizes below one, or frequencies that don't increase.
+
+    Example:
+        >>> net = ep.MLPInitializer((2,), levels=3)
+        >>> shift, log_scale = net(torch.randn(5, 2), torch.tensor(1))
+        >>> shift.shape, float(shift.detach().abs().max())
+        (torch.Size([5, 2]), 0.0)
     """
 
     frequencies: Tensor
@@ -72,7 +78,7 @@ class MLPInitializer(Rebuildable, nn.Module):
         nn.init.zeros_(self.readout.bias)
 
     def forward(self, x: Tensor, level: Tensor, label: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Where to begin, given the noisy points.
+        """Return shift and log scale of the starts, given the noisy points.
 
         Args:
             x: noisy points x_{t+1} of about unit variance, ``(*batch, *event)``.
@@ -96,7 +102,7 @@ class MLPInitializer(Rebuildable, nn.Module):
 
 
 def soft_log_scale(raw: Tensor) -> Tensor:
-    """A log scale between −6 and 2: 0 at 0, with slope 1 there."""
+    """Squash a log scale into −6 to 2: 0 at 0, with slope 1 there."""
     # −2 + 4 tanh(raw / 3 + artanh ½), rewritten so that zero maps to exactly zero.
     bend = torch.tanh(raw / 3.0)
     return 3.0 * bend / (1.0 + 0.5 * bend)

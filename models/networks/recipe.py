@@ -46,7 +46,7 @@ def _recipe(constructor: str, arguments: dict[str, Any]) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """An argument as JSON."""
+    """Return an argument as JSON."""
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -12,7 +12,7 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 def spectrally_normalized(layer: Layer, *, shrink: bool = False) -> Layer:
-    """The layer with its weight divided by its largest singular value, as a matrix of one row for each output.
+    """Divide a layer's weight, as a matrix of one row for each output, by its largest singular value.
 
     Args:
         layer: convolution or dense layer, changed in place.

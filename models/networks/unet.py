@@ -1,4 +1,4 @@
-"""A U-Net that says where a recovery chain of images should begin: q(y | x_{t+1}) of CDRL."""
+"""U-Net that initializes recovery chains of images: q(y | x_{t+1}) of CDRL (Zhu et al. 2024)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -110,7 +110,7 @@ class UNetInitializer(Rebuildable, nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(levels, 1)) if learn_scale else None
 
     def forward(self, x: Tensor, level: Tensor, label: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Where to begin, given the noisy images.
+        """Return shift and log scale of the starts, given the noisy images.
 
         Args:
             x: noisy images x_{t+1} of about unit variance, ``(*batch, channels, height, width)``.
@@ -146,7 +146,7 @@ class UNetInitializer(Rebuildable, nn.Module):
     def cdrl_cifar10(
         cls, levels: int = 6, *, width: int = 64, blocks: int = 3, classes: int = 0, learn_scale: bool = False
     ) -> "UNetInitializer":
-        """CDRL's initializer for CIFAR-10: 64 channels at 32, 16 and 8, attention at 16 and 8 (Zhu et al. 2024).
+        """Build CDRL's initializer for CIFAR-10: 64 channels at 32, 16 and 8, attention at 16 and 8 (Zhu et al. 2024).
 
         Levels enter by their log-SNR on the cosine schedule, through sinusoids and two dense layers.  The paper's
         network adds its output to its input and bounds both by a tanh, since it predicts an image in [−1, 1]; here the
@@ -189,7 +189,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups where there are channels enough for two in each."""
+    """Make a group norm of 32 groups where there are channels enough for two in each."""
     return nn.GroupNorm(math.gcd(32, channels, max(1, channels // 2)), channels, eps=1e-6)
 
 

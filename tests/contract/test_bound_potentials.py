@@ -1,5 +1,7 @@
 """Bound potentials: right for as long as nothing changes, and every change is seen by the next binding."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -195,3 +197,14 @@ def test_tensors_of_a_value_written_in_place_are_seen() -> None:
     sigma *= 3.0
     require_equal(potential, x)
     require_traced(potential, x)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))], ids=["copied", "pickled"])
+def test_a_bound_potential_is_copied_and_pickled_as_what_it_was_made_from(again: Callable[[Any], Any]) -> None:
+    base = ep.potentials.GaussianBase(torch.zeros(2), torch.ones(2))
+    x, potential = torch.randn(5, 2), bind(base)
+    expected = energy_and_grad(potential, x)
+    other = again(potential)
+    assert isinstance(other, bound.BoundPotential)
+    assert type(unbound(other)) is type(base)
+    torch.testing.assert_close(energy_and_grad(other, x), expected)

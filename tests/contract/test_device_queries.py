@@ -30,18 +30,22 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # chains this sh
 
 @pretend_device()
 def test_a_normalizer_takes_samples_of_the_cpu() -> None:
-    model, method = on_device(3), ep.normalizing.BAR(particles=32)
-    model.log_normalizer(method=method).trace.forward.numpy()
+    model, method = on_device(3), ep.normalizing.BAR(particles=32, temperatures=4)
+    model.log_normalizer(method=ep.normalizing.BAR(particles=32)).trace.forward.numpy()
     model.log_normalizer(method=method, samples=data(3))
     model.log_normalizer(method=method, samples=lambda count: data(3, count))
 
 
 @pretend_device()
 def test_a_potential_alone_is_normalized() -> None:
-    model = on_device(3)
-    ep.log_normalizer(model.potential(0), method=ep.normalizing.SMC(particles=32))
-    ep.log_normalizer(model.potential(0), method=ep.normalizing.AIS(particles=32))
-    ep.log_normalizer(model.potential(0), method=ep.normalizing.BAR(particles=32), samples=data(3))
+    """A base is found by a search for modes, fitted to samples, or given."""
+    potential, base = (
+        on_device(3).potential(0),
+        ep.potentials.GaussianBase(torch.zeros(3).to(DEVICE), torch.tensor(2.0)),
+    )
+    ep.log_normalizer(potential, method=ep.normalizing.SMC(particles=32, temperatures=4))
+    ep.log_normalizer(potential, method=ep.normalizing.AIS(particles=32, temperatures=4), base=base)
+    ep.log_normalizer(potential, method=ep.normalizing.BAR(particles=32), samples=data(3))
 
 
 @pretend_device()
@@ -159,7 +163,8 @@ def test_toys_follow_their_points() -> None:
 @pretend_device()
 def test_results_are_drawn_and_exported() -> None:
     model = on_device()
-    z = ep.log_normalizer(model.potential(0), method=ep.normalizing.SMC(particles=32))
+    base = ep.potentials.GaussianBase(torch.zeros(2).to(DEVICE), torch.tensor(2.0))
+    z = ep.log_normalizer(model.potential(0), method=ep.normalizing.SMC(particles=32, temperatures=4), base=base)
     z.to_arviz()
     plots.log_weight_histogram(z, title="")
     plots.temperature_plot(z, title="")

@@ -111,6 +111,30 @@ def test_source_file_does_not_import_the_face(path: Path) -> None:
     assert imported == []
 
 
+NOUNS = {"A", "An", "The", "What", "Where", "Whether", "How", "Which"}
+
+
+def not_imperative(tree: ast.AST) -> list[str]:
+    """List public functions whose docstring begins with no verb; a property's is a noun phrase."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and (text := ast.get_docstring(node)):
+            is_property = any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+            if not is_property and text.split()[0] in NOUNS:
+                found.append(f"{node.name}: {text.splitlines()[0]}")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_docstring_of_a_function_begins_with_a_verb(path: Path) -> None:
+    assert not_imperative(ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
+def test_docstring_that_begins_with_a_noun_is_found() -> None:
+    wrong = 'def f():\n    """The energy of x."""\n@property\ndef g():\n    """The g."""\n'
+    assert not_imperative(ast.parse(wrong)) == ["f: The energy of x."]
+
+
 def test_every_import_is_declared() -> None:
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES]
     nodes = [node for tree in trees for node in ast.walk(tree)]

@@ -32,6 +32,7 @@ LEGAL: dict[str, Callable[[Tensor], Tensor]] = {
     "a CPU tensor copied": lambda x: x.copy_(torch.arange(3.0)),
     "a CPU tensor moved": lambda x: x + torch.arange(3.0).to(x),
     "a factory like it": lambda x: x.new_tensor([1.0]) + torch.randn_like(x) + torch.zeros(3, device=x.device),
+    "a quantile": lambda x: x.quantile(0.5),
     "moved and back": lambda x: torch.as_tensor(x.cpu().numpy(), device=x.device),
 }
 
@@ -50,8 +51,6 @@ def test_what_torch_allows_passes(use: Callable[[Tensor], Tensor]) -> None:
 
 
 def test_a_gradient_that_mixes_is_refused() -> None:
-    """There the device is seen at operations alone."""
-
     class Mixing(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -66,3 +65,20 @@ def test_a_gradient_that_mixes_is_refused() -> None:
         value = Mixing.apply(x).sum()
         with pytest.raises(MixedDevices):
             value.backward()
+
+
+def test_python_in_a_backward_pass_may_ask_for_the_device() -> None:
+    class Asking(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad * torch.ones(3, device=grad.device)
+
+    with pretend_device():
+        x = torch.zeros(3, device=DEVICE).requires_grad_()
+        Asking.apply(x).sum().backward()
+        assert x.grad is not None
+        there(x.grad)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import energyppl as ep
 from energyppl.errors import InvalidInput
+from energyppl.inference.adaptation.trajectory_length import LengthAdapter
 from tests.support.kernels import OUTSIDE, TARGETS, energy, standard_normal
 
 ADAPT: dict[str, tuple[Any, float, float]] = {  # kernel, target, tolerance
@@ -196,6 +197,16 @@ def test_trajectories_are_as_long_as_slow_coordinates_need() -> None:
         lengths.append(sorted(run.kernel.length for run in runs)[1])  # the middle one: one run may still be on its way
     assert 0.8 < lengths[0] < 4.0
     assert lengths[1] > 2.5 * lengths[0]
+
+
+@pytest.mark.parametrize("steps_for_a_moment", [0.7, 7.0, 70.0])
+def test_a_step_size_that_is_large_for_a_moment_does_not_raise_the_length(steps_for_a_moment: float) -> None:
+    """Nor lower it below one step: a trajectory of less than a step is the same one."""
+    potential, x = standard_normal(2), torch.randn(64, 2)
+    kernel, adapter = ep.ChEES(step_size=0.5, length=1.4), LengthAdapter(1.4)
+    proposal = kernel.propose(potential, kernel.init(potential, x), 1.0)
+    adapter.update(x, proposal, kernel.with_step_size(steps_for_a_moment), 1.0)
+    assert 0.7 <= adapter.length(100.0) <= 1.4 * math.exp(0.36)  # one move of the ascent at most
 
 
 @pytest.mark.parametrize("kernel", [ep.MALA(0.5), ep.HMC(), ep.ChEES(), ep.NUTS()], ids=lambda k: type(k).__name__)

@@ -328,7 +328,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "an unadjusted kernel": (lambda: BAR(kernel=ep.Langevin(0.1)), InvalidInput, "weights would be biased"),
     "a cycle backwards": (
-        lambda: BAR(kernel=ep.kernels.Cycle((ep.MALA(0.1), ep.HMC()))),
+        lambda: BAR(kernel=ep.kernels.Cycle(ep.MALA(0.1), ep.HMC())),
         InvalidInput,
         "can't be run backwards",
     ),

@@ -17,7 +17,12 @@ from torch.distributions import constraints
 
 import energyppl as ep
 from energyppl.errors import InvalidInput
-from tests.support.pyro_models import CHAINS, LIMIT, conjugate_normal, nested
+from tests.support.pyro_models import CHAINS, conjugate_normal, nested
+
+# Standard errors, of 64 chains.  This file compares 38 numbers with known ones: one false alarm in a thousand runs of
+# it leaves 2.6e-5 to each (Bonferroni), two-sided, by Student's t with 63 degrees of freedom.  Twelve further seeds of
+# the deblurring posterior show no bias: their pooled means are off by 2.1 standard errors at most.
+LIMIT = 4.54
 
 PYRO_KERNELS: dict[str, tuple[Any, int, int]] = {  # kernel, chains, draws
     "HMC": (ep.HMC(), 1, 1000),
@@ -144,7 +149,7 @@ def statistics(x: Tensor, mean: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", list(EBM_PRIORS))
 def test_an_energy_as_prior_with_our_kernel(name: str) -> None:
-    """Mean and covariance of a toy's posterior within 4 standard errors of quadrature; 10 numbers in all: 2e-3."""
+    """Mean and covariance of a toy's posterior within ``LIMIT`` standard errors of quadrature, 10 numbers in all."""
     model, y, _ = EBM_PRIORS[name]
     mean, covariance = moments(name)
     chains = ep.sample_chains(ep.ChEES(), model, (y,), chains=CHAINS, draws=400, warmup=200, progress=False)

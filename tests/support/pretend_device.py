@@ -9,7 +9,8 @@ is tagged.  An operation on tensors of both kinds raises :class:`MixedDevices`, 
 
 Python asks for devices through ``__torch_function__``; operations, those of autograd and ``vmap`` too, pass through
 ``__torch_dispatch__``.  Not pretended: traces (gradients come from eager autograd), a device's own random numbers, and
-torch functions that make tensors or ask for devices inside (met so far: ``one_hot``, ``Module.to`` of a tensor).
+torch functions that make tensors or ask for devices inside (met so far: ``one_hot``, ``quantile``, ``Module.to`` of a
+tensor).  Backward passes run with the pretence on, since those that are written in Python may ask for devices.
 """
 
 from collections.abc import Callable, Iterator
@@ -125,11 +126,19 @@ def _to(x: Tensor, *args: Any, copy: bool | None = False, **options: Any) -> Ten
     return _tag(x.to(dtype, copy=bool(copy) or there != _is_tagged(x)), there)
 
 
+def _quantile(x: Tensor, q: float | Tensor, *args: Any, **options: Any) -> Tensor:
+    """``x.quantile(...)``, which puts the number q on the device of ``x``."""
+    given = q if isinstance(q, Tensor) else _tag(torch.tensor(q, dtype=x.dtype), _is_tagged(x))
+    return x.quantile(given, *args, **options)
+
+
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     Tensor.device.__get__: lambda x: _CUDA if _is_tagged(x) else _CPU,
     Tensor.is_cuda.__get__: _is_tagged,  # type: ignore[attr-defined]
     Tensor.is_cpu.__get__: lambda x: not _is_tagged(x),  # type: ignore[attr-defined]
     Tensor.to: _to,
+    Tensor.quantile: _quantile,
+    torch.quantile: _quantile,
     Tensor.cpu: lambda x: _to(x, _CPU),
     Tensor.cuda: lambda x: _to(x, _CUDA),
     torch.as_tensor: _to,
@@ -141,16 +150,21 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
 @contextmanager
 def pretend_device() -> Iterator[None]:
     """Pretend that there is a device named "cuda"; its tensors are the CPU's again at the end."""
-    move, fork = nn.Module.to, torch.random.fork_rng
+    move, fork, engine = nn.Module.to, torch.random.fork_rng, torch.autograd._engine_run_backward  # type: ignore[attr-defined]
 
     def module_to(module: nn.Module, *args: Any, **options: Any) -> nn.Module:
         if args and isinstance(args[0], Tensor):
             args = (args[0].device, args[0].dtype)
         return move(module, *args, **options)
 
+    def run_backward(*args: Any, **options: Any) -> Any:
+        with _Python():  # torch takes a mode off while it answers, and what runs inside would miss it
+            return engine(*args, **options)
+
     with ExitStack() as stack:
         for owner, attribute, value in (
             (nn.Module, "to", module_to),
+            (torch.autograd, "_engine_run_backward", run_backward),
             (bound, "_serving", lambda potential, what, x: bound._Eager(potential, what, "pretended")),
             (torch.random, "fork_rng", lambda devices=None: fork(devices=[])),
             (torch.cuda, "get_rng_state_all", lambda: [torch.get_rng_state()]),
