@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from energyppl._files import whole_file
-from energyppl.errors import CheckpointError
+from energyppl.errors import CheckpointError, first_line
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -111,7 +111,7 @@ def _refused(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint at {path}") from None
     except Exception as error:  # what damage raises depends on where it lies: RecursionError, AttributeError, …
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(
             f"{path} is not a whole energyppl checkpoint ({reason}): it is truncated, damaged or something else; "
             "use another copy or begin again"

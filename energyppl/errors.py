@@ -12,6 +12,12 @@ class EnergyPPLError(Exception):
         super().__init__(" ".join(str(message).split()))
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind if it says nothing."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class InvalidInput(EnergyPPLError, ValueError):
     """Error of an argument with the wrong shape, dtype, range or support."""
 

@@ -212,11 +212,11 @@ class RecoveryEBM(LevelEnergies):
     def implied_log_prob(self, x: Tensor) -> Tensor:
         """Return what the log density would be if log Z were 0, ``(*batch, *event)`` to ``(*batch,)``, in nats.
 
-        Training with a level tie brings log Z near 0, so this costs one evaluation and no annealing; :meth:`log_prob`
-        subtracts an estimate of log Z with its error, and is what to report.
+        Training with a level tie brings log Z near 0 in coordinates of unit variance, so this costs one evaluation and
+        no annealing; :meth:`log_prob` subtracts an estimate of log Z with its error, and is what to report.
         """
         points = self.to_unit(check_event("x", x, self.event_shape).to(self.loc))
-        log_scale = self.scale.log().expand(self.event_shape).sum()
+        log_scale = (self.scale * self.schedule.marginal_std[0].to(self.scale)).log().expand(self.event_shape).sum()
         return -self.potential(0)(points) - log_scale
 
     def forward(

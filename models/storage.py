@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
-from energyppl.errors import CheckpointError, InvalidInput
+from energyppl.errors import CheckpointError, InvalidInput, first_line
 from energyppl.inference import kernels
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models.base import EnergyModel
@@ -122,7 +122,7 @@ def load(path: str | os.PathLike[str], net: nn.Module | None = None, *, initiali
         for name, module in model.named_modules():
             module.training = name in tree["in_training"]
         for level, found in tree["log_z"]:
-            _remember_log_z(model, level, LogNormalizer(**found))
+            _remember_log_z(model, level, LogNormalizer.from_dict(found))
     return model
 
 
@@ -250,7 +250,7 @@ def _known_log_z(model: EnergyModel) -> list[tuple[int, dict[str, Any]]]:
             log_z = model._annealed.get(model, (level, _CONFIDENCE), unknown)
         except _UnknownError:
             continue
-        found.append((level, asdict(replace(log_z, trace=None))))
+        found.append((level, log_z.to_dict()))
     return found
 
 
@@ -266,5 +266,5 @@ def _refused(path: Path) -> Iterator[None]:
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(f"{path} is not a model that this version can read ({reason}): save it again") from error

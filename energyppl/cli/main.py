@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-size", type=int, metavar="N", help="rows in a batch (default: 512, or 256 above two columns)"
     )
     fit.add_argument(
-        "--learning-rate", type=float, metavar="X", help="Adam's learning rate (default: .004, above two columns .001)"
+        "--learning-rate", type=float, metavar="X", help="Adam's learning rate (default: .004, above two columns .002)"
     )
 
     sample = command("sample", _sample, "Draw samples from a trained run, in the units of its table.")

@@ -24,7 +24,7 @@ from energyppl._checks import check_count, check_positive
 from energyppl._files import locked, whole_file, write_csv, write_json
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table, dequantize, read_table, requantize, require_different_columns
-from energyppl.errors import CheckpointError, EnergyPPLError, InvalidInput, TrainingDiverged
+from energyppl.errors import CheckpointError, EnergyPPLError, InvalidInput, TrainingDiverged, first_line
 from energyppl.inference.training.fit import TrainingOptions, fit
 from energyppl.models import MLPEnergy, RecoveryEBM
 from energyppl.models._scaling import robust_scaling
@@ -288,7 +288,7 @@ def load_run(run: Path) -> FittedTable:
         curves = {name: tree["curves"][name].numpy() for name in _CURVES}
         record = {name: tree["record"][name] for name in _RECORD}
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(f"{path} is not a model that energyppl fit made ({reason}): fit it again") from error
     return FittedTable(ebm, columns, loc, scale, grids, rows, held_out, curves, record)
 

@@ -1,7 +1,6 @@
 """``energyppl logz`` and ``energyppl score``: log Z of a trained run, and normalized log densities of rows."""
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,7 @@ def logz_run(
     if found.trace is not None:
         figure = log_weight_histogram(found, title=f"{run.name}: log weights")
         pictures.append(str(save_figure(figure, run / "log_weights.png")))
-    kept = {name: value for name, value in asdict(found).items() if name != "trace"}
-    write_json(run / _KEPT, {"model": fitted.ebm.checksum(), "log_z": kept})
+    write_json(run / _KEPT, {"model": fitted.ebm.checksum(), "log_z": found.to_dict()})
     return found, pictures
 
 
@@ -146,7 +144,7 @@ def _kept(run: Path, fitted: FittedTable) -> LogNormalizer | None:
     with damaged_json(path):
         if kept["model"] != fitted.ebm.checksum():
             return None
-        found = LogNormalizer(**kept["log_z"])
+        found = LogNormalizer.from_dict(kept["log_z"])
         if not (found.lower <= found.estimate <= found.upper and found.standard_error >= 0.0):
             raise ValueError(f"log Z = {found.estimate} does not lie within {found.lower} to {found.upper}")
         if not math.isfinite(found.estimate):

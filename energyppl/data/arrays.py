@@ -10,7 +10,7 @@ from typing import IO, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from energyppl.errors import InvalidInput
+from energyppl.errors import InvalidInput, first_line
 
 Array = NDArray[Any]
 
@@ -73,7 +73,7 @@ def refused(path: Path, what: str, remedy: str) -> Iterator[None]:
 
 def refuse(path: Path, what: str, remedy: str, error: BaseException) -> NoReturn:
     """Refuse a file for what reading it raised."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = first_line(error)
     raise InvalidInput(
         f"{path} can't be read as {what} ({reason}): it is truncated, damaged, pickled or something else; {remedy}"
     ) from error

@@ -1,7 +1,8 @@
 """Estimates of normalizing constants: values, errors, intervals, and their sums and differences."""
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 from types import ModuleType
 from typing import Any
@@ -111,7 +112,7 @@ class LogNormalizer:
         stopped: why no more runs were made, if an interval's width was asked for.
         warning: why not to trust it, in a sentence; None if nothing was noticed.
         searched: where modes were searched for, in a sentence, if there were neither samples nor a base.
-        forward: what forward runs through a model's noise levels say by themselves, where they went beside a bridge.
+        forward: what forward runs say by themselves, where they went beside a bridge.
         bridge: what the bridge from the model's own samples says by itself, likewise.
         unvisited: share of the mass that lies where none of the samples come, beyond the few that always do, likewise.
         trace: the runs themselves, if it was obtained by annealing.
@@ -136,6 +137,16 @@ class LogNormalizer:
     bridge: Estimate | None = None
     unvisited: float | None = None
     trace: AnnealingTrace | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the runs as numbers and texts, for :meth:`from_dict` to build it again."""
+        return {name: value for name, value in asdict(replace(self, trace=None)).items() if name != "trace"}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> "LogNormalizer":
+        """Build what :meth:`to_dict` gave."""
+        parts = {name: Estimate(**found[name]) for name in ("forward", "bridge") if found.get(name) is not None}
+        return cls(**{**found, **parts})
 
     def __float__(self) -> float:
         """Return the estimate, so that it goes wherever a number does."""

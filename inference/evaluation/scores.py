@@ -212,6 +212,3 @@ def _potential(model: Scored, level: int) -> Potential:
 def _has_coordinates(model: object) -> TypeGuard[EnergyModel]:
     # Not isinstance: from Python 3.12 on a protocol's does not see a module's buffers, such as loc.
     return all(hasattr(model, name) for name in ("potential", "to_unit", "loc"))
-
-
-# --- How well scores tell ------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ _MORE = 4  # particles of all forward runs through the levels, for each particle
 _OUTLYING = 0.02  # of the samples, farther from the others than what counts as near a sample
 _REFERENCES = 2048  # samples that particles are compared with, at most
 _UNVISITED = 0.03  # of the mass, far from all samples: below, it may be chance, and the bridge's value stands
+_EXACT = "donot_use_mm_for_euclid_dist"  # of torch.cdist, so that copies are at distance 0
 _APART = 3.0  # standard errors between bridge and forward runs
 _WIDENED = 0.3  # nats that the forward runs widen the interval by, above which it is said
 
@@ -98,7 +99,8 @@ def forward_runs(target: Potential, base: GaussianBase, method: Annealing) -> Fo
             "from the modes that a search finds",
         )
     particles = _MORE * method.particles
-    runs = _runs((*method.waypoints, target), base, method, particles, "through the levels")
+    words = "through the levels" if method.waypoints else "from the base"
+    runs = _runs((*method.waypoints, target), base, method, particles, words)
     if not few:
         return runs
     others = _runs((target,), None, method, particles, "from the modes that a search finds")
@@ -141,23 +143,23 @@ class _Visited(NamedTuple):
     def by(cls, samples: Tensor) -> "_Visited":
         """Find the radius from samples ``(n, *event)``; copies of a sample are not its neighbours."""
         rows = samples[:_REFERENCES].flatten(1)
-        distance = torch.cdist(rows, rows)
+        distance = torch.cdist(rows, rows, compute_mode=_EXACT)
         nearest = torch.where(distance > 0, distance, math.inf).amin(1)
         radius = float(nearest.quantile(1.0 - _OUTLYING))
         return cls(rows, radius, float((nearest > radius).double().mean()))
 
     def distance(self, x: Tensor) -> Tensor:
         """Return the distance to the nearest sample, ``(n, *event)`` to ``(n,)``."""
-        return torch.cdist(x.flatten(1), self.samples).amin(1)
+        return torch.cdist(x.flatten(1), self.samples, compute_mode=_EXACT).amin(1)
 
 
 def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> LogNormalizer:
     """Put a bridge and forward runs together: Z = Z_bridge · P(near a sample) + Z_forward(far from all samples).
 
     P is the share of the samples that have a near neighbour among the others; where hardly any mass lies far from them,
-    Z is the bridge's.  Where the two differ by more than three
-    standard errors on the mass near the samples, the larger one is believed.  The interval contains what the forward
-    runs alone say where that is more, and their upper end where it is more by more than their own error.
+    Z is the bridge's.  Where the two differ by more than three standard errors on the mass near the samples, the larger
+    one is believed.  The interval contains what the forward runs alone say where that is more, and their upper end
+    where it is more by more than their own error.
 
     Args:
         found: by :class:`BAR` from the samples.
@@ -175,19 +177,24 @@ def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> Log
     half_bridge = float(norm.ppf(0.5 + 0.5 * found.level)) * bridge.standard_error
     width = float(student.ppf(0.5 + 0.5 * found.level, runs - 1))
 
-    # In units of the bridge's Z near the samples.
+    # In units of the larger of the bridge's Z near the samples, which is ``one``, and the largest weight far from them.
     near_samples = bridge.value + math.log1p(-visited.outside)
-    weights = torch.exp(forward.log_weights - near_samples) * far
-    total = 1.0 + float(weights.mean())
+    log_weights = (forward.log_weights - near_samples).masked_fill(~far, -math.inf)
+    unit = max(0.0, float(log_weights.max()))
+    one, weights = math.exp(-unit), torch.exp(log_weights - unit)
+    total = one + float(weights.mean())
     share = float(weights.mean()) / total - visited.outside
     value, standard_error = bridge.value, bridge.standard_error
     lower, upper = value - half_bridge, value + half_bridge
     if share > _UNVISITED:
         error = float(weights.mean(1).std()) / math.sqrt(runs)
-        half = math.hypot(half_bridge, width * error)
-        value, standard_error = near_samples + math.log(total), math.hypot(bridge.standard_error, error) / total
-        lower = near_samples + math.log(max(total - half, math.exp(-half_bridge)))
-        upper = near_samples + math.log(total + half)
+        half = math.hypot(one * half_bridge, width * error)
+        value = near_samples + unit + math.log(total)
+        standard_error = math.hypot(one * bridge.standard_error, error) / total
+        lower = near_samples - half_bridge
+        if total > half:
+            lower = max(lower, near_samples + unit + math.log(total - half))
+        upper = near_samples + unit + math.log(total + half)
 
     said = [found.warning] if found.warning and math.isfinite(found.standard_error) else []
     if share > _UNVISITED:

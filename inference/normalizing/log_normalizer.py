@@ -105,7 +105,7 @@ def log_normalizer(
         if target.batch_shape:
             raise InvalidInput(
                 f"log_normalizer takes one distribution; got a batch of shape {shape_text(target.batch_shape)}: "
-                "energyppl.inference.recovery_normalizers does whole batches of recovery distributions"
+                "energyppl.normalizing.recovery_normalizers does whole batches of recovery distributions"
             )
         if not target.is_unconstrained:
             samples = _unconstrained(target, samples)

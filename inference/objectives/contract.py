@@ -43,7 +43,12 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-    """Training objective: a frozen value that makes a state and, from it and a batch, a loss."""
+    """Training objective: a frozen value that makes a state and, from it and a batch, a loss.
+
+    It may have more, of which training makes use: ``keeps_best = True`` leaves the model with the weights of its best
+    ``measure`` in place of the averaged ones; ``default_options(model)`` returns arguments of ``TrainingOptions``;
+    ``settle(model, state, data)`` is called once when training ends; and see :class:`Paced`.
+    """
 
     def init(self, model: Any) -> nn.Module:
         """Check the model and make the objective's state for it, on the model's device; the model stays as it is.

@@ -161,7 +161,11 @@ class LevelScoreMatching:
         """Return training options that suit continuous networks, by name; whole levels take the usual ones."""
         if not is_continuous(model):
             return {}
-        return {"steps": 2000, "batch_size": 256, "learning_rate": 2e-3, "ema": 0.995, "evaluate_every": 50}
+        return {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50}
+
+    def default_learning_rate(self, model: LevelModel) -> float | None:
+        """Return 2e-3 for continuous networks; None for what others usually take."""
+        return 2e-3 if is_continuous(model) else None
 
     def settle(self, model: LevelModel, state: KernelState, data: Tensor) -> None:
         """Give the chains step sizes that suit the trained energies, from some rows of the training data."""

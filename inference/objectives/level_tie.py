@@ -3,8 +3,8 @@
 Recovery likelihood trains each level's density given a noisier point. A constant added to the energy of one region
 changes no such density unless its Gaussian tilt joins regions, so at sharp levels the relative masses of separated
 regions are unknown. At noisy levels regions touch, and the noisiest marginal is known. The classification of noise
-levels (Yadin et al. 2024) carries masses from there to the sharp levels, for its optimum is ``U_t(x) = −log p_t(x)``
-for every level t, without a constant of its own.
+levels (Yadin et al. 2024) carries masses from there to the sharp levels, for its optimum is ``U_t = −log p_t`` in
+coordinates of unit variance, for every level t and without a constant of its own.
 """
 
 import math
@@ -21,8 +21,9 @@ __all__ = ["level_tie"]
 def level_tie(model: LevelModel, clean: Tensor, noisy: Tensor, level: Tensor, upper: Tensor) -> Tensor:
     """Return the mean log loss of classifying pairs of noise levels, ``()``, in nats: log 2 if nothing is known.
 
-    A point is from ``level`` with probability ``p_t(x) / (p_t(x) + p_u(x))``, the densities being ``exp(−U)`` without
-    any normalizer. That of the noisiest marginal is known: it is Gaussian, and its draws are made anew.
+    A point is from ``level`` with probability ``p_t(x) / (p_t(x) + p_u(x))``, the densities being ``exp(−U)`` in
+    coordinates of unit variance, without any normalizer. That of the noisiest marginal is known: it is Gaussian, and
+    its draws are made anew.
 
     Args:
         model: energies at the levels.

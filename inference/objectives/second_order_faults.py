@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from energyppl.errors import first_line
 from energyppl.inference.objectives.held_out import fixed_noise
 
 __all__ = ["curvature_fault", "fan_in", "layer_at_fault", "second_order_fault", "slope"]
@@ -66,7 +67,7 @@ def second_order_fault(value: Callable[[], Tensor], leaves: Sequence[Tensor]) ->
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        return str(error).splitlines()[0].rstrip(".")
+        return first_line(error).rstrip(".")
     if _is_cut_off(here):
         return "its backward is once_differentiable"
     parts = [grad * direction for grad, direction in zip(grads, directions, strict=True)]

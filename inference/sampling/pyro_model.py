@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import shape_text
 from energyppl.autodiff.structure import modules_read_by
-from energyppl.errors import EnergyPPLError, InvalidInput
+from energyppl.errors import EnergyPPLError, InvalidInput, first_line
 from energyppl.inference.sampling.pyro_sites import Fill, Groups, Site, groups_of, origin, refuse_discrete
 from energyppl.potentials.constrained import latent_transform
 
@@ -174,7 +174,7 @@ class ModelPotential:
             try:
                 quick = torch.func.vmap(self._log_joint)(points)
             except Exception as error:  # whatever a user's model does that vmap can't follow
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
             else:
                 if _same(slow, quick):
                     return True

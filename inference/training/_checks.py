@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_data, check_kind, shape_text
-from energyppl.errors import CheckpointError, InvalidInput
+from energyppl.errors import CheckpointError, InvalidInput, first_line
 from energyppl.inference.objectives.contract import Objective, Paced
 
 _DECLARED = ("sigmas", "base_sigma")  # of a model's state: what it is built with and no training changes
@@ -98,7 +98,7 @@ def move_to(model: nn.Module, device: str | torch.device) -> None:
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InvalidInput(
             f"device {str(device)!r} can't be used ({reason}): leave it out to stay where it is"
         ) from error

@@ -186,8 +186,13 @@ class Training:
         return record
 
     def finish(self) -> History:
-        """Give the model its averaged weights (the best ones if patience ran out) and kernel; return the history."""
-        if self.stopped.startswith("worse") or getattr(self.objective, "keeps_best", False):
+        """Give the model its kernel and weights, and return the history.
+
+        The weights are the averaged ones, or the best by the held-out measure if patience ran out or the objective
+        ``keeps_best``.
+        """
+        keeps_best = self.stopped.startswith("worse") or getattr(self.objective, "keeps_best", False)
+        if keeps_best and math.isfinite(self._early.measure):  # else nothing was evaluated yet
             copy_all(self._everything(), self._early.best)
         else:
             copy_all(self._weights, self._ema.average)
@@ -274,10 +279,12 @@ class Training:
                 changed then.
         """
         mine = self.state_dict()
-        check_same_run(state, mine)
         before = copy.deepcopy(mine)
         try:
+            check_same_run(state, mine)
             self._assign(state)
+        except CheckpointError:  # which is raised before anything is changed
+            raise
         except (TypeError, AttributeError, ValueError, KeyError, IndexError, RuntimeError) as error:
             self._assign(before)
             raise CheckpointError(f"this checkpoint is damaged ({error}): use another copy or begin again") from error
@@ -333,7 +340,8 @@ def fit(
     """Train ``model`` on ``data``, with a progress bar, a held-out measure and guards against divergence.
 
     Args:
-        model: such as a :class:`~energyppl.RecoveryEBM`; trained in place, and left with its averaged weights.
+        model: such as a :class:`~energyppl.RecoveryEBM`; trained in place, with the weights of :meth:`Training.finish`
+            in the end.
         data: rows, ``(n, *event)``, floating point and finite.
         objective: what to minimize; the one that the model names, with its defaults, if None.
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
@@ -374,7 +382,7 @@ def fit(
             if record.step % 10 == 0:
                 gap, acceptance = record.values.get("energy_gap", math.nan), record.values.get("acceptance", math.nan)
                 bar.set_postfix_str(f"loss {record.loss:+.3f} gap {gap:+.3f} accept {acceptance:.2f}", refresh=False)
-            if path is not None and not math.isnan(record.held_out):
+            if path is not None and (record.step + 1) % training.options.evaluate_every == 0:
                 save_checkpoint(path, training.state_dict())
     if path is not None:
         save_checkpoint(path, training.state_dict())

@@ -133,7 +133,7 @@ class EarlyStop:
         if measure < self.measure:
             self.measure = measure
             copy_all(self.best, weights)
-        worse = measure > self.measure + self.tolerance * abs(self.measure)
+        worse = not measure <= self.measure + self.tolerance * abs(self.measure)  # NaN is worse
         self.stale = self.stale + 1 if worse else 0
         return self.stale >= self.patience
 
