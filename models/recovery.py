@@ -254,7 +254,8 @@ class RecoveryEBM(LevelEnergies):
         with pyro.plate("data", len(data)):
             pyro.sample("clean", site, obs=pairs.clean)
         if objective.ties:
-            pyro.factor("level_tie", -len(data) * objective.tie * objective.level_tie(self, pairs))
+            with pyro.poutine.scale(scale=float(len(data))):
+                pyro.factor("level_tie", -objective.tie * objective.level_tie(self, pairs))
 
     def _append_dims(self, value: Tensor) -> Tensor:
         """Make a number for each point broadcastable against the points."""

@@ -80,9 +80,8 @@ log_z = ebm.log_normalizer()
 print(log_z)
 noisy = ebm.diffuse(test, 0)
 likelihood = ep.evaluation.mean_log_likelihood(ebm.marginal(), noisy, log_z)
-print(
-    f"log likelihood of {len(test)} test rows: {likelihood}; implied: {float(ebm.implied_log_prob(noisy).mean()):.2f}"
-)
+implied = float(ebm.implied_log_prob(noisy).mean().detach())
+print(f"log likelihood of {len(test)} test rows: {likelihood}; implied: {implied:.2f}")
 
 # %% [markdown]
 # A mixture of Gaussians, its number of components chosen on the same validation rows, sees the same noise.  354 rows

@@ -36,16 +36,19 @@ def show_run(run: Path, *, count: int = 2000, seed: int = 0) -> dict[str, Any]:
     report = {**fitted.record, **_compare(fitted, samples)}
     step = fitted.curves["step"]
     titles = {
-        "loss: energy gap, nats": "energy_gap",
+        "energy gap, nats": "energy_gap",
         "acceptance": "acceptance",
+        "denoising error": "denoising",
+        "error of the level tie": "tie",
         "gradient norm": "gradient_norm",
-        "held-out score error": "held_out",
+        "held-out measure": "held_out",
     }
     name = Path(str(fitted.record["source"])).name
     figures = {
         "pairs.png": plots.pair_plot(fitted.rows, samples, fitted.columns, title=name),
         "training.png": plots.training_curves(
-            {title: (step, fitted.curves[key]) for title, key in titles.items()}, title=f"{name}: training"
+            {title: (step, fitted.curves[key]) for title, key in titles.items() if key in fitted.curves},
+            title=f"{name}: training",
         ),
     }
     report["pictures"] = [str(plots.save_figure(figure, run / file)) for file, figure in figures.items()]

@@ -43,7 +43,8 @@ __all__ = [
 ]
 
 _FORMAT = "energyppl-table-3"
-_CURVES = ("step", "energy_gap", "acceptance", "gradient_norm", "held_out")
+_CURVES = ("step", "loss", "gradient_norm", "held_out")
+_CURVES_OF_SOME = ("energy_gap", "acceptance", "denoising", "tie")  # objectives
 _RECORD = ("source", "rows", "columns", "dequantized", "spikes", "settings", "steps", "seconds", "stopped")
 _KEPT_ROWS = 4000  # training rows kept with the model, for its pictures
 
@@ -215,7 +216,9 @@ def _train(table: Table, prepared: _Prepared, run: Path, settings: Settings, pro
         "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
     }
     rows, held_out = (table.values[index] for index in (prepared.rows[:_KEPT_ROWS], prepared.held_out))
-    curves = {name: history.column(name) for name in _CURVES}
+    recorded = history.records[-1].values if history.records else {}
+    kept = [*_CURVES, *(name for name in _CURVES_OF_SOME if name in recorded)]
+    curves = {name: history.column(name) for name in kept}
     scaling = (prepared.loc, prepared.scale, table.grids)
     _save(run, FittedTable(ebm, table.columns, *scaling, rows, held_out, curves, record))
     write_json(run / "run.json", record)
@@ -285,7 +288,8 @@ def load_run(run: Path) -> FittedTable:
         ebm.load_state_dict(tree["weights"])
         if not all(bool(torch.isfinite(value).all()) for value in ebm.state_dict().values()):
             raise ValueError("its weights are not finite")
-        curves = {name: tree["curves"][name].numpy() for name in _CURVES}
+        some = [name for name in _CURVES_OF_SOME if name in tree["curves"]]
+        curves = {name: tree["curves"][name].numpy() for name in (*_CURVES, *some)}
         record = {name: tree["record"][name] for name in _RECORD}
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = first_line(error)

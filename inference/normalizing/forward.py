@@ -34,6 +34,7 @@ _REFERENCES = 2048  # samples that particles are compared with, at most
 _UNVISITED = 0.03  # of the mass, far from all samples: below, it may be chance, and the bridge's value stands
 _EXACT = "donot_use_mm_for_euclid_dist"  # of torch.cdist, so that copies are at distance 0
 _APART = 3.0  # standard errors between bridge and forward runs
+_MATTERS = 0.1  # nats between them that are worth a warning, however small their errors
 _WIDENED = 0.3  # nats that the forward runs widen the interval by, above which it is said
 
 
@@ -157,9 +158,9 @@ def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> Log
     """Put a bridge and forward runs together: Z = Z_bridge · P(near a sample) + Z_forward(far from all samples).
 
     P is the share of the samples that have a near neighbour among the others; where hardly any mass lies far from them,
-    Z is the bridge's.  Where the two differ by more than three standard errors on the mass near the samples, the larger
-    one is believed.  The interval contains what the forward runs alone say where that is more, and their upper end
-    where it is more by more than their own error.
+    Z is the bridge's.  Where the two differ by more than three standard errors, and by a tenth of a nat, on the mass
+    near the samples, the larger one is believed.  The interval contains what the forward runs alone say where that is
+    more, and their upper end where it is more by more than their own error.
 
     Args:
         found: by :class:`BAR` from the samples.
@@ -201,7 +202,7 @@ def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> Log
         said.append(_where(forward, weights, distance, share))
     near = replace(forward, log_weights=forward.log_weights.masked_fill(far, -math.inf)).estimate()
     apart = near.value - near_samples
-    if abs(apart) > _APART * math.hypot(near.standard_error, bridge.standard_error):
+    if abs(apart) > max(_MATTERS, _APART * math.hypot(near.standard_error, bridge.standard_error)):
         said.append(_apart(apart))
         if apart > 0:
             value, standard_error = ahead.value, ahead.standard_error

@@ -41,10 +41,10 @@ class ContrastiveDivergence:
     adaptation_rate: float = 0.1
 
     def __post_init__(self) -> None:
+        check_tunable(self.kernel)
         check_fields(self)
         check_positive("adaptation_rate", self.adaptation_rate)
         check_count("steps", self.steps)
-        check_tunable(self.kernel)
 
     def init(self, model: LevelModel) -> KernelState:
         """Make the state: the kernel and its one step size.

@@ -15,7 +15,7 @@ from energyppl.inference.kernels.contract import TunableKernel, casting
 from energyppl.inference.levels.contract import Conditional
 from energyppl.inference.levels.initializers import model_of_rows, recovery_proposal
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential
-from energyppl.inference.objectives.contract import KernelState, Loss, check_model
+from energyppl.inference.objectives.contract import KernelState, Loss, check_model, check_tunable
 from energyppl.inference.objectives.recovery import RecoveryLikelihood, RecoveryPairs
 from energyppl.inference.sampling.run_chain import Trajectory, run_chain
 from energyppl.potentials.algebra import RecoveryPotential
@@ -65,6 +65,7 @@ class CooperativeRecovery:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        check_tunable(self.kernel)
         check_fields(self)
         check_number("weight", self.weight)
         if not 0.0 <= self.extra_chain_fraction <= 1.0:

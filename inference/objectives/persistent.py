@@ -90,6 +90,11 @@ class PersistentLikelihood:
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        check_tunable(self.kernel, adapt=self.adapt is True)
+        if self.buffer is not None and not isinstance(self.buffer, ChainBuffer):
+            raise InvalidInput(
+                f"buffer must be a ChainBuffer; got {type(self.buffer).__name__}: pass none to have chains made"
+            )
         check_fields(self)
         check_positive("adaptation_rate", self.adaptation_rate)
         check_count("slots", self.slots)
@@ -100,11 +105,6 @@ class PersistentLikelihood:
             raise InvalidInput(f"room must be positive; got {self.room}: infinity lets every chain count")
         if not 0.0 <= self.rejuvenate <= 1.0:
             raise InvalidInput(f"rejuvenate must lie in [0, 1]; got {self.rejuvenate}")
-        check_tunable(self.kernel, adapt=self.adapt)
-        if self.buffer is not None and not isinstance(self.buffer, ChainBuffer):
-            raise InvalidInput(
-                f"buffer must be a ChainBuffer; got {type(self.buffer).__name__}: pass none to have chains made"
-            )
 
     def init(self, model: LevelModel) -> PersistentState:
         """Make the state: the kernel's step size at each level, and chains, which begin as noise unless given.

@@ -91,6 +91,7 @@ class RecoveryLikelihood:
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        check_tunable(self.kernel)
         check_fields(self)
         check_positive("adaptation_rate", self.adaptation_rate)
         check_count("steps", self.steps)

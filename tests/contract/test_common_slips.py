@@ -85,7 +85,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "kernel of an EBM": (lambda: ep.EBM(net(), kernel=0.1), "kernel must have one step size"),  # type: ignore[arg-type]
     "kernel set later": (lambda: setattr(recovery(), "kernel", "MALA"), "kernel must have one step size"),
     "a network's class": (lambda: ep.EBM(ep.MLPEnergy), "net must be a torch module"),  # type: ignore[arg-type]
-    "event_shape in words": (lambda: ep.MLPEnergy("2"), "event_shape must be a tuple"),  # type: ignore[arg-type]
+    "event_shape in words": (lambda: ep.MLPEnergy("2"), "event_shape must be a whole number or a sequence"),  # type: ignore[arg-type]
 }
 
 

@@ -158,7 +158,7 @@ DRL = ep.NoiseSchedule.sqrtcumlinear(4)
         (lambda: ep.MultiscaleEBM(Bell(), [1.0, 0.1, 0.0]), "every sigma must be positive"),
         (lambda: ep.MultiscaleEBM(Bell(), [1.0, 0.1, -0.1]), "every sigma must be positive"),
         (lambda: ep.MultiscaleEBM(Bell(), [0.1]), "two noise levels or more.*DenoisingScoreMatching"),
-        (lambda: ep.MultiscaleEBM(Bell(), [[1.0, 0.1]]), r"got shape \(1, 2\)"),
+        (lambda: ep.MultiscaleEBM(Bell(), [[1.0, 0.1]]), r"sigmas must be .*; got \[\[1.0, 0.1\]\]"),
         (lambda: ep.MultiscaleEBM(Bell(), [4.8, 0.2]), "base_sigma must lie within the range of noise levels"),
         (lambda: ep.MultiscaleEBM(Bell(), [1.0, 0.1], base_sigma=-1.0), "base_sigma must be positive"),
         (lambda: ep.MultiscaleEBM(nn.Linear(3, 1), [1.0, 0.1], event_shape=(2,)), "must take points"),
@@ -178,7 +178,7 @@ DRL = ep.NoiseSchedule.sqrtcumlinear(4)
             lambda: ep.levels.anneal_temperature(ExactField.cifar(3), IMAGE),
             r"x must end in event_shape \(3,\)",
         ),
-        (lambda: ep.levels.anneal_temperature(lambda x: x, IMAGE), "must be a potential"),  # type: ignore[arg-type]
+        (lambda: ep.levels.anneal_temperature(lambda x: x, IMAGE), "potential must be a Potential; got <function"),  # type: ignore[arg-type]
         (lambda: ep.objectives.LevelScoreMatching(level0_fraction=1.0), r"level0_fraction must lie in \[0, 1\)"),
         (
             lambda: loss_of(ep.objectives.LevelScoreMatching(), ep.RecoveryEBM(ep.MLPEnergy((2,)), DRL), IMAGE),

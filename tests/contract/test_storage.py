@@ -12,7 +12,7 @@ from torch.nn.functional import relu
 
 import energyppl as ep
 from energyppl.errors import CheckpointError, InvalidInput
-from energyppl.inference.kernels import HMC, MALA, NUTS, ChEES, CrankNicolson, LowRankMass
+from energyppl.inference.kernels import HMC, MALA, NUTS, CrankNicolson, LowRankMass
 from energyppl.inference.objectives.score_matching import DenoisingScoreMatching
 from energyppl.models import load, save
 from energyppl.models.base import EnergyModel
@@ -237,7 +237,11 @@ def test_a_forged_file_builds_nothing_else(change: dict[str, Any], tmp_path: Pat
 
 
 def test_other_kernels_come_back(tmp_path: Path) -> None:
-    for kernel in (NUTS(0.2, max_depth=3), ChEES(0.2), HMC(torch.tensor(0.3), inverse_mass=torch.tensor([1.0, 2.0]))):
+    for kernel in (
+        NUTS(0.2, max_depth=3),
+        CrankNicolson(0.2),
+        HMC(torch.tensor(0.3), inverse_mass=torch.tensor([1.0, 2.0])),
+    ):
         save(ep.EBM(Own(), event_shape=(2,), kernel=kernel), tmp_path / "m")  # type: ignore[arg-type]
         back = load(tmp_path / "m", Own()).kernel
         assert type(back) is type(kernel)

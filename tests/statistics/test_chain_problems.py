@@ -90,7 +90,6 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: sample(ep.HMC(), energy(lambda x: 0.5 * (x[0] ** 2 + x[1] ** 2), 2), chains=2),
         "can't be evaluated at points",
     ),
-    "event_shape of a number": (lambda: ep.Energy(lambda x: x.sum(-1), 2), r"a tuple such as \(2,\)"),  # type: ignore[arg-type]
     "a class in Pyro's kernel": (lambda: ep.PyroKernel(ep.NUTS, latent), "kernel must have init and step"),  # type: ignore[arg-type]
     "a plain function": (lambda: sample(ep.HMC(), lambda x: (x * x).sum(-1)), r"wrap it in Energy\(function"),
     "a distribution": (lambda: sample(ep.HMC(), torch.distributions.Normal(0.0, 1.0)), "a Normal is no potential"),

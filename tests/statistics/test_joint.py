@@ -44,6 +44,9 @@ class Still:
     def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "Still":
         return self
 
+    def with_step_size(self, step_size: float | Tensor) -> "Still":
+        return self
+
     def init(self, potential: ep.potentials.Potential, x: Tensor) -> State:
         return State(x, potential(x).detach(), torch.zeros_like(x))
 

@@ -84,6 +84,7 @@ def test_the_true_densities_have_no_gradient(schedule: ep.NoiseSchedule) -> None
     The tie outweighs recovery likelihood a hundredfold, so what is tested is the tie.
     """
     model = ep.RecoveryEBM(Truth(schedule), schedule)
+    model.is_standardized.fill_(True)  # the truth's own coordinates
     assert float(z_scores(model, ep.RecoveryLikelihood(tie=100.0, steps=1)).abs().max()) < 4.5
     with torch.no_grad():
         model.net.wrong[2] = 0.2  # negative control: one level's normalizer is off by 20 %
@@ -94,6 +95,7 @@ def test_only_the_tie_sees_the_mass_of_a_far_mode() -> None:
     """A far mode whose density is e times too large at the sharpest level: no other objective's gradient shows it."""
     schedule = SCHEDULES["variance-preserving"]
     model = ep.RecoveryEBM(Truth(schedule), schedule)
+    model.is_standardized.fill_(True)  # the truth's own coordinates
     with torch.no_grad():
         model.net.wrong[-1] = -1.0
     blind = z_scores(model, ep.RecoveryLikelihood(tie=0.0, skip_fraction=0.0))
@@ -106,6 +108,7 @@ def test_svi_has_the_gradient_of_fit() -> None:
     """Six comparisons at 4.5 standard errors: a false alarm in about 1 run of 25,000."""
     schedule = SCHEDULES["variance-preserving"]
     model = ep.RecoveryEBM(Truth(schedule), schedule)
+    model.is_standardized.fill_(True)  # the truth's own coordinates
     with torch.no_grad():
         model.net.wrong[2] = 0.5
     tied = ep.RecoveryLikelihood(tie=3.0, steps=1, adapt=False)

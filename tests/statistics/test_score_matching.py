@@ -141,7 +141,7 @@ def test_a_level_of_a_model_of_levels() -> None:
     [
         (lambda: ep.objectives.SlicedScoreMatching(projections=0), "projections must be a whole number"),
         (lambda: ep.objectives.DenoisingScoreMatching(0.0), "sigma must be positive"),
-        (lambda: ep.objectives.DenoisingScoreMatching(math.nan), "sigma must be positive"),
+        (lambda: ep.objectives.DenoisingScoreMatching(math.nan), "sigma must be a number; got nan"),
         (lambda: ep.objectives.ExactScoreMatching(level=1).init(small_ebm()), "level 0 only"),
     ],
 )
