@@ -42,6 +42,6 @@ def robust_scaling(
         f"a few rows rule the standard deviation of coordinate(s) {named}, which is more than {_HEAVY:.0f} times what "
         "the central 95 % of the rows say: their median and width standardize them instead. Look for wrong cells "
         "there, or take the logarithm of a positive column",
-        stacklevel=3,
+        stacklevel=4,  # the caller of standardize, which is checked
     )
     return torch.where(heavy, middle, loc), torch.where(heavy, width, scale)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_data, check_event, checked
+from energyppl._checks import check_between, check_data, check_event, check_positive, checked
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.normalizing.log_normalizer import Annealing
@@ -75,11 +75,11 @@ class EnergyModel(nn.Module):
                 f"data must vary in every coordinate; coordinate(s) {constant[:20]} are constant: drop them, or give "
                 "all one scale by ebm.standardize(data, isotropic=True)"
             )
-        if not isotropic and len(self.event_shape) == 1:
-            _require_different(((rows - rows.mean(0)) / scale).float())
         loc = rows.mean(0)
         if not isotropic:
             loc, scale = robust_scaling(rows, loc, scale)
+            if len(self.event_shape) == 1:
+                _require_different(((rows - loc) / scale).float())
         self.loc.copy_(loc)
         self.scale.copy_(scale.square().mean().sqrt() if isotropic else scale)
         self.is_standardized.fill_(True)
@@ -130,8 +130,9 @@ class EnergyModel(nn.Module):
         """Estimate log Z of :meth:`marginal`: by quadrature in one and two dimensions, else by annealing.
 
         Annealing goes from white noise, through the noisier levels if there are any, to this one, and back from the
-        model's own samples relaxed by MALA; :class:`~energyppl.normalizing.BAR` bridges both.  What was found is kept
-        until the weights change, unless anything below is given.
+        model's own samples relaxed by MALA; :class:`~energyppl.normalizing.BAR` bridges both.  Independent forward runs
+        go beside it and count mass that the samples never visit.  What was found is kept until the weights change,
+        unless anything below is given.
 
         Args:
             level: t; 0 is the data.
@@ -142,11 +143,19 @@ class EnergyModel(nn.Module):
             confidence: of the interval.
             progress: show a bar.
 
+        Returns:
+            log Z in data coordinates, nats.  By annealing, ``forward`` and ``bridge`` say what either found, and
+            ``unvisited`` which share of the mass no sample visits.
+
         Raises:
+            InvalidInput: for a confidence outside (0, 1) or a tolerance that is not positive.
             QuadratureError: if the energy is not normalizable within 64 standard deviations of the data.
             NotNormalizable: if annealing finds that it is not.
         """
         self.potential(level)  # which checks the level
+        check_between("confidence", confidence, 0.0, 1.0)
+        if tolerance is not None:
+            check_positive("tolerance", tolerance)
         plain = method is None and samples is None and tolerance is None and max_evaluations is None
         if plain and self._has_grid:
             found = self._integrals.quadrature(self, level)
@@ -158,6 +167,7 @@ class EnergyModel(nn.Module):
                 lower=estimate - error,
                 upper=estimate + error,
                 evaluations=found.evaluations,
+                level=confidence,
                 method="quadrature",
             )
 

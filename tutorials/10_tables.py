@@ -78,6 +78,7 @@ plots.save_figure(plots.training_curves(curves, title="Training"), args.folder /
 # %%
 log_z = ebm.log_normalizer()
 print(log_z)
+plots.save_figure(plots.log_weight_histogram(log_z, title="Runs forward and back"), args.folder / "10_log_weights.png")
 noisy = ebm.diffuse(test, 0)
 likelihood = ep.evaluation.mean_log_likelihood(ebm.marginal(), noisy, log_z)
 implied = float(ebm.implied_log_prob(noisy).mean().detach())

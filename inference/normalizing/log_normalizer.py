@@ -157,7 +157,7 @@ def log_normalizer(
     asked = tolerance is not None or max_evaluations is not None
     result = replace(found, seconds=time.perf_counter() - began, stopped=stopped if asked else None)
     if result.warning:
-        warnings.warn(f"log Z: {result.warning}", stacklevel=2)
+        warnings.warn(f"log Z: {result.warning}", stacklevel=3)  # the caller of log_normalizer, which is checked
     return result
 
 

@@ -72,8 +72,10 @@ def test_a_class_is_learned_and_sampled() -> None:
     for label, mean in ((0, -2.0), (1, 2.0)):
         x = ebm.given(label).sample((400,), steps=20)
         assert float((x.mean(0) - mean).abs().max()) < 0.35
-    each = ebm.given(labels[:100]).sample((100,), steps=20)
-    assert float(((each.mean(1) > 0) == (labels[:100] == 1)).float().mean()) > 0.97
+    # 20 moves a level leave 4 to 5 % of the samples beyond the middle (six runs, with a level tie and without); 0.92 is
+    # 5 standard errors of 1,000 samples below. The false alarm is about 1 in a million; labels confused give 0.5.
+    each = ebm.given(labels[:1000]).sample((1000,), steps=20)
+    assert float(((each.mean(1) > 0) == (labels[:1000] == 1)).float().mean()) > 0.92
     free = ebm.sample((400,), steps=20)
     assert 0.3 < float((free.mean(1) > 0).float().mean()) < 0.7  # 8 standard errors
     log_z = ebm.given(1).log_normalizer()
