@@ -196,7 +196,7 @@ def dequantize(table: Table, generator: torch.Generator) -> Table:
         generator: source of the noise, on the CPU.
 
     Example:
-        >>> ages = ep.data.table_from_array(torch.tensor([[1.0], [2.0], [2.0], [3.0], [3.0], [1.0]]).numpy())
+        >>> ages = ep.data.table_from_array((torch.arange(20) % 4).numpy())
         >>> spread = ep.data.dequantize(ages, torch.Generator().manual_seed(0)).values
         >>> bool((abs(spread - ages.values) <= 0.5).all())
         True
@@ -209,7 +209,7 @@ def requantize(values: Array, grids: tuple[Array, ...]) -> Array:
     """Round the discrete columns of ``values``, ``(n, d)``, to the nearest value of their grids; leave the rest.
 
     Example:
-        >>> ages = ep.data.table_from_array(torch.tensor([[1.0], [2.0], [2.0], [3.0], [3.0], [1.0]]).numpy())
+        >>> ages = ep.data.table_from_array((torch.arange(20) % 4).numpy())
         >>> float(ep.data.requantize(torch.tensor([[2.2]]).double().numpy(), ages.grids)[0, 0])
         2.0
     """
