@@ -25,10 +25,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train and query a small model; ARGS="..." reaches the command
 	$(BIN)/python -m energyppl demo $(ARGS)
 
-quick: $(READY)  ## run the tests of shapes, messages and layout: under a minute on two cores
+quick: $(READY)  ## run the tests of shapes, messages and layout: about two minutes on two cores
 	$(BIN)/python -m pytest $(PARALLEL) tests/contract $(ARGS)
 
-test: $(READY)  ## run all tests but the slow ones: under five minutes on two cores; ARGS="-k name" chooses
+test: $(READY)  ## run all tests but the slow ones: about eight minutes on two cores; ARGS="-k name" chooses
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 check: $(READY)  ## lint, format, types and import floors
