@@ -242,6 +242,9 @@ _KIND_NAMES: dict[Any, str] = {
     type(None): "None",
 }
 
+# By name: this module lies below those that declare them.
+_PROTOCOL_NAMES = {"Potential": "a potential", "Base": "a potential with a sample method"}
+
 
 def _kind_text(hint: Any) -> str:
     origin, parts = get_origin(hint), get_args(hint)
@@ -254,4 +257,6 @@ def _kind_text(hint: Any) -> str:
     if origin in (Sequence, tuple):
         return f"a sequence, each {_kind_text(parts[0])}"
     name = getattr(origin or hint, "__name__", str(hint))
+    if name in _PROTOCOL_NAMES:
+        return _PROTOCOL_NAMES[name]
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

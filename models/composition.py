@@ -133,7 +133,6 @@ class LinearMeasurement(nn.Module):
         return cls(rows, image[seen], noise)
 
 
-@checked
 def measured(ebm: RecoveryEBM, measurement: LinearMeasurement) -> RecoveryEBM:
     """Condition a model on a linear measurement; at level 0 the posterior is exact.
 

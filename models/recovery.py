@@ -27,7 +27,7 @@ from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
 from energyppl.models._network_checks import check_label, event_shape_of
 from energyppl.models.base import called_sentence
 from energyppl.models.levels import LevelEnergies
-from energyppl.potentials.algebra import Potential
+from energyppl.potentials.algebra import Potential, append_dims
 from energyppl.potentials.composed import Standardized
 from energyppl.schedule import NoiseSchedule
 
@@ -128,7 +128,7 @@ class RecoveryEBM(LevelEnergies):
                 f"level must be one number or one for each point; got {shape_text(level.shape)} for noisy "
                 f"{shape_text(noisy.shape)}"
             )
-        alpha, sigma = (self._append_dims(value.to(noisy)[level]) for value in tilt(self.schedule))
+        alpha, sigma = (append_dims(value.to(noisy)[level], len(self.event_shape)) for value in tilt(self.schedule))
         draw = _RecoveryDraws(self, noisy, level, alpha, steps)
         return RecoveryDistribution(
             Standardized(self.potential(level), self.loc, self.scale * alpha),
@@ -152,7 +152,7 @@ class RecoveryEBM(LevelEnergies):
         self.schedule.check_level(level)
         level = torch.as_tensor(level, device=noisy.device)
         q = recovery_proposal(self, self.to_unit(noisy), level)
-        scale = self.scale * self._append_dims(tilt(self.schedule)[0].to(noisy)[level])
+        scale = self.scale * append_dims(tilt(self.schedule)[0].to(noisy)[level], len(self.event_shape))
         normal = Normal(self.loc + scale * q.base_dist.loc, scale * q.base_dist.scale, validate_args=False)
         guide: TorchDistribution = normal.to_event(len(self.event_shape))
         return guide
@@ -256,10 +256,6 @@ class RecoveryEBM(LevelEnergies):
         if objective.ties:
             with pyro.poutine.scale(scale=float(len(data))):
                 pyro.factor("level_tie", -objective.tie * objective.level_tie(self, pairs))
-
-    def _append_dims(self, value: Tensor) -> Tensor:
-        """Make a number for each point broadcastable against the points."""
-        return value.reshape(*value.shape, *[1] * len(self.event_shape))
 
 
 @dataclass(frozen=True, eq=False)

@@ -120,7 +120,6 @@ def kernel_distance(a: Tensor, b: Tensor, *, degree: int = 3) -> KernelDistance:
     return KernelDistance(float(value), float(variance.sqrt()))
 
 
-@checked
 def label_balance(labels: Tensor, classes: int, expected: Tensor | None = None) -> LabelBalance:
     """Test whether classes are drawn as often as they should be, by Pearson's χ².
 

@@ -5,11 +5,13 @@ log Z, is a state of its own that ``init`` makes and whoever trains holds (as in
 that state and to nothing else.
 """
 
+import math
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from energyppl._checks import is_number
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.levels.step_sizes import LevelKernel, check_level_kernel
@@ -21,6 +23,7 @@ __all__ = [
     "Paced",
     "check_fraction",
     "check_model",
+    "check_tie",
     "check_tunable",
     "describe",
     "diffuse",
@@ -139,6 +142,16 @@ def check_tunable(kernel: Any, *, adapt: bool = False) -> None:
             f"{type(kernel).__name__} accepts every move, so its step size can't be adapted: pass adapt=False, or a "
             "kernel that accepts and rejects"
         )
+
+
+def check_tie(tie: Any) -> None:
+    """Require the weight of a level tie: a finite number that is not negative.
+
+    Raises:
+        InvalidInput: for another.
+    """
+    if not (is_number(tie) and math.isfinite(tie) and tie >= 0.0):
+        raise InvalidInput(f"tie must be a finite number that is not negative; got {tie!r}: 0 is no tie")
 
 
 def describe(value: object) -> str:

@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from energyppl._checks import is_number
 from energyppl.autodiff.gradient import energy_only, gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import LevelModel
 from energyppl.inference.levels.generation import tune_levels
 from energyppl.inference.levels.step_sizes import LevelKernel
-from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model
+from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model, check_tie
 from energyppl.inference.objectives.held_out import denoising_error, fixed_noise
 from energyppl.inference.objectives.level_allocation import allocate_levels
 from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
@@ -71,8 +70,8 @@ class LevelScoreMatching:
 
     def __post_init__(self) -> None:
         check_fraction("level0_fraction", self.level0_fraction)
-        if self.tie is not None and not (is_number(self.tie) and math.isfinite(self.tie) and self.tie >= 0.0):
-            raise InvalidInput(f"tie must be a finite number that is not negative; got {self.tie!r}")
+        if self.tie is not None:
+            check_tie(self.tie)
 
     def init(self, model: Any) -> KernelState:
         """Require a model of levels which all have noise, each with a normalizer of its own.

@@ -6,21 +6,27 @@ those chains start decides whether training is stable*: from the noisy point, ch
 objective; from the data, which is already an exact draw of the true recovery distribution, they leave a zero gradient.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_fields, check_positive, is_number
+from energyppl._checks import check_count, check_fields, check_positive
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel, casting, check_force_dtype
 from energyppl.inference.levels.contract import Conditional, LevelModel
 from energyppl.inference.levels.initializers import model_of_rows
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt_widths
 from energyppl.inference.levels.step_sizes import LevelKernel
-from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model, check_tunable
+from energyppl.inference.objectives.contract import (
+    KernelState,
+    Loss,
+    check_fraction,
+    check_model,
+    check_tie,
+    check_tunable,
+)
 from energyppl.inference.objectives.contrastive import Start, from_data
 from energyppl.inference.objectives.held_out import denoising_error
 from energyppl.inference.objectives.level_allocation import allocate_levels, draw_upper_levels
@@ -91,7 +97,12 @@ class RecoveryLikelihood:
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        check_tunable(self.kernel)
+        check_tunable(self.kernel, adapt=self.adapt is True)
+        check_tie(self.tie)
+        if not callable(self.start):
+            raise InvalidInput(
+                f"start must be from_data, from_noisy or a function of (data, noisy); got {self.start!r}"
+            )
         check_fields(self)
         check_positive("adaptation_rate", self.adaptation_rate)
         check_count("steps", self.steps)
@@ -99,18 +110,11 @@ class RecoveryLikelihood:
         check_fraction("level0_fraction", self.level0_fraction)
         check_fraction("skip_fraction", self.skip_fraction, closed=True)
         check_fraction("tie_fraction", self.tie_fraction, closed=True)
-        if not (is_number(self.tie) and math.isfinite(self.tie) and self.tie >= 0.0):
-            raise InvalidInput(f"tie must be a finite number that is not negative; got {self.tie!r}: 0 is no tie")
-        if not callable(self.start):
-            raise InvalidInput(
-                f"start must be from_data, from_noisy or a function of (data, noisy); got {self.start!r}"
-            )
         if self.shared_noise and self.start is from_data:
             raise InvalidInput(
                 "with shared_noise the data are no draws of their recovery distributions, so chains must not start "
                 "there: pass start=from_noisy or an initializer"
             )
-        check_tunable(self.kernel, adapt=self.adapt)
 
     def init(self, model: LevelModel) -> KernelState:
         """Make the state: the kernel's step size at each level, none of them adapted yet.
@@ -174,7 +178,7 @@ class RecoveryLikelihood:
 
     @property
     def ties(self) -> bool:
-        """Whether the loss has a level tie."""
+        """Presence of a level tie in the loss."""
         return self.tie > 0.0 and self.tie_fraction > 0.0
 
     def level_tie(self, model: LevelModel, pairs: RecoveryPairs) -> Tensor:

@@ -204,7 +204,7 @@ MIXED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "potential as log Z's base": (
         lambda: ep.log_normalizer(SQUARE, base=SQUARE),  # type: ignore[arg-type]
-        "base must be a Base or None; got a Energy",
+        "base must be a potential with a sample method",
     ),
     "a model": (
         lambda: ep.potentials.Scaled(ep.EBM(ep.MLPEnergy((2,), hidden=8)), 1.0),

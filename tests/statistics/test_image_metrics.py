@@ -193,7 +193,7 @@ BAD = torch.where(torch.arange(150)[:, None] == 4, torch.nan, X)
         (kernel_distance, (X, X[:3]), r"b must have at least 4 row\(s\); got 3"),
         (kernel_distance, (X, BAD), "b must be finite"),
         (lambda a, b: kernel_distance(a, b, degree=0), (X, X), "degree must be"),
-        (label_balance, ([0, 1], 2), "labels must be a torch tensor; got"),
+        (label_balance, ([0, 1], 2), "must be a tensor of integers; got list"),
         (label_balance, (X, 3), r"integers of shape \(n,\); got torch.float32 of shape \(150, 3\)"),
         (label_balance, (torch.tensor([], dtype=torch.int64), 3), r"of shape \(0,\)"),
         (label_balance, (torch.tensor([0, 3]), 3), "from 0 to 2; got 0 to 3"),

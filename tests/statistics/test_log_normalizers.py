@@ -297,7 +297,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ep.errors.NotNormalizable,
         "not normalizable",
     ),
-    "a function": (lambda: log_normalizer(lambda x: x.sum(-1)), InvalidInput, "target must be a Potential"),  # type: ignore[arg-type]
+    "a function": (lambda: log_normalizer(lambda x: x.sum(-1)), InvalidInput, "target must be a potential"),  # type: ignore[arg-type]
     "flat": (
         lambda: log_normalizer(potential(lambda x: 0.0 * x.sum(-1))),
         ep.errors.NotNormalizable,
