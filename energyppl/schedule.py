@@ -202,7 +202,7 @@ class NoiseSchedule:
 
     @property
     def alpha(self) -> Tensor:
-        """What one step of noise leaves of x_t, ``alpha_bar[t + 1] / alpha_bar[t]``, ``(levels,)``."""
+        """Share of x_t that one step of noise leaves, ``alpha_bar[t + 1] / alpha_bar[t]``, ``(levels,)``."""
         return self.alpha_bar[1:] / self.alpha_bar[:-1]
 
     @property

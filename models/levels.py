@@ -24,7 +24,7 @@ _MAX_LOG_SNR = 20.0  # of a level without noise, for networks that are told the 
 
 
 class _Trial(NamedTuple):
-    """What a trial of a network found; a tuple, so that the network does not become a second module of its model."""
+    """Findings of a network's trial; a tuple, so that the network does not become a second module of its model."""
 
     net: nn.Module
     each: bool

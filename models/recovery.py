@@ -66,7 +66,7 @@ class RecoveryEBM(LevelEnergies):
 
     @property
     def default_objective(self) -> type[RecoveryLikelihood] | type[LevelScoreMatching]:
-        """What trains the model unless told otherwise: score matching tied across levels, if the network allows it."""
+        """Objective of `fit` where none is passed: score matching tied across levels, if the network allows it."""
         return LevelScoreMatching if getattr(self.net, "continuous", False) else RecoveryLikelihood
 
     def __init__(

@@ -25,7 +25,7 @@ __all__ = ["Evaluation", "Trace", "TraceFailure", "Values"]
 
 Values = tuple[Tensor, ...]
 Evaluation = Callable[[Callable[[Tensor], Tensor], Tensor], Values]
-"""What is worked out from a potential and points: its energy, its gradient, or both."""
+"""Results that a program gives of a potential at points: its energy, its gradient, or both."""
 _ATTEMPTS = 3
 
 _aten = torch.ops.aten

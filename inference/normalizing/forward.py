@@ -56,7 +56,7 @@ class ForwardRuns:
 
     @property
     def log_z(self) -> Tensor:
-        """What each run says of log Z, nats, ``(runs,)``."""
+        """Estimate of log Z from each run, nats, ``(runs,)``."""
         return log_mean_exp(self.log_weights.T)
 
     def estimate(self) -> Estimate:

@@ -30,7 +30,7 @@ class Site:
 
     @property
     def size(self) -> int:
-        """How many coordinates the site has."""
+        """Number of coordinates of the site."""
         return self.shape.numel() if self.idle is None else int((~self.idle).sum())
 
     def take(self, z: Tensor) -> Tensor:
