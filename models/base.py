@@ -167,7 +167,7 @@ class EnergyModel(nn.Module):
                 lower=estimate - error,
                 upper=estimate + error,
                 evaluations=found.evaluations,
-                level=confidence,
+                confidence=confidence,
                 method="quadrature",
             )
 

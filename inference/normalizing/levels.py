@@ -97,7 +97,7 @@ def anneal_through_levels(
             method=method,
             tolerance=tolerance,
             max_evaluations=max_evaluations,
-            level=confidence,
+            confidence=confidence,
             progress=progress,
         )
     if ahead is not None:

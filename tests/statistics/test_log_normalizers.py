@@ -354,7 +354,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         InvalidInput,
         "recovery_normalizers",
     ),
-    "level": (lambda: log_normalizer(BANANA, level=95.0), InvalidInput, "level must lie between"),
+    "confidence": (lambda: log_normalizer(BANANA, confidence=95.0), InvalidInput, "confidence must lie between"),
     "samples' shape": (lambda: log_normalizer(BANANA, samples=torch.randn(50, 3)), InvalidInput, "samples must end in"),
     "few samples": (lambda: log_normalizer(BANANA, samples=torch.randn(5, 2)), InvalidInput, "at least 16 row"),
 }
