@@ -29,7 +29,7 @@ __all__ = ["MultiscaleEBM"]
 
 _BASE = "base_sigma"  # in a state dict
 _STEP = 0.2  # of σ0: the paper's 0.02 for σ0 = 0.1
-_REFUSAL = (
+_NO_DENSITY = (
     "a MultiscaleEBM has no density to normalize: one energy serves all noise levels. In high dimension a point shows "
     "its own noise σ, and at the temperature σ²/σ0² the energy's samples are data with that noise; in low dimension "
     "the field that training aims at is in general no gradient, and the energy is not −log p. For a density train a "
@@ -195,7 +195,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         Raises:
             NotNormalized: always; the message says why, and what to do instead.
         """
-        raise NotNormalized(_REFUSAL)
+        raise NotNormalized(_NO_DENSITY)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -256,7 +256,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
 
 
 def _refuse(*_: object) -> NoReturn:
-    raise NotNormalized(_REFUSAL)
+    raise NotNormalized(_NO_DENSITY)
 
 
 def _checked_sigmas(sigmas: Sequence[float] | Tensor, base_sigma: float) -> Tensor:

@@ -131,7 +131,7 @@ def untuned(kernel: Kernel) -> tuple[str, ...]:
 
 
 def _steps(kernel: Kernel) -> bool:
-    """Tell whether a kernel has a step size by which acceptance can be steered."""
+    """Tell whether a kernel has a step size that can be tuned."""
     if not isinstance(kernel, StepSizeTunable):
         return False
     return kernel.target_acceptance is not None or isinstance(kernel, Unadjusted)

@@ -87,7 +87,7 @@ class Kernel(Protocol):
 
 @runtime_checkable
 class StepSizeTunable(Kernel, Protocol):
-    """A kernel with one step size, which :func:`~energyppl.adapt` steers to a mean acceptance.
+    """A kernel with one step size, which :func:`~energyppl.adapt` tunes to a mean acceptance.
 
     A class attribute ``step_size_limit`` is the largest step size that is valid, 1 for the β of Crank–Nicolson; without
     it a step size may be any positive number.

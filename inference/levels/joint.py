@@ -1,7 +1,7 @@
 """Chains over points and levels at once: moves at a fixed level, then an exact draw of the level (DA-EBM).
 
 One energy U(x, t) with one normalizer makes p(t | x) = softmax(−U(x, t)) a table that can be drawn from; so a chain
-climbs to noisy levels, where it mixes, and comes back, and each part leaves the joint density as it is.
+goes up to noisy levels, where it mixes, and comes back, and each part leaves the joint density as it is.
 """
 
 from typing import NamedTuple

@@ -118,7 +118,7 @@ def log_normalizer(
             f"base must be a potential with a sample method; got {type(base).__name__}: pass a GaussianBase"
         )
     if base is None and samples is None and isinstance(target, RecoveryPotential):
-        base = GaussianBase.of_tether(target)
+        base = GaussianBase.of_tilt(target)
     check_between("confidence", confidence, 0.0, 1.0)
     if tolerance is not None:
         check_positive("tolerance", tolerance)

@@ -60,7 +60,7 @@ def recovery_normalizers(
     check_count("particles", particles, at_least=4)
     potential = target.potential if isinstance(target, RecoveryDistribution) else target
     assert isinstance(potential, RecoveryPotential)
-    base = GaussianBase.of_tether(potential)
+    base = GaussianBase.of_tilt(potential)
     kernel = MALA(float(base.scale.mean()))
     pilot = pilot_run(base, potential, base.sample(min(particles, _PILOT)), kernel, steepness=0.9)
     schedule = pilot.schedule if temperatures is None else pilot.schedule.resampled(temperatures)

@@ -129,7 +129,7 @@ def check_fraction(name: str, value: Any, *, closed: bool = False) -> None:
 
 
 def check_tunable(kernel: Any, *, adapt: bool = False) -> None:
-    """Require None, or a kernel whose step size can be set for each level and, with ``adapt``, steered.
+    """Require None, or a kernel whose step size can be set for each level and, with ``adapt``, tuned.
 
     Raises:
         InvalidInput: for a kernel's class, kernels made of others, and with ``adapt`` for one that never rejects.
