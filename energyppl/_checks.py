@@ -32,6 +32,22 @@ def check_shape(name: str, value: object) -> torch.Size:
     return shape
 
 
+def append_dims(value: Tensor, x: Tensor) -> Tensor:
+    """Append dimensions of size one, so that a number for each point broadcasts against the points.
+
+    ``(*batch,)`` to ``(*batch, 1, …, 1)``; a single number, ``()``, stays as it is.
+
+    Raises:
+        InvalidInput: if there are other points.
+    """
+    if any(own not in (1, of) for own, of in zip(value.shape, x.shape, strict=False)) or value.dim() > x.dim():
+        raise InvalidInput(
+            f"step sizes and the like must be a number or one for each chain; got {shape_text(value.shape)} for points "
+            f"{shape_text(x.shape)}"
+        )
+    return value.reshape(value.shape + (1,) * (x.dim() - value.dim())) if value.dim() else value
+
+
 def check_not_model(name: str, value: object) -> None:
     """Refuse a model where an energy is wanted: calling one does not evaluate its energy.
 

@@ -22,7 +22,7 @@ from energyppl._checks import check_event, check_shape, shape_text
 from energyppl.autodiff.devices import device_of
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.potentials.algebra import Potential, RecoveryPotential, append_dims, as_potential, can_expand
+from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential, can_expand
 from energyppl.potentials.constrained import Constrained, constrain, contains, of_event_dim, unconstrain
 from energyppl.potentials.points import dtype_of
 
@@ -203,7 +203,7 @@ class EnergyDistribution(dist.TorchDistribution):
         if self._support is None:
             return x, None
         inside = contains(self._support, x)
-        within = append_dims(inside, len(self.event_shape))
+        within = inside.reshape(*inside.shape, *[1] * len(self.event_shape))  # may be of a larger batch than x
         return torch.where(within, x, self._some_point(x)), inside
 
     def _some_point(self, like: Tensor) -> Tensor:

@@ -12,7 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_event, check_flag, check_number, check_positive, checked, shape_text
+from energyppl._checks import (
+    append_dims,
+    check_count,
+    check_event,
+    check_flag,
+    check_number,
+    check_positive,
+    checked,
+    shape_text,
+)
 from energyppl.errors import InvalidInput
 
 __all__ = ["NoiseSchedule", "NoisyPair", "whole_levels"]
@@ -336,4 +345,4 @@ def _at(table: Tensor, level: int | Tensor, x: Tensor) -> Tensor:
             f"level must be one number or one for each row; got {shape_text(value.shape)} for points "
             f"{shape_text(x.shape)}"
         )
-    return value.reshape(value.shape + (1,) * (x.dim() - value.dim())) if value.dim() else value
+    return append_dims(value, x)

@@ -14,7 +14,7 @@ from energyppl.inference.normalizing.levels import anneal_through_levels
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import check_parts, needs_level_for_each
 from energyppl.models.base import EnergyModel
-from energyppl.potentials.algebra import Potential, append_dims
+from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
 from energyppl.potentials.network import AtLevel
 from energyppl.schedule import NoiseSchedule
@@ -99,7 +99,7 @@ class LevelEnergies(EnergyModel):
         scale: float | Tensor = 1.0
         if self._marginal_std is not None:
             value = self._marginal_std.to(self.loc)[level]
-            scale = append_dims(value, len(self.event_shape))
+            scale = value.reshape(*value.shape, *[1] * len(self.event_shape))
         net, each, log_snr = self._network()
         return AtLevel(net, level, self.event_shape, 0.0, scale, each, label, guidance, log_snr)
 

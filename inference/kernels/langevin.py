@@ -7,18 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_positive
+from energyppl._checks import append_dims, check_positive
 from energyppl.autodiff.gradient import energy_and_grad
-from energyppl.inference.kernels.contract import (
-    Info,
-    State,
-    append_dims,
-    check_force_dtype,
-    dot,
-    evaluate,
-    metropolis,
-    select,
-)
+from energyppl.inference.kernels.contract import Info, State, check_force_dtype, dot, evaluate, metropolis, select
 from energyppl.potentials.algebra import Potential
 
 __all__ = ["MALA", "Langevin"]

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count
+from energyppl._checks import append_dims, check_count
 from energyppl.autodiff.gradient import energy_only
-from energyppl.inference.kernels.contract import append_dims
 from energyppl.inference.levels.contract import LevelModel
 from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.sampling.run_chain import run_chain

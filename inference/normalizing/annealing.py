@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_event, shape_text
+from energyppl._checks import append_dims, check_event, shape_text
 from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.errors import EnergyPPLError, InvalidInput
-from energyppl.inference.kernels.contract import Kernel, State, append_dims
+from energyppl.inference.kernels.contract import Kernel, State
 from energyppl.potentials.algebra import Bridge, Potential
 
 __all__ = ["AnnealingSchedule", "PilotRun", "Weights", "anneal", "effective_size", "log_mean_exp", "pilot_run"]
@@ -90,8 +90,7 @@ class _Parts(NamedTuple):
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
-    wide = index.reshape(index.shape + (1,) * (values.dim() - index.dim()))
-    return torch.take_along_dim(values, wide, 0)
+    return torch.take_along_dim(values, append_dims(index, values), 0)
 
 
 def _moved(parts: _Parts, base: Potential, target: Potential, state: State, accepted: Tensor, beta: float) -> _Parts:
@@ -316,7 +315,7 @@ def _resample_islands(path: _Path, log_weights: Tensor, islands: int) -> Tensor:
     uneven = effective_size(split) < _RESAMPLED_BELOW * size
     if not bool(uneven.any()):
         return log_weights
-    places = torch.arange(size, device=split.device).reshape(-1, *[1] * (split.dim() - 1)).expand(split.shape)
+    places = append_dims(torch.arange(size, device=split.device), split).expand(split.shape)
     index = torch.where(uneven, _resampled(split), places)
     offset = size * torch.arange(islands, device=split.device).reshape(1, -1, *[1] * (split.dim() - 2))
     path.resample((index + offset).movedim(0, 1).flatten(0, 1))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from energyppl._checks import append_dims
 from energyppl.autodiff.gradient import energy_only, gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import LevelModel
@@ -16,7 +17,6 @@ from energyppl.inference.objectives.contract import KernelState, Loss, check_fra
 from energyppl.inference.objectives.held_out import denoising_error, fixed_noise
 from energyppl.inference.objectives.level_allocation import allocate_levels
 from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
-from energyppl.potentials.algebra import append_dims
 from energyppl.potentials.network import AtLogSNR
 from energyppl.schedule import NoiseSchedule
 
@@ -139,7 +139,7 @@ class LevelScoreMatching:
         schedule = model.schedule
         clean = model.to_unit(batch)
         level = allocate_levels(len(clean), schedule.levels, self.level0_fraction).to(clean.device)
-        alpha, sigma = (_beside(v.to(clean)[level], clean) for v in (schedule.alpha_bar, schedule.sigma_bar))
+        alpha, sigma = (append_dims(v.to(clean)[level], clean) for v in (schedule.alpha_bar, schedule.sigma_bar))
         noise = torch.randn_like(clean)
         score = differentiable_score(model.potential(level), alpha * clean + sigma * noise)
         value = (sigma * score - noise).square().mean()
@@ -217,7 +217,7 @@ def at_log_snr(model: LevelModel, log_snr: Tensor) -> AtLogSNR:
 
 def _diffuse(clean: Tensor, noise: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
     """Return α x_0 + σ ε with α² = sigmoid λ, σ² = sigmoid −λ, and σ beside the points."""
-    alpha, sigma = (_beside(value.sqrt(), clean) for value in (log_snr.sigmoid(), (-log_snr).sigmoid()))
+    alpha, sigma = (append_dims(value.sqrt(), clean) for value in (log_snr.sigmoid(), (-log_snr).sigmoid()))
     return alpha * clean + sigma * noise, sigma
 
 
@@ -226,10 +226,6 @@ def _time_score(clean: Tensor, noise: Tensor, log_snr: Tensor) -> Tensor:
     alpha2, both = log_snr.sigmoid(), (log_snr.sigmoid() * (-log_snr).sigmoid()).sqrt()
     clean, noise = clean.reshape(len(clean), -1), noise.reshape(len(noise), -1)
     return -0.5 * (alpha2 * (clean.shape[1] - noise.square().sum(1)) + both * (clean * noise).sum(1))
-
-
-def _beside(value: Tensor, points: Tensor) -> Tensor:
-    return append_dims(value, points.dim() - 1)
 
 
 def _log_scale(model: LevelModel) -> float:
