@@ -118,6 +118,7 @@ class EnergyModel(nn.Module):
             like=self.loc,
         )
 
+    @checked
     def log_normalizer(
         self,
         level: int = 0,

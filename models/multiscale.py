@@ -1,6 +1,5 @@
 """MultiscaleEBM: one energy that is not told how noisy a point is, sampled by temperature (MDSM)."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_event, check_kind, check_positive, check_shape, checked
 from energyppl.distributions import EnergyDistribution
-from energyppl.errors import ChainWarning, InvalidInput, NotNormalized
+from energyppl.errors import ChainWarning, InvalidInput, NotNormalized, warn_user
 from energyppl.inference.levels.annealed_langevin import (
     AnnealedPoints,
     TemperatureSchedule,
@@ -245,11 +244,10 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
             force_dtype=force_dtype,
         )
         if bool(found.diverging.any()):
-            warnings.warn(
+            warn_user(
                 f"{int(found.diverging.sum())} of {found.diverging.numel()} chains were asked to move to where nothing "
                 "is finite, and stayed: pass a smaller step_size, or train longer",
                 ChainWarning,
-                stacklevel=3,
             )
         x = denoising_jump(potential, found.x, self.base_sigma, force_dtype) if denoise else found.x
         return self.loc + self.scale * x

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -204,6 +205,8 @@ def _require_same(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Te
 
 def _packed(value: Any) -> Any:
     """Return a kernel, or one of its fields, as a tree of tensors, numbers and strings."""
+    if isinstance(value, np.number):
+        return value.item()
     if isinstance(value, Tensor) or value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.dtype):

@@ -298,7 +298,7 @@ def _read_labels(path: Path, count: int, images: Path) -> Array:
 
 
 def _smaller(images: Images, size: int | tuple[int, int]) -> Images:
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, Sequence) else (size, size)
     check_count("height", height)
     check_count("width", width)
     before = images.x.shape[2:]

@@ -24,6 +24,7 @@ _FEW_VALUES = 20  # up to so many distinct values, most of them repeated, make a
 _LONGEST_GRID = 100_000
 _ROUNDING = 1e-14  # of the largest value: a column that varies no more is constant in float64
 _SAME = 1e-12  # a correlation this close to ±1 is one
+_FARTHEST = 10.0  # in widths of a column: rows beyond count as at it in correlations
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "inf", "-inf", "+inf", "infinity"}
 
 
@@ -161,7 +162,10 @@ def require_different_columns(table: Table) -> None:
         InvalidInput: for two such columns, by name.
     """
     rows = table.values / np.abs(table.values).max(0)
-    correlation = np.atleast_2d(np.corrcoef(rows.T))
+    # Counted in a column's own width: else a row that many columns share, as of a sentinel of 1e12, is all that counts.
+    off = rows - np.median(rows, 0)
+    width = [np.median(np.abs(column[column != 0.0])) for column in off.T]
+    correlation = np.atleast_2d(np.corrcoef((off / width).clip(-_FARTHEST, _FARTHEST).T))
     for i, j in np.argwhere(np.triu(np.abs(correlation) > 1.0 - _SAME, 1)):
         one, other = table.columns[i], table.columns[j]
         if np.array_equal(table.values[:, i], table.values[:, j]):

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from energyppl._checks import is_number
 from energyppl.arviz_export import Groups, to_inference_data
 from energyppl.errors import InvalidInput
 
@@ -206,7 +207,7 @@ class LogNormalizer:
         )
 
     def _combined(self, other: Any, sign: float) -> "LogNormalizer":
-        if isinstance(other, (int, float)):
+        if is_number(other):
             return self._shifted(sign * other)
         if not isinstance(other, LogNormalizer):
             return NotImplemented  # type: ignore[no-any-return]

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 
 from energyppl._checks import check_between, check_count, check_positive, checked, shape_text
 from energyppl.distributions import EnergyDistribution
-from energyppl.errors import InvalidInput
+from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.normalizing.annealing import Weights, effective_size, log_mean_exp
 from energyppl.inference.normalizing.bennett import bennett
 from energyppl.inference.normalizing.methods import AIS, BAR, ISLANDS, SMC, Annealing, ReverseAIS
@@ -156,7 +155,7 @@ def log_normalizer(
     asked = tolerance is not None or max_evaluations is not None
     result = replace(found, seconds=time.perf_counter() - began, stopped=stopped if asked else None)
     if result.warning:
-        warnings.warn(f"log Z: {result.warning}", stacklevel=3)  # the caller of log_normalizer, which is checked
+        warn_user(f"log Z: {result.warning}")
     return result
 
 

@@ -1,7 +1,6 @@
 """Pyro models as potentials: their latent sites, unconstrained and laid end to end, batched over chains by vmap."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import shape_text
 from energyppl.autodiff.structure import modules_read_by
-from energyppl.errors import EnergyPPLError, InvalidInput, first_line
+from energyppl.errors import EnergyPPLError, InvalidInput, first_line, warn_user
 from energyppl.inference.sampling.pyro_sites import Fill, Groups, Site, groups_of, origin, refuse_discrete
 from energyppl.potentials.constrained import latent_transform
 
@@ -179,9 +178,8 @@ class ModelPotential:
                 if _same(slow, quick):
                     return True
                 reason = "vmap gives other numbers"
-        warnings.warn(
+        warn_user(
             f"this model can't be batched over chains ({reason}); each chain is evaluated on its own, which is slow",
-            stacklevel=4,
         )
         return False
 
