@@ -188,16 +188,7 @@ class NoiseSchedule:
 
     @classmethod
     def geometric_sigmas(cls, levels: int = 128, *, low: float = 0.1, high: float = 3.0) -> "NoiseSchedule":
-        """Build MDSM's noise levels for (Fashion-)MNIST: σ geometric from low to high (Li et al. 2019).
-
-        Args:
-            levels: number of energies.
-            low: σ of level 0, positive.
-            high: σ of the last marginal, above ``low``.
-
-        Raises:
-            InvalidInput: for numbers out of range.
-        """
+        """Build MDSM's for (Fashion-)MNIST: σ geometric from low to high, else as :meth:`linear_sigmas`."""
         _check_sigmas(levels, low, high)
         sigma_bar = torch.logspace(math.log10(low), math.log10(high), levels + 1, dtype=torch.float64)
         return cls(torch.ones_like(sigma_bar), sigma_bar)

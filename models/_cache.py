@@ -65,8 +65,9 @@ class LevelIntegrals:
         """Return the integral of a level, up to two dimensions."""
         return self._known.get(model, level, lambda: _integrate_widening(model.potential(level), model.loc.dtype))
 
-    def quantiles(self, model: Any, level: int, count: int = 16_384) -> Tensor:
-        """Return grid nodes that stand for equal shares of a level's mass, ``(count, *event)``: no noise."""
+    def quantiles(self, model: Any, level: int) -> Tensor:
+        """Return grid nodes that stand for equal shares of a level's mass, ``(16384, *event)``: no noise."""
+        count = 16_384
         found = self.quadrature(model, level)
         mass = found.density.flatten().cumsum(0)
         index = torch.searchsorted(mass, mass[-1] * (torch.arange(count) + 0.5) / count).clamp(max=len(mass) - 1)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_count, check_shape
-from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation.warmup import adapt
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.langevin import MALA
@@ -17,7 +16,6 @@ from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import OneEnergy, event_shape_of
 from energyppl.models.base import KernelModel
 from energyppl.potentials.network import AtLevel
-from energyppl.schedule import whole_levels
 
 __all__ = ["EBM"]
 
@@ -53,10 +51,7 @@ class EBM(OneEnergy, KernelModel):
 
     def potential(self, level: int | Tensor = 0) -> AtLevel:
         """Return the energy in standardized coordinates; there is only level 0."""
-        level = whole_levels(level).to(self.loc.device)
-        if bool((level != 0).any()):
-            raise InvalidInput(f"an EBM has level 0 only; got {level.tolist()}: RecoveryEBM and JointEBM have levels")
-        return AtLevel(self._network(), level, self.event_shape)
+        return self._at_level_0(level, "an EBM")
 
     def sample(self, sample_shape: int | Sequence[int] = (), *, level: int = 0, steps: int = 1000) -> Tensor:
         """Return the ends of chains from N(0, I), ``(*sample_shape, *event)``: samples, if the chains are long enough.

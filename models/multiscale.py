@@ -21,8 +21,6 @@ from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import OneEnergy, event_shape_of
 from energyppl.models.base import EnergyModel
 from energyppl.potentials.algebra import Potential, Scaled
-from energyppl.potentials.network import AtLevel
-from energyppl.schedule import whole_levels
 
 __all__ = ["MultiscaleEBM"]
 
@@ -107,13 +105,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         Its samples at temperature σ²/σ0² are data with noise σ in high dimension.  It is not −log p in low dimension,
         and nowhere the density of clean data: don't compare likelihoods by it.
         """
-        level = whole_levels(level).to(self.loc.device)
-        if bool((level != 0).any()):
-            raise InvalidInput(
-                f"a MultiscaleEBM is not told the noise and has level 0 only; got {level.tolist()}: RecoveryEBM and "
-                "JointEBM have levels"
-            )
-        return Scaled(AtLevel(self._network(), level, self.event_shape), self._factor)
+        return Scaled(self._at_level_0(level, "a MultiscaleEBM is not told the noise and"), self._factor)
 
     @checked
     def sample(

@@ -15,15 +15,12 @@ from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.errors import CheckpointError, InvalidInput, first_line
 from energyppl.inference import kernels
 from energyppl.integration.estimates import LogNormalizer
+from energyppl.models import networks
 from energyppl.models.base import EnergyModel
 from energyppl.models.ebm import EBM
 from energyppl.models.joint import JointEBM
 from energyppl.models.multiscale import MultiscaleEBM
-from energyppl.models.networks.conv import ConvEnergy
-from energyppl.models.networks.mlp import MLPEnergy
-from energyppl.models.networks.mlp_initializer import MLPInitializer
 from energyppl.models.networks.recipe import rebuilt
-from energyppl.models.networks.unet import UNetInitializer
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.schedule import NoiseSchedule
 
@@ -31,9 +28,7 @@ __all__ = ["load", "save"]
 
 _FORMAT = "energyppl-model-1"
 _MODELS: dict[str, type[Any]] = {cls.__name__: cls for cls in (EBM, JointEBM, MultiscaleEBM, RecoveryEBM)}
-_NETWORKS: dict[str, type[Any]] = {
-    cls.__name__: cls for cls in (ConvEnergy, MLPEnergy, MLPInitializer, UNetInitializer)
-}
+_NETWORKS: dict[str, type[Any]] = {name: getattr(networks, name) for name in networks.__all__}
 _KERNELS: dict[str, type[Any]] = {
     name: cls for name in kernels.__all__ if is_dataclass(cls := getattr(kernels, name)) and isinstance(cls, type)
 }

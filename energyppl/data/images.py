@@ -18,7 +18,6 @@ __all__ = ["Images", "images_from_array", "read_images"]
 
 Range = tuple[float, float]
 
-_CHANNELS = (1, 3, 4)
 _INFERRED = 256  # most grey values that are recognized in numbers that come without them
 _MAX_LEVELS = 65536
 _BLOCK = 1024  # images spread out at a time, in float64

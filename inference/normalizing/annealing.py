@@ -147,7 +147,6 @@ def pilot_run(
     *,
     betas: Sequence[float] | None = None,
     steepness: float = 0.99,
-    num_steps: int = 2,
     rest: int = 0,
 ) -> PilotRun:
     """Find temperatures and step sizes in a pilot run: its weights are thrown away, so it may look at what it does.
@@ -162,8 +161,7 @@ def pilot_run(
         kernel: moves the particles; its step size, if it has one, is tuned on the way.
         betas: temperatures to visit, from 0 to 1, if they are not to be found.
         steepness: conditional effective sample size aimed at, as a share, in the worst of a batch.
-        num_steps: of the kernel at each temperature.
-        rest: steps more at the end.
+        rest: steps more of the kernel at the end.
 
     Raises:
         InvalidInput: if the target's energy is finite at none of the base's draws.
@@ -193,10 +191,10 @@ def pilot_run(
         if bool((effective_size(log_weights) < _RESAMPLED_BELOW * len(x)).any()):
             path.resample(_resampled(log_weights))
             log_weights = torch.zeros_like(log_weights)
-        for move in range(_MAX_MOVES):  # beyond ``num_steps`` only where the step size is still far too large
+        for move in range(_MAX_MOVES):  # beyond two only where the step size is still far too large
             acceptance = float(path.move(beta, math.exp(log_step)))
             log_step = min(log_step + 0.5 * (acceptance - target_acceptance), math.log(largest))
-            if move + 1 >= num_steps and acceptance > 0.3 * target_acceptance:
+            if move >= 1 and acceptance > 0.3 * target_acceptance:
                 break
         visited.append(beta)
         steps.append(math.exp(log_step))
