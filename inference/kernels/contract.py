@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from energyppl._checks import append_dims, check_event
+from energyppl._checks import append_dims, check_event, is_number
 from energyppl.autodiff.gradient import energy_and_grad, energy_only, gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.potentials.algebra import Potential
@@ -136,7 +136,7 @@ def middle_step(kernel: object) -> float:
     size = getattr(kernel, "step_size", math.nan)
     if isinstance(size, Tensor):
         return float(size.median())
-    return float(size) if isinstance(size, float | int) else math.nan
+    return float(size) if is_number(size) else math.nan
 
 
 def evaluate(potential: Potential, x: Tensor, force_dtype: torch.dtype | None = None) -> State:

@@ -19,6 +19,7 @@ from energyppl._checks import (
     check_shape,
     check_whole,
 )
+from energyppl.inference.kernels.contract import middle_step
 from energyppl.potentials.network import AtLevel
 
 WRONG_NUMBERS: dict[str, Any] = {
@@ -70,6 +71,20 @@ def test_numbers_of_numpy_are_kept_in_files(tmp_path: Path) -> None:
     kept = ep.load_checkpoint(tmp_path / "run.ckpt")
     assert kept["options"]["steps"] == 2
     assert "ratio=2" in kept["objective"]
+
+
+def test_a_step_size_of_numpy_is_a_step_size() -> None:
+    assert middle_step(ep.MALA(np.float32(0.5))) == 0.5  # type: ignore[arg-type]
+
+
+def test_an_estimate_has_the_confidence_that_was_asked_for() -> None:
+    rows = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    wide, narrow = (
+        ep.evaluation.mean_log_likelihood(ep.EnergyDistribution(NORMAL), rows, EXACT, confidence=confidence)
+        for confidence in (None, 0.5)
+    )
+    assert (wide.confidence, narrow.confidence) == (0.95, 0.5)
+    assert wide.lower < narrow.lower < narrow.upper < wide.upper
 
 
 def test_the_length_of_a_tuple_is_said() -> None:
@@ -152,6 +167,12 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "likelihood of a potential": (
         lambda: ep.evaluation.mean_log_likelihood(NORMAL, torch.ones(3, 2), EXACT),  # type: ignore[arg-type]
         "p must be an EnergyDistribution; got Energy",
+    ),
+    "confidence in percent": (
+        lambda: ep.evaluation.mean_log_likelihood(
+            ep.EnergyDistribution(NORMAL), torch.ones(3, 2), EXACT, confidence=95
+        ),
+        "confidence must lie between 0 and 1; got 9",
     ),
     "entropy with a number": (
         lambda: ep.evaluation.entropy(ep.EnergyDistribution(NORMAL), torch.ones(3, 2), 0.0),  # type: ignore[arg-type]
