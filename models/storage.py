@@ -118,7 +118,7 @@ def load(path: str | os.PathLike[str], net: nn.Module | None = None, *, initiali
         for name, module in model.named_modules():
             module.training = name in tree["in_training"]
         for level, found in tree["log_z"]:
-            _remember_log_z(model, level, LogNormalizer.from_dict(found))
+            model._annealed.keep(model, (level, _CONFIDENCE), LogNormalizer.from_dict(found))
     return model
 
 
@@ -232,28 +232,11 @@ def _unpacked(value: Any) -> Any:
 # --- Log Z ---
 
 
-class _UnknownError(Exception):
-    """Error of a model whose log Z is unknown yet."""
-
-
 def _known_log_z(model: EnergyModel) -> list[tuple[int, dict[str, Any]]]:
     """Return the levels whose log Z annealing has found for these very weights, without the runs."""
-
-    def unknown() -> LogNormalizer:
-        raise _UnknownError
-
-    found = []
-    for level in range(getattr(model, "levels", 1)):
-        try:
-            log_z = model._annealed.get(model, (level, _CONFIDENCE), unknown)
-        except _UnknownError:
-            continue
-        found.append((level, log_z.to_dict()))
-    return found
-
-
-def _remember_log_z(model: EnergyModel, level: int, found: LogNormalizer) -> None:
-    model._annealed.get(model, (level, _CONFIDENCE), lambda: found)
+    levels = range(getattr(model, "levels", 1))
+    found = ((level, model._annealed.known(model, (level, _CONFIDENCE))) for level in levels)
+    return [(level, log_z.to_dict()) for level, log_z in found if log_z is not None]
 
 
 @contextmanager

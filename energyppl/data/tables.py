@@ -233,10 +233,12 @@ def _grid(column: Array) -> Array:
     are few (then only those that occur).
     """
     values, counts = np.unique(column, return_counts=True)
-    # Numbers that were computed differ in their last digits: float32 keeps about seven.
+    # Numbers that were computed differ in their last digits: float32 keeps about seven.  Of the size of most rows, or
+    # one sentinel of 1e12 would make all others one value.
+    size = np.maximum(np.abs(values), np.quantile(np.abs(column), 0.95))
     with np.errstate(over="ignore", under="ignore"):
         single = bool((column.astype(np.float32) == column).all() and (column != np.round(column)).any())
-    new = np.diff(values, prepend=-np.inf) > (1e-6 if single else 1e-12) * np.abs(values).max()
+    new = np.diff(values, prepend=-np.inf) > (1e-6 if single else 1e-12) * size
     counts = np.add.reduceat(counts, np.flatnonzero(new))
     values = values[new]
     if len(values) < 2 or counts[counts > 1].sum() <= 0.5 * len(column):
