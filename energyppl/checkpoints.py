@@ -97,7 +97,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> _Tree:
 
 
 def _read(file: BinaryIO, size: int) -> bytearray:
-    """So many bytes, in memory that a tensor may share and write to."""
+    """Read so many bytes, in memory that a tensor may share and write to."""
     part = bytearray(size)
     if file.readinto(part) != size:  # type: ignore[attr-defined]
         raise ValueError("it became shorter while it was read")

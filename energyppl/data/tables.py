@@ -178,7 +178,7 @@ def require_different_columns(table: Table) -> None:
 
 
 def _checked_names(columns: Sequence[str] | None, count: int, source: str) -> tuple[str, ...]:
-    """Column names, all different, one for each column."""
+    """Return column names, all different, one for each column."""
     names = tuple(f"c{i}" for i in range(count)) if columns is None else tuple(columns)
     if len(names) != count:
         raise InvalidInput(f"{source} must have a name for each of its {count} columns; got {len(names)}")

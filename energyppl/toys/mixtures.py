@@ -148,7 +148,7 @@ class IsotropicMixture(_Mixture):
         return self.means[which] + self.scale * torch.randn(count, self.means.shape[1], dtype=torch.float64)
 
     def _squares(self, x: Tensor) -> Tensor:
-        """Squared distances over the variance, ``(n, d) -> (n, k)``; differences first, so float32 keeps its digits."""
+        """Return squares over the variance, ``(n, d) -> (n, k)``; differences first, so float32 keeps its digits."""
         means = (self.means / self.scale).to(x)
         rows = x / self.scale
         total = torch.zeros(len(x), len(means), dtype=x.dtype, device=x.device)
@@ -250,7 +250,7 @@ class GaussianMixture(_Mixture):
         return self.means[which] + (self._factors[which] @ noise).squeeze(-1)
 
     def _shares(self, x: Tensor) -> Tensor:
-        """Log of each component's share of the density, ``(n, d) -> (n, k)``."""
+        """Return the log of each component's share of the density, ``(n, d) -> (n, k)``."""
         z = torch.einsum("kij,nkj->nki", self._whitening.to(x), x.unsqueeze(1) - self.means.to(x))
         return self._log_norms.to(x) - 0.5 * z.square().sum(-1)
 

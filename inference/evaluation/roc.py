@@ -66,7 +66,7 @@ def auroc(inliers: Tensor, outliers: Tensor) -> Estimate:
 
 
 def fpr_at_95(inliers: Tensor, outliers: Tensor) -> float:
-    """Share of inliers that are flagged by the threshold that flags 95 % of the outliers.
+    """Return the share of inliers that are flagged by the threshold that flags 95 % of the outliers.
 
     Outliers are the positive class (Hendrycks, Mazeika & Dietterich 2019, section 4.1): the threshold is the highest
     score that at least 95 % of the outliers reach, and every row that reaches it is flagged, ties included, since no
@@ -133,7 +133,7 @@ def _sides(inliers: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _checked(name: str, scores: Tensor) -> Tensor:
-    """Scores in float64 on the CPU."""
+    """Return scores in float64 on the CPU."""
     if not isinstance(scores, Tensor):
         raise InvalidInput(f"{name} must be a torch tensor; got {type(scores).__name__}: wrap it in torch.as_tensor")
     if scores.dim() != 1 or scores.dtype.is_complex:
@@ -168,7 +168,7 @@ def _resampled(side: Tensor, size: int, count: int) -> Tensor:
 
 
 def _curve_numbers(inliers: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
-    """AUROC and false-positive rate, ``(r,)`` each, of counts ``(r, distinct)`` at the distinct scores in order."""
+    """Work out AUROC and false-positive rate, ``(r,)`` each, of counts ``(r, distinct)`` at the scores in order."""
     n, m = (round(float(counts[0].sum())) for counts in (inliers, outliers))
     below = inliers.cumsum(1) - 0.5 * inliers
     area = (outliers * below).sum(1) / (n * m)

@@ -16,7 +16,7 @@ __all__ = ["MALA", "Langevin"]
 
 
 def _langevin_proposal(step_size: float | Tensor, state: State) -> tuple[Tensor, Tensor, float | Tensor]:
-    """``x − ½ s² ∇U + s ξ``, the noise ξ, and s made broadcastable."""
+    """Return ``x − ½ s² ∇U + s ξ``, the noise ξ, and s made broadcastable."""
     noise = torch.randn_like(state.x)
     if isinstance(step_size, Tensor) and step_size.dim():
         wide = append_dims(step_size.to(state.x), state.x)

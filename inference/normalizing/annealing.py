@@ -28,7 +28,7 @@ __all__ = ["AnnealingSchedule", "PilotRun", "Weights", "anneal", "effective_size
 
 _MAX_TEMPERATURES = 5_000  # of a pilot: beyond, base and target hardly overlap, or the target is not normalizable
 _SMALL = 0.01  # of β: below, the target's part of a sum would be lost in rounding, and is evaluated by itself
-_TARGET = 0.6  # acceptance, for kernels that don't say which serves them
+_ACCEPTANCE = 0.6  # acceptance, for kernels that don't say which serves them
 _MAX_MOVES = 20  # of a pilot at one temperature
 _RESAMPLED_BELOW = 0.5  # of the particles, effective
 
@@ -172,7 +172,7 @@ def pilot_run(
         raise InvalidInput(
             "the target's energy is finite at no draw of the base: pass a base that overlaps the target's support"
         )
-    target_acceptance = getattr(kernel, "target_acceptance", None) or _TARGET
+    target_acceptance = getattr(kernel, "target_acceptance", None) or _ACCEPTANCE
     largest = getattr(kernel, "max_step_size", math.inf)
     log_step = math.log(min(float(x.std()) or 1.0, largest))
     fixed = iter(()) if betas is None else iter(betas[1:])
@@ -232,7 +232,7 @@ def _next_beta(beta: float, work: Tensor, log_weights: Tensor, steepness: float)
 
 
 def _conditional_size(log_weights: Tensor, increment: Tensor) -> Tensor:
-    """``(Σ W u)² / Σ W u²`` of increments u under normalized weights W, ``(*batch,)``."""
+    """Return ``(Σ W u)² / Σ W u²`` of increments u under normalized weights W, ``(*batch,)``."""
     weights = torch.softmax(log_weights, 0)
     u = torch.exp(increment - increment.amax(0).nan_to_num(neginf=0.0))
     return (weights * u).sum(0).square() / (weights * u * u).sum(0)
@@ -249,7 +249,7 @@ def effective_size(log_weights: Tensor) -> Tensor:
 
 
 def _resampled(log_weights: Tensor) -> Tensor:
-    """Indices of particles drawn by their weights with little noise (systematic; Kitagawa 1996), ``(n, *batch)``."""
+    """Draw indices of particles by their weights with little noise (systematic; Kitagawa 1996), ``(n, *batch)``."""
     count = len(log_weights)
     ends = torch.softmax(log_weights, 0).cumsum(0).movedim(0, -1).contiguous()
     places = (torch.arange(count, device=ends.device) + torch.rand(*ends.shape[:-1], 1).to(ends)) / count
@@ -321,7 +321,7 @@ def _resample_islands(path: _Path, log_weights: Tensor, islands: int) -> Tensor:
 
 
 def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """``y`` at new points, straight between the old ones ``x``, which rise."""
+    """Interpolate ``y`` at new points, straight between the old ones ``x``, which rise."""
     right = torch.searchsorted(x, at.contiguous()).clamp(1, len(x) - 1)
     share = (at - x[right - 1]) / (x[right] - x[right - 1])
     return torch.lerp(y[right - 1].double(), y[right].double(), share)

@@ -44,7 +44,7 @@ def recovery_normalizers(
     temperatures: int | None = None,
     draws: Tensor | None = None,
 ) -> RecoveryNormalizers:
-    """Log Z of every recovery distribution of a batch, by annealing from its own Gaussian tilt.
+    """Estimate log Z of every recovery distribution of a batch by annealing from its own Gaussian tilt.
 
     Temperatures and step sizes are the same for all of the batch, found by a pilot run.
 
@@ -86,7 +86,7 @@ class ProcessModel(LevelModel, Protocol):
     scale: Tensor
 
     def log_normalizer(self, level: int = 0) -> LogNormalizer:
-        """Log Z of a level's marginal in data coordinates."""
+        """Return log Z of a level's marginal in data coordinates."""
         ...
 
 
@@ -103,7 +103,7 @@ class ProcessLikelihood(NamedTuple):
 def process_log_likelihood(
     model: ProcessModel, x: Tensor, *, particles: int = 64, temperatures: int | None = None, steps: int = 40
 ) -> ProcessLikelihood:
-    """Bound on the mean log density, in nats and data coordinates, that the sampling process gives to points.
+    """Bound the mean log density, in nats and data coordinates, that the sampling process gives to points.
 
     Args:
         model: trained, its step sizes tuned.

@@ -191,7 +191,7 @@ def implied_log_likelihood(model: LevelModel, data: Tensor) -> float:
 
 
 def evidence_bound(model: LevelModel, data: Tensor) -> float:
-    """Bound minus the mean log likelihood of data with level 0's noise from above, by the scores alone, in nats.
+    """Bound minus the mean log likelihood of data with level 0's noise from above by the scores alone, in nats.
 
     E[|x_T|²]/2 + (d/2) log 2π + ½ ∫ (E|ε − σ ∇U|² − d sigmoid λ) dλ over the schedule's range (Kingma et al. 2021,
     eq. 15), of the process that the scores define and in standardized coordinates.

@@ -117,7 +117,7 @@ class ModelPotential:
     # --- The energy ---
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of unconstrained points, ``(*batch, D)`` to ``(*batch,)``."""
+        """Evaluate energies of unconstrained points, ``(*batch, D)`` to ``(*batch,)``."""
         if x.numel() == 0:
             return x.sum(-1)
         energy: Tensor = -self._over(self._log_joint, x.reshape(-1, x.shape[-1]))
@@ -322,6 +322,6 @@ class _Held:
 
 @contextmanager
 def _unvalidated() -> Iterator[None]:
-    """Checks of values can't be batched, and a proposal outside is a rejection, not an error."""
+    """Leave out checks of values: they can't be batched, and a proposal outside is a rejection, not an error."""
     with pyro.validation_enabled(False):
         yield

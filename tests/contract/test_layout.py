@@ -1,4 +1,4 @@
-"""The house: what lies where, what may import what, and what reaches the wheel."""
+"""The layout: what lies where, what may import what, and what reaches the wheel."""
 
 import ast
 import os
