@@ -72,7 +72,8 @@ def test_help_of_each_command(name: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, small in (("_SAMPLES", 300), ("_TESTED", 200), ("_GRID", 40)):
+    sizes = {"_TRAINING_ROWS": 2000, "_HELD_OUT_ROWS": 500, "_SAMPLES": 300, "_TESTED": 200, "_GRID": 40}
+    for name, small in sizes.items():
         monkeypatch.setattr(demo, name, small)
     out = tmp_path / "pictures"
     assert main(["demo", "--data", "two-moons", "--steps", "30", "--seed", "3", "--out", str(out)]) == 0
@@ -362,6 +363,15 @@ def test_score_of_what_does_not_fit(wide_run: Path, tmp_path: Path, capsys: pyte
     assert "tolerance must be positive" in fails(capsys, "logz", run, "--tolerance", "0")
 
 
+@pytest.fixture(scope="module")
+def normalized(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its log Z and its table, ``t.csv``; tests must not change it."""
+    folder = Path(shutil.copytree(run, tmp_path_factory.mktemp("normalized") / "run"))
+    np.savetxt(folder / "t.csv", ROWS, delimiter=",", header="income,rooms", comments="", fmt="%.10g")
+    assert main(["logz", str(folder)]) == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -376,12 +386,10 @@ def test_score_of_what_does_not_fit(wide_run: Path, tmp_path: Path, capsys: pyte
     ids=str,
 )
 def test_a_logz_json_edited_by_hand_is_refused_by_name(
-    change: dict[str, Any], run: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+    change: dict[str, Any], normalized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = copied / "t.csv"
-    np.savetxt(table, ROWS, delimiter=",", header="income,rooms", comments="", fmt="%.10g")
-    assert main(["logz", str(copied)]) == 0
-    path = copied / "logz.json"
+    copied = Path(shutil.copytree(normalized, tmp_path / "copied"))
+    table, path = copied / "t.csv", copied / "logz.json"
     kept = json.loads(path.read_text())
     path.write_text(json.dumps({**kept, "log_z": {**kept["log_z"], **change}}))
     assert f"{path} is damaged" in fails(capsys, "score", copied, table, "--out", copied / "s.csv")
