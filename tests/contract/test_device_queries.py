@@ -53,9 +53,10 @@ def _short_searches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pretend_device()
 def test_a_normalizer_takes_samples_of_the_cpu() -> None:
     model, method = on_device(3), ep.normalizing.BAR(particles=32, temperatures=(0.0, 0.5, 1.0))
-    model.log_normalizer(method=ep.normalizing.BAR(particles=32)).trace.forward.numpy()
+    model.log_normalizer(method=method).trace.forward.numpy()
     model.log_normalizer(method=method, samples=data(3))
-    model.log_normalizer(method=method, samples=lambda count: data(3, count))
+    backward = ep.normalizing.ReverseAIS(particles=32, temperatures=(0.0, 0.5, 1.0))
+    model.log_normalizer(method=backward, samples=lambda count: data(3, count))
 
 
 @pretend_device()
