@@ -3,6 +3,7 @@
 import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 # Before anything imports torch, for workers and subprocesses too: idle threads of a busy machine wait for each other.
@@ -13,6 +14,24 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # sums come out bit for bit the same on any number of cores
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deal the files to pytest-xdist's workers, to each as many tests and the statistical ones first.
+
+    A worker begins with an equal part of the list, and one that is done takes from the end of another's part: there the
+    short tests must lie, or all wait for a long one.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers == 1:
+        return
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for path in sorted(files, key=lambda path: (path.parent.name != "statistics", -len(files[path]))):
+        min(parts, key=len).extend(files[path])
+    items[:] = [item for part in parts for item in part]
 
 
 @pytest.fixture(autouse=True)

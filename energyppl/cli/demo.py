@@ -119,32 +119,17 @@ def _draw(
     samples: Tensor,
     generation: Generation,
 ) -> list[Path]:
-    schedule = ebm.schedule
     axis = torch.linspace(-3.2, 3.2, _GRID)
     points = ebm.loc + ebm.scale * torch.cartesian_prod(axis, axis).to(ebm.loc)
     low, high = points.amin(0).tolist(), points.amax(0).tolist()
     extent = (low[0], high[0], low[1], high[1])
-
-    def image(values: Tensor) -> Tensor:
-        return values.detach().reshape(_GRID, _GRID).T  # rows of the picture are the second coordinate
-
-    learned, noised = [], []
-    edges = [torch.linspace(a, b, 81, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
+    levels = range(ebm.schedule.levels)
     with torch.no_grad():
-        for level in range(schedule.levels):
-            learned.append(image(ebm.marginal(level).log_prob(points).exp()))
-            cloud = ebm.diffuse(data.repeat(5, 1), level).double()
-            noised.append(torch.histogramdd(cloud, bins=edges, density=True).hist.T)
-        energy = image(ebm.marginal().energy(points))
-    names = [f"level {t}, σ̄ = {float(s):.2g}" for t, s in enumerate(schedule.sigma_bar[:-1])]
-    curves = {
-        "loss: energy gap, nats": "energy_gap",
-        "acceptance": "acceptance",
-        "gradient norm": "gradient_norm",
-        "held-out score error": "held_out",
-    }
-    steps = history.column("step")
-    stops = ["white noise", *reversed([f"after level {t}" for t in range(schedule.levels)])]
+        learned = [_image(ebm.marginal(level).log_prob(points).exp()) for level in levels]
+        noised = _noised(ebm, data, low, high)
+        energy = _image(ebm.marginal().energy(points))
+    names = [f"level {t}, σ̄ = {float(s):.2g}" for t, s in enumerate(ebm.schedule.sigma_bar[:-1])]
+    stops = ["white noise", *reversed([f"after level {t}" for t in levels])]
     path = [ebm.loc + ebm.scale * x for x in generation.path]
     figures = {
         "data.png": plots.scatter_panels({"data": data[:_SAMPLES]}, title=name, extent=extent),
@@ -160,9 +145,30 @@ def _draw(
         "energy.png": plots.energy_landscape(
             energy, extent=extent, data=data[:1500], title=f"{name}: learned energy at level 0"
         ),
-        "training.png": plots.training_curves(
-            {title: (steps, history.column(key)) for title, key in curves.items()}, title=f"{name}: training"
-        ),
+        "training.png": plots.training_curves(_curves(history), title=f"{name}: training"),
         "chains.png": plots.noise_to_data(path, stops, title=f"{name}: chains from noise to data"),
     }
     return [plots.save_figure(figure, out / file) for file, figure in figures.items()]
+
+
+def _image(values: Tensor) -> Tensor:
+    """Return values at the points of the grid as a picture, whose rows are the second coordinate."""
+    return values.detach().reshape(_GRID, _GRID).T
+
+
+def _noised(ebm: ep.RecoveryEBM, data: Tensor, low: list[float], high: list[float]) -> list[Tensor]:
+    """Return a histogram of the data with each level's noise, from corner to corner."""
+    edges = [torch.linspace(a, b, 81, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
+    clouds = (ebm.diffuse(data.repeat(5, 1), level).double() for level in range(ebm.schedule.levels))
+    return [torch.histogramdd(cloud, bins=edges, density=True).hist.T for cloud in clouds]
+
+
+def _curves(history: ep.History) -> dict[str, tuple[Any, Any]]:
+    """Return what is drawn of the training, over its steps."""
+    curves = {
+        "loss: energy gap, nats": "energy_gap",
+        "acceptance": "acceptance",
+        "gradient norm": "gradient_norm",
+        "held-out score error": "held_out",
+    }
+    return {title: (history.column("step"), history.column(key)) for title, key in curves.items()}

@@ -26,6 +26,7 @@ from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table, dequantize, read_table, requantize, require_different_columns
 from energyppl.errors import CheckpointError, EnergyPPLError, InvalidInput, TrainingDiverged, first_line, warn_user
 from energyppl.inference.training.fit import TrainingOptions, fit
+from energyppl.inference.training.history import History
 from energyppl.models import MLPEnergy, RecoveryEBM
 from energyppl.models._scaling import robust_scaling
 from energyppl.schedule import NoiseSchedule
@@ -180,16 +181,8 @@ def _train(table: Table, prepared: _Prepared, run: Path, settings: Settings, pro
     assert settings.levels is not None
     ebm, checkpoint = _build(len(table.columns), settings.levels), run / "training.ckpt"
     before = _steps_made(checkpoint) if checkpoint.exists() else None
-    record: dict[str, Any] = {
-        "status": "training",
-        "source": table.source,
-        "rows": {"training": len(prepared.rows), "held_out": len(prepared.held_out)},
-        "columns": list(table.columns),
-        "dequantized": {n: gap for n, gap in zip(table.columns, table.discrete, strict=True) if gap},
-        "spikes": table.spikes(),
-        "settings": asdict(settings),
-        "seconds": 0.0 if before is None else _seconds(run / "run.json"),
-    }
+    earlier = 0.0 if before is None else _seconds(run / "run.json")
+    record = _begun(table, prepared, settings, earlier)
     if before is None:  # else nothing is written until the checkpoint turned out to be of this table and these settings
         write_json(run / "run.json", record)
     began = time.perf_counter()
@@ -215,14 +208,35 @@ def _train(table: Table, prepared: _Prepared, run: Path, settings: Settings, pro
         "stopped": history.stopped,
         "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
     }
+    _save(run, _fitted(ebm, table, prepared, history, record))
+    write_json(run / "run.json", record)
+    return record
+
+
+def _begun(table: Table, prepared: _Prepared, settings: Settings, seconds: float) -> dict[str, Any]:
+    """Return the record of a training that begins, or goes on after ``seconds``."""
+    return {
+        "status": "training",
+        "source": table.source,
+        "rows": {"training": len(prepared.rows), "held_out": len(prepared.held_out)},
+        "columns": list(table.columns),
+        "dequantized": {n: gap for n, gap in zip(table.columns, table.discrete, strict=True) if gap},
+        "spikes": table.spikes(),
+        "settings": asdict(settings),
+        "seconds": seconds,
+    }
+
+
+def _fitted(
+    ebm: RecoveryEBM, table: Table, prepared: _Prepared, history: History, record: dict[str, Any]
+) -> FittedTable:
+    """Return the trained model with all that the other commands need."""
     rows, held_out = (table.values[index] for index in (prepared.rows[:_KEPT_ROWS], prepared.held_out))
     recorded = history.records[-1].values if history.records else {}
     kept = [*_CURVES, *(name for name in _CURVES_OF_SOME if name in recorded)]
     curves = {name: history.column(name) for name in kept}
     scaling = (prepared.loc, prepared.scale, table.grids)
-    _save(run, FittedTable(ebm, table.columns, *scaling, rows, held_out, curves, record))
-    write_json(run / "run.json", record)
-    return record
+    return FittedTable(ebm, table.columns, *scaling, rows, held_out, curves, record)
 
 
 def _options(settings: Settings, columns: int) -> TrainingOptions:

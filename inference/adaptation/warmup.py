@@ -148,13 +148,7 @@ def warm_up(
     mass: MassEstimate = low_rank_mass,
 ) -> Iterator[Tuned]:
     """Tune step by step, as :func:`adapt` does: the last kernel it yields is the tuned one."""
-    check_kernel(kernel)
-    as_potential("the target", potential)
-    check_count("steps", steps)
-    if target_acceptance is not None:
-        check_between("target_acceptance", target_acceptance, 0.0, 1.0)
-    if not callable(mass):
-        raise InvalidInput(f"mass must be low_rank_mass, diagonal_mass, identity_mass or a function; got {mass!r}")
+    _check_arguments(kernel, potential, steps, target_acceptance, mass)
     potential = bind(potential)
     if isinstance(kernel, Cycle | Mixture | Block | Tempered):
         if groups is not None:
@@ -179,6 +173,18 @@ def warm_up(
     if target_acceptance is None:
         target_acceptance = _UNADJUSTED_ACCEPTANCE if kernel.target_acceptance is None else kernel.target_acceptance
     return _tune(kernel, potential, state, steps, StepSizeAdapter(kernel, target_acceptance, state, groups), mass)
+
+
+def _check_arguments(
+    kernel: Kernel, potential: Potential, steps: int, target_acceptance: float | None, mass: MassEstimate
+) -> None:
+    check_kernel(kernel)
+    as_potential("the target", potential)
+    check_count("steps", steps)
+    if target_acceptance is not None:
+        check_between("target_acceptance", target_acceptance, 0.0, 1.0)
+    if not callable(mass):
+        raise InvalidInput(f"mass must be low_rank_mass, diagonal_mass, identity_mass or a function; got {mass!r}")
 
 
 def _check_groups(groups: Tensor | None, state: State) -> None:

@@ -7,40 +7,25 @@ Models trained with short chains are known to forget: their long chains leave th
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from energyppl._checks import check_count, check_data
-from energyppl.distributions import EnergyDistribution
 from energyppl.errors import ChainWarning
 from energyppl.inference.evaluation.chains import EnergyDrift, ModeOccupancy, energy_drift, mode_occupancy
 from energyppl.inference.kernels.contract import Kernel
 from energyppl.inference.kernels.langevin import MALA
+from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.sampling.chains import Chains
 from energyppl.inference.sampling.sample_chains import sample_chains
+from energyppl.potentials.composed import Standardized
 
 __all__ = ["LongRun", "long_run"]
 
 _WARMUP = 400
 _Z, _APART = 4.0, 0.5  # standard errors and nats beyond which a difference is said
-
-
-class LongModel(Protocol):
-    """Protocol of a model for a long run; the models of ``energyppl.models`` with a normalizable energy follow it."""
-
-    event_shape: torch.Size
-    loc: Tensor
-    scale: Tensor
-
-    def marginal(self, level: int) -> EnergyDistribution:
-        """Return the density of a level."""
-        ...
-
-    def diffuse(self, x0: Tensor, level: int) -> Tensor:
-        """Add a level's noise to data."""
-        ...
 
 
 class Group(NamedTuple):
@@ -60,7 +45,7 @@ class LongRun(NamedTuple):
 
 
 def long_run(
-    model: LongModel,
+    model: EnergyModel,
     data: Tensor,
     *,
     steps: int = 100_000,
@@ -111,7 +96,7 @@ def long_run(
             warnings.simplefilter("ignore", ChainWarning)  # said in the result
             run = sample_chains(
                 MALA(0.1) if kernel is None else kernel,
-                model.marginal(level),
+                Standardized(model.potential(level), model.loc, model.scale),
                 chains=chains,
                 draws=kept,
                 thin=steps // kept,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.levels.step_sizes import LevelKernel
+from energyppl.integration.estimates import LogNormalizer
 from energyppl.potentials.algebra import Potential
 from energyppl.schedule import NoiseSchedule
 
@@ -33,8 +34,16 @@ class EnergyModel(Protocol):
         """Return the energy at a level, or at each point's own, in those coordinates."""
         ...
 
+    def diffuse(self, x0: Tensor, level: int) -> Tensor:
+        """Return data with a level's noise, in data coordinates; as they are if the model has no levels."""
+        ...
+
     def sample(self, sample_shape: int | Sequence[int] = (), *, level: int = 0) -> Tensor:
         """Return samples of a level, ``(*sample_shape, *event)``, in data coordinates."""
+        ...
+
+    def log_normalizer(self, level: int = 0) -> LogNormalizer:
+        """Estimate log Z of a level's density in data coordinates."""
         ...
 
 

@@ -191,11 +191,7 @@ def pilot_run(
         if bool((effective_size(log_weights) < _RESAMPLED_BELOW * len(x)).any()):
             path.resample(_resampled(log_weights))
             log_weights = torch.zeros_like(log_weights)
-        for move in range(_MAX_MOVES):  # beyond two only where the step size is still far too large
-            acceptance = float(path.move(beta, math.exp(log_step)))
-            log_step = min(log_step + 0.5 * (acceptance - target_acceptance), math.log(largest))
-            if move >= 1 and acceptance > 0.3 * target_acceptance:
-                break
+        log_step = _tuned(path, beta, log_step, target_acceptance, largest)
         visited.append(beta)
         steps.append(math.exp(log_step))
     steps[0] = steps[1]  # nothing moves at β = 0, but finer schedules interpolate from there
@@ -204,6 +200,16 @@ def pilot_run(
         path.move(1.0, math.exp(log_step))
     found = AnnealingSchedule(torch.tensor(visited, dtype=torch.float64), torch.tensor(steps, dtype=torch.float64))
     return PilotRun(found, path.x, round(path.evaluations))
+
+
+def _tuned(path: _Path, beta: float, log_step: float, target_acceptance: float, max_step_size: float) -> float:
+    """Move at a temperature, and return the log step size as the moves have tuned it."""
+    for move in range(_MAX_MOVES):  # beyond two only where the step size is still far too large
+        acceptance = float(path.move(beta, math.exp(log_step)))
+        log_step = min(log_step + 0.5 * (acceptance - target_acceptance), math.log(max_step_size))
+        if move >= 1 and acceptance > 0.3 * target_acceptance:
+            break
+    return log_step
 
 
 def _next_beta(beta: float, work: Tensor, log_weights: Tensor, steepness: float) -> float:

@@ -177,48 +177,30 @@ def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> Log
     far = distance > visited.radius
     half_bridge = float(norm.ppf(0.5 + 0.5 * found.confidence)) * bridge.standard_error
     width = float(student.ppf(0.5 + 0.5 * found.confidence, runs - 1))
-
-    # In units of the larger of the bridge's Z near the samples, which is ``one``, and the largest weight far from them.
-    near_samples = bridge.value + math.log1p(-visited.outside)
-    log_weights = (forward.log_weights - near_samples).masked_fill(~far, -math.inf)
-    unit = max(0.0, float(log_weights.max()))
-    one, weights = math.exp(-unit), torch.exp(log_weights - unit)
-    total = one + float(weights.mean())
-    share = float(weights.mean()) / total - visited.outside
-    value, standard_error = bridge.value, bridge.standard_error
-    lower, upper = value - half_bridge, value + half_bridge
-    if share > _UNVISITED:
-        error = float(weights.mean(1).std()) / math.sqrt(runs)
-        half = math.hypot(one * half_bridge, width * error)
-        value = near_samples + unit + math.log(total)
-        standard_error = math.hypot(one * bridge.standard_error, error) / total
-        lower = near_samples - half_bridge
-        if total > half:
-            lower = max(lower, near_samples + unit + math.log(total - half))
-        upper = near_samples + unit + math.log(total + half)
-
     said = [found.warning] if found.warning and math.isfinite(found.standard_error) else []
+
+    value = _Value(bridge.value, bridge.standard_error, bridge.value - half_bridge, bridge.value + half_bridge)
+    near_samples = bridge.value + math.log1p(-visited.outside)
+    mass = _FarMass.of(forward, far, near_samples)
+    share = mass.share() - visited.outside
     if share > _UNVISITED:
-        said.append(_where(forward, weights, distance, share))
+        value = mass.with_bridge(bridge.standard_error, half_bridge, width)
+        said.append(_where(forward, mass.weights, distance, share))
     near = replace(forward, log_weights=forward.log_weights.masked_fill(far, -math.inf)).estimate()
     apart = near.value - near_samples
     if abs(apart) > max(_MATTERS, _APART * math.hypot(near.standard_error, bridge.standard_error)):
         said.append(_apart(apart))
         if apart > 0:
-            value, standard_error = ahead.value, ahead.standard_error
-            lower, upper = value - width * standard_error, value + width * standard_error
-    before, upper = upper, max(upper, ahead.value)
-    if ahead.value > value + ahead.standard_error:
-        upper = max(upper, ahead.value + width * ahead.standard_error)
-    if not math.isfinite(found.standard_error):  # the bridge's own forward runs refute the samples
-        upper = max(upper, found.estimate)
-    if said or upper > before + _WIDENED:
+            half = width * ahead.standard_error
+            value = _Value(ahead.value, ahead.standard_error, ahead.value - half, ahead.value + half)
+    upper = _upper_end(value, ahead, width, found)
+    if said or upper > value.upper + _WIDENED:
         said.insert(0, _compared(ahead, bridge))
     return replace(
         found,
-        estimate=value,
-        standard_error=standard_error,
-        lower=lower,
+        estimate=value.estimate,
+        standard_error=value.standard_error,
+        lower=value.lower,
         upper=upper,
         evaluations=found.evaluations + forward.evaluations,
         method=f"{found.method}, and {runs} forward runs {forward.words}",
@@ -227,6 +209,68 @@ def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> Log
         bridge=bridge,
         unvisited=max(0.0, share),
     )
+
+
+class _Value(NamedTuple):
+    """An estimate of log Z with its interval, nats."""
+
+    estimate: float
+    standard_error: float
+    lower: float
+    upper: float
+
+
+class _FarMass(NamedTuple):
+    """Weights of forward runs far from all samples, beside the bridge's Z near the samples.
+
+    All are in units of the larger of that Z and the largest weight, so that neither overflows.
+    """
+
+    near_samples: float  # log of the bridge's Z near the samples, nats
+    unit: float  # nats above it
+    weights: Tensor  # (runs, particles), 0 near the samples
+
+    @classmethod
+    def of(cls, forward: ForwardRuns, far: Tensor, near_samples: float) -> "_FarMass":
+        """Take the weights of the particles that are ``far``, ``(runs, particles)``."""
+        log_weights = (forward.log_weights - near_samples).masked_fill(~far, -math.inf)
+        unit = max(0.0, float(log_weights.max()))
+        return cls(near_samples, unit, torch.exp(log_weights - unit))
+
+    def total(self) -> float:
+        """Return Z, both parts together."""
+        return math.exp(-self.unit) + float(self.weights.mean())
+
+    def share(self) -> float:
+        """Return the share of Z that lies far from all samples."""
+        return float(self.weights.mean()) / self.total()
+
+    def with_bridge(self, bridge_error: float, half_bridge: float, width: float) -> _Value:
+        """Return log of both parts of Z together.
+
+        Args:
+            bridge_error: standard error of the bridge, nats.
+            half_bridge: half its interval's width.
+            width: Student's quantile for the spread over runs.
+        """
+        one, total, nats = math.exp(-self.unit), self.total(), self.near_samples + self.unit
+        error = float(self.weights.mean(1).std()) / math.sqrt(len(self.weights))
+        half = math.hypot(one * half_bridge, width * error)
+        lower = self.near_samples - half_bridge
+        if total > half:
+            lower = max(lower, nats + math.log(total - half))
+        standard_error = math.hypot(one * bridge_error, error) / total
+        return _Value(nats + math.log(total), standard_error, lower, nats + math.log(total + half))
+
+
+def _upper_end(value: _Value, ahead: Estimate, width: float, found: LogNormalizer) -> float:
+    """Return the interval's upper end, raised to what the forward runs say where that is more."""
+    upper = max(value.upper, ahead.value)
+    if ahead.value > value.estimate + ahead.standard_error:
+        upper = max(upper, ahead.value + width * ahead.standard_error)
+    if not math.isfinite(found.standard_error):  # the bridge's own forward runs refute the samples
+        upper = max(upper, found.estimate)
+    return upper
 
 
 def _compared(ahead: Estimate, bridge: Estimate) -> str:

@@ -60,28 +60,7 @@ def anneal_through_levels(
         The mass near the samples by the bridge and that far from them by forward runs; ``forward``, ``bridge`` and
         ``unvisited`` say what each found.  Only the forward estimate of an explicit ``AIS`` or ``SMC``.
     """
-
-    def to_unit(x: Tensor) -> Tensor:
-        return model.to_unit(x) / marginal_std
-
-    def given(x: Tensor) -> Tensor:
-        return to_unit(check_data("samples", x, model.event_shape))
-
-    used: list[Tensor] = []  # by the bridge
-
-    def drawn(count: int) -> Tensor:
-        if callable(samples):
-            used.append(given(samples(count)))
-        else:
-            x = to_unit(model.sample((count,), level=level))
-            x = x[torch.isfinite(x).reshape(count, -1).all(1)]
-            used.append(adapt(MALA(0.1), stops[0], x, _RELAXED).state.x)
-        return used[-1]
-
-    draws: Draws = drawn
-    if isinstance(samples, Tensor):
-        draws = given(samples)
-        used.append(draws)
+    draws, used = _unit_draws(model, level, stops[0], samples, marginal_std)
     method = BAR() if method is None else method
     if not method.waypoints:
         method = replace(method, waypoints=tuple(reversed(stops[1:])))
@@ -110,3 +89,31 @@ def anneal_through_levels(
         if found.warning:
             warn_user(f"log Z: {found.warning}")
     return found + jacobian
+
+
+def _unit_draws(
+    model: EnergyModel, level: int, target: Potential, samples: Draws | None, marginal_std: float
+) -> tuple[Draws, list[Tensor]]:
+    """Return draws of a level in coordinates of unit variance, and a list that those which are used are noted in."""
+
+    def to_unit(x: Tensor) -> Tensor:
+        return model.to_unit(x) / marginal_std
+
+    def given(x: Tensor) -> Tensor:
+        return to_unit(check_data("samples", x, model.event_shape))
+
+    used: list[Tensor] = []
+    if isinstance(samples, Tensor):
+        used.append(given(samples))
+        return used[0], used
+
+    def draws(count: int) -> Tensor:
+        if callable(samples):
+            used.append(given(samples(count)))
+        else:
+            x = to_unit(model.sample((count,), level=level))
+            x = x[torch.isfinite(x).reshape(count, -1).all(1)]
+            used.append(adapt(MALA(0.1), target, x, _RELAXED).state.x)
+        return used[-1]
+
+    return draws, used

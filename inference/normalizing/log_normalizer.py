@@ -100,46 +100,15 @@ def log_normalizer(
         NotNormalizable: if the energy does not rise far away as it must for Z to be finite.
         EnergyPPLError: if the path from base to target doesn't arrive.
     """
-    if isinstance(target, EnergyDistribution):
-        if target.batch_shape:
-            raise InvalidInput(
-                f"log_normalizer takes one distribution; got a batch of shape {shape_text(target.batch_shape)}: "
-                "energyppl.normalizing.recovery_normalizers does whole batches of recovery distributions"
-            )
-        if not target.is_unconstrained:
-            samples = _unconstrained(target, samples)
-            if method is not None:
-                method = replace(method, waypoints=tuple(Constrained(w, target.support) for w in method.waypoints))
-        target = target.unconstrained()
-    as_potential("the target", target)
-    if base is not None and not hasattr(as_potential("base", base), "sample"):
-        raise InvalidInput(
-            f"base must be a potential with a sample method; got {type(base).__name__}: pass a GaussianBase"
-        )
-    if base is None and samples is None and isinstance(target, RecoveryPotential):
-        base = GaussianBase.of_tilt(target)
+    target, samples, base, method = _problem(target, samples, base, method)
     check_between("confidence", confidence, 0.0, 1.0)
     if tolerance is not None:
         check_positive("tolerance", tolerance)
     if max_evaluations is not None:
         check_count("max_evaluations", max_evaluations)
-    method = method if method is not None else (SMC() if samples is None else BAR())
-    if method.reverse and samples is None:
-        raise InvalidInput(
-            f"{type(method).__name__} begins at draws of the target: pass samples, or use SMC() or AIS()"
-        )
     began = time.perf_counter()
     draws = None if samples is None else DrawsOnce(samples, target, binary=is_binary(method.kernel))
-    path = find_path(
-        (*method.waypoints, target),
-        base,
-        draws,
-        method.kernel,
-        temperatures=method.temperatures,
-        refit=method.refit,
-        sparing=method.reverse,
-        starts=method.starts,
-    )
+    path = _path(target, base, draws, method)
     runs, stopped = _Runs(path.evaluations), None
     bar = tqdm(desc="log Z", unit=" evaluations", disable=not progress)
     with bar:
@@ -159,6 +128,36 @@ def log_normalizer(
     return result
 
 
+def _problem(
+    target: Potential | EnergyDistribution, samples: Draws | None, base: Base | None, method: Annealing | None
+) -> tuple[Potential, Draws | None, Base | None, Annealing]:
+    """Return target, samples, base and method in unconstrained coordinates, with defaults for what was left out."""
+    if isinstance(target, EnergyDistribution):
+        if target.batch_shape:
+            raise InvalidInput(
+                f"log_normalizer takes one distribution; got a batch of shape {shape_text(target.batch_shape)}: "
+                "energyppl.normalizing.recovery_normalizers does whole batches of recovery distributions"
+            )
+        if not target.is_unconstrained:
+            samples = _unconstrained(target, samples)
+            if method is not None:
+                method = replace(method, waypoints=tuple(Constrained(w, target.support) for w in method.waypoints))
+        target = target.unconstrained()
+    as_potential("the target", target)
+    if base is not None and not hasattr(as_potential("base", base), "sample"):
+        raise InvalidInput(
+            f"base must be a potential with a sample method; got {type(base).__name__}: pass a GaussianBase"
+        )
+    if base is None and samples is None and isinstance(target, RecoveryPotential):
+        base = GaussianBase.of_tilt(target)
+    method = method if method is not None else (SMC() if samples is None else BAR())
+    if method.reverse and samples is None:
+        raise InvalidInput(
+            f"{type(method).__name__} begins at draws of the target: pass samples, or use SMC() or AIS()"
+        )
+    return target, samples, base, method
+
+
 def _unconstrained(target: EnergyDistribution, samples: Draws | None) -> Draws | None:
     """Bring draws from the support of a distribution to the points of its unconstrained potential."""
     if isinstance(samples, Tensor):
@@ -169,6 +168,20 @@ def _unconstrained(target: EnergyDistribution, samples: Draws | None) -> Draws |
 
 
 # --- The runs ---
+
+
+def _path(target: Potential, base: Base | None, draws: DrawsOnce | None, method: Annealing) -> AnnealingPath:
+    """Find the path that a method's runs take."""
+    return find_path(
+        (*method.waypoints, target),
+        base,
+        draws,
+        method.kernel,
+        temperatures=method.temperatures,
+        refit=method.refit,
+        sparing=method.reverse,
+        starts=method.starts,
+    )
 
 
 def _batch(path: AnnealingPath, runs: _Runs, method: Annealing, draws: DrawsOnce | None) -> None:

@@ -7,7 +7,7 @@ from its own tilt.
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +19,11 @@ from energyppl.inference.levels.contract import LevelModel
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt
 from energyppl.inference.normalizing.annealing import anneal, log_mean_exp, pilot_run
 from energyppl.inference.sampling.run_chain import run_chain
-from energyppl.integration.estimates import Estimate, LogNormalizer
+from energyppl.integration.estimates import Estimate
 from energyppl.potentials.algebra import RecoveryPotential, sum_event
 from energyppl.potentials.bases import GaussianBase
 
-__all__ = ["ProcessLikelihood", "ProcessModel", "RecoveryNormalizers", "process_log_likelihood", "recovery_normalizers"]
+__all__ = ["ProcessLikelihood", "RecoveryNormalizers", "process_log_likelihood", "recovery_normalizers"]
 
 _PILOT = 64  # particles
 
@@ -80,16 +80,6 @@ def recovery_normalizers(
     )
 
 
-class ProcessModel(LevelModel, Protocol):
-    """Protocol of a model whose sampling process has a likelihood; ``energyppl.models.RecoveryEBM`` follows it."""
-
-    scale: Tensor
-
-    def log_normalizer(self, level: int = 0) -> LogNormalizer:
-        """Return log Z of a level's marginal in data coordinates."""
-        ...
-
-
 class ProcessLikelihood(NamedTuple):
     """The bound on the mean log-likelihood of the sampling process, from two sides."""
 
@@ -101,7 +91,7 @@ class ProcessLikelihood(NamedTuple):
 
 
 def process_log_likelihood(
-    model: ProcessModel, x: Tensor, *, particles: int = 64, temperatures: int | None = None, steps: int = 40
+    model: LevelModel, x: Tensor, *, particles: int = 64, temperatures: int | None = None, steps: int = 40
 ) -> ProcessLikelihood:
     """Bound the mean log density, in nats and data coordinates, that the sampling process gives to points.
 
@@ -120,39 +110,12 @@ def process_log_likelihood(
         ('lower', 'upper', 'evaluations')
     """
     check_data("x", x, model.event_shape, at_least=2)
-    schedule, shape, top = model.schedule, model.event_shape, model.schedule.levels - 1
     z, evaluations = model.to_unit(x), 0
     lower, upper = (torch.zeros(len(x), dtype=torch.float64, device=z.device) for _ in range(2))
-    alphas, sigmas = tilt(schedule)
-    for t in range(top + schedule.tilted_top):
-        alpha, sigma = float(alphas[t]), float(sigmas[t])
-        noisy = alpha * z + sigma * torch.randn_like(z)
-        level = torch.full((len(z),), t, device=z.device)
-        potential = recovery_potential(model, noisy, level)
-        wide = z.expand(particles, *z.shape)
-        moved = run_chain(
-            recovery_kernel(model.level_kernel, schedule, level.expand(particles, -1)),
-            _widened(potential, wide),
-            wide,
-            steps,
-        )
-        found = recovery_normalizers(potential, particles=particles, temperatures=temperatures, draws=moved.state.x)
-        evaluations += found.evaluations + round(moved.evaluations * len(z) * particles)
-        assert found.upper_bound is not None
-        with torch.no_grad():
-            recovered = -potential(z).double()
-        noised = -_gaussian_energy(noisy, alpha * z, sigma, shape)
-        lower += recovered - found.upper_bound - noised
-        upper += recovered - found.estimate - noised
-        z = noisy
-    if schedule.tilted_top:
-        spread = float(schedule.marginal_std[-1])
-        last, error = -_gaussian_energy(z, torch.zeros_like(z), spread, shape), 0.0
-    else:
-        found_z = model.log_normalizer(top)
-        with torch.no_grad():
-            last = -model.potential(torch.tensor(top, device=z.device))(z).double()
-        last, error = last - (found_z.estimate - float(model.scale.log().sum())), found_z.standard_error
+    for t in range(model.schedule.levels - 1 + model.schedule.tilted_top):
+        z, below, above, cost = _step_bounds(model, z, t, particles, temperatures, steps)
+        lower, upper, evaluations = lower + below, upper + above, evaluations + cost
+    last, error = _noisiest(model, z)
     jacobian = float(model.scale.log().sum())
     sides = []
     for side in (lower, upper):
@@ -161,6 +124,56 @@ def process_log_likelihood(
             Estimate(float(values.mean()), math.hypot(float(values.std()) / math.sqrt(len(values)), error), error)
         )
     return ProcessLikelihood(sides[0], sides[1], evaluations)
+
+
+class _StepBounds(NamedTuple):
+    """One step of noising, and the bounds on what it adds to the log density of the process, nats, ``(n,)`` each."""
+
+    noisy: Tensor  # (n, *event)
+    lower: Tensor
+    upper: Tensor
+    evaluations: int
+
+
+def _step_bounds(
+    model: LevelModel, z: Tensor, t: int, particles: int, temperatures: int | None, steps: int
+) -> _StepBounds:
+    """Add noise to points of level ``t``, and bound log p(x_t | x_{t+1}) − log q(x_{t+1} | x_t)."""
+    schedule, alphas, sigmas = model.schedule, *tilt(model.schedule)
+    alpha, sigma = float(alphas[t]), float(sigmas[t])
+    noisy = alpha * z + sigma * torch.randn_like(z)
+    level = torch.full((len(z),), t, device=z.device)
+    potential = recovery_potential(model, noisy, level)
+    wide = z.expand(particles, *z.shape)
+    moved = run_chain(
+        recovery_kernel(model.level_kernel, schedule, level.expand(particles, -1)),
+        _widened(potential, wide),
+        wide,
+        steps,
+    )
+    found = recovery_normalizers(potential, particles=particles, temperatures=temperatures, draws=moved.state.x)
+    assert found.upper_bound is not None
+    with torch.no_grad():
+        recovered = -potential(z).double()
+    noised = -_gaussian_energy(noisy, alpha * z, sigma, model.event_shape)
+    return _StepBounds(
+        noisy,
+        recovered - found.upper_bound - noised,
+        recovered - found.estimate - noised,
+        found.evaluations + round(moved.evaluations * len(z) * particles),
+    )
+
+
+def _noisiest(model: LevelModel, z: Tensor) -> tuple[Tensor, float]:
+    """Return the log density that the process begins with at points of the noisiest level, and log Z's error."""
+    schedule, top = model.schedule, model.schedule.levels - 1
+    if schedule.tilted_top:
+        spread = float(schedule.marginal_std[-1])
+        return -_gaussian_energy(z, torch.zeros_like(z), spread, model.event_shape), 0.0
+    found = model.log_normalizer(top)
+    with torch.no_grad():
+        energy = model.potential(torch.tensor(top, device=z.device))(z).double()
+    return -energy - (found.estimate - float(model.scale.log().sum())), found.standard_error
 
 
 def _widened(potential: RecoveryPotential, x: Tensor) -> RecoveryPotential:

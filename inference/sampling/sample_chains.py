@@ -23,6 +23,7 @@ from energyppl.inference.kernels.mass import MassEstimate, low_rank_mass
 from energyppl.inference.sampling.chains import Chains
 from energyppl.inference.sampling.pyro_model import ModelPotential
 from energyppl.inference.sampling.targets import Init, Target
+from energyppl.potentials.algebra import Potential
 
 __all__ = ["sample_chains"]
 
@@ -91,8 +92,7 @@ def sample_chains(
         >>> chains.samples["mu"].shape
         torch.Size([8, 20])
     """
-    for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
-        check_count(name, value, at_least=least)
+    _check_counts(chains=chains, draws=draws, warmup=warmup, thin=thin)
     check_flag("progress", progress)
     if target_acceptance is not None:
         check_between("target_acceptance", target_acceptance, 0.0, 1.0)
@@ -104,50 +104,80 @@ def sample_chains(
     x, potential = target.start(chains, init), bind(target.potential)
     recorder = _Recorder(target, x, draws, file)
     early = _Recorder(target, x, warmup, None) if keep_warmup and warmup else None
-    began = time.perf_counter()
-    gradients, interrupted, sampling_since = 0.0, False, math.inf
     bar = tqdm(total=warmup + draws, disable=not progress, desc="warm-up" if warmup else "sampling", leave=True)
-    shown = _Progress(bar)
+    run = _Run(kernel, potential, x, _Progress(bar))
     try:
-        state = None
         if warmup:
-            for tuned in warm_up(kernel, potential, x, warmup, target_acceptance=target_acceptance, mass=mass):
-                kernel, state = tuned.kernel, tuned.state
-                gradients += tuned.info.cost()
-                if early is not None:
-                    early.add(state, [tuned.info], middle_step(kernel))
-                shown.show(tuned.info)
-        if state is None:
-            state = kernel.init(potential, x)
+            run.tune(warmup, early, target_acceptance, mass)
         bar.set_description("sampling")
-        recorder.begin(state.x)
-        step_size = middle_step(kernel)
-        sampling_since = time.perf_counter()
-        for _ in range(draws):
-            infos = []
-            for _ in range(thin):
-                state, info = kernel.step(potential, state)
-                infos.append(info)
-            recorder.add(state, infos, step_size)
-            shown.show(infos[-1])
+        run.sample(draws, thin, recorder)
     except KeyboardInterrupt:
-        interrupted = True
+        run.interrupted = True
     finally:
         bar.close()
-    ended = time.perf_counter()
     result = replace(
-        recorder.chains(kernel),
-        warmup=early.chains(kernel) if early is not None else None,
-        interrupted=interrupted,
-        seconds=max(0.0, ended - sampling_since),
-        warmup_seconds=min(ended, sampling_since) - began,
-        warmup_gradients=gradients,
-        attributes=_attributes(kernel, warmup, thin),
-        notes=untuned(kernel) if warmup else (),
+        recorder.chains(run.kernel),
+        warmup=early.chains(run.kernel) if early is not None else None,
+        attributes=_attributes(run.kernel, warmup, thin),
+        notes=untuned(run.kernel) if warmup else (),
+        **run.costs(),
     )
     for problem in result.problems(rare=_RARE, disagreement=_FAR):
         warn_user(problem, ChainWarning)
     return result
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        check_count(name, value, at_least=0 if name == "warmup" else 1)
+
+
+class _Run:
+    """A run as far as it has come: Ctrl-C may end it anywhere, and what it has by then is kept."""
+
+    def __init__(self, kernel: Kernel, potential: Potential, x: Tensor, progress: "_Progress") -> None:
+        self.kernel, self.interrupted = kernel, False
+        self._potential, self._x, self._progress = potential, x, progress
+        self._state: State | None = None
+        self._warmup_gradients = 0.0
+        self._began, self._sampling_since = time.perf_counter(), math.inf
+
+    def tune(
+        self, steps: int, recorder: "_Recorder | None", target_acceptance: float | None, mass: MassEstimate
+    ) -> None:
+        """Warm up, and record the draws if they are wanted."""
+        for tuned in warm_up(
+            self.kernel, self._potential, self._x, steps, target_acceptance=target_acceptance, mass=mass
+        ):
+            self.kernel, self._state = tuned.kernel, tuned.state
+            self._warmup_gradients += tuned.info.cost()
+            if recorder is not None:
+                recorder.add(tuned.state, [tuned.info], middle_step(tuned.kernel))
+            self._progress.show(tuned.info)
+
+    def sample(self, draws: int, thin: int, recorder: "_Recorder") -> None:
+        """Record draws, ``thin`` steps apart, of the kernel as it is now."""
+        state = self.kernel.init(self._potential, self._x) if self._state is None else self._state
+        recorder.begin(state.x)
+        step_size = middle_step(self.kernel)
+        self._sampling_since = time.perf_counter()
+        for _ in range(draws):
+            infos = []
+            for _ in range(thin):
+                state, info = self.kernel.step(self._potential, state)
+                infos.append(info)
+            recorder.add(state, infos, step_size)
+            self._progress.show(infos[-1])
+
+    def costs(self) -> dict[str, Any]:
+        """Return what the run took until now, by the names of :class:`Chains`."""
+        now = time.perf_counter()
+        return {
+            "interrupted": self.interrupted,
+            "seconds": max(0.0, now - self._sampling_since),
+            "warmup_seconds": min(now, self._sampling_since) - self._began,
+            "warmup_gradients": self._warmup_gradients,
+        }
 
 
 class _Recorder:

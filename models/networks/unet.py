@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,24 +82,10 @@ class UNetInitializer(Rebuildable, nn.Module):
         if not set(attention) <= set(heights):
             raise InvalidInput(f"attention must name heights that occur, of {heights}; got {list(attention)}")
 
-        kept = [width]  # channels of the features that the way down keeps for the way up
-        down: list[_Block] = []
-        for index, (size, height) in enumerate(zip(channels, heights, strict=True)):
-            for _ in range(blocks):
-                down.append(_Block(kept[-1], size, dropout, attends=height in attention))
-                kept.append(size)
-            if index < len(channels) - 1:
-                down.append(_Block(size, size, dropout, resample=_halve))
-                kept.append(size)
-        last = channels[-1]
-        middle = [_Block(last, last, dropout, attends=True), _Block(last, last, dropout)]
-        up: list[_Block] = []
-        for index, (size, height) in reversed(list(enumerate(zip(channels, heights, strict=True)))):
-            for _ in range(blocks + 1):
-                up.append(_Block(last + kept.pop(), size, dropout, attends=height in attention))
-                last = size
-            if index > 0:
-                up.append(_Block(size, size, dropout, resample=_double))
+        stages = [_Stage(size, height in attention) for size, height in zip(channels, heights, strict=True)]
+        down, kept = _way_down(width, stages, blocks, dropout)
+        middle = [_Block(channels[-1], channels[-1], dropout, attends=attends) for attends in (True, False)]
+        up = _way_up(kept, stages, blocks, dropout)
         self.stem = convolution(self.event_shape[0], width)
         self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
         self.norm = _group_norm(channels[0])
@@ -178,6 +165,40 @@ class UNetInitializer(Rebuildable, nn.Module):
         )
         options = {"width": width, "blocks": blocks, "classes": classes, "learn_scale": learn_scale}
         return net.built_by("cdrl_cifar10", levels=levels, **options)
+
+
+class _Stage(NamedTuple):
+    """What the blocks at one resolution have in common."""
+
+    channels: int
+    attends: bool
+
+
+def _way_down(width: int, stages: Sequence[_Stage], blocks: int, dropout: float) -> tuple[list["_Block"], list[int]]:
+    """Return the blocks down to the lowest resolution, and the channels of the features kept for the way up."""
+    down: list[_Block] = []
+    kept = [width]
+    for index, stage in enumerate(stages):
+        for _ in range(blocks):
+            down.append(_Block(kept[-1], stage.channels, dropout, attends=stage.attends))
+            kept.append(stage.channels)
+        if index < len(stages) - 1:
+            down.append(_Block(stage.channels, stage.channels, dropout, resample=_halve))
+            kept.append(stage.channels)
+    return down, kept
+
+
+def _way_up(kept: Sequence[int], stages: Sequence[_Stage], blocks: int, dropout: float) -> list["_Block"]:
+    """Return the blocks up again, each of which also takes in features of ``kept``, the last first."""
+    up: list[_Block] = []
+    before, beside = stages[-1].channels, iter(reversed(kept))
+    for index, stage in reversed(list(enumerate(stages))):
+        for _ in range(blocks + 1):
+            up.append(_Block(before + next(beside), stage.channels, dropout, attends=stage.attends))
+            before = stage.channels
+        if index > 0:
+            up.append(_Block(stage.channels, stage.channels, dropout, resample=_double))
+    return up
 
 
 def _halve(x: Tensor) -> Tensor:

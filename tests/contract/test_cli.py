@@ -1,4 +1,4 @@
-"""The command line as a user meets it: demo, fit, sample, show, and one clear line for what goes wrong."""
+"""The command line as a user meets it: fit, sample, show, score, and one clear line for what goes wrong."""
 
 import json
 import os
@@ -15,8 +15,8 @@ import torch
 
 import energyppl as ep
 from energyppl._files import locked
-from energyppl.cli import demo
 from energyppl.cli.main import main
+from tests.support.cli import fit_wide
 from tests.support.damage import Bomb
 
 COMMANDS = ("demo", "fit", "sample", "show", "diagnose", "logz", "score")
@@ -69,25 +69,6 @@ def test_help_of_each_command(name: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 # --- demo ---
-
-
-def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, small in (("_SAMPLES", 300), ("_TESTED", 200), ("_GRID", 40)):
-        monkeypatch.setattr(demo, name, small)
-    out = tmp_path / "pictures"
-    assert main(["demo", "--data", "two-moons", "--steps", "30", "--seed", "3", "--out", str(out)]) == 0
-    printed = capsys.readouterr().out
-    assert "log Z" in printed
-    assert str(out) in printed
-    report = json.loads((out / "report.json").read_text())
-    assert {path.name for path in out.glob("*.png")} == set(report["pictures"])
-    assert report["seed"] == 3
-    assert report["training"]["steps"] == 30
-    held = report["held_out"]
-    difference = held["negative_log_likelihood"] - held["true_entropy"]
-    assert abs(difference - held["excess"]) < 5 * held["negative_log_likelihood_standard_error"]
-    assert held["excess"] > 0
-    assert sum(report["modes"]["samples"]) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_demo_refuses_a_bad_name_and_lists_the_good_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -318,33 +299,8 @@ def test_a_run_is_trained_by_one_process(run: Path, copied: Path, capsys: pytest
 
 @pytest.fixture(scope="module")
 def wide_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of three columns, which no grid reaches."""
-    folder = tmp_path_factory.mktemp("wide")
-    rows = np.random.default_rng(2).normal(size=(200, 3)) * [1.0, 100.0, 0.01]
-    np.savetxt(folder / "table.csv", rows, delimiter=",", header="a,b,c", comments="")
-    arguments = ["fit", folder / "table.csv", "--out", folder / "run", "--steps", 20, "--levels", 3]
-    assert main([str(a) for a in arguments]) == 0
-    return folder
-
-
-def test_logz_and_score(wide_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Densities come in the table's units, outliers first; the kept log Z serves until the model changes."""
-    assert main(["logz", str(wide_run / "run"), "--tolerance", "0.5"]) == 0
-    assert "log Z = " in capsys.readouterr().out
-    kept = json.loads((wide_run / "run" / "logz.json").read_text())
-    assert (wide_run / "run" / "log_weights.png").stat().st_size > 5000
-    rows = np.loadtxt(wide_run / "table.csv", delimiter=",", skiprows=1)
-    rows[7] = [9.0, 900.0, 0.09]
-    np.savetxt(tmp_path / "new.csv", rows[:, [2, 0, 1]], delimiter=",", header="c,a,b", comments="")  # another order
-    out = tmp_path / "scores.csv"
-    assert main(["score", str(wide_run / "run"), str(tmp_path / "new.csv"), "--out", str(out)]) == 0
-    assert f"{kept['log_z']['estimate']:.4f}" in capsys.readouterr().out
-    scores = np.loadtxt(out, delimiter=",", skiprows=1)
-    assert scores[0, 0] == 7
-    assert (np.diff(scores[:, 1]) >= 0).all()
-    assert sorted(scores[:, 0]) == list(range(200))
-    # Gaussian columns of sd 1, 100 and .01: the mean log density is about −3/2 log 2πe, whatever the units.
-    assert np.median(scores[:, 1]) == pytest.approx(-1.5 * np.log(2 * np.pi * np.e) + 0.5, abs=1.0)
+    """A finished run of three columns and its table; tests must not change it."""
+    return fit_wide(tmp_path_factory.mktemp("wide"))
 
 
 def test_score_of_what_does_not_fit(wide_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -362,6 +318,15 @@ def test_score_of_what_does_not_fit(wide_run: Path, tmp_path: Path, capsys: pyte
     assert "tolerance must be positive" in fails(capsys, "logz", run, "--tolerance", "0")
 
 
+@pytest.fixture(scope="module")
+def normalized(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its log Z and its table, ``t.csv``; tests must not change it."""
+    folder = Path(shutil.copytree(run, tmp_path_factory.mktemp("normalized") / "run"))
+    np.savetxt(folder / "t.csv", ROWS, delimiter=",", header="income,rooms", comments="", fmt="%.10g")
+    assert main(["logz", str(folder)]) == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -376,12 +341,10 @@ def test_score_of_what_does_not_fit(wide_run: Path, tmp_path: Path, capsys: pyte
     ids=str,
 )
 def test_a_logz_json_edited_by_hand_is_refused_by_name(
-    change: dict[str, Any], run: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+    change: dict[str, Any], normalized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = copied / "t.csv"
-    np.savetxt(table, ROWS, delimiter=",", header="income,rooms", comments="", fmt="%.10g")
-    assert main(["logz", str(copied)]) == 0
-    path = copied / "logz.json"
+    copied = Path(shutil.copytree(normalized, tmp_path / "copied"))
+    table, path = copied / "t.csv", copied / "logz.json"
     kept = json.loads(path.read_text())
     path.write_text(json.dumps({**kept, "log_z": {**kept["log_z"], **change}}))
     assert f"{path} is damaged" in fails(capsys, "score", copied, table, "--out", copied / "s.csv")

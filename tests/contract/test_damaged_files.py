@@ -124,21 +124,24 @@ def test_damaged_idx_files(packed: bool, tmp_path: Path) -> None:
 
 
 def npz_bomb(path: Path) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w", force_zip64=True) as f:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("x.npy", "w", force_zip64=True) as f,
+    ):
         np.lib.format.write_array_header_1_0(f, {"descr": "<f8", "fortran_order": False, "shape": (2**16, 1024)})
         for _ in range(2**6):
             f.write(bytes(2**23))
 
 
 def idx_bomb(path: Path) -> None:
-    with gzip.open(path, "wb") as file:
+    with gzip.open(path, "wb", 1) as file:
         file.write(idx(np.empty((0,), np.uint8), (2**9, 2**10, 2**10)))
         for _ in range(2**6):
             file.write(bytes(2**23))
 
 
 def png_bomb(path: Path) -> None:
-    packer = zlib.compressobj()
+    packer = zlib.compressobj(1)
     row = packer.compress(bytes(2**23))
     data = row + b"".join(packer.compress(bytes(2**23)) for _ in range(2**6 - 1)) + packer.flush()
     chunks = ((b"IHDR", struct.pack(">IIBBBBB", 23_170, 23_170, 8, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b""))

@@ -17,23 +17,46 @@ import energyppl as ep
 from energyppl import plots
 from energyppl.cli.runs import FittedTable
 from energyppl.inference.evaluation.chains import level_acceptance
+from energyppl.inference.normalizing import forward, levels, mode_search, paths
 from energyppl.inference.normalizing.recovery import recovery_normalizers
 from energyppl.integration.quadrature import expectation, kl_divergence, quadrature
 from energyppl.metrics.two_sample import energy_distance_test
+from energyppl.potentials import mixture_fit
 from tests.support.devices import DEVICE, SHORT, data, joint, net, on_device, there
 from tests.support.pretend_device import pretend_device
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # chains this short earn every one
+
+
+@pytest.fixture(autouse=True)
+def _short_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search for modes and fit mixtures in few steps: every operation is checked, and so slow."""
+    for module, name, small in (
+        (forward, "_STARTS", 16),
+        (levels, "_RELAXED", 2),
+        (paths, "_PILOT", 64),
+        (mode_search, "_FEWEST_ROUNDS", 2),
+        (mode_search, "_ROUNDS", 2),
+        (mode_search, "_FIRST_STEPS", 8),
+        (mode_search, "_STEPS", 8),
+        (mode_search, "_MOVES", 6),
+        (mixture_fit, "_CANDIDATES", (1, 2)),
+        (mixture_fit, "_ITERATIONS", 3),
+    ):
+        assert hasattr(module, name)
+        monkeypatch.setattr(module, name, small)
+
 
 # --- Normalizers ---
 
 
 @pretend_device()
 def test_a_normalizer_takes_samples_of_the_cpu() -> None:
-    model, method = on_device(3), ep.normalizing.BAR(particles=32, temperatures=4)
-    model.log_normalizer(method=ep.normalizing.BAR(particles=32)).trace.forward.numpy()
+    model, method = on_device(3), ep.normalizing.BAR(particles=32, temperatures=(0.0, 0.5, 1.0))
+    model.log_normalizer(method=method).trace.forward.numpy()
     model.log_normalizer(method=method, samples=data(3))
-    model.log_normalizer(method=method, samples=lambda count: data(3, count))
+    backward = ep.normalizing.ReverseAIS(particles=32, temperatures=(0.0, 0.5, 1.0))
+    model.log_normalizer(method=backward, samples=lambda count: data(3, count))
 
 
 @pretend_device()
@@ -43,7 +66,7 @@ def test_a_potential_alone_is_normalized() -> None:
         on_device(3).potential(0),
         ep.potentials.GaussianBase(torch.zeros(3).to(DEVICE), torch.tensor(2.0)),
     )
-    ep.log_normalizer(potential, method=ep.normalizing.SMC(particles=32, temperatures=4))
+    ep.log_normalizer(potential, method=ep.normalizing.SMC(particles=32, temperatures=(0.0, 0.5, 1.0)))
     ep.log_normalizer(potential, method=ep.normalizing.AIS(particles=32, temperatures=4), base=base)
     ep.log_normalizer(potential, method=ep.normalizing.BAR(particles=32), samples=data(3))
 

@@ -1,4 +1,4 @@
-"""The model of one energy: coordinates, normalizers, sampling, and what it refuses."""
+"""The model of one energy: coordinates, normalizers, and what it refuses."""
 
 import math
 
@@ -7,18 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-
-
-class Bell(nn.Module):
-    """The energy of N(0, I)."""
-
-    def __init__(self, event_shape: tuple[int, ...] = (2,)) -> None:
-        super().__init__()
-        self.event_shape = torch.Size(event_shape)
-        self.precision = nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.5 * self.precision * x.square().flatten(x.dim() - len(self.event_shape)).sum(-1)
+from tests.support.multiscale import Bell
 
 
 def test_density_in_data_coordinates() -> None:
@@ -31,30 +20,6 @@ def test_density_in_data_coordinates() -> None:
     assert torch.allclose(ebm.log_prob(x), exact, atol=1e-3)
     found = ebm.log_normalizer()
     assert abs(found.estimate - math.log(2 * math.pi * 4.0)) < found.standard_error < 1e-3
-
-
-def test_above_two_dimensions_it_anneals() -> None:
-    """Five dimensions, where log Z is known: within 4.5 of its standard errors, a false alarm in 70,000."""
-    torch.manual_seed(0)
-    ebm = ep.EBM(Bell((5,)))
-    ebm.scale.fill_(0.5)
-    found = ebm.log_normalizer()
-    assert abs(found.estimate - 2.5 * math.log(2 * math.pi * 0.25)) < 4.5 * found.standard_error + 1e-3
-    assert ebm.log_normalizer() is found, "kept until the weights change"
-    with torch.no_grad():
-        ebm.net.precision.mul_(2.0)  # type: ignore[operator, union-attr]
-    assert ebm.log_normalizer() is not found
-
-
-def test_samples_have_the_energys_moments() -> None:
-    """Mean and variance of 2,000 chains, 4.5 standard errors: 4 numbers, a false alarm in 35,000."""
-    torch.manual_seed(0)
-    ebm = ep.EBM(Bell())
-    ebm.loc.fill_(-1.0)
-    x = ebm.sample((2000,), steps=300)
-    assert float((x.mean(0) + 1.0).abs().max()) < 4.5 / math.sqrt(2000)
-    assert float((x.var(0) - 1.0).abs().max()) < 4.5 * math.sqrt(2.0 / 2000)
-    assert ebm.sample(steps=5).shape == (2,)
 
 
 def test_networks_with_and_without_a_level() -> None:

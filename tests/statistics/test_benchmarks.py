@@ -24,7 +24,7 @@ SMALL = {
     "images": "{images} --seconds 0.01 --samples 70 --classifier-steps 5 --threads 1",
     "joint": "persistent --seconds 0.01 --steps 50 --chains 8 --samples 50 --repeats 0 --widths 0.15",
     "learned": "--steps 2 --particles 32 eight-gaussians",
-    "likelihood": "{table} rows --steps 2",
+    "likelihood": "{table} rows --steps 2 --splits 2",
     "log_z": "'banana, 2-D' --budget 2000 --repeats 1",
     "masses": "--steps 2 --samples 20 --shares .1 --distances 3",
     "microcanonical": "'banana, 2-D' --warmup 30 --draws 20",

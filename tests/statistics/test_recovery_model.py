@@ -104,7 +104,7 @@ def test_log_normalizer_follows_the_weights_by_quadrature_and_by_annealing() -> 
     ebm.net.unused.data.fill_(1.0)  # in place behind torch's back: the log Z must follow all the same
     ebm.scale.mul_(2.0)
     assert abs(float(ebm.log_normalizer()) - truth - 2 * math.log(2.0)) < 1e-3
-    wide = ep.RecoveryEBM(ep.MLPEnergy((5,)), ep.NoiseSchedule.cosine(3))
+    wide = ep.RecoveryEBM(ep.MLPEnergy((5,), hidden=16, depth=2), ep.NoiseSchedule.cosine(3))
     first = wide.log_normalizer()
     assert wide.log_normalizer() is first
     assert wide.log_normalizer(confidence=0.5).confidence == 0.5  # and not the one that was kept
