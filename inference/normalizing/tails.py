@@ -55,8 +55,9 @@ def require_normalizable(potential: Potential, x: Tensor) -> None:
 def _slope(potential: Potential, begin: Tensor, direction: Tensor, shape: torch.Size) -> Tensor:
     """Return dU / d log r far away, ``(n,)``: +∞ where the energy is, or is not a number, by then; −∞ where it is."""
     slope = _between(potential, begin, direction, _NEAR, _FAR, shape)
-    if isinstance(potential, Constrained):
-        slope = torch.maximum(slope, _before_saturation(potential, begin, direction, shape))
+    if isinstance(potential, Constrained):  # infinite where its map overflows, which is no slope
+        before = _before_saturation(potential, begin, direction, shape)
+        slope = torch.where((slope == math.inf) & (before > -math.inf), before, torch.maximum(slope, before))
     return slope
 
 
