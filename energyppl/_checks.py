@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from energyppl.errors import InvalidInput
 
+_DEPENDENT = 1e-12  # smallest eigenvalue of the rows' correlations: below, a column is a copy or a sum of others
+
 
 def shape_text(shape: Sequence[int]) -> str:
     """Write a shape as a person does: ``(3, 4)``."""
@@ -135,6 +137,24 @@ def check_whole(name: str, value: Tensor) -> None:
         raise InvalidInput(f"{name} must be a tensor of whole numbers; got {type(value).__name__}: use torch.as_tensor")
     if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
         raise InvalidInput(f"{name} must be whole numbers; got {value.dtype}: call .long() on it")
+
+
+def check_spanning(name: str, rows: Tensor) -> None:
+    """Require rows ``(n, d)``, of columns that vary, that lie in no plane: a density has none there.
+
+    Raises:
+        InvalidInput: if a coordinate is a copy or a sum of others, up to shift and scale.
+    """
+    if len(rows) <= rows.shape[1]:  # too few to tell
+        return
+    unit = (rows - rows.mean(0)) / rows.std(0)
+    values, vectors = torch.linalg.eigh(unit.T @ unit / len(unit))
+    if float(values[0]) < _DEPENDENT * float(values[-1]):
+        involved = (vectors[:, 0].abs() > 1e-3).nonzero()[:, 0].tolist()
+        raise InvalidInput(
+            f"{name} must span all coordinates; coordinates {involved[:20]} determine each other (one is a copy or a "
+            "sum of others): no density has such rows, so drop one of them"
+        )
 
 
 def _is_real(value: object) -> TypeGuard[float]:
