@@ -35,11 +35,15 @@ def check_shape(name: str, value: object) -> torch.Size:
 
 
 def check_not_model(name: str, value: object) -> None:
-    """Refuse a model where an energy is wanted: calling one does not evaluate its energy.
+    """Refuse a model or a distribution where an energy is wanted: calling one does not evaluate its energy.
 
     Raises:
-        InvalidInput: for a model; the message says what to pass instead.
+        InvalidInput: for one; the message says what to pass instead.
     """
+    if isinstance(value, torch.distributions.Distribution):
+        way = "its .unconstrained()" if hasattr(value, "unconstrained") else "potentials.DistributionBase(distribution)"
+        came = type(value).__name__
+        raise InvalidInput(f"{name} must be a potential; got {came}, which draws when it is called: pass {way}")
     if isinstance(value, nn.Module) and hasattr(value, "marginal"):
         raise InvalidInput(
             f"{name} must be a potential; got the model {type(value).__name__}: pass ebm.marginal().potential, in data "
@@ -263,7 +267,11 @@ _KIND_NAMES: dict[Any, str] = {
 }
 
 # By name: this module lies below those that declare them.
-_PROTOCOL_NAMES = {"Potential": "a potential", "Base": "a potential with a sample method"}
+_PROTOCOL_NAMES = {
+    "Potential": "a potential",
+    "Base": "a potential with a sample method",
+    "LongModel": "a model such as RecoveryEBM",
+}
 
 
 def _kind_text(hint: Any) -> str:

@@ -163,7 +163,7 @@ def kl_divergence(
     """Integrate KL(p || q) in nats of two normalized log densities, on a grid fine enough for both.
 
     Args:
-        log_p: ``(*batch, *event) -> (*batch,)`` in nats.
+        log_p: ``(*batch, *event) -> (*batch,)`` in nats, or a distribution.
         log_q: the same; the result is infinite where q has no mass and p has some.
         grid: the box, and the points to begin with.
         options: as in ``quadrature``; the tolerance is also how far each integral may be from one, in nats.
@@ -193,7 +193,7 @@ class _Negative:
     """A log density as a potential, with its event_shape, parameters and all."""
 
     def __init__(self, log_density: Callable[[Tensor], Tensor]) -> None:
-        self._log_density = log_density
+        self._log_density = getattr(log_density, "log_prob", log_density)  # of a distribution, which draws if called
         self.owner = getattr(log_density, "__self__", log_density)  # the toy whose method log_prob is
         shape = getattr(self.owner, "event_shape", None)
         if shape is not None:

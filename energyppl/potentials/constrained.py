@@ -4,6 +4,7 @@ This is the only place that says how a support is reached from unconstrained num
 learning all go through :func:`bijection` and :class:`Constrained`, so that they agree about the Jacobian.
 """
 
+import contextlib
 import copy
 import functools
 import math
@@ -45,8 +46,14 @@ def bijection(support: constraints.Constraint) -> transforms.Transform:
         return bijection(_of_one_component(support))
     if isinstance(support, constraints.independent):
         return transforms.IndependentTransform(bijection(support.base_constraint), support.reinterpreted_batch_ndims)
-    if isinstance(support, constraints.interval) and is_number(end := support.upper_bound) and math.isinf(end):
-        return bijection(constraints.greater_than_eq(support.lower_bound))
+    if isinstance(support, constraints.interval):
+        low, high = support.lower_bound, support.upper_bound
+        if is_number(low) and is_number(high) and not low < high:
+            raise InvalidInput(f"the ends of an interval must be two numbers, the lower first; got {low} and {high}")
+        if is_number(low) and low == -math.inf:
+            return bijection(constraints.real if is_number(high) and high == math.inf else constraints.less_than(high))
+        if is_number(high) and high == math.inf:
+            return bijection(constraints.greater_than_eq(low))
     if isinstance(support, _SIMPLEX):
         return _LogStickBreaking()
     try:
@@ -166,12 +173,22 @@ def of_event_dim(support: constraints.Constraint, size: int) -> constraints.Cons
     Raises:
         InvalidInput: if one event of the support has more dimensions.
     """
-    if support.event_dim > size:
+    if isinstance(support, constraints.stack) and support.dim == -1:  # torch's own sums no Jacobians
+        support = constraints.cat(support.cseq, dim=-1, lengths=[1] * len(support.cseq))
+    try:
+        own = support.event_dim
+    except NotImplementedError:  # constraints.dependent and its kin
         raise InvalidInput(
-            f"support {support} describes points of {support.event_dim} dimension(s); got an event_shape of {size}: "
+            f"support must say where points lie; got {support}: pass one such as constraints.positive"
+        ) from None
+    with contextlib.suppress(InvalidInput):
+        own = max(own, bijection(support).codomain.event_dim)  # Pyro's positive_ordered_vector says it has none
+    if own > size:
+        raise InvalidInput(
+            f"support {support} describes points of {own} dimension(s); got an event_shape of {size}: "
             "give the energy the event_shape of the support's points"
         )
-    return support if support.event_dim == size else constraints.independent(support, size - support.event_dim)
+    return support if own == size else constraints.independent(support, size - own)
 
 
 @dataclass(frozen=True, eq=False)

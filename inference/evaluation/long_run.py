@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_data
+from energyppl._checks import check_count, check_data, checked
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import ChainWarning
 from energyppl.inference.evaluation.chains import EnergyDrift, ModeOccupancy, energy_drift, mode_occupancy
@@ -59,6 +59,7 @@ class LongRun(NamedTuple):
     problems: tuple[str, ...]  # in words; empty if there are none
 
 
+@checked
 def long_run(
     model: LongModel,
     data: Tensor,

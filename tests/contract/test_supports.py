@@ -175,9 +175,25 @@ def test_which_latents_are_angles() -> None:
     assert float(weight.sum()) * 0.02**2 == pytest.approx(1.0, abs=1e-3)
 
 
-def test_an_interval_without_an_upper_end_is_that_of_numbers_above_the_lower() -> None:
-    p = Constrained(ep.Energy(lambda x: 2.0 * (x - 1.0).sum(-1), (1,)), constraints.interval(1.0, math.inf))
-    assert mass(p) == pytest.approx(0.5, abs=1e-3)
+ODD: dict[str, Any] = {
+    "ordered": dist.constraints.ordered_vector,
+    "positive and ordered": dist.constraints.positive_ordered_vector,  # which says that its events have no dimension
+    "stacked": constraints.stack([constraints.real, constraints.positive], dim=-1),
+    "side by side": constraints.cat([constraints.real, constraints.positive], dim=-1, lengths=[1, 1]),
+    "above": constraints.interval(1.0, math.inf),
+    "below": constraints.interval(-math.inf, 1.0),
+    "everywhere": constraints.interval(-math.inf, math.inf),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_jacobians_are_those_of_the_map(name: str) -> None:
+    p = Constrained(ep.Energy(lambda x: 0.0 * x.sum(-1), (2,)), ODD[name])
+    z = torch.randn(20, 2, dtype=torch.float64)
+    expected = torch.stack([-torch.autograd.functional.jacobian(p.constrain, point).det().abs().log() for point in z])
+    torch.testing.assert_close(p(z), expected)
+    torch.testing.assert_close(p.unconstrain(p.constrain(z)), z)
+    assert bool(contains(ep.EnergyDistribution(p.potential, support=ODD[name]).support, p.constrain(z)).all())
 
 
 GRID = torch.linspace(-200.0, 200.0, 80_001, dtype=torch.float64)  # unconstrained
@@ -305,6 +321,22 @@ MIXED: dict[str, tuple[Callable[[], Any], str]] = {
     "support of another shape": (
         lambda: ep.EnergyDistribution(ep.Energy(lambda x: x, ()), support=constraints.simplex),
         "give the energy the event_shape of the support's points",
+    ),
+    "support that says nothing": (
+        lambda: ep.EnergyDistribution(NORMAL, support=constraints.dependent),
+        "support must say where points lie",
+    ),
+    "ends in the wrong order": (
+        lambda: Constrained(NORMAL, constraints.interval(3.0, 0.0)),
+        r"ends of an interval must be two numbers, the lower first; got 3\.0 and 0\.0",
+    ),
+    "distribution in a quadrature": (
+        lambda: ep.quadrature(HALF, ep.Grid((-1.0,), (9.0,), (64,))),
+        r"draws when it is called: pass its \.unconstrained\(\)",
+    ),
+    "distribution in a long run": (
+        lambda: ep.long_run(HALF, torch.ones(100, 1)),  # type: ignore[arg-type]
+        "model must be a model such as RecoveryEBM; got",
     ),
     "support that is a name": (
         lambda: ep.EnergyDistribution(NORMAL, support="positive"),  # type: ignore[arg-type]
