@@ -5,8 +5,10 @@ import functools
 import inspect
 import math
 import numbers
+import os
 import types
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
@@ -22,15 +24,23 @@ def shape_text(shape: Sequence[int]) -> str:
     return str(tuple(shape))
 
 
-def check_shape(name: str, value: object) -> torch.Size:
+def as_path(value: object) -> Path:
+    """Require a path, a text or one of pathlib's, and return it as the latter."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise InvalidInput(f"a path must be a text or a pathlib.Path; got {_brief(value)}: pass one")
+    return Path(value)
+
+
+def check_shape(name: str, value: object, *, at_least: int = 0) -> torch.Size:
     """Require a shape, a sequence of whole numbers that are not negative, and return it; a number n means ``(n,)``."""
     sizes = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
     try:
         shape = torch.Size(sizes)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError):
         raise InvalidInput(f"{name} must be a tuple such as (2,); got {_brief(value)}") from None
-    if isinstance(value, (str, bytes, dict)) or any(size < 0 for size in shape):
-        raise InvalidInput(f"{name} must be a tuple such as (2,) without negative sizes; got {_brief(value)}")
+    if isinstance(value, (str, bytes, dict)) or any(size < at_least for size in shape):
+        wrong = "empty" if at_least else "negative"
+        raise InvalidInput(f"{name} must be a tuple such as (2,) without {wrong} sizes; got {_brief(value)}")
     return shape
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from energyppl._checks import as_path
 from energyppl.data.arrays import member_shapes, read_member, read_npy, refused
 from energyppl.errors import InvalidInput
 
@@ -81,7 +82,7 @@ def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Tab
         InvalidInput: if there is no such file, it is of another kind, damaged or pickled, not numeric, has missing or
             infinite values, constant columns or names that occur twice (each is named), or fewer than 10 rows.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise InvalidInput(f"there is no file {path}: pass a .npy, .npz or .csv file")
     kind = path.suffix.lower()

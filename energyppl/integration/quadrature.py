@@ -23,6 +23,7 @@ __all__ = ["Grid", "GridOptions", "Quadrature", "expectation", "kl_divergence", 
 # The box's outermost 1/_LAYERS on each side is where the leak is measured, whatever the number of cells.
 _LAYERS = 64
 _DEFAULT, _LOOSER = GridOptions(), GridOptions(tolerance=1e-2)
+_MOST_NODES = 2**26  # half a GiB of energies
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +225,8 @@ def _as_points(potential: Callable[[Tensor], Tensor], nodes: Tensor, dtype: torc
 
 def _energies(potential: Callable[[Tensor], Tensor], grid: Grid, options: GridOptions) -> Tensor:
     """Evaluate the energy at every node, ``grid.points``, float64."""
+    if grid.size > _MOST_NODES:
+        raise InvalidInput(f"a grid must have at most {_MOST_NODES:,} nodes; got {grid.size:,}: take fewer points")
     parts = []
     with torch.no_grad():
         for nodes in grid.chunks(options.chunk):
