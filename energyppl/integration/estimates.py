@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from energyppl._checks import is_number
+from energyppl._checks import check_fields, check_kind, is_number
 from energyppl.arviz_export import Groups, to_inference_data
 from energyppl.errors import InvalidInput
 
@@ -162,9 +162,21 @@ class LogNormalizer:
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "LogNormalizer":
-        """Build what :meth:`to_dict` gave."""
-        parts = {name: Estimate(**found[name]) for name in ("forward", "bridge") if found.get(name) is not None}
-        return cls(**{**found, **parts})
+        """Build what :meth:`to_dict` gave.
+
+        Raises:
+            InvalidInput: if it has been changed to what no estimate can be.
+        """
+        check_kind("log Z", found, Mapping)
+        parts = {name: found[name] for name in ("forward", "bridge") if found.get(name) is not None}
+        for name, part in parts.items():
+            check_kind(name, part, Mapping)
+            parts[name] = Estimate(**part)
+        result = cls(**{**found, **parts})
+        known = replace(result, pareto_k=None) if isinstance(result.pareto_k, float) else result  # it may be NaN
+        for whole in (known, *parts.values()):
+            check_fields(whole)
+        return result
 
     def __float__(self) -> float:
         """Return the estimate, so that it goes wherever a number does."""

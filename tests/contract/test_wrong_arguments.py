@@ -162,6 +162,16 @@ LATE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ep.LogNormalizer(1.0, 0.0, 2.0, 0.0, 1, "x"),
         "lower must be below upper; got 2.0 and 0.0",
     ),
+    "a list for a log Z that was kept": (
+        lambda: ep.LogNormalizer.from_dict([]),  # type: ignore[arg-type]
+        r"log Z must be a Mapping; got \[\]",
+    ),
+    "a text for a count that was kept": (
+        lambda: ep.LogNormalizer.from_dict(
+            {**ep.LogNormalizer(1.0, 0.1, 0.8, 1.2, 1, "x").to_dict(), "evaluations": "x"}
+        ),
+        "evaluations must be a whole number; got 'x'",
+    ),
     "log Z of another batch": (
         lambda: ep.EnergyDistribution(ep.Energy(lambda x: x.sum(-1), (2,)), log_normalizer=torch.zeros(3)),
         r"log_normalizer must broadcast to batch_shape \(\); got \(3,\)",
