@@ -80,7 +80,10 @@ def _before_saturation(potential: Constrained, begin: Tensor, direction: Tensor,
     slope = torch.full((len(begin),), math.nan, dtype=torch.float64, device=begin.device)
     for radius in _SATURATED:
         points = (begin + radius * direction).reshape(-1, *shape)
-        back = potential.unconstrain(potential.constrain(points))
+        try:
+            back = potential.unconstrain(potential.constrain(points))
+        except torch.linalg.LinAlgError:  # a matrix that is not definite any more by rounding has no factor
+            continue
         close = (back - points).abs() <= 0.01 + 0.01 * points.abs()
         kept = close.reshape(len(begin), -1).all(1) & torch.isnan(slope)
         if bool(kept.any()):
