@@ -82,7 +82,7 @@ def _before_saturation(potential: Constrained, begin: Tensor, direction: Tensor,
         points = (begin + radius * direction).reshape(-1, *shape)
         try:
             back = potential.unconstrain(potential.constrain(points))
-        except torch.linalg.LinAlgError:  # a matrix that is not definite any more by rounding has no factor
+        except RuntimeError:  # LinAlgError: a matrix that is not definite any more by rounding has no factor
             continue
         close = (back - points).abs() <= 0.01 + 0.01 * points.abs()
         kept = close.reshape(len(begin), -1).all(1) & torch.isnan(slope)
