@@ -5,8 +5,10 @@ import functools
 import inspect
 import math
 import numbers
+import os
 import types
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
@@ -14,21 +16,31 @@ from torch import Tensor, nn
 
 from energyppl.errors import InvalidInput
 
+_DEPENDENT = 1e-12  # smallest eigenvalue of the rows' correlations: below, a column is a copy or a sum of others
+
 
 def shape_text(shape: Sequence[int]) -> str:
     """Write a shape as a person does: ``(3, 4)``."""
     return str(tuple(shape))
 
 
-def check_shape(name: str, value: object) -> torch.Size:
+def as_path(value: object) -> Path:
+    """Require a path, a text or one of pathlib's, and return it as the latter."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise InvalidInput(f"a path must be a text or a pathlib.Path; got {_brief(value)}: pass one")
+    return Path(value)
+
+
+def check_shape(name: str, value: object, *, at_least: int = 0) -> torch.Size:
     """Require a shape, a sequence of whole numbers that are not negative, and return it; a number n means ``(n,)``."""
     sizes = (value,) if _is_whole(value) else value
     try:
         shape = torch.Size(sizes)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError):
         raise InvalidInput(f"{name} must be a tuple such as (2,); got {_brief(value)}") from None
-    if isinstance(value, (str, bytes, dict)) or any(size < 0 for size in shape):
-        raise InvalidInput(f"{name} must be a tuple such as (2,) without negative sizes; got {_brief(value)}")
+    if isinstance(value, (str, bytes, dict)) or any(size < at_least for size in shape):
+        wrong = "empty" if at_least else "negative"
+        raise InvalidInput(f"{name} must be a tuple such as (2,) without {wrong} sizes; got {_brief(value)}")
     return shape
 
 
@@ -49,11 +61,15 @@ def append_dims(value: Tensor, x: Tensor) -> Tensor:
 
 
 def check_not_model(name: str, value: object) -> None:
-    """Refuse a model where an energy is wanted: calling one does not evaluate its energy.
+    """Refuse a model or a distribution where an energy is wanted: calling one does not evaluate its energy.
 
     Raises:
-        InvalidInput: for a model; the message says what to pass instead.
+        InvalidInput: for one; the message says what to pass instead.
     """
+    if isinstance(value, torch.distributions.Distribution):
+        way = "its .unconstrained()" if hasattr(value, "unconstrained") else "potentials.DistributionBase(distribution)"
+        came = type(value).__name__
+        raise InvalidInput(f"{name} must be a potential; got {came}, which draws when it is called: pass {way}")
     if isinstance(value, nn.Module) and hasattr(value, "marginal"):
         raise InvalidInput(
             f"{name} must be a potential; got the model {type(value).__name__}: pass ebm.marginal().potential, in data "
@@ -151,6 +167,24 @@ def check_whole(name: str, value: Tensor) -> None:
         raise InvalidInput(f"{name} must be a tensor of whole numbers; got {type(value).__name__}: use torch.as_tensor")
     if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
         raise InvalidInput(f"{name} must be whole numbers; got {value.dtype}: call .long() on it")
+
+
+def check_spanning(name: str, rows: Tensor) -> None:
+    """Require rows ``(n, d)``, of columns that vary, that lie in no plane: a density has none there.
+
+    Raises:
+        InvalidInput: if a coordinate is a copy or a sum of others, up to shift and scale.
+    """
+    if len(rows) <= rows.shape[1]:  # too few to tell
+        return
+    unit = (rows - rows.mean(0)) / rows.std(0)
+    values, vectors = torch.linalg.eigh(unit.T @ unit / len(unit))
+    if float(values[0]) < _DEPENDENT * float(values[-1]):
+        involved = (vectors[:, 0].abs() > 1e-3).nonzero()[:, 0].tolist()
+        raise InvalidInput(
+            f"{name} must span all coordinates; coordinates {involved[:20]} determine each other (one is a copy or a "
+            "sum of others): no density has such rows, so drop one of them"
+        )
 
 
 def _is_real(value: object) -> TypeGuard[float]:
@@ -264,7 +298,11 @@ _KIND_NAMES: dict[Any, str] = {
 }
 
 # By name: this module lies below those that declare them.
-_PROTOCOL_NAMES = {"Potential": "a potential", "Base": "a potential with a sample method"}
+_PROTOCOL_NAMES = {
+    "Potential": "a potential",
+    "Base": "a potential with a sample method",
+    "LongModel": "a model such as RecoveryEBM",
+}
 
 
 def _kind_text(hint: Any) -> str:

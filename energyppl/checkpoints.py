@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from energyppl._checks import as_path
 from energyppl._files import whole_file
 from energyppl.errors import CheckpointError, first_line
 
@@ -45,7 +46,7 @@ def save_checkpoint(path: str | os.PathLike[str], tree: _Tree) -> None:
     digest = blake2b(digest_size=_DIGEST)
     head = (_FORMAT, len(text).to_bytes(_LENGTH, "big"), text)
     parts: Iterator[bytes | memoryview] = chain(head, map(_raw, tensors))
-    with whole_file(path) as file:
+    with whole_file(as_path(path)) as file:
         for part in parts:
             file.write(part)
             digest.update(part)
@@ -62,7 +63,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> _Tree:
         CheckpointError: if there is no such file, it is truncated or damaged, or it is something else, such as a
             pickle, which is never executed.
     """
-    path = Path(path)
+    path = as_path(path)
     with _refused(path), path.open("rb") as file:
         left, digest = os.fstat(file.fileno()).st_size, blake2b(digest_size=_DIGEST)
 

@@ -101,6 +101,11 @@ class EnergyDistribution(dist.TorchDistribution):
         event_shape = torch.Size(potential.event_shape)
         self._support = None if support is None else of_event_dim(support, len(event_shape))
         batch_shape = check_shape("batch_shape", batch_shape)
+        known = self.log_normalizer
+        if isinstance(known, Tensor) and not can_expand(known.shape, batch_shape):
+            raise InvalidInput(
+                f"log_normalizer must broadcast to batch_shape {shape_text(batch_shape)}; got {shape_text(known.shape)}"
+            )
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
     @constraints.dependent_property

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_between, check_data, check_event, check_positive, checked
+from energyppl._checks import check_between, check_data, check_event, check_positive, check_spanning, checked
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
@@ -64,7 +64,7 @@ class EnergyModel(nn.Module):
 
         Raises:
             InvalidInput: if a coordinate is constant, which no density can describe (with ``isotropic``: all of them),
-                or the copy of another one.
+                or the copy or a sum of others.
         """
         check_data("data", data, self.event_shape, at_least=2)
         rows = data.to(self.loc).double()
@@ -74,14 +74,14 @@ class EnergyModel(nn.Module):
         constant = (scale <= rounding).flatten().nonzero()[:, 0].tolist()
         if len(constant) > (scale.numel() - 1 if isotropic else 0):
             raise InvalidInput(
-                f"data must vary in every coordinate; coordinate(s) {constant[:20]} are constant: drop them, or give "
-                "all one scale by ebm.standardize(data, isotropic=True)"
+                f"data must vary in every coordinate; coordinate(s) {constant[:20]} are constant in {self.loc.dtype}: "
+                "drop them, subtract a large offset, or give all one scale by ebm.standardize(data, isotropic=True)"
             )
         loc = rows.mean(0)
         if not isotropic:
             loc, scale = robust_scaling(rows, loc, scale)
             if len(self.event_shape) == 1:
-                _require_different(((rows - loc) / scale).float())
+                check_spanning("data", rows)
         self.loc.copy_(loc)
         self.scale.copy_(scale.square().mean().sqrt() if isotropic else scale)
         self.is_standardized.fill_(True)
@@ -309,15 +309,3 @@ class _LazyGradient(torch.autograd.Function):
         with torch.enable_grad():
             grads = torch.autograd.grad(ctx.mean_energy(), ctx.weights, allow_unused=True)
         return None, None, *(None if g is None else -grad * g for g in grads)
-
-
-def _require_different(columns: Tensor) -> None:
-    """Refuse standardized columns ``(n, d)`` of which one is another's copy: such data have no density."""
-    if columns.shape[1] > 1:
-        _, place, count = torch.unique(columns, dim=1, return_inverse=True, return_counts=True)
-        if bool((count > 1).any()):
-            twins = (place == int((count > 1).nonzero()[0])).nonzero()[:, 0].tolist()
-            raise InvalidInput(
-                f"data must not hold a coordinate twice; coordinates {twins} are copies of each other, up to shift and "
-                "scale: drop all but one"
-            )

@@ -152,6 +152,8 @@ def measured(ebm: RecoveryEBM, measurement: LinearMeasurement) -> RecoveryEBM:
         torch.Size([5, 2])
     """
     _check_kind("a measurement", ebm)
+    if not isinstance(measurement, LinearMeasurement):
+        raise InvalidInput(f"measurement must be a LinearMeasurement; got {type(measurement).__name__}: make one")
     size = math.prod(ebm.event_shape)
     if measurement.matrix.shape[1] != size:
         raise InvalidInput(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from energyppl._checks import as_path
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.errors import CheckpointError, InvalidInput, first_line
 from energyppl.inference import kernels
@@ -99,7 +100,7 @@ def load(path: str | os.PathLike[str], net: nn.Module | None = None, *, initiali
         CheckpointError: if there is no such file, or it is damaged or of another kind.
         InvalidInput: if a network of your own is missing, or differs in the names, shapes or dtypes of its weights.
     """
-    path = Path(path)
+    path = as_path(path)
     tree = load_checkpoint(path)
     if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
         found = tree.get("format", "a training run") if isinstance(tree, dict) else type(tree).__name__

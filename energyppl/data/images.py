@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_event, shape_text
+from energyppl._checks import as_path, check_count, check_event, shape_text
 from energyppl.data.arrays import Array, read_npy
 from energyppl.data.image_files import read_folder, read_idx, read_npz
 from energyppl.errors import InvalidInput
@@ -103,7 +103,7 @@ def read_images(
         InvalidInput: if there is no such file, it is of another kind, damaged or pickled, its images are not finite,
             lie outside ``value_range`` or differ in size, there are not as many labels, or ``size`` does not fit.
     """
-    path = Path(path)
+    path = as_path(path)
     kind = "folder" if path.is_dir() else path.suffix.lower()
     if not path.exists():
         raise InvalidInput(f"there is no file {path}: pass a .npy, .npz or IDX file, or a folder of PNGs")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from energyppl._checks import as_path
 from energyppl.data.arrays import member_shapes, read_member, read_npy, refused
 from energyppl.errors import InvalidInput
 
@@ -82,7 +83,7 @@ def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Tab
         InvalidInput: if there is no such file, it is of another kind, damaged or pickled, not numeric, has missing or
             infinite values, constant columns or names that occur twice (each is named), or fewer than 10 rows.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise InvalidInput(f"there is no file {path}: pass a .npy, .npz or .csv file")
     kind = path.suffix.lower()
@@ -274,7 +275,8 @@ def _read_csv(path: Path) -> tuple[Array, tuple[str, ...]]:
         raise InvalidInput(f"{path} is empty: pass a table with at least {_FEWEST_ROWS} rows")
     # The first line holds names if it has a word where the second has a number.
     head = rows[0][1]
-    named = len(rows) > 1 and any(_is_word(a) and _is_number(b) for a, b in zip(head, rows[1][1], strict=False))
+    second = rows[1][1] if len(rows) > 1 else ["0"] * len(head)
+    named = any(_is_word(a) and _is_number(b.replace(",", ".")) for a, b in zip(head, second, strict=False))
     columns = (
         tuple(name or f"c{i}" for i, name in enumerate(head)) if named else tuple(f"c{i}" for i in range(len(head)))
     )
@@ -291,9 +293,11 @@ def _read_csv(path: Path) -> tuple[Array, tuple[str, ...]]:
                     f"{columns[j]!r} (row {i}): drop or impute such rows"
                 )
             if not _is_number(field):
+                remedy = "encode it as numbers or drop the column"
+                if _is_number(field.replace(",", ".")):
+                    remedy = "write a decimal point, and nothing between thousands"
                 raise InvalidInput(
-                    f"{path} must be numeric; column {columns[j]!r} holds {field!r} in line {line}: "
-                    "encode it as numbers or drop the column"
+                    f"{path} must be numeric; column {columns[j]!r} holds {field!r} in line {line}: {remedy}"
                 )
             values[i, j] = float(field)
     return values, columns

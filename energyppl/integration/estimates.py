@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from energyppl._checks import is_number
+from energyppl._checks import check_fields, check_kind, is_number
 from energyppl.arviz_export import Groups, to_inference_data
 from energyppl.errors import InvalidInput
 
@@ -41,6 +41,15 @@ class AnnealingTrace:
         return replace(self, forward=self.forward + by, reverse=self.reverse - by)
 
 
+def _check_numbers(*, standard_error: float, **others: float) -> None:
+    """Require numbers, and an error that is not negative; NaN is what is not known."""
+    for name, value in {"standard_error": standard_error, **others}.items():
+        if not is_number(value):
+            raise InvalidInput(f"{name} must be a number; got {value!r}: pass a float")
+    if standard_error < 0.0:
+        raise InvalidInput(f"standard_error must not be negative; got {standard_error}")
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Estimate of a number with its standard error, of which a part may come from log Z.
@@ -61,6 +70,9 @@ class Estimate:
     standard_error: float
     from_log_z: float = 0.0
     confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        _check_numbers(value=self.value, standard_error=self.standard_error, from_log_z=self.from_log_z)
 
     @property
     def lower(self) -> float:
@@ -139,15 +151,32 @@ class LogNormalizer:
     unvisited: float | None = None
     trace: AnnealingTrace | None = field(default=None, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        _check_numbers(estimate=self.estimate, standard_error=self.standard_error, lower=self.lower, upper=self.upper)
+        if self.lower > self.upper:
+            raise InvalidInput(f"lower must be below upper; got {self.lower} and {self.upper}: swap them")
+
     def to_dict(self) -> dict[str, Any]:
         """Return all but the runs as numbers and texts, for :meth:`from_dict` to build it again."""
         return {name: value for name, value in asdict(replace(self, trace=None)).items() if name != "trace"}
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "LogNormalizer":
-        """Build what :meth:`to_dict` gave."""
-        parts = {name: Estimate(**found[name]) for name in ("forward", "bridge") if found.get(name) is not None}
-        return cls(**{**found, **parts})
+        """Build what :meth:`to_dict` gave.
+
+        Raises:
+            InvalidInput: if it has been changed to what no estimate can be.
+        """
+        check_kind("log Z", found, Mapping)
+        parts = {name: found[name] for name in ("forward", "bridge") if found.get(name) is not None}
+        for name, part in parts.items():
+            check_kind(name, part, Mapping)
+            parts[name] = Estimate(**part)
+        result = cls(**{**found, **parts})
+        known = replace(result, pareto_k=None) if isinstance(result.pareto_k, float) else result  # it may be NaN
+        for whole in (known, *parts.values()):
+            check_fields(whole)
+        return result
 
     def __float__(self) -> float:
         """Return the estimate, so that it goes wherever a number does."""

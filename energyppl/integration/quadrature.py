@@ -23,6 +23,7 @@ __all__ = ["Grid", "GridOptions", "Quadrature", "expectation", "kl_divergence", 
 # The box's outermost 1/_LAYERS on each side is where the leak is measured, whatever the number of cells.
 _LAYERS = 64
 _DEFAULT, _LOOSER = GridOptions(), GridOptions(tolerance=1e-2)
+_MOST_NODES = 2**26  # half a GiB of energies
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +164,7 @@ def kl_divergence(
     """Integrate KL(p || q) in nats of two normalized log densities, on a grid fine enough for both.
 
     Args:
-        log_p: ``(*batch, *event) -> (*batch,)`` in nats.
+        log_p: ``(*batch, *event) -> (*batch,)`` in nats, or a distribution.
         log_q: the same; the result is infinite where q has no mass and p has some.
         grid: the box, and the points to begin with.
         options: as in ``quadrature``; the tolerance is also how far each integral may be from one, in nats.
@@ -193,7 +194,7 @@ class _Negative:
     """A log density as a potential, with its event_shape, parameters and all."""
 
     def __init__(self, log_density: Callable[[Tensor], Tensor]) -> None:
-        self._log_density = log_density
+        self._log_density = getattr(log_density, "log_prob", log_density)  # of a distribution, which draws if called
         self.owner = getattr(log_density, "__self__", log_density)  # the toy whose method log_prob is
         shape = getattr(self.owner, "event_shape", None)
         if shape is not None:
@@ -224,6 +225,8 @@ def _as_points(potential: Callable[[Tensor], Tensor], nodes: Tensor, dtype: torc
 
 def _energies(potential: Callable[[Tensor], Tensor], grid: Grid, options: GridOptions) -> Tensor:
     """Evaluate the energy at every node, ``grid.points``, float64."""
+    if grid.size > _MOST_NODES:
+        raise InvalidInput(f"a grid must have at most {_MOST_NODES:,} nodes; got {grid.size:,}: take fewer points")
     parts = []
     with torch.no_grad():
         for nodes in grid.chunks(options.chunk):

@@ -74,9 +74,6 @@ def as_potential(name: str, value: object) -> Potential:
         InvalidInput: if not; among others for a distribution, which draws when it is called, and for a model.
     """
     came = type(value).__name__
-    if isinstance(value, Distribution):
-        way = "its .unconstrained()" if hasattr(value, "unconstrained") else "potentials.DistributionBase(distribution)"
-        raise InvalidInput(f"{name} must be a potential; got {came}, which draws when it is called: pass {way}")
     check_not_model(name, value)
     if isinstance(value, type) or not isinstance(value, Potential):
         raise InvalidInput(

@@ -4,6 +4,8 @@ This is the only place that says how a support is reached from unconstrained num
 learning all go through :func:`bijection` and :class:`Constrained`, so that they agree about the Jacobian.
 """
 
+import contextlib
+import copy
 import functools
 import math
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from torch.distributions import (
 )
 from torch.nn import functional
 
+from energyppl._checks import append_dims, is_number
 from energyppl.errors import InvalidInput
 from energyppl.potentials.algebra import Potential, as_potential, sum_event
 
@@ -40,9 +43,17 @@ def bijection(support: constraints.Constraint) -> transforms.Transform:
         InvalidInput: if none is known, as for integers, spheres and positive definite matrices.
     """
     if isinstance(support, constraints.MixtureSameFamilyConstraint):  # for which torch has none
-        return bijection(support.base_constraint)
+        return bijection(_of_one_component(support))
     if isinstance(support, constraints.independent):
         return transforms.IndependentTransform(bijection(support.base_constraint), support.reinterpreted_batch_ndims)
+    if isinstance(support, constraints.interval):
+        low, high = support.lower_bound, support.upper_bound
+        if is_number(low) and is_number(high) and not low < high:
+            raise InvalidInput(f"the ends of an interval must be two numbers, the lower first; got {low} and {high}")
+        if is_number(low) and low == -math.inf:
+            return bijection(constraints.real if is_number(high) and high == math.inf else constraints.less_than(high))
+        if is_number(high) and high == math.inf:
+            return bijection(constraints.greater_than_eq(low))
     if isinstance(support, _SIMPLEX):
         return _LogStickBreaking()
     try:
@@ -64,8 +75,60 @@ def latent_transform(distribution: Distribution) -> transforms.Transform:
     Raises:
         InvalidInput: if none is known for the distribution's support, or the angle is transformed.
     """
+    if _is_circular(distribution):
+        return _Direction()
+    if isinstance(distribution, Independent):
+        size = distribution.reinterpreted_batch_ndims
+        return transforms.IndependentTransform(latent_transform(distribution.base_dist), size)
+    if isinstance(distribution, (ExpandedDistribution, MaskedDistribution)):
+        return latent_transform(distribution.base_dist)
+    if isinstance(distribution, TransformedDistribution) and not _states_its_image(distribution):
+        return transforms.ComposeTransform([latent_transform(distribution.base_dist), *distribution.transforms])
     support: Any = distribution.support
-    return _Direction() if _is_circular(distribution) else bijection(support)
+    return bijection(support)
+
+
+def _states_its_image(distribution: TransformedDistribution) -> bool:
+    """Tell whether the support is where the values lie.
+
+    Torch takes the last transform's codomain, as if its domain were filled: all of ℝ for ``2 + Exponential``, whose
+    density goes on below 2 and grows there.
+    """
+    if type(distribution).support is not TransformedDistribution.support:  # a class that says so itself
+        return True
+    filled: Any = distribution.base_dist.support
+    for transform in distribution.transforms:
+        if transform.bijective and _of_coordinates(filled) is not _of_coordinates(transform.domain):
+            return False
+        filled = transform.codomain
+    return True
+
+
+def _of_coordinates(support: constraints.Constraint) -> constraints.Constraint:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def _of_one_component(support: constraints.MixtureSameFamilyConstraint) -> constraints.Constraint:
+    """Return the support that all components of a mixture share.
+
+    Raises:
+        InvalidInput: if they differ.
+    """
+    whole = support.base_constraint
+    one = copy.copy(_of_coordinates(whole))
+    for name, end in vars(one).items():
+        if isinstance(end, Tensor) and end.dim() > whole.event_dim:
+            over = end.dim() - 1 - whole.event_dim
+            first = end.select(over, 0)
+            if not bool((end == first.unsqueeze(over)).all()):
+                raise InvalidInput(
+                    f"components of a mixture must have one support; got {_of_coordinates(whole)}: gradients can't "
+                    "cross from one to another. Give all of them the same ends"
+                )
+            setattr(one, name, first)
+    return of_event_dim(one, whole.event_dim)
 
 
 def _is_circular(distribution: Distribution) -> bool:
@@ -91,7 +154,7 @@ def contains(support: constraints.Constraint, x: Tensor) -> Tensor:
     (torch allows 1e-6, which float32 draws of a few hundred categories exceed).
     """
     if isinstance(support, constraints.MixtureSameFamilyConstraint):
-        return contains(support.base_constraint, x)
+        return contains(_of_one_component(support), x)
     if isinstance(support, constraints.independent):
         inside = contains(support.base_constraint, x)
         size = support.reinterpreted_batch_ndims
@@ -110,12 +173,22 @@ def of_event_dim(support: constraints.Constraint, size: int) -> constraints.Cons
     Raises:
         InvalidInput: if one event of the support has more dimensions.
     """
-    if support.event_dim > size:
+    if isinstance(support, constraints.stack) and support.dim == -1:  # torch's own sums no Jacobians
+        support = constraints.cat(support.cseq, dim=-1, lengths=[1] * len(support.cseq))
+    try:
+        own = support.event_dim
+    except NotImplementedError:  # constraints.dependent and its kin
         raise InvalidInput(
-            f"support {support} describes points of {support.event_dim} dimension(s); got an event_shape of {size}: "
+            f"support must say where points lie; got {support}: pass one such as constraints.positive"
+        ) from None
+    with contextlib.suppress(InvalidInput):
+        own = max(own, bijection(support).codomain.event_dim)  # Pyro's positive_ordered_vector says it has none
+    if own > size:
+        raise InvalidInput(
+            f"support {support} describes points of {own} dimension(s); got an event_shape of {size}: "
             "give the energy the event_shape of the support's points"
         )
-    return support if support.event_dim == size else constraints.independent(support, size - support.event_dim)
+    return support if own == size else constraints.independent(support, size - own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +259,13 @@ class Constrained:
         jacobian = transform.log_abs_det_jacobian(x, inside)
         left = len(self.event_shape) - transform.domain.event_dim
         kept = jacobian.shape[jacobian.dim() - left :] if left else torch.Size()
-        return self.potential(inside) - sum_event(jacobian, kept)
+        # Far out maps over- and underflow, off the support: densities of torch raise there, and energies mean nothing.
+        shape = self.potential.event_shape
+        legal = contains(of_event_dim(self.support, len(shape)), inside) & torch.isfinite(sum_event(inside, shape))
+        middle = transform(x.new_zeros(self.event_shape))
+        energy = self.potential(torch.where(append_dims(legal, inside), inside, middle))
+        energy = energy - sum_event(jacobian, kept)
+        return torch.where(legal, energy, torch.inf)
 
 
 def constrain(potential: Potential, z: Tensor) -> Tensor:

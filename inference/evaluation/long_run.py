@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_data
+from energyppl._checks import check_count, check_data, checked
 from energyppl.errors import ChainWarning
 from energyppl.inference.evaluation.chains import EnergyDrift, ModeOccupancy, energy_drift, mode_occupancy
 from energyppl.inference.kernels.contract import Kernel
@@ -44,6 +44,7 @@ class LongRun(NamedTuple):
     problems: tuple[str, ...]  # in words; empty if there are none
 
 
+@checked
 def long_run(
     model: EnergyModel,
     data: Tensor,

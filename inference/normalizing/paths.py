@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_data, shape_text
+from energyppl._checks import check_data, check_spanning, shape_text
 from energyppl.autodiff.devices import beside
 from energyppl.errors import EnergyPPLError, InvalidInput, NotNormalizable
 from energyppl.inference.kernels.binary import BinaryGibbs, DiscreteLangevin
@@ -25,7 +25,6 @@ __all__ = ["AnnealingPath", "Draws", "DrawsOnce", "annealed", "find_path"]
 _FEWEST = 16  # draws of the target
 _PILOT = 256  # particles of pilot runs
 _REST = 10  # moves of a pilot's particles at the target, before a base is fitted to them
-_DEPENDENT = 1e-12  # smallest eigenvalue of the samples' correlations: below, a column is a copy or a sum of others
 _SPAN = 1.5  # width of the base of a pilot run, in standard deviations of the chains in all basins
 _NEW = 0.03  # share of the last descents in new places above which it is said
 _SPREAD = 1.0  # variance of log weights at which a path's cost is least (Neal 2001)
@@ -88,16 +87,7 @@ def _require_density(rows: Tensor) -> None:
             f"samples must vary in every coordinate; coordinate(s) {constant[:20]} are constant: no density has such "
             "draws, so drop those coordinates"
         )
-    unit = (flat - flat.mean(0)) / flat.std(0)
-    if len(flat) <= flat.shape[1]:  # too few to tell
-        return
-    values, vectors = torch.linalg.eigh(unit.T @ unit / len(unit))
-    if float(values[0]) < _DEPENDENT * float(values[-1]):
-        involved = (vectors[:, 0].abs() > 1e-3).nonzero()[:, 0].tolist()
-        raise InvalidInput(
-            f"samples must span all coordinates; coordinates {involved[:20]} determine each other (one is a copy or a "
-            "sum of others): no density has such draws, so drop one of them"
-        )
+    check_spanning("samples", flat)
 
 
 class AnnealingPath(NamedTuple):

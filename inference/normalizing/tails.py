@@ -15,6 +15,7 @@ __all__ = ["require_normalizable"]
 _NEAR, _FAR = 1e3, 1e6  # distances, in spreads of the points
 _MAX_AXES = 64
 _MARGIN = 0.01  # that the slope must exceed what is needed by: the borderline itself is not normalizable
+_FLAT = 0.05  # below it a slope is rounding
 _SATURATED = tuple(2.0**power for power in range(6, -4, -1))  # distances for supports whose map saturates, in spreads
 
 
@@ -55,8 +56,9 @@ def require_normalizable(potential: Potential, x: Tensor) -> None:
 def _slope(potential: Potential, begin: Tensor, direction: Tensor, shape: torch.Size) -> Tensor:
     """Return dU / d log r far away, ``(n,)``: +∞ where the energy is, or is not a number, by then; −∞ where it is."""
     slope = _between(potential, begin, direction, _NEAR, _FAR, shape)
-    if isinstance(potential, Constrained):
-        slope = torch.maximum(slope, _before_saturation(potential, begin, direction, shape))
+    if isinstance(potential, Constrained):  # far out the slope is that of a map that has stopped
+        before = _before_saturation(potential, begin, direction, shape)
+        slope = torch.where(torch.isnan(before), slope, before)
     return slope
 
 
@@ -71,15 +73,24 @@ def _between(
 
 
 def _before_saturation(potential: Constrained, begin: Tensor, direction: Tensor, shape: torch.Size) -> Tensor:
-    """Return the slope at the farthest distance from which a support's map still finds back; −∞ if there is none."""
-    slope = torch.full((len(begin),), -math.inf, dtype=torch.float64, device=begin.device)
+    """Return the slope at the farthest distance from which a support's map still finds back; NaN if there is none.
+
+    That is not far, but a slope that grows with the distance is one of a power, which is enough however small it is.
+    """
+    slope = torch.full((len(begin),), math.nan, dtype=torch.float64, device=begin.device)
     for radius in _SATURATED:
         points = (begin + radius * direction).reshape(-1, *shape)
-        back = potential.unconstrain(potential.constrain(points))
+        try:
+            back = potential.unconstrain(potential.constrain(points))
+        except RuntimeError:  # LinAlgError: a matrix that is not definite any more by rounding has no factor
+            continue
         close = (back - points).abs() <= 0.01 + 0.01 * points.abs()
-        kept = close.reshape(len(begin), -1).all(1) & (slope == -math.inf)
+        kept = close.reshape(len(begin), -1).all(1) & torch.isnan(slope)
         if bool(kept.any()):
-            slope = torch.where(kept, _between(potential, begin, direction, 0.5 * radius, radius, shape), slope)
+            inner = _between(potential, begin, direction, 0.25 * radius, 0.5 * radius, shape)
+            outer = _between(potential, begin, direction, 0.5 * radius, radius, shape)
+            grows = (outer > _FLAT) & (outer > 1.5 * inner)
+            slope = torch.where(kept, torch.where(grows, math.inf, outer), slope)
     return slope
 
 

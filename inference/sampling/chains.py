@@ -157,7 +157,16 @@ class Chains:
                 f"{share:.2%} of the draws diverged: take smaller steps (target_acceptance=0.95), or write the energy "
                 "more smoothly"
             )
-        worst = float(self.r_hat().nan_to_num(0.0, posinf=math.inf).max())
+        r_hat = self.r_hat()
+        if self.draws.shape[1] >= _ENOUGH and not bool(self.stuck.all()):
+            where = self.draws[0, 0]
+            frozen = torch.isnan(r_hat) & (where != 0.0) & (where != 1.0)  # bits may be sure of what they are
+            if bool(frozen.any()):
+                found.append(
+                    f"coordinate(s) {frozen.flatten().nonzero()[:20, 0].tolist()} never changed in any chain: shift or "
+                    "scale them, or take float64, if their spread is below the resolution of their values"
+                )
+        worst = float(r_hat.nan_to_num(0.0, posinf=math.inf).max())
         if worst > disagreement and self.draws.shape[1] >= _ENOUGH:
             found.append(
                 f"the chains disagree (split R̂ up to {worst:.2f}): run them longer, or temper them if there are modes "

@@ -75,6 +75,8 @@ class Fill(Messenger):
             msg["fn"] = _Multinomial(msg["fn"].total_count, logits=msg["fn"].logits)
         if msg["done"] or site_is_subsample(msg) or isinstance(_core(msg["fn"]), dist.Delta):
             return
+        if msg["infer"].get("_do_not_trace"):  # drawn at random by a handler, as ConjugateReparam does
+            return
         if msg["is_observed"]:
             _cover(msg)
             return
@@ -231,6 +233,11 @@ def refuse_discrete(model: Callable[..., Any], args: Any, kwargs: Any) -> None:
     class Look(Messenger):
         def _pyro_sample(self, msg: Any) -> None:
             name = msg["name"]
+            if not callable(msg["fn"]):
+                kind = type(msg["fn"]).__name__
+                raise InvalidInput(
+                    f"site {name!r} has torch's own {kind}, which Pyro can't sample: use pyro.distributions.{kind}"
+                )
             if site_is_subsample(msg):
                 size, sub = msg["fn"].size, msg["fn"].subsample_size
                 if sub is not None and sub != size:

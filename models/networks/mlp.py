@@ -70,7 +70,7 @@ class MLPEnergy(Rebuildable, nn.Module):
         saturation_radius: float | None = None,
     ) -> None:
         super().__init__()
-        self.event_shape = check_shape("event_shape", event_shape)
+        self.event_shape = check_shape("event_shape", event_shape, at_least=1)
         plane = math.prod(self.event_shape) <= 2
         if levels is None and plane:
             levels = 64

@@ -63,7 +63,7 @@ class MLPInitializer(Rebuildable, nn.Module):
             check_count(name, value)
         check_count("frequencies", frequencies, at_least=0)
         check_count("classes", classes, at_least=0)
-        self.event_shape = check_shape("event_shape", event_shape)
+        self.event_shape = check_shape("event_shape", event_shape, at_least=1)
         size = math.prod(self.event_shape)
         if frequency_range is None:
             frequency_range = (1.0, 8.0) if size <= 2 else (0.3, 3.0)

@@ -160,3 +160,17 @@ def test_units_don_t_make_a_column_constant(unit: float) -> None:
     rows[:, 1] = 5.0 * unit
     with pytest.raises(ep.InvalidInput, match=r"coordinate\(s\) \[1\] are constant"):
         ebm.standardize(rows)
+
+
+def test_columns_that_determine_each_other_are_refused() -> None:
+    """In other units, as sums, or twice: the rows lie in a plane, where no density is."""
+    a, b = torch.randn(2, 300)
+    nearly = a + 1e-3 * torch.randn(300)
+    for rows, which in (
+        ((a, a), "[0, 1]"),
+        ((a, b, 3.0 * a + 1.0), "[0, 2]"),
+        ((a, b, a + b), "[0, 1, 2]"),
+    ):
+        with pytest.raises(ep.InvalidInput, match=f"coordinates {re.escape(which)} determine each other"):
+            ep.RecoveryEBM(ep.MLPEnergy(len(rows), hidden=4), SCHEDULE).standardize(torch.stack(rows, 1))
+    recovery().standardize(torch.stack([a, nearly], 1))

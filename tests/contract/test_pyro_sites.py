@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import MCMC
-from pyro.infer.reparam import LocScaleReparam, TransformReparam
+from pyro.infer.reparam import ConjugateReparam, LocScaleReparam, TransformReparam
 from torch import Tensor
 
 import energyppl as ep
@@ -177,7 +177,19 @@ def observed_draw() -> None:
     pyro.sample("draw", dist.Normal(a, 1.0), obs=torch.tensor(0.5))
 
 
+def torchs_own() -> None:
+    pyro.sample("x", torch.distributions.Normal(0.0, 1.0))
+
+
+def conjugate() -> None:
+    with poutine.reparam(config={"rate": ConjugateReparam(dist.Gamma(3.0, 2.0))}):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    pyro.sample("x", dist.Normal(rate, 1.0))
+
+
 REFUSED: dict[str, tuple[Callable[[], None], str]] = {
+    "torch's own": (torchs_own, r"site 'x' has torch's own Normal, .* use pyro\.distributions\.Normal"),
+    "draws of a handler": (conjugate, "changes from run to run: it must not draw at random"),
     "chain": (named("chain"), "a site can't be called 'chain': ArviZ has a dimension of that name"),
     "draw": (named("draw"), "a site can't be called 'draw'"),
     "sample": (named("sample"), "a site can't be called 'sample'"),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -212,3 +213,8 @@ BAD: list[tuple[Callable[[], Any], str]] = [
 def test_bad_input_is_refused_in_one_sentence(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         call()
+
+
+def test_divergence_of_distributions_is_that_of_their_densities() -> None:
+    p, q = (dist.Normal(torch.tensor([mean]), 1.0).to_event(1) for mean in (0.0, 1.0))
+    assert kl_divergence(p, q, Grid((-9.0,), (9.0,), (256,))) == pytest.approx(0.5, abs=1e-4)

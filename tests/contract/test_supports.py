@@ -175,6 +175,81 @@ def test_which_latents_are_angles() -> None:
     assert float(weight.sum()) * 0.02**2 == pytest.approx(1.0, abs=1e-3)
 
 
+ODD: dict[str, Any] = {
+    "ordered": dist.constraints.ordered_vector,
+    "positive and ordered": dist.constraints.positive_ordered_vector,  # which says that its events have no dimension
+    "stacked": constraints.stack([constraints.real, constraints.positive], dim=-1),
+    "side by side": constraints.cat([constraints.real, constraints.positive], dim=-1, lengths=[1, 1]),
+    "above": constraints.interval(1.0, math.inf),
+    "below": constraints.interval(-math.inf, 1.0),
+    "everywhere": constraints.interval(-math.inf, math.inf),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_jacobians_are_those_of_the_map(name: str) -> None:
+    p = Constrained(ep.Energy(lambda x: 0.0 * x.sum(-1), (2,)), ODD[name])
+    z = torch.randn(20, 2, dtype=torch.float64)
+    expected = torch.stack([-torch.autograd.functional.jacobian(p.constrain, point).det().abs().log() for point in z])
+    torch.testing.assert_close(p(z), expected)
+    torch.testing.assert_close(p.unconstrain(p.constrain(z)), z)
+    assert bool(contains(ep.EnergyDistribution(p.potential, support=ODD[name]).support, p.constrain(z)).all())
+
+
+GRID = torch.linspace(-200.0, 200.0, 80_001, dtype=torch.float64)  # unconstrained
+
+
+def mass(potential: Any) -> float:
+    """Integrate exp(−U) over unconstrained numbers, by the trapezium rule; NaN, far out, is a rejection to kernels."""
+    return float(torch.trapezoid((-potential(GRID[:, None])).exp().nan_to_num(0.0), GRID))
+
+
+def test_densities_that_check_their_values_are_not_asked_off_their_support() -> None:
+    """In float32 exp(±200) is zero or infinite, where torch's own densities raise."""
+    for density in (
+        dist.HalfCauchy(torch.ones(1)),
+        dist.LogNormal(torch.zeros(1), 1.0),
+        dist.InverseGamma(3.0 * torch.ones(1), 1.0),
+        dist.Kumaraswamy(2.0 * torch.ones(1), 3.0),
+    ):
+
+        def energy(x: Tensor, density: Any = density) -> Tensor:
+            return -torch.as_tensor(density.log_prob(x)).sum(-1)
+
+        p = Constrained(ep.Energy(energy, (1,)), density.support)
+        assert mass(p) == pytest.approx(1.0, abs=2e-3)
+        ep.energy_and_grad(p, GRID[::1000, None].float())
+
+
+AFFINE, EXP, SIGMOID = (
+    dist.transforms.AffineTransform,
+    torch.distributions.ExpTransform(),
+    torch.distributions.SigmoidTransform(),
+)
+TRANSFORMED: dict[str, Callable[[], Any]] = {
+    "above two": lambda: dist.TransformedDistribution(dist.Exponential(1.0), [AFFINE(2.0, 1.0)]),
+    "below zero": lambda: dist.TransformedDistribution(dist.Exponential(1.0), [AFFINE(0.0, -1.0)]),
+    "log-uniform": lambda: dist.TransformedDistribution(dist.Uniform(0.0, 2.0), [EXP]),
+    "an interval": lambda: dist.TransformedDistribution(dist.Normal(0.0, 1.0), [SIGMOID, AFFINE(1.0, 3.0)]),
+    "truncated": lambda: dist.TransformedDistribution(dist.Uniform(0.1, 0.4), [SIGMOID.inv]),
+    "behind wrappers": lambda: (
+        dist.TransformedDistribution(dist.Gamma(2.0, 1.0), [AFFINE(-1.0, 2.0)]).expand([1]).to_event(1).mask(True)
+    ),
+    "a mixture of one interval": lambda: dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(2)),
+        dist.TransformedDistribution(dist.Uniform(torch.zeros(2), torch.ones(2)), []),
+    ),
+    "log-normal": lambda: dist.LogNormal(0.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_latents_lie_where_transforms_take_them(name: str) -> None:
+    """Torch's own support is the last transform's codomain, where densities go on that are not normalized there."""
+    potential = ep.sampling.ModelPotential.trace(lambda: pyro.sample("x", TRANSFORMED[name]()))
+    assert mass(potential) == pytest.approx(1.0, abs=2e-3)
+
+
 def test_a_support_inside_a_pyro_model() -> None:
     """Chains see all rows at once, by vmap, and stay on the support."""
 
@@ -247,9 +322,33 @@ MIXED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ep.EnergyDistribution(ep.Energy(lambda x: x, ()), support=constraints.simplex),
         "give the energy the event_shape of the support's points",
     ),
+    "support that says nothing": (
+        lambda: ep.EnergyDistribution(NORMAL, support=constraints.dependent),
+        "support must say where points lie",
+    ),
+    "ends in the wrong order": (
+        lambda: Constrained(NORMAL, constraints.interval(3.0, 0.0)),
+        r"ends of an interval must be two numbers, the lower first; got 3\.0 and 0\.0",
+    ),
+    "distribution in a quadrature": (
+        lambda: ep.quadrature(HALF, ep.Grid((-1.0,), (9.0,), (64,))),
+        r"draws when it is called: pass its \.unconstrained\(\)",
+    ),
+    "distribution in a long run": (
+        lambda: ep.long_run(HALF, torch.ones(100, 1)),  # type: ignore[arg-type]
+        "model must be a model such as RecoveryEBM; got",
+    ),
     "support that is a name": (
         lambda: ep.EnergyDistribution(NORMAL, support="positive"),  # type: ignore[arg-type]
         "support must be a constraint of torch.distributions.constraints; got 'positive'",
+    ),
+    "a mixture over several supports": (
+        lambda: latent_transform(
+            dist.MixtureSameFamily(
+                dist.Categorical(torch.ones(2)), dist.Uniform(torch.tensor([0.0, 4.0]), torch.tensor([1.0, 6.0]))
+            )
+        ),
+        "components of a mixture must have one support",
     ),
     "transformed angles": (
         lambda: latent_transform(

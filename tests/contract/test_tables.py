@@ -96,6 +96,11 @@ def test_csv_dialects(tmp_path: Path, text: str, columns: tuple[str, ...]) -> No
         (csv_text(odd={3: "1,2,3"}), "2 fields in each line; line 5 has 3"),
         (csv_text(rows=9), "at least 10 rows"),
         ("", "is empty"),
+        ("a,b\n", "at least 10 rows"),
+        (
+            "a;b\n" + "".join(f"{i},5;{i * i},25\n" for i in range(12)),
+            "'a' holds '0,5' in line 2: write a decimal point",
+        ),
         ("a,b\n" + "".join(f"{i},7\n" for i in range(12)), "constant: 'b'"),
     ],
 )

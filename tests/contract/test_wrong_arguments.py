@@ -5,11 +5,12 @@ No random numbers decide here: every case is run, about 5,000 in some ten second
 
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
 import energyppl as ep
 from tests.support.fuzz import TABLES
@@ -141,3 +142,49 @@ def test_the_table_is_large_and_its_exceptions_exist() -> None:
     legitimate = [case for case in every if _is_legitimate(case)]
     assert len(every) - len(legitimate) >= 900
     assert len(legitimate) == sum(len(names) for names in LEGITIMATE.values()), "an exception names no case"
+
+
+EBM = ep.EBM(ep.MLPEnergy((2,), hidden=4, levels=1))
+LATE: dict[str, tuple[Callable[[], Any], str]] = {
+    "no path to save at": (lambda: ep.save(EBM, None), "a path must be a text or a pathlib.Path; got None"),  # type: ignore[arg-type]
+    "no path to load": (lambda: ep.load(3), "a path must be a text"),  # type: ignore[arg-type]
+    "tree and path swapped": (lambda: ep.save_checkpoint({}, "x"), "a path must be a text"),  # type: ignore[arg-type]
+    "no table": (lambda: ep.data.read_table(None), "a path must be a text"),  # type: ignore[arg-type]
+    "no images": (lambda: ep.data.read_images(None), "a path must be a text"),  # type: ignore[arg-type]
+    "no coordinates": (lambda: ep.MLPEnergy(0), "without empty sizes; got 0"),
+    "a grid beyond memory": (
+        lambda: ep.quadrature(ep.Energy(lambda x: x.sum(-1), (2,)), ep.Grid((0.0, 0.0), (1.0, 1.0), (10**6, 10**6))),
+        "at most 67,108,864 nodes; got 1,000,000,000,000",
+    ),
+    "a text for a value": (lambda: ep.Estimate("a", 1.0), "value must be a number; got 'a'"),  # type: ignore[arg-type]
+    "a negative error": (lambda: ep.Estimate(1.0, -1.0), "standard_error must not be negative; got -1.0"),
+    "ends swapped": (
+        lambda: ep.LogNormalizer(1.0, 0.0, 2.0, 0.0, 1, "x"),
+        "lower must be below upper; got 2.0 and 0.0",
+    ),
+    "a list for a log Z that was kept": (
+        lambda: ep.LogNormalizer.from_dict([]),  # type: ignore[arg-type]
+        r"log Z must be a Mapping; got \[\]",
+    ),
+    "a text for a count that was kept": (
+        lambda: ep.LogNormalizer.from_dict(
+            {**ep.LogNormalizer(1.0, 0.1, 0.8, 1.2, 1, "x").to_dict(), "evaluations": "x"}
+        ),
+        "evaluations must be a whole number; got 'x'",
+    ),
+    "log Z of another batch": (
+        lambda: ep.EnergyDistribution(ep.Energy(lambda x: x.sum(-1), (2,)), log_normalizer=torch.zeros(3)),
+        r"log_normalizer must broadcast to batch_shape \(\); got \(3,\)",
+    ),
+    "no measurement": (
+        lambda: ep.measured(ep.RecoveryEBM(ep.MLPEnergy(2), ep.NoiseSchedule.cosine(levels=2)), None),  # type: ignore[arg-type]
+        "measurement must be a LinearMeasurement; got NoneType",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_what_used_to_fail_later_is_refused_at_once(name: str) -> None:
+    call, message = LATE[name]
+    with pytest.raises(ep.EnergyPPLError, match=message):
+        call()

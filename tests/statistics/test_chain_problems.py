@@ -66,6 +66,20 @@ def test_chains_that_fail_are_named(name: str, kernel: str) -> None:
     assert bool(torch.isfinite(chains.draws).all())
 
 
+def test_a_coordinate_below_float_resolution_is_named() -> None:
+    """Its spread is .1 at 1e8, where float32 steps by 8; the chains move, in the other coordinate."""
+
+    def far(x: Tensor) -> Tensor:
+        return 0.5 * (x[..., 0] ** 2 + (10.0 * (x[..., 1] - 1e8)) ** 2)
+
+    begin = torch.tensor([0.0, 1e8]).repeat(4, 1)
+    with pytest.warns(ep.errors.ChainWarning, match=r"coordinate\(s\) \[1\] never changed in any chain"):
+        chains = sample(ep.HMC(), energy(far, 2), chains=4, draws=100, init=begin)
+    assert not bool(chains.stuck.any())
+    again = sample(ep.HMC(), energy(far, 2), chains=4, draws=100, init=begin.double())
+    assert not any("never changed" in problem for problem in again.problems())
+
+
 def test_many_bad_chains_are_abbreviated() -> None:
     start = torch.zeros(16, 2)
     start[4:] = 1e6

@@ -2,14 +2,18 @@
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 import energyppl as ep
+from energyppl.errors import NotNormalizable
 from tests.support.supports import DENSITIES, OFFSET, on_support
 
 METHODS = {
@@ -148,3 +152,38 @@ def test_the_smallest_share_of_a_simplex_in_float32() -> None:
     small = 1e-8  # P = small^¼ / (¼ B(¼, ½)), to 1e-8
     beta = math.exp(math.lgamma(0.25) + math.lgamma(0.5) - math.lgamma(0.75))
     require_mean((chains.samples["x"][..., 2] < small).double(), small**0.25 / (0.25 * beta))
+
+
+IMPROPER: dict[str, tuple[Callable[[Tensor], Tensor], Any, int]] = {
+    "1/x on (0, 1)": (lambda x: x.log().sum(-1), constraints.unit_interval, 1),
+    "1/(1 − x) on (0, 1)": (lambda x: (1.0 - x).log().sum(-1), constraints.unit_interval, 1),
+    "1/x in one of two": (lambda x: x[..., 0].log(), constraints.unit_interval, 2),
+    "a Dirichlet of concentration 0": (lambda x: x.log().sum(-1), constraints.simplex, 3),
+    "1/x above 0": (lambda x: x.log().sum(-1), constraints.positive, 1),
+}
+
+
+@pytest.mark.parametrize("name", IMPROPER)
+def test_densities_that_rise_too_fast_at_an_edge_are_refused(name: str) -> None:
+    energy, support, size = IMPROPER[name]
+    with pytest.raises(NotNormalizable, match="it rises by 0"):
+        ep.log_normalizer(
+            ep.EnergyDistribution(ep.Energy(energy, (size,)), support=support), method=ep.normalizing.AIS(64, 8)
+        )
+
+
+def test_matrices_that_rounding_makes_singular_are_no_error() -> None:
+    """Far out entries round to ±1, which torch's density and the way back refuse."""
+    density = dist.LKJ(3, 1.5)
+    p = ep.EnergyDistribution(ep.Energy(lambda x: -density.log_prob(x), (3, 3)), support=density.support)
+    assert float(ep.log_normalizer(p, method=ep.normalizing.AIS(256, 30))) == pytest.approx(0.0, abs=0.15)
+
+
+def test_those_that_rise_slowly_enough_are_not() -> None:
+    """x^−.95 on (0, 1), whose log Z is log 20, and its like on a simplex."""
+    for energy, support, size, right in (
+        (lambda x: 0.95 * x.log().sum(-1), constraints.unit_interval, 1, math.log(20.0)),
+        (lambda x: 0.9 * x[..., 0].log(), constraints.simplex, 3, math.lgamma(0.1) - math.lgamma(2.1)),
+    ):
+        p = ep.EnergyDistribution(ep.Energy(energy, (size,)), support=support)
+        assert float(ep.log_normalizer(p, method=ep.normalizing.AIS(512, 40))) == pytest.approx(right, abs=0.15)
