@@ -259,12 +259,18 @@ class Constrained:
         jacobian = transform.log_abs_det_jacobian(x, inside)
         left = len(self.event_shape) - transform.domain.event_dim
         kept = jacobian.shape[jacobian.dim() - left :] if left else torch.Size()
-        # Far out maps over- and underflow, off the support: densities of torch raise there, and energies mean nothing.
-        shape = self.potential.event_shape
-        legal = contains(of_event_dim(self.support, len(shape)), inside) & torch.isfinite(sum_event(inside, shape))
-        middle = transform(x.new_zeros(self.event_shape))
+        try:
+            energy = self.potential(inside)
+        except (ValueError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+            # Far out maps over- and underflow, off the support, where torch's densities raise.
+            energy = self._energy_of_legal(inside)
+        return energy - sum_event(jacobian, kept)
+
+    def _energy_of_legal(self, inside: Tensor) -> Tensor:
+        """Evaluate points on the support only; the energy of others is infinite."""
+        legal = contains(of_event_dim(self.support, len(self.potential.event_shape)), inside)
+        middle = self._transform(inside.new_zeros(self.event_shape))
         energy = self.potential(torch.where(append_dims(legal, inside), inside, middle))
-        energy = energy - sum_event(jacobian, kept)
         return torch.where(legal, energy, torch.inf)
 
 
