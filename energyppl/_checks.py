@@ -22,7 +22,7 @@ def shape_text(shape: Sequence[int]) -> str:
 
 def check_shape(name: str, value: object) -> torch.Size:
     """Require a shape, a sequence of whole numbers that are not negative, and return it; a number n means ``(n,)``."""
-    sizes = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+    sizes = (value,) if _is_whole(value) else value
     try:
         shape = torch.Size(sizes)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -30,6 +30,22 @@ def check_shape(name: str, value: object) -> torch.Size:
     if isinstance(value, (str, bytes, dict)) or any(size < 0 for size in shape):
         raise InvalidInput(f"{name} must be a tuple such as (2,) without negative sizes; got {_brief(value)}")
     return shape
+
+
+def append_dims(value: Tensor, x: Tensor) -> Tensor:
+    """Append dimensions of size one, so that a number for each point broadcasts against the points.
+
+    ``(*batch,)`` to ``(*batch, 1, …, 1)``; a single number, ``()``, stays as it is.
+
+    Raises:
+        InvalidInput: if there are other points.
+    """
+    if any(own not in (1, of) for own, of in zip(value.shape, x.shape, strict=False)) or value.dim() > x.dim():
+        raise InvalidInput(
+            f"step sizes and the like must be a number or one for each chain; got {shape_text(value.shape)} for points "
+            f"{shape_text(x.shape)}"
+        )
+    return value.reshape(value.shape + (1,) * (x.dim() - value.dim())) if value.dim() else value
 
 
 def check_not_model(name: str, value: object) -> None:
@@ -112,7 +128,7 @@ def check_number(name: str, value: object) -> None:
 
 def check_count(name: str, value: object, *, at_least: int = 1) -> None:
     """Require a whole number of at least ``at_least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+    if not _is_whole(value) or value < at_least:
         raise InvalidInput(f"{name} must be a whole number of at least {at_least}; got {_brief(value)}")
 
 
@@ -140,6 +156,11 @@ def check_whole(name: str, value: Tensor) -> None:
 def _is_real(value: object) -> TypeGuard[float]:
     """Tell whether a value is a real number, numpy's included, and not a truth value."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    """Tell whether a value is a whole number, numpy's included, and not a truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _brief(value: object) -> str:
@@ -206,7 +227,7 @@ def _is_kind(value: Any, hint: Any) -> bool:
     if hint is float:
         return _is_real(value) and not math.isnan(value)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return _is_whole(value)
     if hint is torch.Size:
         return _is_kind(value, int | Sequence[int])
     if isinstance(value, type) and hint is not type:
@@ -255,7 +276,8 @@ def _kind_text(hint: Any) -> str:
     if origin is Callable:
         return "a function"
     if origin in (Sequence, tuple):
-        return f"a sequence, each {_kind_text(parts[0])}"
+        length = f" of {len(parts)}" if origin is tuple and Ellipsis not in parts else ""
+        return f"a sequence{length}, each {_kind_text(parts[0])}"
     name = getattr(origin or hint, "__name__", str(hint))
     if name in _PROTOCOL_NAMES:
         return _PROTOCOL_NAMES[name]

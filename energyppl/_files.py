@@ -7,13 +7,12 @@ import json
 import os
 import secrets
 import socket
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from energyppl.errors import EnergyPPLError
+from energyppl.errors import EnergyPPLError, warn_user
 
 try:
     import fcntl
@@ -104,9 +103,7 @@ def _take(path: Path, folder: Path) -> int:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 os.close(descriptor)
                 raise
-            warnings.warn(
-                f"{folder} can't be locked ({error.strerror}): see that no other process uses it", stacklevel=3
-            )
+            warn_user(f"{folder} can't be locked ({error.strerror}): see that no other process uses it")
         if _is_still(descriptor, path):
             return descriptor
         os.close(descriptor)  # the last holder removed it between our opening and our locking

@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,7 +97,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> _Tree:
 
 
 def _read(file: BinaryIO, size: int) -> bytearray:
-    """So many bytes, in memory that a tensor may share and write to."""
+    """Read so many bytes, in memory that a tensor may share and write to."""
     part = bytearray(size)
     if file.readinto(part) != size:  # type: ignore[attr-defined]
         raise ValueError("it became shorter while it was read")
@@ -131,6 +132,8 @@ def _encode(value: _Tree, tensors: list[Tensor]) -> Any:
         node = {"tensor": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
         # Convolutions that were asked for this order in memory go on in it, to the same digits.
         return {**node, "channels_last": True} if _is_channels_last(value) else node
+    if isinstance(value, np.number):
+        return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):

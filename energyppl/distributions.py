@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from energyppl._checks import check_event, check_shape, shape_text
+from energyppl._checks import check_event, check_shape, is_number, shape_text
 from energyppl.autodiff.devices import device_of
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.potentials.algebra import Potential, RecoveryPotential, append_dims, as_potential, can_expand
+from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential, can_expand
 from energyppl.potentials.constrained import Constrained, constrain, contains, of_event_dim, unconstrain
 from energyppl.potentials.points import dtype_of
 
@@ -203,7 +203,7 @@ class EnergyDistribution(dist.TorchDistribution):
         if self._support is None:
             return x, None
         inside = contains(self._support, x)
-        within = append_dims(inside, len(self.event_shape))
+        within = inside.reshape(*inside.shape, *[1] * len(self.event_shape))  # may be of a larger batch than x
         return torch.where(within, x, self._some_point(x)), inside
 
     def _some_point(self, like: Tensor) -> Tensor:
@@ -290,17 +290,17 @@ def _checked_log_z(log_z: Any) -> Any:
     """Require a log Z that is known to be none, a number, numbers, or a function."""
     if isinstance(log_z, LogNormalizer):
         return float(log_z)
-    is_number = isinstance(log_z, (int, float)) and not isinstance(log_z, bool)
-    if isinstance(log_z, type) or not (log_z is None or is_number or isinstance(log_z, Tensor) or callable(log_z)):
+    known = log_z is None or is_number(log_z) or isinstance(log_z, Tensor) or callable(log_z)
+    if not known or isinstance(log_z, type):
         raise InvalidInput(
             f"log_normalizer must be a number in nats, a tensor, a LogNormalizer or a function; got {log_z!r}: "
             "estimate it by energyppl.log_normalizer, or learn with objectives.Contrastive(kernel)"
         )
     if isinstance(log_z, Tensor) and not log_z.dtype.is_floating_point:
         raise InvalidInput(f"log_normalizer must be floating point; got {log_z.dtype}: call .float() on it")
-    if is_number and math.isnan(log_z):
+    if is_number(log_z) and math.isnan(log_z):
         raise InvalidInput("log_normalizer must be a number; got NaN: estimate it by energyppl.log_normalizer")
-    if is_number and math.isinf(log_z):
+    if is_number(log_z) and math.isinf(log_z):
         raise InvalidInput(
             f"log_normalizer must be finite; got {log_z}: an energy with an infinite integral has no density"
         )

@@ -4,6 +4,9 @@ Each is also a ``ValueError`` or a ``RuntimeError``, so code that does not know 
 Messages say what was expected, what came, and what to do.
 """
 
+import sys
+import warnings
+
 
 class EnergyPPLError(Exception):
     """Base of all errors that energyppl raises on purpose; the message is one line, whatever was printed into it."""
@@ -16,6 +19,14 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its kind if it says nothing."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the user's own line: the innermost that is not of energyppl, nor of torch or Pyro in between."""
+    frame, depth = sys._getframe(1), 2  # as warnings counts
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in ("energyppl", "torch", "pyro"):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, category, stacklevel=depth)
 
 
 class InvalidInput(EnergyPPLError, ValueError):

@@ -12,7 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_event, check_flag, check_number, check_positive, checked, shape_text
+from energyppl._checks import (
+    append_dims,
+    check_count,
+    check_event,
+    check_flag,
+    check_number,
+    check_positive,
+    checked,
+    shape_text,
+)
 from energyppl.errors import InvalidInput
 
 __all__ = ["NoiseSchedule", "NoisyPair", "whole_levels"]
@@ -179,16 +188,7 @@ class NoiseSchedule:
 
     @classmethod
     def geometric_sigmas(cls, levels: int = 128, *, low: float = 0.1, high: float = 3.0) -> "NoiseSchedule":
-        """Build MDSM's noise levels for (Fashion-)MNIST: σ geometric from low to high (Li et al. 2019).
-
-        Args:
-            levels: number of energies.
-            low: σ of level 0, positive.
-            high: σ of the last marginal, above ``low``.
-
-        Raises:
-            InvalidInput: for numbers out of range.
-        """
+        """Build MDSM's for (Fashion-)MNIST: σ geometric from low to high, else as :meth:`linear_sigmas`."""
         _check_sigmas(levels, low, high)
         sigma_bar = torch.logspace(math.log10(low), math.log10(high), levels + 1, dtype=torch.float64)
         return cls(torch.ones_like(sigma_bar), sigma_bar)
@@ -336,4 +336,4 @@ def _at(table: Tensor, level: int | Tensor, x: Tensor) -> Tensor:
             f"level must be one number or one for each row; got {shape_text(value.shape)} for points "
             f"{shape_text(x.shape)}"
         )
-    return value.reshape(value.shape + (1,) * (x.dim() - value.dim())) if value.dim() else value
+    return append_dims(value, x)

@@ -1,4 +1,4 @@
-"""Inference, in wings: kernels, adaptation, sampling, levels, objectives, training, normalizing, evaluation."""
+"""Inference, in sub-packages: kernels, adaptation, sampling, levels, objectives, training, normalizing, evaluation."""
 
 if __name__ != "energyppl.inference":
     raise ImportError("import energyppl.inference: this folder is its source, not a package of its own")

@@ -25,13 +25,20 @@ class WeightKeyedCache(Generic[T]):
     def __init__(self) -> None:
         self._known: dict[Hashable, tuple[Hashable, T]] = {}
 
+    def known(self, model: Any, key: Hashable) -> T | None:
+        """Return the value of ``key``, or None if it is not known for these weights."""
+        known = self._known.get(key)
+        return known[1] if known is not None and known[0] == weights_key(model) else None
+
+    def keep(self, model: Any, key: Hashable, value: T) -> T:
+        """Keep and return a value of these weights."""
+        self._known[key] = (weights_key(model), value)
+        return value
+
     def get(self, model: Any, key: Hashable, work: Callable[[], T]) -> T:
         """Return the value of ``key``, by ``work()`` if it is not known for these weights."""
-        known = self._known.get(key)
-        if known is None or known[0] != weights_key(model):
-            value = work()
-            known = self._known[key] = (weights_key(model), value)  # after the work, which may tune step sizes
-        return known[1]
+        known = self.known(model, key)
+        return self.keep(model, key, work()) if known is None else known  # keyed after the work: it may tune step sizes
 
 
 def weights_key(model: nn.Module) -> Hashable:
@@ -65,8 +72,9 @@ class LevelIntegrals:
         """Return the integral of a level, up to two dimensions."""
         return self._known.get(model, level, lambda: _integrate_widening(model.potential(level), model.loc.dtype))
 
-    def quantiles(self, model: Any, level: int, count: int = 16_384) -> Tensor:
-        """Return grid nodes that stand for equal shares of a level's mass, ``(count, *event)``: no noise."""
+    def quantiles(self, model: Any, level: int) -> Tensor:
+        """Return grid nodes that stand for equal shares of a level's mass, ``(16384, *event)``: no noise."""
+        count = 16_384
         found = self.quadrature(model, level)
         mass = found.density.flatten().cumsum(0)
         index = torch.searchsorted(mass, mass[-1] * (torch.arange(count) + 0.5) / count).clamp(max=len(mass) - 1)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_shape, check_whole, shape_text
 from energyppl.errors import InvalidInput
-from energyppl.schedule import NoiseSchedule
+from energyppl.potentials.network import AtLevel
+from energyppl.schedule import NoiseSchedule, whole_levels
 
 __all__ = ["OneEnergy", "check_label", "check_parts", "event_shape_of", "handed_a_level", "needs_level_for_each"]
 
@@ -87,6 +88,7 @@ def needs_level_for_each(net: nn.Module, levels: int, like: Tensor, log_snr: Ten
 class OneEnergy:
     """A model of one energy, whose network takes a level or doesn't."""
 
+    event_shape: torch.Size
     net: nn.Module
     loc: Tensor
     _trial: tuple[nn.Module, nn.Module] | None = None
@@ -97,6 +99,12 @@ class OneEnergy:
             # In a tuple, so that neither becomes a second module of the model.
             self._trial = (self.net, handed_a_level(self.net, self.loc))
         return self._trial[1]
+
+    def _at_level_0(self, level: int | Tensor, who: str) -> AtLevel:
+        level = whole_levels(level).to(self.loc.device)
+        if bool((level != 0).any()):
+            raise InvalidInput(f"{who} has level 0 only; got {level.tolist()}: RecoveryEBM and JointEBM have levels")
+        return AtLevel(self._network(), level, self.event_shape)
 
 
 class _WithoutLevel(nn.Module):

@@ -1,10 +1,11 @@
 """Standardization that a few rows can't ruin."""
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from energyppl.errors import warn_user
 
 __all__ = ["robust_scaling"]
 
@@ -38,10 +39,9 @@ def robust_scaling(
     if not places:
         return loc, scale
     named = ", ".join(repr(names[i]) if names is not None else str(i) for i in places[:20])
-    warnings.warn(
+    warn_user(
         f"a few rows rule the standard deviation of coordinate(s) {named}, which is more than {_HEAVY:.0f} times what "
         "the central 95 % of the rows say: their median and width standardize them instead. Look for wrong cells "
         "there, or take the logarithm of a positive column",
-        stacklevel=4,  # the caller of standardize, which is checked
     )
     return torch.where(heavy, middle, loc), torch.where(heavy, width, scale)

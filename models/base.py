@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from energyppl._checks import check_between, check_data, check_event, check_positive, checked
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
+from energyppl.inference.kernels.contract import TunableKernel
+from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.normalizing.log_normalizer import Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
@@ -116,6 +118,7 @@ class EnergyModel(nn.Module):
             like=self.loc,
         )
 
+    @checked
     def log_normalizer(
         self,
         level: int = 0,
@@ -167,7 +170,7 @@ class EnergyModel(nn.Module):
                 lower=estimate - error,
                 upper=estimate + error,
                 evaluations=found.evaluations,
-                level=confidence,
+                confidence=confidence,
                 method="quadrature",
             )
 
@@ -217,6 +220,33 @@ class EnergyModel(nn.Module):
             InvalidInput: always; the message says what to pass instead.
         """
         raise InvalidInput(called_sentence(self))
+
+
+class KernelModel(EnergyModel):
+    """A model whose chains a kernel moves, with a step size of its own at each level."""
+
+    levels: int
+    initial_kernel: TunableKernel  # that the model was declared with
+    level_kernel: LevelKernel
+
+    @property
+    def kernel(self) -> TunableKernel:
+        """The kernel that moves the model's chains; setting it begins with its own step size at every level."""
+        return self.level_kernel.kernel
+
+    @kernel.setter
+    def kernel(self, kernel: TunableKernel) -> None:
+        self.level_kernel = LevelKernel(kernel, self.levels, self.loc)
+
+    @property
+    def step_sizes(self) -> Tensor:
+        """The kernel's step size at each level, ``(levels,)``, relative to the width of what is sampled there."""
+        return self.level_kernel.step_sizes
+
+    def set_kernel(self, kernel: TunableKernel, step_sizes: Tensor) -> None:
+        """Give the model's chains a kernel, with its step size at each level, ``(levels,)``."""
+        self.kernel = kernel
+        self.step_sizes.copy_(step_sizes)
 
 
 def called_sentence(model: nn.Module) -> str:

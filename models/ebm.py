@@ -7,23 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_count, check_shape
-from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation.warmup import adapt
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.langevin import MALA
-from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.normalizing.levels import anneal_through_levels
 from energyppl.inference.objectives.persistent import PersistentLikelihood
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import OneEnergy, event_shape_of
-from energyppl.models.base import EnergyModel
+from energyppl.models.base import KernelModel
 from energyppl.potentials.network import AtLevel
-from energyppl.schedule import whole_levels
 
 __all__ = ["EBM"]
 
 
-class EBM(OneEnergy, EnergyModel):
+class EBM(OneEnergy, KernelModel):
     """``p(x) ∝ exp(−U(x))``, U a network of points of about unit variance, to which data are standardized.
 
     Args:
@@ -49,35 +46,12 @@ class EBM(OneEnergy, EnergyModel):
         self, net: nn.Module, *, event_shape: Sequence[int] | None = None, kernel: TunableKernel | None = None
     ) -> None:
         super().__init__(event_shape_of(net, event_shape), net)
-        self.initial_kernel: TunableKernel = MALA(0.1) if kernel is None else kernel
-        self.level_kernel = LevelKernel(self.initial_kernel, 1, self.loc)
+        self.initial_kernel = self.kernel = MALA(0.1) if kernel is None else kernel
         self._network()  # tries it
-
-    @property
-    def kernel(self) -> TunableKernel:
-        """The kernel that moves the model's chains."""
-        return self.level_kernel.kernel
-
-    @kernel.setter
-    def kernel(self, kernel: TunableKernel) -> None:
-        self.level_kernel = LevelKernel(kernel, 1, self.loc)
-
-    @property
-    def step_sizes(self) -> Tensor:
-        """The kernel's step size, ``(1,)``, in standardized coordinates."""
-        return self.level_kernel.step_sizes
-
-    def set_kernel(self, kernel: TunableKernel, step_sizes: Tensor) -> None:
-        """Give the model's chains a kernel with its step size, ``(1,)``."""
-        self.kernel = kernel
-        self.step_sizes.copy_(step_sizes)
 
     def potential(self, level: int | Tensor = 0) -> AtLevel:
         """Return the energy in standardized coordinates; there is only level 0."""
-        level = whole_levels(level).to(self.loc.device)
-        if bool((level != 0).any()):
-            raise InvalidInput(f"an EBM has level 0 only; got {level.tolist()}: RecoveryEBM and JointEBM have levels")
-        return AtLevel(self._network(), level, self.event_shape)
+        return self._at_level_0(level, "an EBM")
 
     def sample(self, sample_shape: int | Sequence[int] = (), *, level: int = 0, steps: int = 1000) -> Tensor:
         """Return the ends of chains from N(0, I), ``(*sample_shape, *event)``: samples, if the chains are long enough.

@@ -1,7 +1,6 @@
 """JointEBM: one energy over points and noise levels, trained by chains that move among both (DA-EBM)."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_count, check_event, check_shape
 from energyppl.distributions import EnergyDistribution
+from energyppl.errors import warn_user
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.inference.levels.joint import draw_levels, level_energies, move_jointly
@@ -114,10 +114,9 @@ class JointEBM(LevelEnergies):
                 break
         late = int((seen < visits).sum())
         if late:
-            warnings.warn(
+            warn_user(
                 f"{late} of {len(x)} chains visited level {level} fewer than {visits} times in {max_sweeps} sweeps: "
                 "they are read as they were last, and the samples are not the model's; train it longer",
-                stacklevel=2,
             )
             never = seen == 0
             kept[never] = x[never]

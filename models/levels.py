@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from energyppl._checks import check_event, shape_text
 from energyppl.errors import CheckpointError
 from energyppl.inference.kernels.contract import TunableKernel
-from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.normalizing.levels import anneal_through_levels
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import check_parts, needs_level_for_each
-from energyppl.models.base import EnergyModel
-from energyppl.potentials.algebra import Potential, append_dims
+from energyppl.models.base import KernelModel
+from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
 from energyppl.potentials.network import AtLevel
 from energyppl.schedule import NoiseSchedule
@@ -31,7 +30,7 @@ class _Trial(NamedTuple):
     log_snr: Tensor | None
 
 
-class LevelEnergies(EnergyModel):
+class LevelEnergies(KernelModel):
     """Energies U(x, t) at the levels of a noise schedule; a subclass says how they are sampled.
 
     Args:
@@ -44,8 +43,6 @@ class LevelEnergies(EnergyModel):
     label: Tensor | None = None  # the class or classes asked of it
     guidance: float = 0.0
     initializer: nn.Module | None
-    initial_kernel: TunableKernel
-    level_kernel: LevelKernel
 
     def __init__(
         self,
@@ -62,27 +59,7 @@ class LevelEnergies(EnergyModel):
         self._marginal_std = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
         self._trial: _Trial | None = None
         self._network()  # tries it
-        self.initial_kernel = kernel
-        self.level_kernel = LevelKernel(kernel, self.levels, self.loc)
-
-    @property
-    def kernel(self) -> TunableKernel:
-        """The kernel that moves the model's chains; setting it begins with its own step size at every level."""
-        return self.level_kernel.kernel
-
-    @kernel.setter
-    def kernel(self, kernel: TunableKernel) -> None:
-        self.level_kernel = LevelKernel(kernel, self.levels, self.loc)
-
-    @property
-    def step_sizes(self) -> Tensor:
-        """The kernel's step size at each level, ``(levels,)``, relative to the width of what is sampled there."""
-        return self.level_kernel.step_sizes
-
-    def set_kernel(self, kernel: TunableKernel, step_sizes: Tensor) -> None:
-        """Give the model's chains a kernel, with its step size at each level, ``(levels,)``."""
-        self.kernel = kernel
-        self.step_sizes.copy_(step_sizes)
+        self.initial_kernel = self.kernel = kernel
 
     def diffuse(self, x0: Tensor, level: int | Tensor) -> Tensor:
         """Return clean data, ``(*batch, *event)``, at a marginal of the schedule, in data coordinates."""
@@ -99,7 +76,7 @@ class LevelEnergies(EnergyModel):
         scale: float | Tensor = 1.0
         if self._marginal_std is not None:
             value = self._marginal_std.to(self.loc)[level]
-            scale = append_dims(value, len(self.event_shape))
+            scale = value.reshape(*value.shape, *[1] * len(self.event_shape))
         net, each, log_snr = self._network()
         return AtLevel(net, level, self.event_shape, 0.0, scale, each, label, guidance, log_snr)
 

@@ -1,6 +1,5 @@
 """MultiscaleEBM: one energy that is not told how noisy a point is, sampled by temperature (MDSM)."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_event, check_kind, check_positive, check_shape, checked
 from energyppl.distributions import EnergyDistribution
-from energyppl.errors import ChainWarning, InvalidInput, NotNormalized
+from energyppl.errors import ChainWarning, InvalidInput, NotNormalized, warn_user
 from energyppl.inference.levels.annealed_langevin import (
     AnnealedPoints,
     TemperatureSchedule,
@@ -22,14 +21,12 @@ from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import OneEnergy, event_shape_of
 from energyppl.models.base import EnergyModel
 from energyppl.potentials.algebra import Potential, Scaled
-from energyppl.potentials.network import AtLevel
-from energyppl.schedule import whole_levels
 
 __all__ = ["MultiscaleEBM"]
 
 _BASE = "base_sigma"  # in a state dict
 _STEP = 0.2  # of σ0: the paper's 0.02 for σ0 = 0.1
-_REFUSAL = (
+_NO_DENSITY = (
     "a MultiscaleEBM has no density to normalize: one energy serves all noise levels. In high dimension a point shows "
     "its own noise σ, and at the temperature σ²/σ0² the energy's samples are data with that noise; in low dimension "
     "the field that training aims at is in general no gradient, and the energy is not −log p. For a density train a "
@@ -108,13 +105,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         Its samples at temperature σ²/σ0² are data with noise σ in high dimension.  It is not −log p in low dimension,
         and nowhere the density of clean data: don't compare likelihoods by it.
         """
-        level = whole_levels(level).to(self.loc.device)
-        if bool((level != 0).any()):
-            raise InvalidInput(
-                f"a MultiscaleEBM is not told the noise and has level 0 only; got {level.tolist()}: RecoveryEBM and "
-                "JointEBM have levels"
-            )
-        return Scaled(AtLevel(self._network(), level, self.event_shape), self._factor)
+        return Scaled(self._at_level_0(level, "a MultiscaleEBM is not told the noise and"), self._factor)
 
     @checked
     def sample(
@@ -195,7 +186,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
         Raises:
             NotNormalized: always; the message says why, and what to do instead.
         """
-        raise NotNormalized(_REFUSAL)
+        raise NotNormalized(_NO_DENSITY)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -245,18 +236,17 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
             force_dtype=force_dtype,
         )
         if bool(found.diverging.any()):
-            warnings.warn(
+            warn_user(
                 f"{int(found.diverging.sum())} of {found.diverging.numel()} chains were asked to move to where nothing "
                 "is finite, and stayed: pass a smaller step_size, or train longer",
                 ChainWarning,
-                stacklevel=3,
             )
         x = denoising_jump(potential, found.x, self.base_sigma, force_dtype) if denoise else found.x
         return self.loc + self.scale * x
 
 
 def _refuse(*_: object) -> NoReturn:
-    raise NotNormalized(_REFUSAL)
+    raise NotNormalized(_NO_DENSITY)
 
 
 def _checked_sigmas(sigmas: Sequence[float] | Tensor, base_sigma: float) -> Tensor:

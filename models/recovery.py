@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, check_data, check_event, check_shape, checked, shape_text
+from energyppl._checks import append_dims, check_count, check_data, check_event, check_shape, checked, shape_text
 from energyppl.distributions import RecoveryDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
@@ -27,7 +27,7 @@ from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
 from energyppl.models._network_checks import check_label, event_shape_of
 from energyppl.models.base import called_sentence
 from energyppl.models.levels import LevelEnergies
-from energyppl.potentials.algebra import Potential, append_dims
+from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
 from energyppl.schedule import NoiseSchedule
 
@@ -129,7 +129,7 @@ class RecoveryEBM(LevelEnergies):
                 f"level must be one number or one for each point; got {shape_text(level.shape)} for noisy "
                 f"{shape_text(noisy.shape)}"
             )
-        alpha, sigma = (append_dims(value.to(noisy)[level], len(self.event_shape)) for value in tilt(self.schedule))
+        alpha, sigma = (append_dims(value.to(noisy)[level], noisy) for value in tilt(self.schedule))
         draw = _RecoveryDraws(self, noisy, level, alpha, steps)
         return RecoveryDistribution(
             Standardized(self.potential(level), self.loc, self.scale * alpha),
@@ -153,7 +153,7 @@ class RecoveryEBM(LevelEnergies):
         self.schedule.check_level(level)
         level = torch.as_tensor(level, device=noisy.device)
         q = recovery_proposal(self, self.to_unit(noisy), level)
-        scale = self.scale * append_dims(tilt(self.schedule)[0].to(noisy)[level], len(self.event_shape))
+        scale = self.scale * append_dims(tilt(self.schedule)[0].to(noisy)[level], noisy)
         normal = Normal(self.loc + scale * q.base_dist.loc, scale * q.base_dist.scale, validate_args=False)
         guide: TorchDistribution = normal.to_event(len(self.event_shape))
         return guide

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,15 +15,12 @@ from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.errors import CheckpointError, InvalidInput, first_line
 from energyppl.inference import kernels
 from energyppl.integration.estimates import LogNormalizer
+from energyppl.models import networks
 from energyppl.models.base import EnergyModel
 from energyppl.models.ebm import EBM
 from energyppl.models.joint import JointEBM
 from energyppl.models.multiscale import MultiscaleEBM
-from energyppl.models.networks.conv import ConvEnergy
-from energyppl.models.networks.mlp import MLPEnergy
-from energyppl.models.networks.mlp_initializer import MLPInitializer
 from energyppl.models.networks.recipe import rebuilt
-from energyppl.models.networks.unet import UNetInitializer
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.schedule import NoiseSchedule
 
@@ -30,9 +28,7 @@ __all__ = ["load", "save"]
 
 _FORMAT = "energyppl-model-1"
 _MODELS: dict[str, type[Any]] = {cls.__name__: cls for cls in (EBM, JointEBM, MultiscaleEBM, RecoveryEBM)}
-_NETWORKS: dict[str, type[Any]] = {
-    cls.__name__: cls for cls in (ConvEnergy, MLPEnergy, MLPInitializer, UNetInitializer)
-}
+_NETWORKS: dict[str, type[Any]] = {name: getattr(networks, name) for name in networks.__all__}
 _KERNELS: dict[str, type[Any]] = {
     name: cls for name in kernels.__all__ if is_dataclass(cls := getattr(kernels, name)) and isinstance(cls, type)
 }
@@ -122,7 +118,7 @@ def load(path: str | os.PathLike[str], net: nn.Module | None = None, *, initiali
         for name, module in model.named_modules():
             module.training = name in tree["in_training"]
         for level, found in tree["log_z"]:
-            _remember_log_z(model, level, LogNormalizer.from_dict(found))
+            model._annealed.keep(model, (level, _CONFIDENCE), LogNormalizer.from_dict(found))
     return model
 
 
@@ -204,6 +200,8 @@ def _require_same(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Te
 
 def _packed(value: Any) -> Any:
     """Return a kernel, or one of its fields, as a tree of tensors, numbers and strings."""
+    if isinstance(value, np.number):
+        return value.item()
     if isinstance(value, Tensor) or value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.dtype):
@@ -234,28 +232,11 @@ def _unpacked(value: Any) -> Any:
 # --- Log Z ---
 
 
-class _UnknownError(Exception):
-    """Error of a model whose log Z is unknown yet."""
-
-
 def _known_log_z(model: EnergyModel) -> list[tuple[int, dict[str, Any]]]:
     """Return the levels whose log Z annealing has found for these very weights, without the runs."""
-
-    def unknown() -> LogNormalizer:
-        raise _UnknownError
-
-    found = []
-    for level in range(getattr(model, "levels", 1)):
-        try:
-            log_z = model._annealed.get(model, (level, _CONFIDENCE), unknown)
-        except _UnknownError:
-            continue
-        found.append((level, log_z.to_dict()))
-    return found
-
-
-def _remember_log_z(model: EnergyModel, level: int, found: LogNormalizer) -> None:
-    model._annealed.get(model, (level, _CONFIDENCE), lambda: found)
+    levels = range(getattr(model, "levels", 1))
+    found = ((level, model._annealed.known(model, (level, _CONFIDENCE))) for level in levels)
+    return [(level, log_z.to_dict()) for level, log_z in found if log_z is not None]
 
 
 @contextmanager

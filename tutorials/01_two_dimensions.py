@@ -119,7 +119,7 @@ plots.save_figure(
 #
 # The recipe of the first papers: Langevin steps of one fixed size, chains that start at the *noisy* point.  Where the
 # density is sharp the steps are too long, chains stop being draws of the model, and nothing holds the energies: the gap
-# runs away.  energyppl stops such a run and says what happened.  The defaults (steps steered to an acceptance, chains
+# runs away.  energyppl stops such a run and says what happened.  The defaults (steps adapted to an acceptance, chains
 # that start at the data) keep it together.
 
 # %%

@@ -89,7 +89,7 @@ class Trace:
 
 
 def _layouts(tensors: list[Tensor]) -> list[Any]:
-    """Shapes and the like, which ``parameter.data = other`` may change while the parameter stays the same object."""
+    """Return shapes and the like, which ``parameter.data = other`` may change while the parameter stays the same."""
     return [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
 
 

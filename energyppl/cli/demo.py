@@ -22,7 +22,7 @@ _TRAINING_ROWS, _HELD_OUT_ROWS, _SAMPLES, _GRID = 20_000, 5_000, 2_000, 160
 _TESTED = 1_000  # samples of each side in the two-sample test
 
 
-def run_demo(name: str, out: Path, *, seed: int = 0, steps: int = 1500, progress: bool = True) -> dict[str, Any]:
+def run_demo(name: str, out: Path, *, seed: int = 0, steps: int = 1500) -> dict[str, Any]:
     """Train a :class:`~energyppl.RecoveryEBM` on a toy; write pictures and ``report.json`` into ``out``.
 
     Args:
@@ -30,7 +30,6 @@ def run_demo(name: str, out: Path, *, seed: int = 0, steps: int = 1500, progress
         out: folder, made if it is not there.
         seed: of everything random.
         steps: updates at most.
-        progress: show the training bar.
 
     Returns:
         The report: the measurements, in nats where nothing else is said.
@@ -48,7 +47,7 @@ def run_demo(name: str, out: Path, *, seed: int = 0, steps: int = 1500, progress
 
     ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6))
     began = time.perf_counter()
-    history = ep.fit(ebm, data, options=options, progress=progress)
+    history = ep.fit(ebm, data, options=options)
     trained = time.perf_counter()
     generation = ebm.generate((_SAMPLES,))
     samples = ebm.loc + ebm.scale * generation.x

@@ -87,7 +87,7 @@ def diagnose_run(
 
 
 def _run(fitted: FittedTable, starts: Tensor, chains: int, draws: int, kernel: Kernel | None, progress: bool) -> Chains:
-    """Chains from the rows ``starts`` and, the others, from the model's own samples, in the table's units."""
+    """Run chains from the rows ``starts`` and, the others, from the model's own samples, in the table's units."""
     init = torch.cat([starts, fitted.ebm.sample((chains - len(starts),))])
     if not bool(torch.isfinite(init).all()):
         raise EnergyPPLError("the model's samples are not finite: its training went wrong, fit it again")
@@ -162,7 +162,7 @@ def _in_units(chains: Chains, fitted: FittedTable) -> Chains:
 
 
 def _names(columns: Sequence[str]) -> list[str]:
-    """Names that a netCDF file can hold: no slash, none of ArviZ's own dimensions, none twice."""
+    """Return names that a netCDF file can hold: no slash, none of ArviZ's own dimensions, none twice."""
     names: list[str] = []
     for column in columns:
         name = column.replace("/", "_")

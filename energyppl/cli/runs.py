@@ -24,7 +24,7 @@ from energyppl._checks import check_count, check_positive
 from energyppl._files import locked, whole_file, write_csv, write_json
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table, dequantize, read_table, requantize, require_different_columns
-from energyppl.errors import CheckpointError, EnergyPPLError, InvalidInput, TrainingDiverged, first_line
+from energyppl.errors import CheckpointError, EnergyPPLError, InvalidInput, TrainingDiverged, first_line, warn_user
 from energyppl.inference.training.fit import TrainingOptions, fit
 from energyppl.models import MLPEnergy, RecoveryEBM
 from energyppl.models._scaling import robust_scaling
@@ -119,7 +119,7 @@ def settings_for(run: Path, chosen: dict[str, Any]) -> Settings:
     if (run / "training.ckpt").exists() and path.exists():
         kept = read_json(path)
         if kept is None:
-            warnings.warn(f"{path} is empty: settings that are not given now have their defaults", stacklevel=2)
+            warn_user(f"{path} is empty: settings that are not given now have their defaults")
         else:
             with damaged_json(path):
                 settings = Settings(**kept["settings"])

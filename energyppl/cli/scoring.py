@@ -112,7 +112,7 @@ def _order(table: Table, fitted: FittedTable) -> list[int]:
 
 
 def _log_densities(fitted: FittedTable, values: NDArray[np.float64], log_z: LogNormalizer) -> NDArray[np.float64]:
-    """Log densities ``(n,)`` of rows ``(n, d)`` in the table's units."""
+    """Evaluate log densities ``(n,)`` of rows ``(n, d)`` in the table's units."""
     check_count("rows", len(values))
     gaps = np.array([float(np.diff(grid).min()) if len(grid) else 0.0 for grid in fitted.grids])
     spreads = _SPREADS if gaps.any() else 1
@@ -132,7 +132,7 @@ def _log_densities(fitted: FittedTable, values: NDArray[np.float64], log_z: LogN
 
 
 def _kept(run: Path, fitted: FittedTable) -> LogNormalizer | None:
-    """Log Z from ``logz.json``, if it is there and of this very model.
+    """Return log Z from ``logz.json``, if it is there and of this very model.
 
     Raises:
         CheckpointError: if the file is damaged.

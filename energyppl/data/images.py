@@ -18,7 +18,6 @@ __all__ = ["Images", "images_from_array", "read_images"]
 
 Range = tuple[float, float]
 
-_CHANNELS = (1, 3, 4)
 _INFERRED = 256  # most grey values that are recognized in numbers that come without them
 _MAX_LEVELS = 65536
 _BLOCK = 1024  # images spread out at a time, in float64
@@ -164,7 +163,7 @@ def _assembled(
     classes: tuple[str, ...],
     source: str,
 ) -> Images:
-    """Checked images from numbers ``(n, channels, height, width)``."""
+    """Check numbers and make images of them, ``(n, channels, height, width)``."""
     bad = ~np.isfinite(raw).all((1, 2, 3))
     if bad.any():
         raise InvalidInput(
@@ -200,7 +199,7 @@ def _as_array(values: Array | Tensor | Sequence[int]) -> Array:
 
 
 def _channels_first(raw: Array, source: str) -> Array:
-    """Numbers of a known layout, ``(n, channels, height, width)``."""
+    """Return numbers in a known layout, ``(n, channels, height, width)``."""
     if raw.dtype.kind not in "biuf":
         raise InvalidInput(f"{source} must hold real numbers; got dtype {raw.dtype}: convert them first")
     if raw.ndim not in (3, 4):
@@ -214,7 +213,7 @@ def _channels_first(raw: Array, source: str) -> Array:
 
 
 def _channel_axis(shape: tuple[int, ...], source: str) -> int:
-    """1 or 3: which axis has as many entries as images have channels; 4 counts only where the other can't be it."""
+    """Choose the axis, 1 or 3, with as many entries as images have channels; 4 counts where the other can't be it."""
     axes = [axis for axis in (1, 3) if shape[axis] in (1, 3)] or [axis for axis in (1, 3) if shape[axis] == 4]
     if len(axes) == 1:
         return axes[0]
@@ -298,7 +297,7 @@ def _read_labels(path: Path, count: int, images: Path) -> Array:
 
 
 def _smaller(images: Images, size: int | tuple[int, int]) -> Images:
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, Sequence) else (size, size)
     check_count("height", height)
     check_count("width", width)
     before = images.x.shape[2:]

@@ -24,6 +24,7 @@ _FEW_VALUES = 20  # up to so many distinct values, most of them repeated, make a
 _LONGEST_GRID = 100_000
 _ROUNDING = 1e-14  # of the largest value: a column that varies no more is constant in float64
 _SAME = 1e-12  # a correlation this close to ±1 is one
+_FARTHEST = 10.0  # in widths of a column: rows beyond count as at it in correlations
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "inf", "-inf", "+inf", "infinity"}
 
 
@@ -161,7 +162,10 @@ def require_different_columns(table: Table) -> None:
         InvalidInput: for two such columns, by name.
     """
     rows = table.values / np.abs(table.values).max(0)
-    correlation = np.atleast_2d(np.corrcoef(rows.T))
+    # Counted in a column's own width: else a row that many columns share, as of a sentinel of 1e12, is all that counts.
+    off = rows - np.median(rows, 0)
+    width = [np.median(np.abs(column[column != 0.0])) for column in off.T]
+    correlation = np.atleast_2d(np.corrcoef((off / width).clip(-_FARTHEST, _FARTHEST).T))
     for i, j in np.argwhere(np.triu(np.abs(correlation) > 1.0 - _SAME, 1)):
         one, other = table.columns[i], table.columns[j]
         if np.array_equal(table.values[:, i], table.values[:, j]):
@@ -174,7 +178,7 @@ def require_different_columns(table: Table) -> None:
 
 
 def _checked_names(columns: Sequence[str] | None, count: int, source: str) -> tuple[str, ...]:
-    """Column names, all different, one for each column."""
+    """Return column names, all different, one for each column."""
     names = tuple(f"c{i}" for i in range(count)) if columns is None else tuple(columns)
     if len(names) != count:
         raise InvalidInput(f"{source} must have a name for each of its {count} columns; got {len(names)}")
@@ -229,10 +233,12 @@ def _grid(column: Array) -> Array:
     are few (then only those that occur).
     """
     values, counts = np.unique(column, return_counts=True)
-    # Numbers that were computed differ in their last digits: float32 keeps about seven.
+    # Numbers that were computed differ in their last digits: float32 keeps about seven.  Of the size of most rows, or
+    # one sentinel of 1e12 would make all others one value.
+    size = np.maximum(np.abs(values), np.quantile(np.abs(column), 0.95))
     with np.errstate(over="ignore", under="ignore"):
         single = bool((column.astype(np.float32) == column).all() and (column != np.round(column)).any())
-    new = np.diff(values, prepend=-np.inf) > (1e-6 if single else 1e-12) * np.abs(values).max()
+    new = np.diff(values, prepend=-np.inf) > (1e-6 if single else 1e-12) * size
     counts = np.add.reduceat(counts, np.flatnonzero(new))
     values = values[new]
     if len(values) < 2 or counts[counts > 1].sum() <= 0.5 * len(column):

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from energyppl._checks import is_number
 from energyppl.arviz_export import Groups, to_inference_data
 from energyppl.errors import InvalidInput
 
@@ -53,23 +54,23 @@ class Estimate:
         value: in nats unless it says otherwise.
         standard_error: of the value, everything included.
         from_log_z: the part of it that comes from log Z, which more data don't make smaller.
-        level: of the interval, the probability that it is meant to cover the truth with.
+        confidence: that the interval is meant to cover the truth with.
     """
 
     value: float
     standard_error: float
     from_log_z: float = 0.0
-    level: float = 0.95
+    confidence: float = 0.95
 
     @property
     def lower(self) -> float:
         """Lower end of the interval."""
-        return self.value - _half_width(self.standard_error, self.level)
+        return self.value - _half_width(self.standard_error, self.confidence)
 
     @property
     def upper(self) -> float:
         """Upper end of the interval."""
-        return self.value + _half_width(self.standard_error, self.level)
+        return self.value + _half_width(self.standard_error, self.confidence)
 
     def __float__(self) -> float:
         """Return the value, so that the estimate goes wherever a number does."""
@@ -102,7 +103,7 @@ class LogNormalizer:
         upper: upper end of the interval.
         evaluations: how many points the energy was evaluated at, with or without its gradient.
         method: how it was obtained.
-        level: that the interval is meant to cover log Z with.
+        confidence: that the interval is meant to cover log Z with.
         lower_bound: stochastic lower bound: what an eighth of the forward runs says, averaged over the eighths.  Below
             log Z on average over repetitions, not in each; None if there were no such runs.
         upper_bound: stochastic upper bound, likewise from reverse runs.
@@ -124,7 +125,7 @@ class LogNormalizer:
     upper: float
     evaluations: int
     method: str
-    level: float = 0.95
+    confidence: float = 0.95
     lower_bound: float | None = None
     upper_bound: float | None = None
     effective_samples: float | None = None
@@ -154,7 +155,7 @@ class LogNormalizer:
 
     def __str__(self) -> str:
         lines = [
-            f"log Z = {self.estimate:.4f} ± {self.standard_error:.2g} nats ({self.level:.0%}: {self.lower:.4f} to "
+            f"log Z = {self.estimate:.4f} ± {self.standard_error:.2g} nats ({self.confidence:.0%}: {self.lower:.4f} to "
             f"{self.upper:.4f}), by {self.method}"
         ]
         if self.lower_bound is not None or self.upper_bound is not None:
@@ -206,13 +207,14 @@ class LogNormalizer:
         )
 
     def _combined(self, other: Any, sign: float) -> "LogNormalizer":
-        if isinstance(other, (int, float)):
+        if is_number(other):
             return self._shifted(sign * other)
         if not isinstance(other, LogNormalizer):
             return NotImplemented  # type: ignore[no-any-return]
-        if other.level != self.level:
+        if other.confidence != self.confidence:
             raise InvalidInput(
-                f"intervals of one level can be combined; got {self.level} and {other.level}: estimate both at one"
+                f"intervals of one confidence can be combined; got {self.confidence} and {other.confidence}: estimate "
+                "both at one"
             )
         second = other if sign > 0 else -other
         error = math.hypot(self.standard_error, other.standard_error)
@@ -232,7 +234,7 @@ class LogNormalizer:
             upper=estimate + up,
             evaluations=self.evaluations + other.evaluations,
             method=f"{self.method} {'plus' if sign > 0 else 'minus'} {other.method}",
-            level=self.level,
+            confidence=self.confidence,
             lower_bound=_sum(self.lower_bound, second.lower_bound),
             upper_bound=_sum(self.upper_bound, second.upper_bound),
             effective_samples=min(sizes, default=None),
@@ -283,5 +285,5 @@ def _sum(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a + b
 
 
-def _half_width(standard_error: float, level: float) -> float:
-    return NormalDist().inv_cdf(0.5 + 0.5 * level) * standard_error
+def _half_width(standard_error: float, confidence: float) -> float:
+    return NormalDist().inv_cdf(0.5 + 0.5 * confidence) * standard_error

@@ -229,7 +229,7 @@ def _same_event(name: str, x: Tensor, other: str, y: Tensor) -> None:
 
 
 def _pair(a: Tensor, b: Tensor, *, at_least: int) -> tuple[Tensor, Tensor]:
-    """Two samples of features, ``(n, d)`` and ``(m, d)``, checked and in float64."""
+    """Check two samples of features, ``(n, d)`` and ``(m, d)``, and return them in float64."""
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or not a.shape[1]:
         raise InvalidInput(
             f"a and b must be features (n, d) and (m, d); got {shape_text(a.shape)} and {shape_text(b.shape)}: "
@@ -241,7 +241,7 @@ def _pair(a: Tensor, b: Tensor, *, at_least: int) -> tuple[Tensor, Tensor]:
 
 
 def _triangle(x: Tensor) -> Tensor:
-    """R with ``RᵀR = xᵀx``, ``(min(n, d), d)``."""
+    """Return R with ``RᵀR = xᵀx``, ``(min(n, d), d)``."""
     triangle: Tensor = torch.linalg.qr(x, mode="r").R
     return triangle
 
@@ -253,7 +253,7 @@ def _kernel(x: Tensor, y: Tensor, degree: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def _within(x: Tensor, degree: int) -> tuple[Tensor, Tensor]:
-    """Row means of a sample's kernel matrix without its diagonal, and the mean square of its second-order part.
+    """Return row means of a sample's kernel matrix without its diagonal, and the mean square of its second-order part.
 
     The latter is unbiased, by U-centring (Székely & Rizzo 2014).
     """
@@ -268,7 +268,7 @@ def _within(x: Tensor, degree: int) -> tuple[Tensor, Tensor]:
 
 
 def _across(x: Tensor, y: Tensor, degree: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column means of the kernel matrix of two samples, and the mean square of its second-order part."""
+    """Return row and column means of the kernel matrix of two samples, and the mean square of its second-order part."""
     rows = torch.cat([block.mean(1) for _, block in _kernel(x, y, degree)])
     columns = torch.cat([block.mean(1) for _, block in _kernel(y, x, degree)])
     squares = rows.new_zeros(())

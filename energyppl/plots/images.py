@@ -109,7 +109,7 @@ def neighbour_grid(samples: Values, neighbours: Values, *, title: str = "") -> F
 
 
 def _tiles(name: str, images: Values) -> NDArray[Any]:
-    """Red, green and blue in [0, 1], ``(n, height, width, 3)``."""
+    """Return red, green and blue in [0, 1], ``(n, height, width, 3)``."""
     values = as_numpy(images)
     grey = values[:, None] if values.ndim == 3 else values
     if grey.ndim != 4 or grey.shape[1] not in (1, 3) or not grey.size:
@@ -142,7 +142,7 @@ def _mosaic(
     margin: float = 0.1,
     top: float = 0.0,
 ) -> tuple[Figure, Axes, tuple[int, int]]:
-    """One picture of all tiles on white, and the pixels from one to the next, down and across.
+    """Draw one picture of all tiles on white, and the pixels from one to the next, down and across.
 
     Args:
         tiles: ``(n, height, width, 3)``.

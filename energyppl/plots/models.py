@@ -226,7 +226,7 @@ def _extent(points: NDArray[Any]) -> Extent:
 
 
 def _limits(*values: NDArray[Any]) -> tuple[float, float]:
-    """Room for all but the outermost 0.2 % of each, and a margin."""
+    """Make room for all but the outermost 0.2 % of each, and a margin."""
     low = min(float(np.quantile(v, 0.001)) for v in values)
     high = max(float(np.quantile(v, 0.999)) for v in values)
     margin = 0.08 * (high - low) or 0.5

@@ -91,14 +91,6 @@ def sum_event(value: Tensor, event_shape: torch.Size) -> Tensor:
     return value.sum(dim=tuple(range(-len(event_shape), 0))) if event_shape else value
 
 
-def append_dims(value: Tensor, count: int) -> Tensor:
-    """Append dimensions of size one, so that a number for each point broadcasts against points of ``count`` dimensions.
-
-    ``(*batch,)`` to ``(*batch, 1, …, 1)``.
-    """
-    return value.reshape(*value.shape, *[1] * count)
-
-
 def can_expand(shape: torch.Size, other: torch.Size) -> bool:
     """Tell whether a tensor of one shape can be expanded to the other."""
     try:

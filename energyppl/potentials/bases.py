@@ -84,7 +84,7 @@ class GaussianBase:
         return cls(x.mean(0), scale.clamp(min=1e-6 * float(scale.max())))
 
     @classmethod
-    def of_tether(cls, potential: RecoveryPotential) -> "GaussianBase":
+    def of_tilt(cls, potential: RecoveryPotential) -> "GaussianBase":
         """Return the Gaussian N(center, sigma²) of a Gaussian tilt, for the whole batch of its centers.
 
         Raises:

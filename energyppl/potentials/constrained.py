@@ -255,11 +255,11 @@ class _LogStickBreaking(transforms.StickBreakingTransform):
         return (log_share + log_left.cumsum(-1)).sum(-1)
 
     def _log_shares(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logs of the share of the rest of the stick that each coordinate takes, and of what it leaves."""
+        """Return logs of the share of the rest of the stick that each coordinate takes, and of what it leaves."""
         logits = x - self._log_offset(x)
         return functional.logsigmoid(logits), functional.logsigmoid(-logits)
 
     @staticmethod
     def _log_offset(x: Tensor) -> Tensor:
-        """Offsets that map z = 0 to the centre of the simplex."""
+        """Return offsets that map z = 0 to the centre of the simplex."""
         return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()

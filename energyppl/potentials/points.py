@@ -27,12 +27,6 @@ def dtype_of(owner: object) -> torch.dtype | None:
     return None
 
 
-def origin_of(potential: object, shape: torch.Size, like: torch.dtype | None = None) -> Tensor:
-    """Return the origin, of the dtype and device that a potential computes in.
-
-    Args:
-        potential: the energy.
-        shape: of one point.
-        like: dtype if the potential shows none; torch's default if None.
-    """
-    return torch.zeros(shape, dtype=dtype_of(potential) or like, device=device_of(potential))
+def origin_of(potential: object, shape: torch.Size) -> Tensor:
+    """Return the origin, of the dtype and device that a potential computes in; torch's default if it shows none."""
+    return torch.zeros(shape, dtype=dtype_of(potential), device=device_of(potential))

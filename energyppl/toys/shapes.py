@@ -67,7 +67,7 @@ class Checkerboard(Density):
         return corner + (self.half_width / 2) * torch.rand(count, 2, dtype=torch.float64)
 
     def _distance(self, x: Tensor) -> Tensor:
-        """Squared distance from every point to every filled square, ``(n, 2) -> (n, 8)``."""
+        """Work out the squared distance from every point to every filled square, ``(n, 2) -> (n, 8)``."""
         # Rounded from float64 as the draws are, so that a float32 draw at an edge is not left outside.
         low, high = self._corners.to(x), (self._corners + self.half_width / 2).to(x)
         point = x.unsqueeze(1)
@@ -257,7 +257,7 @@ class Pinwheel(Density):
         return torch.stack([cos * y[:, 0] - sin * y[:, 1], sin * y[:, 0] + cos * y[:, 1]], 1)
 
     def _blobs(self, y: Tensor) -> Tensor:
-        """Log of each arm's share of the density before the turn, ``(n, 2) -> (n, arms)``."""
+        """Return the log of each arm's share of the density before the turn, ``(n, 2) -> (n, arms)``."""
         cos, sin = self._directions.to(y)
         along: Tensor = (y[:, :1] * cos + y[:, 1:] * sin - 1) / self.radial_sd
         across: Tensor = (y[:, 1:] * cos - y[:, :1] * sin) / self.tangential_sd
@@ -277,7 +277,7 @@ class Pinwheel(Density):
         return self._blobs(self._turn(x / self.scale, 1.0)).argmax(1)
 
     def _steps(self, alpha: float, sigma: float) -> tuple[float, float, float]:
-        """Grid steps that resolve the noised density: over the noise, and along and across an arm."""
+        """Choose grid steps that resolve the noised density: over the noise, and along and across an arm."""
         far = 1 + 2.5 * self.radial_sd
         shear = math.hypot(1, self.rate * far * math.exp(far))  # how much the turn stretches and thins an arm out there
         noise = sigma / (alpha * self.scale)
@@ -317,13 +317,13 @@ class Pinwheel(Density):
 
 
 def _symmetric(reach: float, step: float) -> Tensor:
-    """Multiples of step in [-reach, reach], float64."""
+    """Return multiples of step in [-reach, reach], float64."""
     count = math.ceil(reach / step)
     return step * torch.arange(-count, count + 1, dtype=torch.float64)
 
 
 def _log_ndtr_difference(a: Tensor, b: Tensor) -> Tensor:
-    """log(Phi(b) - Phi(a)) for a < b, without cancellation in either tail."""
+    """Work out log(Phi(b) - Phi(a)) for a < b, without cancellation in either tail."""
     flip = a > 0
     low, high = torch.where(flip, -b, a), torch.where(flip, -a, b)
     log_high: Tensor = torch.special.log_ndtr(high)

@@ -227,7 +227,7 @@ class DoubleWell(Density):
         return (bits << torch.arange(self.wells, device=x.device)).sum(1)
 
     def _nodes_diffused(self, alpha: float, sigma: float) -> tuple[float, int]:
-        """Spacing and count of clean nodes: fine against both the noise and the narrowest well."""
+        """Choose spacing and count of clean nodes: fine against both the noise and the narrowest well."""
         narrowest = 1 / math.sqrt(12 * self.quartic * max(abs(r) for r in self._stationary) ** 2 + 2 * self.quadratic)
         step = min(sigma / alpha, narrowest) / 3
         return step, 2 * math.ceil(9 * sigma / alpha / step) + 1

@@ -52,7 +52,7 @@ class LengthState(NamedTuple):
 def updated(
     state: LengthState, x: Tensor, proposal: LongProposal, *, share: float, step_size: float, max_steps: int
 ) -> LengthState:
-    """Climb once by the proposals of one step.
+    """Take one step of the ascent, by the proposals of one step of the chains.
 
     ChEES (Hoffman, Radul & Sountsov 2021) follows the change of |x − E x|² over a trajectory, across chains.  That sum
     over coordinates is soon content when most coordinates are, and knows no cost.  Here each coordinate and its square
@@ -81,7 +81,7 @@ def updated(
     if rows is None:
         return state
     x, end, velocity, accept, kept = rows
-    moments = _remembered(state.moments, x)
+    moments = _updated_moments(state.moments, x)
     x, end = x - moments.mean, end - moments.mean
     change = torch.cat([end - x, end * end - x * x], 1)
     rate = torch.cat([velocity, 2.0 * end * velocity], 1)
@@ -92,7 +92,7 @@ def updated(
     cost = _COST_EXPONENT * state.length / (state.length + _FIXED_COST * step_size)
     slope = _efficiency_slope(moments, rise) - cost
     state = state._replace(moments=moments)
-    return _climbed(state, slope, step_size, max_steps) if math.isfinite(slope) else state
+    return _ascended(state, slope, step_size, max_steps) if math.isfinite(slope) else state
 
 
 def _rows(
@@ -112,7 +112,7 @@ def _rows(
     return x, end, velocity, accept, len(x) / chains
 
 
-def _remembered(old: Moments | None, x: Tensor) -> Moments:
+def _updated_moments(old: Moments | None, x: Tensor) -> Moments:
     """Bring the moments of the coordinates, all but the jump, up to date by the chains at ``x``."""
     if old is None:
         mean, centred = x.mean(0), (x - x.mean(0)) ** 2
@@ -140,7 +140,7 @@ def _efficiency_slope(moments: Moments, rise: Tensor) -> float:
     return float((weight * slopes).sum())
 
 
-def _climbed(state: LengthState, slope: float, step_size: float, max_steps: int) -> LengthState:
+def _ascended(state: LengthState, slope: float, step_size: float, max_steps: int) -> LengthState:
     """Move the log length by Adam (Kingma & Ba 2015) without its first moment."""
     slope = max(-_MAX_SLOPE, min(_MAX_SLOPE, slope))
     count = state.steps + 1
@@ -175,7 +175,7 @@ class LengthAdapter:
         return self._state.length
 
     def update(self, x: Tensor, proposal: LongProposal, kernel: LengthTunable, share: float) -> None:
-        """Climb by one step's proposals, of chains that began at ``x``; see :func:`updated`."""
+        """Take a step of the ascent by the proposals of chains that began at ``x``; see :func:`updated`."""
         self._state = updated(
             self._state, x, proposal, share=share, step_size=middle_step(kernel), max_steps=kernel.max_steps
         )

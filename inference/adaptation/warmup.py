@@ -30,7 +30,7 @@ from energyppl.potentials.algebra import Conditioned, Potential, as_potential
 __all__ = ["Adaptation", "Tuned", "adapt", "untuned", "warm_up"]
 
 _FIRST_STEPS = 32  # leapfrog steps of a trajectory at most, before the first mass
-_UNADJUSTED_TARGET = 0.95  # where the bias of a kernel that never rejects is small
+_UNADJUSTED_ACCEPTANCE = 0.95  # where the bias of a kernel that never rejects is small
 _K = TypeVar("_K", bound=Kernel)
 
 
@@ -131,7 +131,7 @@ def untuned(kernel: Kernel) -> tuple[str, ...]:
 
 
 def _steps(kernel: Kernel) -> bool:
-    """Tell whether a kernel has a step size by which acceptance can be steered."""
+    """Tell whether a kernel has a step size that can be tuned."""
     if not isinstance(kernel, StepSizeTunable):
         return False
     return kernel.target_acceptance is not None or isinstance(kernel, Unadjusted)
@@ -177,7 +177,7 @@ def warm_up(
             f"{type(kernel).__name__} learns its length by comparing chains; got one chain: run 16 or more, or use NUTS"
         )
     if target_acceptance is None:
-        target_acceptance = _UNADJUSTED_TARGET if kernel.target_acceptance is None else kernel.target_acceptance
+        target_acceptance = _UNADJUSTED_ACCEPTANCE if kernel.target_acceptance is None else kernel.target_acceptance
     return _tune(kernel, potential, state, steps, StepSizeAdapter(kernel, target_acceptance, state, groups), mass)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_data, check_positive, check_shape, checked, shape_text
+from energyppl._checks import check_between, check_data, check_positive, check_shape, checked, shape_text
 from energyppl.autodiff.devices import beside
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
@@ -17,7 +17,7 @@ __all__ = ["bits_per_dimension", "entropy", "kl_by_samples", "mean_log_likelihoo
 
 
 def mean_log_likelihood(
-    p: EnergyDistribution, x: Tensor, log_z: LogNormalizer, *, level: float | None = None
+    p: EnergyDistribution, x: Tensor, log_z: LogNormalizer, *, confidence: float | None = None
 ) -> Estimate:
     """Estimate the mean log density of rows, ``(n, *event)``, in nats, with the uncertainty of rows and log Z.
 
@@ -27,7 +27,7 @@ def mean_log_likelihood(
         p: the density, such as ``ebm.marginal()``.
         x: independent rows, held out from training.
         log_z: its log Z, such as ``ebm.log_normalizer()``.
-        level: confidence of the interval; that of ``log_z`` if None.
+        confidence: of the interval; that of ``log_z`` if None.
 
     Raises:
         InvalidInput: for fewer than two rows, rows of another shape, or energies that are NaN or −∞.
@@ -39,16 +39,18 @@ def mean_log_likelihood(
         >>> abs(found.value + 2.838) < 0.2  # minus the entropy, log(2 π e)
         True
     """
-    return _mean(-_energies("p", p, x), _log_z("log_z", log_z), -1.0, level)
+    return _mean(-_energies("p", p, x), _log_z("log_z", log_z), -1.0, confidence)
 
 
-def entropy(p: EnergyDistribution, samples: Tensor, log_z: LogNormalizer, *, level: float | None = None) -> Estimate:
+def entropy(
+    p: EnergyDistribution, samples: Tensor, log_z: LogNormalizer, *, confidence: float | None = None
+) -> Estimate:
     """Estimate the entropy in nats, E_p[U] + log Z, from independent samples of p, ``(n, *event)``.
 
     Raises:
         InvalidInput: as :func:`mean_log_likelihood`, and if a sample lies outside of the support of p.
     """
-    return _mean(_own_energies(p, samples), _log_z("log_z", log_z), 1.0, level)
+    return _mean(_own_energies(p, samples), _log_z("log_z", log_z), 1.0, confidence)
 
 
 def kl_by_samples(
@@ -107,7 +109,7 @@ def bits_per_dimension(log_likelihood: Estimate, event_shape: Sequence[int], *, 
         -(log_likelihood.value + total) / unit,
         log_likelihood.standard_error / unit,
         log_likelihood.from_log_z / unit,
-        log_likelihood.level,
+        log_likelihood.confidence,
     )
 
 
@@ -144,21 +146,20 @@ def _log_z(name: str, value: LogNormalizer) -> LogNormalizer:
     return value
 
 
-def _mean(values: Tensor, log_z: LogNormalizer, sign: float, level: float | None) -> Estimate:
+def _mean(values: Tensor, log_z: LogNormalizer, sign: float, confidence: float | None) -> Estimate:
     """Average values of one sign of infinity at most, and add log Z."""
-    if level is not None and not 0.0 < level < 1.0:
-        raise InvalidInput(f"level must lie between 0 and 1; got {level}")
-    level = log_z.level if level is None else level
+    confidence = log_z.confidence if confidence is None else confidence
+    check_between("confidence", confidence, 0.0, 1.0)
     infinite = math.copysign(math.inf, sign)
     bad = ~torch.isfinite(values) & (values != infinite)
     if bool(bad.any()):
         raise InvalidInput(f"energies must not be NaN or −∞; got {int(bad.sum())} of {len(values)}: drop those rows")
     if bool(torch.isinf(values).any()):  # one row says so, whatever log Z is
-        return Estimate(infinite, 0.0, 0.0, level)
+        return Estimate(infinite, 0.0, 0.0, confidence)
     spread = float(values.std()) / math.sqrt(len(values))
     return Estimate(
         float(values.mean()) + sign * log_z.estimate,
         math.hypot(spread, log_z.standard_error),
         log_z.standard_error,
-        level,
+        confidence,
     )

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from energyppl._checks import check_count, shape_text
+from energyppl._checks import check_between, check_count, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.integration.estimates import Estimate
 
@@ -34,11 +34,11 @@ class DetectionReport(NamedTuple):
     fpr_at_95: Bootstrapped
     inliers: int
     outliers: int
-    level: float  # of the intervals
+    confidence: float  # of the intervals
 
     def __str__(self) -> str:
         parts = [
-            f"{name} {found.value:.4f} ({self.level:.0%}: {found.lower:.4f} to {found.upper:.4f})"
+            f"{name} {found.value:.4f} ({self.confidence:.0%}: {found.lower:.4f} to {found.upper:.4f})"
             for name, found in (("AUROC", self.auroc), ("FPR at 95 %", self.fpr_at_95))
         ]
         return f"{', '.join(parts)}; {self.inliers:,} inliers, {self.outliers:,} outliers"
@@ -66,7 +66,7 @@ def auroc(inliers: Tensor, outliers: Tensor) -> Estimate:
 
 
 def fpr_at_95(inliers: Tensor, outliers: Tensor) -> float:
-    """Share of inliers that are flagged by the threshold that flags 95 % of the outliers.
+    """Return the share of inliers that are flagged by the threshold that flags 95 % of the outliers.
 
     Outliers are the positive class (Hendrycks, Mazeika & Dietterich 2019, section 4.1): the threshold is the highest
     score that at least 95 % of the outliers reach, and every row that reaches it is flagged, ties included, since no
@@ -85,7 +85,9 @@ def fpr_at_95(inliers: Tensor, outliers: Tensor) -> float:
     return float(_curve_numbers(*counts)[1])
 
 
-def detection_report(inliers: Tensor, outliers: Tensor, *, repeats: int = 1000, level: float = 0.95) -> DetectionReport:
+def detection_report(
+    inliers: Tensor, outliers: Tensor, *, repeats: int = 1000, confidence: float = 0.95
+) -> DetectionReport:
     """Estimate AUROC and false-positive rate at 95 %, with bootstrap percentile intervals (Efron 1979) of both sides.
 
     Random numbers come from torch's global generator.  Rows are taken to be independent.  Intervals at 95 % cover 93 %
@@ -96,20 +98,19 @@ def detection_report(inliers: Tensor, outliers: Tensor, *, repeats: int = 1000, 
         inliers: scores, ``(n,)``, higher for stranger ones.
         outliers: scores, ``(m,)``.
         repeats: resamples; time grows with ``repeats (n + m)``.
-        level: of the intervals.
+        confidence: of the intervals.
 
     Raises:
-        InvalidInput: for a level outside of (0, 1), too few repeats to have some beyond each end of an interval, and as
-            :func:`auroc`.
+        InvalidInput: for a confidence outside of (0, 1), too few repeats to have some beyond each end of an interval,
+            and as :func:`auroc`.
 
     Example:
         >>> report = ep.evaluation.detection_report(torch.arange(50.0), torch.arange(50.0) + 100.0)
         >>> report.auroc.value, report.fpr_at_95.value
         (1.0, 0.0)
     """
-    if not 0.0 < level < 1.0:
-        raise InvalidInput(f"level must lie inside (0, 1); got {level}: 0.95 is usual")
-    check_count("repeats", repeats, at_least=math.ceil(2.0 / (1.0 - level) - 1e-9))
+    check_between("confidence", confidence, 0.0, 1.0)
+    check_count("repeats", repeats, at_least=math.ceil(2.0 / (1.0 - confidence) - 1e-9))
     sides = _sides(inliers, outliers)
     places = _places(*sides)
     found, left = [], repeats
@@ -119,11 +120,11 @@ def detection_report(inliers: Tensor, outliers: Tensor, *, repeats: int = 1000, 
         left -= count
     areas, rates = torch.cat(found, 1)
     return DetectionReport(
-        _interval(float(auroc(inliers, outliers)), areas, level),
-        _interval(fpr_at_95(inliers, outliers), rates, level),
+        _interval(float(auroc(inliers, outliers)), areas, confidence),
+        _interval(fpr_at_95(inliers, outliers), rates, confidence),
         len(sides[0]),
         len(sides[1]),
-        level,
+        confidence,
     )
 
 
@@ -132,7 +133,7 @@ def _sides(inliers: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _checked(name: str, scores: Tensor) -> Tensor:
-    """Scores in float64 on the CPU."""
+    """Return scores in float64 on the CPU."""
     if not isinstance(scores, Tensor):
         raise InvalidInput(f"{name} must be a torch tensor; got {type(scores).__name__}: wrap it in torch.as_tensor")
     if scores.dim() != 1 or scores.dtype.is_complex:
@@ -167,7 +168,7 @@ def _resampled(side: Tensor, size: int, count: int) -> Tensor:
 
 
 def _curve_numbers(inliers: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
-    """AUROC and false-positive rate, ``(r,)`` each, of counts ``(r, distinct)`` at the distinct scores in order."""
+    """Work out AUROC and false-positive rate, ``(r,)`` each, of counts ``(r, distinct)`` at the scores in order."""
     n, m = (round(float(counts[0].sum())) for counts in (inliers, outliers))
     below = inliers.cumsum(1) - 0.5 * inliers
     area = (outliers * below).sum(1) / (n * m)
@@ -177,6 +178,6 @@ def _curve_numbers(inliers: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
     return area, reached[0].gather(1, threshold)[:, 0] / n
 
 
-def _interval(value: float, draws: Tensor, level: float) -> Bootstrapped:
-    ends = torch.quantile(draws, torch.tensor([0.5 - 0.5 * level, 0.5 + 0.5 * level], dtype=draws.dtype))
+def _interval(value: float, draws: Tensor, confidence: float) -> Bootstrapped:
+    ends = torch.quantile(draws, torch.tensor([0.5 - 0.5 * confidence, 0.5 + 0.5 * confidence], dtype=draws.dtype))
     return Bootstrapped(value, float(ends[0]), float(ends[1]), float(draws.std()))

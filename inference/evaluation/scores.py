@@ -176,7 +176,7 @@ def ratio_scores(model: Scored, x: Tensor, base: Scored, *, level: int = 0, batc
 
 
 def _energies(name: str, x: Tensor, model: Scored, level: int, batch: int) -> Tensor:
-    """Energies of rows, ``(n,)``, float64, on the rows' device."""
+    """Evaluate energies of rows, ``(n,)``, float64, on the rows' device."""
     pieces = _pieces(name, x, model, level, batch)
     return torch.cat([energy_only(potential, points).double().to(x.device) for potential, points in pieces])
 

@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_event, check_positive
+from energyppl._checks import append_dims, check_count, check_event, check_positive
 from energyppl.autodiff.gradient import energy_and_grad, energy_only
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import Info, State, append_dims, dot, metropolis
+from energyppl.inference.kernels.contract import Info, State, dot, metropolis
 from energyppl.potentials.algebra import Potential
 
 __all__ = ["BinaryGibbs", "DiscreteLangevin"]
@@ -104,8 +104,8 @@ class DiscreteLangevin:
         return metropolis(ratio, new, state)
 
     def _logit(self, x: Tensor, grad: Tensor) -> Tensor:
-        size = torch.as_tensor(self.step_size).to(x)
-        return -0.5 * grad * (1.0 - 2.0 * x) - 0.5 / (append_dims(size, x) if size.dim() else size)
+        size = append_dims(torch.as_tensor(self.step_size).to(x), x)
+        return -0.5 * grad * (1.0 - 2.0 * x) - 0.5 / size
 
 
 def _check_binary(potential: Potential, x: Tensor) -> None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_positive, is_number
+from energyppl._checks import append_dims, check_positive, is_number
 from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import Info, Kernel, State, append_dims, check_kernel, combined, evaluate
+from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, combined, evaluate
 from energyppl.potentials.algebra import Bridge, Conditioned, Potential, Scaled, as_potential
 
 __all__ = ["Block", "Cycle", "Mixture", "Tempered", "coldest"]

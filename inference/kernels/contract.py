@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_event, shape_text
+from energyppl._checks import append_dims, check_event, is_number
 from energyppl.autodiff.gradient import energy_and_grad, energy_only, gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.potentials.algebra import Potential
@@ -25,7 +25,6 @@ __all__ = [
     "StepSizeTunable",
     "TunableKernel",
     "Unadjusted",
-    "append_dims",
     "casting",
     "check_force_dtype",
     "check_kernel",
@@ -87,7 +86,7 @@ class Kernel(Protocol):
 
 @runtime_checkable
 class StepSizeTunable(Kernel, Protocol):
-    """A kernel with one step size, which :func:`~energyppl.adapt` steers to a mean acceptance.
+    """A kernel with one step size, which :func:`~energyppl.adapt` tunes to a mean acceptance.
 
     A class attribute ``step_size_limit`` is the largest step size that is valid, 1 for the β of Crank–Nicolson; without
     it a step size may be any positive number.
@@ -137,7 +136,7 @@ def middle_step(kernel: object) -> float:
     size = getattr(kernel, "step_size", math.nan)
     if isinstance(size, Tensor):
         return float(size.median())
-    return float(size) if isinstance(size, float | int) else math.nan
+    return float(size) if is_number(size) else math.nan
 
 
 def evaluate(potential: Potential, x: Tensor, force_dtype: torch.dtype | None = None) -> State:
@@ -164,20 +163,6 @@ def check_force_dtype(dtype: torch.dtype | None, name: str = "force_dtype") -> N
 def casting(x: Tensor, dtype: torch.dtype | None) -> torch.autocast:
     """Cast to ``dtype`` automatically on the device of ``x``; do nothing if None."""
     return torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None)
-
-
-def append_dims(value: Tensor, x: Tensor) -> Tensor:
-    """Make a number for each chain broadcastable against the points.
-
-    Raises:
-        InvalidInput: if there are other chains.
-    """
-    if any(own not in (1, of) for own, of in zip(value.shape, x.shape, strict=False)) or value.dim() > x.dim():
-        raise InvalidInput(
-            f"step sizes and the like must be a number or one for each chain; got {shape_text(value.shape)} for points "
-            f"{shape_text(x.shape)}"
-        )
-    return value.reshape(value.shape + (1,) * (x.dim() - value.dim()))
 
 
 def select(accepted: Tensor, new: State, old: State) -> State:

@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_event, check_positive
+from energyppl._checks import append_dims, check_event, check_positive
 from energyppl.autodiff.bound import unbound
 from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import Info, State, append_dims, check_force_dtype, dot, evaluate, metropolis
+from energyppl.inference.kernels.contract import Info, State, check_force_dtype, dot, evaluate, metropolis
 from energyppl.potentials.algebra import Potential, RecoveryPotential
 
 __all__ = ["CrankNicolson", "CrankNicolsonLangevin", "reference"]
@@ -143,5 +143,4 @@ def reference(potential: RecoveryPotential, scale: float | Tensor, x: Tensor) ->
 
 def _like(value: float | Tensor, x: Tensor) -> Tensor:
     """Return a number, or one for each chain, in the points' dtype and device, broadcastable against them."""
-    tensor = torch.as_tensor(value).to(x)
-    return append_dims(tensor, x) if tensor.dim() else tensor
+    return append_dims(torch.as_tensor(value).to(x), x)

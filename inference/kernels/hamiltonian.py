@@ -7,14 +7,13 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_between, check_count, check_positive, is_number
+from energyppl._checks import append_dims, check_between, check_count, check_positive, is_number
 from energyppl.autodiff.gradient import energy_and_grad, energy_only, gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import (
     Info,
     State,
     StepSizeTunable,
-    append_dims,
     check_force_dtype,
     dot,
     evaluate,
@@ -324,8 +323,7 @@ class MALT:
         x, u, grad = state.x.clone(), torch.randn_like(state.x), state.grad
         # The two half renewals between leapfrog steps are one; the first and the last change nothing that is kept.
         friction, size = (torch.as_tensor(value).to(x.device) for value in (self.friction, self.step_size))
-        kept = torch.exp(-friction * size).to(x)
-        kept = append_dims(kept, x) if kept.dim() else kept
+        kept = append_dims(torch.exp(-friction * size).to(x), x)
         fresh = (1.0 - kept * kept).sqrt()
         start = state.energy + 0.5 * dot(u, u, state.energy)
         gained = -0.5 * dot(u, u, start)  # kinetic energy gained in leapfrog steps, not in renewals

@@ -7,25 +7,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_positive
+from energyppl._checks import append_dims, check_positive
 from energyppl.autodiff.gradient import energy_and_grad
-from energyppl.inference.kernels.contract import (
-    Info,
-    State,
-    append_dims,
-    check_force_dtype,
-    dot,
-    evaluate,
-    metropolis,
-    select,
-)
+from energyppl.inference.kernels.contract import Info, State, check_force_dtype, dot, evaluate, metropolis, select
 from energyppl.potentials.algebra import Potential
 
 __all__ = ["MALA", "Langevin"]
 
 
 def _langevin_proposal(step_size: float | Tensor, state: State) -> tuple[Tensor, Tensor, float | Tensor]:
-    """``x − ½ s² ∇U + s ξ``, the noise ξ, and s made broadcastable."""
+    """Return ``x − ½ s² ∇U + s ξ``, the noise ξ, and s made broadcastable."""
     noise = torch.randn_like(state.x)
     if isinstance(step_size, Tensor) and step_size.dim():
         wide = append_dims(step_size.to(state.x), state.x)

@@ -12,9 +12,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_positive, shape_text
+from energyppl._checks import append_dims, check_positive, shape_text
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import StepSizeTunable, append_dims
+from energyppl.inference.kernels.contract import StepSizeTunable
 
 __all__ = [
     "InverseMass",

@@ -6,9 +6,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import append_dims, check_count, check_positive
 from energyppl.autodiff.gradient import energy_and_grad
-from energyppl.inference.kernels.contract import Info, State, append_dims, dot, evaluate, select
+from energyppl.inference.kernels.contract import Info, State, dot, evaluate, select
 from energyppl.inference.kernels.hamiltonian import LARGEST_ERROR
 from energyppl.inference.kernels.mass import InverseMass, Stepper, check_inverse_mass, stepper
 from energyppl.potentials.algebra import Potential

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_event, check_positive, checked, shape_text
+from energyppl._checks import append_dims, check_count, check_event, check_positive, checked, shape_text
 from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import gradient_only
 from energyppl.errors import InvalidInput
@@ -118,7 +118,7 @@ def anneal_temperature(
         grad = gradient_only(potential, x, force_dtype)
         moved = x.add(grad, alpha=-0.5 * step_size * step_size).add_(torch.randn_like(x), alpha=step_size * root)
         bad = ~torch.isfinite(sum_event(moved, event_shape))
-        x = torch.where(bad.reshape(bad.shape + (1,) * len(event_shape)), x, moved)
+        x = torch.where(append_dims(bad, moved), x, moved)
         diverging |= bad
     return AnnealedPoints(x if seen is None else torch.where(seen, given, x), diverging, len(temperatures))
 

@@ -10,9 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import shape_text
+from energyppl._checks import append_dims, shape_text
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import append_dims
 from energyppl.inference.kernels.crank_nicolson import reference
 from energyppl.inference.levels.contract import Conditional, LevelModel
 from energyppl.inference.levels.recovery import recovery_potential

@@ -1,7 +1,7 @@
 """Chains over points and levels at once: moves at a fixed level, then an exact draw of the level (DA-EBM).
 
 One energy U(x, t) with one normalizer makes p(t | x) = softmax(−U(x, t)) a table that can be drawn from; so a chain
-climbs to noisy levels, where it mixes, and comes back, and each part leaves the joint density as it is.
+goes up to noisy levels, where it mixes, and comes back, and each part leaves the joint density as it is.
 """
 
 from typing import NamedTuple
@@ -9,9 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count
+from energyppl._checks import append_dims, check_count
 from energyppl.autodiff.gradient import energy_only
-from energyppl.inference.kernels.contract import append_dims
 from energyppl.inference.levels.contract import LevelModel
 from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.sampling.run_chain import run_chain

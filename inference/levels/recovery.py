@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from energyppl._checks import append_dims
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.levels.contract import LevelModel
 from energyppl.inference.levels.step_sizes import LevelKernel
@@ -57,6 +58,5 @@ def recovery_potential(
         if not schedule.tilted_top:
             top = level == schedule.levels - 1
             alpha, sigma = torch.where(top, 1.0, alpha), torch.where(top, torch.inf, sigma)
-    sigma = sigma / alpha
-    wide = (*alpha.shape, *[1] * (noisy.dim() - alpha.dim()))
-    return RecoveryPotential(model.potential(level), noisy / alpha.reshape(wide), sigma.reshape(wide))
+    alpha, sigma = append_dims(alpha, noisy), append_dims(sigma / alpha, noisy)
+    return RecoveryPotential(model.potential(level), noisy / alpha, sigma)

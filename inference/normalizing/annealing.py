@@ -17,18 +17,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_event, shape_text
+from energyppl._checks import append_dims, check_event, shape_text
 from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.errors import EnergyPPLError, InvalidInput
-from energyppl.inference.kernels.contract import Kernel, State, append_dims
+from energyppl.inference.kernels.contract import Kernel, State
 from energyppl.potentials.algebra import Bridge, Potential
 
 __all__ = ["AnnealingSchedule", "PilotRun", "Weights", "anneal", "effective_size", "log_mean_exp", "pilot_run"]
 
 _MAX_TEMPERATURES = 5_000  # of a pilot: beyond, base and target hardly overlap, or the target is not normalizable
 _SMALL = 0.01  # of β: below, the target's part of a sum would be lost in rounding, and is evaluated by itself
-_TARGET = 0.6  # acceptance, for kernels that don't say which serves them
+_ACCEPTANCE = 0.6  # acceptance, for kernels that don't say which serves them
 _MAX_MOVES = 20  # of a pilot at one temperature
 _RESAMPLED_BELOW = 0.5  # of the particles, effective
 
@@ -90,8 +90,7 @@ class _Parts(NamedTuple):
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
-    wide = index.reshape(index.shape + (1,) * (values.dim() - index.dim()))
-    return torch.take_along_dim(values, wide, 0)
+    return torch.take_along_dim(values, append_dims(index, values), 0)
 
 
 def _moved(parts: _Parts, base: Potential, target: Potential, state: State, accepted: Tensor, beta: float) -> _Parts:
@@ -148,7 +147,6 @@ def pilot_run(
     *,
     betas: Sequence[float] | None = None,
     steepness: float = 0.99,
-    moves: int = 2,
     rest: int = 0,
 ) -> PilotRun:
     """Find temperatures and step sizes in a pilot run: its weights are thrown away, so it may look at what it does.
@@ -163,8 +161,7 @@ def pilot_run(
         kernel: moves the particles; its step size, if it has one, is tuned on the way.
         betas: temperatures to visit, from 0 to 1, if they are not to be found.
         steepness: conditional effective sample size aimed at, as a share, in the worst of a batch.
-        moves: of the kernel at each temperature.
-        rest: moves more at the end.
+        rest: steps more of the kernel at the end.
 
     Raises:
         InvalidInput: if the target's energy is finite at none of the base's draws.
@@ -175,7 +172,7 @@ def pilot_run(
         raise InvalidInput(
             "the target's energy is finite at no draw of the base: pass a base that overlaps the target's support"
         )
-    target_acceptance = getattr(kernel, "target_acceptance", None) or _TARGET
+    target_acceptance = getattr(kernel, "target_acceptance", None) or _ACCEPTANCE
     largest = getattr(kernel, "max_step_size", math.inf)
     log_step = math.log(min(float(x.std()) or 1.0, largest))
     fixed = iter(()) if betas is None else iter(betas[1:])
@@ -194,10 +191,10 @@ def pilot_run(
         if bool((effective_size(log_weights) < _RESAMPLED_BELOW * len(x)).any()):
             path.resample(_resampled(log_weights))
             log_weights = torch.zeros_like(log_weights)
-        for move in range(_MAX_MOVES):  # beyond ``moves`` only where the step size is still far too large
+        for move in range(_MAX_MOVES):  # beyond two only where the step size is still far too large
             acceptance = float(path.move(beta, math.exp(log_step)))
             log_step = min(log_step + 0.5 * (acceptance - target_acceptance), math.log(largest))
-            if move + 1 >= moves and acceptance > 0.3 * target_acceptance:
+            if move >= 1 and acceptance > 0.3 * target_acceptance:
                 break
         visited.append(beta)
         steps.append(math.exp(log_step))
@@ -235,7 +232,7 @@ def _next_beta(beta: float, work: Tensor, log_weights: Tensor, steepness: float)
 
 
 def _conditional_size(log_weights: Tensor, increment: Tensor) -> Tensor:
-    """``(Σ W u)² / Σ W u²`` of increments u under normalized weights W, ``(*batch,)``."""
+    """Return ``(Σ W u)² / Σ W u²`` of increments u under normalized weights W, ``(*batch,)``."""
     weights = torch.softmax(log_weights, 0)
     u = torch.exp(increment - increment.amax(0).nan_to_num(neginf=0.0))
     return (weights * u).sum(0).square() / (weights * u * u).sum(0)
@@ -252,7 +249,7 @@ def effective_size(log_weights: Tensor) -> Tensor:
 
 
 def _resampled(log_weights: Tensor) -> Tensor:
-    """Indices of particles drawn by their weights with little noise (systematic; Kitagawa 1996), ``(n, *batch)``."""
+    """Draw indices of particles by their weights with little noise (systematic; Kitagawa 1996), ``(n, *batch)``."""
     count = len(log_weights)
     ends = torch.softmax(log_weights, 0).cumsum(0).movedim(0, -1).contiguous()
     places = (torch.arange(count, device=ends.device) + torch.rand(*ends.shape[:-1], 1).to(ends)) / count
@@ -316,7 +313,7 @@ def _resample_islands(path: _Path, log_weights: Tensor, islands: int) -> Tensor:
     uneven = effective_size(split) < _RESAMPLED_BELOW * size
     if not bool(uneven.any()):
         return log_weights
-    places = torch.arange(size, device=split.device).reshape(-1, *[1] * (split.dim() - 1)).expand(split.shape)
+    places = append_dims(torch.arange(size, device=split.device), split).expand(split.shape)
     index = torch.where(uneven, _resampled(split), places)
     offset = size * torch.arange(islands, device=split.device).reshape(1, -1, *[1] * (split.dim() - 2))
     path.resample((index + offset).movedim(0, 1).flatten(0, 1))
@@ -324,7 +321,7 @@ def _resample_islands(path: _Path, log_weights: Tensor, islands: int) -> Tensor:
 
 
 def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """``y`` at new points, straight between the old ones ``x``, which rise."""
+    """Interpolate ``y`` at new points, straight between the old ones ``x``, which rise."""
     right = torch.searchsorted(x, at.contiguous()).clamp(1, len(x) - 1)
     share = (at - x[right - 1]) / (x[right] - x[right - 1])
     return torch.lerp(y[right - 1].double(), y[right].double(), share)

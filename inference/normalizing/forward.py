@@ -175,8 +175,8 @@ def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> Log
     visited, runs = _Visited.by(samples), len(forward.log_weights)
     distance = visited.distance(forward.x.flatten(0, 1)).reshape(forward.log_weights.shape)
     far = distance > visited.radius
-    half_bridge = float(norm.ppf(0.5 + 0.5 * found.level)) * bridge.standard_error
-    width = float(student.ppf(0.5 + 0.5 * found.level, runs - 1))
+    half_bridge = float(norm.ppf(0.5 + 0.5 * found.confidence)) * bridge.standard_error
+    width = float(student.ppf(0.5 + 0.5 * found.confidence, runs - 1))
 
     # In units of the larger of the bridge's Z near the samples, which is ``one``, and the largest weight far from them.
     near_samples = bridge.value + math.log1p(-visited.outside)

@@ -12,6 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from energyppl._checks import check_data
+from energyppl.errors import warn_user
 from energyppl.inference.adaptation.warmup import adapt
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.inference.levels.contract import EnergyModel
@@ -62,22 +64,23 @@ def anneal_through_levels(
     def to_unit(x: Tensor) -> Tensor:
         return model.to_unit(x) / marginal_std
 
+    def given(x: Tensor) -> Tensor:
+        return to_unit(check_data("samples", x, model.event_shape))
+
     used: list[Tensor] = []  # by the bridge
 
-    def own(count: int) -> Tensor:
-        x = to_unit(model.sample((count,), level=level))
-        x = x[torch.isfinite(x).reshape(count, -1).all(1)]
-        used.append(adapt(MALA(0.1), stops[0], x, _RELAXED).state.x)
+    def drawn(count: int) -> Tensor:
+        if callable(samples):
+            used.append(given(samples(count)))
+        else:
+            x = to_unit(model.sample((count,), level=level))
+            x = x[torch.isfinite(x).reshape(count, -1).all(1)]
+            used.append(adapt(MALA(0.1), stops[0], x, _RELAXED).state.x)
         return used[-1]
 
-    def given(count: int) -> Tensor:
-        assert callable(samples)
-        used.append(to_unit(samples(count)))
-        return used[-1]
-
-    draws: Draws = own if samples is None else given
+    draws: Draws = drawn
     if isinstance(samples, Tensor):
-        draws = to_unit(samples)
+        draws = given(samples)
         used.append(draws)
     method = BAR() if method is None else method
     if not method.waypoints:
@@ -97,7 +100,7 @@ def anneal_through_levels(
             method=method,
             tolerance=tolerance,
             max_evaluations=max_evaluations,
-            level=confidence,
+            confidence=confidence,
             progress=progress,
         )
     if ahead is not None:
@@ -105,5 +108,5 @@ def anneal_through_levels(
         if tolerance is not None and 0.5 * (found.upper - found.lower) > tolerance:
             found = replace(found, stopped="the forward runs beside the bridge leave more uncertain than the tolerance")
         if found.warning:
-            warnings.warn(f"log Z: {found.warning}", stacklevel=4)
+            warn_user(f"log Z: {found.warning}")
     return found + jacobian

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -12,9 +11,9 @@ from scipy.stats import t as student
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from energyppl._checks import check_count, check_positive, checked, shape_text
+from energyppl._checks import check_between, check_count, check_positive, checked, shape_text
 from energyppl.distributions import EnergyDistribution
-from energyppl.errors import InvalidInput
+from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.normalizing.annealing import Weights, effective_size, log_mean_exp
 from energyppl.inference.normalizing.bennett import bennett
 from energyppl.inference.normalizing.methods import AIS, BAR, ISLANDS, SMC, Annealing, ReverseAIS
@@ -63,7 +62,7 @@ def log_normalizer(
     method: Annealing | None = None,
     tolerance: float | None = None,
     max_evaluations: int | None = None,
-    level: float = 0.95,
+    confidence: float = 0.95,
     progress: bool = False,
 ) -> LogNormalizer:
     """Estimate log ∫ exp(−U) by annealing from a base whose log Z is known.
@@ -92,7 +91,7 @@ def log_normalizer(
         method: :class:`AIS`, :class:`SMC`, :class:`ReverseAIS` or :class:`BAR`, with particles, temperatures, kernel.
         tolerance: go on in batches of runs until half the interval's width is at most this, in nats.
         max_evaluations: start no batch after the first that would go beyond as many; with or without a tolerance.
-        level: that the interval is to cover log Z with.
+        confidence: that the interval is to cover log Z with.
         progress: show a bar.
 
     Raises:
@@ -118,9 +117,8 @@ def log_normalizer(
             f"base must be a potential with a sample method; got {type(base).__name__}: pass a GaussianBase"
         )
     if base is None and samples is None and isinstance(target, RecoveryPotential):
-        base = GaussianBase.of_tether(target)
-    if not 0.0 < level < 1.0:
-        raise InvalidInput(f"level must lie between 0 and 1; got {level}")
+        base = GaussianBase.of_tilt(target)
+    check_between("confidence", confidence, 0.0, 1.0)
     if tolerance is not None:
         check_positive("tolerance", tolerance)
     if max_evaluations is not None:
@@ -149,7 +147,7 @@ def log_normalizer(
             before = runs.evaluations
             _batch(path, runs, method, draws)
             bar.update(runs.evaluations - before)
-            found = _conclude(path, runs, method, level)
+            found = _conclude(path, runs, method, confidence)
             bar.set_postfix_str(f"{found.estimate:.4f} ± {found.standard_error:.2g}")
             stopped = _why_stop(found, runs, method, tolerance, max_evaluations, runs.evaluations - before, draws)
             if stopped is not None:
@@ -157,7 +155,7 @@ def log_normalizer(
     asked = tolerance is not None or max_evaluations is not None
     result = replace(found, seconds=time.perf_counter() - began, stopped=stopped if asked else None)
     if result.warning:
-        warnings.warn(f"log Z: {result.warning}", stacklevel=3)  # the caller of log_normalizer, which is checked
+        warn_user(f"log Z: {result.warning}")
     return result
 
 
@@ -225,7 +223,7 @@ class _Interval(NamedTuple):
     trouble: list[str]
 
 
-def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float) -> LogNormalizer:
+def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, confidence: float) -> LogNormalizer:
     """Put together what the runs so far say."""
     forward, reverse = runs.forward, runs.reverse
     if method.forward and not bool(torch.isfinite(forward).any()):
@@ -233,9 +231,9 @@ def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float)
             "no particle arrived where the target's energy is finite: pass a base that overlaps the target's support"
         )
     if method.forward and method.reverse:
-        found = _bridge_interval(forward, reverse, method.particles, level)
+        found = _bridge_interval(forward, reverse, method.particles, confidence)
     else:
-        found = _one_sided_interval(forward if method.forward else reverse, method, level)
+        found = _one_sided_interval(forward if method.forward else reverse, method, confidence)
     trouble = list(found.trouble)
     slowest = min((float(w.acceptance.min()) for w in runs.last if len(w.acceptance)), default=1.0)
     if slowest < _STUCK:
@@ -250,7 +248,7 @@ def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float)
         upper=found.upper,
         evaluations=runs.evaluations,
         method=method.words,
-        level=level,
+        confidence=confidence,
         lower_bound=float(_island_means(forward, method.particles).mean()) if method.forward else None,
         upper_bound=-float(_island_means(reverse, method.particles).mean()) if method.reverse else None,
         effective_samples=float(effective_size(weights)),
@@ -261,12 +259,12 @@ def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, level: float)
     )
 
 
-def _bridge_interval(forward: Tensor, reverse: Tensor, particles: int, level: float) -> _Interval:
+def _bridge_interval(forward: Tensor, reverse: Tensor, particles: int, confidence: float) -> _Interval:
     """Return Bennett's estimate with its asymptotic interval, unless forward runs refute the samples."""
     estimate, error = bennett(forward, reverse)
-    half = float(norm.ppf(0.5 + 0.5 * level)) * error
+    half = float(norm.ppf(0.5 + 0.5 * confidence)) * error
     alone, spread = _by_islands(forward, particles)
-    floor = alone + math.log(1.0 - level)  # P(Ẑ > Z / (1 − level)) < 1 − level, since E Ẑ = Z (Markov)
+    floor = alone + math.log(1.0 - confidence)  # P(Ẑ > Z / (1 − confidence)) < 1 − confidence, since E Ẑ = Z (Markov)
     if floor > estimate + half:
         words = (
             "runs from the base find far more mass than the samples know of: log Z is above the interval's lower "
@@ -277,11 +275,11 @@ def _bridge_interval(forward: Tensor, reverse: Tensor, particles: int, level: fl
     return _Interval(estimate, error, estimate - half, estimate + half, said)
 
 
-def _one_sided_interval(weights: Tensor, method: Annealing, level: float) -> _Interval:
+def _one_sided_interval(weights: Tensor, method: Annealing, confidence: float) -> _Interval:
     """Return the estimate of forward or of reverse runs alone, with Student's interval over their islands."""
     alone, error = _by_islands(weights, method.particles)
     estimate, count = alone if method.forward else -alone, len(_island_means(weights, method.particles))
-    half = float(student.ppf(0.5 + 0.5 * level, count - 1)) * error
+    half = float(student.ppf(0.5 + 0.5 * confidence, count - 1)) * error
     tail, worth, trouble = pareto_k(weights), float(effective_size(weights)), []
     if tail > _TAIL:
         trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")

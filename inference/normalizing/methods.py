@@ -48,13 +48,13 @@ class Annealing:
         check_count("particles", self.particles, at_least=4 * ISLANDS)
         if self.particles % ISLANDS:
             raise InvalidInput(f"particles must be a multiple of {ISLANDS}; got {self.particles}")
-        if isinstance(self.temperatures, int):
-            check_count("temperatures", self.temperatures)
-        elif self.temperatures is not None:
+        if isinstance(self.temperatures, Sequence):
             betas = [float(beta) for beta in self.temperatures]
             rising = all(a < b for a, b in pairwise(betas))
             if len(betas) < 2 or betas[0] != 0.0 or betas[-1] != 1.0 or not rising:
                 raise InvalidInput(f"temperatures must rise from 0 to 1; got {betas}")
+        elif self.temperatures is not None:
+            check_count("temperatures", self.temperatures)
         check_count("starts", self.starts, at_least=0)
         check_kernel(self.kernel)
         if isinstance(self.kernel, Langevin):

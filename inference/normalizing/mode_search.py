@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from energyppl._checks import append_dims
 from energyppl.autodiff.gradient import eager_energy_and_grad, energy_only
 from energyppl.errors import EnergyPPLError
 from energyppl.inference.kernels.langevin import MALA
@@ -189,10 +190,10 @@ def _descend(target: Potential, x: Tensor, step: Tensor, steps: int) -> tuple[Te
     for _ in range(steps):
         value, grad = eager_energy_and_grad(target, x)
         legal = torch.isfinite(value)
-        wide = legal.reshape(-1, *[1] * (x.dim() - 1))
+        wide = append_dims(legal, x)
         better = legal & (value < energy)
         energy = torch.where(better, value, energy)
-        lowest = torch.where(better.reshape(wide.shape), x, lowest)
+        lowest = torch.where(append_dims(better, x), x, lowest)
         sign = torch.where(wide, grad.nan_to_num().sign(), 0.0)
         turned = sign * last < 0
         step = torch.where(turned, _SLOWER * step, torch.where(sign * last > 0, _FASTER * step, step))

@@ -175,7 +175,7 @@ def find_path(
         raise InvalidInput(
             f"base must have event_shape {shape_text(target.event_shape)}; got {shape_text(base.event_shape)}"
         )
-    betas = None if temperatures is None or isinstance(temperatures, int) else temperatures
+    betas, count = (temperatures, None) if isinstance(temperatures, Sequence) else (None, temperatures)
     if is_binary(kernel) or isinstance(base, BernoulliBase):
         path, _ = _pilot(_binary_base(target, base, draws, kernel), stops, kernel, betas)
     elif base is None and draws is not None:
@@ -184,10 +184,10 @@ def find_path(
         path = _path_from_search(stops, kernel, betas, starts, refit)
     else:
         path = _path_from_base(stops, base, kernel, betas, refit and draws is None)
-    if betas is not None or (temperatures is None and sparing is None):
+    if betas is not None or (count is None and sparing is None):
         return path
-    if isinstance(temperatures, int):
-        return path.stretched(temperatures)
+    if count is not None:
+        return path.stretched(count)
     return _worth_its_cost(path, kernel, bool(sparing))
 
 

@@ -44,7 +44,7 @@ def recovery_normalizers(
     temperatures: int | None = None,
     draws: Tensor | None = None,
 ) -> RecoveryNormalizers:
-    """Log Z of every recovery distribution of a batch, by annealing from its own Gaussian tilt.
+    """Estimate log Z of every recovery distribution of a batch by annealing from its own Gaussian tilt.
 
     Temperatures and step sizes are the same for all of the batch, found by a pilot run.
 
@@ -60,7 +60,7 @@ def recovery_normalizers(
     check_count("particles", particles, at_least=4)
     potential = target.potential if isinstance(target, RecoveryDistribution) else target
     assert isinstance(potential, RecoveryPotential)
-    base = GaussianBase.of_tether(potential)
+    base = GaussianBase.of_tilt(potential)
     kernel = MALA(float(base.scale.mean()))
     pilot = pilot_run(base, potential, base.sample(min(particles, _PILOT)), kernel, steepness=0.9)
     schedule = pilot.schedule if temperatures is None else pilot.schedule.resampled(temperatures)
@@ -86,7 +86,7 @@ class ProcessModel(LevelModel, Protocol):
     scale: Tensor
 
     def log_normalizer(self, level: int = 0) -> LogNormalizer:
-        """Log Z of a level's marginal in data coordinates."""
+        """Return log Z of a level's marginal in data coordinates."""
         ...
 
 
@@ -103,7 +103,7 @@ class ProcessLikelihood(NamedTuple):
 def process_log_likelihood(
     model: ProcessModel, x: Tensor, *, particles: int = 64, temperatures: int | None = None, steps: int = 40
 ) -> ProcessLikelihood:
-    """Bound on the mean log density, in nats and data coordinates, that the sampling process gives to points.
+    """Bound the mean log density, in nats and data coordinates, that the sampling process gives to points.
 
     Args:
         model: trained, its step sizes tuned.

@@ -89,7 +89,7 @@ def _most(failed: Tensor) -> bool:
 
 
 def _words(slope: float, needed: int, where: str) -> str:
-    """Compose the refusal."""
+    """Compose the error message."""
     return (
         f"the energy is not normalizable: {where} it rises by {slope:.3g} nats for each e-fold of the distance, and "
         f"must rise by more than {needed} for exp(−U) to have a finite integral. Add a confining term such as ½|x|², "

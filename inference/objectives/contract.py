@@ -9,6 +9,7 @@ import math
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor, nn
 
 from energyppl._checks import is_number
@@ -123,13 +124,12 @@ def training_hint(model: object) -> str:
 
 def check_fraction(name: str, value: Any, *, closed: bool = False) -> None:
     """Require a share of a batch in [0, 1), or in [0, 1] if ``closed``."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0.0 <= value <= 1.0 or (value == 1.0 and not closed):
+    if not is_number(value) or not 0.0 <= value <= 1.0 or (value == 1.0 and not closed):
         raise InvalidInput(f"{name} must lie in [0, 1{']' if closed else ')'}; got {value!r}")
 
 
 def check_tunable(kernel: Any, *, adapt: bool = False) -> None:
-    """Require None, or a kernel whose step size can be set for each level and, with ``adapt``, steered.
+    """Require None, or a kernel whose step size can be set for each level and, with ``adapt``, tuned.
 
     Raises:
         InvalidInput: for a kernel's class, kernels made of others, and with ``adapt`` for one that never rejects.
@@ -161,6 +161,6 @@ def describe(value: object) -> str:
         return f"{type(value).__qualname__}({parts})"
     if isinstance(value, Tensor):
         return str(value.tolist())
-    if isinstance(value, (int, float, str, type(None))):
-        return repr(value)
+    if isinstance(value, (int, float, str, type(None), np.number)):
+        return repr(value.item() if isinstance(value, np.number) else value)
     return str(getattr(value, "__qualname__", type(value).__qualname__))

@@ -30,8 +30,8 @@ class CooperativeRecovery:
     The initializer draws ŷ given the noisy point, the kernel refines it to ỹ, and the initializer learns to begin where
     the chain ended (MCMC teaching, Xie et al. 2020).  In CDRL the energy's negatives are the same ỹ; chains can then
     run away as those from the noisy point do.  By default they are not: negatives begin at the data, as in
-    :class:`RecoveryLikelihood`, and teach the initializer too: that costs a fifth of an update, and where the chains
-    settle it is the same draws.  With ``extra_chain_fraction`` chains of its own, which begin at ŷ, do so.
+    :class:`RecoveryLikelihood`, and the initializer learns from them: that costs a fifth of an update, and where the
+    chains settle it is the same draws.  With ``extra_chain_fraction`` chains of its own, which begin at ŷ, do so.
 
     Args:
         kernel: moves all chains; the recipe's, or else the model's own, if None.
@@ -82,7 +82,7 @@ class CooperativeRecovery:
         )
 
     def init(self, model: Conditional) -> KernelState:
-        """Make the state of the energy's chains, which teach the initializer too.
+        """Make the state of the energy's chains, which the initializer learns from too.
 
         Raises:
             InvalidInput: for another kind of model, or one without an initializer.
@@ -159,7 +159,7 @@ def _initializer_loss(draws: _InitializerDraws, refined: Tensor, energy: Tensor)
     distance = (refined - drawn) / deviation.detach()
     if deviation.requires_grad:
         value = -proposal.log_prob(refined).mean() / math.prod(proposal.event_shape)
-    else:  # the same expected gradient with less noise: a chain that hardly moves teaches almost nothing
+    else:  # the same expected gradient with less noise: a chain that hardly moves has almost no gradient
         value = 0.5 * distance.square().mean()
     record = {
         "initializer_loss": float(value.detach()),

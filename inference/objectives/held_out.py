@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from energyppl._checks import append_dims
 from energyppl.autodiff.gradient import energy_only, gradient_only
 from energyppl.inference.levels.contract import EnergyModel, LevelModel
 from energyppl.inference.objectives.contract import diffuse
@@ -44,7 +45,7 @@ def conditional_contrast(model: EnergyModel, data: Tensor, level: int = 0) -> fl
     """
     with fixed_noise(data):
         x = diffuse(model, data, level).detach()
-        length = _NEAR * (_FAR / _NEAR) ** torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device).to(x)
+        length = _NEAR * (_FAR / _NEAR) ** append_dims(torch.rand(len(x), device=x.device).to(x), x)
         y = x + length / math.sqrt(max(1, x[0].numel())) * torch.randn_like(x)
     own, theirs = energy_only(model.potential(level), torch.cat([x, y])).split(len(x))
     return float(nn.functional.softplus(own - theirs).mean())

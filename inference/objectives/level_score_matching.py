@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from energyppl._checks import append_dims
 from energyppl.autodiff.gradient import energy_only, gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import LevelModel
@@ -16,7 +17,6 @@ from energyppl.inference.objectives.contract import KernelState, Loss, check_fra
 from energyppl.inference.objectives.held_out import denoising_error, fixed_noise, row_weights
 from energyppl.inference.objectives.level_allocation import allocate_levels
 from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
-from energyppl.potentials.algebra import append_dims
 from energyppl.potentials.network import AtLogSNR
 from energyppl.schedule import NoiseSchedule
 
@@ -141,7 +141,7 @@ class LevelScoreMatching:
         schedule = model.schedule
         clean = model.to_unit(batch)
         level = allocate_levels(len(clean), schedule.levels, self.level0_fraction).to(clean.device)
-        alpha, sigma = (_beside(v.to(clean)[level], clean) for v in (schedule.alpha_bar, schedule.sigma_bar))
+        alpha, sigma = (append_dims(v.to(clean)[level], clean) for v in (schedule.alpha_bar, schedule.sigma_bar))
         noise = torch.randn_like(clean)
         score = differentiable_score(model.potential(level), alpha * clean + sigma * noise)
         error = (sigma * score - noise).square().reshape(len(clean), -1).mean(1)
@@ -164,7 +164,7 @@ class LevelScoreMatching:
         """Return training options that suit continuous networks, by name; whole levels take the usual ones."""
         if not is_continuous(model):
             return {}
-        return {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50}
+        return {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50, "weight_decay": 1.0}
 
     def default_learning_rate(self, model: LevelModel) -> float | None:
         """Return 2e-3 for continuous networks; None for what others usually take."""
@@ -195,7 +195,7 @@ def implied_log_likelihood(model: LevelModel, data: Tensor) -> float:
 
 
 def evidence_bound(model: LevelModel, data: Tensor) -> float:
-    """Bound minus the mean log likelihood of data with level 0's noise from above, by the scores alone, in nats.
+    """Bound minus the mean log likelihood of data with level 0's noise from above by the scores alone, in nats.
 
     E[|x_T|²]/2 + (d/2) log 2π + ½ ∫ (E|ε − σ ∇U|² − d sigmoid λ) dλ over the schedule's range (Kingma et al. 2021,
     eq. 15), of the process that the scores define and in standardized coordinates.
@@ -221,7 +221,7 @@ def at_log_snr(model: LevelModel, log_snr: Tensor) -> AtLogSNR:
 
 def _diffuse(clean: Tensor, noise: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
     """Return α x_0 + σ ε with α² = sigmoid λ, σ² = sigmoid −λ, and σ beside the points."""
-    alpha, sigma = (_beside(value.sqrt(), clean) for value in (log_snr.sigmoid(), (-log_snr).sigmoid()))
+    alpha, sigma = (append_dims(value.sqrt(), clean) for value in (log_snr.sigmoid(), (-log_snr).sigmoid()))
     return alpha * clean + sigma * noise, sigma
 
 
@@ -236,10 +236,6 @@ def _weighted_mean(values: Tensor, clean: Tensor) -> float:
     """Return the mean of rows' values ``(n,)``, in which far rows count for less, as in the loss."""
     weight = row_weights(clean)
     return float((weight * values).sum() / weight.sum())
-
-
-def _beside(value: Tensor, points: Tensor) -> Tensor:
-    return append_dims(value, points.dim() - 1)
 
 
 def _log_scale(model: LevelModel) -> float:

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+from energyppl._checks import append_dims
 from energyppl.inference.levels.contract import LevelModel
-from energyppl.potentials.algebra import append_dims, sum_event
+from energyppl.potentials.algebra import sum_event
 
 __all__ = ["level_tie"]
 
@@ -35,7 +36,7 @@ def level_tie(model: LevelModel, clean: Tensor, noisy: Tensor, level: Tensor, up
     top = model.schedule.levels
     std = model.schedule.marginal_std.to(clean)
     white = std[-1] * torch.randn_like(noisy)
-    points = torch.stack([clean, torch.where(append_dims(upper == top, clean.dim() - 1), white, noisy)])
+    points = torch.stack([clean, torch.where(append_dims(upper == top, clean), white, noisy)])
     jacobian = math.prod(model.event_shape) * std.log()
     lower_energy = model.potential(level)(points) + jacobian[level]
     known = sum_event(0.5 * (points / std[-1]).square() + 0.5 * math.log(2.0 * math.pi), model.event_shape)

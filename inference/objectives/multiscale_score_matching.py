@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from energyppl._checks import append_dims
 from energyppl.autodiff.gradient import gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import EnergyModel
@@ -88,7 +89,7 @@ class MultiscaleScoreMatching:
 
 def _row_sigmas(state: _Levels, rows: Tensor, offset: float) -> Tensor:
     sigma = state.sigmas.to(rows)[stratified_levels(len(rows), len(state.sigmas), offset).to(rows.device)]
-    return sigma.reshape(-1, *[1] * (rows.dim() - 1))
+    return append_dims(sigma, rows)
 
 
 def _denoising_error(state: _Levels, clean: Tensor, noisy: Tensor, sigma: Tensor, score: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ class DenoisingScoreMatching:
 
 
 def _matching(score: Tensor, laplacian: Tensor) -> Loss:
-    """``½ |∇U|² − tr ∇²U``, its mean over the points, from both, ``(n, *event)`` and ``(n,)``."""
+    """Return ``½ |∇U|² − tr ∇²U``, its mean over the points, from both, ``(n, *event)`` and ``(n,)``."""
     value = (0.5 * score.reshape(len(score), -1).square().sum(1) - laplacian).mean()
     return Loss(value, {"score_norm": _root_mean_square(score), "laplacian": float(laplacian.detach().mean())})
 
@@ -206,7 +206,7 @@ def _root_mean_square(score: Tensor) -> float:
 
 
 def _laplacian(score: Tensor, x: Tensor, *, create_graph: bool) -> Tensor:
-    """``tr ∇²U`` at every point, ``(n,)``, one row of the Hessian at a time."""
+    """Work out ``tr ∇²U`` at every point, ``(n,)``, one row of the Hessian at a time."""
     total, unit = score.new_zeros(len(x)), torch.eye(x[0].numel()).to(x)
     for i, direction in enumerate(unit):
         row = _directional(score, x, direction.reshape(x.shape[1:]).expand_as(x), create_graph=create_graph)
@@ -215,6 +215,6 @@ def _laplacian(score: Tensor, x: Tensor, *, create_graph: bool) -> Tensor:
 
 
 def _directional(score: Tensor, x: Tensor, v: Tensor, *, create_graph: bool) -> Tensor:
-    """``∇²U v`` at every point, ``(n, *event)``."""
+    """Work out ``∇²U v`` at every point, ``(n, *event)``."""
     (product,) = torch.autograd.grad(score, x, v, create_graph=create_graph, retain_graph=True, materialize_grads=True)
     return product

@@ -1,7 +1,6 @@
 """Pyro models as potentials: their latent sites, unconstrained and laid end to end, batched over chains by vmap."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import shape_text
 from energyppl.autodiff.structure import modules_read_by
-from energyppl.errors import EnergyPPLError, InvalidInput, first_line
+from energyppl.errors import EnergyPPLError, InvalidInput, first_line, warn_user
 from energyppl.inference.sampling.pyro_sites import Fill, Groups, Site, groups_of, origin, refuse_discrete
 from energyppl.potentials.constrained import latent_transform
 
@@ -118,7 +117,7 @@ class ModelPotential:
     # --- The energy ---
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Energies of unconstrained points, ``(*batch, D)`` to ``(*batch,)``."""
+        """Evaluate energies of unconstrained points, ``(*batch, D)`` to ``(*batch,)``."""
         if x.numel() == 0:
             return x.sum(-1)
         energy: Tensor = -self._over(self._log_joint, x.reshape(-1, x.shape[-1]))
@@ -179,9 +178,8 @@ class ModelPotential:
                 if _same(slow, quick):
                     return True
                 reason = "vmap gives other numbers"
-        warnings.warn(
+        warn_user(
             f"this model can't be batched over chains ({reason}); each chain is evaluated on its own, which is slow",
-            stacklevel=4,
         )
         return False
 
@@ -324,6 +322,6 @@ class _Held:
 
 @contextmanager
 def _unvalidated() -> Iterator[None]:
-    """Checks of values can't be batched, and a proposal outside is a rejection, not an error."""
+    """Leave out checks of values: they can't be batched, and a proposal outside is a rejection, not an error."""
     with pyro.validation_enabled(False):
         yield

@@ -12,6 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions.transforms import IndependentTransform, Transform
 
+from energyppl._checks import append_dims
 from energyppl.errors import InvalidInput
 from energyppl.potentials.constrained import latent_transform
 
@@ -82,7 +83,7 @@ class Fill(Messenger):
         value = transform(z)
         mask = _mask_of(msg)
         if mask is not None:
-            self.masks[msg["name"]] = _aligned(mask, z.dim()).expand(z.shape)
+            self.masks[msg["name"]] = append_dims(mask, z).expand(z.shape)
         self.jacobians[msg["name"]] = _log_jacobian(transform, z, value, self._idle.get(msg["name"]))
         msg["value"], msg["is_observed"], msg["infer"] = value, True, {**msg["infer"], "was_latent": True}
 
@@ -102,11 +103,6 @@ def _log_jacobian(transform: Transform, z: Tensor, value: Tensor, idle: Tensor |
 # --- Masks ---
 
 
-def _aligned(mask: Tensor, dims: int) -> Tensor:
-    """Append dimensions, up to ``dims`` of them: a batch's mask for values with event dimensions."""
-    return mask.reshape(mask.shape + (1,) * (dims - mask.dim()))
-
-
 def _mask_of(msg: Any) -> Tensor | None:
     """Find a site's mask, of handlers and of its distribution; its dimensions are the first ones of a sample."""
     fn, outer = msg["fn"], msg["mask"]
@@ -117,7 +113,7 @@ def _mask_of(msg: Any) -> Tensor | None:
     if torch.broadcast_shapes(outer.shape, fn.batch_shape) != fn.batch_shape:
         return inner
     outer = outer.expand(fn.batch_shape)
-    return outer if inner is None else _aligned(outer, inner.dim()) & inner
+    return outer if inner is None else append_dims(outer, inner) & inner
 
 
 def _inner_mask(fn: Any) -> Tensor | None:
@@ -126,7 +122,7 @@ def _inner_mask(fn: Any) -> Tensor | None:
         if fn._mask is True:
             return inner
         own = torch.as_tensor(fn._mask).expand(fn.batch_shape)
-        return own if inner is None else _aligned(own, inner.dim()) & inner
+        return own if inner is None else append_dims(own, inner) & inner
     if isinstance(fn, ExpandedDistribution):
         inner = _inner_mask(fn.base_dist)
         return None if inner is None else inner.expand(fn.batch_shape + inner.shape[len(fn.base_dist.batch_shape) :])
@@ -156,7 +152,7 @@ def _cover(msg: Any) -> None:
             inside = latent_transform(fn)(origin(msg, latent_transform(fn)))
         except InvalidInput:  # no such numbers are known
             return
-    msg["fn"] = _Covered(fn, _aligned(mask, len(shape)).expand(shape), inside)
+    msg["fn"] = _Covered(fn, append_dims(mask, value.expand(shape)).expand(shape), inside)
 
 
 class _Covered(dist.TorchDistribution):

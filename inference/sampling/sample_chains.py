@@ -3,7 +3,6 @@
 import math
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 from energyppl._checks import check_between, check_count, check_flag
 from energyppl.arviz_export import check_names
 from energyppl.autodiff.bound import bind
-from energyppl.errors import ChainWarning, InvalidInput
+from energyppl.errors import ChainWarning, InvalidInput, warn_user
 from energyppl.inference.adaptation.warmup import untuned, warm_up
 from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, combined, middle_step
 from energyppl.inference.kernels.mass import MassEstimate, low_rank_mass
@@ -147,7 +146,7 @@ def sample_chains(
         notes=untuned(kernel) if warmup else (),
     )
     for problem in result.problems(rare=_RARE, disagreement=_FAR):
-        warnings.warn(problem, ChainWarning, stacklevel=2)
+        warn_user(problem, ChainWarning)
     return result
 
 

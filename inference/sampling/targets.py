@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_event, shape_text
+from energyppl._checks import append_dims, check_event, shape_text
 from energyppl.autodiff.devices import beside
 from energyppl.autodiff.structure import Untraceable, structure
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import append_dims
 from energyppl.inference.sampling.chains import Variables
 from energyppl.inference.sampling.pyro_model import ModelPotential
 from energyppl.potentials.algebra import Potential

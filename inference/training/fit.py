@@ -204,7 +204,7 @@ class Training:
         settle = getattr(self.objective, "settle", None)
         if settle is not None:
             settle(self.model, self.state, self.data)
-        self._hand_over_kernel()
+        self._set_model_kernel()
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
 
     def _next_batch(self) -> tuple[Any, Tensor]:
@@ -230,7 +230,7 @@ class Training:
         ):
             if bad:
                 copy_all(self._everything(), self._early.best)
-                self._hand_over_kernel()
+                self._set_model_kernel()
                 raise TrainingDiverged(
                     f"training diverged at step {step}: {what}. The model has the best weights so far; lower the "
                     "learning rate, start the chains from_data, or adapt the step sizes"
@@ -250,7 +250,7 @@ class Training:
         """Return the weights and the buffers of the model and of the objective's state."""
         return [*self._weights, *self.model.buffers(), *self.state.buffers()]
 
-    def _hand_over_kernel(self) -> None:
+    def _set_model_kernel(self) -> None:
         kernel = getattr(self.state, "level_kernel", None)
         if kernel is not None and hasattr(self.model, "set_kernel"):
             self.model.set_kernel(kernel.kernel, kernel.step_sizes)

@@ -13,31 +13,24 @@ __all__ = ["axis_frequencies", "feature_layers", "random_frequencies", "through_
 
 
 def random_frequencies(size: int, count: int, limits: tuple[float, float]) -> Tensor:
-    """Draw random directions with angular frequencies evenly on a log scale between limits, ``(size, count)``.
-
-    Raises:
-        InvalidInput: if the limits are not positive or don't increase.
-    """
-    low, high = limits
-    if not 0 < low <= high:
-        raise InvalidInput(f"frequency_range must be 0 < low <= high; got {limits}")
-    direction = nn.functional.normalize(torch.randn(size, count), dim=0)
-    return direction * torch.logspace(math.log10(low), math.log10(high), count)
+    """Draw random directions with angular frequencies evenly on a log scale between limits, ``(size, count)``."""
+    along = _frequencies(count, limits)
+    return nn.functional.normalize(torch.randn(size, count), dim=0) * along
 
 
 def axis_frequencies(size: int, count: int, limits: tuple[float, float]) -> Tensor:
     """Return the same angular frequencies along each coordinate, evenly on a log scale, ``(size, size * count)``.
 
     The columns of tables have bounds, grids and gaps: edges that lie across one coordinate.
-
-    Raises:
-        InvalidInput: if the limits are not positive or don't increase.
     """
+    return torch.kron(torch.eye(size), _frequencies(count, limits)[None])
+
+
+def _frequencies(count: int, limits: tuple[float, float]) -> Tensor:
     low, high = limits
     if not 0 < low <= high:
         raise InvalidInput(f"frequency_range must be 0 < low <= high; got {limits}")
-    along = torch.logspace(math.log10(low), math.log10(high), count)
-    return torch.kron(torch.eye(size), along[None])
+    return torch.logspace(math.log10(low), math.log10(high), count)
 
 
 def feature_layers(size: int, frequencies: int, hidden: int, depth: int) -> nn.ModuleList:

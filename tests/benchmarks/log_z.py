@@ -212,19 +212,19 @@ def blackjax(name: str, budget: int) -> Run | str:
             log_z, temperatures, accepted = log_z + float(increment), temperatures + 1, accepted + float(acceptance)
         return log_z if float(state.tempering_param) == 1.0 else math.nan, temperatures, accepted / temperatures
 
-    per_rung, spent, reach = moves * leapfrogs + 1, 0, {}
+    per_temperature, spent, speed = moves * leapfrogs + 1, 0, {}
     for step in (0.01, 0.03, 0.1, 0.3, 0.9):
         _, temperatures, acceptance = smc(0, 32, step)
-        spent, reach[step] = spent + 32 * temperatures * per_rung, (acceptance * step, temperatures)
-    best = max(reach, key=lambda step: reach[step][0])
-    temperatures = reach[best][1]
+        spent, speed[step] = spent + 32 * temperatures * per_temperature, (acceptance * step, temperatures)
+    best = max(speed, key=lambda step: speed[step][0])
+    temperatures = speed[best][1]
     for _ in range(2):  # compiles, and finds how many particles use up the budget
-        particles = max(64, (budget - spent) // (per_rung * temperatures))
+        particles = max(64, (budget - spent) // (per_temperature * temperatures))
         temperatures = smc(0, particles, best)[1]
 
     def run(seed: int) -> Found:
         log_z, temperatures, _ = smc(seed + 1, particles, best)
-        return Found(log_z, particles * temperatures * per_rung, spent)
+        return Found(log_z, particles * temperatures * per_temperature, spent)
 
     return run
 

@@ -67,7 +67,7 @@ class MAMS:
 
 
 def tuned(kernel: MAMS, potential: Any, x: Tensor, target: float, warmup: int) -> tuple[MAMS, Tensor]:
-    """Steer the step to an acceptance, and the scale to the chains' spread at a third and two thirds of the way."""
+    """Adapt the step to an acceptance, and the scale to the chains' spread at a third and two thirds of the way."""
     state = kernel.init(potential, x)
     for i in range(warmup):
         state, info = kernel.step(potential, state)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,16 @@ import pytest
 import torch
 
 import energyppl as ep
-from energyppl._checks import check_count, check_flag, check_number, check_positive, check_shape, check_whole
+from energyppl._checks import (
+    check_count,
+    check_flag,
+    check_kind,
+    check_number,
+    check_positive,
+    check_shape,
+    check_whole,
+)
+from energyppl.inference.kernels.contract import middle_step
 from energyppl.potentials.network import AtLevel
 
 WRONG_NUMBERS: dict[str, Any] = {
@@ -44,7 +54,47 @@ def test_a_long_value_is_named_by_its_shape() -> None:
         check_positive("gap", torch.zeros(100))
 
 
-@pytest.mark.parametrize("value", [True, 2.0, "2", None, 0, math.nan, torch.tensor(2)])
+@pytest.mark.parametrize("value", [1, np.int64(3), np.uint8(3)])
+def test_whole_numbers_of_numpy_are_numbers(value: Any) -> None:
+    check_count("steps", value)
+    check_kind("steps", value, int | None)
+    assert check_shape("event_shape", value) == check_shape("event_shape", (value,)) == (int(value),)
+
+
+def test_numbers_of_numpy_are_kept_in_files(tmp_path: Path) -> None:
+    options = ep.TrainingOptions(steps=np.int64(2), learning_rate=np.float32(0.5))
+    ebm = ep.EBM(ep.MLPEnergy((2,), hidden=4, levels=1), kernel=ep.HMC(0.1, steps=np.int64(5)))
+    ep.save(ebm, tmp_path / "model.ckpt")
+    assert ep.load(tmp_path / "model.ckpt").kernel.steps == 5
+    training = ep.Training(ebm, torch.randn(40, 2), ep.objectives.NoiseContrastive(ratio=np.int64(2)), options=options)
+    ep.save_checkpoint(tmp_path / "run.ckpt", training.state_dict())
+    kept = ep.load_checkpoint(tmp_path / "run.ckpt")
+    assert kept["options"]["steps"] == 2
+    assert "ratio=2" in kept["objective"]
+
+
+def test_a_step_size_of_numpy_is_a_step_size() -> None:
+    assert middle_step(ep.MALA(np.float32(0.5))) == 0.5  # type: ignore[arg-type]
+
+
+def test_an_estimate_has_the_confidence_that_was_asked_for() -> None:
+    rows = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    wide, narrow = (
+        ep.evaluation.mean_log_likelihood(ep.EnergyDistribution(NORMAL), rows, EXACT, confidence=confidence)
+        for confidence in (None, 0.5)
+    )
+    assert (wide.confidence, narrow.confidence) == (0.95, 0.5)
+    assert wide.lower < narrow.lower < narrow.upper < wide.upper
+
+
+def test_the_length_of_a_tuple_is_said() -> None:
+    with pytest.raises(ep.InvalidInput, match=r"limits must be a sequence of 2, each a number or None; got \(1.0,\)"):
+        check_kind("limits", (1.0,), tuple[float, float] | None)
+    with pytest.raises(ep.InvalidInput, match=r"limits must be a sequence, each a number; got 1\.0"):
+        check_kind("limits", 1.0, tuple[float, ...])
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(True), 2.0, "2", None, 0, math.nan, torch.tensor(2)])
 def test_check_count_takes_whole_numbers_only(value: Any) -> None:
     with pytest.raises(ep.InvalidInput, match=r"^steps must be a whole number of at least 1; got "):
         check_count("steps", value)
@@ -117,6 +167,12 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "likelihood of a potential": (
         lambda: ep.evaluation.mean_log_likelihood(NORMAL, torch.ones(3, 2), EXACT),  # type: ignore[arg-type]
         "p must be an EnergyDistribution; got Energy",
+    ),
+    "confidence in percent": (
+        lambda: ep.evaluation.mean_log_likelihood(
+            ep.EnergyDistribution(NORMAL), torch.ones(3, 2), EXACT, confidence=95
+        ),
+        "confidence must lie between 0 and 1; got 9",
     ),
     "entropy with a number": (
         lambda: ep.evaluation.entropy(ep.EnergyDistribution(NORMAL), torch.ones(3, 2), 0.0),  # type: ignore[arg-type]

@@ -184,9 +184,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "complex scores": (lambda: ep.evaluation.auroc(S.to(torch.complex64), S), "real scores"),
     "a list of scores": (lambda: ep.evaluation.auroc([0.1, 0.2], S), "inliers must be a torch tensor; got list"),  # type: ignore[arg-type]
-    "a level of 1": (
-        lambda: ep.evaluation.detection_report(S, S, level=1.0),
-        r"level must lie inside \(0, 1\); got 1.0",
+    "a confidence of 1": (
+        lambda: ep.evaluation.detection_report(S, S, confidence=1.0),
+        r"confidence must lie between 0 and 1; got 1.0",
     ),
     "few repeats": (
         lambda: ep.evaluation.detection_report(S, S, repeats=39),

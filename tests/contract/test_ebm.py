@@ -112,6 +112,20 @@ class Broken(nn.Module):
         (lambda: ep.EBM(nn.Linear(3, 1), event_shape=(2,)), "must take points"),
         (lambda: ep.EBM(Bell()).potential(1), "level 0 only"),
         (lambda: ep.EBM(lambda x: x), "must be a torch module"),
+        (
+            lambda: ep.EBM(Bell()).log_normalizer(samples=[[0.0, 0.0]]),
+            "samples must be a torch tensor or a function or",
+        ),
+        (
+            lambda: ep.EBM(Bell()).log_normalizer(method=ep.normalizing.BAR),
+            "method must be an Annealing or None; got <cl",
+        ),
+        (lambda: ep.EBM(Bell()).log_normalizer(max_evaluations=0.5), "max_evaluations must be a whole number or None"),
+        (lambda: ep.EBM(Bell()).log_normalizer(samples=torch.zeros(20, 3)), r"samples must end in event_shape \(2,\)"),
+        (
+            lambda: ep.EBM(Bell((3,))).log_normalizer(samples=lambda count: [0.0] * count),
+            "samples must be a torch tensor; got list",
+        ),
     ],
 )
 def test_bad_input_is_said(make: object, message: str) -> None:

@@ -107,9 +107,9 @@ def test_a_chain_has_its_own_step_size() -> None:
 
 @pytest.mark.parametrize("kernel", list(KERNELS))
 def test_a_run_is_repeatable_bit_for_bit(kernel: str) -> None:
-    make, wants_tether, _ = KERNELS[kernel]
+    make, wants_tilt, _ = KERNELS[kernel]
     target = TARGETS["banana"]
-    on = tilted(target) if wants_tether else target.potential
+    on = tilted(target) if wants_tilt else target.potential
     start, runs = target.draw(CHAINS), []
     for _ in range(2):
         pyro.set_rng_seed(11)

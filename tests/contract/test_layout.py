@@ -1,4 +1,4 @@
-"""The house: what lies where, what may import what, and what reaches the wheel."""
+"""The layout: what lies where, what may import what, and what reaches the wheel."""
 
 import ast
 import os
@@ -20,11 +20,13 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = PROJECT["tool"]["setuptools"]["package-dir"]  # import name -> folder
-ROOMS = {name: folder for name, folder in FOLDERS.items() if name != "energyppl"}
-LINKS = {ROOT / name.replace(".", "/") for name in ROOMS}
-WINGS = sorted(path.parent for folder in FOLDERS.values() for path in (ROOT / folder).glob("*/__init__.py"))
-WINGS = [wing for wing in WINGS if wing not in LINKS]
-SOURCES = sorted(path for folder in (*[ROOT / f for f in FOLDERS.values()], *WINGS) for path in folder.glob("*.py"))
+LINKED = {name: folder for name, folder in FOLDERS.items() if name != "energyppl"}
+LINKS = {ROOT / name.replace(".", "/") for name in LINKED}
+SUB_PACKAGES = sorted(path.parent for folder in FOLDERS.values() for path in (ROOT / folder).glob("*/__init__.py"))
+SUB_PACKAGES = [folder for folder in SUB_PACKAGES if folder not in LINKS]
+SOURCES = sorted(
+    path for folder in (*[ROOT / f for f in FOLDERS.values()], *SUB_PACKAGES) for path in folder.glob("*.py")
+)
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TOP_LEVEL = {
     *("pyproject.toml", "constraints.txt", "Makefile", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"),
@@ -51,26 +53,26 @@ def import_name(path: Path) -> str:
 
 
 def test_packages_are_the_folders_on_disk() -> None:
-    assert set(PROJECT["tool"]["setuptools"]["packages"]) == {*FOLDERS, *map(import_name, WINGS)}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == {*FOLDERS, *map(import_name, SUB_PACKAGES)}
     with_init = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert with_init == set(FOLDERS.values())
 
 
-def test_wings_hold_no_folders() -> None:
-    inside = {path for wing in WINGS for path in wing.iterdir() if path.is_dir()}
+def test_sub_packages_hold_no_folders() -> None:
+    inside = {path for folder in SUB_PACKAGES for path in folder.iterdir() if path.is_dir()}
     assert {path for path in inside if path.name != "__pycache__"} == set()
 
 
-@pytest.mark.parametrize("name", ROOMS)
+@pytest.mark.parametrize("name", LINKED)
 def test_room_is_linked_into_the_package(name: str) -> None:
     link = ROOT / name.replace(".", "/")
     assert link.is_symlink()
-    assert os.readlink(link) == f"../{ROOMS[name]}"
+    assert os.readlink(link) == f"../{LINKED[name]}"
 
 
-@pytest.mark.parametrize("name", ROOMS)
+@pytest.mark.parametrize("name", LINKED)
 def test_room_refuses_its_bare_name(name: str) -> None:
-    result = run(sys.executable, "-c", f"import {ROOMS[name]}", cwd=ROOT)
+    result = run(sys.executable, "-c", f"import {LINKED[name]}", cwd=ROOT)
     assert result.returncode == 1
     assert re.search(rf"^ImportError: .*{re.escape(name)}", result.stderr, re.MULTILINE)
 
@@ -179,7 +181,7 @@ def test_installed_wheel_imports_from_elsewhere(wheel: Path, tmp_path: Path) -> 
     options = ("--no-deps", "--no-index", "--quiet")
     result = run(sys.executable, "-m", "pip", "install", *options, "--target", site, wheel, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    packages = [*FOLDERS, *map(import_name, WINGS)]
+    packages = [*FOLDERS, *map(import_name, SUB_PACKAGES)]
     program = f"import importlib as i; print(*[i.import_module(name).__file__ for name in {packages}])"
     result = run(sys.executable, "-W", "ignore", "-c", program, cwd=tmp_path, PYTHONPATH=str(site))
     assert result.returncode == 0, result.stderr

@@ -31,8 +31,8 @@ def test_sums_and_differences() -> None:
     assert (2 + A).estimate == 3.0
     assert (10 - A).upper == pytest.approx(9.6)
     assert (-A).lower_bound == -2.0
-    with pytest.raises(ep.InvalidInput, match="intervals of one level"):
-        A + dataclasses.replace(B, level=0.9)
+    with pytest.raises(ep.InvalidInput, match="intervals of one confidence"):
+        A + dataclasses.replace(B, confidence=0.9)
     with pytest.raises(TypeError):
         A + "x"  # type: ignore[operator]
 

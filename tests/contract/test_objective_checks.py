@@ -121,7 +121,7 @@ def test_a_users_own_model_is_told_what_it_lacks() -> None:
 
 # --- Kernels and chains ---
 
-STEERED: list[Callable[..., Any]] = [
+ADAPTED: list[Callable[..., Any]] = [
     ep.RecoveryLikelihood,
     ep.PersistentLikelihood,
     ep.objectives.ContrastiveDivergence,
@@ -129,7 +129,7 @@ STEERED: list[Callable[..., Any]] = [
 ]
 
 
-@pytest.mark.parametrize("objective", STEERED)
+@pytest.mark.parametrize("objective", ADAPTED)
 @pytest.mark.parametrize(
     ("kernel", "came"),
     [
@@ -139,13 +139,13 @@ STEERED: list[Callable[..., Any]] = [
         (0.1, "float"),
     ],
 )
-def test_a_kernel_must_have_one_step_size_to_steer(objective: Callable[..., Any], kernel: Any, came: str) -> None:
+def test_a_kernel_must_have_one_step_size_to_adapt(objective: Callable[..., Any], kernel: Any, came: str) -> None:
     with pytest.raises(ep.InvalidInput, match=rf"kernel must have one step size .*; got {came}: pass"):
         objective(kernel=kernel)
 
 
-def test_kernels_that_can_be_steered_pass() -> None:
-    for objective in STEERED:
+def test_kernels_that_can_be_adapted_pass() -> None:
+    for objective in ADAPTED:
         for kernel in (ep.MALA(0.1), ep.HMC(), ep.kernels.MALT(), ep.kernels.CrankNicolson()):
             objective(kernel=kernel)
     ep.objectives.ContrastiveDivergence(ep.Langevin(0.1))

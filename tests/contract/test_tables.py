@@ -158,6 +158,21 @@ def test_a_column_that_is_another_one_is_refused(third: Any, message: str | None
             require_different_columns(table)
 
 
+def test_columns_that_share_a_sentinel_are_two_columns() -> None:
+    """One row of 1e12 correlates any two columns to 1 within 1e-20; copies are found beside it all the same."""
+    one, other = np.append(SMOOTH[:, 0], 1e12), np.append(SMOOTH[:, 1], 1e12)
+    require_different_columns(table_from_array(np.column_stack([one, other])))
+    with pytest.raises(InvalidInput, match="'c1' is a copy of 'c0'"):
+        require_different_columns(table_from_array(np.column_stack([one, one])))
+    with pytest.raises(InvalidInput, match=r"'c1' is 'c0' in other units \(correlation -1\)"):
+        require_different_columns(table_from_array(np.column_stack([one, 32.0 - 1.8 * one])))
+
+
+def test_a_sentinel_leaves_a_column_continuous() -> None:
+    assert table_from_array(np.append(SMOOTH[:, 0], 1e12)).discrete == (0.0,)
+    assert table_from_array(np.append(np.arange(60) % 4, 1e12)).discrete == (1.0,)
+
+
 def test_discrete_columns_are_one_only_if_they_are_equal() -> None:
     """A yes column and its no column are spread out by noise of their own."""
     yes = np.arange(60) % 3 == 0

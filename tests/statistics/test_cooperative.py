@@ -1,4 +1,4 @@
-"""Cooperative training: the initializer's Gaussian, its teaching, and corrections that keep the target as it is."""
+"""Cooperative training: the initializer's Gaussian, its training, and corrections that keep the target as it is."""
 
 import copy
 import math
@@ -74,8 +74,8 @@ def test_independent_proposals_leave_the_target_whatever_they_are() -> None:
         ep.sampling.run_chain(kernel, target, torch.zeros(5, 1), 1)
 
 
-def test_teaching_makes_chains_begin_nearer_home() -> None:
-    """Eight Gaussians, at level 0, where it matters most; an untaught one begins where chains begin without any."""
+def test_a_trained_initializer_begins_chains_nearer_home() -> None:
+    """Eight Gaussians, at level 0, where it matters most; an untrained one begins where chains begin without any."""
     torch.manual_seed(0)
     data = ep.toys.EightGaussians().sample((4000,))
     initializer = MLPInitializer((2,), hidden=64, levels=6, learn_scale=True)
@@ -88,8 +88,8 @@ def test_teaching_makes_chains_begin_nearer_home() -> None:
     for name in ("initializer_loss", "initializer_drop", "initializer_moved"):
         assert math.isfinite(history.records[-1].values[name])
     ebm.initializer = before
-    untaught = ep.evaluation.initializer_report(ebm, data[:500])
-    assert float(untaught.drop[0]) > 0.8 * float(untaught.drop_without[0]), "negative control"
+    untrained = ep.evaluation.initializer_report(ebm, data[:500])
+    assert float(untrained.drop[0]) > 0.8 * float(untrained.drop_without[0]), "negative control"
 
 
 def test_a_useless_and_a_collapsed_initializer_are_named() -> None:
@@ -120,10 +120,10 @@ def test_each_network_has_its_own_gradient_only() -> None:
     assert float(energy_grad) == pytest.approx(float(alone))
 
 
-@pytest.mark.parametrize(("taught", "most"), [(0.1, 20), (1.0, 200)])
-def test_a_share_of_the_negatives_teaches(taught: float, most: int) -> None:
+@pytest.mark.parametrize(("fraction", "most"), [(0.1, 20), (1.0, 200)])
+def test_the_initializer_learns_from_a_fraction_of_the_negatives(fraction: float, most: int) -> None:
     ebm, seen = bell(), []
-    objective = ep.CooperativeRecovery(recipe=ep.RecoveryLikelihood(skip_fraction=0.0), initializer_fraction=taught)
+    objective = ep.CooperativeRecovery(recipe=ep.RecoveryLikelihood(skip_fraction=0.0), initializer_fraction=fraction)
     ebm.standardize(torch.randn(200, 2))
     assert ebm.initializer is not None
     ebm.initializer.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))

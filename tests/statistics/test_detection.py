@@ -116,7 +116,7 @@ def test_resampling_agrees_with_delong_and_repeats_itself() -> None:
     assert report.auroc.standard_error == pytest.approx(exact.standard_error, rel=0.15)
     assert report.auroc.lower == pytest.approx(exact.lower, abs=0.5 * exact.standard_error)
     assert report.auroc.upper == pytest.approx(exact.upper, abs=0.5 * exact.standard_error)
-    narrow = ep.evaluation.detection_report(inliers, outliers, level=0.5)
+    narrow = ep.evaluation.detection_report(inliers, outliers, confidence=0.5)
     assert report.auroc.lower < narrow.auroc.lower < narrow.auroc.upper < report.auroc.upper
     torch.manual_seed(5)
     assert ep.evaluation.detection_report(inliers, outliers) == report

@@ -59,7 +59,8 @@ class ReleasedMALA(ep.MALA):
     """The acceptance ratio in the code of Zhang, Tan & Ou 2023: ``−z + ½s²(g + g')`` where ``½s(g + g')`` is right."""
 
     def step(self, potential: ep.potentials.Potential, state: State) -> tuple[State, Info]:
-        from energyppl.inference.kernels.contract import append_dims, dot, evaluate, metropolis
+        from energyppl._checks import append_dims
+        from energyppl.inference.kernels.contract import dot, evaluate, metropolis
 
         size = append_dims(torch.as_tensor(self.step_size), state.x)
         noise = torch.randn_like(state.x)

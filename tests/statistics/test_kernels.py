@@ -90,11 +90,9 @@ WRONG: dict[str, tuple[tuple[Callable[[Target], Any], bool, int], tuple[str, ...
 
 def worst_z(target: Target, row: tuple[Callable[[Target], Any], bool, int]) -> float:
     """Largest deviation of a mean or a second central moment from its closed form, in standard errors."""
-    make, wants_tether, steps = row
+    make, wants_tilt, steps = row
     start = target.draw(CHAINS)
-    end = ep.sampling.run_chain(
-        make(target), tilted(target) if wants_tether else target.potential, start, steps
-    ).state.x
+    end = ep.sampling.run_chain(make(target), tilted(target) if wants_tilt else target.potential, start, steps).state.x
     assert end.shape == start.shape
     moved = (end != start).all(1).double().mean()
     assert moved > 0.3, "chains that stand still prove nothing"
@@ -129,9 +127,9 @@ def test_a_wrong_kernel_fails_the_same_check(kernel: str) -> None:
 def test_chains_find_their_target_from_elsewhere(kernel: str) -> None:
     """From one point two widths away; 4 numbers at 5 standard errors."""
     target = TARGETS["banana"]
-    make, wants_tether, _ = KERNELS[kernel]
+    make, wants_tilt, _ = KERNELS[kernel]
     start = torch.tensor([2.0, 2.0]).expand(CHAINS, 2)
-    end = ep.sampling.run_chain(make(target), tilted(target) if wants_tether else target.potential, start, 400).state.x
+    end = ep.sampling.run_chain(make(target), tilted(target) if wants_tilt else target.potential, start, 400).state.x
     assert z_of(end.double(), torch.tensor(target.mean), torch.tensor(target.variance)) < LIMIT
 
 

@@ -68,7 +68,7 @@ def test_a_wrong_log_z_shows() -> None:
         assert (float(z[3]) < 0.0) == (log_z < LOG_Z), "the gradient must lead back"
 
 
-def test_stuck_chains_teach_nothing() -> None:
+def test_stuck_chains_have_no_gradient() -> None:
     """Negative control: chains that don't leave the data have no gradient, wherever the energy is."""
     rows = gradients(
         ep.objectives.ContrastiveDivergence(ep.MALA(1e-9), steps=1, adapt=False), 0.7 * PRECISION, repeats=2
@@ -124,7 +124,7 @@ def test_log_z_begins_where_the_energy_is() -> None:
     assert abs(loss.record["log_z"] - 15.0 * math.log(2.0 * math.pi)) < 0.1
 
 
-def test_contrastive_divergence_steers_its_step_size() -> None:
+def test_contrastive_divergence_adapts_its_step_size() -> None:
     """From a step far too long; half a hundred updates bring acceptance to MALA's 0.6, within 0.15."""
     ebm, objective = ep.EBM(Gaussian(PRECISION)), ep.objectives.ContrastiveDivergence(ep.MALA(9.0), steps=2)
     state = objective.init(ebm)

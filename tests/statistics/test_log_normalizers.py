@@ -221,7 +221,7 @@ def test_the_sampling_process_of_gaussian_data_has_their_likelihood() -> None:
         assert abs(side.value - float(truth.mean())) < 0.1  # rows are the same; noise of annealing and noising remains
 
 
-def test_tether_normalizers_are_exact_for_gaussians() -> None:
+def test_tilt_normalizers_are_exact_for_gaussians() -> None:
     """∫ exp(−½ y² v⁻¹ − ½ (y − x̃)² σ⁻²) in closed form, a batch of 50, z below 5.2 (2e-7 for one, 1e-5 for all)."""
     noisy, v, sigma = 2.0 * torch.randn(50, 2), 0.7, 0.5
     potential = ep.Energy(lambda y: 0.5 * (y * y).sum(-1) / v, torch.Size((2,)))
@@ -354,7 +354,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         InvalidInput,
         "recovery_normalizers",
     ),
-    "level": (lambda: log_normalizer(BANANA, level=95.0), InvalidInput, "level must lie between"),
+    "confidence": (lambda: log_normalizer(BANANA, confidence=95.0), InvalidInput, "confidence must lie between"),
     "samples' shape": (lambda: log_normalizer(BANANA, samples=torch.randn(50, 3)), InvalidInput, "samples must end in"),
     "few samples": (lambda: log_normalizer(BANANA, samples=torch.randn(5, 2)), InvalidInput, "at least 16 row"),
 }

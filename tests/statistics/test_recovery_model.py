@@ -107,7 +107,7 @@ def test_log_normalizer_follows_the_weights_by_quadrature_and_by_annealing() -> 
     wide = ep.RecoveryEBM(ep.MLPEnergy((5,)), ep.NoiseSchedule.cosine(3))
     first = wide.log_normalizer()
     assert wide.log_normalizer() is first
-    assert wide.log_normalizer(confidence=0.5).level == 0.5  # and not the one that was kept
+    assert wide.log_normalizer(confidence=0.5).confidence == 0.5  # and not the one that was kept
     first = wide.log_normalizer()
     wide.scale.mul_(2.0)
     again = wide.log_normalizer()

@@ -32,7 +32,7 @@ def test_log_z_is_that_of_the_support(name: str, method: str) -> None:
     samples = density.sample((600,)) if how.reverse else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "log Z: ", UserWarning)  # heavy tails of a reverse run alone
-        found = ep.log_normalizer(p, samples=samples, method=how, level=0.9999)
+        found = ep.log_normalizer(p, samples=samples, method=how, confidence=0.9999)
     assert found.lower < -OFFSET < found.upper
     assert found.upper - found.lower < 1.2
 
