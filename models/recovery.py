@@ -34,6 +34,7 @@ from energyppl.schedule import NoiseSchedule
 __all__ = ["RecoveryEBM", "RecoveryView"]
 
 _FEW_DIMENSIONS = 4  # up to here proposals from the tilt are accepted so often that a gradient doesn't pay
+_MOVES, _FEWEST_MOVES = 480, 8  # of a sample through all levels, and at each
 
 
 class RecoveryEBM(LevelEnergies):
@@ -162,7 +163,7 @@ class RecoveryEBM(LevelEnergies):
         sample_shape: int | Sequence[int] = (),
         *,
         level: int = 0,
-        steps: int = 80,
+        steps: int | None = None,
         denoise: bool = False,
         micro_batch: int | None = None,
     ) -> Tensor:
@@ -171,7 +172,7 @@ class RecoveryEBM(LevelEnergies):
         Args:
             sample_shape: shape of the batch.
             level: where to stop; 0 is the data.
-            steps: of the chains at each level; one evaluation of the energy each.
+            steps: of the chains at each level, an evaluation of the energy each; 480 in all levels if None.
             denoise: finish at level 0 with the mean of the clean data (Tweedie).
             micro_batch: samples at a time, so that memory is bounded; all at once if None.
         """
@@ -184,13 +185,15 @@ class RecoveryEBM(LevelEnergies):
         sample_shape: int | Sequence[int] = (),
         *,
         level: int = 0,
-        steps: int = 80,
+        steps: int | None = None,
         denoise: bool = False,
         micro_batch: int | None = None,
     ) -> Generation:
         """Sample as :meth:`sample` does, with the path from noise and acceptances, in standardized coordinates."""
         self.schedule.check_level(level)
         shape = check_shape("sample_shape", sample_shape)
+        if steps is None:
+            steps = max(_FEWEST_MOVES, round(_MOVES / self.schedule.levels))
         return generate(self, shape, steps=steps, last=level, denoise=denoise, micro_batch=micro_batch)
 
     @checked

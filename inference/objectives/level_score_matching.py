@@ -14,7 +14,7 @@ from energyppl.inference.levels.contract import LevelModel
 from energyppl.inference.levels.generation import tune_levels
 from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model, check_tie
-from energyppl.inference.objectives.held_out import denoising_error, fixed_noise
+from energyppl.inference.objectives.held_out import denoising_error, fixed_noise, row_weights
 from energyppl.inference.objectives.level_allocation import allocate_levels
 from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
 from energyppl.potentials.network import AtLogSNR
@@ -126,11 +126,13 @@ class LevelScoreMatching:
         energy = at_log_snr(model, log_snr)(x.requires_grad_())
         grad, slope = torch.autograd.grad(energy.sum(), (x, log_snr), create_graph=True)
         denoising = (noise - sigma * grad).reshape(len(x), -1).square().sum(1)
-        value = 0.5 * (high - low) * denoising.mean()
-        record = {"denoising": float(denoising.detach().mean()) / max(1, clean[0].numel())}
+        weight = row_weights(clean)
+        value = 0.5 * (high - low) * (weight * denoising).mean()
+        record = {"denoising": float((weight * denoising.detach()).mean()) / max(1, clean[0].numel())}
         tie = 1.0 if self.tie is None else self.tie
         if tie:
-            error = (slope - _time_score(clean, noise, log_snr.detach())).square().mean() / clean[0].numel()
+            errors = (slope - _time_score(clean, noise, log_snr.detach())).square()
+            error = (weight**2 * errors).mean() / clean[0].numel()  # an energy far out is a square, its square a fourth
             value = value + tie * (high - low) * error
             record["tie"] = float((high - low) * error.detach())
         return Loss(value, record)
@@ -142,14 +144,16 @@ class LevelScoreMatching:
         alpha, sigma = (append_dims(v.to(clean)[level], clean) for v in (schedule.alpha_bar, schedule.sigma_bar))
         noise = torch.randn_like(clean)
         score = differentiable_score(model.potential(level), alpha * clean + sigma * noise)
-        value = (sigma * score - noise).square().mean()
+        error = (sigma * score - noise).square().reshape(len(clean), -1).mean(1)
+        value = (row_weights(clean) * error).mean()
         return Loss(value, {"denoising": float(value.detach())})
 
     def measure(self, model: LevelModel, state: KernelState, data: Tensor) -> float:
         """Return what is known of minus the log likelihood of held-out data, in nats for each row.
 
         For a continuous network it is the larger of two: minus the implied log likelihood (log Z = 0), and the
-        evidence bound of the scores; for whole levels the denoising error.  The noise is the same at every call.
+        evidence bound of the scores; for whole levels the denoising error.  The noise is the same at every call, and
+        far rows count as in the loss, :func:`row_weights`.
         """
         if not is_continuous(model):
             return denoising_error(model, data)
@@ -160,7 +164,7 @@ class LevelScoreMatching:
         """Return training options that suit continuous networks, by name; whole levels take the usual ones."""
         if not is_continuous(model):
             return {}
-        return {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50}
+        return {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50, "weight_decay": 1.0}
 
     def default_learning_rate(self, model: LevelModel) -> float | None:
         """Return 2e-3 for continuous networks; None for what others usually take."""
@@ -187,7 +191,7 @@ def log_snr_range(model: LevelModel) -> tuple[float, float]:
 def implied_log_likelihood(model: LevelModel, data: Tensor) -> float:
     """Return the mean of −U of data with level 0's noise, standardized: the log likelihood if log Z were 0, in nats."""
     rows = model.to_unit(data)
-    return -float(energy_only(model.potential(0), model.schedule.diffuse(rows, 0)).mean())
+    return -_weighted_mean(energy_only(model.potential(0), model.schedule.diffuse(rows, 0)), rows)
 
 
 def evidence_bound(model: LevelModel, data: Tensor) -> float:
@@ -202,10 +206,10 @@ def evidence_bound(model: LevelModel, data: Tensor) -> float:
     noise = torch.randn_like(clean)
     x, sigma = _diffuse(clean, noise, log_snr)
     grad = gradient_only(at_log_snr(model, log_snr), x)
-    denoising = float((noise - sigma * grad).reshape(len(clean), -1).square().sum(1).mean())
+    denoising = _weighted_mean((noise - sigma * grad).reshape(len(clean), -1).square().sum(1), clean)
     d = clean[0].numel()
     last, _ = _diffuse(clean, noise, torch.full_like(log_snr, low))
-    prior = 0.5 * (float(last.reshape(len(clean), -1).square().sum(1).mean()) + d * math.log(2.0 * math.pi))
+    prior = 0.5 * (_weighted_mean(last.reshape(len(clean), -1).square().sum(1), clean) + d * math.log(2.0 * math.pi))
     softplus = math.log1p(math.exp(high)) - math.log1p(math.exp(low))
     return prior + 0.5 * (high - low) * denoising - 0.5 * d * softplus
 
@@ -226,6 +230,12 @@ def _time_score(clean: Tensor, noise: Tensor, log_snr: Tensor) -> Tensor:
     alpha2, both = log_snr.sigmoid(), (log_snr.sigmoid() * (-log_snr).sigmoid()).sqrt()
     clean, noise = clean.reshape(len(clean), -1), noise.reshape(len(noise), -1)
     return -0.5 * (alpha2 * (clean.shape[1] - noise.square().sum(1)) + both * (clean * noise).sum(1))
+
+
+def _weighted_mean(values: Tensor, clean: Tensor) -> float:
+    """Return the mean of rows' values ``(n,)``, in which far rows count for less, as in the loss."""
+    weight = row_weights(clean)
+    return float((weight * values).sum() / weight.sum())
 
 
 def _log_scale(model: LevelModel) -> float:

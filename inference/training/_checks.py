@@ -216,7 +216,7 @@ def _check_declared(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
                 )
 
 
-def load_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
+def load_adam(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load Adam's moments, in the memory order of the weights: fused Adam updates moments of another order otherwise.
 
     Raises:

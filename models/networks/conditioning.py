@@ -210,3 +210,55 @@ class LogSNRConditioning(nn.Module):
         inputs = torch.cat([log_snr.unsqueeze(-1) / self._SCALE, phase.sin(), phase.cos()], -1)
         rows: Tensor = self.readout(self.layers(inputs))
         return rows
+
+
+def check_log_snr(log_snr: Tensor) -> None:
+    """Require log-SNRs of whoever calls a network that is continuous in the noise level.
+
+    Raises:
+        InvalidInput: for whole levels.
+    """
+    if not log_snr.is_floating_point():
+        raise InvalidInput(
+            "this network is continuous in the noise level and takes log-SNRs, floating point; got whole levels: "
+            "build it with levels=…, or put it into a model, which knows its schedule"
+        )
+
+
+def near_gaussian(f: Tensor, square: Tensor, log_snr: Tensor, log_snr_min: float, dimensions: int) -> Tensor:
+    """Return ``½ |x|² + (d/2) log 2π + (sigmoid λ − sigmoid λ_min) f``, the energy of N(0, I) at λ_min, ``(*batch,)``.
+
+    Args:
+        f: of a network, ``(*batch,)``.
+        square: |x|², ``(*batch,)``.
+        log_snr: λ, ``()`` or ``(*batch,)``.
+        log_snr_min: λ_min.
+        dimensions: d.
+    """
+    weight = torch.sigmoid(log_snr) - 1.0 / (1.0 + math.exp(-log_snr_min))
+    return weight * f + 0.5 * (square + dimensions * math.log(2.0 * math.pi))
+
+
+class LogSNRTable(nn.Module):
+    """A small perceptron's row for each log-SNR plus a row for each class, both zero at first.
+
+    Args:
+        sizes: what each block takes.
+        head: what the head takes.
+        classes: number of classes; one more row means "no class".
+    """
+
+    def __init__(self, sizes: Sequence[int], head: int, *, classes: int = 0) -> None:
+        super().__init__()
+        self.sizes = (*sizes, head)
+        self.rows = LogSNRConditioning(sum(self.sizes))
+        self.class_table = nn.Parameter(torch.zeros(classes + 1, sum(self.sizes))) if classes else None
+
+    def forward(
+        self, level: Tensor, label: int | Tensor | None, batch: torch.Size, log_snr: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return the modulations of every layer at log-SNRs ``level``, or at whole levels of a table ``log_snr``."""
+        rows = self.rows(level) if log_snr is None else nn.functional.embedding(level, self.rows(log_snr))
+        of_class = class_rows(self.class_table, label, batch)
+        rows = rows if of_class is None else rows + of_class
+        return list(one_batch_of_rows(rows, batch).split(self.sizes, -1))

@@ -7,14 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, silu
 
-from energyppl._checks import check_count, check_positive, checked, shape_text
+from energyppl._checks import check_count, check_number, check_positive, checked, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.models.networks.blocks import channel_multipliers, convolution, image_shape, modulated
 from energyppl.models.networks.conditioning import (
     Conditioning,
     ConditionTable,
+    LogSNRTable,
     SinusoidalConditioning,
+    check_log_snr,
     level_rows,
+    near_gaussian,
     one_batch,
 )
 from energyppl.models.networks.recipe import Rebuildable
@@ -29,6 +32,9 @@ Activation = Callable[[Tensor], Tensor]
 class ConvEnergy(Rebuildable, nn.Module):
     """``U(x, t, c) = f(x, t, c) + ½ confinement |x|²`` with f a residual network whose features are summed over space.
 
+    With ``levels=None`` it is *continuous* in the log-SNR λ, as :class:`MLPEnergy` is: ``U(x, λ, c) = ½ |x|² +
+    (d/2) log 2π + (sigmoid λ − sigmoid λ_min) f(x, λ, c)``, N(0, I) at λ_min.
+
     It expects images of about unit variance, which :class:`~energyppl.RecoveryEBM` hands it at every level.  f grows at
     most linearly, so the quadratic term makes every level's energy normalizable.  Level and class scale and shift the
     features of every block and weigh the sum at the end, by tables with one row for each.
@@ -40,7 +46,8 @@ class ConvEnergy(Rebuildable, nn.Module):
         multipliers: channels at each resolution, in widths; each but the first is half as large as the one before.  By
             itself the network halves up to three times, while both sides are even and above 4.
         blocks: residual blocks at each resolution.
-        levels: rows of the level table; at least the schedule's levels.
+        levels: rows of the level table, at least the schedule's levels; None for a continuous noise level.
+        log_snr_min: λ_min of a continuous network.
         classes: number of classes.  Labels are 0 to ``classes − 1``; ``classes`` means "no class", as does no label.
         spectral_norm: divide every weight but the head's by its largest singular value; the second convolution of a
             block only where that is above 1, and it gets a gain for each channel.
@@ -68,7 +75,8 @@ class ConvEnergy(Rebuildable, nn.Module):
         width: int = 32,
         multipliers: Sequence[int] | None = None,
         blocks: int = 1,
-        levels: int = 64,
+        levels: int | None = 64,
+        log_snr_min: float = -6.0,
         classes: int = 0,
         spectral_norm: bool = False,
         confinement: float = 1.0,
@@ -79,20 +87,28 @@ class ConvEnergy(Rebuildable, nn.Module):
         conditioning: Conditioning | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("width", width), ("blocks", blocks), ("levels", levels), ("shortcut_size", shortcut_size)):
+        for name, value in (("width", width), ("blocks", blocks), ("levels", 1 if levels is None else levels)):
             check_count(name, value)
+        check_count("shortcut_size", shortcut_size)
         check_count("classes", classes, at_least=0)
         if shortcut_size % 2 == 0:
             raise InvalidInput(f"shortcut_size must be odd, to keep the resolution; got {shortcut_size}: pass 1 or 3")
         if not (math.isfinite(confinement) and confinement >= 0.0):
             raise InvalidInput(f"confinement must be 0 or positive, and finite; got {confinement}")
+        self.continuous = levels is None
+        if self.continuous and (confinement != 1.0 or output_scale is not None or conditioning is not None):
+            raise InvalidInput(
+                "a continuous network has confinement 1 and neither output_scale nor conditioning: give it levels=…"
+            )
+        check_number("log_snr_min", log_snr_min)
+        self.log_snr_min = float(log_snr_min)
         self.event_shape = image_shape(event_shape)
         self.levels = levels
         self.classes = classes
         self.confinement = confinement
         self.activation = activation
         self.final_activation = activation if final_activation is None else final_activation
-        self.register_buffer("output_scale", _scales(output_scale, levels))
+        self.register_buffer("output_scale", None if levels is None else _scales(output_scale, levels))
 
         multipliers = channel_multipliers(self.event_shape, multipliers)
         channels = [width * multiplier for multiplier in multipliers for _ in range(blocks)]
@@ -105,12 +121,16 @@ class ConvEnergy(Rebuildable, nn.Module):
         )
         self.readout: nn.Parameter | None = None
         if conditioning is None:
-            self.conditioning: nn.Module = ConditionTable(
-                [2 * size for size in channels], channels[-1], levels=levels, classes=classes
+            sizes = [2 * size for size in channels]
+            self.conditioning: nn.Module = (
+                LogSNRTable(sizes, channels[-1], classes=classes)
+                if levels is None
+                else ConditionTable(sizes, channels[-1], levels=levels, classes=classes)
             )
             # A mean over space to begin with: a sum of random features would drown the quadratic term.
             area = self.event_shape[1] * self.event_shape[2] / 4 ** (len(multipliers) - 1)
-            self.readout = nn.Parameter(torch.randn(channels[-1]) / (area * math.sqrt(channels[-1])))
+            drawn = torch.zeros(channels[-1]) if self.continuous else torch.randn(channels[-1])
+            self.readout = nn.Parameter(drawn / (area * math.sqrt(channels[-1])))
         else:
             self.conditioning = conditioning(channels, channels[-1])
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast in bfloat16
@@ -120,28 +140,55 @@ class ConvEnergy(Rebuildable, nn.Module):
 
         Args:
             x: images, ``(*batch, channels, height, width)``.
-            level: whole levels, ``()`` or broadcastable to ``(*batch,)``.
+            level: whole levels, or log-SNRs if the network is continuous, ``()`` or broadcastable to ``(*batch,)``.
             label: classes, likewise; ``classes`` or None for no class.
 
         Returns:
             Energies, ``(*batch,)``.
 
         Raises:
-            InvalidInput: for images of another shape, or a label that is out of range or where there are no classes.
+            InvalidInput: for images of another shape, or a label that is out of range or where there are no classes, or
+                whole levels for a continuous network.
         """
         images, batch = one_batch(x, self.event_shape)
-        *pieces, weights = self.conditioning(level, label, batch)
+        if self.continuous:
+            check_log_snr(level)
+            return self._continuous(images, self.conditioning(level, label, batch), level, batch)
+        f = self._features(images, self.conditioning(level, label, batch), batch)
+        if self.output_scale is not None:
+            f = f * level_rows(self.output_scale[:, None], level, batch).squeeze(-1)
+        if self.confinement:
+            f = f + 0.5 * self.confinement * (images * images).sum((-3, -2, -1)).reshape(batch)
+        return f
+
+    def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor, label: int | Tensor | None = None) -> Tensor:
+        """Evaluate a continuous network at whole levels of a table of log-SNRs, whose modulations are worked out once.
+
+        Args:
+            x: images, ``(*batch, channels, height, width)``.
+            level: indices into the table, ``()`` or ``(*batch,)``.
+            log_snr: the table, ``(levels,)``.
+            label: as in :meth:`forward`.
+        """
+        images, batch = one_batch(x, self.event_shape)
+        return self._continuous(images, self.conditioning(level, label, batch, log_snr), log_snr[level], batch)
+
+    def _continuous(self, images: Tensor, modulations: list[Tensor], log_snr: Tensor, batch: torch.Size) -> Tensor:
+        square = (images * images).sum((-3, -2, -1)).reshape(batch)
+        return near_gaussian(
+            self._features(images, modulations, batch), square, log_snr, self.log_snr_min, images[0].numel()
+        )
+
+    def _features(self, images: Tensor, modulations: list[Tensor], batch: torch.Size) -> Tensor:
+        """Return f, ``(*batch,)``."""
+        *pieces, weights = modulations
         features = self.stem(images)
         for block, piece in zip(self.blocks, pieces, strict=True):
             features = block(features, piece)
-        pooled = self.final_activation(features).sum((-2, -1), dtype=x.dtype)  # a sum in bfloat16 has three digits
+        pooled = self.final_activation(features).sum((-2, -1), dtype=images.dtype)  # a sum in bfloat16 has three digits
         weights = weights if self.readout is None else weights + self.readout
-        energy: Tensor = (pooled * weights).sum(-1).reshape(batch)
-        if self.output_scale is not None:
-            energy = energy * level_rows(self.output_scale[:, None], level, batch).squeeze(-1)
-        if self.confinement:
-            energy = energy + 0.5 * self.confinement * (images * images).sum((-3, -2, -1)).reshape(batch)
-        return energy
+        f: Tensor = (pooled * weights).sum(-1).reshape(batch)
+        return f
 
     # --- The papers' networks ---
 

@@ -8,13 +8,11 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_count, check_number, check_positive, check_shape, checked
 from energyppl.errors import InvalidInput
-from energyppl.models.networks.conditioning import LogSNRConditioning, class_rows
+from energyppl.models.networks.conditioning import LogSNRConditioning, check_log_snr, class_rows, near_gaussian
 from energyppl.models.networks.fourier import axis_frequencies, feature_layers, random_frequencies, through_layers
 from energyppl.models.networks.recipe import Rebuildable
 
 __all__ = ["MLPEnergy"]
-
-_LOG_2PI = math.log(2.0 * math.pi)
 
 
 class MLPEnergy(Rebuildable, nn.Module):
@@ -146,11 +144,7 @@ class MLPEnergy(Rebuildable, nn.Module):
 
     def _rows(self, log_snr: Tensor) -> Tensor:
         assert self.log_snr_film is not None
-        if not log_snr.is_floating_point():
-            raise InvalidInput(
-                "this network is continuous in the noise level and takes log-SNRs, floating point; got whole levels: "
-                "build it with levels=…, or put it into a model, which knows its schedule"
-            )
+        check_log_snr(log_snr)
         rows: Tensor = self.log_snr_film(log_snr)
         return rows
 
@@ -165,5 +159,4 @@ class MLPEnergy(Rebuildable, nn.Module):
         f: Tensor = self.readout(hidden).squeeze(-1)
         if log_snr is None:
             return f + 0.5 * self.confinement * square
-        weight = torch.sigmoid(log_snr) - 1.0 / (1.0 + math.exp(-self.log_snr_min))
-        return weight * f + 0.5 * (square + x.shape[-1] * _LOG_2PI)
+        return near_gaussian(f, square, log_snr, self.log_snr_min, x.shape[-1])

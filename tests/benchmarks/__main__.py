@@ -24,6 +24,7 @@ NAMES = (
     "systems",
     "tables",
     "temperature",
+    "truth",
 )
 
 

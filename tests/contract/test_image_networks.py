@@ -272,3 +272,26 @@ def test_bad_input_is_refused(name: str) -> None:
     act, message = REFUSALS[name]
     with pytest.raises(ep.InvalidInput, match=message):
         act()
+
+
+def test_a_continuous_network_is_the_standard_gaussian_at_its_noisiest_and_takes_any_log_snr() -> None:
+    """Energies of N(0, I) at λ_min whatever the weights, a slope in λ elsewhere, the same values by the table."""
+    torch.manual_seed(0)
+    net = ep.ConvEnergy((1, 8, 8), width=8, levels=None, classes=2)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    x = torch.randn(3, 1, 8, 8)
+    normal = -torch.distributions.Normal(0.0, 1.0).log_prob(x).sum((1, 2, 3))
+    torch.testing.assert_close(net(x, torch.tensor(-6.0)), normal)
+    log_snr = torch.tensor([-3.0, 0.0, 4.0], requires_grad=True)
+    energy = net(x, log_snr, torch.tensor([0, 1, 2]))
+    (slope,) = torch.autograd.grad(energy.sum(), log_snr)
+    assert bool((slope != 0).all())
+    table = torch.tensor([4.0, 0.0, -3.0])
+    by_table = net.at_levels(x, torch.tensor([2, 1, 0]), table, torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(by_table, energy)
+    with pytest.raises(ep.errors.InvalidInput, match="takes log-SNRs"):
+        net(x, torch.tensor(1))
+    with pytest.raises(ep.errors.InvalidInput, match="confinement 1"):
+        ep.ConvEnergy((1, 8, 8), levels=None, confinement=0.5)

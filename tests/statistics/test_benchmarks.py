@@ -26,6 +26,7 @@ SMALL = {
     "learned": "--steps 2 --particles 32 eight-gaussians",
     "likelihood": "{table} rows --steps 2 --splits 2",
     "log_z": "'banana, 2-D' --budget 2000 --repeats 1",
+    "truth": "mixture bananas ring --dimensions 5 --rows 200 --steps 2",
     "masses": "--steps 2 --samples 20 --shares .1 --distances 3",
     "microcanonical": "'banana, 2-D' --warmup 30 --draws 20",
     "recovery": "--steps 2 --points 100 eight-gaussians",

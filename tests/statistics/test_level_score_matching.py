@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl.inference.objectives.held_out import row_weights
 from energyppl.inference.objectives.level_score_matching import (
     _diffuse,
     _time_score,
@@ -105,3 +106,32 @@ def test_training_normalizes_by_itself() -> None:
     exact = ebm.implied_log_prob(x) - ebm.log_prob(x)
     torch.testing.assert_close(exact, torch.full((5,), log_z), atol=1e-3, rtol=0.0)
     assert at_log_snr(ebm, torch.tensor(0.0))(torch.zeros(2, 3)).shape == (2,)
+
+
+def test_one_wild_row_does_not_rule_the_loss() -> None:
+    """A row 1,000 sd out: unweighted it adds thousands of nats to the loss and to the measure, and here a few."""
+    torch.manual_seed(0)
+    ebm, clean = model(), rows(400)
+    wild = clean.clone()
+    wild[0, 1] = 1000.0
+    objective = ep.objectives.LevelScoreMatching()
+    usual, ruled = (float(loss_of(objective, ebm, data).value.detach()) for data in (clean, wild))
+    assert abs(ruled - usual) < 10.0
+    measured = [objective.measure(ebm, objective.init(ebm), data) for data in (clean, wild)]
+    assert abs(measured[1] - measured[0]) < 3.0, "the measure that chooses the best weights"
+    near = clean.clone()
+    near[0, 1] = 19.0
+    assert float(row_weights(near).min()) == 1.0
+    assert float(row_weights(wild).min()) == pytest.approx(1 / 2500)
+
+
+def test_weight_decay_shrinks_weights_by_its_rate() -> None:
+    """Beside the same update without it, one leaves the weights smaller by rate · decay · weight, up to rounding."""
+    after = []
+    for decay in (0.0, 2.0):
+        torch.manual_seed(0)
+        ebm = model()
+        options = ep.TrainingOptions(steps=1, batch_size=8, learning_rate=0.1, weight_decay=decay, ema=0.0)
+        ep.fit(ebm, rows(64), options=options, progress=False)
+        after.append(ebm.net.variance.detach())
+    torch.testing.assert_close(after[0] - after[1], 0.1 * 2.0 * VARIANCE)
