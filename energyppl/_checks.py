@@ -301,7 +301,8 @@ _KIND_NAMES: dict[Any, str] = {
 _PROTOCOL_NAMES = {
     "Potential": "a potential",
     "Base": "a potential with a sample method",
-    "LongModel": "a model such as RecoveryEBM",
+    "EnergyModel": "a model such as RecoveryEBM",
+    "LevelModel": "a model such as RecoveryEBM",
 }
 
 
