@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pyro
-import torch
 from numpy.typing import NDArray
 
 from energyppl import plots
 from energyppl._files import write_json
+from energyppl.cli.quality import quality
 from energyppl.cli.runs import FittedTable, load_run
-from energyppl.metrics.two_sample import energy_distance_test
+from energyppl.cli.scoring import known_log_z
 
 __all__ = ["show_run"]
 
@@ -27,13 +27,17 @@ def show_run(run: Path, *, count: int = 2000, seed: int = 0) -> dict[str, Any]:
 
     Returns:
         The record of the training, as in ``run.json``; for each column the mean, the standard deviation and three
-        quantiles of the held-out rows and the samples; the largest difference of correlations, with its columns; a
-        two-sample test in standardized coordinates.
+        quantiles of the held-out rows and the samples; the largest difference of correlations, with its columns; and
+        what :func:`quality` finds.
     """
     fitted = load_run(run)
     pyro.set_rng_seed(seed)
     samples = fitted.sample(count)
-    report = {**fitted.record, **_compare(fitted, samples)}
+    report = {
+        **fitted.record,
+        **_compare(fitted, samples),
+        **quality(fitted, samples, known_log_z(run, fitted, seed=seed), seed=seed),
+    }
     step = fitted.curves["step"]
     titles = {
         "energy gap, nats": "energy_gap",
@@ -82,7 +86,4 @@ def _compare(fitted: FittedTable, samples: NDArray[np.float64]) -> dict[str, Any
             "samples": float(np.nan_to_num(there[i, j])),
             "standard_error": 1.0 / math.sqrt(len(fitted.held_out)),
         }
-    x, y = (torch.as_tensor((v[:1000] - fitted.loc) / fitted.scale) for v in sides.values())
-    test = energy_distance_test(x, y)
-    found["energy_distance"] = {"statistic": test.statistic, "p_value": test.p_value, "rows": [len(x), len(y)]}
     return found

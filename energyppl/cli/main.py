@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import energyppl as ep
 from energyppl.cli.comparison import show_run
 from energyppl.cli.demo import run_demo
 from energyppl.cli.diagnosis import diagnose_run
+from energyppl.cli.quality import quality_of_run
 from energyppl.cli.runs import fit_table, interrupted, load_run, settings_for, write_samples
 from energyppl.cli.scoring import logz_run, score_run
 
@@ -156,10 +158,13 @@ def _fit(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted(options.out)) from None
     before = record["steps_before"]
+    with _warnings_of_log_z_ignored():
+        found = quality_of_run(options.out, seed=record["settings"]["seed"])
     _table(
         record["source"],
         {
             **_about(record),
+            **_quality(found),
             "this time": "nothing left to do: the run was finished"
             if before == record["steps"]
             else (f"steps {before} to {record['steps']}" if before else "from the beginning"),
@@ -167,6 +172,7 @@ def _fit(options: argparse.Namespace) -> None:
             "next": f"energyppl show {options.out}",
         },
     )
+    _say(found["verdict"])
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -177,8 +183,8 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    report = show_run(options.run, count=options.n, seed=options.seed)
-    test, rows = report["energy_distance"], report["energy_distance"]["rows"]
+    with _warnings_of_log_z_ignored():
+        report = show_run(options.run, count=options.n, seed=options.seed)
     lines = {**_about(report)}
     if "largest_correlation_difference" in report:
         worst = report["largest_correlation_difference"]
@@ -186,9 +192,7 @@ def _show(options: argparse.Namespace) -> None:
             f"worst for {' and '.join(worst['columns'])}: held-out {worst['held_out']:+.3f} (error about "
             f"{worst['standard_error']:.2f}), samples {worst['samples']:+.3f}"
         )
-    lines["energy distance"] = (
-        f"{test['statistic']:.4f}, p = {test['p_value']:.3f} ({rows[0]} held-out rows, {rows[1]} samples)"
-    )
+    lines |= _quality(report)
     lines["pictures"] = ", ".join(report["pictures"])
     _table(report["source"], lines)
     heads = ("mean", "sd", "5%", "50%", "95%")
@@ -197,6 +201,7 @@ def _show(options: argparse.Namespace) -> None:
         for side, values in sides.items():
             label = f"{name[:16]:<16}" if side == "held_out" else " " * 16
             print(f"{label} {side.replace('_', '-'):<10}" + "".join(f"{values[head]:>12.4g}" for head in heads))
+    _say(report["verdict"])
 
 
 def _diagnose(options: argparse.Namespace) -> None:
@@ -234,20 +239,18 @@ def _diagnose(options: argparse.Namespace) -> None:
     lines["written"] = f"{', '.join(['chains.nc', 'chains_summary.csv', *report['pictures']])} in {out}"
     _table(str(options.run), lines)
     verdict = report["verdict"] or ["chains agree with each other and stay where the data are"]
-    print("\nverdict:" + "".join(f"\n  - {sentence}" for sentence in verdict))
+    _say(verdict)
 
 
 def _logz(options: argparse.Namespace) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what it would warn of is in the result
+    with _warnings_of_log_z_ignored():
         found, pictures = logz_run(options.run, tolerance=options.tolerance, seed=options.seed)
     print(found)
     print(f"  kept in {', '.join([str(options.run / 'logz.json'), *pictures])}")
 
 
 def _score(options: argparse.Namespace) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with _warnings_of_log_z_ignored():
         report = score_run(options.run, options.file, options.out, array=options.array, seed=options.seed)
     log_z, count = report["log_z"], len(report["rows"])
     _table(
@@ -263,6 +266,30 @@ def _score(options: argparse.Namespace) -> None:
     print(f"\n{'row':>8}{'log density':>14}   held-out rows less likely")
     for row, score, below in report["rows"][: options.first]:
         print(f"{row:>8}{score:>14.4f}   {below:.1%}")
+
+
+@contextmanager
+def _warnings_of_log_z_ignored() -> Iterator[None]:
+    """Ignore what log Z would warn of inside: it is in the result."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "log Z: ")
+        yield
+
+
+def _quality(found: dict[str, Any]) -> dict[str, str]:
+    log_z, test = found["log_z"], found["energy_distance"]
+    density, rows = found["log_density"], test["rows"]
+    mean, of_log_z = (f"{value['value']:.3f} ± {value['standard_error']:.3f}" for value in (density, log_z))
+    return {
+        "log density": f"{mean} nats, held-out rows on average, log Z's error included; they also chose the weights",
+        "log Z": f"{of_log_z} in standardized columns, where training alone implies 0, by {log_z['method']}",
+        "energy distance": f"{test['statistic']:.4f}, p = {test['p_value']:.3f} ({rows[0]} held-out rows, {rows[1]} "
+        "samples)",
+    }
+
+
+def _say(verdict: list[str]) -> None:
+    print("\nverdict:" + "".join(f"\n  - {sentence}" for sentence in verdict))
 
 
 def _listed(chains: list[int], count: int) -> str:

@@ -249,6 +249,7 @@ def _options(settings: Settings, columns: int) -> TrainingOptions:
         ema=0.999 if columns <= 2 else 0.995,
         evaluate_every=min(settings.steps, max(10, settings.steps // 40)),
         patience=8,  # a fifth of the run: a small table is soon learned by heart
+        weight_decay=0.0 if columns <= 2 else 1.0,
     )
 
 

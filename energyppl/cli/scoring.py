@@ -18,7 +18,7 @@ from energyppl.integration.estimates import LogNormalizer
 from energyppl.plots.base import save_figure
 from energyppl.plots.normalizers import log_weight_histogram
 
-__all__ = ["logz_run", "score_run"]
+__all__ = ["known_log_z", "log_densities", "logz_run", "score_run"]
 
 _SPREADS = 16  # draws of a discrete value's cell that its density is averaged over
 _KEPT = "logz.json"
@@ -76,10 +76,10 @@ def score_run(run: Path, file: Path, out: Path, *, array: str | None = None, see
         raise InvalidInput(f"{out} must end in .csv; got {out.suffix or 'no ending'!r}")
     table = read_table(file, array=array)
     order = _order(table, fitted)
-    log_z = _kept(run, fitted) or logz_run(run, seed=seed, progress=False)[0]
+    log_z = known_log_z(run, fitted, seed=seed)
     pyro.set_rng_seed(seed)
-    scores = _log_densities(fitted, table.values[:, order], log_z)
-    reference = np.sort(_log_densities(fitted, fitted.held_out, log_z))
+    scores = log_densities(fitted, table.values[:, order], log_z)
+    reference = np.sort(log_densities(fitted, fitted.held_out, log_z))
     below = np.searchsorted(reference, scores) / len(reference)
     rows = np.argsort(scores, kind="stable")
     found = [(int(i), float(scores[i]), float(below[i])) for i in rows]
@@ -111,7 +111,7 @@ def _order(table: Table, fitted: FittedTable) -> list[int]:
     return list(range(len(table.columns)))
 
 
-def _log_densities(fitted: FittedTable, values: NDArray[np.float64], log_z: LogNormalizer) -> NDArray[np.float64]:
+def log_densities(fitted: FittedTable, values: NDArray[np.float64], log_z: LogNormalizer) -> NDArray[np.float64]:
     """Evaluate log densities ``(n,)`` of rows ``(n, d)`` in the table's units."""
     check_count("rows", len(values))
     gaps = np.array([float(np.diff(grid).min()) if len(grid) else 0.0 for grid in fitted.grids])
@@ -129,6 +129,11 @@ def _log_densities(fitted: FittedTable, values: NDArray[np.float64], log_z: LogN
         row = int(np.isnan(scores).argmax())
         raise EnergyPPLError(f"the density of row {row} is not a number: the model's training went wrong, fit it again")
     return scores
+
+
+def known_log_z(run: Path, fitted: FittedTable, *, seed: int) -> LogNormalizer:
+    """Return log Z in the table's units from ``logz.json`` if it is of this model, else estimate and keep it."""
+    return _kept(run, fitted) or logz_run(run, seed=seed, progress=False)[0]
 
 
 def _kept(run: Path, fitted: FittedTable) -> LogNormalizer | None:

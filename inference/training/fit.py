@@ -34,6 +34,9 @@ from energyppl.inference.training.parts import Batches, EarlyStop, Ema, Gradient
 __all__ = ["Training", "TrainingOptions", "fit"]
 
 
+_SHOWN = ("energy_gap", "acceptance", "denoising", "tie")  # beside the loss, of what the objective records
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
     """Options of the optimizer, and of when training stops.
@@ -385,8 +388,8 @@ def fit(
         for record in training:
             bar.update()
             if record.step % 10 == 0:
-                gap, acceptance = record.values.get("energy_gap", math.nan), record.values.get("acceptance", math.nan)
-                bar.set_postfix_str(f"loss {record.loss:+.3f} gap {gap:+.3f} accept {acceptance:.2f}", refresh=False)
+                shown = {"loss": record.loss, **{name: record.values[name] for name in _SHOWN if name in record.values}}
+                bar.set_postfix_str(" ".join(f"{name} {value:+.3f}" for name, value in shown.items()), refresh=False)
             if path is not None and (record.step + 1) % training.options.evaluate_every == 0:
                 save_checkpoint(path, training.state_dict())
     if path is not None:

@@ -1,6 +1,7 @@
 """The command line as a user meets it: fit, sample, show, score, and one clear line for what goes wrong."""
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -90,7 +91,10 @@ def test_fit_sample_show(table: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert record["dequantized"] == {"rooms": 1.0}
     assert record["settings"]["batch_size"] == 32
     assert record["rows"] == {"training": 72, "held_out": 8}
-    assert "rooms (1)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for word in ("rooms (1)", "log density", "training alone implies 0", "verdict", "Gaussian of the same mean"):
+        assert word in printed
+    assert json.loads((run / "logz.json").read_text())["log_z"]["confidence"] == 0.95
 
     assert main(["sample", str(run), "-n", "30", "--out", str(tmp_path / "x.csv")]) == 0
     samples = np.loadtxt(tmp_path / "x.csv", delimiter=",", skiprows=1)
@@ -105,6 +109,8 @@ def test_fit_sample_show(table: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert word in printed
     report = json.loads((run / "report.json").read_text())
     assert report["compared"]["rooms"]["held_out"]["mean"] < 3
+    assert math.isfinite(report["log_density"]["value"])
+    assert len(report["verdict"]) >= 2
     assert all(Path(path).exists() for path in report["pictures"])
 
 

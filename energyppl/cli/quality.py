@@ -1,0 +1,100 @@
+"""How good a trained run is: held-out log density, log Z, and a two-sample test of its samples, with a verdict."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from numpy.typing import NDArray
+from scipy.stats import multivariate_normal
+
+from energyppl.cli.runs import FittedTable, load_run
+from energyppl.cli.scoring import known_log_z, log_densities
+from energyppl.integration.estimates import LogNormalizer
+from energyppl.metrics.two_sample import energy_distance_test
+
+__all__ = ["quality", "quality_of_run"]
+
+_LIKE = 0.05  # p-values below say that samples differ
+_FAR_APART = 0.5  # nats between log Z and what training alone implies
+
+
+def quality_of_run(run: Path, *, count: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Measure a run on its held-out rows, by as many samples."""
+    fitted = load_run(run)
+    pyro.set_rng_seed(seed)
+    samples = fitted.sample(count)
+    return quality(fitted, samples, known_log_z(run, fitted, seed=seed), seed=seed)
+
+
+def quality(
+    fitted: FittedTable, samples: NDArray[np.float64], log_z: LogNormalizer, *, seed: int = 0
+) -> dict[str, Any]:
+    """Measure a run on its held-out rows.
+
+    Args:
+        fitted: the trained model and its table.
+        samples: of the model, ``(n, d)`` in the table's units.
+        log_z: in the table's units.
+        seed: of the spread of discrete values.
+
+    Returns:
+        ``log_density``, the mean over held-out rows in nats and the table's units, with its standard error, log Z's
+        included; ``gaussian``, by how much it is above that of a Gaussian with the training rows' mean and covariance;
+        ``log_z``, in standardized coordinates, where training alone implies 0; ``energy_distance``, a two-sample test
+        of samples and held-out rows; and ``verdict``, sentences.
+    """
+    pyro.set_rng_seed(seed)
+    own = log_densities(fitted, fitted.held_out, log_z)
+    rows = fitted.rows
+    covariance = np.cov(rows.T).reshape(rows.shape[1], -1)
+    gaussian = multivariate_normal(rows.mean(0), covariance, allow_singular=True).logpdf(fitted.held_out)
+    x, y = (torch.as_tensor((v[:1000] - fitted.loc) / fitted.scale) for v in (fitted.held_out, samples))
+    test = energy_distance_test(x, y)
+    std = float(fitted.ebm.schedule.marginal_std[0])
+    jacobian = float(fitted.ebm.scale.log().sum()) + len(fitted.scale) * math.log(std) + np.log(fitted.scale).sum()
+    found = {
+        "log_density": _mean(own, log_z.standard_error),
+        "gaussian": _mean(own - gaussian, log_z.standard_error),
+        "log_z": {
+            "value": log_z.estimate - jacobian,
+            "standard_error": log_z.standard_error,
+            "method": log_z.method,
+            "warning": log_z.warning,
+        },
+        "energy_distance": {"statistic": test.statistic, "p_value": test.p_value, "rows": [len(x), len(y)]},
+    }
+    return {**found, "verdict": _verdict(found)}
+
+
+def _mean(values: NDArray[np.float64], more: float) -> dict[str, float]:
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    return {"value": float(values.mean()), "standard_error": math.hypot(error, more)}
+
+
+def _verdict(found: dict[str, Any]) -> list[str]:
+    above, log_z, p_value = found["gaussian"], found["log_z"], found["energy_distance"]["p_value"]
+    amount = f"{abs(above['value']):.3f} ± {above['standard_error']:.3f} nats a row"
+    if above["value"] > 2.0 * above["standard_error"]:
+        said = [f"held-out rows are likelier than under a Gaussian of the same mean and covariance, by {amount}"]
+    elif above["value"] < -2.0 * above["standard_error"]:
+        said = [
+            f"a Gaussian of the same mean and covariance describes held-out rows better, by {amount}: the rows may be "
+            "too few, or training too short"
+        ]
+    else:
+        said = [f"held-out rows are about as likely as under a Gaussian of the same mean and covariance ({amount})"]
+    if p_value >= _LIKE:
+        said.append(f"the two-sample test can't tell samples from held-out rows (p = {p_value:.3f})")
+    else:
+        said.append(f"samples differ from held-out rows (p = {p_value:.3f}): energyppl show draws where")
+    if log_z["warning"]:
+        said.append(f"log Z, and with it every log density, is in doubt: {log_z['warning']}")
+    elif abs(log_z["value"]) > _FAR_APART + 2.0 * log_z["standard_error"]:
+        said.append(
+            f"log Z is {log_z['value']:+.2f} where training alone implies 0: log densities here use the estimate, and "
+            "implied_log_prob would be off by as much"
+        )
+    return said
