@@ -220,7 +220,7 @@ IMAGES = torch.zeros(3, *SHAPE)
 
 REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     "not an image": (lambda: ConvEnergy((2,)), r"\(channels, height, width\); got \(2,\)"),
-    "no pixels": (lambda: UNetInitializer((1, 0, 8)), "channels, height, width"),
+    "no pixels": (lambda: UNetInitializer((1, 0, 8)), r"without empty sizes; got \(1, 0, 8\)"),
     "no width": (lambda: ConvEnergy(SHAPE, width=0), "width must be a whole number"),
     "no blocks": (lambda: UNetInitializer(SHAPE, blocks=0), "blocks must be a whole number"),
     "no levels": (lambda: MLPInitializer((2,), levels=0), "levels must be a whole number"),

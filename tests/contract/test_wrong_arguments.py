@@ -33,6 +33,7 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer", "Scaled.factor"),
         *("cosine.log_snr_max", "cosine.log_snr_min"),
     ),
+    "None": ("ConvEnergy.levels", "RecoveryEBM.sample.steps"),  # continuous; what suits the schedule
     "inf": (
         # Documented: no limit, no tilt.
         *("MLPEnergy.saturation_radius", "PersistentLikelihood.room"),
