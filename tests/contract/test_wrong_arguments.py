@@ -33,7 +33,6 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer", "Scaled.factor"),
         *("cosine.log_snr_max", "cosine.log_snr_min"),
     ),
-    "None": ("ConvEnergy.levels", "RecoveryEBM.sample.steps"),  # continuous; what suits the schedule
     "inf": (
         # Documented: no limit, no tilt.
         *("MLPEnergy.saturation_radius", "PersistentLikelihood.room"),
@@ -75,6 +74,7 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *(f"{name}.autocast" for name in ("RecoveryLikelihood", "PersistentLikelihood")),
         *(f"{name}.base" for name in ("NoiseContrastive", "Tempered", "log_normalizer")),
         *(f"{name}.temperatures" for name in ("AIS", "SMC")),
+        *("ConvEnergy.levels", "RecoveryEBM.sample.steps"),
         *(f"fit.{name}" for name in ("device", "held_out", "labels", "objective", "options")),
         *(f"Training.{name}" for name in ("objective", "options")),
         *(f"TrainingOptions.{name}" for name in ("learning_rate", "clip", "max_gap")),
