@@ -212,6 +212,20 @@ class LogSNRConditioning(nn.Module):
         return rows
 
 
+def table_rows(levels: int | None, continuous: bool) -> int | None:
+    """Return how many rows a network's table of levels has: 64 unless it is told, none if it is continuous.
+
+    Raises:
+        InvalidInput: for both, or fewer than one.
+    """
+    if levels is None:
+        return None if continuous else 64
+    check_count("levels", levels)
+    if continuous:
+        raise InvalidInput(f"a continuous network has no table of levels; got levels={levels}: leave it out")
+    return levels
+
+
 def check_log_snr(log_snr: Tensor) -> None:
     """Require log-SNRs of whoever calls a network that is continuous in the noise level.
 

@@ -19,6 +19,7 @@ from energyppl.models.networks.conditioning import (
     level_rows,
     near_gaussian,
     one_batch,
+    table_rows,
 )
 from energyppl.models.networks.recipe import Rebuildable
 from energyppl.models.networks.spectral import spectrally_normalized
@@ -32,7 +33,7 @@ Activation = Callable[[Tensor], Tensor]
 class ConvEnergy(Rebuildable, nn.Module):
     """``U(x, t, c) = f(x, t, c) + ½ confinement |x|²`` with f a residual network whose features are summed over space.
 
-    With ``levels=None`` it is *continuous* in the log-SNR λ, as :class:`MLPEnergy` is: ``U(x, λ, c) = ½ |x|² +
+    With ``continuous`` it is so in the log-SNR λ, as :class:`MLPEnergy` is: ``U(x, λ, c) = ½ |x|² +
     (d/2) log 2π + (sigmoid λ − sigmoid λ_min) f(x, λ, c)``, N(0, I) at λ_min.
 
     It expects images of about unit variance, which :class:`~energyppl.RecoveryEBM` hands it at every level.  f grows at
@@ -46,7 +47,8 @@ class ConvEnergy(Rebuildable, nn.Module):
         multipliers: channels at each resolution, in widths; each but the first is half as large as the one before.  By
             itself the network halves up to three times, while both sides are even and above 4.
         blocks: residual blocks at each resolution.
-        levels: rows of the level table, at least the schedule's levels; None for a continuous noise level.
+        levels: rows of the level table, at least the schedule's levels; 64 if None and it is not continuous.
+        continuous: whether the noise level is continuous.
         log_snr_min: λ_min of a continuous network.
         classes: number of classes.  Labels are 0 to ``classes − 1``; ``classes`` means "no class", as does no label.
         spectral_norm: divide every weight but the head's by its largest singular value; the second convolution of a
@@ -75,7 +77,8 @@ class ConvEnergy(Rebuildable, nn.Module):
         width: int = 32,
         multipliers: Sequence[int] | None = None,
         blocks: int = 1,
-        levels: int | None = 64,
+        levels: int | None = None,
+        continuous: bool = False,
         log_snr_min: float = -6.0,
         classes: int = 0,
         spectral_norm: bool = False,
@@ -87,7 +90,8 @@ class ConvEnergy(Rebuildable, nn.Module):
         conditioning: Conditioning | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("width", width), ("blocks", blocks), ("levels", 1 if levels is None else levels)):
+        levels = table_rows(levels, continuous)
+        for name, value in (("width", width), ("blocks", blocks)):
             check_count(name, value)
         check_count("shortcut_size", shortcut_size)
         check_count("classes", classes, at_least=0)
@@ -95,10 +99,10 @@ class ConvEnergy(Rebuildable, nn.Module):
             raise InvalidInput(f"shortcut_size must be odd, to keep the resolution; got {shortcut_size}: pass 1 or 3")
         if not (math.isfinite(confinement) and confinement >= 0.0):
             raise InvalidInput(f"confinement must be 0 or positive, and finite; got {confinement}")
-        self.continuous = levels is None
-        if self.continuous and (confinement != 1.0 or output_scale is not None or conditioning is not None):
+        self.continuous = continuous
+        if continuous and (confinement != 1.0 or output_scale is not None or conditioning is not None):
             raise InvalidInput(
-                "a continuous network has confinement 1 and neither output_scale nor conditioning: give it levels=…"
+                "a continuous network has confinement 1 and neither output_scale nor conditioning: leave them out"
             )
         check_number("log_snr_min", log_snr_min)
         self.log_snr_min = float(log_snr_min)

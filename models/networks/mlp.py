@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_count, check_number, check_positive, check_shape, checked
 from energyppl.errors import InvalidInput
-from energyppl.models.networks.conditioning import LogSNRConditioning, check_log_snr, class_rows, near_gaussian
+from energyppl.models.networks.conditioning import (
+    LogSNRConditioning,
+    check_log_snr,
+    class_rows,
+    near_gaussian,
+    table_rows,
+)
 from energyppl.models.networks.fourier import axis_frequencies, feature_layers, random_frequencies, through_layers
 from energyppl.models.networks.recipe import Rebuildable
 
@@ -34,8 +40,8 @@ class MLPEnergy(Rebuildable, nn.Module):
             None in one and two dimensions, 8 above, if None.
         frequency_range: lowest and highest angular frequency, spread evenly on a log scale; 1 to 16 in one and two
             dimensions and 0.7 to 12 above if None.
-        levels: rows of the table of noise levels, at least the schedule's; 64 in one and two dimensions if None, and
-            above the network is continuous.
+        levels: rows of the table of noise levels, at least the schedule's; 64 if None and it is not continuous.
+        continuous: whether the noise level is continuous; above two dimensions, where ``levels`` is None, if None.
         log_snr_min: λ_min of a continuous network.
         classes: number of classes.  Labels are 0 to ``classes − 1``; ``classes`` means "no class", as does no label.
         confinement: strength of the quadratic term, above 0; 1 if the network is continuous.
@@ -62,6 +68,7 @@ class MLPEnergy(Rebuildable, nn.Module):
         axis_features: int | None = None,
         frequency_range: tuple[float, float] | None = None,
         levels: int | None = None,
+        continuous: bool | None = None,
         log_snr_min: float = -6.0,
         classes: int = 0,
         confinement: float = 1.0,
@@ -70,24 +77,25 @@ class MLPEnergy(Rebuildable, nn.Module):
         super().__init__()
         self.event_shape = check_shape("event_shape", event_shape, at_least=1)
         plane = math.prod(self.event_shape) <= 2
-        if levels is None and plane:
-            levels = 64
+        if continuous is None:
+            continuous = levels is None and not plane
+        levels = table_rows(levels, continuous)
         if frequencies is None:
             frequencies = 64 if plane else 0
         if axis_features is None:
             axis_features = 0 if plane else 8
         if saturation_radius is None:
             saturation_radius = math.inf if plane else 2.0
-        for name, value in (("hidden", hidden), ("depth", depth), ("levels", 1 if levels is None else levels)):
+        for name, value in (("hidden", hidden), ("depth", depth)):
             check_count(name, value)
         for name, value in (("frequencies", frequencies), ("axis_features", axis_features), ("classes", classes)):
             check_count(name, value, at_least=0)
         check_positive("confinement", confinement)
         check_positive("saturation_radius", saturation_radius, or_infinite=True)
-        if levels is None and confinement != 1.0:
+        if continuous and confinement != 1.0:
             raise InvalidInput(f"confinement must be 1 for a continuous network; got {confinement}: give it levels=…")
         self.levels = levels
-        self.continuous = levels is None
+        self.continuous = continuous
         check_number("log_snr_min", log_snr_min)
         self.log_snr_min = float(log_snr_min)
         self.classes = classes

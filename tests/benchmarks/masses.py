@@ -1,6 +1,9 @@
 """Masses of separated regions: a crescent and a far, narrow mode, in the density and in samples.
 
-``python -m tests.benchmarks masses [--shares .01 .03 .1] [--distances 3 5 10] [--tie W …] [--steps N]``
+``python -m tests.benchmarks masses [--by recovery score both] [--shares .01 .03 .1] [--distances 3 5 10] [--tie W …]``
+
+By recovery likelihood with a level tie on a network with whole levels, by score matching tied across continuous levels,
+or by that and then recovery likelihood, which sharpens edges.
 
 The far mode has a share of the mass, at a distance in standard deviations of the crescent. For each density and each
 weight of the level tie it prints the gap KL(truth ‖ model) of level 0 in nats, by quadrature, the far mode's mass over
@@ -65,21 +68,32 @@ def is_far(toy: ep.toys.GaussianMixture, x: Tensor) -> Tensor:
     return torch.cat([toy.modes(part) for part in x.split(65536)]) == ARC
 
 
-def report(share: float, distance: float, tie: float, args: argparse.Namespace) -> None:
+def trained(data: Tensor, by: str, tie: float, steps: int | None) -> ep.RecoveryEBM:
+    """Train a model in one of three ways."""
+    continuous = by != "recovery"
+    schedule = ep.NoiseSchedule.cosine(6, log_snr_min=-6.0) if continuous else ep.NoiseSchedule.cosine(6)
+    ebm = ep.RecoveryEBM(ep.MLPEnergy((2,), continuous=continuous), schedule)
+    ebm.standardize(data, isotropic=True)  # so that the truth at level 0 is the toy with isotropic noise
+    if continuous:
+        ep.fit(ebm, data, ep.objectives.LevelScoreMatching(), steps=steps, progress=False)
+    if by != "score":
+        ep.fit(ebm, data, ep.RecoveryLikelihood(tie=tie), steps=steps, progress=False)
+    return ebm
+
+
+def report(by: str, share: float, distance: float, tie: float, args: argparse.Namespace) -> None:
     """Train once and print a line."""
     torch.manual_seed(args.seed)
     toy = crescent_and_mode(share, distance)
     data = toy.sample((args.size,)).float()
-    ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6))
-    ebm.standardize(data, isotropic=True)  # so that the truth at level 0 is the toy with isotropic noise
     begin = time.process_time()
-    ep.fit(ebm, data, ep.RecoveryLikelihood(tie=tie), options=ep.TrainingOptions(steps=args.steps), progress=False)
+    ebm = trained(data, by, tie, args.steps)
     seconds = time.process_time() - begin
     found = masses(ebm, toy)
     own, drawn = (float(is_far(toy, x).double().mean()) for x in (data, ebm.sample((args.samples,))))
     print(
-        f"{100 * share:3.0f} % at {distance:2.0f} sd, tie {tie:g}: gap {found.gap:.4f}, far mode's mass over its own "
-        f"{found.far / share:.2f} in the density, {drawn / share:.2f} in samples, {own / share:.2f} in the data; "
+        f"{by}: {100 * share:3.0f} % at {distance:2.0f} sd, tie {tie:g}: gap {found.gap:.4f}, far mode's mass over its "
+        f"own {found.far / share:.2f} in the density, {drawn / share:.2f} in samples, {own / share:.2f} in the data; "
         f"log Z {found.log_z:+.3f} ({seconds:.0f} s)",
         flush=True,
     )
@@ -91,12 +105,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shares", type=float, nargs="*", default=[0.01, 0.03, 0.1])
     parser.add_argument("--distances", type=float, nargs="*", default=[3.0, 5.0, 10.0])
     parser.add_argument("--tie", type=float, nargs="*", default=[ep.RecoveryLikelihood().tie])
-    parser.add_argument("--steps", type=int, default=ep.TrainingOptions().steps, help="updates")
+    parser.add_argument("--by", nargs="*", choices=("recovery", "score", "both"), default=["recovery", "score", "both"])
+    parser.add_argument("--steps", type=int, help="updates of each training; what suits it if left out")
     parser.add_argument("--size", type=int, default=50_000, help="rows of training data")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     for share in args.shares:
         for distance in args.distances:
-            for tie in args.tie:
-                report(share, distance, tie, args)
+            for by in args.by:
+                for tie in args.tie if by != "score" else args.tie[:1]:
+                    report(by, share, distance, tie, args)

@@ -277,7 +277,7 @@ def test_bad_input_is_refused(name: str) -> None:
 def test_a_continuous_network_is_the_standard_gaussian_at_its_noisiest_and_takes_any_log_snr() -> None:
     """Energies of N(0, I) at λ_min whatever the weights, a slope in λ elsewhere, the same values by the table."""
     torch.manual_seed(0)
-    net = ep.ConvEnergy((1, 8, 8), width=8, levels=None, classes=2)
+    net = ep.ConvEnergy((1, 8, 8), width=8, continuous=True, classes=2)
     with torch.no_grad():
         for weight in net.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -294,4 +294,4 @@ def test_a_continuous_network_is_the_standard_gaussian_at_its_noisiest_and_takes
     with pytest.raises(ep.errors.InvalidInput, match="takes log-SNRs"):
         net(x, torch.tensor(1))
     with pytest.raises(ep.errors.InvalidInput, match="confinement 1"):
-        ep.ConvEnergy((1, 8, 8), levels=None, confinement=0.5)
+        ep.ConvEnergy((1, 8, 8), continuous=True, confinement=0.5)
