@@ -54,11 +54,7 @@ test, valid, train = values[order[:44]], values[order[44:88]], values[order[88:]
 
 # %%
 ebm = ep.RecoveryEBM(ep.MLPEnergy(train.shape[1:]), ep.NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0))
-objective = ep.objectives.LevelScoreMatching()
-options = ep.TrainingOptions(
-    steps=args.steps, batch_size=256, learning_rate=2e-3, ema=0.995, evaluate_every=max(1, args.steps // 40)
-)
-history = ep.fit(ebm, train, objective, held_out=valid, options=options, progress=False)
+history = ep.fit(ebm, train, held_out=valid, steps=args.steps, progress=False)
 print(history)
 measure = history.column("held_out")
 steps = np.flatnonzero(np.isfinite(measure))
