@@ -122,13 +122,7 @@ class RecoveryEBM(LevelEnergies):
         """
         check_count("steps", steps)
         noisy = check_event("noisy", noisy, self.event_shape).to(self.loc)
-        self.schedule.check_level(level)
-        level = torch.as_tensor(level, device=noisy.device)
-        if level.dim() and level.shape != noisy.shape[: noisy.dim() - len(self.event_shape)]:
-            raise InvalidInput(
-                f"level must be one number or one for each point; got {shape_text(level.shape)} for noisy "
-                f"{shape_text(noisy.shape)}"
-            )
+        level = self._level_of(noisy, level)
         alpha, sigma = (append_dims(value.to(noisy)[level], noisy) for value in tilt(self.schedule))
         draw = _RecoveryDraws(self, noisy, level, alpha, steps)
         return RecoveryDistribution(
@@ -147,16 +141,25 @@ class RecoveryEBM(LevelEnergies):
             level: t, one number or one for each point, ``(*batch,)``.
 
         Raises:
-            InvalidInput: if the model has no initializer.
+            InvalidInput: if the model has no initializer, or for levels of another batch.
         """
         noisy = check_event("noisy", noisy, self.event_shape).to(self.loc)
-        self.schedule.check_level(level)
-        level = torch.as_tensor(level, device=noisy.device)
+        level = self._level_of(noisy, level)
         q = recovery_proposal(self, self.to_unit(noisy), level)
         scale = self.scale * append_dims(tilt(self.schedule)[0].to(noisy)[level], noisy)
         normal = Normal(self.loc + scale * q.base_dist.loc, scale * q.base_dist.scale, validate_args=False)
         guide: TorchDistribution = normal.to_event(len(self.event_shape))
         return guide
+
+    def _level_of(self, noisy: Tensor, level: int | Tensor) -> Tensor:
+        self.schedule.check_level(level)
+        level = torch.as_tensor(level, device=noisy.device)
+        if level.dim() and level.shape != noisy.shape[: noisy.dim() - len(self.event_shape)]:
+            raise InvalidInput(
+                f"level must be one number or one for each point; got {shape_text(level.shape)} for noisy "
+                f"{shape_text(noisy.shape)}"
+            )
+        return level
 
     def sample(
         self,

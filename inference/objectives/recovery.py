@@ -82,6 +82,15 @@ class RecoveryLikelihood:
         >>> history = ep.fit(ebm, torch.randn(100, 2), objective, options=options, progress=False)
         >>> len(history.records)
         2
+
+        A warm start: score matching tied across continuous levels finds the masses of separated regions, and recovery
+        likelihood then sharpens edges.
+
+        >>> net = ep.MLPEnergy((2,), continuous=True)
+        >>> ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(levels=3, log_snr_min=-6.0))
+        >>> data = torch.randn(100, 2)
+        >>> _ = ep.fit(ebm, data, ep.objectives.LevelScoreMatching(), options=options, progress=False)
+        >>> _ = ep.fit(ebm, data, objective, options=options, progress=False)
     """
 
     kernel: TunableKernel | None = None

@@ -254,6 +254,7 @@ def test_an_initializer_that_fits_is_not_changed_by_being_tried(initializer: nn.
             r"points of shape \(2,\); got \(3,\)",
         ),
         (lambda: ep.RecoveryEBM(Bell(), ep.NoiseSchedule.cosine(2)).guide(torch.randn(1, 2), 0), "has no initializer"),
+        (lambda: bell().guide(torch.randn(3, 2), torch.tensor([0, 1])), "level must be one number or one for each"),
     ],
 )
 def test_bad_input_is_said(make: object, message: str) -> None:
