@@ -38,8 +38,8 @@ class MLPEnergy(Rebuildable, nn.Module):
             and two dimensions, none above, if None.
         axis_features: frequencies along each coordinate by itself, for tables: columns have bounds, grids and gaps.
             None in one and two dimensions, 8 above, if None.
-        frequency_range: lowest and highest angular frequency, spread evenly on a log scale; 1 to 16 in one and two
-            dimensions and 0.7 to 12 above if None.
+        frequency_range: lowest and highest angular frequency, spread evenly on a log scale; 0.2 to 16 in one and two
+            dimensions and 0.3 to 12 above if None.
         levels: rows of the table of noise levels, at least the schedule's; 64 if None and it is not continuous.
         continuous: whether the noise level is continuous; above two dimensions, where ``levels`` is None, if None.
         log_snr_min: λ_min of a continuous network.
@@ -102,7 +102,7 @@ class MLPEnergy(Rebuildable, nn.Module):
         self.confinement = confinement
         self.saturation_radius = saturation_radius
         size = math.prod(self.event_shape)
-        limits = frequency_range or ((1.0, 16.0) if plane else (0.7, 12.0))
+        limits = frequency_range or ((0.2, 16.0) if plane else (0.3, 12.0))
         parts = [random_frequencies(size, frequencies, limits), axis_frequencies(size, axis_features, limits)]
         self.register_buffer("frequencies", torch.cat(parts, 1))
         self.layers = feature_layers(size, self.frequencies.shape[1], hidden, depth)
