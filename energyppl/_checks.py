@@ -54,8 +54,8 @@ def append_dims(value: Tensor, x: Tensor) -> Tensor:
     """
     if any(own not in (1, of) for own, of in zip(value.shape, x.shape, strict=False)) or value.dim() > x.dim():
         raise InvalidInput(
-            f"step sizes and the like must be a number or one for each chain; got {shape_text(value.shape)} for points "
-            f"{shape_text(x.shape)}"
+            f"values must be one number or one for each point; got {shape_text(value.shape)} for points "
+            f"{shape_text(x.shape)}: pass one number, or a tensor of the points' batch shape"
         )
     return value.reshape(value.shape + (1,) * (x.dim() - value.dim())) if value.dim() else value
 

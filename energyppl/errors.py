@@ -7,6 +7,8 @@ Messages say what was expected, what came, and what to do.
 import sys
 import warnings
 
+_BETWEEN = ("energyppl", "torch", "pyro", "contextlib", "functools")  # a warning and the user's own line
+
 
 class EnergyPPLError(Exception):
     """Base of all errors that energyppl raises on purpose; the message is one line, whatever was printed into it."""
@@ -24,7 +26,7 @@ def first_line(error: BaseException) -> str:
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the user's own line: the innermost that is not of energyppl, nor of torch or Pyro in between."""
     frame, depth = sys._getframe(1), 2  # as warnings counts
-    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in ("energyppl", "torch", "pyro"):
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN:
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, category, stacklevel=depth)
 

@@ -22,6 +22,7 @@ from energyppl.models._scaling import robust_scaling
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
 
+_FARTHEST = 10.0  # widths: rows beyond count as at it where columns are compared, so that one wild row is no copy
 _NEGATIVES = 512  # samples that stand for the model in the gradient of log Z, above two dimensions
 
 
@@ -81,7 +82,7 @@ class EnergyModel(nn.Module):
         if not isotropic:
             loc, scale = robust_scaling(rows, loc, scale)
             if len(self.event_shape) == 1:
-                check_spanning("data", rows)
+                check_spanning("data", ((rows - loc) / scale).clamp(-_FARTHEST, _FARTHEST))
         self.loc.copy_(loc)
         self.scale.copy_(scale.square().mean().sqrt() if isotropic else scale)
         self.is_standardized.fill_(True)

@@ -175,7 +175,8 @@ class RecoveryEBM(LevelEnergies):
         Args:
             sample_shape: shape of the batch.
             level: where to stop; 0 is the data.
-            steps: of the chains at each level, an evaluation of the energy each; 480 in all levels if None.
+            steps: of the chains at each level, an evaluation of the energy each; if None 480 over all of
+                the schedule's levels, at least 8 at each.
             denoise: finish at level 0 with the mean of the clean data (Tweedie).
             micro_batch: samples at a time, so that memory is bounded; all at once if None.
         """

@@ -158,21 +158,27 @@ def _fit(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted(options.out)) from None
     before = record["steps_before"]
-    with _warnings_of_log_z_ignored():
-        found = quality_of_run(options.out, seed=record["settings"]["seed"])
+    try:
+        with _warnings_of_log_z_ignored():
+            found = quality_of_run(options.out, seed=record["settings"]["seed"])
+        measured, verdict = _quality(found), found["verdict"]
+    except ep.EnergyPPLError as error:
+        measured, verdict = {}, [f"the model is trained, but how good it is could not be measured: {error}"]
+    except KeyboardInterrupt:
+        measured, verdict = {}, [f"the model is trained, and energyppl show {options.out} measures how good it is"]
     _table(
         record["source"],
         {
             **_about(record),
-            **_quality(found),
+            **measured,
             "this time": "nothing left to do: the run was finished"
             if before == record["steps"]
             else (f"steps {before} to {record['steps']}" if before else "from the beginning"),
-            "kept in": f"{options.out} (model.ckpt, training.ckpt, run.json)",
+            "kept in": f"{options.out} (model.ckpt, training.ckpt, run.json{', logz.json' if measured else ''})",
             "next": f"energyppl show {options.out}",
         },
     )
-    _say(found["verdict"])
+    _say(verdict)
 
 
 def _sample(options: argparse.Namespace) -> None:

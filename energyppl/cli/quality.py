@@ -1,6 +1,7 @@
 """How good a trained run is: held-out log density, log Z, and a two-sample test of its samples, with a verdict."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import numpy as np
 import pyro
 import torch
 from numpy.typing import NDArray
-from scipy.stats import multivariate_normal
+from scipy.linalg import solve_triangular
 
 from energyppl.cli.runs import FittedTable, load_run
-from energyppl.cli.scoring import known_log_z, log_densities
+from energyppl.cli.scoring import gaps, known_log_z, log_densities, over_cells
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.metrics.two_sample import energy_distance_test
 
@@ -49,8 +50,8 @@ def quality(
     pyro.set_rng_seed(seed)
     own = log_densities(fitted, fitted.held_out, log_z)
     rows = fitted.rows
-    covariance = np.cov(rows.T).reshape(rows.shape[1], -1)
-    gaussian = multivariate_normal(rows.mean(0), covariance, allow_singular=True).logpdf(fitted.held_out)
+    covariance = np.cov(rows.T).reshape(rows.shape[1], -1) + np.diag(gaps(fitted) ** 2 / 12.0)  # of a cell, uniform
+    gaussian = over_cells(fitted, fitted.held_out, _gaussian(rows.mean(0), covariance))
     x, y = (torch.as_tensor((v[:1000] - fitted.loc) / fitted.scale) for v in (fitted.held_out, samples))
     test = energy_distance_test(x, y)
     std = float(fitted.ebm.schedule.marginal_std[0])
@@ -69,6 +70,23 @@ def quality(
     return {**found, "verdict": _verdict(found)}
 
 
+def _gaussian(
+    mean: NDArray[np.float64], covariance: NDArray[np.float64]
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Return a Gaussian's log density of rows; columns that are constant in the rows get a little width."""
+    width = np.sqrt(np.diag(covariance))
+    floor = np.where(width > 0.0, 1e-6 * width, 1e-6 * np.maximum(np.abs(mean), 1e-300))
+    factor = np.linalg.cholesky(covariance + np.diag(floor**2))
+
+    def log_density(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        white = solve_triangular(factor, (rows - mean).T, lower=True)
+        constant = np.log(np.diag(factor)).sum() + 0.5 * len(mean) * math.log(2.0 * math.pi)
+        found: NDArray[np.float64] = -0.5 * np.square(white).sum(0) - constant
+        return found
+
+    return log_density
+
+
 def _mean(values: NDArray[np.float64], more: float) -> dict[str, float]:
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
     return {"value": float(values.mean()), "standard_error": math.hypot(error, more)}
@@ -77,15 +95,17 @@ def _mean(values: NDArray[np.float64], more: float) -> dict[str, float]:
 def _verdict(found: dict[str, Any]) -> list[str]:
     above, log_z, p_value = found["gaussian"], found["log_z"], found["energy_distance"]["p_value"]
     amount = f"{abs(above['value']):.3f} ± {above['standard_error']:.3f} nats a row"
-    if above["value"] > 2.0 * above["standard_error"]:
-        said = [f"held-out rows are likelier than under a Gaussian of the same mean and covariance, by {amount}"]
+    gaussian = "a Gaussian with the training rows' mean and covariance"
+    if not math.isfinite(above["value"]) or not math.isfinite(above["standard_error"]):
+        said = ["the log density of held-out rows is not known: some have none under the model, or log Z is refuted"]
+    elif above["value"] > 2.0 * above["standard_error"]:
+        said = [f"held-out rows are likelier than under {gaussian}, by {amount}"]
     elif above["value"] < -2.0 * above["standard_error"]:
         said = [
-            f"a Gaussian of the same mean and covariance describes held-out rows better, by {amount}: the rows may be "
-            "too few, or training too short"
+            f"{gaussian} describes held-out rows better, by {amount}: the rows may be too few, or training too short"
         ]
     else:
-        said = [f"held-out rows are about as likely as under a Gaussian of the same mean and covariance ({amount})"]
+        said = [f"held-out rows are about as likely as under {gaussian} ({amount})"]
     if p_value >= _LIKE:
         said.append(f"the two-sample test can't tell samples from held-out rows (p = {p_value:.3f})")
     else:

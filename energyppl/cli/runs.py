@@ -246,7 +246,7 @@ def _options(settings: Settings, columns: int) -> TrainingOptions:
         steps=settings.steps,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
-        ema=0.999 if columns <= 2 else 0.995,
+        ema=0.999 if columns <= 2 else 0.995,  # and the decay: as LevelScoreMatching's own defaults
         evaluate_every=min(settings.steps, max(10, settings.steps // 40)),
         patience=8,  # a fifth of the run: a small table is soon learned by heart
         weight_decay=0.0 if columns <= 2 else 1.0,

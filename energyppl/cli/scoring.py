@@ -1,6 +1,7 @@
 """``energyppl logz`` and ``energyppl score``: log Z of a trained run, and normalized log densities of rows."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from energyppl.integration.estimates import LogNormalizer
 from energyppl.plots.base import save_figure
 from energyppl.plots.normalizers import log_weight_histogram
 
-__all__ = ["known_log_z", "log_densities", "logz_run", "score_run"]
+__all__ = ["gaps", "known_log_z", "log_densities", "logz_run", "over_cells", "score_run"]
 
 _SPREADS = 16  # draws of a discrete value's cell that its density is averaged over
 _KEPT = "logz.json"
@@ -114,21 +115,35 @@ def _order(table: Table, fitted: FittedTable) -> list[int]:
 def log_densities(fitted: FittedTable, values: NDArray[np.float64], log_z: LogNormalizer) -> NDArray[np.float64]:
     """Evaluate log densities ``(n,)`` of rows ``(n, d)`` in the table's units."""
     check_count("rows", len(values))
-    gaps = np.array([float(np.diff(grid).min()) if len(grid) else 0.0 for grid in fitted.grids])
-    spreads = _SPREADS if gaps.any() else 1
-    energies = []
-    for _ in range(spreads):
-        noise = torch.rand(*values.shape, dtype=torch.float64).numpy() - 0.5
-        standard = torch.as_tensor((values + noise * gaps - fitted.loc) / fitted.scale).to(fitted.ebm.loc)
+
+    def minus_energy(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        standard = torch.as_tensor((rows - fitted.loc) / fitted.scale).to(fitted.ebm.loc)
         with torch.no_grad():
             parts = [fitted.ebm.marginal().energy(part) for part in standard.split(65_536)]
-        energies.append(torch.cat(parts).double())
-    log_mean = torch.logsumexp(-torch.stack(energies), 0) - math.log(spreads)
-    scores: NDArray[np.float64] = log_mean.numpy() - log_z.estimate
+        return -torch.cat(parts).double().numpy()
+
+    scores = over_cells(fitted, values, minus_energy) - log_z.estimate
     if np.isnan(scores).any():
         row = int(np.isnan(scores).argmax())
         raise EnergyPPLError(f"the density of row {row} is not a number: the model's training went wrong, fit it again")
     return scores
+
+
+def gaps(fitted: FittedTable) -> NDArray[np.float64]:
+    """Return the width ``(d,)`` of the cells that discrete columns were spread over, 0 for continuous columns."""
+    return np.array([float(np.diff(grid).min()) if len(grid) else 0.0 for grid in fitted.grids])
+
+
+def over_cells(
+    fitted: FittedTable, values: NDArray[np.float64], log_density: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Return the log of the mean density over each row's cells of discrete values, ``(n, d)`` to ``(n,)``."""
+    width = gaps(fitted)
+    spreads = _SPREADS if width.any() else 1
+    noises = (torch.rand(*values.shape, dtype=torch.float64).numpy() - 0.5 for _ in range(spreads))
+    drawn = torch.as_tensor(np.stack([log_density(values + noise * width) for noise in noises]))
+    mean: NDArray[np.float64] = (torch.logsumexp(drawn, 0) - math.log(spreads)).numpy()
+    return mean
 
 
 def known_log_z(run: Path, fitted: FittedTable, *, seed: int) -> LogNormalizer:

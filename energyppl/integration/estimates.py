@@ -47,7 +47,7 @@ def _check_numbers(*, standard_error: float, **others: float) -> None:
         if not is_number(value):
             raise InvalidInput(f"{name} must be a number; got {value!r}: pass a float")
     if standard_error < 0.0:
-        raise InvalidInput(f"standard_error must not be negative; got {standard_error}")
+        raise InvalidInput(f"standard_error must not be negative; got {standard_error}: pass its size")
 
 
 @dataclass(frozen=True)

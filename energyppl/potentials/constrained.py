@@ -46,7 +46,7 @@ def bijection(support: constraints.Constraint) -> transforms.Transform:
         return bijection(_of_one_component(support))
     if isinstance(support, constraints.independent):
         return transforms.IndependentTransform(bijection(support.base_constraint), support.reinterpreted_batch_ndims)
-    if isinstance(support, constraints.interval):
+    if isinstance(support, (constraints.interval, constraints.half_open_interval)):
         low, high = support.lower_bound, support.upper_bound
         if is_number(low) and is_number(high) and not low < high:
             raise InvalidInput(f"the ends of an interval must be two numbers, the lower first; got {low} and {high}")

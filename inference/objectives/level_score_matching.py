@@ -190,7 +190,10 @@ def log_snr_range(model: LevelModel) -> tuple[float, float]:
 
 
 def implied_log_likelihood(model: LevelModel, data: Tensor) -> float:
-    """Return the mean of −U of data with level 0's noise, standardized: the log likelihood if log Z were 0, in nats."""
+    """Return the log likelihood if log Z were 0: the mean of −U of standardized data with level 0's noise, in nats.
+
+    Far rows count for less, :func:`row_weights`.
+    """
     rows = model.to_unit(data)
     return -_weighted_mean(energy_only(model.potential(0), model.schedule.diffuse(rows, 0)), rows)
 
@@ -199,7 +202,7 @@ def evidence_bound(model: LevelModel, data: Tensor) -> float:
     """Bound minus the mean log likelihood of data with level 0's noise from above by the scores alone, in nats.
 
     E[|x_T|²]/2 + (d/2) log 2π + ½ ∫ (E|ε − σ ∇U|² − d sigmoid λ) dλ over the schedule's range (Kingma et al. 2021,
-    eq. 15), of the process that the scores define and in standardized coordinates.
+    eq. 15), of the process that the scores define and in standardized coordinates; far rows count for less.
     """
     clean = model.to_unit(data).repeat(_REPEATS, *[1] * (data.dim() - 1))
     low, high = log_snr_range(model)

@@ -159,8 +159,9 @@ class Chains:
             )
         r_hat = self.r_hat()
         if self.draws.shape[1] >= _ENOUGH and not bool(self.stuck.all()):
-            where = self.draws[0, 0]
-            frozen = torch.isnan(r_hat) & (where != 0.0) & (where != 1.0)  # bits may be sure of what they are
+            bits = ((self.draws == 0.0) | (self.draws == 1.0)).flatten(0, 1).all(0)  # may be sure of what they are
+            frozen = (self.draws == self.draws[:, :1]).flatten(0, 1).all(0) & ~bits
+            r_hat = r_hat.masked_fill(frozen, 1.0)
             if bool(frozen.any()):
                 found.append(
                     f"coordinate(s) {frozen.flatten().nonzero()[:20, 0].tolist()} never changed in any chain: shift or "

@@ -53,8 +53,8 @@ class TrainingOptions:
             stops, and the best weights are taken.
         tolerance: how much worse, relative to the best, is clearly worse.
         label_drop: share of rows whose label is hidden at each update: the energy without a class is learned too.
-        weight_decay: decoupled decay of the weights (Loshchilov & Hutter 2019): each update shrinks them by this times
-            the learning rate.
+        weight_decay: decoupled decay of the model's weights (Loshchilov & Hutter 2019): each update shrinks them by
+            this times the learning rate.
         max_gap: energy gap, in nats for each dimension, beyond which training counts as diverged.
 
     Example:
@@ -83,7 +83,7 @@ class TrainingOptions:
         for name in ("tolerance", "weight_decay"):
             check_number(name, getattr(self, name))
             if getattr(self, name) < 0.0:
-                raise InvalidInput(f"{name} must not be negative; got {getattr(self, name)}")
+                raise InvalidInput(f"{name} must not be negative; got {getattr(self, name)}: 0 turns it off")
         check_number("label_drop", self.label_drop)
         if not 0.0 <= self.label_drop <= 1.0:
             raise InvalidInput(f"label_drop must lie in [0, 1]; got {self.label_drop}")
@@ -152,8 +152,11 @@ class Training:
         self._gap = 0.0
         self._rate = self.options.learning_rate or default_learning_rate(self.objective, model, self.data)
         self._weights = [p for p in (*model.parameters(), *self.state.parameters()) if p.requires_grad]
-        decay = self.options.weight_decay
-        self._optimizer = torch.optim.AdamW(self._weights, weight_decay=decay, fused=True)  # its rate is set every step
+        groups = [
+            {"params": [p for p in part.parameters() if p.requires_grad], "weight_decay": decay}
+            for part, decay in ((model, self.options.weight_decay), (self.state, 0.0))
+        ]
+        self._optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
         self._batches = Batches(len(self.data), min(self.options.batch_size, len(self.data)))
         self._clip = GradientClip(clipped_apart(model, self._weights), self.options.clip)
         self._ema = Ema(self._weights, self.options.ema)

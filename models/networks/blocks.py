@@ -12,7 +12,7 @@ from energyppl.errors import InvalidInput
 def image_shape(event_shape: Sequence[int]) -> torch.Size:
     """Require ``(channels, height, width)``, each at least 1."""
     shape = check_shape("event_shape", event_shape, at_least=1)
-    if len(shape) != 3 or min(shape) < 1:
+    if len(shape) != 3:
         raise InvalidInput(
             f"event_shape must be (channels, height, width); got {shape_text(shape)}: give grey images one channel"
         )

@@ -232,6 +232,8 @@ def check_log_snr(log_snr: Tensor) -> None:
     Raises:
         InvalidInput: for whole levels.
     """
+    if not isinstance(log_snr, Tensor):
+        raise InvalidInput(f"log-SNRs must be a tensor; got {type(log_snr).__name__}: use torch.tensor")
     if not log_snr.is_floating_point():
         raise InvalidInput(
             "this network is continuous in the noise level and takes log-SNRs, floating point; got whole levels: "

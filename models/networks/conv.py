@@ -33,12 +33,12 @@ Activation = Callable[[Tensor], Tensor]
 class ConvEnergy(Rebuildable, nn.Module):
     """``U(x, t, c) = f(x, t, c) + ½ confinement |x|²`` with f a residual network whose features are summed over space.
 
-    With ``continuous`` it is so in the log-SNR λ, as :class:`MLPEnergy` is: ``U(x, λ, c) = ½ |x|² +
-    (d/2) log 2π + (sigmoid λ − sigmoid λ_min) f(x, λ, c)``, N(0, I) at λ_min.
+    A ``continuous`` network takes the log-SNR λ in place of a whole level t, as :class:`MLPEnergy` does:
+    ``U(x, λ, c) = ½ |x|² + (d/2) log 2π + (sigmoid λ − sigmoid λ_min) f(x, λ, c)``, N(0, I) at λ_min.
 
     It expects images of about unit variance, which :class:`~energyppl.RecoveryEBM` hands it at every level.  f grows at
     most linearly, so the quadratic term makes every level's energy normalizable.  Level and class scale and shift the
-    features of every block and weigh the sum at the end, by tables with one row for each.
+    features of every block and weigh the sum at the end, by tables with one row for each or by a small perceptron of λ.
     :meth:`drl_cifar10` and :meth:`cdrl_cifar10` are the published networks; the defaults are small ones, for a CPU.
 
     Args:
@@ -64,7 +64,8 @@ class ConvEnergy(Rebuildable, nn.Module):
             tables; built by a function of the blocks' and the head's sizes.
 
     Raises:
-        InvalidInput: for sizes below one, images whose sides can't be halved as often, or a negative confinement.
+        InvalidInput: for sizes below one, images whose sides can't be halved as often, a negative confinement, or
+            levels, a confinement, an output scale or a conditioning of a continuous network.
     """
 
     output_scale: Tensor | None
@@ -180,7 +181,7 @@ class ConvEnergy(Rebuildable, nn.Module):
     def _continuous(self, images: Tensor, modulations: list[Tensor], log_snr: Tensor, batch: torch.Size) -> Tensor:
         square = (images * images).sum((-3, -2, -1)).reshape(batch)
         return near_gaussian(
-            self._features(images, modulations, batch), square, log_snr, self.log_snr_min, images[0].numel()
+            self._features(images, modulations, batch), square, log_snr, self.log_snr_min, math.prod(self.event_shape)
         )
 
     def _features(self, images: Tensor, modulations: list[Tensor], batch: torch.Size) -> Tensor:

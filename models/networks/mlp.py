@@ -24,11 +24,11 @@ __all__ = ["MLPEnergy"]
 class MLPEnergy(Rebuildable, nn.Module):
     """An energy of points of about unit variance: a perceptron f on Fourier features, modulated by the noise level.
 
-    With a table of ``levels`` it is ``U(x, t) = f(x, t) + ½ confinement |x|²``, t a whole number.  Without, it is
-    *continuous* in the log-SNR λ, ``U(x, λ) = ½ |x|² + (d/2) log 2π + (sigmoid λ − sigmoid λ_min) f(x, λ)``: N(0, I) at
-    λ_min, so that its noisiest level is normalized by construction; U has a derivative in λ, and any noise schedule can
-    be laid on one network.  f grows at most linearly, so every level has a finite normalizer.  What a level makes of
-    the network is worked out once while chains run there, and not once a step.
+    With a table of ``levels`` it is ``U(x, t) = f(x, t) + ½ confinement |x|²``, t a whole number.  A *continuous*
+    network, the default above two dimensions, takes the log-SNR λ: ``U(x, λ) = ½ |x|² + (d/2) log 2π +
+    (sigmoid λ − sigmoid λ_min) f(x, λ)``, N(0, I) at λ_min, so that its noisiest level is normalized by construction.
+    It has a derivative in λ, and any noise schedule can be laid on it.  f grows at most linearly, so every level has a
+    finite normalizer.  What a level makes of it is worked out once while chains run there, and not once a step.
 
     Args:
         event_shape: shape of one point; any number of dimensions, flattened inside.
@@ -41,7 +41,7 @@ class MLPEnergy(Rebuildable, nn.Module):
         frequency_range: lowest and highest angular frequency, spread evenly on a log scale; 0.2 to 16 in one and two
             dimensions and 0.3 to 12 above if None.
         levels: rows of the table of noise levels, at least the schedule's; 64 if None and it is not continuous.
-        continuous: whether the noise level is continuous; above two dimensions, where ``levels`` is None, if None.
+        continuous: whether the noise level is continuous; if None, above two dimensions unless ``levels`` is given.
         log_snr_min: λ_min of a continuous network.
         classes: number of classes.  Labels are 0 to ``classes − 1``; ``classes`` means "no class", as does no label.
         confinement: strength of the quadratic term, above 0; 1 if the network is continuous.
@@ -49,8 +49,8 @@ class MLPEnergy(Rebuildable, nn.Module):
             digs no holes where no data lie; infinite in one and two dimensions, 2 above, if None.
 
     Raises:
-        InvalidInput: for sizes below one, frequencies that don't increase, or a ``confinement`` or
-            ``saturation_radius`` that is not positive.
+        InvalidInput: for sizes below one, ``levels`` of a continuous network, frequencies that don't increase, or a
+            ``confinement`` or ``saturation_radius`` that is not positive.
 
     >>> net = ep.MLPEnergy((2,), levels=6)
     >>> net(torch.randn(5, 2), torch.tensor(3)).shape
@@ -93,7 +93,9 @@ class MLPEnergy(Rebuildable, nn.Module):
         check_positive("confinement", confinement)
         check_positive("saturation_radius", saturation_radius, or_infinite=True)
         if continuous and confinement != 1.0:
-            raise InvalidInput(f"confinement must be 1 for a continuous network; got {confinement}: give it levels=…")
+            raise InvalidInput(
+                f"confinement must be 1 for a continuous network; got {confinement}: pass levels=… or continuous=False"
+            )
         self.levels = levels
         self.continuous = continuous
         check_number("log_snr_min", log_snr_min)

@@ -92,7 +92,13 @@ def test_fit_sample_show(table: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert record["settings"]["batch_size"] == 32
     assert record["rows"] == {"training": 72, "held_out": 8}
     printed = capsys.readouterr().out
-    for word in ("rooms (1)", "log density", "training alone implies 0", "verdict", "Gaussian of the same mean"):
+    for word in (
+        "rooms (1)",
+        "log density",
+        "training alone implies 0",
+        "verdict",
+        "a Gaussian with the training rows' mean",
+    ):
         assert word in printed
     assert json.loads((run / "logz.json").read_text())["log_z"]["confidence"] == 0.95
 
@@ -112,6 +118,21 @@ def test_fit_sample_show(table: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert math.isfinite(report["log_density"]["value"])
     assert len(report["verdict"]) >= 2
     assert all(Path(path).exists() for path in report["pictures"])
+
+
+def test_a_model_that_cannot_be_measured_is_kept(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, said in ((ep.errors.NotNormalizable("it falls"), "it falls"), (KeyboardInterrupt(), "energyppl show")):
+        monkeypatch.setattr("energyppl.cli.main.quality_of_run", lambda *_, error=error, **__: _raise(error))
+        run = tmp_path / said.replace(" ", "")
+        assert main(["fit", str(table), "--out", str(run), "--steps", "2", "--levels", "2"]) == 0
+        assert f"the model is trained, {'but' if said == 'it falls' else 'and'}" in capsys.readouterr().out
+        assert (run / "model.ckpt").exists()
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def test_samples_repeat_and_raw_ones_are_continuous(run: Path, tmp_path: Path) -> None:

@@ -64,14 +64,14 @@ def test_sub_packages_hold_no_folders() -> None:
 
 
 @pytest.mark.parametrize("name", LINKED)
-def test_room_is_linked_into_the_package(name: str) -> None:
+def test_folder_is_linked_into_the_package(name: str) -> None:
     link = ROOT / name.replace(".", "/")
     assert link.is_symlink()
     assert os.readlink(link) == f"../{LINKED[name]}"
 
 
 @pytest.mark.parametrize("name", LINKED)
-def test_room_refuses_its_bare_name(name: str) -> None:
+def test_folder_refuses_its_bare_name(name: str) -> None:
     result = run(sys.executable, "-c", f"import {LINKED[name]}", cwd=ROOT)
     assert result.returncode == 1
     assert re.search(rf"^ImportError: .*{re.escape(name)}", result.stderr, re.MULTILINE)

@@ -275,7 +275,7 @@ HAMILTONIAN_BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "step sizes of other chains": (
         lambda: ep.sampling.run_chain(ep.HMC(torch.ones(3)), standard_normal(2), START, 1),
-        "must be a number or one for each chain",
+        "must be one number or one for each point",
     ),
     "no steps": (lambda: ep.HMC(steps=0), "steps must be a whole number"),
     "jitter of one": (lambda: ep.HMC(jitter=1.0), "jitter must lie in"),
@@ -304,7 +304,7 @@ HAMILTONIAN_BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "MALA's step sizes of other chains": (
         lambda: ep.sampling.run_chain(ep.MALA(torch.ones(3)), standard_normal(2), START, 1),
-        "must be a number or one for each chain",
+        "must be one number or one for each point",
     ),
     "betas rise": (lambda: ep.kernels.Tempered(ep.MALA(0.1), (1.0, 1.5)), "betas must begin at 1 and fall"),
     "betas to 0": (lambda: ep.kernels.Tempered(ep.MALA(0.1), (1.0, 0.0)), "betas that reach 0 need a base"),

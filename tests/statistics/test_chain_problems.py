@@ -126,7 +126,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "zero step": (lambda: sample(ep.HMC(0.0), NORMAL), "step_size must be positive"),
     "negative step": (lambda: sample(ep.NUTS(-0.1), NORMAL), "step_size must be positive"),
     "NaN step": (lambda: sample(ep.ChEES(math.nan), NORMAL), "step_size must be positive"),
-    "steps of other chains": (lambda: sample(ep.HMC(torch.ones(3)), NORMAL, warmup=0), "one for each chain"),
+    "steps of other chains": (lambda: sample(ep.HMC(torch.ones(3)), NORMAL, warmup=0), "one for each point"),
     "mass of another shape": (
         lambda: sample(ep.HMC(inverse_mass=torch.ones(3)), NORMAL),
         r"inverse_mass must have the event's shape \(2,\); got \(3,\)",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl.inference.objectives import level_score_matching
 from energyppl.inference.objectives.held_out import row_weights
 from energyppl.inference.objectives.level_score_matching import (
     _diffuse,
@@ -108,21 +109,25 @@ def test_training_normalizes_by_itself() -> None:
     assert at_log_snr(ebm, torch.tensor(0.0))(torch.zeros(2, 3)).shape == (2,)
 
 
-def test_one_wild_row_does_not_rule_the_loss() -> None:
-    """A row 1,000 sd out: unweighted it adds thousands of nats to the loss and to the measure, and here a few."""
+def test_one_wild_row_does_not_rule_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row 1,000 widths out adds few nats to loss and measure, and hundreds where it counts as any other."""
     torch.manual_seed(0)
     ebm, clean = model(), rows(400)
     wild = clean.clone()
     wild[0, 1] = 1000.0
     objective = ep.objectives.LevelScoreMatching()
     usual, ruled = (float(loss_of(objective, ebm, data).value.detach()) for data in (clean, wild))
-    assert abs(ruled - usual) < 10.0
+    assert abs(ruled - usual) < 60.0
     measured = [objective.measure(ebm, objective.init(ebm), data) for data in (clean, wild)]
-    assert abs(measured[1] - measured[0]) < 3.0, "the measure that chooses the best weights"
+    assert abs(measured[1] - measured[0]) < 10.0, "the measure that chooses the best weights"
     near = clean.clone()
-    near[0, 1] = 19.0
+    near[0, 1] = 49.0
     assert float(row_weights(near).min()) == 1.0
-    assert float(row_weights(wild).min()) == pytest.approx(1 / 2500)
+    assert float(row_weights(wild).min()) == pytest.approx(1 / 400)
+    monkeypatch.setattr(level_score_matching, "row_weights", lambda clean: torch.ones(len(clean)))
+    unweighted = float(loss_of(objective, ebm, wild).value.detach())
+    assert unweighted - usual > 100.0
+    assert objective.measure(ebm, objective.init(ebm), wild) - measured[0] > 100.0
 
 
 def test_weight_decay_shrinks_weights_by_its_rate() -> None:
