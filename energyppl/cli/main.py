@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random")
     demo.add_argument("--steps", type=int, default=1500, metavar="N", help="training steps at most")
 
-    fit = command("fit", _fit, "Train a model on a table of numbers, or go on where an earlier run stopped, and say how good it is.")
+    fit = command(
+        "fit", _fit, "Train a model on a table of numbers, or go on with an earlier run, and say how good it is."
+    )
     fit.add_argument("file", type=Path, metavar="FILE", help="a .npy, .npz or .csv table")
     fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to keep the run in")
     fit.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
@@ -85,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
     sample.add_argument("--raw", action="store_true", help="leave discrete columns continuous instead of rounding them")
 
-    show = command("show", _show, "Compare a trained run with held-out rows: likelihood, samples, pictures, and a verdict.")
+    show = command("show", _show, "Compare a trained run with held-out rows: likelihood, samples, pictures, a verdict.")
     show.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
     show.add_argument("-n", type=int, default=2000, metavar="N", help="how many samples to compare")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
