@@ -34,8 +34,9 @@ from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.sampling.chains import Chains
 from energyppl.inference.sampling.pyro_kernel import PyroKernel
 from energyppl.inference.sampling.sample_chains import sample_chains
-from energyppl.inference.training.fit import Training, TrainingOptions, fit
+from energyppl.inference.training.fit import Training, fit
 from energyppl.inference.training.history import History
+from energyppl.inference.training.options import TrainingOptions
 from energyppl.integration.estimates import Estimate, LogNormalizer
 from energyppl.integration.quadrature import Grid, quadrature
 from energyppl.models.composition import LinearMeasurement, measured, mixture, product

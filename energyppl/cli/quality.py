@@ -1,4 +1,4 @@
-"""How good a trained run is: held-out log density, log Z, and a two-sample test of its samples, with a verdict."""
+"""Quality of a trained run: held-out log density, log Z, a two-sample test of its samples, and a verdict."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
 from energyppl.cli.runs import FittedTable, load_run
-from energyppl.cli.scoring import gaps, known_log_z, log_densities, over_cells
+from energyppl.cli.scoring import known_log_z, log_densities, over_cells
+from energyppl.data.tables import smallest_gaps
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.metrics.two_sample import energy_distance_test
 
@@ -50,7 +51,8 @@ def quality(
     pyro.set_rng_seed(seed)
     own = log_densities(fitted, fitted.held_out, log_z)
     rows = fitted.rows
-    covariance = np.cov(rows.T).reshape(rows.shape[1], -1) + np.diag(gaps(fitted) ** 2 / 12.0)  # of a cell, uniform
+    of_cells = np.square(smallest_gaps(fitted.grids)) / 12.0  # the variance of uniform noise as wide as each
+    covariance = np.cov(rows.T).reshape(rows.shape[1], -1) + np.diag(of_cells)
     gaussian = over_cells(fitted, fitted.held_out, _gaussian(rows.mean(0), covariance))
     x, y = (torch.as_tensor((v[:1000] - fitted.loc) / fitted.scale) for v in (fitted.held_out, samples))
     test = energy_distance_test(x, y)

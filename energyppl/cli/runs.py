@@ -25,8 +25,9 @@ from energyppl._files import locked, whole_file, write_csv, write_json
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table, dequantize, read_table, requantize, require_different_columns
 from energyppl.errors import CheckpointError, EnergyPPLError, InvalidInput, TrainingDiverged, first_line, warn_user
-from energyppl.inference.training.fit import TrainingOptions, fit
+from energyppl.inference.training.fit import fit
 from energyppl.inference.training.history import History
+from energyppl.inference.training.options import TrainingOptions, suited_options
 from energyppl.models import MLPEnergy, RecoveryEBM
 from energyppl.models._scaling import robust_scaling
 from energyppl.schedule import NoiseSchedule
@@ -193,7 +194,7 @@ def _train(table: Table, prepared: _Prepared, run: Path, settings: Settings, pro
                 ebm,
                 prepared.standard[prepared.rows],
                 held_out=prepared.standard[prepared.held_out],
-                options=_options(settings, len(table.columns)),
+                options=_options(settings, ebm),
                 checkpoint=checkpoint,
                 progress=progress,
             )
@@ -239,17 +240,16 @@ def _fitted(
     return FittedTable(ebm, table.columns, *scaling, rows, held_out, curves, record)
 
 
-def _options(settings: Settings, columns: int) -> TrainingOptions:
+def _options(settings: Settings, ebm: RecoveryEBM) -> TrainingOptions:
     assert settings.steps is not None
     assert settings.batch_size is not None
-    return TrainingOptions(
+    return replace(
+        suited_options(ebm.default_objective(), ebm),
         steps=settings.steps,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
-        ema=0.999 if columns <= 2 else 0.995,  # and the decay: as LevelScoreMatching's own defaults
         evaluate_every=min(settings.steps, max(10, settings.steps // 40)),
         patience=8,  # a fifth of the run: a small table is soon learned by heart
-        weight_decay=0.0 if columns <= 2 else 1.0,
     )
 
 

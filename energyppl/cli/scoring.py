@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from energyppl._checks import check_count
 from energyppl._files import write_csv, write_json
 from energyppl.cli.runs import FittedTable, damaged_json, load_run, read_json
-from energyppl.data.tables import Table, read_table
+from energyppl.data.tables import Table, read_table, smallest_gaps
 from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.plots.base import save_figure
 from energyppl.plots.normalizers import log_weight_histogram
 
-__all__ = ["gaps", "known_log_z", "log_densities", "logz_run", "over_cells", "score_run"]
+__all__ = ["known_log_z", "log_densities", "logz_run", "over_cells", "score_run"]
 
 _SPREADS = 16  # draws of a discrete value's cell that its density is averaged over
 _KEPT = "logz.json"
@@ -40,7 +40,12 @@ def logz_run(
     Returns:
         log Z in the table's units, and the pictures.
     """
-    fitted = load_run(run)
+    return _estimated(run, load_run(run), tolerance, seed, progress)
+
+
+def _estimated(
+    run: Path, fitted: FittedTable, tolerance: float | None, seed: int, progress: bool
+) -> tuple[LogNormalizer, list[str]]:
     pyro.set_rng_seed(seed)
     found = fitted.ebm.log_normalizer(tolerance=tolerance, progress=progress) + float(np.log(fitted.scale).sum())
     pictures = []
@@ -129,16 +134,11 @@ def log_densities(fitted: FittedTable, values: NDArray[np.float64], log_z: LogNo
     return scores
 
 
-def gaps(fitted: FittedTable) -> NDArray[np.float64]:
-    """Return the width ``(d,)`` of the cells that discrete columns were spread over, 0 for continuous columns."""
-    return np.array([float(np.diff(grid).min()) if len(grid) else 0.0 for grid in fitted.grids])
-
-
 def over_cells(
     fitted: FittedTable, values: NDArray[np.float64], log_density: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
     """Return the log of the mean density over each row's cells of discrete values, ``(n, d)`` to ``(n,)``."""
-    width = gaps(fitted)
+    width = np.array(smallest_gaps(fitted.grids))
     spreads = _SPREADS if width.any() else 1
     noises = (torch.rand(*values.shape, dtype=torch.float64).numpy() - 0.5 for _ in range(spreads))
     drawn = torch.as_tensor(np.stack([log_density(values + noise * width) for noise in noises]))
@@ -148,7 +148,7 @@ def over_cells(
 
 def known_log_z(run: Path, fitted: FittedTable, *, seed: int) -> LogNormalizer:
     """Return log Z in the table's units from ``logz.json`` if it is of this model, else estimate and keep it."""
-    return _kept(run, fitted) or logz_run(run, seed=seed, progress=False)[0]
+    return _kept(run, fitted) or _estimated(run, fitted, None, seed, progress=False)[0]
 
 
 def _kept(run: Path, fitted: FittedTable) -> LogNormalizer | None:

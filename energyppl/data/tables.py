@@ -48,7 +48,7 @@ class Table:
     @property
     def discrete(self) -> tuple[float, ...]:
         """The smallest gap between a column's values if it is discrete, else 0, for each column."""
-        return tuple(float(np.diff(grid).min()) if len(grid) else 0.0 for grid in self.grids)
+        return smallest_gaps(self.grids)
 
     def spikes(self) -> dict[str, float]:
         """Find the columns in which one value holds too many rows for a smooth density, with its share.
@@ -62,6 +62,11 @@ class Table:
             if count > 2 and share > 0.05 and share * float(column.std()) > 4.0 * gap:
                 found[name] = share
         return found
+
+
+def smallest_gaps(grids: Sequence[Array]) -> tuple[float, ...]:
+    """Return the smallest gap between the values of each discrete column, 0 for a continuous one."""
+    return tuple(float(np.diff(grid).min()) if len(grid) else 0.0 for grid in grids)
 
 
 def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Table:

@@ -40,7 +40,7 @@ def _means_and_weights(means: Tensor, weights: Tensor | None) -> tuple[Tensor, T
 
 
 class _Mixture(Density):
-    """What mixtures of Gaussians share."""
+    """Base of the mixtures of Gaussians."""
 
     means: Tensor
     weights: Tensor | None

@@ -12,7 +12,7 @@ from energyppl.autodiff.gradient import energy_only, gradient_only
 from energyppl.inference.levels.contract import EnergyModel, LevelModel
 from energyppl.inference.objectives.contract import diffuse
 
-__all__ = ["MEASURE_SEED", "conditional_contrast", "denoising_error", "fixed_noise", "row_weights"]
+__all__ = ["MEASURE_SEED", "conditional_contrast", "denoising_error", "fixed_noise", "row_weights", "weighted_mean"]
 
 _NEAR, _FAR = 0.1, 1.5  # how far noise lies from its data point, in standard deviations
 _OUTLYING = 50.0  # widths of a column
@@ -67,14 +67,13 @@ def denoising_error(model: LevelModel, data: Tensor) -> float:
     """
     total, schedule = 0.0, model.schedule
     clean, generator = model.to_unit(data), torch.Generator().manual_seed(MEASURE_SEED)
-    weight = row_weights(clean)
     judged = range(min(1, schedule.levels - 1), schedule.levels)
     for t in judged:
         alpha, sigma = schedule.alpha_bar[t].to(clean), schedule.sigma_bar[t].to(clean)
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         grad = gradient_only(model.potential(t), alpha * clean + sigma * noise)
         error = ((sigma * grad - noise) ** 2).reshape(len(clean), -1).mean(1)
-        total += float((weight * error).sum() / weight.sum())
+        total += weighted_mean(error, clean)
     return total / len(judged)
 
 
@@ -88,3 +87,9 @@ def row_weights(clean: Tensor) -> Tensor:
     """
     farthest = clean.reshape(len(clean), -1).abs().amax(1) / _OUTLYING
     return farthest.clamp(min=1.0) ** -2
+
+
+def weighted_mean(values: Tensor, clean: Tensor) -> float:
+    """Return the mean of standardized rows' values ``(n,)``, in which far rows count for less, :func:`row_weights`."""
+    weight = row_weights(clean)
+    return float((weight * values).sum() / weight.sum())

@@ -14,7 +14,7 @@ from energyppl.inference.levels.contract import LevelModel
 from energyppl.inference.levels.generation import tune_levels
 from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model, check_tie
-from energyppl.inference.objectives.held_out import denoising_error, fixed_noise, row_weights
+from energyppl.inference.objectives.held_out import denoising_error, fixed_noise, row_weights, weighted_mean
 from energyppl.inference.objectives.level_allocation import allocate_levels
 from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
 from energyppl.potentials.network import AtLogSNR
@@ -195,7 +195,7 @@ def implied_log_likelihood(model: LevelModel, data: Tensor) -> float:
     Far rows count for less, :func:`row_weights`.
     """
     rows = model.to_unit(data)
-    return -_weighted_mean(energy_only(model.potential(0), model.schedule.diffuse(rows, 0)), rows)
+    return -weighted_mean(energy_only(model.potential(0), model.schedule.diffuse(rows, 0)), rows)
 
 
 def evidence_bound(model: LevelModel, data: Tensor) -> float:
@@ -210,10 +210,10 @@ def evidence_bound(model: LevelModel, data: Tensor) -> float:
     noise = torch.randn_like(clean)
     x, sigma = _diffuse(clean, noise, log_snr)
     grad = gradient_only(at_log_snr(model, log_snr), x)
-    denoising = _weighted_mean((noise - sigma * grad).reshape(len(clean), -1).square().sum(1), clean)
+    denoising = weighted_mean((noise - sigma * grad).reshape(len(clean), -1).square().sum(1), clean)
     d = clean[0].numel()
     last, _ = _diffuse(clean, noise, torch.full_like(log_snr, low))
-    prior = 0.5 * (_weighted_mean(last.reshape(len(clean), -1).square().sum(1), clean) + d * math.log(2.0 * math.pi))
+    prior = 0.5 * (weighted_mean(last.reshape(len(clean), -1).square().sum(1), clean) + d * math.log(2.0 * math.pi))
     softplus = math.log1p(math.exp(high)) - math.log1p(math.exp(low))
     return prior + 0.5 * (high - low) * denoising - 0.5 * d * softplus
 
@@ -234,12 +234,6 @@ def _time_score(clean: Tensor, noise: Tensor, log_snr: Tensor) -> Tensor:
     alpha2, both = log_snr.sigmoid(), (log_snr.sigmoid() * (-log_snr).sigmoid()).sqrt()
     clean, noise = clean.reshape(len(clean), -1), noise.reshape(len(noise), -1)
     return -0.5 * (alpha2 * (clean.shape[1] - noise.square().sum(1)) + both * (clean * noise).sum(1))
-
-
-def _weighted_mean(values: Tensor, clean: Tensor) -> float:
-    """Return the mean of rows' values ``(n,)``, in which far rows count for less, as in the loss."""
-    weight = row_weights(clean)
-    return float((weight * values).sum() / weight.sum())
 
 
 def _log_scale(model: LevelModel) -> float:

@@ -4,7 +4,7 @@ import copy
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from energyppl._checks import check_between, check_count, check_flag, check_number, check_positive
+from energyppl._checks import check_flag
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
-from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged
+from energyppl.errors import CheckpointError, TrainingDiverged
 from energyppl.inference.objectives.contract import Loss, Objective, describe
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.training._checks import (
@@ -29,70 +29,12 @@ from energyppl.inference.training._checks import (
     split_rows,
 )
 from energyppl.inference.training.history import History, Record
+from energyppl.inference.training.options import TrainingOptions, chosen_options
 from energyppl.inference.training.parts import Batches, EarlyStop, Ema, GradientClip, copy_all
 
-__all__ = ["Training", "TrainingOptions", "fit"]
-
+__all__ = ["Training", "fit"]
 
 _SHOWN = ("energy_gap", "acceptance", "denoising", "tie")  # beside the loss, of what the objective records
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """Options of the optimizer, and of when training stops.
-
-    Args:
-        steps: updates at most.
-        batch_size: rows in a batch; all of the data if they are fewer.
-        learning_rate: Adam's, after a short warm-up and before its cosine decay to zero; if None what suits the
-            objective, or else 4e-3 in one and two dimensions and 1e-3 above.
-        ema: decay of the averaged weights that the model ends with.
-        clip: a gradient longer than this many times its recent length is shortened to that.
-        evaluate_every: updates between evaluations on held-out data, which are also when a checkpoint is written.
-        patience: evaluations in a row that are clearly worse on held-out data than the best one, after which training
-            stops, and the best weights are taken.
-        tolerance: how much worse, relative to the best, is clearly worse.
-        label_drop: share of rows whose label is hidden at each update: the energy without a class is learned too.
-        weight_decay: decoupled decay of the model's weights (Loshchilov & Hutter 2019): each update shrinks them by
-            this times the learning rate.
-        max_gap: energy gap, in nats for each dimension, beyond which training counts as diverged.
-
-    Example:
-        >>> ep.TrainingOptions(steps=300, learning_rate=1e-3).batch_size
-        512
-    """
-
-    steps: int = 1500
-    batch_size: int = 512
-    learning_rate: float | None = None
-    ema: float = 0.999
-    clip: float = 10.0
-    evaluate_every: int = 100
-    patience: int = 10
-    tolerance: float = 0.02
-    weight_decay: float = 0.0
-    max_gap: float = 100.0
-    label_drop: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "evaluate_every", "patience"):
-            check_count(name, getattr(self, name))
-        for name in ("learning_rate", "clip", "max_gap"):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
-        for name in ("tolerance", "weight_decay"):
-            check_number(name, getattr(self, name))
-            if getattr(self, name) < 0.0:
-                raise InvalidInput(f"{name} must not be negative; got {getattr(self, name)}: 0 turns it off")
-        check_number("label_drop", self.label_drop)
-        if not 0.0 <= self.label_drop <= 1.0:
-            raise InvalidInput(f"label_drop must lie in [0, 1]; got {self.label_drop}")
-        check_between("ema", self.ema, 0.0, 1.0, closed=True)
-
-    def rate(self, step: int, largest: float) -> float:
-        """Return the learning rate at a step, of which ``largest`` is the largest."""
-        warm = min(1.0, (step + 1) / max(1.0, 0.02 * self.steps))
-        return largest * warm * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
 
 
 class Training:
@@ -141,7 +83,7 @@ class Training:
         default: Any = getattr(model, "default_objective", RecoveryLikelihood)
         check_trainable(model)
         self.objective: Objective = default() if objective is None else checked_objective(objective)
-        self.options = _chosen_options(self.objective, model, options, steps)
+        self.options = chosen_options(self.objective, model, options, steps)
         self.state = self.objective.init(self.model)
         rows = split_rows(model, data, labels, held_out)
         self.data, self.labels, self.held_out = rows.data, rows.labels, rows.held_out
@@ -317,22 +259,6 @@ class Training:
         torch.set_rng_state(state["rng"][0])
         if self.data.is_cuda:
             torch.cuda.set_rng_state_all(state["rng"][1:])
-
-
-def _chosen_options(
-    objective: Objective, model: nn.Module, options: TrainingOptions | None, steps: int | None
-) -> TrainingOptions:
-    """Return the options passed, or those that suit the objective."""
-    if options is None:
-        suited: Any = getattr(objective, "default_options", None)
-        return TrainingOptions(
-            **({} if suited is None else suited(model)) | ({} if steps is None else {"steps": steps})
-        )
-    if steps is not None:
-        raise InvalidInput(f"pass steps or options; got both: put steps={steps!r} into the TrainingOptions")
-    if not isinstance(options, TrainingOptions):
-        raise InvalidInput(f"options must be TrainingOptions; got {type(options).__name__}: pass steps=500, say")
-    return options
 
 
 def fit(

@@ -168,7 +168,7 @@ class UNetInitializer(Rebuildable, nn.Module):
 
 
 class _Stage(NamedTuple):
-    """What the blocks at one resolution have in common."""
+    """Resolution of a U-Net: the channels of its blocks, and whether they attend."""
 
     channels: int
     attends: bool

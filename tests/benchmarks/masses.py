@@ -39,7 +39,7 @@ def crescent_and_mode(share: float, distance: float, width: float = 0.1) -> ep.t
 
 
 class Masses(NamedTuple):
-    """What a density says of the truth, by quadrature."""
+    """Masses and gap of a density, by quadrature."""
 
     gap: float  # KL(truth ‖ model), nats
     far: float  # mass of the far mode
@@ -64,7 +64,7 @@ def masses(ebm: ep.RecoveryEBM, toy: ep.toys.GaussianMixture) -> Masses:
 
 
 def is_far(toy: ep.toys.GaussianMixture, x: Tensor) -> Tensor:
-    """Whether points belong to the far mode."""
+    """Tell whether points belong to the far mode."""
     return torch.cat([toy.modes(part) for part in x.split(65536)]) == ARC
 
 
