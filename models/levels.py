@@ -76,10 +76,8 @@ class LevelEnergies(KernelModel):
 
     def potential(self, level: int | Tensor = 0) -> Potential:
         """Return the energy at one level, or at each point's own level ``(*batch,)``, in standardized coordinates."""
-        if (
-            type(level) is not int or torch.is_inference_mode_enabled()
-        ):  # in which no tensor is made that autograd takes
-            return self._at_level(level, None, 0.0)
+        if type(level) is not int or torch.is_inference_mode_enabled():
+            return self._at_level(level, None, 0.0)  # tensors made in inference mode are none that autograd takes later
         like = (self.loc.dtype, self.loc.device)
         known = self._energies.get(level)
         if known is None or known.potential.net is not self.net or known.like != like:

@@ -94,5 +94,5 @@ def test_a_level_asked_for_in_inference_mode_serves_autograd_later() -> None:
     ebm.potential(1)(x).sum().backward()
     ebm.double()
     assert ebm.potential(1)(x.double()).dtype == torch.float64
-    ebm.net = ep.MLPEnergy((1,), hidden=8, depth=1, frequencies=2)
+    ebm.net = ep.MLPEnergy((1,), hidden=8, depth=1, frequencies=2).double()
     assert ebm.potential(1).net is ebm.net
