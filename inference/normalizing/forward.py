@@ -19,7 +19,7 @@ from energyppl.inference.normalizing.methods import ISLANDS, Annealing
 from energyppl.inference.normalizing.paths import annealed, find_path
 from energyppl.integration.estimates import Estimate, LogNormalizer
 from energyppl.potentials.algebra import Affine, Potential
-from energyppl.potentials.bases import GaussianBase
+from energyppl.potentials.bases import Base, GaussianBase
 
 __all__ = ["ForwardRuns", "combined", "forward_runs", "independent_runs"]
 
@@ -108,7 +108,7 @@ def forward_runs(target: Potential, base: GaussianBase, method: Annealing) -> Fo
 
 
 def independent_runs(
-    stops: tuple[Potential, ...], base: GaussianBase | None, method: Annealing, particles: int, words: str = ""
+    stops: tuple[Potential, ...], base: Base | None, method: Annealing, particles: int, words: str = ""
 ) -> ForwardRuns:
     """Make eight independent runs on one path, which is found by a pilot run; modes are searched for without a base.
 
