@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from energyppl._checks import check_between, check_count, check_flag
+from energyppl._checks import check_between, check_count, check_flag, shape_text
 from energyppl.arviz_export import check_names
 from energyppl.autodiff.bound import bind
 from energyppl.errors import ChainWarning, InvalidInput, warn_user
@@ -180,6 +180,18 @@ class _Run:
         }
 
 
+def _mapped(file: str | os.PathLike[str], dtype: torch.dtype, size: tuple[int, ...]) -> Tensor:
+    """Open a new ``.npy`` file as a tensor that is mapped into memory."""
+    kind = torch.empty(0, dtype=dtype).numpy().dtype
+    try:
+        return torch.from_numpy(np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=size))
+    except (OSError, TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"file must be the path of a .npy file to write {shape_text(size)} draws into; got {file!r} ({error}): name "
+            "a file in a folder that exists and has room"
+        ) from None
+
+
 class _Recorder:
     """Writes draws and diagnostics into tensors made once, step by step."""
 
@@ -202,8 +214,7 @@ class _Recorder:
                 )
             self._draws = torch.empty(size, dtype=x.dtype)
         else:
-            kind = torch.empty(0, dtype=x.dtype).numpy().dtype
-            self._draws = torch.from_numpy(np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=size))
+            self._draws = _mapped(file, x.dtype, size)
         self._energy = torch.empty((draws, *shape), dtype=x.dtype)
         self._acceptance, self._total = torch.empty_like(self._energy), torch.empty_like(self._energy)
         self._diverging = torch.empty((draws, *shape), dtype=torch.bool)
