@@ -187,8 +187,8 @@ def _mapped(file: str | os.PathLike[str], dtype: torch.dtype, size: tuple[int, .
         return torch.from_numpy(np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=size))
     except (OSError, TypeError, ValueError) as error:
         raise InvalidInput(
-            f"file must be the path of a .npy file to write {shape_text(size)} draws into; got {file!r} ({error}): name "
-            "a file in a folder that exists and has room"
+            f"file must be the path of a .npy file to write {shape_text(size)} draws into; got {file!r} ({error}): "
+            "name a file in a folder that exists and has room"
         ) from None
 
 
