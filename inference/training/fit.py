@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -22,15 +23,15 @@ from energyppl.inference.training._checks import (
     check_trainable,
     checked_objective,
     clipped_apart,
-    data_key,
     default_learning_rate,
     load_adam,
     move_to,
-    split_rows,
 )
+from energyppl.inference.training.contract import Readable, Source
 from energyppl.inference.training.history import History, Record
 from energyppl.inference.training.options import TrainingOptions, chosen_options
-from energyppl.inference.training.parts import Batches, EarlyStop, Ema, GradientClip, copy_all
+from energyppl.inference.training.parts import EarlyStop, Ema, GradientClip, copy_all
+from energyppl.inference.training.sources import source_of
 
 __all__ = ["Training", "fit"]
 
@@ -43,13 +44,19 @@ class Training:
     The data are visited in a fresh random order each epoch.  All random numbers come from torch's global generator,
     whose state is part of :meth:`state_dict`, so a continued run gives bit for bit the weights of an undisturbed one.
 
+    Data that don't fit into memory are read a batch at a time, and nothing looks at all of them: up to 65,536 rows (or
+    eight million numbers) stand for all where the model is standardized, in blocks from everywhere in an array or a
+    dataset, the first batches of an iterable.  Call ``model.standardize(rows)`` before to choose them yourself.  A
+    position in an array, a dataset or a loader is part of :meth:`state_dict` too; an iterator can't go back, and a run
+    that goes on with another one says so in a warning.
+
     Args:
         model: holds the parameters; standardized to the data if it wants to be and is not yet.
-        data: training rows, ``(n, *event)``.
+        data: see :func:`fit`.
         objective: what to minimize; the one that the model names if None.
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
-        held_out: rows to evaluate on, ``(m, *event)``, of which the first 4096 count; a tenth of ``data`` is set aside
-            if None.
+        held_out: rows to evaluate on, of which the first 4096 count, as a tensor or anything that ``data`` may be; see
+            :func:`fit`.
         options: how to optimize; those that suit the objective if None.
         steps: updates at most, with the other options as they suit the objective.
 
@@ -71,11 +78,11 @@ class Training:
     def __init__(
         self,
         model: nn.Module,
-        data: Tensor,
+        data: Readable,
         objective: Objective | None = None,
         *,
-        labels: Tensor | None = None,
-        held_out: Tensor | None = None,
+        labels: Tensor | NDArray[Any] | None = None,
+        held_out: Readable | None = None,
         options: TrainingOptions | None = None,
         steps: int | None = None,
     ) -> None:
@@ -85,21 +92,19 @@ class Training:
         self.objective: Objective = default() if objective is None else checked_objective(objective)
         self.options = chosen_options(self.objective, model, options, steps)
         self.state = self.objective.init(self.model)
-        rows = split_rows(model, data, labels, held_out)
-        self.data, self.labels, self.held_out = rows.data, rows.labels, rows.held_out
+        self._source = source_of(model, data, labels, held_out, self.options.batch_size)
         if hasattr(model, "standardize") and not bool(self.model.is_standardized):
-            self.model.standardize(self.data)
+            self.model.standardize(self._source.sample)
         self.records: list[Record] = []
         self.stopped = ""
         self._gap = 0.0
-        self._rate = self.options.learning_rate or default_learning_rate(self.objective, model, self.data)
+        self._rate = self.options.learning_rate or default_learning_rate(self.objective, model, self._source.sample)
         self._weights = [p for p in (*model.parameters(), *self.state.parameters()) if p.requires_grad]
         groups = [
             {"params": [p for p in part.parameters() if p.requires_grad], "weight_decay": decay}
             for part, decay in ((model, self.options.weight_decay), (self.state, 0.0))
         ]
         self._optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
-        self._batches = Batches(len(self.data), min(self.options.batch_size, len(self.data)))
         self._clip = GradientClip(clipped_apart(model, self._weights), self.options.clip)
         self._ema = Ema(self._weights, self.options.ema)
         self._early = EarlyStop(self._everything(), self.options.patience, self.options.tolerance)
@@ -119,12 +124,13 @@ class Training:
         step, options = len(self.records), self.options
         if not self.stopped and step >= options.steps:
             self.stopped = f"all {options.steps} steps made"
-        if self.stopped:
+        drawn = None if self.stopped else self._next_batch()
+        if drawn is None:
             raise StopIteration
+        model, batch = drawn
         rate = options.rate(step, self._rate)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        model, batch = self._next_batch()
         loss = self.objective.loss(model, self.state, batch)
         self._optimizer.zero_grad()
         loss.value.backward()
@@ -151,23 +157,33 @@ class Training:
             copy_all(self._weights, self._ema.average)
         settle = getattr(self.objective, "settle", None)
         if settle is not None:
-            settle(self.model, self.state, self.data)
+            settle(self.model, self.state, self._source.sample)
         self._set_model_kernel()
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
 
-    def _next_batch(self) -> tuple[Any, Tensor]:
-        """Return the model, which is given the next rows' classes if they have any, and the rows."""
-        rows = self._batches.draw().to(self.data.device)
-        if self.labels is None:
-            return self.model, self.data[rows]
+    def _next_batch(self) -> tuple[Any, Tensor] | None:
+        """Return the model, which is given the next rows' classes if they have any, and the rows; None at the end."""
+        drawn = self._source.draw()
+        if drawn is None:
+            self._end(f"the data ended after {len(self.records)} steps: pass batches that can be read again for more")
+            return None
+        rows, labels = drawn
+        if labels is None:
+            return self.model, rows
         hidden = torch.rand(len(rows), device=rows.device) < self.options.label_drop
-        labels = torch.where(hidden, self.model.net.classes, self.labels[rows])
-        return self.model.given(labels), self.data[rows]
+        return self.model.given(torch.where(hidden, self.model.net.classes, labels)), rows
+
+    def _end(self, why: str) -> None:
+        """End the run at a step that was not planned to be the last, with a last evaluation."""
+        self.stopped = why
+        if self.records and math.isnan(self.records[-1].held_out):
+            self.records[-1] = self.records[-1]._replace(held_out=self._evaluate(len(self.records) - 1))
+            self.stopped = why
 
     def _guard(self, step: int, loss: Loss, norm: float) -> None:
         # One wild batch is not divergence: the gap is judged by its running mean.
         self._gap = 0.9 * self._gap + 0.1 * (loss.energy_gap or 0.0)
-        limit = self.options.max_gap * math.prod(self.data.shape[1:])
+        limit = self.options.max_gap * math.prod(self._source.sample.shape[1:])
         value = float(loss.value.detach())
         smallest = 1.0 if loss.smallest_step is None else loss.smallest_step
         for bad, what in (
@@ -188,7 +204,7 @@ class Training:
         """Measure the averaged weights on held-out data."""
         present = [p.detach().clone() for p in self._weights]
         copy_all(self._weights, self._ema.average)
-        measure = self.objective.measure(self.model, self.state, self.held_out)
+        measure = self.objective.measure(self.model, self.state, self._source.held_out)
         if self._early.update(measure, self._everything()):
             self.stopped = f"worse on held-out data for {self._early.stale} evaluations, at step {step}"
         copy_all(self._weights, present)
@@ -207,13 +223,13 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a run needs to go on bit for bit, as tensors, numbers and strings."""
-        cuda = torch.cuda.get_rng_state_all() if self.data.is_cuda else []
+        cuda = torch.cuda.get_rng_state_all() if self._source.held_out.is_cuda else []
         return {
             "options": asdict(self.options),
             "objective": describe(self.objective),
             "schedule": describe(getattr(self.model, "schedule", None)),
             "kernel": describe(getattr(self.model, "initial_kernel", None)),
-            "data": data_key(self.data, self.held_out, self.labels),
+            "data": self._source.key(),
             "model": dict(self.model.state_dict()),
             "state": dict(self.state.state_dict()),
             "optimizer": self._optimizer.state_dict(),
@@ -242,8 +258,8 @@ class Training:
             self._assign(before)
             raise CheckpointError(f"this checkpoint is damaged ({error}): use another copy or begin again") from error
 
-    def _parts(self) -> dict[str, Batches | Ema | GradientClip | EarlyStop]:
-        return {"batches": self._batches, "ema": self._ema, "clip": self._clip, "early": self._early}
+    def _parts(self) -> dict[str, Source | Ema | GradientClip | EarlyStop]:
+        return {"batches": self._source, "ema": self._ema, "clip": self._clip, "early": self._early}
 
     def _assign(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
@@ -257,17 +273,17 @@ class Training:
         self.records = [Record(*row) for row in state["records"]]
         self.stopped = state["stopped"]
         torch.set_rng_state(state["rng"][0])
-        if self.data.is_cuda:
+        if self._source.held_out.is_cuda:
             torch.cuda.set_rng_state_all(state["rng"][1:])
 
 
 def fit(
     model: nn.Module,
-    data: Tensor,
+    data: Readable,
     objective: Objective | None = None,
     *,
-    labels: Tensor | None = None,
-    held_out: Tensor | None = None,
+    labels: Tensor | NDArray[Any] | None = None,
+    held_out: Readable | None = None,
     options: TrainingOptions | None = None,
     steps: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -279,10 +295,15 @@ def fit(
     Args:
         model: such as a :class:`~energyppl.RecoveryEBM`; trained in place, with the weights of :meth:`Training.finish`
             in the end.
-        data: rows, ``(n, *event)``, floating point and finite.
+        data: rows, ``(n, *event)``, floating point and finite: a tensor, a numpy array or a table of numbers; an array
+            that is mapped from a file (``numpy.load(path, mmap_mode="r")``), or a torch ``Dataset``, which are read a
+            batch at a time; a ``DataLoader``, or any iterable of batches ``(rows, *event)``, taken as they come, of any
+            size, in pass after pass until all steps are made.  Datasets and iterables may give pairs (rows, labels).
         objective: what to minimize; the one that the model names, with its defaults, if None.
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
-        held_out: rows for the measure that can stop training early; a tenth of ``data`` is set aside if None.
+        held_out: rows for the measure that can stop training early, of which the first 4096 count; anything that
+            ``data`` may be.  If None they are set aside: a tenth of ``data`` at random (at most 4096 of rows that are
+            read by number, which includes those of a plain ``DataLoader``), or an iterable's first batches.
         options: how to optimize; those that suit the objective if None.
         steps: updates at most, with the other options as they suit the objective.
         checkpoint: a file to keep the run in, written at every evaluation; if it exists the run goes on from it.
