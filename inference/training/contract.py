@@ -31,7 +31,7 @@ class Source(Protocol):
     held_out: Tensor  # (m, *event): rows to evaluate on, which are never drawn
 
     def draw(self) -> Draw | None:
-        """Return the next batch; None if there is none, and none to come."""
+        """Return the next batch, of several processes this one's share; None if there is none, and none to come."""
         ...
 
     def key(self) -> list[Any]:

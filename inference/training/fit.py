@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from energyppl._checks import check_flag
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
+from energyppl.distributed import agreed, average_gradients, broadcast, mean, rank, world_size
 from energyppl.errors import CheckpointError, TrainingDiverged
 from energyppl.inference.objectives.contract import Loss, Objective, describe
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
@@ -31,6 +32,13 @@ from energyppl.inference.training.contract import Readable, Source
 from energyppl.inference.training.history import History, Record
 from energyppl.inference.training.options import TrainingOptions, chosen_options
 from energyppl.inference.training.parts import EarlyStop, Ema, GradientClip, copy_all
+from energyppl.inference.training.processes import (
+    begin_together,
+    end_together,
+    over_processes,
+    own_parts,
+    take_own_part,
+)
 from energyppl.inference.training.sources import source_of
 
 __all__ = ["Training", "fit"]
@@ -91,10 +99,13 @@ class Training:
         check_trainable(model)
         self.objective: Objective = default() if objective is None else checked_objective(objective)
         self.options = chosen_options(self.objective, model, options, steps)
+        begin_together(model, self.options)
         self.state = self.objective.init(self.model)
+        broadcast(self.state.parameters())  # its buffers, such as chains, are each process's own
         self._source = source_of(model, data, labels, held_out, self.options.batch_size)
         if hasattr(model, "standardize") and not bool(self.model.is_standardized):
             self.model.standardize(self._source.sample)
+        broadcast(model.buffers())
         self.records: list[Record] = []
         self.stopped = ""
         self._gap = 0.0
@@ -134,6 +145,8 @@ class Training:
         loss = self.objective.loss(model, self.state, batch)
         self._optimizer.zero_grad()
         loss.value.backward()
+        average_gradients(self._weights)
+        loss = over_processes(loss)
         norm = self._clip.clip()
         self._guard(step, loss, norm)
         self._optimizer.step()
@@ -159,6 +172,7 @@ class Training:
         if settle is not None:
             settle(self.model, self.state, self._source.sample)
         self._set_model_kernel()
+        end_together(self.model, self.state)
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
 
     def _next_batch(self) -> tuple[Any, Tensor] | None:
@@ -204,7 +218,9 @@ class Training:
         """Measure the averaged weights on held-out data."""
         present = [p.detach().clone() for p in self._weights]
         copy_all(self._weights, self._ema.average)
-        measure = self.objective.measure(self.model, self.state, self._source.held_out)
+        held_out = self._source.held_out
+        share = held_out[rank() :: world_size()] if len(held_out) >= world_size() else held_out
+        measure = mean({"measure": self.objective.measure(self.model, self.state, share)})["measure"]
         if self._early.update(measure, self._everything()):
             self.stopped = f"worse on held-out data for {self._early.stale} evaluations, at step {step}"
         copy_all(self._weights, present)
@@ -223,7 +239,6 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a run needs to go on bit for bit, as tensors, numbers and strings."""
-        cuda = torch.cuda.get_rng_state_all() if self._source.held_out.is_cuda else []
         return {
             "options": asdict(self.options),
             "objective": describe(self.objective),
@@ -237,7 +252,7 @@ class Training:
             "gap": self._gap,
             "records": [[*r[:5], dict(r.values)] for r in self.records],
             "stopped": self.stopped,
-            "rng": [torch.get_rng_state(), *cuda],
+            "processes": own_parts(self.state, cuda=self._source.held_out.is_cuda),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -272,9 +287,7 @@ class Training:
         self._gap = float(state["gap"])
         self.records = [Record(*row) for row in state["records"]]
         self.stopped = state["stopped"]
-        torch.set_rng_state(state["rng"][0])
-        if self._source.held_out.is_cuda:
-            torch.cuda.set_rng_state_all(state["rng"][1:])
+        take_own_part(self.state, state["processes"], cuda=self._source.held_out.is_cuda)
 
 
 def fit(
@@ -291,6 +304,9 @@ def fit(
     progress: bool = True,
 ) -> History:
     """Train ``model`` on ``data``, with a progress bar, a held-out measure and guards against divergence.
+
+    Started by ``torchrun`` in several processes, each takes its share of every batch, gradients are averaged, and all
+    end with the same model; process 0 alone writes the checkpoint and shows progress, see :mod:`energyppl.distributed`.
 
     Args:
         model: such as a :class:`~energyppl.RecoveryEBM`; trained in place, with the weights of :meth:`Training.finish`
@@ -327,21 +343,30 @@ def fit(
     """
     check_flag("progress", progress)
     check_trainable(model)
+    world_size()  # joins the processes, each to a GPU of its own
     if device is not None:
         move_to(model, device)
     training = Training(model, data, objective, labels=labels, held_out=held_out, options=options, steps=steps)
     path = None if checkpoint is None else Path(checkpoint)
-    if path is not None and path.exists():
-        training.load_state_dict(load_checkpoint(path))
+    first = rank() == 0
+    if path is not None and agreed(path.exists()):
+        training.load_state_dict(agreed(load_checkpoint(path) if first else {}))
     total = training.options.steps
-    with tqdm(total=total, initial=len(training.records), disable=not progress, unit="step") as bar:
+    with tqdm(total=total, initial=len(training.records), disable=not (progress and first), unit="step") as bar:
         for record in training:
             bar.update()
             if record.step % 10 == 0:
                 shown = {"loss": record.loss, **{name: record.values[name] for name in _SHOWN if name in record.values}}
                 bar.set_postfix_str(" ".join(f"{name} {value:+.3f}" for name, value in shown.items()), refresh=False)
             if path is not None and (record.step + 1) % training.options.evaluate_every == 0:
-                save_checkpoint(path, training.state_dict())
+                _keep(path, training)
     if path is not None:
-        save_checkpoint(path, training.state_dict())
+        _keep(path, training)
     return training.finish()
+
+
+def _keep(path: Path, training: Training) -> None:
+    """Write a run to its checkpoint, by process 0."""
+    state = training.state_dict()
+    if rank() == 0:
+        save_checkpoint(path, state)

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from energyppl.distributed import shared_seed
+
 __all__ = ["Batches", "EarlyStop", "Ema", "GradientClip", "WindowedBatches"]
 
 _BLOCK, _WINDOW = 2**16, 2**26  # bytes of neighbouring rows, and of the rows that are shuffled together
@@ -32,7 +34,7 @@ class Batches:
     def draw(self) -> Tensor:
         """Return the next rows, ``(size,)``; a rest that is smaller than a batch waits for another epoch."""
         if self._position + self.size > self.count:
-            self._seed, self._position = int(torch.randint(2**62, ())), 0
+            self._seed, self._position = shared_seed(), 0
             self._shuffle()
         rows = self._order[self._position : self._position + self.size]
         self._position += self.size
@@ -82,7 +84,7 @@ class WindowedBatches:
         while self._position + self.size > len(self._rows):
             self._window, self._position = self._window + 1, 0
             if self._window >= self._windows:
-                self._seed, self._window = int(torch.randint(2**62, ())), 0
+                self._seed, self._window = shared_seed(), 0
             self._shuffle()
         rows = self._rows[self._position : self._position + self.size]
         self._position += self.size

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from energyppl._checks import check_data
+from energyppl.distributed import rank, world_size
 from energyppl.errors import InvalidInput
 from energyppl.inference.training._checks import check_labels, require_no_classes
 from energyppl.inference.training.contract import MEASURED_ROWS, Draw, Source, rows_and_labels, sums
@@ -92,8 +93,8 @@ class TensorRows:
         self._batches = Batches(len(data), min(size, len(data)))
 
     def draw(self) -> Draw:
-        """Return the next batch."""
-        rows = self._batches.draw().to(self.sample.device)
+        """Return the next batch, or this process's share of it."""
+        rows = self._batches.draw()[rank() :: world_size()].to(self.sample.device)
         return self.sample[rows], None if self._labels is None else self._labels[rows]
 
     def key(self) -> list[Any]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from energyppl._checks import check_event, shape_text
+from energyppl.distributed import rank, world_size
 from energyppl.errors import InvalidInput
 from energyppl.inference.training._checks import check_labels, require_no_classes
 from energyppl.inference.training.contract import (
@@ -72,8 +73,8 @@ class StoredRows:
         self.held_out = self._read(aside)[0] if held_out is None else held_out[:MEASURED_ROWS]
 
     def draw(self) -> Draw:
-        """Return the next batch."""
-        return self._read(np.sort(self._batches.draw()))
+        """Return the next batch, or this process's share of it."""
+        return self._read(np.sort(self._batches.draw())[rank() :: world_size()])
 
     def _read(self, numbers: NDArray[np.int64]) -> Draw:
         """Return rows by number, checked, as the model's weights are and where they are."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from energyppl._checks import check_data, shape_text
+from energyppl.distributed import rank, shared_seed, world_size
 from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.training._checks import check_labels, require_no_classes
 from energyppl.inference.training.contract import (
@@ -70,26 +71,28 @@ class StreamedBatches:
     # --- Reading ---
 
     def draw(self) -> Draw | None:
-        """Return the next batch; None where an iterator has ended."""
-        if self._waiting:
-            drawn = self._waiting.popleft()
-        else:
-            if self._pass is None:
-                self._begin(int(torch.randint(2**62, ())))
-            found = self._next()
-            if found is None and not self._once:
-                self._begin(int(torch.randint(2**62, ())))
-                found = self._next()
-                if found is None:
-                    raise InvalidInput(
-                        f"{self._what()} ended at once: pass an iterable that gives batches in each pass"
-                    )
-            if found is None:
+        """Return the next batch, or this process's share of it; None where an iterator has ended."""
+        while True:
+            drawn = self._waiting.popleft() if self._waiting else self._following()
+            if drawn is None:
                 return None
-            drawn = found
-        self._position += 1
-        self._last = float(drawn[0].double().sum())
-        return drawn
+            self._position += 1
+            self._last = float(drawn[0].double().sum())
+            if len(drawn[0]) >= world_size():  # else the rest of a pass has nothing for some process
+                share = slice(rank(), None, world_size())
+                return drawn[0][share], None if drawn[1] is None else drawn[1][share]
+
+    def _following(self) -> Draw | None:
+        """Return the next batch of this pass, or of another."""
+        if self._pass is None:
+            self._begin(shared_seed())
+        found = self._next()
+        if found is None and not self._once:
+            self._begin(shared_seed())
+            found = self._next()
+            if found is None:
+                raise InvalidInput(f"{self._what()} gave no batch in another pass: pass one that does in each")
+        return found
 
     def _begin(self, seed: int, skip: int = 0) -> None:
         """Begin a pass with random numbers of its own, and pass over the held-out batches and ``skip`` more."""
