@@ -18,6 +18,7 @@ NAMES = (
     "log_z",
     "masses",
     "microcanonical",
+    "processes",
     "recovery",
     "robustness",
     "samplers",

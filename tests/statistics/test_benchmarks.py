@@ -30,6 +30,7 @@ SMALL = {
     "truth": "mixture bananas ring --dimensions 5 --rows 200 --steps 2",
     "masses": "--steps 2 --samples 20 --shares .1 --distances 3",
     "microcanonical": "'banana, 2-D' --warmup 30 --draws 20",
+    "processes": "--steps 2 --batch 64 --chains 16 --draws 10 --particles 32",
     "recovery": "--steps 2 --points 100 eight-gaussians",
     "robustness": "--seeds 1 --updates 1",
     "samplers": "--targets banana --chains 4 --draws 20 --warmup 20",
@@ -39,7 +40,7 @@ SMALL = {
     "temperature": "--scale 0.07",
 }
 
-HEAVY = {"cooperative", "cost", "images", "systems"}  # half a minute and more, whatever their options
+HEAVY = {"cooperative", "cost", "images", "processes", "systems"}  # half a minute and more, whatever their options
 CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in SMALL]
 
 

@@ -45,7 +45,7 @@ def run(
             process.start()
     ends = []
     for number, process in enumerate(processes):
-        process.join(60.0)
+        process.join(limit)
         late = process.is_alive()
         if late:
             process.kill()
