@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_between, check_data, check_event, check_positive, check_spanning, checked
 from energyppl.autodiff.private import is_transformed
+from energyppl.distributed import agreed
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
@@ -176,7 +177,7 @@ class EnergyModel(nn.Module):
             )
 
         def anneal() -> LogNormalizer:
-            return self._anneal(
+            found = self._anneal(
                 level,
                 method=method,
                 samples=samples,
@@ -185,6 +186,7 @@ class EnergyModel(nn.Module):
                 confidence=confidence,
                 progress=progress,
             )
+            return agreed(found)  # among processes that share the particles
 
         if not plain:
             return anneal()

@@ -16,11 +16,13 @@ from tqdm.auto import tqdm
 from energyppl._checks import check_between, check_count, check_flag, shape_text
 from energyppl.arviz_export import check_names
 from energyppl.autodiff.bound import bind
+from energyppl.distributed import own_numbers, rank, world_size
 from energyppl.errors import ChainWarning, InvalidInput, warn_user
 from energyppl.inference.adaptation.warmup import untuned, warm_up
 from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, combined, middle_step
 from energyppl.inference.kernels.mass import MassEstimate, low_rank_mass
 from energyppl.inference.sampling.chains import Chains
+from energyppl.inference.sampling.processes import joined, own_share
 from energyppl.inference.sampling.pyro_model import ModelPotential
 from energyppl.inference.sampling.targets import Init, Target
 from energyppl.potentials.algebra import Potential
@@ -53,7 +55,8 @@ def sample_chains(
 
     Draws take ``chains · draws · event`` numbers of memory; with ``file`` they go to a ``.npy`` file that is mapped
     into memory, and only their diagnostics (19 bytes each) stay.  Ctrl-C ends the sampling and keeps what was drawn;
-    chains that are stuck or not finite are named by :meth:`Chains.problems`, and in a warning.
+    chains that are stuck or not finite are named by :meth:`Chains.problems`, and in a warning.  Processes of
+    ``torchrun`` share the chains, tune for their own, and all return all of them, see :mod:`energyppl.distributed`.
 
     Args:
         kernel: moves the chains; tuned by :func:`~energyppl.adapt` during the warm-up if it has a step size.  A kernel
@@ -101,6 +104,36 @@ def sample_chains(
     if isinstance(target.potential, ModelPotential):
         for group in target.potential.shapes():
             check_names(group)
+    if file is not None and world_size() > 1:
+        raise InvalidInput("draws of several processes are joined in memory; got file=…: leave it out, or thin more")
+    with own_numbers():
+        own = _sample(
+            kernel, target, *own_share(chains, init), draws, warmup, thin, target_acceptance, mass, keep_warmup, file,
+            progress=progress and rank() == 0,
+        )  # fmt: skip
+    result = joined(own)
+    if rank() == 0:
+        for problem in result.problems(rare=_RARE, disagreement=_FAR):
+            warn_user(problem, ChainWarning)
+    return result
+
+
+def _sample(
+    kernel: Kernel,
+    target: Target,
+    chains: int,
+    init: Init,
+    draws: int,
+    warmup: int,
+    thin: int,
+    target_acceptance: float | None,
+    mass: MassEstimate,
+    keep_warmup: bool,
+    file: str | os.PathLike[str] | None,
+    *,
+    progress: bool,
+) -> Chains:
+    """Run this process's chains."""
     x, potential = target.start(chains, init), bind(target.potential)
     recorder = _Recorder(target, x, draws, file)
     early = _Recorder(target, x, warmup, None) if keep_warmup and warmup else None
@@ -115,16 +148,13 @@ def sample_chains(
         run.interrupted = True
     finally:
         bar.close()
-    result = replace(
+    return replace(
         recorder.chains(run.kernel),
         warmup=early.chains(run.kernel) if early is not None else None,
         attributes=_attributes(run.kernel, warmup, thin),
         notes=untuned(run.kernel) if warmup else (),
         **run.costs(),
     )
-    for problem in result.problems(rare=_RARE, disagreement=_FAR):
-        warn_user(problem, ChainWarning)
-    return result
 
 
 def _check_counts(**counts: int) -> None:

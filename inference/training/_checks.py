@@ -1,25 +1,16 @@
 """Checks of a training run: its model, rows and labels, and the checkpoints that it may go on from."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_data, check_kind, shape_text
+from energyppl._checks import check_kind, shape_text
 from energyppl.errors import CheckpointError, InvalidInput, first_line
 from energyppl.inference.objectives.contract import Objective, Paced
 
 _DECLARED = ("sigmas", "base_sigma")  # of a model's state: what it is built with and no training changes
-_MEASURED_ROWS = 4096  # of the held-out data
-
-
-class Rows(NamedTuple):
-    """Rows to train on and to evaluate on, in the model's dtype and on its device."""
-
-    data: Tensor  # (n, *event)
-    labels: Tensor | None  # (n,)
-    held_out: Tensor  # (m, *event)
 
 
 def check_trainable(model: nn.Module) -> None:
@@ -53,33 +44,6 @@ def checked_objective(objective: Any) -> Objective:
     return found
 
 
-def split_rows(model: nn.Module, data: Tensor, labels: Tensor | None, held_out: Tensor | None) -> Rows:
-    """Check the rows, and set a tenth of them aside to evaluate on unless others are given.
-
-    Raises:
-        InvalidInput: for rows of the wrong shape, dtype or number, and labels that don't fit.
-    """
-    event_shape = getattr(model, "event_shape", None)
-    if not isinstance(data, Tensor):
-        raise InvalidInput(f"data must be a torch tensor; got {type(data).__name__}: wrap it in torch.as_tensor")
-    least = 3 if held_out is None else 2  # two rows are needed for a standard deviation
-    check_data("data", data, data.shape[1:] if event_shape is None else event_shape, at_least=least)
-    like = next(model.parameters())
-    data = data.detach().to(like)
-    if labels is None:
-        _require_no_classes(model)
-    else:
-        labels = check_labels(model, data, labels)
-    if held_out is None:
-        # Always the same split, so that a continued run has the same rows.
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
-        aside = max(1, len(data) // 10)
-        held_out, data = data[order[:aside]], data[order[aside:]]
-        labels = labels if labels is None else labels[order[aside:]]
-    held_out = check_data("held_out", held_out, data.shape[1:])[:_MEASURED_ROWS].detach().to(like)
-    return Rows(data, labels, held_out)
-
-
 def clipped_apart(model: nn.Module, weights: list[Tensor]) -> list[list[Tensor]]:
     """Split weights into those of the energy and those of an initializer, whose gradients are different things."""
     initializer = getattr(model, "initializer", None)
@@ -104,7 +68,7 @@ def move_to(model: nn.Module, device: str | torch.device) -> None:
         ) from error
 
 
-def _require_no_classes(model: Any) -> None:
+def require_no_classes(model: Any) -> None:
     """Require a network without classes, for rows that come without labels.
 
     Raises:
@@ -148,13 +112,6 @@ def check_labels(model: nn.Module, data: Tensor, labels: Tensor) -> Tensor:
             f"labels must lie between 0 and {classes - 1}; got {int(labels.min())} to {int(labels.max())}"
         )
     return labels.detach().long().to(data.device)
-
-
-def data_key(data: Tensor, held_out: Tensor, labels: Tensor | None) -> list[Any]:
-    """Return numbers that tell these rows and labels, in their order, from others."""
-    order = 0 if labels is None else int((labels.cpu() * torch.arange(1, len(labels) + 1)).sum())
-    sums = [float(rows.cpu().double().sum()) for rows in (data, held_out)]  # a GPU adds up in an order of its own
-    return [list(data.shape), *sums, -1 if labels is None else order]
 
 
 def check_same_run(theirs: Any, ours: dict[str, Any]) -> None:

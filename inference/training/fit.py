@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from energyppl._checks import check_flag
 from energyppl.autodiff.private import AdamW
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
+from energyppl.distributed import agreed, average_gradients, broadcast, mean, rank, world_size
 from energyppl.errors import CheckpointError, TrainingDiverged
 from energyppl.inference.objectives.contract import Loss, Objective, describe
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
@@ -23,15 +25,22 @@ from energyppl.inference.training._checks import (
     check_trainable,
     checked_objective,
     clipped_apart,
-    data_key,
     default_learning_rate,
     load_adam,
     move_to,
-    split_rows,
 )
+from energyppl.inference.training.contract import Readable, Source
 from energyppl.inference.training.history import History, Record
 from energyppl.inference.training.options import TrainingOptions, chosen_options
-from energyppl.inference.training.parts import Batches, EarlyStop, Ema, GradientClip, copy_all
+from energyppl.inference.training.parts import EarlyStop, Ema, GradientClip, copy_all
+from energyppl.inference.training.processes import (
+    begin_together,
+    end_together,
+    over_processes,
+    own_parts,
+    take_own_part,
+)
+from energyppl.inference.training.sources import source_of
 
 __all__ = ["Training", "fit"]
 
@@ -44,13 +53,19 @@ class Training:
     The data are visited in a fresh random order each epoch.  All random numbers come from torch's global generator,
     whose state is part of :meth:`state_dict`, so a continued run gives bit for bit the weights of an undisturbed one.
 
+    Data that don't fit into memory are read a batch at a time, and nothing looks at all of them: up to 65,536 rows (or
+    eight million numbers) stand for all where the model is standardized, in blocks from everywhere in an array or a
+    dataset, the first batches of an iterable.  Call ``model.standardize(rows)`` before to choose them yourself.  A
+    position in an array, a dataset or a loader is part of :meth:`state_dict` too; an iterator can't go back, and a run
+    that goes on with another one says so in a warning.
+
     Args:
         model: holds the parameters; standardized to the data if it wants to be and is not yet.
-        data: training rows, ``(n, *event)``.
+        data: see :func:`fit`.
         objective: what to minimize; the one that the model names if None.
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
-        held_out: rows to evaluate on, ``(m, *event)``, of which the first 4096 count; a tenth of ``data`` is set aside
-            if None.
+        held_out: rows to evaluate on, of which the first 4096 count, as a tensor or anything that ``data`` may be; see
+            :func:`fit`.
         options: how to optimize; those that suit the objective if None.
         steps: updates at most, with the other options as they suit the objective.
 
@@ -72,11 +87,11 @@ class Training:
     def __init__(
         self,
         model: nn.Module,
-        data: Tensor,
+        data: Readable,
         objective: Objective | None = None,
         *,
-        labels: Tensor | None = None,
-        held_out: Tensor | None = None,
+        labels: Tensor | NDArray[Any] | None = None,
+        held_out: Readable | None = None,
         options: TrainingOptions | None = None,
         steps: int | None = None,
     ) -> None:
@@ -85,22 +100,23 @@ class Training:
         check_trainable(model)
         self.objective: Objective = default() if objective is None else checked_objective(objective)
         self.options = chosen_options(self.objective, model, options, steps)
+        begin_together(model, self.options)
         self.state = self.objective.init(self.model)
-        rows = split_rows(model, data, labels, held_out)
-        self.data, self.labels, self.held_out = rows.data, rows.labels, rows.held_out
+        broadcast(self.state.parameters())  # its buffers, such as chains, are each process's own
+        self._source = source_of(model, data, labels, held_out, self.options.batch_size)
         if hasattr(model, "standardize") and not bool(self.model.is_standardized):
-            self.model.standardize(self.data)
+            self.model.standardize(self._source.sample)
+        broadcast(model.buffers())
         self.records: list[Record] = []
         self.stopped = ""
         self._gap = 0.0
-        self._rate = self.options.learning_rate or default_learning_rate(self.objective, model, self.data)
+        self._rate = self.options.learning_rate or default_learning_rate(self.objective, model, self._source.sample)
         self._weights = [p for p in (*model.parameters(), *self.state.parameters()) if p.requires_grad]
         groups = [
             {"params": [p for p in part.parameters() if p.requires_grad], "weight_decay": decay}
             for part, decay in ((model, self.options.weight_decay), (self.state, 0.0))
         ]
         self._optimizer = AdamW([group for group in groups if group["params"]], fused=True)
-        self._batches = Batches(len(self.data), min(self.options.batch_size, len(self.data)))
         self._clip = GradientClip(clipped_apart(model, self._weights), self.options.clip)
         self._ema = Ema(self._weights, self.options.ema)
         self._early = EarlyStop(self._everything(), self.options.patience, self.options.tolerance)
@@ -120,15 +136,18 @@ class Training:
         step, options = len(self.records), self.options
         if not self.stopped and step >= options.steps:
             self.stopped = f"all {options.steps} steps made"
-        if self.stopped:
+        drawn = None if self.stopped else self._next_batch()
+        if drawn is None:
             raise StopIteration
+        model, batch = drawn
         rate = options.rate(step, self._rate)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        model, batch = self._next_batch()
         loss = self.objective.loss(model, self.state, batch)
         self._optimizer.zero_grad()
         loss.value.backward()
+        average_gradients(self._weights)
+        loss = over_processes(loss)
         norm = self._clip.clip()
         self._guard(step, loss, norm)
         self._optimizer.step()
@@ -152,23 +171,34 @@ class Training:
             copy_all(self._weights, self._ema.average)
         settle = getattr(self.objective, "settle", None)
         if settle is not None:
-            settle(self.model, self.state, self.data)
+            settle(self.model, self.state, self._source.sample)
         self._set_model_kernel()
+        end_together(self.model, self.state)
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
 
-    def _next_batch(self) -> tuple[Any, Tensor]:
-        """Return the model, which is given the next rows' classes if they have any, and the rows."""
-        rows = self._batches.draw().to(self.data.device)
-        if self.labels is None:
-            return self.model, self.data[rows]
+    def _next_batch(self) -> tuple[Any, Tensor] | None:
+        """Return the model, which is given the next rows' classes if they have any, and the rows; None at the end."""
+        drawn = self._source.draw()
+        if drawn is None:
+            self._end(f"the data ended after {len(self.records)} steps: pass batches that can be read again for more")
+            return None
+        rows, labels = drawn
+        if labels is None:
+            return self.model, rows
         hidden = torch.rand(len(rows), device=rows.device) < self.options.label_drop
-        labels = torch.where(hidden, self.model.net.classes, self.labels[rows])
-        return self.model.given(labels), self.data[rows]
+        return self.model.given(torch.where(hidden, self.model.net.classes, labels)), rows
+
+    def _end(self, why: str) -> None:
+        """End the run at a step that was not planned to be the last, with a last evaluation."""
+        self.stopped = why
+        if self.records and math.isnan(self.records[-1].held_out):
+            self.records[-1] = self.records[-1]._replace(held_out=self._evaluate(len(self.records) - 1))
+            self.stopped = why
 
     def _guard(self, step: int, loss: Loss, norm: float) -> None:
         # One wild batch is not divergence: the gap is judged by its running mean.
         self._gap = 0.9 * self._gap + 0.1 * (loss.energy_gap or 0.0)
-        limit = self.options.max_gap * math.prod(self.data.shape[1:])
+        limit = self.options.max_gap * math.prod(self._source.sample.shape[1:])
         value = float(loss.value.detach())
         smallest = 1.0 if loss.smallest_step is None else loss.smallest_step
         for bad, what in (
@@ -189,7 +219,9 @@ class Training:
         """Measure the averaged weights on held-out data."""
         present = [p.detach().clone() for p in self._weights]
         copy_all(self._weights, self._ema.average)
-        measure = self.objective.measure(self.model, self.state, self.held_out)
+        held_out = self._source.held_out
+        share = held_out[rank() :: world_size()] if len(held_out) >= world_size() else held_out
+        measure = mean({"measure": self.objective.measure(self.model, self.state, share)})["measure"]
         if self._early.update(measure, self._everything()):
             self.stopped = f"worse on held-out data for {self._early.stale} evaluations, at step {step}"
         copy_all(self._weights, present)
@@ -208,13 +240,12 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a run needs to go on bit for bit, as tensors, numbers and strings."""
-        cuda = torch.cuda.get_rng_state_all() if self.data.is_cuda else []
         return {
             "options": asdict(self.options),
             "objective": describe(self.objective),
             "schedule": describe(getattr(self.model, "schedule", None)),
             "kernel": describe(getattr(self.model, "initial_kernel", None)),
-            "data": data_key(self.data, self.held_out, self.labels),
+            "data": self._source.key(),
             "model": dict(self.model.state_dict()),
             "state": dict(self.state.state_dict()),
             "optimizer": self._optimizer.state_dict(),
@@ -222,7 +253,7 @@ class Training:
             "gap": self._gap,
             "records": [[*r[:5], dict(r.values)] for r in self.records],
             "stopped": self.stopped,
-            "rng": [torch.get_rng_state(), *cuda],
+            "processes": own_parts(self.state, cuda=self._source.held_out.is_cuda),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -243,8 +274,8 @@ class Training:
             self._assign(before)
             raise CheckpointError(f"this checkpoint is damaged ({error}): use another copy or begin again") from error
 
-    def _parts(self) -> dict[str, Batches | Ema | GradientClip | EarlyStop]:
-        return {"batches": self._batches, "ema": self._ema, "clip": self._clip, "early": self._early}
+    def _parts(self) -> dict[str, Source | Ema | GradientClip | EarlyStop]:
+        return {"batches": self._source, "ema": self._ema, "clip": self._clip, "early": self._early}
 
     def _assign(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
@@ -257,18 +288,16 @@ class Training:
         self._gap = float(state["gap"])
         self.records = [Record(*row) for row in state["records"]]
         self.stopped = state["stopped"]
-        torch.set_rng_state(state["rng"][0])
-        if self.data.is_cuda:
-            torch.cuda.set_rng_state_all(state["rng"][1:])
+        take_own_part(self.state, state["processes"], cuda=self._source.held_out.is_cuda)
 
 
 def fit(
     model: nn.Module,
-    data: Tensor,
+    data: Readable,
     objective: Objective | None = None,
     *,
-    labels: Tensor | None = None,
-    held_out: Tensor | None = None,
+    labels: Tensor | NDArray[Any] | None = None,
+    held_out: Readable | None = None,
     options: TrainingOptions | None = None,
     steps: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -277,13 +306,21 @@ def fit(
 ) -> History:
     """Train ``model`` on ``data``, with a progress bar, a held-out measure and guards against divergence.
 
+    Started by ``torchrun`` in several processes, each takes its share of every batch, gradients are averaged, and all
+    end with the same model; process 0 alone writes the checkpoint and shows progress, see :mod:`energyppl.distributed`.
+
     Args:
         model: such as a :class:`~energyppl.RecoveryEBM`; trained in place, with the weights of :meth:`Training.finish`
             in the end.
-        data: rows, ``(n, *event)``, floating point and finite.
+        data: rows, ``(n, *event)``, floating point and finite: a tensor, a numpy array or a table of numbers; an array
+            that is mapped from a file (``numpy.load(path, mmap_mode="r")``), or a torch ``Dataset``, which are read a
+            batch at a time; a ``DataLoader``, or any iterable of batches ``(rows, *event)``, taken as they come, of any
+            size, in pass after pass until all steps are made.  Datasets and iterables may give pairs (rows, labels).
         objective: what to minimize; the one that the model names, with its defaults, if None.
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
-        held_out: rows for the measure that can stop training early; a tenth of ``data`` is set aside if None.
+        held_out: rows for the measure that can stop training early, of which the first 4096 count; anything that
+            ``data`` may be.  If None they are set aside: a tenth of ``data`` at random (at most 4096 of rows that are
+            read by number, which includes those of a plain ``DataLoader``), or an iterable's first batches.
         options: how to optimize; those that suit the objective if None.
         steps: updates at most, with the other options as they suit the objective.
         checkpoint: a file to keep the run in, written at every evaluation; if it exists the run goes on from it.
@@ -307,21 +344,30 @@ def fit(
     """
     check_flag("progress", progress)
     check_trainable(model)
+    world_size()  # joins the processes, each to a GPU of its own
     if device is not None:
         move_to(model, device)
     training = Training(model, data, objective, labels=labels, held_out=held_out, options=options, steps=steps)
     path = None if checkpoint is None else Path(checkpoint)
-    if path is not None and path.exists():
-        training.load_state_dict(load_checkpoint(path))
+    first = rank() == 0
+    if path is not None and agreed(path.exists()):
+        training.load_state_dict(agreed(load_checkpoint(path) if first else {}))
     total = training.options.steps
-    with tqdm(total=total, initial=len(training.records), disable=not progress, unit="step") as bar:
+    with tqdm(total=total, initial=len(training.records), disable=not (progress and first), unit="step") as bar:
         for record in training:
             bar.update()
             if record.step % 10 == 0:
                 shown = {"loss": record.loss, **{name: record.values[name] for name in _SHOWN if name in record.values}}
                 bar.set_postfix_str(" ".join(f"{name} {value:+.3f}" for name, value in shown.items()), refresh=False)
             if path is not None and (record.step + 1) % training.options.evaluate_every == 0:
-                save_checkpoint(path, training.state_dict())
+                _keep(path, training)
     if path is not None:
-        save_checkpoint(path, training.state_dict())
+        _keep(path, training)
     return training.finish()
+
+
+def _keep(path: Path, training: Training) -> None:
+    """Write a run to its checkpoint, by process 0."""
+    state = training.state_dict()
+    if rank() == 0:
+        save_checkpoint(path, state)
