@@ -4,6 +4,7 @@ if __name__ != "energyppl.models":
     raise ImportError("import energyppl.models: this folder is its source, not a package of its own")
 
 from energyppl.models.composition import LinearMeasurement, measured, mixture, product
+from energyppl.models.conditional import ConditionalDistribution, ConditionalEBM
 from energyppl.models.ebm import EBM
 from energyppl.models.joint import JointEBM
 from energyppl.models.multiscale import MultiscaleEBM
@@ -16,6 +17,8 @@ from energyppl.models.storage import load, save
 
 __all__ = [
     "EBM",
+    "ConditionalDistribution",
+    "ConditionalEBM",
     "ConvEnergy",
     "JointEBM",
     "LinearMeasurement",

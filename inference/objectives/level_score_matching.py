@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -10,8 +10,9 @@ from torch import Tensor
 from energyppl._checks import append_dims
 from energyppl.autodiff.gradient import energy_only, gradient_only
 from energyppl.errors import InvalidInput
-from energyppl.inference.levels.contract import LevelModel
+from energyppl.inference.levels.contract import Conditional, LevelModel
 from energyppl.inference.levels.generation import tune_levels
+from energyppl.inference.levels.initializers import model_of_rows
 from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model, check_tie
 from energyppl.inference.objectives.held_out import denoising_error, fixed_noise, row_weights, weighted_mean
@@ -174,6 +175,7 @@ class LevelScoreMatching:
     def settle(self, model: LevelModel, state: KernelState, data: Tensor) -> None:
         """Give the chains step sizes that suit the trained energies, from some rows of the training data."""
         rows = data[:_TUNED_ROWS]
+        model = model_of_rows(cast(Conditional, model), torch.arange(len(rows), device=rows.device))
         if len(rows) >= model.schedule.levels:
             found = tune_levels(model, state.level_kernel.kernel, rows)
             state.level_kernel.step_sizes.copy_(found.step_sizes)
@@ -205,6 +207,7 @@ def evidence_bound(model: LevelModel, data: Tensor) -> float:
     eq. 15), of the process that the scores define and in standardized coordinates; far rows count for less.
     """
     clean = model.to_unit(data).repeat(_REPEATS, *[1] * (data.dim() - 1))
+    model = model_of_rows(cast(Conditional, model), torch.arange(len(data), device=data.device).repeat(_REPEATS))
     low, high = log_snr_range(model)
     log_snr = (low + (high - low) * (torch.randperm(len(clean)) + 0.5) / len(clean)).to(clean)
     noise = torch.randn_like(clean)
@@ -220,7 +223,7 @@ def evidence_bound(model: LevelModel, data: Tensor) -> float:
 
 def at_log_snr(model: LevelModel, log_snr: Tensor) -> AtLogSNR:
     """Return a continuous model's energy at log-SNRs ``()`` or ``(*batch,)``, of points of unit variance."""
-    return AtLogSNR(model.net, log_snr, model.event_shape, getattr(model, "label", None))
+    return AtLogSNR(model.net, log_snr, model.event_shape, getattr(model, "conditions", None))
 
 
 def _diffuse(clean: Tensor, noise: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,12 +14,18 @@ _DECLARED = ("sigmas", "base_sigma")  # of a model's state: what it is built wit
 _MEASURED_ROWS = 4096  # of the held-out data
 
 
+Pairs = tuple[Tensor, Tensor]
+"""Points and their contexts, row by row."""
+
+
 class Rows(NamedTuple):
     """Rows to train on and to evaluate on, in the model's dtype and on its device."""
 
     data: Tensor  # (n, *event)
     labels: Tensor | None  # (n,)
     held_out: Tensor  # (m, *event)
+    contexts: Tensor | None = None  # (n, *context)
+    held_out_contexts: Tensor | None = None  # (m, *context)
 
 
 def check_trainable(model: nn.Module) -> None:
@@ -53,12 +59,16 @@ def checked_objective(objective: Any) -> Objective:
     return found
 
 
-def split_rows(model: nn.Module, data: Tensor, labels: Tensor | None, held_out: Tensor | None) -> Rows:
+def split_rows(model: nn.Module, data: Tensor | Pairs, labels: Tensor | None, held_out: Tensor | Pairs | None) -> Rows:
     """Check the rows, and set a tenth of them aside to evaluate on unless others are given.
 
     Raises:
-        InvalidInput: for rows of the wrong shape, dtype or number, and labels that don't fit.
+        InvalidInput: for rows of the wrong shape, dtype or number, and labels or contexts that don't fit.
     """
+    data, contexts = _split_pair(model, "data", data)
+    held_out_contexts = None
+    if held_out is not None:
+        held_out, held_out_contexts = _split_pair(model, "held_out", held_out)
     event_shape = getattr(model, "event_shape", None)
     if not isinstance(data, Tensor):
         raise InvalidInput(f"data must be a torch tensor; got {type(data).__name__}: wrap it in torch.as_tensor")
@@ -76,8 +86,46 @@ def split_rows(model: nn.Module, data: Tensor, labels: Tensor | None, held_out: 
         aside = max(1, len(data) // 10)
         held_out, data = data[order[:aside]], data[order[aside:]]
         labels = labels if labels is None else labels[order[aside:]]
+        if contexts is not None:
+            held_out_contexts, contexts = contexts[order[:aside]], contexts[order[aside:]]
     held_out = check_data("held_out", held_out, data.shape[1:])[:_MEASURED_ROWS].detach().to(like)
-    return Rows(data, labels, held_out)
+    if held_out_contexts is not None:
+        held_out_contexts = held_out_contexts[:_MEASURED_ROWS]
+    return Rows(data, labels, held_out, contexts, held_out_contexts)
+
+
+def one_condition(model: Any) -> Any:
+    """Return a conditional model given one context, such that it has energies to try; another as it is."""
+    return model.view(model.loc.new_zeros(model.feature_shape)) if hasattr(model, "standardize_context") else model
+
+
+def _split_pair(model: Any, name: str, rows: Any) -> tuple[Tensor, Tensor | None]:
+    """Return points and their contexts, which a conditional model needs and no other takes.
+
+    Raises:
+        InvalidInput: for one without the other, or contexts of another shape, dtype or number.
+    """
+    conditional = hasattr(model, "standardize_context")
+    if not isinstance(rows, tuple):
+        if conditional:
+            raise InvalidInput(
+                f"{name} of a conditional model must be a pair (y, context); got {type(rows).__name__}: pass both"
+            )
+        return rows, None
+    if not conditional:
+        raise InvalidInput(
+            f"{name} must be a tensor of rows; got a tuple: that is for a ConditionalEBM, so train one, or join "
+            "the columns"
+        )
+    if len(rows) != 2:
+        raise InvalidInput(f"{name} must be a pair (y, context); got {len(rows)} things")
+    points, context = rows
+    model.contexts.check(context)
+    if context.dim() != len(model.context_shape) + 1 or len(context) != len(points):
+        raise InvalidInput(
+            f"{name} must have one context for each of {len(points)} rows; got contexts {shape_text(context.shape)}"
+        )
+    return points, context.detach().to(next(model.parameters()))
 
 
 def clipped_apart(model: nn.Module, weights: list[Tensor]) -> list[list[Tensor]]:
@@ -150,11 +198,15 @@ def check_labels(model: nn.Module, data: Tensor, labels: Tensor) -> Tensor:
     return labels.detach().long().to(data.device)
 
 
-def data_key(data: Tensor, held_out: Tensor, labels: Tensor | None) -> list[Any]:
-    """Return numbers that tell these rows and labels, in their order, from others."""
+def data_key(data: Tensor, held_out: Tensor, labels: Tensor | None, contexts: Tensor | None = None) -> list[Any]:
+    """Return numbers that tell these rows, labels and contexts, in their order, from others."""
     order = 0 if labels is None else int((labels.cpu() * torch.arange(1, len(labels) + 1)).sum())
     sums = [float(rows.cpu().double().sum()) for rows in (data, held_out)]  # a GPU adds up in an order of its own
-    return [list(data.shape), *sums, -1 if labels is None else order]
+    key = [list(data.shape), *sums, -1 if labels is None else order]
+    if contexts is None:
+        return key
+    places = torch.arange(1, len(contexts) + 1, dtype=torch.float64)
+    return [*key, float((contexts.cpu().double().flatten(1).sum(1) * places).sum())]
 
 
 def check_same_run(theirs: Any, ours: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from energyppl.errors import CheckpointError, TrainingDiverged
 from energyppl.inference.objectives.contract import Loss, Objective, describe
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.training._checks import (
+    Pairs,
     check_same_run,
     check_trainable,
     checked_objective,
@@ -26,6 +27,7 @@ from energyppl.inference.training._checks import (
     default_learning_rate,
     load_adam,
     move_to,
+    one_condition,
     split_rows,
 )
 from energyppl.inference.training.history import History, Record
@@ -45,11 +47,11 @@ class Training:
 
     Args:
         model: holds the parameters; standardized to the data if it wants to be and is not yet.
-        data: training rows, ``(n, *event)``.
+        data: training rows, ``(n, *event)``; for a ``ConditionalEBM`` a pair of rows and contexts ``(n, *context)``.
         objective: what to minimize; the one that the model names if None.
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
-        held_out: rows to evaluate on, ``(m, *event)``, of which the first 4096 count; a tenth of ``data`` is set aside
-            if None.
+        held_out: rows to evaluate on, ``(m, *event)``, or a pair, of which the first 4096 count; a tenth of ``data`` is
+            set aside if None.
         options: how to optimize; those that suit the objective if None.
         steps: updates at most, with the other options as they suit the objective.
 
@@ -71,11 +73,11 @@ class Training:
     def __init__(
         self,
         model: nn.Module,
-        data: Tensor,
+        data: Tensor | Pairs,
         objective: Objective | None = None,
         *,
         labels: Tensor | None = None,
-        held_out: Tensor | None = None,
+        held_out: Tensor | Pairs | None = None,
         options: TrainingOptions | None = None,
         steps: int | None = None,
     ) -> None:
@@ -84,11 +86,11 @@ class Training:
         check_trainable(model)
         self.objective: Objective = default() if objective is None else checked_objective(objective)
         self.options = chosen_options(self.objective, model, options, steps)
-        self.state = self.objective.init(self.model)
+        self.state = self.objective.init(one_condition(self.model))
         rows = split_rows(model, data, labels, held_out)
         self.data, self.labels, self.held_out = rows.data, rows.labels, rows.held_out
-        if hasattr(model, "standardize") and not bool(self.model.is_standardized):
-            self.model.standardize(self.data)
+        self.contexts, self.held_out_contexts = rows.contexts, rows.held_out_contexts
+        self._prepare_model()
         self.records: list[Record] = []
         self.stopped = ""
         self._gap = 0.0
@@ -103,6 +105,23 @@ class Training:
         self._clip = GradientClip(clipped_apart(model, self._weights), self.options.clip)
         self._ema = Ema(self._weights, self.options.ema)
         self._early = EarlyStop(self._everything(), self.options.patience, self.options.tolerance)
+
+    def _prepare_model(self) -> None:
+        """Give the model its coordinates, and tell it whether it learns the energy without a context."""
+        model = self.model
+        fresh = hasattr(model, "standardize") and not bool(model.is_standardized)
+        if fresh and self.contexts is not None:
+            model.standardize_context(self.contexts)
+        if fresh:
+            model.standardize(self.data)
+        if self.contexts is not None and self._dropped > 0.0:
+            model.trained_without.fill_(True)
+
+    @property
+    def _dropped(self) -> float:
+        """The share of labels, or of batches' contexts, that are hidden."""
+        usual = 0.1 if self.contexts is None else 0.0
+        return usual if self.options.label_drop is None else self.options.label_drop
 
     # --- One step ---
 
@@ -151,18 +170,25 @@ class Training:
             copy_all(self._weights, self._ema.average)
         settle = getattr(self.objective, "settle", None)
         if settle is not None:
-            settle(self.model, self.state, self.data)
+            settle(self._given(self.contexts), self.state, self.data)
         self._set_model_kernel()
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
 
     def _next_batch(self) -> tuple[Any, Tensor]:
-        """Return the model, which is given the next rows' classes if they have any, and the rows."""
+        """Return the model, which is given the next rows' classes or contexts if they have any, and the rows."""
         rows = self._batches.draw().to(self.data.device)
+        if self.contexts is not None:
+            hide = self._dropped > 0.0 and float(torch.rand(())) < self._dropped
+            return self.model.conditioned(None if hide else self.contexts[rows]), self.data[rows]
         if self.labels is None:
             return self.model, self.data[rows]
-        hidden = torch.rand(len(rows), device=rows.device) < self.options.label_drop
+        hidden = torch.rand(len(rows), device=rows.device) < self._dropped
         labels = torch.where(hidden, self.model.net.classes, self.labels[rows])
         return self.model.given(labels), self.data[rows]
+
+    def _given(self, contexts: Tensor | None) -> Any:
+        """Return the model given each row's context; without contexts the model itself."""
+        return self.model if contexts is None else self.model.conditioned(contexts)
 
     def _guard(self, step: int, loss: Loss, norm: float) -> None:
         # One wild batch is not divergence: the gap is judged by its running mean.
@@ -188,7 +214,7 @@ class Training:
         """Measure the averaged weights on held-out data."""
         present = [p.detach().clone() for p in self._weights]
         copy_all(self._weights, self._ema.average)
-        measure = self.objective.measure(self.model, self.state, self.held_out)
+        measure = self.objective.measure(self._given(self.held_out_contexts), self.state, self.held_out)
         if self._early.update(measure, self._everything()):
             self.stopped = f"worse on held-out data for {self._early.stale} evaluations, at step {step}"
         copy_all(self._weights, present)
@@ -213,7 +239,7 @@ class Training:
             "objective": describe(self.objective),
             "schedule": describe(getattr(self.model, "schedule", None)),
             "kernel": describe(getattr(self.model, "initial_kernel", None)),
-            "data": data_key(self.data, self.held_out, self.labels),
+            "data": data_key(self.data, self.held_out, self.labels, self.contexts),
             "model": dict(self.model.state_dict()),
             "state": dict(self.state.state_dict()),
             "optimizer": self._optimizer.state_dict(),
@@ -263,11 +289,11 @@ class Training:
 
 def fit(
     model: nn.Module,
-    data: Tensor,
+    data: Tensor | Pairs,
     objective: Objective | None = None,
     *,
     labels: Tensor | None = None,
-    held_out: Tensor | None = None,
+    held_out: Tensor | Pairs | None = None,
     options: TrainingOptions | None = None,
     steps: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -279,7 +305,8 @@ def fit(
     Args:
         model: such as a :class:`~energyppl.RecoveryEBM`; trained in place, with the weights of :meth:`Training.finish`
             in the end.
-        data: rows, ``(n, *event)``, floating point and finite.
+        data: rows, ``(n, *event)``, floating point and finite; for a ``ConditionalEBM`` a pair of rows and their
+            contexts, ``(n, *context)``.
         objective: what to minimize; the one that the model names, with its defaults, if None.
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
         held_out: rows for the measure that can stop training early; a tenth of ``data`` is set aside if None.
