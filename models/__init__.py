@@ -13,6 +13,7 @@ from energyppl.models.networks.mlp import MLPEnergy
 from energyppl.models.networks.mlp_initializer import MLPInitializer
 from energyppl.models.networks.unet import UNetInitializer
 from energyppl.models.recovery import RecoveryEBM
+from energyppl.models.simulation import Simulations, posterior, simulate
 from energyppl.models.storage import load, save
 
 __all__ = [
@@ -26,10 +27,13 @@ __all__ = [
     "MLPInitializer",
     "MultiscaleEBM",
     "RecoveryEBM",
+    "Simulations",
     "UNetInitializer",
     "load",
     "measured",
     "mixture",
+    "posterior",
     "product",
     "save",
+    "simulate",
 ]

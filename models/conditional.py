@@ -111,7 +111,7 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
                 "guidance needs the energy without a context, which was never trained: hide some contexts in training, "
                 "by TrainingOptions(label_drop=0.1)"
             )
-        result = ConditionalDistribution(self, context, float(guidance))
+        result = self.given_unchecked(context, float(guidance))
         far = 0 if context.requires_grad else int(result.is_far.sum())
         if far:
             warn_user(
@@ -119,6 +119,10 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
                 "what it says there is a guess; is_far of the result marks them"
             )
         return result
+
+    def given_unchecked(self, context: Tensor, guidance: float = 0.0) -> "ConditionalDistribution":
+        """Return :meth:`given` of contexts that were checked, or that chains move."""
+        return ConditionalDistribution(self, context, guidance)
 
     def condition(self, context: Tensor) -> "ConditionalDistribution":
         """Return :meth:`given`, as Pyro's ``ConditionalDistribution`` calls it."""
@@ -188,7 +192,7 @@ class ConditionalDistribution(EnergyDistribution):
         self.view = model.conditioned(context, guidance=guidance)
         batch = context.shape[: context.dim() - len(model.context_shape)]
         super().__init__(
-            Standardized(self.view.potential(), model.loc, model.scale),
+            _Broadcast(Standardized(self.view.potential(), model.loc, model.scale), batch),
             sampler=_Sampler(model, context, guidance),
             log_normalizer=_LogZ(self) if log_z is None else log_z,
             batch_shape=batch,
@@ -301,6 +305,30 @@ class ConditionalDistribution(EnergyDistribution):
 def _annealing_options(options: dict[str, Any]) -> dict[str, Any]:
     usual = {"method": None, "samples": None, "tolerance": None, "max_evaluations": None}
     return usual | {"confidence": 0.95, "progress": False} | options
+
+
+@dataclass(frozen=True, eq=False)
+class _Broadcast:
+    """Energies of a batch of contexts, at points whose batch broadcasts to theirs."""
+
+    potential: Potential
+    batch: torch.Size
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        return self.potential.event_shape
+
+    def __call__(self, y: Tensor) -> Tensor:
+        own = y.shape[: y.dim() - len(self.event_shape)]
+        try:
+            batch = torch.broadcast_shapes(own, self.batch)
+        except RuntimeError:
+            raise InvalidInput(
+                f"points must broadcast to the contexts' batch {shape_text(self.batch)}; got a batch of "
+                f"{shape_text(own)}: pass one point for each context, or draws (*draws, *batch, *event)"
+            ) from None
+        return self.potential(y.expand(*batch, *self.event_shape))
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,6 +79,11 @@ class RecoveryEBM(LevelEnergies):
         kernel: TunableKernel | None = None,
         initializer: nn.Module | None = None,
     ) -> None:
+        if getattr(net, "context_shape", None) is not None:
+            raise InvalidInput(
+                f"the network {type(net).__name__} is told contexts, which a RecoveryEBM has none of: build "
+                "ConditionalEBM(net, schedule) of energyppl.models"
+            )
         super().__init__(net, schedule, event_shape, default_kernel(net, event_shape) if kernel is None else kernel)
         check_initializer(initializer, self)
         self.initializer = None if initializer is None else initializer.to(self.loc)

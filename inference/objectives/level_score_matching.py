@@ -9,7 +9,7 @@ from torch import Tensor
 
 from energyppl._checks import append_dims
 from energyppl.autodiff.gradient import energy_only, gradient_only
-from energyppl.errors import InvalidInput
+from energyppl.errors import InvalidInput, QuadratureError
 from energyppl.inference.levels.contract import Conditional, LevelModel
 from energyppl.inference.levels.generation import tune_levels
 from energyppl.inference.levels.initializers import model_of_rows
@@ -18,6 +18,7 @@ from energyppl.inference.objectives.contract import KernelState, Loss, check_fra
 from energyppl.inference.objectives.held_out import denoising_error, fixed_noise, row_weights, weighted_mean
 from energyppl.inference.objectives.level_allocation import allocate_levels
 from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
+from energyppl.integration.batched import log_integrals
 from energyppl.potentials.network import AtLogSNR
 from energyppl.schedule import NoiseSchedule
 
@@ -26,6 +27,7 @@ __all__ = ["LevelScoreMatching"]
 _NOISY = -4.0
 _REPEATS = 4  # noises for each held-out row
 _TUNED_ROWS = 1024
+_INTEGRATED_ROWS, _TOLERANCE = 256, 1e-2  # whose log Z is integrated at each evaluation
 
 
 @dataclass(frozen=True)
@@ -153,12 +155,15 @@ class LevelScoreMatching:
         """Return what is known of minus the log likelihood of held-out data, in nats for each row.
 
         For a continuous network it is the larger of two: minus the implied log likelihood (log Z = 0), and the
-        evidence bound of the scores; for whole levels the denoising error.  The noise is the same at every call, and
+        evidence bound of the scores; where an event is one number and each row has a context, minus the log likelihood
+        itself, log Z integrated; for whole levels the denoising error.  The noise is the same at every call, and
         far rows count as in the loss, :func:`row_weights`.
         """
         if not is_continuous(model):
             return denoising_error(model, data)
         with fixed_noise(data):
+            if model.event_shape == (1,) and getattr(model, "conditions", None) is not None:
+                return _normalized(cast(Conditional, model), data) + _log_scale(model)
             return max(-implied_log_likelihood(model, data), evidence_bound(model, data)) + _log_scale(model)
 
     def default_options(self, model: LevelModel) -> dict[str, Any]:
@@ -198,6 +203,21 @@ def implied_log_likelihood(model: LevelModel, data: Tensor) -> float:
     """
     rows = model.to_unit(data)
     return -weighted_mean(energy_only(model.potential(0), model.schedule.diffuse(rows, 0)), rows)
+
+
+def _normalized(model: Conditional, data: Tensor) -> float:
+    """Return minus the mean log likelihood of some rows given their contexts, log Z integrated for each, in nats."""
+    rows = model.to_unit(data[:_INTEGRATED_ROWS])
+    each = torch.arange(len(rows), device=rows.device)
+    energy = energy_only(model_of_rows(model, each).potential(0), model.schedule.diffuse(rows, 0))
+    try:
+        with torch.no_grad():
+            log_z, _ = log_integrals(
+                lambda points, some: model_of_rows(model, some).potential(0)(points), len(rows), 1, rows, _TOLERANCE
+            )
+    except QuadratureError:  # of an energy that can't be good yet
+        return math.inf
+    return weighted_mean(energy + log_z, rows)
 
 
 def evidence_bound(model: LevelModel, data: Tensor) -> float:

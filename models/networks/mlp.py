@@ -15,7 +15,7 @@ from energyppl.models.networks.conditioning import (
     near_gaussian,
     table_rows,
 )
-from energyppl.models.networks.context import ContextConditioning
+from energyppl.models.networks.context import ContextConditioning, standardized
 from energyppl.models.networks.fourier import axis_frequencies, feature_layers, random_frequencies, through_layers
 from energyppl.models.networks.recipe import Rebuildable
 
@@ -31,8 +31,10 @@ class MLPEnergy(Rebuildable, nn.Module):
     It has a derivative in λ, and any noise schedule can be laid on it.  f grows at most linearly, so every level has a
     finite normalizer.  What a level makes of it is worked out once while chains run there, and not once a step.
 
-    With a ``context_shape`` it is U(x, t; c), for :class:`~energyppl.models.ConditionalEBM`: a second perceptron makes
-    of a context c the scales and shifts of every layer (FiLM), beside those of the level.
+    With a ``context_shape`` it is U(x, λ; c), for :class:`~energyppl.models.ConditionalEBM`: a second perceptron makes
+    of a context c the scales and shifts of every layer (FiLM), beside those of the level, and mean m and standard
+    deviations s of a Gaussian in place of N(0, I), which has N(α m, α² s² + σ²) at the level λ; f then is a function of
+    points that are standardized by it, and what the density has beyond that Gaussian.
 
     Args:
         event_shape: shape of one point; any number of dimensions, flattened inside.
@@ -132,7 +134,7 @@ class MLPEnergy(Rebuildable, nn.Module):
                     f"{tuple(self.context_shape)}: make the classes columns of the context, one for each"
                 )
             self.context_film = ContextConditioning(
-                self.context_shape, modulations, frequencies=context_frequencies, hidden=hidden
+                self.context_shape, modulations, size, frequencies=context_frequencies, hidden=hidden
             )
         self.readout = nn.Linear(hidden, 1)
         if self.continuous:  # it begins as the Gaussian that every level has if nothing is known
@@ -182,21 +184,19 @@ class MLPEnergy(Rebuildable, nn.Module):
 
     def _energy(self, x: Tensor, rows: Tensor, log_snr: Tensor | None, condition: int | Tensor | None) -> Tensor:
         x = x.flatten(x.dim() - len(self.event_shape)) if self.event_shape else x.unsqueeze(-1)
-        square = (x * x).sum(-1)
-        if self.saturation_radius < math.inf:
-            x = x * torch.rsqrt(1.0 + square / (self.saturation_radius**2 * x.shape[-1])).unsqueeze(-1)
+        log_scale: float | Tensor = 0.0
         if self.context_film is None:
             asked = class_rows(self.class_film, condition, x.shape[:-1])
         else:
-            asked = self.context_film(condition, x.shape[:-1])
+            asked, mean, log_sd = self.context_film(condition, x.shape[:-1], log_snr)
+            if log_snr is not None:
+                x, log_scale = standardized(x, mean, log_sd, log_snr)
+        square = (x * x).sum(-1)
+        if self.saturation_radius < math.inf:
+            x = x * torch.rsqrt(1.0 + square / (self.saturation_radius**2 * x.shape[-1])).unsqueeze(-1)
         film = (rows if asked is None else rows + asked).chunk(2 * len(self.layers), -1)
         hidden = through_layers(x, self.frequencies, self.layers, zip(film[0::2], film[1::2], strict=True))
         f: Tensor = self.readout(hidden).squeeze(-1)
         if log_snr is None:
             return f + 0.5 * self.confinement * square
-        import os
-
-        if os.environ.get("SQ"):
-            w = torch.sigmoid(log_snr).sqrt() - math.sqrt(1.0 / (1.0 + math.exp(-self.log_snr_min)))
-            return w * f + 0.5 * (square + x.shape[-1] * math.log(2.0 * math.pi))
-        return near_gaussian(f, square, log_snr, self.log_snr_min, x.shape[-1])
+        return near_gaussian(f, square, log_snr, self.log_snr_min, x.shape[-1]) + log_scale

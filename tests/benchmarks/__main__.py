@@ -4,6 +4,7 @@ import importlib
 import sys
 
 NAMES = (
+    "conditional",
     "cooperative",
     "cost",
     "coverage",
@@ -20,6 +21,7 @@ NAMES = (
     "recovery",
     "robustness",
     "samplers",
+    "sbi",
     "silent_misses",
     "systems",
     "tables",
