@@ -171,7 +171,12 @@ class LevelScoreMatching:
         if not is_continuous(model):
             return {}
         decay = 0.0 if model.event_shape.numel() <= 2 else 1.0  # a table's rows are few for its columns
-        return {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50, "weight_decay": decay}
+        options = {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50, "weight_decay": decay}
+        if getattr(
+            model, "condition_dims", 0
+        ):  # a measure in nats that may lie near 0, of which 2 % is next to nothing
+            options |= {"patience": 20}
+        return options
 
     def default_learning_rate(self, model: LevelModel) -> float | None:
         """Return 2e-3 for continuous networks; None for what others usually take."""
