@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -31,7 +31,7 @@ from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["RecoveryEBM", "RecoveryView"]
+__all__ = ["ConditionView", "RecoveryEBM", "RecoveryView"]
 
 _FEW_DIMENSIONS = 4  # up to here proposals from the tilt are accepted so often that a gradient doesn't pay
 _MOVES, _FEWEST_MOVES = 480, 8  # of a sample through all levels, and at each
@@ -79,9 +79,12 @@ class RecoveryEBM(LevelEnergies):
         kernel: TunableKernel | None = None,
         initializer: nn.Module | None = None,
     ) -> None:
-        few = math.prod(event_shape_of(net, event_shape)) <= _FEW_DIMENSIONS
-        default = CrankNicolson() if few else CrankNicolsonLangevin()
-        super().__init__(net, schedule, event_shape, default if kernel is None else kernel)
+        if getattr(net, "context_shape", None) is not None:
+            raise InvalidInput(
+                f"the network {type(net).__name__} is told contexts, which a RecoveryEBM has none of: build "
+                "ConditionalEBM(net, schedule) of energyppl.models"
+            )
+        super().__init__(net, schedule, event_shape, default_kernel(net, event_shape) if kernel is None else kernel)
         check_initializer(initializer, self)
         self.initializer = None if initializer is None else initializer.to(self.loc)
 
@@ -104,7 +107,11 @@ class RecoveryEBM(LevelEnergies):
         Raises:
             InvalidInput: for a network without classes, or labels out of range.
         """
-        return _ClassView(self, check_label(self.net, label, guidance), guidance)
+        return self.view(check_label(self.net, label, guidance), guidance)
+
+    def view(self, condition: Tensor | None, guidance: float = 0.0) -> "RecoveryEBM":
+        """Return the model of a condition, or of each row's own, as :meth:`given` does after its checks."""
+        return ConditionView(self, condition, guidance)
 
     @checked
     def recovery(
@@ -306,9 +313,9 @@ class RecoveryView(RecoveryEBM):
         initializer: where recovery chains begin; as without one if None.
     """
 
-    def __init__(self, base: RecoveryEBM, initializer: nn.Module | None) -> None:
+    def __init__(self, base: LevelEnergies, initializer: nn.Module | None) -> None:
         nn.Module.__init__(self)
-        self.base = base
+        self.base = cast(RecoveryEBM, base)
         self.initializer = initializer
         self._kept = WeightKeyedCache()
         self._integrals = LevelIntegrals(self._kept)
@@ -336,23 +343,40 @@ class RecoveryView(RecoveryEBM):
         self.base.kernel = kernel
 
 
-class _ClassView(RecoveryView):
-    """A model given a class, or a class for each point, with guidance."""
+class ConditionView(RecoveryView):
+    """A model given a class or a context, or one for each point, with guidance.
 
-    def __init__(self, base: RecoveryEBM, label: Tensor, guidance: float) -> None:
+    Args:
+        base: the model of all conditions.
+        condition: what its network is told beside the level; nothing if None.
+        guidance: the weight w.
+    """
+
+    def __init__(self, base: LevelEnergies, condition: Tensor | None, guidance: float = 0.0) -> None:
         super().__init__(base, base.initializer)
-        self.label = label
+        self.conditions = condition
+        self.condition_dims = base.condition_dims
         self.guidance = float(guidance)
 
     @property
     def unconditional(self) -> RecoveryEBM:
-        """The model that the class was asked of."""
+        """The model that the condition was asked of."""
         return self.base
 
     def given(self, label: int | Tensor, *, guidance: float = 0.0) -> RecoveryEBM:
         """Return the model of another class."""
         return self.base.given(label, guidance=guidance)
 
+    def view(self, condition: Tensor | None, guidance: float = 0.0) -> RecoveryEBM:
+        """Return the model of another condition."""
+        return self.base.view(condition, guidance)
+
     def potential(self, level: int | Tensor = 0) -> Potential:
-        """Return the class's energy at a level, in standardized coordinates."""
-        return self.base._at_level(level, self.label, self.guidance)
+        """Return the condition's energy at a level, in standardized coordinates."""
+        return self.base._at_level(level, self.conditions, self.guidance)
+
+
+def default_kernel(net: nn.Module, event_shape: Sequence[int] | None) -> TunableKernel:
+    """Return the kernel that moves recovery chains where none is chosen: with the gradient in many dimensions."""
+    few = math.prod(event_shape_of(net, event_shape)) <= _FEW_DIMENSIONS
+    return CrankNicolson() if few else CrankNicolsonLangevin()

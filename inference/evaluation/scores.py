@@ -192,8 +192,9 @@ def _pieces(name: str, x: Tensor, model: Scored, level: int, batch: int) -> Iter
         points = x[rows].detach()
         points = model.to_unit(points.to(model.loc)) if _has_coordinates(model) else beside(model, points)
         own = potential
-        if isinstance(own, AtLevel) and own.label is not None and own.label.dim():  # each row has a class of its own
-            own = replace(own, label=own.label[rows])
+        alone = getattr(model, "condition_dims", 0)  # dimensions of one condition; with more each row has its own
+        if isinstance(own, AtLevel) and own.condition is not None and own.condition.dim() > alone:
+            own = replace(own, condition=own.condition[rows])
         yield own, points
 
 

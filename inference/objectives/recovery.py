@@ -193,7 +193,7 @@ class RecoveryLikelihood:
     def level_tie(self, model: LevelModel, pairs: RecoveryPairs) -> Tensor:
         """Return the log loss of telling apart the levels of :attr:`tie_fraction` of the pairs, ``()``, in nats."""
         count = max(1, int(self.tie_fraction * len(pairs.level)))
-        if getattr(model, "label", None) is not None:  # each row may have a class of its own
+        if getattr(model, "conditions", None) is not None:  # each row may have one of its own
             model = model_of_rows(cast(Conditional, model), torch.arange(count, device=pairs.level.device))
         with casting(pairs.clean, self.autocast):
             return level_tie(model, *(part[:count] for part in (pairs.clean, pairs.noisy, pairs.level, pairs.upper)))

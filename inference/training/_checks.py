@@ -44,6 +44,62 @@ def checked_objective(objective: Any) -> Objective:
     return found
 
 
+def is_conditional(model: Any) -> bool:
+    """Tell whether a model is one of points given contexts."""
+    return hasattr(model, "standardize_context")
+
+
+def one_condition(model: Any) -> Any:
+    """Return a conditional model given one context, such that it has energies to try; another as it is."""
+    return model.view(model.loc.new_zeros(model.feature_shape)) if is_conditional(model) else model
+
+
+def split_pair(model: nn.Module, name: str, rows: Any) -> tuple[Any, Any]:
+    """Return points and their contexts, if they came as a pair, which is for conditional models.
+
+    Raises:
+        InvalidInput: for a tuple that is no pair, or for another model.
+    """
+    if not isinstance(rows, tuple):
+        return rows, None
+    if not is_conditional(model):
+        raise InvalidInput(
+            f"{name} must be a tensor of rows; got a tuple: that is for a ConditionalEBM, so train one, or join "
+            "the columns"
+        )
+    if len(rows) != 2:
+        raise InvalidInput(f"{name} must be a pair (y, context); got {len(rows)} things")
+    return rows
+
+
+def check_condition(model: nn.Module, name: str, rows: Tensor, condition: Any) -> Tensor | None:
+    """Return the labels ``(n,)`` or contexts ``(n, *context)`` of some rows, on the model's device; None for none.
+
+    Raises:
+        InvalidInput: for a model with contexts or classes that has none of them here, and for those that don't fit.
+    """
+    if is_conditional(model):
+        return _check_contexts(model, name, rows, condition)
+    if condition is None:
+        require_no_classes(model)
+        return None
+    return check_labels(model, rows, condition)
+
+
+def _check_contexts(model: Any, name: str, rows: Tensor, contexts: Any) -> Tensor:
+    if contexts is None:
+        raise InvalidInput(f"{name} of a conditional model must be a pair (y, context); got rows alone: pass both")
+    if not isinstance(contexts, Tensor):
+        contexts = torch.as_tensor(contexts)
+    model.contexts.check(contexts)
+    if contexts.dim() != len(model.context_shape) + 1 or len(contexts) != len(rows):
+        raise InvalidInput(
+            f"{name} must have one context for each of {len(rows)} rows; got contexts {shape_text(contexts.shape)}"
+        )
+    found: Tensor = contexts.detach().to(next(model.parameters()))
+    return found
+
+
 def clipped_apart(model: nn.Module, weights: list[Tensor]) -> list[list[Tensor]]:
     """Split weights into those of the energy and those of an initializer, whose gradients are different things."""
     initializer = getattr(model, "initializer", None)

@@ -18,17 +18,22 @@ MEASURED_ROWS = 4096  # of the held-out data
 _SAMPLE_ROWS, _SAMPLE_NUMBERS = 2**16, 2**23  # of the rows that stand for all: at most 32 MiB in float32
 
 Draw = tuple[Tensor, Tensor | None]
-"""Rows ``(n, *event)``, and their labels ``(n,)`` if they have any."""
+"""Rows ``(n, *event)``, and their labels ``(n,)`` or contexts ``(n, *context)`` if they have any."""
 
-Readable = Tensor | NDArray[Any] | Dataset[Any] | Iterable[Any]
-"""What a run can be trained on: rows in memory, rows that are read by number, or batches one after another."""
+Readable = Tensor | NDArray[Any] | Dataset[Any] | Iterable[Any] | tuple[Any, Any]
+"""What a run can be trained on: rows in memory, rows that are read by number, or batches one after another.
+
+A conditional model takes a pair of rows and contexts, both in memory or mapped from files.
+"""
 
 
 class Source(Protocol):
     """Training rows as a run asks for them, in the model's dtype and on its device."""
 
     sample: Tensor  # (k, *event): all rows, or some that stand for them where all would be too many
+    contexts: Tensor | None  # (k, *context): beside the sample, of a conditional model
     held_out: Tensor  # (m, *event): rows to evaluate on, which are never drawn
+    held_out_contexts: Tensor | None  # (m, *context)
 
     def draw(self) -> Draw | None:
         """Return the next batch, of several processes this one's share; None if there is none, and none to come."""
@@ -47,9 +52,12 @@ class Source(Protocol):
         ...
 
 
-def sums(sample: Tensor, held_out: Tensor) -> list[Any]:
-    """Return the shape and the sums that tell a source's rows from others."""
+def sums(sample: Tensor, held_out: Tensor, contexts: Tensor | None = None) -> list[Any]:
+    """Return the shape and the sums that tell a source's rows, and contexts in their order, from others."""
     totals = [float(rows.cpu().double().sum()) for rows in (sample, held_out)]  # a GPU adds up in an order of its own
+    if contexts is not None:
+        places = torch.arange(1, len(contexts) + 1, dtype=torch.float64)
+        totals.append(float((contexts.cpu().double().flatten(1).sum(1) * places).sum()))
     return [list(sample.shape), *totals]
 
 
@@ -65,7 +73,7 @@ def held_out_places(count: int) -> NDArray[np.int64]:
 
 
 def rows_and_labels(item: Any, what: str) -> tuple[Tensor, Any]:
-    """Return the rows, or the row, of an item ``x``, ``(x,)`` or ``(x, label)``, and what stands beside it.
+    """Return the rows, or the row, of an item ``x``, ``(x,)`` or ``(x, label or context)``, and what stands beside it.
 
     Raises:
         InvalidInput: for anything else.

@@ -28,6 +28,7 @@ from energyppl.inference.training._checks import (
     default_learning_rate,
     load_adam,
     move_to,
+    one_condition,
 )
 from energyppl.inference.training.contract import Readable, Source
 from energyppl.inference.training.history import History, Record
@@ -101,11 +102,10 @@ class Training:
         self.objective: Objective = default() if objective is None else checked_objective(objective)
         self.options = chosen_options(self.objective, model, options, steps)
         begin_together(model, self.options)
-        self.state = self.objective.init(self.model)
+        self.state = self.objective.init(one_condition(self.model))
         broadcast(self.state.parameters())  # its buffers, such as chains, are each process's own
         self._source = source_of(model, data, labels, held_out, self.options.batch_size)
-        if hasattr(model, "standardize") and not bool(self.model.is_standardized):
-            self.model.standardize(self._source.sample)
+        self._prepare_model()
         broadcast(model.buffers())
         self.records: list[Record] = []
         self.stopped = ""
@@ -120,6 +120,23 @@ class Training:
         self._clip = GradientClip(clipped_apart(model, self._weights), self.options.clip)
         self._ema = Ema(self._weights, self.options.ema)
         self._early = EarlyStop(self._everything(), self.options.patience, self.options.tolerance)
+
+    def _prepare_model(self) -> None:
+        """Give the model its coordinates, and tell it whether it learns the energy without a context."""
+        model, contexts = self.model, self._source.contexts
+        fresh = hasattr(model, "standardize") and not bool(model.is_standardized)
+        if fresh and contexts is not None:
+            model.standardize_context(contexts)
+        if fresh:
+            model.standardize(self._source.sample)
+        if contexts is not None and self._dropped > 0.0:
+            model.trained_without.fill_(True)
+
+    @property
+    def _dropped(self) -> float:
+        """The share of labels, or of batches' contexts, that are hidden."""
+        usual = 0.1 if self._source.contexts is None else 0.0
+        return usual if self.options.label_drop is None else self.options.label_drop
 
     # --- One step ---
 
@@ -171,22 +188,29 @@ class Training:
             copy_all(self._weights, self._ema.average)
         settle = getattr(self.objective, "settle", None)
         if settle is not None:
-            settle(self.model, self.state, self._source.sample)
+            settle(self._given(self._source.contexts), self.state, self._source.sample)
         self._set_model_kernel()
         end_together(self.model, self.state)
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
 
     def _next_batch(self) -> tuple[Any, Tensor] | None:
-        """Return the model, which is given the next rows' classes if they have any, and the rows; None at the end."""
+        """Return the model, which is given the next rows' classes or contexts if any, and the rows; None at the end."""
         drawn = self._source.draw()
         if drawn is None:
             self._end(f"the data ended after {len(self.records)} steps: pass batches that can be read again for more")
             return None
-        rows, labels = drawn
-        if labels is None:
+        rows, condition = drawn
+        if condition is None:
             return self.model, rows
-        hidden = torch.rand(len(rows), device=rows.device) < self.options.label_drop
-        return self.model.given(torch.where(hidden, self.model.net.classes, labels)), rows
+        if self._source.contexts is not None:
+            hide = self._dropped > 0.0 and float(torch.rand(())) < self._dropped
+            return self.model.conditioned(None if hide else condition), rows
+        hidden = torch.rand(len(rows), device=rows.device) < self._dropped
+        return self.model.given(torch.where(hidden, self.model.net.classes, condition)), rows
+
+    def _given(self, contexts: Tensor | None) -> Any:
+        """Return the model given each row's context; without contexts the model itself."""
+        return self.model if contexts is None else self.model.conditioned(contexts)
 
     def _end(self, why: str) -> None:
         """End the run at a step that was not planned to be the last, with a last evaluation."""
@@ -220,8 +244,10 @@ class Training:
         present = [p.detach().clone() for p in self._weights]
         copy_all(self._weights, self._ema.average)
         held_out = self._source.held_out
-        share = held_out[rank() :: world_size()] if len(held_out) >= world_size() else held_out
-        measure = mean({"measure": self.objective.measure(self.model, self.state, share)})["measure"]
+        share = slice(rank(), None, world_size()) if len(held_out) >= world_size() else slice(None)
+        contexts = self._source.held_out_contexts
+        model = self._given(None if contexts is None else contexts[share])
+        measure = mean({"measure": self.objective.measure(model, self.state, held_out[share])})["measure"]
         if self._early.update(measure, self._everything()):
             self.stopped = f"worse on held-out data for {self._early.stale} evaluations, at step {step}"
         copy_all(self._weights, present)
@@ -316,6 +342,7 @@ def fit(
             that is mapped from a file (``numpy.load(path, mmap_mode="r")``), or a torch ``Dataset``, which are read a
             batch at a time; a ``DataLoader``, or any iterable of batches ``(rows, *event)``, taken as they come, of any
             size, in pass after pass until all steps are made.  Datasets and iterables may give pairs (rows, labels).
+            For a ``ConditionalEBM`` a pair of rows and their contexts, ``(n, *context)``, or what gives such pairs.
         objective: what to minimize; the one that the model names, with its defaults, if None.
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
         held_out: rows for the measure that can stop training early, of which the first 4096 count; anything that

@@ -6,14 +6,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from energyppl._checks import check_event, shape_text
 from energyppl.distributed import rank, world_size
 from energyppl.errors import InvalidInput
-from energyppl.inference.training._checks import check_labels, require_no_classes
+from energyppl.inference.training._checks import check_condition, is_conditional
 from energyppl.inference.training.contract import (
-    MEASURED_ROWS,
     Draw,
     held_out_places,
     rows_and_labels,
@@ -38,7 +37,7 @@ class Reader(Protocol):
         ...
 
     def read(self, numbers: NDArray[np.int64]) -> Draw:
-        """Return the rows of these numbers, which rise, and their labels."""
+        """Return the rows of these numbers, which rise, and their labels or contexts."""
         ...
 
 
@@ -52,7 +51,7 @@ class StoredRows:
     Args:
         model: that is trained.
         reader: of the rows.
-        held_out: rows to evaluate on; if None a tenth of the rows, 4096 at most, chosen at random.
+        held_out: rows to evaluate on, and contexts; if None a tenth of the rows, 4096 at most, chosen at random.
         size: rows in a batch, at most.
 
     Raises:
@@ -60,7 +59,7 @@ class StoredRows:
             read.
     """
 
-    def __init__(self, model: nn.Module, reader: Reader, held_out: Tensor | None, size: int) -> None:
+    def __init__(self, model: nn.Module, reader: Reader, held_out: Draw | None, size: int) -> None:
         self._model, self._reader, count = model, reader, len(reader)
         least = 3 if held_out is None else 2  # two rows are needed for a standard deviation
         if count < least:
@@ -69,8 +68,11 @@ class StoredRows:
         aside = held_out_places(count) if held_out is None else np.empty(0, np.int64)
         size, bytes_each = min(size, count - len(aside)), max(1, row.numel() * row.element_size())
         self._batches = WindowedBatches(count, size, aside, bytes_each)
-        self.sample = self._read(self._batches.some(sample_size(row)))[0]
-        self.held_out = self._read(aside)[0] if held_out is None else held_out[:MEASURED_ROWS]
+        self.sample, conditions = self._read(self._batches.some(sample_size(row)))
+        self.held_out, held_out_conditions = self._read(aside) if held_out is None else held_out
+        conditional = is_conditional(model)
+        self.contexts = conditions if conditional else None
+        self.held_out_contexts = held_out_conditions if conditional else None
 
     def draw(self) -> Draw:
         """Return the next batch, or this process's share of it."""
@@ -93,14 +95,11 @@ class StoredRows:
                 f"read, first in row {bad[0]}: drop or impute such rows"
             )
         rows = rows.to(next(self._model.parameters()))
-        if labels is None:
-            require_no_classes(self._model)
-            return rows, None
-        return rows, check_labels(self._model, rows, labels)
+        return rows, check_condition(self._model, self._reader.what, rows, labels)
 
     def key(self) -> list[Any]:
         """Return how many rows there are, and sums of those that were looked at."""
-        return [len(self._reader), *sums(self.sample, self.held_out)]
+        return [len(self._reader), *sums(self.sample, self.held_out, self.contexts)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch's seed and the position in it."""
@@ -112,11 +111,11 @@ class StoredRows:
 
 
 class ArrayReader:
-    """Rows of a numpy array that is mapped from a file, and labels beside them.
+    """Rows of a numpy array that is mapped from a file, and labels or contexts beside them.
 
     Args:
         array: ``(n, *event)``, floating point.
-        labels: whole numbers ``(n,)``, a tensor or an array.
+        labels: whole numbers ``(n,)``, or contexts ``(n, *context)``, a tensor or an array.
 
     Raises:
         InvalidInput: for another dtype, or labels of another number.
@@ -153,10 +152,11 @@ class ArrayReader:
 
 
 class DatasetReader:
-    """Items of a map-style dataset: rows, or pairs of a row and its label.
+    """Items of a map-style dataset: rows, or pairs of a row and its label or context.
 
     Args:
-        dataset: with a length; its items are tensors or arrays ``(*event)``, with or without a whole number beside.
+        dataset: with a length; its items are tensors or arrays ``(*event)``, with or without a whole number or a
+            context ``(*context)`` beside.
     """
 
     what = "the dataset"
@@ -182,7 +182,7 @@ class DatasetReader:
                     f"{_words(kinds[0])}: let the dataset make them so"
                 )
         rows = torch.stack([row for row, _ in items])
-        return rows, torch.as_tensor([int(label) for _, label in items]) if kinds[0][2] else None
+        return rows, torch.stack([torch.as_tensor(label) for _, label in items]) if kinds[0][2] else None
 
 
 def _words(kind: tuple[torch.Size, torch.dtype, bool]) -> str:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from energyppl._checks import check_data, shape_text
 from energyppl.distributed import rank, shared_seed, world_size
 from energyppl.errors import InvalidInput, warn_user
-from energyppl.inference.training._checks import check_labels, require_no_classes
+from energyppl.inference.training._checks import check_condition, is_conditional
 from energyppl.inference.training.contract import (
     MEASURED_ROWS,
     Draw,
@@ -43,8 +43,8 @@ class StreamedBatches:
 
     Args:
         model: that is trained.
-        batches: tensors or arrays ``(n, *event)``, or pairs of them with labels ``(n,)``.
-        held_out: rows to evaluate on; some of the batches if None.
+        batches: tensors or arrays ``(n, *event)``, or pairs of them with labels ``(n,)`` or contexts ``(n, *context)``.
+        held_out: rows to evaluate on, and contexts; some of the batches if None.
 
     Raises:
         InvalidInput: for an iterable that ends at once or is too short, batches of another kind, shape or dtype or with
@@ -52,7 +52,7 @@ class StreamedBatches:
             pass.
     """
 
-    def __init__(self, model: nn.Module, batches: Iterable[Any], held_out: Tensor | None) -> None:
+    def __init__(self, model: nn.Module, batches: Iterable[Any], held_out: Draw | None) -> None:
         self._model = model
         self._kind: tuple[torch.dtype, torch.Size, bool] | None = None  # of all batches: dtype, event, without labels
         self._batches, self._once, self._own = batches, isinstance(batches, Iterator), held_out is None
@@ -64,7 +64,10 @@ class StreamedBatches:
         if held_out is None and isinstance(batches, DataLoader) and _is_plain(batches):
             self._batches, held_out = self._without_some(batches)
         self._begin(seed=0)
-        self.sample, self.held_out = self._look(held_out)
+        (self.sample, contexts), (self.held_out, held_out_contexts) = self._look(held_out)
+        conditional = is_conditional(model)
+        self.contexts = contexts if conditional else None
+        self.held_out_contexts = held_out_contexts if conditional else None
         if not self._once:
             self._pass = None
 
@@ -133,17 +136,15 @@ class StreamedBatches:
                 f"{what} must be as those before, {_words(*self._kind)}; got {_words(*kind)}: make all batches alike"
             )
         rows = rows.detach().to(next(self._model.parameters()), non_blocking=True)
-        if labels is None:
-            require_no_classes(self._model)
-            return rows, None
-        return rows, check_labels(self._model, rows, torch.as_tensor(labels))
+        beside = None if labels is None else torch.as_tensor(labels)
+        return rows, check_condition(self._model, what, rows, beside)
 
     def _what(self) -> str:
         return f"the {type(self._batches).__name__}"
 
     # --- Rows that stand for others ---
 
-    def _look(self, held_out: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _look(self, held_out: Draw | None) -> tuple[Draw, Draw]:
         """Return rows that stand for all, and the held-out rows: a tenth of the first batches if there are none yet."""
         seen, enough = self._first_batches(settled=held_out is not None and self._is_standardized())
         if held_out is None:
@@ -151,19 +152,19 @@ class StreamedBatches:
                 raise InvalidInput(f"{self._what()} ended at once: pass an iterable that gives batches of rows")
             while self._aside < max(1, len(seen) // 10) and sum(len(b[0]) for b in seen[: self._aside]) < MEASURED_ROWS:
                 self._aside += 1
-            held_out = torch.cat([rows for rows, _ in seen[: self._aside]])
+            held_out = _joined(seen[: self._aside])
             if not self._once:
                 self._require_same_order(seen[0][0])
         training = seen[self._aside :] if self._own else seen
         if sum(len(rows) for rows, _ in training) < 2:  # needed for a standard deviation
-            aside = f" after {len(held_out)} rows that were set aside to evaluate on" if self._aside else ""
+            aside = f" after {len(held_out[0])} rows that were set aside to evaluate on" if self._aside else ""
             raise InvalidInput(
                 f"{self._what()} ended with {sum(len(rows) for rows, _ in training)} row(s) to train on{aside}: pass "
                 "more, or pass held_out=rows"
             )
         if self._once:
             self._waiting.extend(training)
-        return torch.cat([rows for rows, _ in training])[:enough], held_out[:MEASURED_ROWS]
+        return _first(_joined(training), enough), _first(held_out, MEASURED_ROWS)
 
     def _first_batches(self, *, settled: bool) -> tuple[list[Draw], int]:
         """Read batches until there are enough rows to standardize a model, and say how many rows are enough."""
@@ -193,7 +194,7 @@ class StreamedBatches:
             )
         self._aside = aside
 
-    def _without_some(self, loader: "DataLoader[Any]") -> tuple["DataLoader[Any]", Tensor]:
+    def _without_some(self, loader: "DataLoader[Any]") -> tuple["DataLoader[Any]", Draw]:
         """Return the same loader without a tenth of its dataset, and those rows."""
         dataset: Any = loader.dataset
         if len(dataset) < 3:
@@ -202,7 +203,7 @@ class StreamedBatches:
             )
         places = held_out_places(len(dataset))
         items = [dataset[i] for i in places.tolist()]
-        held_out = self._checked(loader.collate_fn(items))[0]
+        held_out = self._checked(loader.collate_fn(items))
         return _rebuilt(loader, _Without(dataset, places)), held_out
 
     # --- Keeping and continuing ---
@@ -219,7 +220,7 @@ class StreamedBatches:
             "position": self._position,
             "last": self._last,
             "generator": self._generator,
-            "held_out": self.held_out if self._once and self._own else None,
+            "held_out": [self.held_out, self.held_out_contexts] if self._once and self._own else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -229,7 +230,9 @@ class StreamedBatches:
             raise ValueError(f"the position is batch {position} of a pass with seed {seed}")
         if self._once:
             if state["held_out"] is not None:
-                self.held_out = state["held_out"].to(self.held_out)
+                rows, contexts = state["held_out"]
+                self.held_out = rows.to(self.held_out)
+                self.held_out_contexts = None if contexts is None else contexts.to(self.held_out)
             if position != self._position:
                 warn_user(
                     f"{self._what()} can't be read again from its beginning: training goes on after batch {position} "
@@ -251,6 +254,16 @@ class StreamedBatches:
                 "run without a break. Its order must follow from torch's random numbers, or be the same in each pass"
             )
             self._last = last
+
+
+def _joined(draws: list[Draw]) -> Draw:
+    """Return some batches as one."""
+    conditions = [condition for _, condition in draws if condition is not None]
+    return torch.cat([rows for rows, _ in draws]), torch.cat(conditions) if conditions else None
+
+
+def _first(drawn: Draw, count: int) -> Draw:
+    return drawn[0][:count], None if drawn[1] is None else drawn[1][:count]
 
 
 def _words(dtype: torch.dtype, event: torch.Size, unlabelled: bool) -> str:

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 NAMES = (
+    "conditional",
     "cooperative",
     "cost",
     "coverage",
@@ -22,6 +23,7 @@ NAMES = (
     "recovery",
     "robustness",
     "samplers",
+    "sbi",
     "silent_misses",
     "systems",
     "tables",

@@ -21,6 +21,8 @@ RUNS = {
     "08_score_matching.py": ["--steps", "10"],
     "09_out_of_distribution.py": ["--steps", "10"],
     "10_tables.py": ["--steps", "10"],
+    "12_conditional.py": ["--steps", "10"],
+    "14_simulation_based_inference.py": ["--steps", "10", "--draws", "5"],
 }
 SHORT = "schedule=ep.levels.TemperatureSchedule(hot=5, cooling=5, quench=5)"
 SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option for
@@ -68,6 +70,13 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
         "ebm.sample((1000,))": "ebm.sample((400,), steps=5)",
         "cosine(60": "cosine(10",
         "finer.sample((1000,), steps=20)": "finer.sample((400,), steps=5)",
+    },
+    "12_conditional.py": {"torch.rand(1500)": "torch.rand(200)", "[:1500]": "[:200]", "BAR(64)": "BAR(16)"},
+    "14_simulation_based_inference.py": {
+        "chains=200": "chains=40",
+        "chains=100": "chains=20",
+        "warmup=100": "warmup=20",
+        "prior, 10_000": "prior, 2_000",
     },
 }
 
