@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from energyppl._checks import check_between, check_number, shape_text
+from energyppl.autodiff.private import is_transformed
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, NotNormalized, warn_user
 from energyppl.inference.kernels.contract import TunableKernel
@@ -94,7 +95,8 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
         """Return p(y | c), a distribution over y with the batch shape of the contexts.
 
         Contexts that training came nowhere near are marked by ``is_far`` of the result, and a warning says how many
-        they are; those that require a gradient, since a chain moves them, are not looked at.
+        they are; those that a chain moves, so that they require a gradient or ``torch.func`` is at work, are not
+        looked at.
 
         Args:
             context: ``(*batch, *context_shape)``, in the units of the training.
@@ -106,13 +108,14 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
         """
         check_number("guidance", guidance)
         context = self.contexts.check(context).to(self.loc)
+        moved = is_transformed() or context.requires_grad
         if guidance and not bool(self.trained_without):
             raise InvalidInput(
                 "guidance needs the energy without a context, which was never trained: hide some contexts in training, "
                 "by TrainingOptions(label_drop=0.1)"
             )
         result = self.given_unchecked(context, float(guidance))
-        far = 0 if context.requires_grad else int(result.is_far.sum())
+        far = 0 if moved else int(result.is_far.sum())
         if far:
             warn_user(
                 f"{far} of {result.is_far.numel()} contexts lie nowhere near those that the model was trained with: "

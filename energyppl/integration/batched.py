@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from energyppl.autodiff.private import is_transformed
 from energyppl.errors import QuadratureError
 
 __all__ = ["log_integrals", "quantiles"]
@@ -16,6 +17,7 @@ Energies = Callable[[Tensor, Tensor], Tensor]
 
 _HALF_WIDTHS = (6.0, 12.0, 24.0, 48.0, 96.0)
 _POINTS = {1: (256, 512, 1024, 2048, 4096), 2: (96, 192, 384, 768)}  # along each dimension
+_BLIND = {1: (12.0, 512), 2: (12.0, 192)}  # half width and points where values can't be read
 _AT_ONCE = 2**17  # evaluations
 _EDGE = 32  # of each side, the outermost 1/32 must hold next to no mass
 
@@ -45,6 +47,8 @@ def log_integrals(
         like: a tensor of the points' dtype and device.
         tolerance: largest error of log Z, in nats, and largest share of the mass at the box's edge.
 
+    Inside ``torch.func`` transforms, such as ``vmap``, all get one grid and nothing is checked.
+
     Returns:
         log Z of each, ``(count,)``, differentiable if ``energy`` is; and an estimate of its error, ``(count,)``, which
         is that of a coarser rule and so usually far too large.
@@ -52,6 +56,10 @@ def log_integrals(
     Raises:
         QuadratureError: if some can't be integrated to the tolerance.
     """
+    if is_transformed():  # whose values can't be read: one grid for all, as wide and as fine as any usually needs
+        rows = torch.arange(count, device=like.device)
+        parts = [part for part, _ in _on_grid(energy, rows, *_BLIND[size], size, like)]
+        return torch.cat([part.log_z for part in parts]).to(like), torch.cat([part.error for part in parts])
     solved = [(part.rows, part.log_z, part.error) for part in _solve(energy, count, size, like, tolerance)]
     rows, log_z, error = (torch.cat(values) for values in zip(*solved, strict=True))
     order = rows.argsort()
@@ -119,7 +127,7 @@ def _on_grid(
     log_cell = size * math.log(2.0 * half / points)
     for some in rows.split(max(1, _AT_ONCE // len(nodes))):
         values = -energy(nodes[:, None].expand(-1, len(some), -1), some).double()
-        if bool(torch.isnan(values).any()):
+        if not is_transformed() and bool(torch.isnan(values).any()):
             raise QuadratureError("energies must be numbers; got NaN on the grid: check the network there")
         log_z = torch.logsumexp(values, 0) + log_cell
         log_mass = values.detach() - log_z.detach() + log_cell

@@ -69,7 +69,7 @@ def test_the_posterior_of_a_gaussian_simulator_is_a_gaussian(likelihood: Conditi
     def draws(observed: Tensor) -> Tensor:
         given_x = posterior(likelihood, PRIOR, observed)
         chains = ep.sample_chains(ep.HMC(), given_x, chains=256, draws=20, warmup=60, progress=False)
-        assert float(chains.r_hat.max()) < 1.1
+        assert float(chains.r_hat().max()) < 1.1
         return chains.samples["x"].flatten(0, 1)
 
     found = draws(x)
@@ -138,3 +138,22 @@ def test_simulations_that_fail_are_named_and_dropped_on_request() -> None:
 def test_bad_input_is_said(likelihood: ConditionalEBM, make: object, message: str) -> None:
     with pytest.raises(ep.InvalidInput, match=message):
         make(likelihood)  # type: ignore[operator]
+
+
+def test_a_site_of_one_number_is_batched_over_chains() -> None:
+    """Its log Z is integrated on one grid for all chains, without a warning that they run one by one."""
+    torch.manual_seed(0)
+    ebm = ConditionalEBM(MLPEnergy(1, context_shape=1, hidden=16, depth=2, frequencies=4), SCHEDULE)
+    c = 2.0 * torch.rand(500, 1) - 1.0
+    ep.fit(ebm, (c + 0.3 * torch.randn(500, 1), c), steps=20, progress=False)
+
+    def model(y: Tensor) -> None:
+        c = pyro.sample("c", pyro.distributions.Uniform(-torch.ones(1), torch.ones(1)).to_event(1))
+        pyro.sample("y", ebm.given(c), obs=y)
+
+    chains = ep.sample_chains(ep.MALA(0.1), model, (torch.zeros(1),), chains=4, draws=3, warmup=0, progress=False)
+    points = chains.samples["c"][:, -1]
+    with torch.no_grad():
+        alone = torch.stack([ebm.given(c).log_prob(torch.zeros(1)) for c in points])
+        mapped = torch.func.vmap(lambda c: ebm.given(c).log_prob(torch.zeros(1)))(points)
+    assert torch.allclose(alone, mapped, atol=1e-4)
