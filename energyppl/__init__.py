@@ -23,7 +23,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from energyppl import data, errors, integration, metrics, plots, potentials, toys
+    from energyppl import data, distributed, errors, integration, metrics, plots, potentials, toys
     from energyppl.autodiff.gradient import energy_and_grad
     from energyppl.checkpoints import load_checkpoint, save_checkpoint
     from energyppl.distributions import EnergyDistribution, RecoveryDistribution
@@ -98,6 +98,7 @@ __all__ = [
     "__version__",
     "adapt",
     "data",
+    "distributed",
     "energy_and_grad",
     "errors",
     "evaluation",
@@ -127,7 +128,9 @@ __all__ = [
 
 _SUB_PACKAGES = {  # name here: module
     "data": "energyppl.data",
+    "distributed": "energyppl.distributed",
     "errors": "energyppl.errors",
+    "estimator": "energyppl.estimator",
     "evaluation": "energyppl.inference.evaluation",
     "inference": "energyppl.inference",
     "integration": "energyppl.integration",

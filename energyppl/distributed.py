@@ -152,7 +152,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         EnergyPPLError: if another process has ended or does not answer.
 
     Example:
-        >>> weight = nn.Parameter(torch.ones(2))
+        >>> weight = torch.nn.Parameter(torch.ones(2))
         >>> weight.sum().backward()
         >>> ep.distributed.average_gradients([weight])
         >>> weight.grad

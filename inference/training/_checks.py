@@ -187,6 +187,7 @@ def check_same_run(theirs: Any, ours: dict[str, Any]) -> None:
         ("objective", "another objective"),
         ("schedule", "another model's schedule"),
         ("kernel", "another model's kernel"),
+        ("updates", "another optimizer or scheduler"),
     ):
         if theirs[key] != ours[key]:
             raise CheckpointError(
@@ -227,35 +228,6 @@ def _check_declared(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
                     f"this checkpoint was made with another model's {name}: {their:.6g}, not {our:.6g}"
                     f"{f' at place {place}' if len(now) > 1 else ''}; continue with the same, or write to another place"
                 )
-
-
-def load_adam(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load Adam's moments, in the memory order of the weights: fused Adam updates moments of another order otherwise.
-
-    Raises:
-        ValueError: for other settings than the optimizer's, or moments that don't fit its weights or are not finite.
-    """
-    ours = optimizer.state_dict()
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
-    groups = [{**group, "lr": None} for group in ours["param_groups"]]
-    if [{**group, "lr": None} for group in state["param_groups"]] != groups:
-        raise ValueError("the optimizer's settings are others")
-    if not set(state["state"]) <= set(range(len(weights))):  # a weight without a gradient has none
-        raise ValueError("the optimizer's moments are of other weights")
-    for index, moments in state["state"].items():
-        weight = weights[index]
-        if set(moments) != {"step", "exp_avg", "exp_avg_sq"} or moments["step"].shape != ():
-            raise ValueError("the optimizer's moments are of another optimizer")
-        if not all(_alike(moments[name], weight) for name in ("exp_avg", "exp_avg_sq")):
-            raise ValueError("the optimizer's moments don't fit the weights, or are not finite")
-        if bool((moments["exp_avg_sq"] < 0).any()) or not float(moments["step"]) >= 0:
-            raise ValueError("the optimizer's moments are impossible")
-    optimizer.load_state_dict(state)
-    for weight in weights:
-        for name in ("exp_avg", "exp_avg_sq"):
-            if name in optimizer.state[weight]:
-                moment = optimizer.state[weight][name]
-                optimizer.state[weight][name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
 
 
 def default_learning_rate(objective: object, model: object, data: Tensor) -> float:

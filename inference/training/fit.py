@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from energyppl._checks import check_flag
-from energyppl.autodiff.private import AdamW
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.distributed import agreed, average_gradients, broadcast, mean, rank, world_size
 from energyppl.errors import CheckpointError, TrainingDiverged
@@ -26,14 +25,13 @@ from energyppl.inference.training._checks import (
     checked_objective,
     clipped_apart,
     default_learning_rate,
-    load_adam,
     move_to,
     one_condition,
 )
 from energyppl.inference.training.contract import Readable, Source
 from energyppl.inference.training.history import History, Record
 from energyppl.inference.training.options import TrainingOptions, chosen_options
-from energyppl.inference.training.parts import EarlyStop, Ema, GradientClip, copy_all
+from energyppl.inference.training.parts import EarlyStop, Ema, GradientClip, Guard, copy_all
 from energyppl.inference.training.processes import (
     begin_together,
     end_together,
@@ -42,6 +40,7 @@ from energyppl.inference.training.processes import (
     take_own_part,
 )
 from energyppl.inference.training.sources import source_of
+from energyppl.inference.training.updates import MakeOptimizer, MakeScheduler, Updates
 
 __all__ = ["Training", "fit"]
 
@@ -69,6 +68,8 @@ class Training:
             :func:`fit`.
         options: how to optimize; those that suit the objective if None.
         steps: updates at most, with the other options as they suit the objective.
+        optimizer: see :func:`fit`.
+        scheduler: likewise.
 
     Attributes:
         state: what the objective learns beside the model's weights.
@@ -79,8 +80,11 @@ class Training:
         >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
         >>> options = ep.TrainingOptions(steps=2, batch_size=32)
         >>> training = ep.Training(ebm, torch.randn(100, 2), options=options)
-        >>> [record.step for record in training]
-        [0, 1]
+        >>> log = []
+        >>> for record in training:  # any logger: with TensorBoard's writer.add_scalar(name, value, record.step)
+        ...     log += [(record.step, name, value) for name, value in record.numbers().items()]
+        >>> [(step, name) for step, name, _ in log][:3]
+        [(0, 'loss'), (0, 'learning_rate'), (0, 'gradient_norm')]
         >>> training.finish().stopped
         'all 2 steps made'
     """
@@ -95,6 +99,8 @@ class Training:
         held_out: Readable | None = None,
         options: TrainingOptions | None = None,
         steps: int | None = None,
+        optimizer: MakeOptimizer | None = None,
+        scheduler: MakeScheduler | None = None,
     ) -> None:
         self.model: Any = cast(Any, model)
         default: Any = getattr(model, "default_objective", RecoveryLikelihood)
@@ -109,14 +115,10 @@ class Training:
         broadcast(model.buffers())
         self.records: list[Record] = []
         self.stopped = ""
-        self._gap = 0.0
-        self._rate = self.options.learning_rate or default_learning_rate(self.objective, model, self._source.sample)
+        self._guard = Guard(self.options.max_gap * math.prod(self._source.sample.shape[1:]))
+        rate = self.options.learning_rate or default_learning_rate(self.objective, model, self._source.sample)
         self._weights = [p for p in (*model.parameters(), *self.state.parameters()) if p.requires_grad]
-        groups = [
-            {"params": [p for p in part.parameters() if p.requires_grad], "weight_decay": decay}
-            for part, decay in ((model, self.options.weight_decay), (self.state, 0.0))
-        ]
-        self._optimizer = AdamW([group for group in groups if group["params"]], fused=True)
+        self._updates = Updates(model, self.state, self.options, rate, optimizer, scheduler)
         self._clip = GradientClip(clipped_apart(model, self._weights), self.options.clip)
         self._ema = Ema(self._weights, self.options.ema)
         self._early = EarlyStop(self._everything(), self.options.patience, self.options.tolerance)
@@ -157,20 +159,20 @@ class Training:
         if drawn is None:
             raise StopIteration
         model, batch = drawn
-        rate = options.rate(step, self._rate)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        rate = self._updates.begin(step)
         loss = self.objective.loss(model, self.state, batch)
-        self._optimizer.zero_grad()
+        self._updates.zero_grad()
         loss.value.backward()
         average_gradients(self._weights)
         loss = over_processes(loss)
         norm = self._clip.clip()
-        self._guard(step, loss, norm)
-        self._optimizer.step()
+        self._require_good(step, loss, norm)
+        self._updates.step()
         self._ema.update(self._weights, step)
         due = (step + 1) % options.evaluate_every == 0 or step + 1 == options.steps
         measure = self._evaluate(step) if due else math.nan
+        if due:
+            self._updates.evaluated(measure)
         record = Record(step, float(loss.value.detach()), rate, norm, measure, loss.columns())
         self.records.append(record)
         return record
@@ -219,25 +221,15 @@ class Training:
             self.records[-1] = self.records[-1]._replace(held_out=self._evaluate(len(self.records) - 1))
             self.stopped = why
 
-    def _guard(self, step: int, loss: Loss, norm: float) -> None:
-        # One wild batch is not divergence: the gap is judged by its running mean.
-        self._gap = 0.9 * self._gap + 0.1 * (loss.energy_gap or 0.0)
-        limit = self.options.max_gap * math.prod(self._source.sample.shape[1:])
-        value = float(loss.value.detach())
-        smallest = 1.0 if loss.smallest_step is None else loss.smallest_step
-        for bad, what in (
-            (not math.isfinite(value), f"the loss is {value}"),
-            (not math.isfinite(norm), f"the gradient's norm is {norm}"),
-            (not abs(self._gap) <= limit, f"the energy gap is {self._gap:.3g} nats (limit {limit:.3g})"),
-            (smallest < 1e-7, f"a level's step size fell to {smallest:.2g} of its width: its chains don't move"),
-        ):
-            if bad:
-                copy_all(self._everything(), self._early.best)
-                self._set_model_kernel()
-                raise TrainingDiverged(
-                    f"training diverged at step {step}: {what}. The model has the best weights so far; lower the "
-                    "learning rate, start the chains from_data, or adapt the step sizes"
-                )
+    def _require_good(self, step: int, loss: Loss, norm: float) -> None:
+        trouble = self._guard.trouble(loss, norm)
+        if trouble:
+            copy_all(self._everything(), self._early.best)
+            self._set_model_kernel()
+            raise TrainingDiverged(
+                f"training diverged at step {step}: {trouble}. The model has the best weights so far; lower the "
+                "learning rate, start the chains from_data, or adapt the step sizes"
+            )
 
     def _evaluate(self, step: int) -> float:
         """Measure the averaged weights on held-out data."""
@@ -274,9 +266,11 @@ class Training:
             "data": self._source.key(),
             "model": dict(self.model.state_dict()),
             "state": dict(self.state.state_dict()),
-            "optimizer": self._optimizer.state_dict(),
+            "updates": self._updates.kind(),
+            "optimizer": self._updates.optimizer_state(),
+            "scheduler": self._updates.scheduler_state(),
             **{name: part.state_dict() for name, part in self._parts().items()},
-            "gap": self._gap,
+            "gap": self._guard.gap,
             "records": [[*r[:5], dict(r.values)] for r in self.records],
             "stopped": self.stopped,
             "processes": own_parts(self.state, cuda=self._source.held_out.is_cuda),
@@ -306,12 +300,12 @@ class Training:
     def _assign(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.state.load_state_dict(state["state"])
-        load_adam(self._optimizer, state["optimizer"])
+        self._updates.load(state["optimizer"], state["scheduler"])
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         if not (math.isfinite(state["gap"]) and isinstance(state["stopped"], str)):
             raise ValueError("the energy gap is not finite, or the reason of the end no text")
-        self._gap = float(state["gap"])
+        self._guard.gap = float(state["gap"])
         self.records = [Record(*row) for row in state["records"]]
         self.stopped = state["stopped"]
         take_own_part(self.state, state["processes"], cuda=self._source.held_out.is_cuda)
@@ -326,6 +320,8 @@ def fit(
     held_out: Readable | None = None,
     options: TrainingOptions | None = None,
     steps: int | None = None,
+    optimizer: MakeOptimizer | None = None,
+    scheduler: MakeScheduler | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -350,6 +346,11 @@ def fit(
             read by number, which includes those of a plain ``DataLoader``), or an iterable's first batches.
         options: how to optimize; those that suit the objective if None.
         steps: updates at most, with the other options as they suit the objective.
+        optimizer: makes an optimizer of a list of parameters, such as ``functools.partial(torch.optim.SGD, lr=0.01)``;
+            with AdamW's place it takes that of the options' learning rate and weight decay.  AdamW if None.
+        scheduler: makes a learning-rate scheduler of the optimizer, such as
+            ``functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.01, total_steps=1500)``; a warm-up and a
+            cosine decay of AdamW's if None, nothing beside another optimizer.
         checkpoint: a file to keep the run in, written at every evaluation; if it exists the run goes on from it.
         device: move the model there first, such as ``"cuda"``; data follow the model, which stays there.
         progress: show a bar with the loss, the energy gap and the acceptance.
@@ -374,7 +375,17 @@ def fit(
     world_size()  # joins the processes, each to a GPU of its own
     if device is not None:
         move_to(model, device)
-    training = Training(model, data, objective, labels=labels, held_out=held_out, options=options, steps=steps)
+    training = Training(
+        model,
+        data,
+        objective,
+        labels=labels,
+        held_out=held_out,
+        options=options,
+        steps=steps,
+        optimizer=optimizer,
+        scheduler=scheduler,
+    )
     path = None if checkpoint is None else Path(checkpoint)
     first = rank() == 0
     if path is not None and agreed(path.exists()):

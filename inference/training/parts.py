@@ -1,4 +1,4 @@
-"""Parts of a training run, each with a state: batches, averaged weights, gradient clipping, early stopping."""
+"""Parts of a training run: batches, averaged weights, gradient clipping, a guard against divergence, early stopping."""
 
 import math
 from collections.abc import Sequence
@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from energyppl.distributed import shared_seed
+from energyppl.inference.objectives.contract import Loss
 
-__all__ = ["Batches", "EarlyStop", "Ema", "GradientClip", "WindowedBatches"]
+__all__ = ["Batches", "EarlyStop", "Ema", "GradientClip", "Guard", "WindowedBatches"]
 
 _BLOCK, _WINDOW = 2**16, 2**26  # bytes of neighbouring rows, and of the rows that are shuffled together
 _MAX_BLOCKS, _MAX_WINDOW = 2**20, 2**19  # blocks of an epoch, rows of a window: what numbers are held in memory
@@ -190,6 +191,32 @@ class GradientClip:
         if len(recent) != len(self.parts) or not all(math.isfinite(value) and value >= 0.0 for value in recent):
             raise ValueError(f"the gradients' recent lengths are {recent[:4]}")
         self._recent = recent
+
+
+class Guard:
+    """A look at each update's numbers, which says when training runs away.
+
+    Args:
+        limit: nats that the energy gap's running mean may reach; one wild batch is not divergence.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.gap = limit, 0.0
+
+    def trouble(self, loss: Loss, norm: float) -> str:
+        """Say which quantity left its range, of a loss and the gradient's norm; nothing if none did."""
+        self.gap = 0.9 * self.gap + 0.1 * (loss.energy_gap or 0.0)
+        value = float(loss.value.detach())
+        smallest = 1.0 if loss.smallest_step is None else loss.smallest_step
+        for bad, what in (
+            (not math.isfinite(value), f"the loss is {value}"),
+            (not math.isfinite(norm), f"the gradient's norm is {norm}"),
+            (not abs(self.gap) <= self.limit, f"the energy gap is {self.gap:.3g} nats (limit {self.limit:.3g})"),
+            (smallest < 1e-7, f"a level's step size fell to {smallest:.2g} of its width: its chains don't move"),
+        ):
+            if bad:
+                return what
+        return ""
 
 
 class EarlyStop:

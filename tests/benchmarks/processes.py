@@ -55,29 +55,32 @@ def training(steps: int, batch: int) -> Took:
     return took._replace(figure=-objective.measure(ebm, run.state, fresh))
 
 
+def network() -> ep.Energy:
+    """A network's energy, whose cost is that of chains on a model."""
+    torch.manual_seed(2)
+    net = ep.MLPEnergy((COLUMNS,), levels=1)
+    return ep.EBM(net).potential()
+
+
 def chains(count: int, draws: int) -> Took:
-    """Sample a banana; the figure is the variance of its second column, 1.5."""
+    """Sample the energy; the figure is the mean energy of the draws."""
+    potential = network()
 
     def work() -> float:
-        found = ep.sample_chains(ep.HMC(), banana(), chains=count, draws=draws, warmup=draws, progress=False)
-        return float(found.draws[..., 1].double().var())
+        found = ep.sample_chains(ep.HMC(), potential, chains=count, draws=draws, warmup=draws, progress=False)
+        return float(found.energy.double().mean())
 
     return timed(work)
 
 
-def banana() -> ep.Energy:
-    return ep.Energy(
-        lambda x: 0.5 * (x[..., 0] ** 2 + (x[..., 1] - 0.5 * x[..., 0] ** 2 + 0.5) ** 2 + (x[..., 2:] ** 2).sum(-1)),
-        (COLUMNS,),
-    )
-
-
 def log_z(particles: int) -> Took:
-    """Normalize the banana by a bridge; the figure is log Z less what it is."""
+    """Normalize the energy by sequential Monte Carlo; the figure is log Z."""
+    potential = network()
+    base = ep.potentials.GaussianBase(torch.zeros(COLUMNS), torch.full((COLUMNS,), 1.5))
 
     def work() -> float:
-        found = ep.log_normalizer(banana(), samples=truth(4 * particles), method=ep.normalizing.BAR(particles))
-        return found.estimate - 0.5 * COLUMNS * torch.log(torch.tensor(2.0 * torch.pi)).item()
+        method = ep.normalizing.SMC(particles=particles)
+        return ep.log_normalizer(potential, base=base, method=method).estimate
 
     return timed(work)
 
@@ -85,10 +88,10 @@ def log_z(particles: int) -> Took:
 def main(arguments: Sequence[str]) -> None:
     """Run each piece of work in one process and in two, forked, one thread each."""
     parser = argparse.ArgumentParser(prog="processes", description=__doc__)
-    parser.add_argument("--steps", type=int, default=400, help="updates of training (default: 400)")
-    parser.add_argument("--batch", type=int, default=1024, help="rows in a batch (default: 1024)")
-    parser.add_argument("--chains", type=int, default=8192, help="chains (default: 8192)")
-    parser.add_argument("--draws", type=int, default=200, help="draws of each, and steps of warm-up (default: 200)")
+    parser.add_argument("--steps", type=int, default=100, help="updates of training (default: 100)")
+    parser.add_argument("--batch", type=int, default=4096, help="rows in a batch (default: 4096)")
+    parser.add_argument("--chains", type=int, default=4096, help="chains (default: 4096)")
+    parser.add_argument("--draws", type=int, default=50, help="draws of each, and steps of warm-up (default: 50)")
     parser.add_argument("--particles", type=int, default=4096, help="particles of log Z (default: 4096)")
     options = parser.parse_args(arguments)
     print(
