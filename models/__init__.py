@@ -6,6 +6,7 @@ if __name__ != "energyppl.models":
 from energyppl.models.composition import LinearMeasurement, measured, mixture, product
 from energyppl.models.ebm import EBM
 from energyppl.models.joint import JointEBM
+from energyppl.models.latent import LatentPrior
 from energyppl.models.multiscale import MultiscaleEBM
 from energyppl.models.networks.conv import ConvEnergy
 from energyppl.models.networks.mlp import MLPEnergy
@@ -18,6 +19,7 @@ __all__ = [
     "EBM",
     "ConvEnergy",
     "JointEBM",
+    "LatentPrior",
     "LinearMeasurement",
     "MLPEnergy",
     "MLPInitializer",

@@ -281,7 +281,7 @@ class _MarginalLogZ:
             return estimate
         potential = self.model.potential(self.level)
         mean_energy = partial(self._mean_energy, potential)
-        log_z: Tensor = _LazyGradient.apply(estimate, mean_energy, *weights)  # type: ignore[no-untyped-call]
+        log_z: Tensor = LazyGradient.apply(estimate, mean_energy, *weights)  # type: ignore[no-untyped-call]
         return log_z
 
     def _mean_energy(self, potential: Potential) -> Tensor:
@@ -289,7 +289,7 @@ class _MarginalLogZ:
         return potential(self.model.negatives(self.level)).mean()
 
 
-class _LazyGradient(torch.autograd.Function):
+class LazyGradient(torch.autograd.Function):
     """A number whose gradient with respect to weights is minus a mean energy's, worked out in the backward pass only.
 
     Samples are made only for the weights' gradient, so a chain that moves on a density never waits for them.
@@ -299,14 +299,17 @@ class _LazyGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(estimate: Tensor, mean_energy: Callable[[], Tensor], *weights: Tensor) -> Tensor:
+        """Return the number."""
         return estimate.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the weights, and the function whose gradient is wanted."""
         _, ctx.mean_energy, *ctx.weights = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Work out the mean energy and its gradient."""
         with torch.enable_grad():
             grads = torch.autograd.grad(ctx.mean_energy(), ctx.weights, allow_unused=True)
         return None, None, *(None if g is None else -grad * g for g in grads)

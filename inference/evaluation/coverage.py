@@ -87,7 +87,7 @@ def coverage(
 
     Example:
         >>> truth = torch.linspace(0.005, 0.995, 100)
-        >>> found = ep.evaluation.coverage(truth, torch.linspace(0, 1, 99).expand(100, 99), nominal=(0.5, 0.9))
+        >>> found = ep.evaluation.coverage(truth, torch.linspace(0.01, 0.99, 99).expand(100, 99), nominal=(0.5, 0.9))
         >>> found.nominal, found.observed
         (tensor([0.5000, 0.9000]), tensor([0.5000, 0.9000]))
     """

@@ -12,6 +12,7 @@ NAMES = (
     "guided",
     "images",
     "joint",
+    "latent",
     "learned",
     "likelihood",
     "log_z",
