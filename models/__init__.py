@@ -7,6 +7,7 @@ from energyppl.models.composition import LinearMeasurement, measured, mixture, p
 from energyppl.models.conditional import ConditionalDistribution, ConditionalEBM
 from energyppl.models.ebm import EBM
 from energyppl.models.joint import JointEBM
+from energyppl.models.latent import LatentPrior
 from energyppl.models.multiscale import MultiscaleEBM
 from energyppl.models.networks.conv import ConvEnergy
 from energyppl.models.networks.mlp import MLPEnergy
@@ -22,6 +23,7 @@ __all__ = [
     "ConditionalEBM",
     "ConvEnergy",
     "JointEBM",
+    "LatentPrior",
     "LinearMeasurement",
     "MLPEnergy",
     "MLPInitializer",

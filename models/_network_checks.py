@@ -111,8 +111,10 @@ class OneEnergy:
         return self._trial[1]
 
     def _at_level_0(self, level: int | Tensor, who: str) -> AtLevel:
+        is_number = isinstance(level, int)
+        found = level != 0 if is_number else None  # of a number without a look at a tensor, which no trace may take
         level = whole_levels(level).to(self.loc.device)
-        if bool((level != 0).any()):
+        if bool((level != 0).any()) if found is None else found:
             raise InvalidInput(f"{who} has level 0 only; got {level.tolist()}: RecoveryEBM and JointEBM have levels")
         return AtLevel(self._network(), level, self.event_shape)
 

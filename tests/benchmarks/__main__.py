@@ -14,6 +14,7 @@ NAMES = (
     "images",
     "joint",
     "larger_than_memory",
+    "latent",
     "learned",
     "likelihood",
     "log_z",

@@ -25,6 +25,7 @@ SMALL = {
     "images": "{images} --seconds 0.01 --samples 70 --classifier-steps 5 --threads 1",
     "joint": "persistent --seconds 0.01 --steps 50 --chains 8 --samples 50 --repeats 0 --widths 0.15",
     "larger_than_memory": "--gigabytes 0.0005 --columns 2 --steps 2",
+    "latent": "{digits} --seeds 1 --steps 2 --chain-steps 2 --rows 12 --samples 20",
     "learned": "--steps 2 --particles 32 eight-gaussians",
     "likelihood": "{table} rows --steps 2 --splits 2",
     "log_z": "'banana, 2-D' --budget 2000 --repeats 1",
