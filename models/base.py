@@ -301,8 +301,8 @@ def lazy_log_z(estimate: Tensor, mean_energy: Callable[[], Tensor], weights: Seq
 
     Args:
         estimate: the value, ``()``.
-        mean_energy: the mean energy of samples of the density, ``()``, differentiable with respect to the weights; asked
-            for in the backward pass only.
+        mean_energy: gives the mean energy of samples of the density, ``()``, differentiable with respect to the
+            weights; asked in the backward pass only.
         weights: that require a gradient, one at least.
     """
     lazy = _TransformableGradient if is_transformed() else _LazyGradient
