@@ -322,8 +322,9 @@ class _Broadcast:
         """Shape of one point."""
         return self.potential.event_shape
 
-    def __call__(self, y: Tensor) -> Tensor:
-        own = y.shape[: y.dim() - len(self.event_shape)]
+    def __call__(self, x: Tensor) -> Tensor:
+        """Evaluate the energies of points ``(*draws, *batch, *event)``."""
+        own = x.shape[: x.dim() - len(self.event_shape)]
         try:
             batch = torch.broadcast_shapes(own, self.batch)
         except RuntimeError:
@@ -331,7 +332,7 @@ class _Broadcast:
                 f"points must broadcast to the contexts' batch {shape_text(self.batch)}; got a batch of "
                 f"{shape_text(own)}: pass one point for each context, or draws (*draws, *batch, *event)"
             ) from None
-        return self.potential(y.expand(*batch, *self.event_shape))
+        return self.potential(x.expand(*batch, *self.event_shape))
 
 
 @dataclass(frozen=True, eq=False)

@@ -189,8 +189,9 @@ class _Posterior:
         """Shape of the parameters."""
         return self.likelihood.model.context_shape
 
-    def __call__(self, parameters: Tensor) -> Tensor:
-        return self.prior(parameters) + self.likelihood(parameters)
+    def __call__(self, x: Tensor) -> Tensor:
+        """Evaluate the energies of parameters ``(*batch, *parameters)``."""
+        return self.prior(x) + self.likelihood(x)
 
 
 @dataclass(frozen=True, eq=False)

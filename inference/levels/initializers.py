@@ -35,9 +35,10 @@ InitializerNetwork = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 def model_of_rows(model: Conditional, rows: Tensor) -> Conditional:
     """Return the model of some rows of a batch: another one only where each row has a condition of its own."""
-    if getattr(model, "conditions", None) is None or model.conditions.dim() == model.condition_dims:
+    conditions: Tensor | None = getattr(model, "conditions", None)
+    if conditions is None or conditions.dim() == model.condition_dims:
         return model
-    return model.view(model.conditions.to(rows.device)[rows], guidance=model.guidance)
+    return model.view(conditions.to(rows.device)[rows], guidance=model.guidance)
 
 
 def flat_conditions(model: Conditional, shape: torch.Size) -> Tensor:
