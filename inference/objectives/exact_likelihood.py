@@ -59,7 +59,7 @@ class ExactLikelihood:
                 f"exact likelihood integrates on a grid, in one or two dimensions; got event_shape "
                 f"{shape_text(model.event_shape)}: train by ContrastiveDivergence, score matching or RecoveryLikelihood"
             )
-        label = getattr(model, "label", None)
+        label = getattr(model, "conditions", None)
         if label is not None and label.dim():
             raise InvalidInput(
                 f"exact likelihood is of one density at a time, and each class has its own; got a label for each of "
