@@ -323,6 +323,7 @@ class _Broadcast:
         return self.potential.event_shape
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Evaluate the energies of points ``(*draws, *batch, *event)``."""
         own = x.shape[: x.dim() - len(self.event_shape)]
         try:
             batch = torch.broadcast_shapes(own, self.batch)

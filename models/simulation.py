@@ -190,6 +190,7 @@ class _Posterior:
         return self.likelihood.model.context_shape
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Evaluate the energies of parameters ``(*batch, *parameters)``."""
         return self.prior(x) + self.likelihood(x)
 
 

@@ -1,6 +1,7 @@
 """Conditional densities: three with a known truth, and regression tables beside flows, mixtures and Gaussians.
 
-``python -m tests.benchmarks conditional [FILE.npz] [TABLE …] [--splits N] [--steps N] [--rows N] [--seeds N]``
+``python -m tests.benchmarks conditional [FILE.npz] [TABLE …] [--splits N] [--steps N] [--rows N] [--seeds N]
+[--contexts N]``
 
 *Truth*: y in one dimension given one number c, evenly between −2 and 2: a Gaussian whose width grows (heteroscedastic),
 two modes whose weights change, and a long tail that grows.  A ``ConditionalEBM`` with the defaults of ``fit`` learns
@@ -39,7 +40,7 @@ import energyppl as ep
 from energyppl.data.tables import dequantize, table_from_array
 
 TABLES = ("airfoil", "concrete", "wine", "energy")
-CONTEXTS, GRID = 100, 3000
+GRID = 3000
 BATCH, EVERY, PATIENCE = 256, 25, 20  # rows of a peer's batch; its evaluations; of which none is the best
 WIDTHS, DECAYS, COMPONENTS = (64, 128), (0.0, 1e-2), (5, 10)
 
@@ -94,7 +95,7 @@ def skewed(c: Tensor) -> Truth:
 TRUTHS: tuple[Callable[[Tensor], Truth], ...] = (heteroscedastic, bimodal, skewed)
 
 
-def against_truth(truth: Callable[[Tensor], Truth], rows: int, steps: int | None, seed: int) -> None:
+def against_truth(truth: Callable[[Tensor], Truth], rows: int, steps: int | None, seed: int, contexts: int) -> None:
     """Print one truth's line for one seed."""
     torch.manual_seed(seed)
     c = 4.0 * torch.rand(rows) - 2.0
@@ -104,11 +105,11 @@ def against_truth(truth: Callable[[Tensor], Truth], rows: int, steps: int | None
     began = time.process_time()
     ep.fit(ebm, (y, c[:, None]), steps=steps, progress=False)
     seconds = time.process_time() - began
-    asked = 4.0 * (torch.arange(CONTEXTS) + 0.5) / CONTEXTS - 2.0
+    asked = 4.0 * (torch.arange(contexts) + 0.5) / contexts - 2.0
     p = ebm.given(asked[:, None])
     grid = torch.linspace(float(y.min()) - 2.0, float(y.max()) + 2.0, GRID)
     with torch.no_grad():
-        log_q = p.log_prob(grid[:, None, None].expand(-1, CONTEXTS, 1)).double()
+        log_q = p.log_prob(grid[:, None, None].expand(-1, contexts, 1)).double()
         log_z = p.quadrature() - p.implied_log_normalizer()
     alpha, sigma = float(schedule.alpha_bar[0]), float(schedule.sigma_bar[0])
     shift, noise = float((1.0 - alpha) * ebm.loc), float(sigma * ebm.scale)
@@ -326,10 +327,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--contexts", type=int, default=100)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for truth, seed in itertools.product(TRUTHS, range(args.seeds)):
-        against_truth(truth, args.rows, args.steps, seed)
+        against_truth(truth, args.rows, args.steps, seed, args.contexts)
     if args.file is None:
         return
     with np.load(args.file, allow_pickle=False) as archive:

@@ -1,6 +1,7 @@
 """Simulation-based inference: unnormalized neural likelihoods beside a flow's, on two tasks of the sbi benchmark.
 
-``python -m tests.benchmarks sbi [two_moons] [slcp] [--simulations N] [--observations N] [--steps N] [--draws N]``
+``python -m tests.benchmarks sbi [two_moons] [slcp] [--simulations N] [--observations N] [--steps N] [--draws N]
+[--tried N]``
 
 The simulators are those of Lueckmann et al. 2021 ("Benchmarking simulation-based inference", appendix T):
 
@@ -172,11 +173,11 @@ def by_likelihood(task: Task, energy: Callable[[Tensor], Tensor], tried: int) ->
     return ep.EnergyDistribution(potential, sampler=begin, like=torch.zeros(()), support=task.prior.support)
 
 
-def reference(name: str, task: Task, x: Tensor, draws: int) -> Tensor:
+def reference(name: str, task: Task, x: Tensor, draws: int, tried: int) -> Tensor:
     """Draws of the true posterior."""
     if name == "two_moons":
         return two_moons_posterior(x, draws)
-    return chains_of(by_likelihood(task, lambda theta: slcp_energy(theta, x), 1_000_000), draws)
+    return chains_of(by_likelihood(task, lambda theta: slcp_energy(theta, x), tried), draws)
 
 
 def energy_model(task: Task, rows: Any, steps: int | None) -> ep.models.ConditionalEBM:
@@ -247,13 +248,13 @@ def c2st(ours: Tensor, theirs: Tensor, seed: int) -> float:
         return float(cross_val_score(classifier, data, labels, cv=folds, scoring="accuracy").mean())
 
 
-def compare(name: str, simulations: int, observations: int, steps: int | None, draws: int) -> None:
+def compare(name: str, args: argparse.Namespace) -> None:
     """Print a line for each observation of a task, and one for all."""
-    task = TASKS[name]
+    task, draws = TASKS[name], args.draws
     torch.manual_seed(0)
-    rows = ep.models.simulate(task.simulator, task.prior, simulations)
+    rows = ep.models.simulate(task.simulator, task.prior, args.simulations)
     began = time.process_time()
-    ebm = energy_model(task, rows, steps)
+    ebm = energy_model(task, rows, args.steps)
     trained = time.process_time()
     try:
         log_prob = flow_model(task, rows, trained - began)
@@ -261,25 +262,25 @@ def compare(name: str, simulations: int, observations: int, steps: int | None, d
         print(f"NLE left out: {missing}", flush=True)
         log_prob = None
     print(
-        f"{name}: training on {simulations} simulations, energy {trained - began:.0f} CPU s, flows "
+        f"{name}: training on {args.simulations} simulations, energy {trained - began:.0f} CPU s, flows "
         f"{time.process_time() - trained:.0f} CPU s",
         flush=True,
     )
     scores: dict[str, list[float]] = {"energy": [], "NLE": [], "the reference's own halves": []}
-    for seed in range(observations):
+    for seed in range(args.observations):
         torch.manual_seed(1000 + seed)
         x = task.simulator(task.prior.sample((1,)))[0]
-        truth = reference(name, task, x, 2 * draws)
+        truth = reference(name, task, x, 2 * draws, args.tried)
         scores["energy"].append(c2st(chains_of(ep.models.posterior(ebm, task.prior, x), draws), truth[:draws], seed))
         if log_prob is not None:
-            nle = by_likelihood(task, NegativeLogLikelihood(log_prob, x), 100_000)
+            nle = by_likelihood(task, NegativeLogLikelihood(log_prob, x), args.tried // 10)
             scores["NLE"].append(c2st(chains_of(nle, draws), truth[:draws], seed))
         if not seed:  # what two sets of draws of one posterior give
             scores["the reference's own halves"].append(c2st(truth[draws:], truth[:draws], seed))
         line = ", ".join(f"{label} {found[-1]:.3f}" for label, found in scores.items() if found)
         print(f"{name}, observation {seed}: C2ST {line}", flush=True)
     means = ", ".join(f"{label} {np.mean(found):.3f}" for label, found in scores.items() if found)
-    print(f"{name}, {observations} observations: C2ST {means}", flush=True)
+    print(f"{name}, {args.observations} observations: C2ST {means}", flush=True)
 
 
 def main(arguments: list[str]) -> None:
@@ -290,10 +291,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--observations", type=int, default=5)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--draws", type=int, default=5_000)
+    parser.add_argument("--tried", type=int, default=1_000_000)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for name in args.tasks:
-        compare(name, args.simulations, args.observations, args.steps, args.draws)
+        compare(name, args)
 
 
 if __name__ == "__main__":

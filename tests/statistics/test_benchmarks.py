@@ -15,7 +15,7 @@ WITH_MAIN = {path.stem for path in FOLDER.glob("*.py") if "\ndef main(arguments"
 
 # Files that a benchmark reads are named in braces.
 SMALL = {
-    "conditional": "{table} rows --steps 2 --splits 1 --rows 200 --seeds 1",
+    "conditional": "{table} rows --steps 2 --splits 1 --rows 200 --seeds 1 --contexts 3",
     "cooperative": "--seconds 0.01 eight-gaussians",
     "cost": "--repeats 2",
     "coverage": "'banana, 2-D' --repeats 1 --particles 32",
@@ -36,7 +36,7 @@ SMALL = {
     "recovery": "--steps 2 --points 100 eight-gaussians",
     "robustness": "--seeds 1 --updates 1",
     "samplers": "--targets banana --chains 4 --draws 20 --warmup 20",
-    "sbi": "two_moons slcp --simulations 200 --observations 1 --steps 2 --draws 50",
+    "sbi": "two_moons slcp --simulations 200 --observations 1 --steps 2 --draws 30 --tried 2000",
     "silent_misses": "'two Gaussians 20 apart, 2-D' --repeats 1",
     "systems": "{images} {images} contrastive --seconds 0.01 --steps 20 --classifier-steps 5",
     "tables": "{table} --steps 2",

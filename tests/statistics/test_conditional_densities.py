@@ -16,11 +16,11 @@ PRIOR = Independent(Uniform(-2.0 * torch.ones(2), 2.0 * torch.ones(2)), 1)
 NOISE = 0.3
 
 
-def kl_of_a_regression(y: Tensor, context: Tensor) -> tuple[float, float]:
+def kl_of_a_regression(y: Tensor, context: Tensor, steps: int) -> tuple[float, float]:
     """Train on rows, and return KL(truth ‖ model) over contexts and the rms of log Z where training implies 0."""
     torch.manual_seed(0)
     ebm = ConditionalEBM(MLPEnergy(1, context_shape=1, hidden=64, depth=2, frequencies=16), SCHEDULE)
-    ep.fit(ebm, (y, context), steps=300, progress=False)
+    ep.fit(ebm, (y, context), steps=steps, progress=False)
     asked, grid = torch.linspace(-1.8, 1.8, 19), torch.linspace(-6.0, 6.0, 1201)
     p = ebm.given(asked[:, None])
     with torch.no_grad():
@@ -38,10 +38,10 @@ def test_a_heteroscedastic_density_is_learned() -> None:
     torch.manual_seed(0)
     c = 4.0 * torch.rand(3000, 1) - 2.0
     y = c.sin() + (0.1 + 0.1 * c.abs()) * torch.randn(3000, 1)
-    kl, log_z = kl_of_a_regression(y, c)
+    kl, log_z = kl_of_a_regression(y, c, 300)
     assert kl < 0.05
     assert log_z < 0.1
-    assert kl_of_a_regression(y, c.flip(0))[0] > 0.5, "negative control"
+    assert kl_of_a_regression(y, c.flip(0), 50)[0] > 0.5, "negative control"
 
 
 def gaussian(theta: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def test_the_posterior_of_a_gaussian_simulator_is_a_gaussian(likelihood: Conditi
 
     def draws(observed: Tensor) -> Tensor:
         given_x = posterior(likelihood, PRIOR, observed)
-        chains = ep.sample_chains(ep.HMC(), given_x, chains=256, draws=20, warmup=60, progress=False)
+        chains = ep.sample_chains(ep.HMC(), given_x, chains=128, draws=20, warmup=40, progress=False)
         assert float(chains.r_hat().max()) < 1.1
         return chains.samples["x"].flatten(0, 1)
 
@@ -79,7 +79,7 @@ def test_the_posterior_of_a_gaussian_simulator_is_a_gaussian(likelihood: Conditi
 
 
 def test_a_site_of_a_pyro_model_gives_the_same_posterior(likelihood: ConditionalEBM) -> None:
-    """Means of both within a fifth of the posterior's width, three standard errors of 256 draws, and there are more."""
+    """Means of both within a fifth of the posterior's width, seven standard errors of what is worth 1,300 draws."""
     torch.manual_seed(2)
     x = torch.tensor([0.5, -0.4])
 
@@ -87,7 +87,7 @@ def test_a_site_of_a_pyro_model_gives_the_same_posterior(likelihood: Conditional
         theta = pyro.sample("theta", pyro.distributions.Uniform(-2.0 * torch.ones(2), 2.0 * torch.ones(2)).to_event(1))
         pyro.sample("x", likelihood.given(theta), obs=x)
 
-    options = {"chains": 256, "draws": 20, "warmup": 60, "progress": False}
+    options = {"chains": 128, "draws": 20, "warmup": 40, "progress": False}
     site = ep.sample_chains(ep.HMC(), model, (x,), **options).samples["theta"].flatten(0, 1)  # type: ignore[arg-type]
     own = ep.sample_chains(ep.HMC(), posterior(likelihood, PRIOR, x), **options).samples["x"].flatten(0, 1)  # type: ignore[arg-type]
     assert float((site.mean(0) - own.mean(0)).abs().max()) < 0.2 * NOISE
