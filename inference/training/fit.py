@@ -53,7 +53,7 @@ class Training:
     whose state is part of :meth:`state_dict`, so a continued run gives bit for bit the weights of an undisturbed one.
 
     Data that don't fit into memory are read a batch at a time, and nothing looks at all of them: up to 65,536 rows (or
-    eight million numbers) stand for all where the model is standardized, in blocks from everywhere in an array or a
+    eight million numbers) stand for all where the model is standardized, from a thousand places of an array or a
     dataset, the first batches of an iterable.  Call ``model.standardize(rows)`` before to choose them yourself.  A
     position in an array, a dataset or a loader is part of :meth:`state_dict` too; an iterator can't go back, and a run
     that goes on with another one says so in a warning.

@@ -14,6 +14,7 @@ from energyppl.errors import InvalidInput
 from energyppl.inference.training._checks import check_labels, require_no_classes
 from energyppl.inference.training.contract import (
     MEASURED_ROWS,
+    SETTLING_ROWS,
     Draw,
     held_out_places,
     rows_and_labels,
@@ -46,8 +47,8 @@ class StoredRows:
     """Rows that stay where they are, and are read a batch at a time.
 
     They are visited in a random order of its own each epoch, which needs little memory and reads neighbours at about
-    the same time, see :class:`WindowedBatches`.  Nothing looks at all of them: up to 65,536 rows, in blocks from
-    everywhere, stand for them where a model is standardized, and at most 4096 are held out.
+    the same time, see :class:`WindowedBatches`.  Nothing looks at all of them: up to 65,536 rows, from a thousand
+    places that are evenly spread, stand for them where a model is standardized, and at most 4096 are held out.
 
     Args:
         model: that is trained.
@@ -69,8 +70,11 @@ class StoredRows:
         aside = held_out_places(count) if held_out is None else np.empty(0, np.int64)
         size, bytes_each = min(size, count - len(aside)), max(1, row.numel() * row.element_size())
         self._batches = WindowedBatches(count, size, aside, bytes_each)
-        self.sample = self._read(self._batches.some(sample_size(row)))[0]
+        few = self._read(self._batches.some(SETTLING_ROWS))[0]
+        settled = bool(getattr(model, "is_standardized", True))
+        self.sample = few if settled else self._read(self._batches.some(sample_size(row)))[0]
         self.held_out = self._read(aside)[0] if held_out is None else held_out[:MEASURED_ROWS]
+        self._key = [count, *sums(few, self.held_out)]
 
     def draw(self) -> Draw:
         """Return the next batch, or this process's share of it."""
@@ -100,7 +104,7 @@ class StoredRows:
 
     def key(self) -> list[Any]:
         """Return how many rows there are, and sums of those that were looked at."""
-        return [len(self._reader), *sums(self.sample, self.held_out)]
+        return self._key
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch's seed and the position in it."""
