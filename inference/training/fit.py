@@ -231,7 +231,10 @@ class Training:
     # --- Keeping and continuing ---
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a run needs to go on bit for bit, as tensors, numbers and strings."""
+        """Return everything that a run needs to go on bit for bit, as tensors, numbers and strings.
+
+        Several processes call it together, and each of them gets the state of all.
+        """
         return {
             "options": asdict(self.options),
             "objective": describe(self.objective),
@@ -341,6 +344,15 @@ def fit(
         >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
         >>> history = ep.fit(ebm, torch.randn(100, 2), options=ep.TrainingOptions(steps=2), progress=False)
         >>> len(history.records)
+        2
+
+        Of rows in a file, however large it is:
+
+        >>> import numpy, pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "rows.npy"
+        >>> numpy.save(file, numpy.random.default_rng(0).normal(size=(1000, 2)))
+        >>> rows = numpy.load(file, mmap_mode="r")
+        >>> len(ep.fit(ebm, rows, steps=2, progress=False).records)
         2
     """
     check_flag("progress", progress)
