@@ -12,9 +12,20 @@ from torch.utils.data import Dataset
 
 from energyppl.errors import InvalidInput
 
-__all__ = ["MEASURED_ROWS", "Draw", "Readable", "Source", "held_out_places", "rows_and_labels", "sample_size", "sums"]
+__all__ = [
+    "MEASURED_ROWS",
+    "SETTLING_ROWS",
+    "Draw",
+    "Readable",
+    "Source",
+    "held_out_places",
+    "rows_and_labels",
+    "sample_size",
+    "sums",
+]
 
 MEASURED_ROWS = 4096  # of the held-out data
+SETTLING_ROWS = 2048  # that stand for all where a model is standardized already
 _SAMPLE_ROWS, _SAMPLE_NUMBERS = 2**16, 2**23  # of the rows that stand for all: at most 32 MiB in float32
 
 Draw = tuple[Tensor, Tensor | None]

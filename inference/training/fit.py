@@ -54,7 +54,7 @@ class Training:
     whose state is part of :meth:`state_dict`, so a continued run gives bit for bit the weights of an undisturbed one.
 
     Data that don't fit into memory are read a batch at a time, and nothing looks at all of them: up to 65,536 rows (or
-    eight million numbers) stand for all where the model is standardized, in blocks from everywhere in an array or a
+    eight million numbers) stand for all where the model is standardized, from a thousand places of an array or a
     dataset, the first batches of an iterable.  Call ``model.standardize(rows)`` before to choose them yourself.  A
     position in an array, a dataset or a loader is part of :meth:`state_dict` too; an iterator can't go back, and a run
     that goes on with another one says so in a warning.
@@ -257,7 +257,10 @@ class Training:
     # --- Keeping and continuing ---
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a run needs to go on bit for bit, as tensors, numbers and strings."""
+        """Return everything that a run needs to go on bit for bit, as tensors, numbers and strings.
+
+        Several processes call it together, and each of them gets the state of all.
+        """
         return {
             "options": asdict(self.options),
             "objective": describe(self.objective),
@@ -368,6 +371,15 @@ def fit(
         >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
         >>> history = ep.fit(ebm, torch.randn(100, 2), options=ep.TrainingOptions(steps=2), progress=False)
         >>> len(history.records)
+        2
+
+        Of rows in a file, however large it is:
+
+        >>> import numpy, pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "rows.npy"
+        >>> numpy.save(file, numpy.random.default_rng(0).normal(size=(1000, 2)))
+        >>> rows = numpy.load(file, mmap_mode="r")
+        >>> len(ep.fit(ebm, rows, steps=2, progress=False).records)
         2
     """
     check_flag("progress", progress)

@@ -17,6 +17,7 @@ __all__ = ["Batches", "EarlyStop", "Ema", "GradientClip", "Guard", "WindowedBatc
 _BLOCK, _WINDOW = 2**16, 2**26  # bytes of neighbouring rows, and of the rows that are shuffled together
 _MAX_BLOCKS, _MAX_WINDOW = 2**20, 2**19  # blocks of an epoch, rows of a window: what numbers are held in memory
 _MIN_BATCHES = 16  # of a window
+_PLACES = 1024  # from which rows are taken to stand for all
 
 
 class Batches:
@@ -92,9 +93,16 @@ class WindowedBatches:
         return rows
 
     def some(self, count: int) -> NDArray[np.int64]:
-        """Return the numbers of about so many rows, rising, in blocks from everywhere: always the same ones."""
-        blocks = _permuted(self._blocks, 0)[: max(1, -(-count // self._block))]
-        return self._members(np.sort(blocks))
+        """Return the numbers of so many rows, rising: a few neighbours in each part of them, always the same ones."""
+        if count >= self.count:
+            rows = np.arange(self.count)
+        else:
+            parts = min(count, _PLACES)
+            run = count // parts
+            within = torch.rand(parts, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+            first = ((np.arange(parts) + within) * ((self.count - run) / parts)).astype(np.int64)
+            rows = np.unique(first[:, None] + np.arange(run))
+        return rows[~np.isin(rows, self.left_out)]
 
     def _shuffle(self) -> None:
         blocks = np.array_split(_permuted(self._blocks, self._seed), self._windows)[self._window]

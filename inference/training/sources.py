@@ -133,7 +133,7 @@ def _in_memory(value: Any) -> Any:
     if isinstance(value, np.ndarray) and mapping_of(value) is None:
         if value.dtype.kind not in "fiub":
             raise InvalidInput(f"an array must hold numbers to be trained on; got dtype {value.dtype}: convert it")
-        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
+        return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))  # copies if it must
     return value
 
 

@@ -13,6 +13,7 @@ from energyppl.distributed import rank, world_size
 from energyppl.errors import InvalidInput
 from energyppl.inference.training._checks import check_condition, is_conditional
 from energyppl.inference.training.contract import (
+    SETTLING_ROWS,
     Draw,
     held_out_places,
     rows_and_labels,
@@ -45,8 +46,8 @@ class StoredRows:
     """Rows that stay where they are, and are read a batch at a time.
 
     They are visited in a random order of its own each epoch, which needs little memory and reads neighbours at about
-    the same time, see :class:`WindowedBatches`.  Nothing looks at all of them: up to 65,536 rows, in blocks from
-    everywhere, stand for them where a model is standardized, and at most 4096 are held out.
+    the same time, see :class:`WindowedBatches`.  Nothing looks at all of them: up to 65,536 rows, from a thousand
+    places that are evenly spread, stand for them where a model is standardized, and at most 4096 are held out.
 
     Args:
         model: that is trained.
@@ -68,11 +69,14 @@ class StoredRows:
         aside = held_out_places(count) if held_out is None else np.empty(0, np.int64)
         size, bytes_each = min(size, count - len(aside)), max(1, row.numel() * row.element_size())
         self._batches = WindowedBatches(count, size, aside, bytes_each)
-        self.sample, conditions = self._read(self._batches.some(sample_size(row)))
+        few, contexts = self._read(self._batches.some(SETTLING_ROWS))
+        settled = bool(getattr(model, "is_standardized", True))
+        self.sample, conditions = (few, contexts) if settled else self._read(self._batches.some(sample_size(row)))
         self.held_out, held_out_conditions = self._read(aside) if held_out is None else held_out
         conditional = is_conditional(model)
         self.contexts = conditions if conditional else None
         self.held_out_contexts = held_out_conditions if conditional else None
+        self._key = [count, *sums(few, self.held_out, contexts if conditional else None)]
 
     def draw(self) -> Draw:
         """Return the next batch, or this process's share of it."""
@@ -99,7 +103,7 @@ class StoredRows:
 
     def key(self) -> list[Any]:
         """Return how many rows there are, and sums of those that were looked at."""
-        return [len(self._reader), *sums(self.sample, self.held_out, self.contexts)]
+        return self._key
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch's seed and the position in it."""

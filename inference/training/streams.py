@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
 
 from energyppl._checks import check_data, shape_text
 from energyppl.distributed import rank, shared_seed, world_size
@@ -18,6 +19,7 @@ from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.training._checks import check_condition, is_conditional
 from energyppl.inference.training.contract import (
     MEASURED_ROWS,
+    SETTLING_ROWS,
     Draw,
     held_out_places,
     rows_and_labels,
@@ -28,7 +30,6 @@ from energyppl.inference.training.contract import (
 __all__ = ["StreamedBatches"]
 
 _END = object()
-_SETTLING = 2048  # rows that are enough where the model is standardized already
 
 
 class StreamedBatches:
@@ -56,6 +57,7 @@ class StreamedBatches:
         self._model = model
         self._kind: tuple[torch.dtype, torch.Size, bool] | None = None  # of all batches: dtype, event, without labels
         self._batches, self._once, self._own = batches, isinstance(batches, Iterator), held_out is None
+        self._is_shared = isinstance(getattr(batches, "sampler", None), DistributedSampler)  # each process has its own
         self._seed, self._position, self._last = 0, 0, 0.0
         self._aside, self._given = 0, 0  # batches of each pass that are held out, batches that this pass gave
         self._pass: Iterator[Any] | None = None
@@ -81,6 +83,8 @@ class StreamedBatches:
                 return None
             self._position += 1
             self._last = float(drawn[0].double().sum())
+            if self._is_shared:
+                return drawn
             if len(drawn[0]) >= world_size():  # else the rest of a pass has nothing for some process
                 share = slice(rank(), None, world_size())
                 return drawn[0][share], None if drawn[1] is None else drawn[1][share]
@@ -102,6 +106,8 @@ class StreamedBatches:
         if self._once and self._pass is not None:
             return
         self._seed, self._position, self._given = seed, skip, 0
+        if self._is_shared:
+            self._batches.sampler.set_epoch(seed % 2**31)  # type: ignore[attr-defined]
         generator = getattr(self._batches, "generator", None)
         self._generator = generator.get_state() if isinstance(generator, torch.Generator) else None
         with torch.random.fork_rng(devices=[]):
@@ -176,7 +182,7 @@ class StreamedBatches:
                 break
             seen.append(found)
             count += len(found[0])
-            enough = _SETTLING if settled else sample_size(found[0][0])
+            enough = SETTLING_ROWS if settled else sample_size(found[0][0])
         return seen, enough
 
     def _is_standardized(self) -> bool:

@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--batch", type=int, default=4096, help="rows in a batch (default: 4096)")
     parser.add_argument("--chains", type=int, default=4096, help="chains (default: 4096)")
     parser.add_argument("--draws", type=int, default=50, help="draws of each, and steps of warm-up (default: 50)")
-    parser.add_argument("--particles", type=int, default=4096, help="particles of log Z (default: 4096)")
+    parser.add_argument("--particles", type=int, default=32_768, help="particles of log Z (default: 32768)")
     options = parser.parse_args(arguments)
     print(
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}: times by the clock mean something where two cores are "

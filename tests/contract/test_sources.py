@@ -251,6 +251,25 @@ def test_labels_beside_what_brings_its_own_are_refused() -> None:
         ep.fit(with_classes(), [GOOD] * 4, options=OPTIONS)
 
 
+def test_a_sorted_file_is_standardized_by_rows_from_everywhere(tmp_path: Path) -> None:
+    """65,536 of 200,000 rows, whose quantiles the thousand places know to a thousandth."""
+    values = torch.linspace(0.0, 1.0, 200_000)[:, None].expand(-1, 2) ** torch.tensor([1.0, 3.0])
+    source = source_of(model(), mapped(tmp_path, values), None, None, 256)
+    assert 60_000 < len(source.sample) <= 65_536
+    assert source.held_out.shape == (4096, 2)
+    for rows_, tolerance in ((source.sample, 2e-3), (source.held_out, 0.02)):  # the latter are drawn: 4 standard errors
+        assert float((rows_.mean(0) - torch.tensor([1 / 2, 1 / 4])).abs().max()) < tolerance
+        assert float((rows_.std(0) - values.std(0)).abs().max()) < tolerance
+
+
+def test_workers_that_last_are_read_anew_in_each_pass() -> None:
+    pairs = TensorDataset(rows())
+    loader: DataLoader[Any] = DataLoader(pairs, 16, shuffle=True, num_workers=1, persistent_workers=True)
+    source = source_of(model(), loader, None, None, 16)
+    seen = [{int(n) for batch in (source.draw() for _ in range(6)) if batch for n in batch[0][:, 1]} for _ in range(2)]
+    assert seen[0] == seen[1] == set(range(COUNT)) - {int(n) for n in source.held_out[:, 1]}
+
+
 @pytest.mark.parametrize(("count", "windows"), [(1000, 1), (5000, 5), (20_011, 20)])
 def test_windows_visit_each_row_once_an_epoch(count: int, windows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With blocks of 64 rows and windows of 1000: what is left of a window is less than a batch."""

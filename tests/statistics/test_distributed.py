@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 import energyppl as ep
 from energyppl import distributed
+from energyppl.inference.training.sources import source_of
 from tests.support.processes import KILLED, run, values
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
@@ -125,6 +128,27 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     (wrong, energies, _), (other, _, _) = values(run(without_averages, tmp_path / "wrong"))  # the negative control
     assert not torch.equal(wrong, other)
     assert float((energies - alone).abs().max()) > 1e-2
+
+
+def drawn(kind: str) -> tuple[list[float], list[int]]:
+    """The rows of an epoch that this process draws, which are their own numbers, and how many at a time."""
+    numbers = torch.arange(96.0)[:, None].expand(96, 2) + torch.tensor([0.0, 0.5])
+    data: Any = numbers
+    if kind == "loader of its own":
+        data = DataLoader(TensorDataset(numbers), 8, sampler=DistributedSampler(TensorDataset(numbers)))
+    elif kind != "tensor":
+        data = {"dataset": TensorDataset(numbers), "batches": list(numbers.split(16))}[kind]
+    model = ep.EBM(ep.MLPEnergy((2,), hidden=8, depth=1, frequencies=2))
+    source = source_of(model, data, None, torch.randn(10, 2), 16)
+    batches = [batch[0][:, 0] for batch in (source.draw() for _ in range(6)) if batch is not None]
+    return torch.cat(batches).tolist(), [len(batch) for batch in batches]
+
+
+@pytest.mark.parametrize("kind", ["tensor", "dataset", "batches", "loader of its own"])
+def test_each_process_draws_its_share_of_every_batch(kind: str, tmp_path: Path) -> None:
+    (first, sizes), (second, others) = values(run(drawn, tmp_path, kind))
+    assert sizes == others == [8] * 6
+    assert sorted([*first, *second]) == [float(i) for i in range(96)]
 
 
 STEPS = 12
