@@ -25,6 +25,7 @@ NAMES = (
     "tables",
     "temperature",
     "truth",
+    "waiting",
 )
 
 
