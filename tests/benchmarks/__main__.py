@@ -30,6 +30,7 @@ NAMES = (
     "tables",
     "temperature",
     "truth",
+    "waiting",
 )
 
 
