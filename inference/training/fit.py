@@ -28,6 +28,7 @@ from energyppl.inference.training._checks import (
     move_to,
     one_condition,
 )
+from energyppl.inference.training.conditions import Conditions
 from energyppl.inference.training.contract import Readable, Source
 from energyppl.inference.training.history import History, Record
 from energyppl.inference.training.options import TrainingOptions, chosen_options
@@ -111,7 +112,8 @@ class Training:
         self.state = self.objective.init(one_condition(self.model))
         broadcast(self.state.parameters())  # its buffers, such as chains, are each process's own
         self._source = source_of(model, data, labels, held_out, self.options.batch_size)
-        self._prepare_model()
+        self._conditions = Conditions(model, self.options)
+        self._conditions.prepare(self._source.sample, self._source.contexts)
         broadcast(model.buffers())
         self.records: list[Record] = []
         self.stopped = ""
@@ -122,23 +124,6 @@ class Training:
         self._clip = GradientClip(clipped_apart(model, self._weights), self.options.clip)
         self._ema = Ema(self._weights, self.options.ema)
         self._early = EarlyStop(self._everything(), self.options.patience, self.options.tolerance)
-
-    def _prepare_model(self) -> None:
-        """Give the model its coordinates, and tell it whether it learns the energy without a context."""
-        model, contexts = self.model, self._source.contexts
-        fresh = hasattr(model, "standardize") and not bool(model.is_standardized)
-        if fresh and contexts is not None:
-            model.standardize_context(contexts)
-        if fresh:
-            model.standardize(self._source.sample)
-        if contexts is not None and self._dropped > 0.0:
-            model.trained_without.fill_(True)
-
-    @property
-    def _dropped(self) -> float:
-        """The share of labels, or of batches' contexts, that are hidden."""
-        usual = 0.1 if self._source.contexts is None else 0.0
-        return usual if self.options.label_drop is None else self.options.label_drop
 
     # --- One step ---
 
@@ -190,7 +175,7 @@ class Training:
             copy_all(self._weights, self._ema.average)
         settle = getattr(self.objective, "settle", None)
         if settle is not None:
-            settle(self._given(self._source.contexts), self.state, self._source.sample)
+            settle(self._conditions.given(self._source.contexts), self.state, self._source.sample)
         self._set_model_kernel()
         end_together(self.model, self.state)
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
@@ -201,18 +186,7 @@ class Training:
         if drawn is None:
             self._end(f"the data ended after {len(self.records)} steps: pass batches that can be read again for more")
             return None
-        rows, condition = drawn
-        if condition is None:
-            return self.model, rows
-        if self._source.contexts is not None:
-            hide = self._dropped > 0.0 and float(torch.rand(())) < self._dropped
-            return self.model.conditioned(None if hide else condition), rows
-        hidden = torch.rand(len(rows), device=rows.device) < self._dropped
-        return self.model.given(torch.where(hidden, self.model.net.classes, condition)), rows
-
-    def _given(self, contexts: Tensor | None) -> Any:
-        """Return the model given each row's context; without contexts the model itself."""
-        return self.model if contexts is None else self.model.conditioned(contexts)
+        return self._conditions.in_training(*drawn), drawn[0]
 
     def _end(self, why: str) -> None:
         """End the run at a step that was not planned to be the last, with a last evaluation."""
@@ -238,7 +212,7 @@ class Training:
         held_out = self._source.held_out
         share = slice(rank(), None, world_size()) if len(held_out) >= world_size() else slice(None)
         contexts = self._source.held_out_contexts
-        model = self._given(None if contexts is None else contexts[share])
+        model = self._conditions.given(None if contexts is None else contexts[share])
         measure = mean({"measure": self.objective.measure(model, self.state, held_out[share])})["measure"]
         if self._early.update(measure, self._everything()):
             self.stopped = f"worse on held-out data for {self._early.stale} evaluations, at step {step}"

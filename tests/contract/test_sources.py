@@ -199,6 +199,32 @@ def test_labels_come_along(tmp_path: Path) -> None:
         assert next(run).step == 0, name
 
 
+def test_contexts_come_along(tmp_path: Path) -> None:
+    contexts = torch.randn(COUNT, 3)
+    values = torch.stack([contexts[:, 0], torch.randn(COUNT)], 1)  # the first column is the context's
+    pairs = TensorDataset(values, contexts)
+    sources: dict[str, Any] = {
+        "tensors": (values, contexts),
+        "mapped array": (mapped(tmp_path, values), contexts),
+        "dataset": pairs,
+        "loader": DataLoader(pairs, 16, shuffle=True),
+        "list": [(values[i : i + 16], contexts[i : i + 16]) for i in range(0, COUNT, 16)],
+    }
+    for name, data in sources.items():
+        net = ep.MLPEnergy((2,), hidden=8, depth=1, context_shape=(3,))
+        ebm = ep.models.ConditionalEBM(net, ep.NoiseSchedule.cosine(levels=3))
+        source = source_of(ebm, data, None, None, 16)
+        for _ in range(8):
+            drawn = source.draw()
+            assert drawn is not None, name
+            assert drawn[1] is not None, name
+            assert torch.equal(drawn[0][:, 0], drawn[1][:, 0]), name
+        assert source.held_out_contexts is not None
+        assert torch.equal(source.held_out[:, 0], source.held_out_contexts[:, 0]), name
+        run = ep.Training(ebm, data, options=OPTIONS)
+        assert next(run).step == 0, name
+
+
 class Items(Dataset[Any]):
     def __init__(self, *items: Any) -> None:
         self.items = items

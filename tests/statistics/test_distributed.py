@@ -267,6 +267,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow  # ten seconds, of three processes that import torch
 def test_torchrun_joins_the_processes_by_itself(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
