@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from energyppl.autodiff.private import is_transformed
 from energyppl.errors import QuadratureError
@@ -18,7 +19,7 @@ Energies = Callable[[Tensor, Tensor], Tensor]
 _HALF_WIDTHS = (6.0, 12.0, 24.0, 48.0, 96.0)
 _POINTS = {1: (256, 512, 1024, 2048, 4096), 2: (96, 192, 384, 768)}  # along each dimension
 _BLIND = {1: (12.0, 512), 2: (12.0, 192)}  # half width and points where values can't be read
-_AT_ONCE = 2**17  # evaluations
+_AT_ONCE, _AT_ONCE_BACK = 2**17, 2**14  # evaluations, without and with gradients
 _EDGE = 32  # of each side, the outermost 1/32 must hold next to no mass
 
 
@@ -125,8 +126,14 @@ def _on_grid(
     edges = (axis + half / points).to(like.device)
     nodes = torch.cartesian_prod(*[axis] * size).reshape(-1, size).to(like)
     log_cell = size * math.log(2.0 * half / points)
-    for some in rows.split(max(1, _AT_ONCE // len(nodes))):
-        values = -energy(nodes[:, None].expand(-1, len(some), -1), some).double()
+    differentiable = torch.is_grad_enabled() and not is_transformed()
+    for some in rows.split(max(1, (_AT_ONCE_BACK if differentiable else _AT_ONCE) // len(nodes))):
+        laid = nodes[:, None].expand(-1, len(some), -1)
+        if differentiable:  # evaluated again on the way back: a graph for every node would fill the memory
+            values = checkpoint(energy, laid, some, use_reentrant=False, preserve_rng_state=False)
+        else:
+            values = energy(laid, some)
+        values = -values.double()
         if not is_transformed() and bool(torch.isnan(values).any()):
             raise QuadratureError("energies must be numbers; got NaN on the grid: check the network there")
         log_z = torch.logsumexp(values, 0) + log_cell
