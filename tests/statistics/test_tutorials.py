@@ -21,6 +21,7 @@ RUNS = {
     "08_score_matching.py": ["--steps", "10"],
     "09_out_of_distribution.py": ["--steps", "10"],
     "10_tables.py": ["--steps", "10"],
+    "13_latent_prior.py": ["--steps", "10"],
 }
 SHORT = "schedule=ep.levels.TemperatureSchedule(hot=5, cooling=5, quench=5)"
 SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option for
@@ -68,6 +69,18 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
         "ebm.sample((1000,))": "ebm.sample((400,), steps=5)",
         "cosine(60": "cosine(10",
         "finer.sample((1000,), steps=20)": "finer.sample((400,), steps=5)",
+    },
+    "13_latent_prior.py": {
+        "BAR(256)": "BAR(32)",
+        "(test[:100],)": "(test[:10],)",
+        "particles=32": "particles=8, temperatures=4",
+        "chains=32, draws=100, warmup=200": "chains=32, draws=20, warmup=30",
+        "draws=25, thin=10, warmup=200": "draws=5, warmup=50",
+        "draws=50, warmup=200": "draws=10, warmup=30",
+        "warmup=200 if": "warmup=20 if",
+        "replicates=200": "replicates=10",
+        "max_thin=20": "max_thin=2",
+        "(40,), steps=300": "(40,), steps=10",
     },
 }
 
