@@ -15,7 +15,7 @@ from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.normalizing.annealing import effective_size, log_mean_exp
 from energyppl.inference.objectives.contract import check_tunable
 from energyppl.inference.sampling.run_chain import run_chain
-from energyppl.models.base import LazyGradient
+from energyppl.models.base import lazy_log_z
 from energyppl.models.ebm import EBM
 from energyppl.potentials.algebra import Potential
 
@@ -172,11 +172,9 @@ class _TrackedLogZ:
 
     def __call__(self, potential: Potential, value: Tensor) -> Tensor:
         estimate = value.new_tensor(self.prior.tracked_log_z)
-        weights = [p for p in self.prior.parameters() if p.requires_grad]
-        if not weights or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return estimate
-        log_z: Tensor = LazyGradient.apply(estimate, self._mean_energy, *weights)  # type: ignore[no-untyped-call]
-        return log_z
+        return lazy_log_z(estimate, self._mean_energy, [p for p in self.prior.parameters() if p.requires_grad])
 
     def _mean_energy(self) -> Tensor:
         prior = self.prior

@@ -13,6 +13,7 @@ from energyppl.inference.evaluation.coverage import Coverage, coverage, rank_cov
 from energyppl.inference.evaluation.initializer import InitializerReport, initializer_report
 from energyppl.inference.evaluation.likelihood import bits_per_dimension, entropy, kl_by_samples, mean_log_likelihood
 from energyppl.inference.evaluation.long_run import LongRun, long_run
+from energyppl.inference.evaluation.regions import RegionMasses, region_masses
 from energyppl.inference.evaluation.roc import DetectionReport, auroc, detection_report, fpr_at_95
 from energyppl.inference.evaluation.scores import (
     energy_scores,
@@ -33,6 +34,7 @@ __all__ = [
     "LevelAcceptance",
     "LongRun",
     "ModeOccupancy",
+    "RegionMasses",
     "auroc",
     "bits_per_dimension",
     "calibrate",
@@ -56,5 +58,6 @@ __all__ = [
     "mode_occupancy",
     "rank_coverage",
     "ratio_scores",
+    "region_masses",
     "typicality_scores",
 ]
