@@ -289,7 +289,7 @@ class _MarginalLogZ:
         if not torch.is_grad_enabled():
             return estimate
         weights = [p for p in self.model.parameters() if p.requires_grad]
-        return lazy_log_z(estimate, self._mean_energy, weights) if weights else estimate
+        return lazy_log_z(estimate, self._mean_energy, weights)
 
     def _mean_energy(self) -> Tensor:
         """Return the mean energy of the model's own samples, ``()``, differentiable with respect to its weights."""
@@ -297,14 +297,15 @@ class _MarginalLogZ:
 
 
 def lazy_log_z(estimate: Tensor, mean_energy: Callable[[], Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Return an estimate of log Z, ``()``, whose gradient with respect to weights is minus a mean energy's.
+    """Return an estimate of log Z whose gradient with respect to weights is minus that of a mean energy.
 
     Args:
-        estimate: the value, ``()``.
-        mean_energy: gives the mean energy of samples of the density, ``()``, differentiable with respect to the
-            weights; asked in the backward pass only.
-        weights: that require a gradient, one at least.
+        estimate: log Z in nats, ``()``.
+        mean_energy: works out the mean energy of the model's own points, ``()``; called in the backward pass only.
+        weights: that it depends on.
     """
+    if not weights:
+        return estimate
     lazy = _TransformableGradient if is_transformed() else _LazyGradient
     log_z: Tensor = lazy.apply(estimate, mean_energy, *weights)  # type: ignore[no-untyped-call]
     return log_z
@@ -335,12 +336,10 @@ class _TransformableGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(estimate: Tensor, mean_energy: Callable[[], Tensor], *weights: Tensor) -> Tensor:
-        """Return the number."""
         return estimate.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the weights, and the function whose gradient is wanted."""
         _, ctx.mean_energy, *ctx.weights = inputs
 
     backward = _LazyGradient.backward

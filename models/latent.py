@@ -172,10 +172,9 @@ class _TrackedLogZ:
 
     def __call__(self, potential: Potential, value: Tensor) -> Tensor:
         estimate = value.new_tensor(self.prior.tracked_log_z)
-        weights = [p for p in self.prior.parameters() if p.requires_grad]
-        if not weights or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return estimate
-        return lazy_log_z(estimate, self._mean_energy, weights)
+        return lazy_log_z(estimate, self._mean_energy, [p for p in self.prior.parameters() if p.requires_grad])
 
     def _mean_energy(self) -> Tensor:
         prior = self.prior

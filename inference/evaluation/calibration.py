@@ -148,7 +148,8 @@ def calibrate(
         at_once: replicates sampled together.
         chains: of each replicate.
         draws: L, of each replicate, from all its chains.
-        warmup: steps of tuning for each batch of replicates.
+        warmup: steps of tuning for each batch of replicates; below 2 the kernel is taken as it is, and a pilot run of
+            100 steps is all that leads to the posteriors.
         max_thin: steps between kept draws of a chain, at most; ``notes`` say if they are still autocorrelated.
         false_alarm: probability that ``passed`` of the result is False where all is well, at most.
         mass: as in :func:`~energyppl.adapt`; it is estimated from all data sets of a batch.
@@ -284,7 +285,7 @@ def _named(values: Tensor | Values) -> Values:
 
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
-        check_count(name, value, at_least=2 if name in ("replicates", "chains") else 1)
+        check_count(name, value, at_least={"replicates": 2, "chains": 2, "warmup": 0}.get(name, 1))
 
 
 def _shape(ranks: Tensor, draws: int) -> str:

@@ -112,7 +112,8 @@ def _base(
         return GaussianBase(torch.zeros_like(z), torch.ones_like(z), potential.event_shape)
     with torch.no_grad():
         nodes = poutine.trace(guide).get_trace(*args, **kwargs).nodes
-    means, widths = {}, {}
+    means: dict[str, Tensor] = {}
+    widths: dict[str, Tensor] = {}
     for name, value in drawn.items():
         if name not in nodes:
             raise InvalidInput(f"the guide must have a site {name!r}; got {', '.join(nodes)}")
@@ -121,5 +122,5 @@ def _base(
             fn = fn.base_dist
         if not isinstance(fn, torch.distributions.Normal):
             raise InvalidInput(f"the guide must give site {name!r} a Normal; got {type(fn).__name__}: leave it out")
-        means[name], widths[name] = (part.detach().expand(value.shape) for part in (fn.loc, fn.scale))
+        means[name], widths[name] = fn.loc.detach().expand(value.shape), fn.scale.detach().expand(value.shape)
     return GaussianBase(potential.join(means), potential.join(widths), potential.event_shape)

@@ -132,7 +132,8 @@ def _latent_sites(
     for name, node in nodes.items():
         if node["type"] != "sample" or node["is_observed"] or site_is_subsample(node):
             continue
-        stack, fn = node["cond_indep_stack"], node["fn"]
+        stack: Any = node["cond_indep_stack"]
+        fn: Any = node["fn"]
         if len(stack) != 1 or len(fn.batch_shape) != 1:
             raise InvalidInput(
                 f"latent site {name!r} must lie in one plate of independent rows; got plates "
@@ -149,7 +150,7 @@ def _latent_sites(
         if support is not constraints.real:
             raise InvalidInput(f"latent site {name!r} must be real; got the support {fn.support}: transform a real one")
         frames.add(Frame(stack[0].name, stack[0].size, stack[0].dim))
-        drawn[name] = node["value"].detach()
+        drawn[name] = torch.as_tensor(node["value"]).detach()
     if not drawn or len(frames) > 1:
         raise InvalidInput(
             f"the model must have latent sites in one plate of rows; got {len(drawn)} sites in {len(frames)} plates"

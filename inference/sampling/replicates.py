@@ -1,6 +1,6 @@
 """Replicates of a Pyro model: latent values and data drawn from it, and all the posteriors as one potential."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,9 +106,10 @@ def simulate_replicates(
     Raises:
         InvalidInput: if the model has no data, or a prior or simulator gives other sites, other shapes or NaN.
     """
-    names = _data_sites(model, args, kwargs, observed)
-    source = poutine.uncondition(model if simulator is None else simulator)
     given = None if prior is None else _checked_prior(prior(count), count)
+    drawn = {} if given is None else given
+    names = _data_sites(_conditioned(model, drawn, 0), args, kwargs, observed, latent=drawn.keys())
+    source = poutine.uncondition(model if simulator is None else simulator)
     latent: dict[str, list[Tensor]] = {}
     data: dict[str, list[Tensor]] = {name: [] for name in names}
     with torch.no_grad():
@@ -130,20 +131,24 @@ def simulate_replicates(
     return ReplicatedModel(potential, tuple(names), values), truth
 
 
-def _conditioned(model: Model, data: Mapping[str, Sequence[Tensor]], index: int) -> Model:
+def _conditioned(model: Model, data: Mapping[str, Any], index: int) -> Model:
     conditioned: Model = poutine.condition(model, {name: values[index] for name, values in data.items()})
     return conditioned
 
 
 def _data_sites(
-    model: Model, args: Sequence[Any], kwargs: Mapping[str, Any], observed: Sequence[str] | None
+    model: Model,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    observed: Sequence[str] | None,
+    latent: Collection[str],
 ) -> list[str]:
-    """Find the names of a model's data, or check those that are given."""
+    """Find the names of a model's data, or check those that are given; ``latent`` sites are conditioned on a draw."""
     with torch.no_grad(), unvalidated():
         nodes = poutine.trace(model).get_trace(*args, **kwargs).nodes
     sites = {name: node for name, node in nodes.items() if node["type"] == "sample" and not site_is_subsample(node)}
     if observed is None:
-        found = [name for name, node in sites.items() if node["is_observed"] and _is_random(node)]
+        found = [n for n, node in sites.items() if node["is_observed"] and n not in latent and _is_random(node)]
         if not found:
             raise InvalidInput(
                 "the model observes nothing with these arguments: name the sites that are data, observed=('y',)"
