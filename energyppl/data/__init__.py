@@ -1,15 +1,18 @@
 """Readers of tables and images."""
 
 from energyppl.data.images import Images, images_from_array, read_images
-from energyppl.data.tables import Table, dequantize, read_table, requantize, table_from_array
+from energyppl.data.reading import read_frame
+from energyppl.data.tables import Table, dequantize, read_table, requantize, table_from_array, table_from_frame
 
 __all__ = [
     "Images",
     "Table",
     "dequantize",
     "images_from_array",
+    "read_frame",
     "read_images",
     "read_table",
     "requantize",
     "table_from_array",
+    "table_from_frame",
 ]

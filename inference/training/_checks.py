@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_data, check_kind, shape_text
+from energyppl._checks import as_points, check_data, check_kind, shape_text
 from energyppl.errors import CheckpointError, InvalidInput, first_line
 from energyppl.inference.objectives.contract import Objective, Paced
 
@@ -60,8 +60,10 @@ def split_rows(model: nn.Module, data: Tensor, labels: Tensor | None, held_out: 
         InvalidInput: for rows of the wrong shape, dtype or number, and labels that don't fit.
     """
     event_shape = getattr(model, "event_shape", None)
+    data = as_points("data", data)
+    held_out = as_points("held_out", held_out)
     if not isinstance(data, Tensor):
-        raise InvalidInput(f"data must be a torch tensor; got {type(data).__name__}: wrap it in torch.as_tensor")
+        raise InvalidInput(f"data must be a tensor, an array or a frame; got {type(data).__name__}: pass one of these")
     least = 3 if held_out is None else 2  # two rows are needed for a standard deviation
     check_data("data", data, data.shape[1:] if event_shape is None else event_shape, at_least=least)
     like = next(model.parameters())

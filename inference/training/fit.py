@@ -279,7 +279,7 @@ def fit(
     Args:
         model: such as a :class:`~energyppl.RecoveryEBM`; trained in place, with the weights of :meth:`Training.finish`
             in the end.
-        data: rows, ``(n, *event)``, floating point and finite.
+        data: rows, ``(n, *event)``, floating point and finite; a numpy array or a pandas frame of numbers too.
         objective: what to minimize; the one that the model names, with its defaults, if None.
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
         held_out: rows for the measure that can stop training early; a tenth of ``data`` is set aside if None.
