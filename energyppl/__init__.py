@@ -12,11 +12,12 @@ The map:
 - chains: ``sample_chains``, with ``HMC ChEES NUTS MALA Langevin`` and the other kernels of ``energyppl.kernels``
 - log Z: ``log_normalizer``, with the methods of ``energyppl.normalizing``; up to two dimensions ``quadrature``
 - what a model is worth: ``long_run``, ``energyppl.evaluation``, ``energyppl.metrics``
+- tables as they are: ``energyppl.tables``
 - data and pictures: ``energyppl.data``, ``energyppl.plots``, ``energyppl.toys``
 - what is raised: ``energyppl.errors``
 """
 
-from energyppl import data, errors, integration, metrics, plots, potentials, toys
+from energyppl import data, errors, integration, metrics, plots, potentials, tables, toys
 from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
@@ -115,5 +116,6 @@ __all__ = [
     "sampling",
     "save",
     "save_checkpoint",
+    "tables",
     "toys",
 ]
