@@ -45,6 +45,18 @@ def check_shape(name: str, value: object, *, at_least: int = 0) -> torch.Size:
     return shape
 
 
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """Broadcast shapes as ``torch.broadcast_shapes`` does, which imports a computer algebra system to do so.
+
+    Raises:
+        RuntimeError: if they don't fit each other.
+    """
+    try:
+        return torch.Size(np.broadcast_shapes(*map(tuple, shapes)))
+    except ValueError as error:
+        raise RuntimeError(str(error)) from None
+
+
 def append_dims(value: Tensor, x: Tensor) -> Tensor:
     """Append dimensions of size one, so that a number for each point broadcasts against the points.
 
