@@ -111,9 +111,10 @@ def fit_spline(t: Array, knots: int) -> Spline:
     Slopes are the geometric means of the neighbouring pieces', so that the density has no steps.
     """
     ordered = np.sort(t)
-    edge = ndtri(max(0.004, 4.0 / len(t)))
-    scores = np.linspace(edge, -edge, knots)
+    edge, end = (float(ndtri(share)) for share in (max(0.004, 4.0 / len(t)), 0.5 / len(t)))
+    scores = np.concatenate([[end], np.linspace(edge, -edge, knots), [-end]])
     places = np.quantile(ordered, ndtr(scores))
+    places[[0, -1]] = ordered[[0, -1]]  # so that a wild cell is no farther out than the largest of so many
     keep = np.concatenate([[True], np.diff(places) > 1e-9 * max(float(places[-1] - places[0]), 1e-300)])
     places, scores = places[keep], scores[keep]
     if len(places) < 3:

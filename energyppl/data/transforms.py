@@ -90,8 +90,11 @@ class TableTransform:
         width = sum(column.width for column in columns)
         plain = cls(table.columns, columns, np.zeros(width), np.ones(width))
         z, _ = plain.encode(table.values, torch.Generator().manual_seed(0))
-        scale = np.nanstd(z, 0)
-        return cls(table.columns, columns, np.nanmean(z, 0), np.where(scale > 0.0, scale, 1.0))
+        loc, scale = np.nanmean(z, 0), np.nanstd(z, 0)
+        for column, place in zip(columns, plain.places(), strict=True):
+            if isinstance(column, FewValues) or (isinstance(column, Numbers) and column.spline is not None):
+                loc[place], scale[place] = 0.0, 1.0  # normal scores
+        return cls(table.columns, columns, loc, np.where(scale > 0.0, scale, 1.0))
 
     @property
     def width(self) -> int:

@@ -193,10 +193,8 @@ class TableModel:
                 f"given must name columns of the table; got {', '.join(map(repr, unknown))}: they are "
                 f"{', '.join(self.columns)}"
             )
-        cells = {
-            name: pd.Series([given.get(name, np.nan if not labels else None)], dtype=object if labels else None)
-            for name, labels in zip(self.columns, self.table.labels, strict=True)
-        }
+        parts = zip(self.columns, self.table.labels, self.table.dtypes, strict=True)
+        cells = {name: pd.Series([_cell(given.get(name), bool(labels), dtype)]) for name, labels, dtype in parts}
         table = self.rows_of(pd.DataFrame(cells), missing=True)
         for name in given:
             if np.isnan(table.values[0, self.columns.index(name)]):
@@ -231,6 +229,15 @@ class TableModel:
 
         chained = draw_unknown(self.ebm, z, redraw if spread else None, torch.as_tensor(weight).to(z.device), tick=tick)
         return np.where(np.isnan(values), self.decode(chained), values)
+
+
+def _cell(value: Any, labelled: bool, dtype: str) -> Any:
+    """Return a value as a frame of the table's kind holds it; texts, as a command line has them, for numbers too."""
+    if value is None:
+        return None if labelled else np.nan
+    if not labelled and dtype in ("bool", "boolean") and isinstance(value, str):
+        return {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}.get(value.strip().lower(), value)
+    return value
 
 
 def empty_like(table: Table, values: Array) -> Table:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from energyppl._progress import progress_bar
 
 from energyppl._checks import check_between, check_count, check_positive, checked, shape_text
 from energyppl.distributions import EnergyDistribution
@@ -108,7 +108,7 @@ def log_normalizer(
     draws = None if samples is None else DrawsOnce(samples, target, binary=is_binary(method.kernel))
     path = _path(target, base, draws, method)
     runs, stopped = _Runs(path.evaluations), None
-    bar = tqdm(desc="log Z", unit=" evaluations", disable=not progress)
+    bar = progress_bar(desc="log Z", unit=" evaluations", disable=not progress)
     with bar:
         while True:
             before = runs.evaluations

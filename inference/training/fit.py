@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from energyppl._progress import progress_bar
 
 from energyppl._checks import check_flag
 from energyppl.autodiff.private import AdamW
@@ -314,7 +314,7 @@ def fit(
     if path is not None and path.exists():
         training.load_state_dict(load_checkpoint(path))
     total = training.options.steps
-    with tqdm(total=total, initial=len(training.records), disable=not progress, unit="step") as bar:
+    with progress_bar(total=total, initial=len(training.records), disable=not progress, desc="training", unit="step") as bar:
         for record in training:
             bar.update()
             if record.step % 10 == 0:
