@@ -11,6 +11,7 @@ NAMES = (
     "generation",
     "guided",
     "images",
+    "imputation",
     "joint",
     "learned",
     "likelihood",

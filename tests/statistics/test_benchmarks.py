@@ -22,6 +22,7 @@ SMALL = {
     "generation": "--steps 2 --size 20 eight-gaussians",
     "guided": "{digits} --steps 2 --count 10",
     "images": "{images} --seconds 0.01 --samples 70 --classifier-steps 5 --threads 1",
+    "imputation": "{table} rows --steps 2 --draws 3 --rows 40",
     "joint": "persistent --seconds 0.01 --steps 50 --chains 8 --samples 50 --repeats 0 --widths 0.15",
     "learned": "--steps 2 --particles 32 eight-gaussians",
     "likelihood": "{table} rows --steps 2 --splits 2",
