@@ -96,14 +96,14 @@ def doing(what: str, *, show: bool = True) -> Iterator[None]:
     terminal, began, done = sys.stderr.isatty(), time.perf_counter(), threading.Event()
 
     def beat() -> None:
-        wait = _BEAT
+        wait = _BEAT if terminal else _FIRST
         while not done.wait(wait):
             seconds = time.perf_counter() - began
             if terminal:
                 print(f"\r{what}: {seconds:.0f} s ", end="", file=sys.stderr, flush=True)
             else:
                 print(f"{what}: {seconds:.0f} s", file=sys.stderr, flush=True)
-                wait = min(_LONGEST, max(_FIRST, wait * _GROWTH))
+                wait = min(_LONGEST, wait * _GROWTH)
 
     print(f"{what} …", end="" if terminal else "\n", file=sys.stderr, flush=True)
     thread = threading.Thread(target=beat, daemon=True)

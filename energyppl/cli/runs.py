@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from energyppl._files import locked, whole_file, write_json
+from energyppl._progress import doing
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table, read_table
 from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged, warn_user
@@ -240,7 +241,8 @@ def known_log_z(
     found = None if anew else _kept_log_z(run, model)
     if found is None:
         torch.manual_seed(seed)
-        found = model.log_normalizer(tolerance=tolerance, progress=progress)
+        with doing("estimating log Z", show=progress and tolerance is None):  # in one batch of runs
+            found = model.log_normalizer(tolerance=tolerance, progress=progress and tolerance is not None)
         write_json(run / _LOG_Z, {"model": model.ebm.checksum(), "log_z": found.to_dict()})
     return found
 
