@@ -51,8 +51,10 @@ def demo(options: argparse.Namespace) -> None:
     )
 
 
-_OF_FIT = ("array", "columns", "drop", "missing", "decimal", "transforms", "seed")
-_OF_FIT += ("steps", "levels", "batch_size", "learning_rate")
+_OF_FIT = (
+    *("array", "columns", "drop", "missing", "decimal", "transforms"),
+    *("seed", "steps", "levels", "batch_size", "learning_rate"),
+)
 
 
 def fit(options: argparse.Namespace) -> None:

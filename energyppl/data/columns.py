@@ -141,7 +141,8 @@ class FewValues:
     def place(self, x: Array) -> NDArray[np.int64]:
         """Return the number of the nearest value."""
         middles = 0.5 * (self.values[1:] + self.values[:-1])
-        return np.searchsorted(middles, x).astype(np.int64)
+        place: NDArray[np.int64] = np.searchsorted(middles, x).astype(np.int64)
+        return place
 
     def encode(self, x: Array, u: Array) -> tuple[Array, Array]:
         """Return coordinates ``(n, 1)`` and log weights ``(n,)`` of values ``(n,)``, by uniform numbers ``(n, 1)``.
@@ -161,7 +162,7 @@ class FewValues:
         p = ndtr(z[:, 0])
         k = np.clip(np.searchsorted(self.edges, p, side="right") - 1, 0, len(self.values) - 1)
         if rounded:
-            return self.values[k]
+            return np.asarray(self.values[k])
         inside = (p - self.edges[k]) / (self.edges[k + 1] - self.edges[k]) - 0.5
         gaps = np.diff(self.values)
         left, right = np.concatenate([gaps[:1], gaps])[k], np.concatenate([gaps, gaps[-1:]])[k]
@@ -219,7 +220,8 @@ class Categories:
 
     def decode(self, z: Array, *, rounded: bool = True) -> Array:
         """Return the categories of coordinates ``(n, k − 1)``."""
-        return np.concatenate([z, np.zeros((len(z), 1))], 1).argmax(1).astype(np.float64)
+        largest: Array = np.concatenate([z, np.zeros((len(z), 1))], 1).argmax(1).astype(np.float64)
+        return largest
 
     def tree(self) -> dict[str, Any]:
         """Return the column as lists, numbers and strings."""

@@ -169,7 +169,8 @@ class Atoms:
 
 def log_normal(z: Array) -> Array:
     """Return the standard normal's log density."""
-    return -0.5 * np.square(z) - 0.5 * np.log(2.0 * np.pi)
+    found: Array = -0.5 * np.square(z) - 0.5 * np.log(2.0 * np.pi)
+    return found
 
 
 def truncated_normal(low: Array, high: Array, u: Array) -> Array:

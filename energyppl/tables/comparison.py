@@ -69,7 +69,7 @@ def compare(first: Rows, second: Rows, *, seed: int = 0) -> Comparison:
     ]
     values = [own.values[rows] for own, rows in zip((one, other), chosen, strict=True)]
     z = [torch.as_tensor(transform.encode(own, generator)[0]) for own in values]
-    test = energy_distance_test(*z, generator=generator)
+    test = energy_distance_test(z[0], z[1], generator=generator)
     columns = pd.DataFrame(column_tests(both, *values))
     pairs = pd.DataFrame(pair_tests(transform, *values), columns=["columns", "one", "other", "p_value"])
     rows = _odd_rows(z, chosen)

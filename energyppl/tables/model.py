@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from energyppl.tables.conditional import draw_unknown, rounds
 __all__ = ["Rows", "TableModel"]
 
 Array = NDArray[np.float64]
-Rows = Table | pd.DataFrame | NDArray[Any]
+Rows: TypeAlias = "Table | pd.DataFrame | NDArray[Any]"
 """What a model takes as rows: a frame or a table by its names, an array by the order of its columns."""
 
 _SPREADS = 16  # draws of a row's place within its cells that its density is averaged over
@@ -255,7 +255,7 @@ def as_table(rows: Rows, *, columns: Sequence[str] | None, drop: Sequence[str], 
         return table_from_frame(rows, columns=columns, drop=drop, missing=missing)
     if columns is None and not drop and missing is None:
         return table_from_array(rows)
-    array = np.asarray(rows)
+    array: NDArray[Any] = np.asarray(rows)
     array = array[:, None] if array.ndim == 1 else array
     frame = pd.DataFrame(array, columns=[f"c{i}" for i in range(array.shape[-1])])
     frame.attrs["unnamed"] = True
