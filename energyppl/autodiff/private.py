@@ -18,6 +18,7 @@ __all__ = [
     "fused_linear",
     "hook_tables",
     "is_mutable",
+    "is_transformed",
     "is_view",
     "module_tables",
     "out_of_place",
@@ -48,6 +49,11 @@ def fused_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute ``rows @ weight.T + bias`` by oneDNN."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return product
+
+
+def is_transformed() -> bool:
+    """Tell whether a transform of ``torch.func`` is at work, such as ``vmap``."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def is_view(tensor: Tensor) -> bool:

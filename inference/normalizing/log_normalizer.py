@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from energyppl._progress import progress_bar
 
 from energyppl._checks import check_between, check_count, check_positive, checked, shape_text
+from energyppl._progress import progress_bar
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.normalizing.annealing import Weights, effective_size, log_mean_exp

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from energyppl._progress import progress_bar
 
 from energyppl._checks import check_between, check_count, check_flag
+from energyppl._progress import progress_bar
 from energyppl.arviz_export import check_names
 from energyppl.autodiff.bound import bind
 from energyppl.errors import ChainWarning, InvalidInput, warn_user

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from energyppl._progress import progress_bar
 
 from energyppl._checks import check_flag
+from energyppl._progress import progress_bar
 from energyppl.autodiff.private import AdamW
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.errors import CheckpointError, TrainingDiverged
@@ -314,7 +314,9 @@ def fit(
     if path is not None and path.exists():
         training.load_state_dict(load_checkpoint(path))
     total = training.options.steps
-    with progress_bar(total=total, initial=len(training.records), disable=not progress, desc="training", unit="step") as bar:
+    with progress_bar(
+        total=total, initial=len(training.records), disable=not progress, desc="training", unit="step"
+    ) as bar:
         for record in training:
             bar.update()
             if record.step % 10 == 0:
