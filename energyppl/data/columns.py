@@ -5,13 +5,14 @@ the mean of density × weight over such draws: the weight holds the slope of the
 column) and, for a value with a cell of its own, one over the density of the draw (a probability mass).
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln, ndtr
+from scipy.special import ndtr
 
 from energyppl.data.monotone import (
     Array,
@@ -24,7 +25,10 @@ from energyppl.data.monotone import (
     truncated_normal,
 )
 
-__all__ = ["KINDS", "Categories", "Coordinates", "FewValues", "Numbers"]
+__all__ = ["KINDS", "Categories", "Coordinates", "FewValues", "Numbers", "TwoValues"]
+
+_HEAP = 0.4  # width of the noise of two values at −1 and 1
+_CODE = 0.2  # width of the noise of one-hot codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +126,7 @@ _PARTS: dict[str, type[Any]] = {"base": Base, "spline": Spline, "atoms": Atoms}
 
 @dataclass(frozen=True, eq=False)
 class FewValues:
-    """A column of few numbers, or of two categories: each value has the share of the normal scores that it has of rows.
+    """A column of few numbers: each value has the share of the normal scores that it has of the rows.
 
     Attributes:
         values: ``(k,)``, increasing.
@@ -180,63 +184,110 @@ class FewValues:
 
 
 @dataclass(frozen=True, eq=False)
-class Categories:
-    """A column of three categories or more, as the differences of Gumbel variables of which its own is the largest.
-
-    With shares p_c the largest of G_c ~ Gumbel(log p_c) is c with probability p_c (Gumbel's trick; Maddison et al. 2014
-    draw the others given the largest), so encoded rows have a smooth density without walls, and the cells fill all of
-    space, which one-hot codes with noise leave holes in (Hoogeboom et al. 2021).
+class TwoValues:
+    """A column of two numbers, or of two categories: a heap of Gaussian noise at −1 and one at 1, cut off at 0.
 
     Attributes:
-        shares: p_c, ``(k,)``; the coordinates are ``G_c − G_k`` for c < k, ``(k − 1)``.
+        values: both, ``(2,)``, increasing.
     """
 
-    shares: Array
+    values: Array
+    width: ClassVar[int] = 1
+    random: ClassVar[bool] = True
+
+    def words(self) -> str:
+        """Say how the column is taken."""
+        return "two values, a heap for each"
+
+    def encode(self, x: Array, u: Array) -> tuple[Array, Array]:
+        """Return coordinates ``(n, 1)`` and log weights ``(n,)`` of values ``(n,)``, by uniform numbers ``(n, 1)``."""
+        upper = x > self.values.mean()
+        inside = float(ndtr(1.0 / _HEAP))
+        off = truncated_normal(np.full(len(x), 1.0 - inside), np.ones(len(x)), u[:, 0])
+        z = np.where(upper, 1.0, -1.0) * (1.0 + _HEAP * off)
+        known = np.abs(x - self.values[upper.astype(np.int64)]) <= 1e-6 * float(np.ptp(self.values))
+        weight = np.where(known, np.log(inside * _HEAP) - log_normal(off), -np.inf)
+        return z[:, None], np.where(np.isnan(x), np.nan, weight)
+
+    def decode(self, z: Array, *, rounded: bool = True) -> Array:
+        """Return the values of coordinates ``(n, 1)``; on the line between them unless ``rounded``."""
+        if rounded:
+            return np.asarray(self.values[(z[:, 0] > 0.0).astype(np.int64)])
+        found: Array = self.values.mean() + 0.5 * np.ptp(self.values) * z[:, 0]
+        return found
+
+    def tree(self) -> dict[str, Any]:
+        """Return the column as lists, numbers and strings."""
+        return {"class": "TwoValues", **tree_of(self)}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> "TwoValues":
+        """Build a column from :meth:`tree`."""
+        return cls(np.asarray(tree["values"], np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Categories:
+    """A column of three categories or more: one-hot codes with Gaussian noise, cut off where another code is larger.
+
+    The cells, where one coordinate is the largest, fill all of space, so a category's mass is the density's over its
+    cell (an argmax flow; Hoogeboom et al. 2021).  On a mixed table of 4,000 rows the differences of Gumbel variables,
+    whose density has no gaps between the cells, gave the same likelihood of held-out rows, but samples that had lost a
+    third of what hangs on the category; heaps apart keep it.
+
+    Attributes:
+        count: of the categories, k; each has a coordinate.
+    """
+
+    count: int
     random: ClassVar[bool] = True
 
     @property
     def width(self) -> int:
         """The number of coordinates."""
-        return len(self.shares) - 1
+        return self.count
 
     def words(self) -> str:
         """Say how the column is taken."""
-        return f"{len(self.shares)} categories, by {self.width} differences of Gumbel variables"
+        return f"{self.count} categories, by one-hot codes with noise"
 
     def encode(self, x: Array, u: Array) -> tuple[Array, Array]:
-        """Return coordinates ``(n, k − 1)`` and log weights of categories ``(n,)``, by uniforms ``(n, k)``."""
-        k, log_p = len(self.shares), np.log(self.shares)
-        own = np.nan_to_num(x).astype(np.int64)
-        u = np.clip(u, 1e-12, 1.0 - 1e-12)
-        rows = np.arange(len(x))
-        top = -np.log(-np.log(u[rows, own]))
-        free = log_p - np.log(-np.log(u))
-        g = -np.logaddexp(-free, -top[:, None])  # a Gumbel variable given that it is less than the largest
-        g[rows, own] = top
-        z = g[:, :-1] - g[:, -1:]
-        off = z - (log_p[:-1] - log_p[-1])
-        log_density = gammaln(k) - off.sum(1) - k * np.logaddexp(0.0, _log_sum(-off))
-        return np.where(np.isnan(x)[:, None], np.nan, z), log_p[own] - log_density
+        """Return coordinates ``(n, k)`` and log weights of categories ``(n,)``, by uniform numbers ``(n, k)``."""
+        own, rows = np.nan_to_num(x).astype(np.int64), np.arange(len(x))
+        grid, cumulative = _largest(self.count)
+        top = np.interp(u[rows, own], cumulative / cumulative[-1], grid)
+        bound = np.repeat(ndtr(top / _CODE)[:, None], self.count, 1)
+        z = _CODE * truncated_normal(np.zeros_like(u), bound, u)
+        z[rows, own] = top
+        off = z / _CODE
+        off[rows, own] -= 1.0 / _CODE
+        weight = np.log(cumulative[-1]) + self.count * np.log(_CODE) - log_normal(off).sum(1)
+        return np.where(np.isnan(x)[:, None], np.nan, z), weight
 
     def decode(self, z: Array, *, rounded: bool = True) -> Array:
-        """Return the categories of coordinates ``(n, k − 1)``."""
-        largest: Array = np.concatenate([z, np.zeros((len(z), 1))], 1).argmax(1).astype(np.float64)
+        """Return the categories of coordinates ``(n, k)``."""
+        largest: Array = z.argmax(1).astype(np.float64)
         return largest
 
     def tree(self) -> dict[str, Any]:
         """Return the column as lists, numbers and strings."""
-        return {"class": "Categories", **tree_of(self)}
+        return {"class": "Categories", "count": self.count}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Categories":
         """Build a column from :meth:`tree`."""
-        return cls(np.asarray(tree["shares"], np.float64))
+        if not isinstance(tree["count"], int) or tree["count"] < 1:
+            raise ValueError(f"a column has {tree['count']} categories")
+        return cls(tree["count"])
 
 
-def _log_sum(values: Array) -> Array:
-    found: Array = np.logaddexp.reduce(values, axis=1)
-    return found
+@functools.cache
+def _largest(count: int) -> tuple[Array, Array]:
+    """Return a grid of the own coordinate, and its distribution where all others are smaller, up to it."""
+    grid = np.linspace(1.0 - 8.0 * _CODE, 1.0 + 8.0 * _CODE, 4001)
+    density = np.exp(log_normal((grid - 1.0) / _CODE)) / _CODE * ndtr(grid / _CODE) ** (count - 1)
+    return grid, np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(grid))])
 
 
-KINDS: dict[str, Any] = {cls.__name__: cls for cls in (Numbers, FewValues, Categories)}
-Coordinates = Numbers | FewValues | Categories
+KINDS: dict[str, Any] = {cls.__name__: cls for cls in (Numbers, FewValues, TwoValues, Categories)}
+Coordinates = Numbers | FewValues | TwoValues | Categories

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from energyppl.data.columns import KINDS, Categories, Coordinates, FewValues, Numbers
+from energyppl.data.columns import KINDS, Categories, Coordinates, FewValues, Numbers, TwoValues
 from energyppl.data.monotone import Atoms, Base, fit_spline
 from energyppl.data.tables import Table
 from energyppl.errors import InvalidInput
@@ -131,9 +131,7 @@ class TableTransform:
         """
         z, weight = np.empty((len(values), self.width)), np.zeros(len(values))
         for x, column, place in zip(values.T, self.columns, self.places(), strict=True):
-            u = torch.rand(
-                len(x), column.width + isinstance(column, Categories), dtype=torch.float64, generator=generator
-            )
+            u = torch.rand(len(x), column.width, dtype=torch.float64, generator=generator)
             with np.errstate(invalid="ignore"):
                 own, log_weight = column.encode(x, u.numpy())
             z[:, place] = np.where(np.isnan(x)[:, None], np.nan, own)
@@ -179,10 +177,11 @@ class TableTransform:
 
 def _choose(name: str, x: Array, grid: Array, categories: int, dtype: str, kind: str) -> Coordinates:
     if categories > 2:
-        counts = np.bincount(x.astype(np.int64), minlength=categories)
-        return Categories((counts + 0.5) / (counts.sum() + 0.5 * categories))
-    if kind == "auto" and len(grid) and (len(grid) <= _FEW or len(np.unique(x)) <= 2):
-        values = grid if len(grid) <= _FEW else np.unique(x)
+        return Categories(categories)
+    if kind == "auto" and len(grid) and len(np.unique(x)) == 2:
+        return TwoValues(np.unique(x))
+    if kind == "auto" and 0 < len(grid) <= _FEW:
+        values = grid
         counts = np.bincount(FewValues(values, np.empty(0)).place(x), minlength=len(values))
         shares = (counts + 0.5) / (counts.sum() + 0.5 * len(values))
         edges = np.concatenate([[0.0], np.cumsum(shares)])

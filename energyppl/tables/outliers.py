@@ -126,7 +126,7 @@ def _on_a_grid(model: TableModel, base: Array, row: Array, j: int) -> tuple[Arra
 def _by_cells(model: TableModel, row: Array, j: int, generator: torch.Generator) -> tuple[Array, Array, int]:
     """Return a discrete column's values, their conditional probabilities and the place of the row's own."""
     column: Any = model.transform.columns[j]
-    values = column.values if hasattr(column, "values") else np.arange(float(len(column.shares)))
+    values = column.values if hasattr(column, "values") else np.arange(float(column.count))
     rows = np.repeat(row[None], len(values), 0)
     rows[:, j] = values
     drawn = []

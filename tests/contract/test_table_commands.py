@@ -50,7 +50,7 @@ def test_a_run_with_gaps_keeps_its_completed_rows(folder: Path, capsys: pytest.C
     assert record["settings"]["missing"] == "impute"
     assert "3 categories" in record["transforms"]["kind"]
     assert not (folder / "run" / "training_first.ckpt").exists()
-    assert ep.load_checkpoint(folder / "run" / "completed.ckpt")["z"].shape == (N, 5)
+    assert ep.load_checkpoint(folder / "run" / "completed.ckpt")["z"].shape == (N, 6)
     assert run("fit", folder / "gaps.csv", "--out", folder / "run") == 0  # the settings are remembered
     assert "nothing left to do" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import integrate, stats
 
 from energyppl.data import TableTransform, table_from_array, table_from_frame
-from energyppl.data.columns import Categories, FewValues, Numbers
+from energyppl.data.columns import Categories, FewValues, Numbers, TwoValues
 from energyppl.errors import InvalidInput
 
 N = 2000
@@ -105,25 +105,24 @@ def test_masses_add_up_to_one(name: str) -> None:
         assert density(transform, np.array([[0.4]]))[0] == 0.0
 
 
-def test_categories_have_their_shares_and_a_smooth_density() -> None:
-    """Gumbel variables: masses are the shares within 5 standard errors; all rows together are logistic differences."""
-    labels = np.array(["a", "b", "c", "d"])[np.random.default_rng(0).choice(4, 4000, p=[0.5, 0.3, 0.17, 0.03])]
+@pytest.mark.parametrize("count", [2, 3, 20])
+def test_a_category_s_mass_is_the_density_s_over_its_cell(count: int) -> None:
+    """Of heaps a tenth wider than the codes' each of k cells has 1 / k by symmetry: within 5 standard errors."""
+    labels = np.array([f"x{i:02}" for i in range(count)])[np.arange(60 * count) % count]
     table = table_from_frame(pd.DataFrame({"kind": labels}))
-    transform = TableTransform.fit(table)
-    column = transform.columns[0]
-    assert isinstance(column, Categories)
-    z, _ = transform.encode(table.values, seeded())
-    np.testing.assert_array_equal(transform.decode(z), table.values)
-    differences = z * transform.scale + transform.loc
-    for j in range(3):  # a p-value below .0001 is a false alarm in 3,000
-        place = np.log(column.shares[j] / column.shares[3])
-        assert stats.kstest(differences[:, j], stats.logistic(place).cdf).pvalue > 1e-4
-    # Under the very density that it was drawn from, every weight is the log of its share.
-    own = np.repeat(np.arange(4.0), 50)[:, None]
-    z, weight = transform.encode(own, seeded())
-    off = z * transform.scale + transform.loc - np.log(column.shares[:3] / column.shares[3])
-    log_density = np.log(6.0) - off.sum(1) - 4.0 * np.log1p(np.exp(-off).sum(1)) + np.log(transform.scale).sum()
-    np.testing.assert_allclose(log_density + weight, np.log(column.shares)[own[:, 0].astype(int)], atol=1e-8)
+    column = TableTransform.fit(table).columns[0]
+    assert isinstance(column, TwoValues if count == 2 else Categories)
+    rng = np.random.default_rng(0)
+    own = rng.integers(count, size=20_000).astype(float)
+    z, weight = column.encode(own, rng.random((len(own), column.width)))
+    np.testing.assert_array_equal(column.decode(z), own)
+    centres, width = (np.array([[-1.0], [1.0]]), 0.44) if count == 2 else (np.eye(count), 0.22)
+    log_density = np.logaddexp.reduce([stats.norm.logpdf(z, c, width).sum(1) for c in centres], 0) - np.log(count)
+    ratio = np.exp(log_density + weight)
+    error = ratio.std() / len(own) ** 0.5
+    assert abs(ratio.mean() - 1.0 / count) < 5.0 * error
+    assert error < 0.02 / count
+    assert column.from_tree(column.tree()).words() == column.words()
 
 
 def test_samples_keep_to_what_columns_can_be() -> None:
