@@ -12,16 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from energyppl._checks import as_path
 from energyppl.data.frames import Column, Label, columns_of_frame, frame_of_columns, select_columns
+from energyppl.data.grids import find_grid, smallest_gaps
 from energyppl.data.reading import line_of_row, read_frame
 from energyppl.errors import InvalidInput, warn_user
 
-__all__ = ["Table", "dequantize", "read_table", "requantize", "table_from_array", "table_from_frame"]
+__all__ = ["Table", "dequantize", "read_table", "table_from_array", "table_from_frame"]
 
 Array = NDArray[np.float64]
 
 _FEWEST_ROWS = 10
-_FEW_VALUES = 20  # up to so many distinct values, most of them repeated, make a column discrete without a lattice
-_LONGEST_GRID = 100_000
 _ROUNDING = 1e-14  # of the largest value: a column that varies no more is constant in float64
 _SAME = 1e-12  # a correlation this close to ±1 is one
 _FARTHEST = 10.0  # in widths of a column: rows beyond count as at it in correlations
@@ -86,11 +85,6 @@ class Table:
             True
         """
         return frame_of_columns(self.values if values is None else values, self.columns, self.labels, self.dtypes)
-
-
-def smallest_gaps(grids: Sequence[Array]) -> tuple[float, ...]:
-    """Return the smallest gap between the values of each discrete column, 0 for a continuous one."""
-    return tuple(float(np.diff(grid).min()) if len(grid) > 1 else 0.0 for grid in grids)
 
 
 def read_table(
@@ -258,7 +252,7 @@ def _is_constant(column: Array) -> bool:
 def _grid_of(column: Column) -> Array:
     if column.labels:
         return np.arange(float(len(column.labels)))
-    return _grid(column.values[~np.isnan(column.values)])
+    return find_grid(column.values[~np.isnan(column.values)])
 
 
 def table_from_array(values: ArrayLike, columns: Sequence[str] | None = None, *, source: str = "an array") -> Table:
@@ -304,7 +298,7 @@ def table_from_array(values: ArrayLike, columns: Sequence[str] | None = None, *,
     if constant:
         raise InvalidInput(f"{source} must vary in every column; constant: {', '.join(constant)}: drop them")
     dtypes = (str(raw.dtype.newbyteorder("=")),) * len(names)
-    return Table(table, names, tuple(_grid(column) for column in table.T), source, dtypes=dtypes)
+    return Table(table, names, tuple(find_grid(column) for column in table.T), source, dtypes=dtypes)
 
 
 def require_different_columns(table: Table) -> None:
@@ -362,48 +356,3 @@ def dequantize(table: Table, generator: torch.Generator) -> Table:
     """
     noise = torch.rand(*table.values.shape, dtype=torch.float64, generator=generator).numpy() - 0.5
     return replace(table, values=table.values + noise * np.array(table.discrete))
-
-
-def requantize(values: Array, grids: tuple[Array, ...]) -> Array:
-    """Round the discrete columns of ``values``, ``(n, d)``, to the nearest value of their grids; leave the rest.
-
-    Example:
-        >>> ages = ep.data.table_from_array((torch.arange(20) % 4).numpy())
-        >>> float(ep.data.requantize(torch.tensor([[2.2]]).double().numpy(), ages.grids)[0, 0])
-        2.0
-    """
-    rounded: Array = values.copy()
-    for j, grid in enumerate(grids):
-        if len(grid):
-            middles = 0.5 * (grid[1:] + grid[:-1])
-            rounded[:, j] = grid[np.searchsorted(middles, values[:, j])]
-    return rounded
-
-
-def _grid(column: Array) -> Array:
-    """Return the values that a discrete column can take, ``(k,)``; ``(0,)`` if it is continuous.
-
-    Discrete means that more than half of the rows share their value with another row, and that the values sit on a
-    lattice, every gap a multiple of the smallest one (then the column can take all of the lattice between its ends), or
-    are few (then only those that occur).
-    """
-    values, counts = np.unique(column, return_counts=True)
-    # Numbers that were computed differ in their last digits: float32 keeps about seven.  Of the size of most rows, or
-    # one sentinel of 1e12 would make all others one value.
-    size = np.maximum(np.abs(values), np.quantile(np.abs(column), 0.95))
-    with np.errstate(over="ignore", under="ignore"):
-        single = bool((column.astype(np.float32) == column).all() and (column != np.round(column)).any())
-    new = np.diff(values, prepend=-np.inf) > (1e-6 if single else 1e-12) * size
-    counts = np.add.reduceat(counts, np.flatnonzero(new))
-    values = values[new]
-    if len(values) < 2 or counts[counts > 1].sum() <= 0.5 * len(column):
-        return np.empty(0)
-    gap = np.diff(values).min()
-    multiples = np.round((values[-1] - values[0]) / gap)
-    position = (values - values[0]) / (values[-1] - values[0]) * multiples
-    steps = np.round(position)
-    if (np.abs(position - steps) < 0.02).all() and multiples <= _LONGEST_GRID:
-        grid: Array = np.linspace(values[0], values[-1], int(multiples) + 1)
-        grid[steps.astype(np.int64)] = values  # these to the last digit
-        return grid
-    return values if len(values) <= _FEW_VALUES else np.empty(0)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from energyppl.data.tables import dequantize, read_table, requantize, require_different_columns, table_from_array
+from energyppl.data.grids import requantize
+from energyppl.data.tables import dequantize, read_table, require_different_columns, table_from_array
 from energyppl.errors import InvalidInput
 from tests.support.damage import Bomb
 
