@@ -40,8 +40,8 @@ def read_frame(
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "rooms.csv"
     >>> _ = file.write_text("# of 1990\nincome;rooms;town\n" + "".join(f"{i},5;{i % 3};Bonn\n" for i in range(12)))
-    >>> ep.data.read_frame(file, decimal=",").iloc[1].tolist()
-    [1.5, 1, 'Bonn']
+    >>> ep.data.read_frame(file, decimal=",").head(2).to_csv(index=False).split()
+    ['income,rooms,town', '0.5,0,Bonn', '1.5,1,Bonn']
 
     Args:
         path: of the file.
