@@ -183,6 +183,10 @@ def show(options: argparse.Namespace) -> None:
         for side, values in sides.items():
             label = f"{name[:16]:<16}" if side == "held_out" else " " * 16
             print(f"{label} {side.replace('_', '-'):<10}" + "".join(f"{values[head]:>12.4g}" for head in heads))
+    for name, labels in report["shares"].items():
+        print(f"{name[:16]:<16} share of rows, held-out and samples")
+        for label, sides in labels.items():
+            print(f"{'':<17}{label[:24]:<24}{sides['held_out']:>8.1%}{sides['samples']:>8.1%}")
     _say(report["verdict"])
 
 

@@ -82,8 +82,15 @@ def show_run(
 def _compare(fitted: TableModel, samples: NDArray[np.float64]) -> dict[str, Any]:
     held_out = fitted.held_out[~np.isnan(fitted.held_out).any(1)]
     sides = {"held_out": held_out, "samples": samples}
-    columns = {}
-    for j, name in enumerate(fitted.columns):
+    columns, shares = {}, {}
+    for j, (name, labels) in enumerate(zip(fitted.columns, fitted.table.labels, strict=True)):
+        if labels:
+            counts = {side: np.bincount(x[:, j].astype(int), minlength=len(labels)) for side, x in sides.items()}
+            shares[name] = {
+                str(label): {side: float(count[i] / count.sum()) for side, count in counts.items()}
+                for i, label in enumerate(labels)
+            }
+            continue
         columns[name] = {
             side: dict(
                 zip(
@@ -94,14 +101,15 @@ def _compare(fitted: TableModel, samples: NDArray[np.float64]) -> dict[str, Any]
             )
             for side, x in sides.items()
         }
-    found: dict[str, Any] = {"compared": columns}
-    if len(fitted.columns) > 1:
+    found: dict[str, Any] = {"compared": columns, "shares": shares}
+    numbers = [j for j, labels in enumerate(fitted.table.labels) if not labels]
+    if len(numbers) > 1:
         with np.errstate(invalid="ignore", divide="ignore"):  # a rare value can be missing from few held-out rows
-            here, there = (np.corrcoef(x.T) for x in sides.values())
+            here, there = (np.corrcoef(x[:, numbers].T) for x in sides.values())
         difference = np.nan_to_num(np.abs(here - there))
         i, j = divmod(int(difference.argmax()), len(difference))
         found["largest_correlation_difference"] = {
-            "columns": [fitted.columns[i], fitted.columns[j]],
+            "columns": [fitted.columns[numbers[i]], fitted.columns[numbers[j]]],
             "held_out": float(np.nan_to_num(here[i, j])),
             "samples": float(np.nan_to_num(there[i, j])),
             "standard_error": 1.0 / math.sqrt(len(held_out)),
