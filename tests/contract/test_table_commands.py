@@ -162,8 +162,9 @@ def test_compare_finds_the_column_and_the_rows(tmp_path: Path, capsys: pytest.Ca
     assert "the two tables differ" in said
     assert "columns that differ: 'income'" in said
     rows = pd.read_csv(tmp_path / "rows.csv")
-    assert (rows.table == "second").mean() > 0.8
-    assert (rows.row < 80).mean() > 0.8
+    odd = rows[rows.table == "second"]
+    assert len(odd) >= 5
+    assert (odd.row < 80).mean() > 0.8
     one.drop(columns="age").to_csv(tmp_path / "less.csv", index=False)
     assert run("compare", tmp_path / "a.csv", tmp_path / "less.csv") == 2
     assert "must have the same columns" in capsys.readouterr().err
