@@ -112,7 +112,8 @@ def impute(options: argparse.Namespace) -> None:
     model = load_run(options.run, device=options.device)
     check_kind_of_file(options.out)
     settings = Settings(array=options.array, decimal=options.decimal or ".", missing="impute")
-    table = settings.read(options.file, model.table)
+    with doing(f"reading {options.file}", show=not options.quiet):
+        table = settings.read(options.file, model.table)
     draws = max(options.draws, options.multiple)
     rounds = model.fill_rounds(draws * int(table.missing.any(1).sum()))
     with progress_bar(total=rounds, desc="imputing", disable=options.quiet) as bar:
@@ -141,7 +142,8 @@ def compare(options: argparse.Namespace) -> None:
     """Test whether two tables are of one distribution, and print what differs."""
     chosen = {name: value for name in ("columns", "drop", "missing") if (value := getattr(options, name)) is not None}
     settings = Settings(decimal=options.decimal, **chosen)
-    one, other = (settings.read(file) for file in (options.first, options.second))
+    with doing(f"reading {options.first} and {options.second}", show=not options.quiet):
+        one, other = (settings.read(file) for file in (options.first, options.second))
     with doing("comparing", show=not options.quiet):
         found = ep.tables.compare(one, other, seed=options.seed)
     if options.out is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from energyppl import plots
 from energyppl._checks import check_count
 from energyppl._files import whole_file
+from energyppl._progress import doing
 from energyppl.cli.runs import load_run
 from energyppl.errors import EnergyPPLError
 from energyppl.inference.evaluation.chains import EnergyDrift, energy_drift, level_acceptance
@@ -82,9 +83,10 @@ def diagnose_run(
     some = torch.randperm(len(data)) if half <= len(data) else torch.randint(len(data), (half,))
     found = _run(fitted, data[some[:half]], chains, draws, kernel, progress)
     # Compared with rows that few chains began at: a chain that has not moved must not speak for the model.
-    report = _measure(found, fitted, data, half, data[some.flip(0)[:_COMPARED]], _export(found, folder))
-    report["verdict"] = _verdict(report)
-    report["pictures"] = _draw(found, half, report, folder)
+    with doing("summarizing and drawing the chains", show=progress):
+        report = _measure(found, fitted, data, half, data[some.flip(0)[:_COMPARED]], _export(found, folder))
+        report["verdict"] = _verdict(report)
+        report["pictures"] = _draw(found, half, report, folder)
     return report
 
 

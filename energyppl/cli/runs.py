@@ -105,8 +105,9 @@ def fit_table(
         EnergyPPLError: if another process holds the run.
         TrainingDiverged: see :func:`energyppl.fit`.
     """
-    table = settings.read(file)
-    prepared = prepare(table, settings.transforms)
+    with doing(f"reading {file}", show=progress):
+        table = settings.read(file)
+        prepared = prepare(table, settings.transforms)
     settings = replace(settings, **_numbers(settings.resolved(prepared.transform.width)))
     with locked(run):
         return _train(table, prepared, run, settings, device, progress), table

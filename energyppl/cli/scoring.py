@@ -75,7 +75,8 @@ def score_run(
     model = load_run(run, device=device)
     if out.suffix.lower() != ".csv":
         raise InvalidInput(f"{out} must end in .csv; got {out.suffix or 'no ending'!r}")
-    table = settings.read(file, model.table)
+    with doing(f"reading {file}", show=progress):
+        table = settings.read(file, model.table)
     log_z = known_log_z(run, model, seed=seed, progress=progress)
     with doing(f"scoring {len(table.values):,} rows", show=progress):
         found = score(model, table, first=first, log_z=log_z, seed=seed)
