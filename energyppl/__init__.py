@@ -12,6 +12,7 @@ The map:
 - chains: ``sample_chains``, with ``HMC ChEES NUTS MALA Langevin`` and the other kernels of ``energyppl.kernels``
 - log Z: ``log_normalizer``, with the methods of ``energyppl.normalizing``; up to two dimensions ``quadrature``
 - what a model is worth: ``long_run``, ``energyppl.evaluation``, ``energyppl.metrics``
+- tables as they are: ``energyppl.tables``
 - data and pictures: ``energyppl.data``, ``energyppl.plots``, ``energyppl.toys``
 - what is raised: ``energyppl.errors``
 
@@ -23,7 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from energyppl import data, distributed, errors, integration, metrics, plots, potentials, toys
+    from energyppl import data, distributed, errors, integration, metrics, plots, potentials, tables, toys
     from energyppl.autodiff.gradient import energy_and_grad
     from energyppl.checkpoints import load_checkpoint, save_checkpoint
     from energyppl.distributions import EnergyDistribution, RecoveryDistribution
@@ -123,6 +124,7 @@ __all__ = [
     "sampling",
     "save",
     "save_checkpoint",
+    "tables",
     "toys",
 ]
 
@@ -143,6 +145,7 @@ _SUB_PACKAGES = {  # name here: module
     "plots": "energyppl.plots",
     "potentials": "energyppl.potentials",
     "sampling": "energyppl.inference.sampling",
+    "tables": "energyppl.tables",
     "toys": "energyppl.toys",
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_between, check_data, check_event, check_positive, check_spanning, checked
+from energyppl._checks import as_points, check_between, check_data, check_event, check_positive, check_spanning, checked
 from energyppl.autodiff.private import is_transformed
 from energyppl.distributed import agreed
 from energyppl.distributions import EnergyDistribution
@@ -216,8 +216,11 @@ class EnergyModel(nn.Module):
         raise NotImplementedError
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return the normalized log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
-        x = check_event("x", x, self.event_shape).to(self.loc)
+        """Return the normalized log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``.
+
+        Points may be a numpy array or a pandas frame of numbers too.
+        """
+        x = check_event("x", as_points("x", x), self.event_shape).to(self.loc)
         energy: Tensor = self.potential()(self.to_unit(x))
         if energy.shape != x.shape[: x.dim() - len(self.event_shape)]:
             log_prob: Tensor = self.marginal().log_prob(x)  # which says what is wrong

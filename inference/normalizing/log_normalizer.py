@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from energyppl._checks import check_between, check_count, check_positive, checked, shape_text
+from energyppl._progress import progress_bar
 from energyppl.distributed import agreed, everyone, gather, own_numbers, rank
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, warn_user
@@ -132,7 +132,7 @@ def _estimate(
     draws = None if samples is None else DrawsOnce(samples, target, binary=is_binary(method.kernel))
     path = _path(target, base, draws, method)
     runs, stopped = _Runs(sum(everyone(path.evaluations))), None
-    bar = tqdm(desc="log Z", unit=" evaluations", disable=not (progress and rank() == 0))
+    bar = progress_bar(desc="log Z", unit=" evaluations", disable=not (progress and rank() == 0))
     with bar:
         while True:
             before = runs.evaluations

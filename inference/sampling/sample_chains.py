@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from energyppl._checks import check_between, check_count, check_flag, shape_text
+from energyppl._progress import progress_bar
 from energyppl.arviz_export import check_names
 from energyppl.autodiff.bound import bind
 from energyppl.distributed import own_numbers, rank, world_size
@@ -137,7 +137,7 @@ def _sample(
     x, potential = target.start(chains, init), bind(target.potential)
     recorder = _Recorder(target, x, draws, file)
     early = _Recorder(target, x, warmup, None) if keep_warmup and warmup else None
-    bar = tqdm(total=warmup + draws, disable=not progress, desc="warm-up" if warmup else "sampling", leave=True)
+    bar = progress_bar(total=warmup + draws, disable=not progress, desc="warm-up" if warmup else "sampling", leave=True)
     run = _Run(kernel, potential, x, _Progress(bar))
     try:
         if warmup:

@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from energyppl._checks import check_flag
+from energyppl._progress import progress_bar
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.distributed import agreed, average_gradients, broadcast, mean, rank, world_size
 from energyppl.errors import CheckpointError, TrainingDiverged
@@ -377,7 +377,13 @@ def fit(
     if path is not None and agreed(path.exists()):
         training.load_state_dict(agreed(load_checkpoint(path) if first else {}))
     total = training.options.steps
-    with tqdm(total=total, initial=len(training.records), disable=not (progress and first), unit="step") as bar:
+    with progress_bar(
+        total=total,
+        initial=len(training.records),
+        disable=not (progress and first),
+        desc="training",
+        unit="step",
+    ) as bar:
         for record in training:
             bar.update()
             if record.step % 10 == 0:

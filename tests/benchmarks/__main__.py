@@ -12,6 +12,7 @@ NAMES = (
     "generation",
     "guided",
     "images",
+    "imputation",
     "joint",
     "larger_than_memory",
     "latent",
