@@ -11,6 +11,7 @@ from energyppl.models.networks.conv import ConvEnergy
 from energyppl.models.networks.mlp import MLPEnergy
 from energyppl.models.networks.mlp_initializer import MLPInitializer
 from energyppl.models.networks.unet import UNetInitializer
+from energyppl.models.networks.unet_energy import UNetEnergy
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.models.storage import load, save
 
@@ -23,6 +24,7 @@ __all__ = [
     "MLPInitializer",
     "MultiscaleEBM",
     "RecoveryEBM",
+    "UNetEnergy",
     "UNetInitializer",
     "load",
     "measured",

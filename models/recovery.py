@@ -11,10 +11,12 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
 from energyppl._checks import append_dims, check_count, check_data, check_event, check_shape, checked, shape_text
+from energyppl.autodiff.gradient import gradient_only
 from energyppl.distributions import RecoveryDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
+from energyppl.inference.levels.ancestral import descend_by_denoising
 from energyppl.inference.levels.generation import Generation, LevelTuning, generate, tune_levels
 from energyppl.inference.levels.initializers import check_initializer, recovery_proposal, recovery_start
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt
@@ -84,6 +86,12 @@ class RecoveryEBM(LevelEnergies):
         super().__init__(net, schedule, event_shape, default if kernel is None else kernel)
         check_initializer(initializer, self)
         self.initializer = None if initializer is None else initializer.to(self.loc)
+
+    @property
+    def denoises(self) -> bool:
+        """Whether samples come by the energy's own denoiser: of a continuous network of images, without initializer."""
+        continuous = bool(getattr(self.net, "continuous", False))
+        return continuous and len(self.event_shape) == 3 and self.initializer is None
 
     @property
     def unconditional(self) -> "RecoveryEBM":
@@ -176,7 +184,8 @@ class RecoveryEBM(LevelEnergies):
             sample_shape: shape of the batch.
             level: where to stop; 0 is the data.
             steps: of the chains at each level, an evaluation of the energy each; if None 480 over all of
-                the schedule's levels, at least 8 at each.
+                the schedule's levels, at least 8 at each.  Where the model :attr:`denoises`, its own denoiser draws
+                where they begin, and none are made if None.
             denoise: finish at level 0 with the mean of the clean data (Tweedie).
             micro_batch: samples at a time, so that memory is bounded; all at once if None.
         """
@@ -197,8 +206,32 @@ class RecoveryEBM(LevelEnergies):
         self.schedule.check_level(level)
         shape = check_shape("sample_shape", sample_shape)
         if steps is None:
-            steps = max(_FEWEST_MOVES, round(_MOVES / self.schedule.levels))
-        return generate(self, shape, steps=steps, last=level, denoise=denoise, micro_batch=micro_batch)
+            steps = 0 if self.denoises else max(_FEWEST_MOVES, round(_MOVES / self.schedule.levels))
+        descend = descend_by_denoising if self.denoises else None
+        options = {"steps": steps, "last": level, "denoise": denoise, "micro_batch": micro_batch, "descend": descend}
+        return generate(self, shape, **options)  # type: ignore[arg-type]
+
+    def denoised(self, noisy: Tensor, level: int) -> Tensor:
+        """Return the mean of the clean data given noisy ones, ``(*batch, *event)``, in data coordinates (Tweedie).
+
+        It is clamped to the range of the data that the model was standardized to.
+
+        Args:
+            noisy: points of ``level``, as :meth:`diffuse` makes them.
+            level: t.
+        """
+        check_event("noisy", noisy, self.event_shape)
+        return self.from_unit(self.denoised_unit(self.to_unit(noisy), level))
+
+    def denoised_unit(self, noisy: Tensor, level: int | Tensor) -> Tensor:
+        """Return :meth:`denoised` in standardized coordinates."""
+        level = torch.as_tensor(level, device=self.loc.device)
+        grad = gradient_only(self.potential(level), noisy)
+        alpha, sigma = (
+            append_dims(value.to(noisy)[level], noisy) for value in (self.schedule.alpha_bar, self.schedule.sigma_bar)
+        )
+        low, high = ((end - self.loc) / self.scale for end in (self.low, self.high))
+        return ((noisy - sigma**2 * grad) / alpha).clamp(low, high)
 
     @checked
     def tune(self, data: Tensor, kernel: TunableKernel | None = None, *, steps: int = 100) -> LevelTuning:
@@ -322,6 +355,11 @@ class RecoveryView(RecoveryEBM):
                 raise
             return getattr(super().__getattr__("base"), name)
 
+    @property
+    def denoises(self) -> bool:
+        """Whether samples come by the energy's own denoiser; a combined energy at a noisy level knows none."""
+        return False
+
     def potential(self, level: int | Tensor = 0) -> Potential:
         """Return the view's energy at a level, in standardized coordinates."""
         raise NotImplementedError
@@ -343,6 +381,11 @@ class _ClassView(RecoveryView):
         super().__init__(base, base.initializer)
         self.label = label
         self.guidance = float(guidance)
+
+    @property
+    def denoises(self) -> bool:
+        """Whether samples come by the energy's own denoiser, as the other model's do."""
+        return self.base.denoises
 
     @property
     def unconditional(self) -> RecoveryEBM:
