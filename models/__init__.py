@@ -5,6 +5,7 @@ if __name__ != "energyppl.models":
 
 from energyppl.models.composition import LinearMeasurement, measured, mixture, product
 from energyppl.models.ebm import EBM
+from energyppl.models.interpolation import interpolate
 from energyppl.models.joint import JointEBM
 from energyppl.models.multiscale import MultiscaleEBM
 from energyppl.models.networks.conv import ConvEnergy
@@ -26,6 +27,7 @@ __all__ = [
     "RecoveryEBM",
     "UNetEnergy",
     "UNetInitializer",
+    "interpolate",
     "load",
     "measured",
     "mixture",

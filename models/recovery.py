@@ -11,7 +11,6 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
 from energyppl._checks import append_dims, check_count, check_data, check_event, check_shape, checked, shape_text
-from energyppl.autodiff.gradient import gradient_only
 from energyppl.distributions import RecoveryDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
@@ -210,28 +209,6 @@ class RecoveryEBM(LevelEnergies):
         descend = descend_by_denoising if self.denoises else None
         options = {"steps": steps, "last": level, "denoise": denoise, "micro_batch": micro_batch, "descend": descend}
         return generate(self, shape, **options)  # type: ignore[arg-type]
-
-    def denoised(self, noisy: Tensor, level: int) -> Tensor:
-        """Return the mean of the clean data given noisy ones, ``(*batch, *event)``, in data coordinates (Tweedie).
-
-        It is clamped to the range of the data that the model was standardized to.
-
-        Args:
-            noisy: points of ``level``, as :meth:`diffuse` makes them.
-            level: t.
-        """
-        check_event("noisy", noisy, self.event_shape)
-        return self.from_unit(self.denoised_unit(self.to_unit(noisy), level))
-
-    def denoised_unit(self, noisy: Tensor, level: int | Tensor) -> Tensor:
-        """Return :meth:`denoised` in standardized coordinates."""
-        level = torch.as_tensor(level, device=self.loc.device)
-        grad = gradient_only(self.potential(level), noisy)
-        alpha, sigma = (
-            append_dims(value.to(noisy)[level], noisy) for value in (self.schedule.alpha_bar, self.schedule.sigma_bar)
-        )
-        low, high = ((end - self.loc) / self.scale for end in (self.low, self.high))
-        return ((noisy - sigma**2 * grad) / alpha).clamp(low, high)
 
     @checked
     def tune(self, data: Tensor, kernel: TunableKernel | None = None, *, steps: int = 100) -> LevelTuning:

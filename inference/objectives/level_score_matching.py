@@ -216,8 +216,8 @@ class LevelScoreMatching:
         return {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50, "weight_decay": decay}
 
     def default_learning_rate(self, model: LevelModel) -> float | None:
-        """Return 2e-3 for continuous networks, 5e-3 for images; None for what others usually take."""
-        return (5e-3 if is_image(model) else 2e-3) if is_continuous(model) else None
+        """Return 2e-3 for continuous networks, 6e-3 for images; None for what others usually take."""
+        return (6e-3 if is_image(model) else 2e-3) if is_continuous(model) else None
 
     def settle(self, model: LevelModel, state: KernelState, data: Tensor) -> None:
         """Give the chains step sizes that suit the trained energies, from some rows of the training data."""

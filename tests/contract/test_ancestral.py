@@ -66,3 +66,12 @@ def test_bad_input_is_said() -> None:
         ebm.sample((2,), steps=-1)
     with pytest.raises(ep.InvalidInput, match="must end in event_shape"):
         ebm.denoised(torch.rand(2, 5, 5), 1)
+    one, table = torch.rand(*SHAPE), ep.RecoveryEBM(ep.MLPEnergy((3,)), ep.NoiseSchedule.cosine(5))
+    for act, message in (
+        (lambda: ep.models.interpolate(ebm, one, torch.rand(2, *SHAPE)), "must have one shape"),
+        (lambda: ep.models.interpolate(ebm, one, one, count=1), "count must be a whole number of at least 2"),
+        (lambda: ep.models.interpolate(ebm, one, one, level=5), "level must"),
+        (lambda: ep.models.interpolate(table, torch.rand(3), torch.rand(3)), "build it on UNetEnergy"),
+    ):
+        with pytest.raises(ep.InvalidInput, match=message):
+            act()
