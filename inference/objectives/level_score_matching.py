@@ -50,8 +50,9 @@ class LevelScoreMatching:
     connect stay unknown.
 
     The likelihood hardly asks for the noisy levels, where pictures get their outlines.  For images, points of three
-    dimensions, the first term is therefore weighted by min(1/α², 10) (1/α² is the loss of the velocity: Salimans & Ho
-    2022), and the levels are not tied: their normalizers say nothing about pictures.
+    dimensions, λ is therefore drawn as densely as the schedule lays its levels, of which the cosine has most in the
+    middle (Nichol & Dhariwal 2021), the first term is weighted by 1/α², which makes it the loss of the velocity
+    (Salimans & Ho 2022), and levels are not tied: their normalizers say nothing about pictures.
 
     When training ends, the model's chains are given step sizes that suit the energies.
 
@@ -60,7 +61,7 @@ class LevelScoreMatching:
             have none: tie them by classifying noise levels, :class:`RecoveryLikelihood`'s ``tie``.
         level0_fraction: share of each batch that goes to level 0 on top of its equal share, for whole levels.
         max_noise_weight: the most that a continuous level's scores count, as min(1/α², max_noise_weight); 1 is the
-            likelihood's weighting.  If None 1, but 10 for images.
+            likelihood's weighting.  If None 1, but 50 for images.
         autocast: arithmetic of the loss, ``torch.bfloat16`` for networks of images.
 
     Raises:
@@ -91,7 +92,7 @@ class LevelScoreMatching:
             if self.max_noise_weight < 1.0:
                 raise InvalidInput(
                     f"max_noise_weight must be at least 1, as the likelihood has it; got {self.max_noise_weight}: "
-                    "10 suits images"
+                    "50 suits images"
                 )
 
     def init(self, model: Any) -> KernelState:
@@ -141,7 +142,7 @@ class LevelScoreMatching:
         low, high = log_snr_range(model)
         # Stratified: one draw in each of n equal parts of the range, in random order.
         parts = (torch.randperm(len(clean)) + torch.rand(len(clean))) / len(clean)
-        log_snr = (low + (high - low) * parts).to(clean).requires_grad_()
+        log_snr = spread_log_snr(model, parts).to(clean).requires_grad_()
         noise = torch.randn_like(clean)
         x, sigma = _diffuse(clean, noise, log_snr.detach())
         tie = self._tie(model)
@@ -164,7 +165,7 @@ class LevelScoreMatching:
 
     def _noise_weight(self, model: LevelModel, log_snr: Tensor) -> Tensor:
         """Return how much levels count beside the likelihood's weighting, ``(*levels,)``."""
-        most = (10.0 if is_image(model) else 1.0) if self.max_noise_weight is None else self.max_noise_weight
+        most = (50.0 if is_image(model) else 1.0) if self.max_noise_weight is None else self.max_noise_weight
         return (1.0 + (-log_snr).exp()).clamp(max=most)
 
     def _whole(self, model: LevelModel, batch: Tensor) -> Loss:
@@ -197,8 +198,7 @@ class LevelScoreMatching:
         """Return the weighted denoising error of held-out images, evenly over the log-SNRs."""
         with fixed_noise(data):
             clean = model.to_unit(data)
-            low, high = log_snr_range(model)
-            log_snr = (low + (high - low) * (torch.randperm(len(clean)) + 0.5) / len(clean)).to(clean)
+            log_snr = spread_log_snr(model, (torch.randperm(len(clean)) + 0.5) / len(clean)).to(clean)
             noise = torch.randn_like(clean)
         x, sigma = _diffuse(clean, noise, log_snr)
         rows = torch.arange(len(x), device=x.device).split(_IMAGES_AT_A_TIME)
@@ -240,6 +240,17 @@ def is_image(model: LevelModel) -> bool:
 def log_snr_range(model: LevelModel) -> tuple[float, float]:
     """Return the least and the largest log-SNR of a model's levels, the noisiest marginal's included."""
     return float(model.schedule.log_snr[-1]), float(model.schedule.log_snr[0])
+
+
+def spread_log_snr(model: LevelModel, parts: Tensor) -> Tensor:
+    """Return log-SNRs for numbers in (0, 1): evenly over the schedule's range, for images as densely as its levels."""
+    if not is_image(model):
+        low, high = log_snr_range(model)
+        return low + (high - low) * parts
+    table = model.schedule.log_snr.to(parts)
+    place = parts * model.schedule.levels
+    below = place.long().clamp(max=model.schedule.levels - 1)
+    return torch.lerp(table[below], table[below + 1], place - below)
 
 
 def implied_log_likelihood(model: LevelModel, data: Tensor) -> float:

@@ -245,6 +245,40 @@ def detection(ebm: ep.RecoveryEBM, data: Data, other: Tensor | None) -> Iterator
         yield f"AUROC of {name}: " + ", ".join(f"{kind} {value}" for kind, value in found.items())
 
 
+def blocks(x: Tensor) -> Tensor:
+    """Images whose 4×4 pixels are their mean."""
+    return nn.functional.avg_pool2d(x, 4).repeat_interleave(4, -2).repeat_interleave(4, -1)
+
+
+def completions(ebm: ep.RecoveryEBM, judge: Judge, data: Data, count: int) -> tuple[list[str], dict[str, list[Tensor]]]:
+    """Sentences about test images of which a half was seen, or a sixteenth of the pixels, and pictures of some."""
+    torch.manual_seed(6)
+    size = data.test.shape[1:]
+    seen = torch.zeros(size, dtype=torch.bool)
+    seen[:, : size[1] // 2] = True
+    coarse = nn.functional.avg_pool2d(torch.eye(seen.numel()).reshape(-1, *size), 4).flatten(1).mT
+    cases = {
+        "upper half": (torch.eye(seen.numel())[seen.flatten()], lambda image: image * seen),
+        "4×4 pixels": (coarse, blocks),
+    }
+    text, strips = [], {}
+    for name, (matrix, show) in cases.items():
+        images, drawn = data.test[:count], []
+        for image in images:
+            measurement = ep.LinearMeasurement(matrix, matrix @ image.flatten(), noise=0.01)
+            drawn.append(ep.measured(ebm, measurement).sample((4,), denoise=True).clamp(0.0, 1.0))
+        found = torch.stack(drawn)  # (count, 4, *image)
+        misfit = (found - images[:, None]).flatten(2) @ matrix.mT
+        right = judge.shares(found.flatten(0, 1)).argmax(1).reshape(count, 4) == data.y_test[:count, None]
+        text.append(
+            f"{name} seen: {float(right.float().mean()):.3f} of {count} images, 4 draws each, completed to their own "
+            f"class; what was seen is met within {float(misfit.square().mean().sqrt()):.4f}, and pixels vary by "
+            f"{float(found.std(1).mean()):.3f} between draws"
+        )
+        strips |= {f"{name} {i}": [images[i], show(images[i]), *found[i]] for i in range(min(3, count))}
+    return text, strips
+
+
 def main(arguments: list[str]) -> None:
     """Some lines and a table, and pictures if a folder is given."""
     parser = argparse.ArgumentParser(prog="images", description=__doc__)
@@ -255,6 +289,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--moves", type=int, default=10_000)
     parser.add_argument("--chains", type=int, default=32)
+    parser.add_argument("--completed", type=int, default=100)
     parser.add_argument("--classifier-steps", type=int, default=2000)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--pictures", type=Path)
@@ -283,7 +318,9 @@ def main(arguments: list[str]) -> None:
     other = None if args.other is None else read(args.other).test[:ROWS]
     for line in detection(ebm, data, other):
         print(line, flush=True)
-    lines, strips = long_runs(ebm, judge, data, args.chains, args.moves)
+    lines, completed = completions(ebm, judge, data, args.completed)
+    print(*lines, sep="\n", flush=True)
+    lines, chains = long_runs(ebm, judge, data, args.chains, args.moves)
     print(*lines, sep="\n", flush=True)
     titles = ["samples", "gradients", "ms", "Fréchet", "of the floor", "kernel", "recognized", "as asked", "labels off"]
     titles += ["pixels vary", "nearest", "mean"]
@@ -292,18 +329,27 @@ def main(arguments: list[str]) -> None:
     if args.sheet is not None:
         save_figure(image_grid(guided[:100], title="Ten classes, guidance 1"), args.sheet)
     if args.pictures is not None:
-        draw(ebm, data, guided, strips, args.pictures)
+        draw(ebm, data, guided, args.pictures)
+        titles = ["image", "early", "a quarter", "half", "end"]
+        figure = image_strips(chains, titles=titles, title="Long runs at level 0, denoised")
+        save_figure(figure, args.pictures / "long_runs.png")
+        titles = ["image", "seen", *(f"draw {i}" for i in range(4))]
+        save_figure(image_strips(completed, titles=titles, title="Completed"), args.pictures / "completed.png")
 
 
-def draw(ebm: ep.RecoveryEBM, data: Data, guided: Tensor, strips: dict[str, list[Tensor]], folder: Path) -> None:
-    """Pictures of samples, of their way from noise, of neighbours and of long runs."""
+def draw(ebm: ep.RecoveryEBM, data: Data, guided: Tensor, folder: Path) -> None:
+    """Pictures of samples, their neighbours, and of paths between test images."""
     plain, _, _ = sampled(ebm, 100)
     save_figure(image_grid(plain, title="No class"), folder / "samples.png")
     save_figure(image_grid(guided[:100], title=f"Guidance {GUIDANCE:g}"), folder / "guided.png")
     nearest = data.x[ep.metrics.nearest_neighbours(plain[:10], data.x, k=3).indices]
     save_figure(neighbour_grid(plain[:10], nearest), folder / "neighbours.png")
-    titles = ["image", "early", "a quarter", "half", "end"]
-    save_figure(image_strips(strips, titles=titles, title="Long runs at level 0, denoised"), folder / "long_runs.png")
+    torch.manual_seed(7)
+    one, other = data.test[:6], data.test[6:12]
+    path = ep.models.interpolate(ebm, one, other).clamp(0.0, 1.0)
+    rows = {str(i): [one[i], *path[:, i], other[i]] for i in range(6)}
+    titles = ["one", *(str(i) for i in range(1, 10)), "other"]
+    save_figure(image_strips(rows, titles=titles, title="Through the noise levels"), folder / "interpolation.png")
 
 
 if __name__ == "__main__":

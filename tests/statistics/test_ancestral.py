@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl.inference.objectives.level_score_matching import spread_log_snr
 from tests.support.objectives import loss_of
 
 SHAPE = (1, 1, 3)
@@ -108,9 +109,9 @@ def test_the_truth_minimizes_the_weighted_loss_too() -> None:
 
 
 def test_weights_of_levels() -> None:
-    """Noisy levels count up to ten times for images, sharp ones once, and a table's all once; the measure likewise."""
+    """Noisy levels count up to 50 times for images, sharp ones once, and a table's all once; the measure likewise."""
     objective, log_snr = ep.objectives.LevelScoreMatching(), torch.tensor([-6.0, -1.0, 20.0])
-    expected = torch.tensor([10.0, 1.0 + math.e, 1.0])
+    expected = torch.tensor([50.0, 1.0 + math.e, 1.0])
     torch.testing.assert_close(objective._noise_weight(model(), log_snr), expected)
     table = ep.RecoveryEBM(ep.MLPEnergy((3,)), ep.NoiseSchedule.cosine(6, log_snr_min=-6.0))
     assert bool((objective._noise_weight(table, log_snr) == 1.0).all())
@@ -121,6 +122,17 @@ def test_weights_of_levels() -> None:
     assert measured[0] < measured[1]
     light = ep.objectives.LevelScoreMatching(max_noise_weight=1.0)
     assert light.measure(model(), light.init(model()), rows) < measured[0]
+
+
+def test_levels_are_drawn_as_densely_as_the_schedule_lays_them() -> None:
+    """For images every level has its share of the log-SNRs; a table's are even over the range."""
+    ebm, parts = model(), (torch.arange(1200) + 0.5) / 1200
+    found = spread_log_snr(ebm, parts)
+    counts = torch.histogram(found.flip(0).double(), ebm.schedule.log_snr.flip(0)).hist
+    torch.testing.assert_close(counts, torch.full((12,), 100.0, dtype=torch.float64))
+    table = ep.RecoveryEBM(ep.MLPEnergy((3,)), ebm.schedule)
+    assert bool((spread_log_snr(table, parts).diff() > 0).all())
+    torch.testing.assert_close(spread_log_snr(table, parts).diff(), torch.full((1199,), 10.6 / 1200), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ SMALL = {
     "density": "--steps 2 eight-gaussians",
     "generation": "--steps 2 --size 20 eight-gaussians",
     "guided": "{digits} --steps 2 --count 10",
-    "images": "{images} --seconds 0.01 --samples 70 --classifier-steps 5 --threads 1",
+    "images": "{images} --seconds 0.01 --samples 40 --classifier-steps 5 --moves 20 --chains 4 --completed 1",
     "joint": "persistent --seconds 0.01 --steps 50 --chains 8 --samples 50 --repeats 0 --widths 0.15",
     "learned": "--steps 2 --particles 32 eight-gaussians",
     "likelihood": "{table} rows --steps 2 --splits 2",
