@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from scipy.stats import norm
-from scipy.stats import t as student
 from torch import Tensor
 
 from energyppl.inference.normalizing.annealing import log_mean_exp
@@ -170,13 +168,15 @@ def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> Log
     Returns:
         The bridge's result with another value, interval and warning, ``forward``, ``bridge`` and ``unvisited``.
     """
+    from scipy.special import ndtri, stdtrit  # here, since importing energyppl should not wait for scipy
+
     assert found.trace is not None
     bridge, ahead = Estimate(*bennett(found.trace.forward, found.trace.reverse)), forward.estimate()
     visited, runs = _Visited.by(samples), len(forward.log_weights)
     distance = visited.distance(forward.x.flatten(0, 1)).reshape(forward.log_weights.shape)
     far = distance > visited.radius
-    half_bridge = float(norm.ppf(0.5 + 0.5 * found.confidence)) * bridge.standard_error
-    width = float(student.ppf(0.5 + 0.5 * found.confidence, runs - 1))
+    half_bridge = float(ndtri(0.5 + 0.5 * found.confidence)) * bridge.standard_error
+    width = float(stdtrit(runs - 1, 0.5 + 0.5 * found.confidence))
     said = [found.warning] if found.warning and math.isfinite(found.standard_error) else []
 
     value = _Value(bridge.value, bridge.standard_error, bridge.value - half_bridge, bridge.value + half_bridge)
