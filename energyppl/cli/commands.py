@@ -12,9 +12,13 @@ import energyppl as ep
 from energyppl.cli.comparison import show_run
 from energyppl.cli.demo import run_demo
 from energyppl.cli.diagnosis import diagnose_run
+from energyppl.cli.image_runs import holds_images, is_image_run, require_table_run
+from energyppl.cli.images import fit_images, sample_images, show_images
 from energyppl.cli.quality import quality_of_run
 from energyppl.cli.runs import fit_table, interrupted, load_run, settings_for, write_samples
 from energyppl.cli.scoring import logz_run, score_run
+
+_OF_FIT = ("array", "seed", "steps", "levels", "batch_size", "learning_rate")
 
 __all__ = ["demo", "diagnose", "fit", "logz", "sample", "score", "show"]
 
@@ -42,9 +46,18 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def fit(options: argparse.Namespace) -> None:
-    """Train on a table, and print how good the model is."""
-    names = ("array", "seed", "steps", "levels", "batch_size", "learning_rate")
-    chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    """Train on a table or on images, and print how good the model is."""
+    if holds_images(options.file, options.array):
+        names = (*_OF_FIT, "labels")
+        chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+        try:
+            _table(str(options.file), fit_images(options.file, options.out, chosen))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(interrupted(options.out)) from None
+        return
+    if options.labels is not None:
+        raise ep.InvalidInput(f"only images have labels; {options.file} is a table: leave --labels out")
+    chosen = {name: getattr(options, name) for name in _OF_FIT if getattr(options, name) is not None}
     settings = settings_for(options.out, chosen)
     try:
         record, _ = fit_table(options.file, options.out, settings)
@@ -76,6 +89,14 @@ def fit(options: argparse.Namespace) -> None:
 
 def sample(options: argparse.Namespace) -> None:
     """Draw from a run and write the samples."""
+    if is_image_run(options.run):
+        of_class = {"label": options.label, "guidance": options.guidance, "seed": options.seed}
+        print(sample_images(options.run, options.n, options.out, **of_class))
+        return
+    if options.label is not None or options.guidance is not None:
+        raise ep.InvalidInput(
+            f"only images have classes; {options.run} is of a table: leave --label and --guidance out"
+        )
     fitted = load_run(options.run)
     pyro.set_rng_seed(options.seed)
     write_samples(fitted, options.n, options.out, raw=options.raw)
@@ -83,7 +104,12 @@ def sample(options: argparse.Namespace) -> None:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Compare a run with its held-out rows, and print both beside each other."""
+    """Compare a run with its held-out rows or images, and print both beside each other."""
+    if is_image_run(options.run):
+        lines, verdict = show_images(options.run, options.n, seed=options.seed)
+        _table(str(options.run), lines)
+        _say(verdict)
+        return
     with _warnings_of_log_z_ignored():
         report = show_run(options.run, count=options.n, seed=options.seed)
     lines = {**_about(report)}
@@ -107,6 +133,7 @@ def show(options: argparse.Namespace) -> None:
 
 def diagnose(options: argparse.Namespace) -> None:
     """Run long chains on a run's energy, and print what they show."""
+    require_table_run(options.run, "diagnose")
     out = options.run if options.out is None else options.out
     report = diagnose_run(options.run, chains=options.chains, draws=options.draws, seed=options.seed, out=out)
     r_hat, bulk, tail, drift = (report[name] for name in ("r_hat", "ess_bulk", "ess_tail", "drift"))
@@ -146,6 +173,7 @@ def diagnose(options: argparse.Namespace) -> None:
 
 def logz(options: argparse.Namespace) -> None:
     """Estimate a run's log Z and print it."""
+    require_table_run(options.run, "logz")
     with _warnings_of_log_z_ignored():
         found, pictures = logz_run(options.run, tolerance=options.tolerance, seed=options.seed)
     print(found)
@@ -154,6 +182,7 @@ def logz(options: argparse.Namespace) -> None:
 
 def score(options: argparse.Namespace) -> None:
     """Score the rows of a table, and print the strangest."""
+    require_table_run(options.run, "score")
     with _warnings_of_log_z_ignored():
         report = score_run(options.run, options.file, options.out, array=options.array, seed=options.seed)
     log_z, count = report["log_z"], len(report["rows"])

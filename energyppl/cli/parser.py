@@ -26,7 +26,7 @@ TOYS = (  # the names in energyppl.toys.TWO_DIMENSIONAL, which is not imported f
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser; the namespace that it returns names the command in ``command``."""
     parser = argparse.ArgumentParser(
-        prog="energyppl", description="Train energy-based models of tables, sample them, and judge them."
+        prog="energyppl", description="Train energy-based models of tables or images, sample them, and judge them."
     )
     parser.add_argument("--version", action="version", version=f"energyppl {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -44,10 +44,18 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random")
     demo.add_argument("--steps", type=int, default=1500, metavar="N", help="training steps at most")
 
-    fit = command("fit", "Train a model on a table of numbers, or go on with an earlier run, and say how good it is.")
-    fit.add_argument("file", type=Path, metavar="FILE", help="a .npy, .npz or .csv table")
+    fit = command("fit", "Train a model on a table or on images, or go on with an earlier run, and say how good it is.")
+    fit.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="a .npy, .npz or .csv table, or images: a folder of PNGs and JPEGs, an IDX file, an array",
+    )
     fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to keep the run in")
     fit.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
+    fit.add_argument(
+        "--labels", metavar="FILE", help="classes of images: an .npy or IDX file, or the name of an .npz's array"
+    )
     fit.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
     fit.add_argument(
         "--steps", type=int, metavar="N", help="training steps at most (default: 1500, or 2000 above two columns)"
@@ -60,14 +68,22 @@ def make_parser() -> argparse.ArgumentParser:
         "--learning-rate", type=float, metavar="X", help="Adam's learning rate (default: .004, above two columns .002)"
     )
 
-    sample = command("sample", "Draw samples from a trained run, in the units of its table.")
+    sample = command("sample", "Draw samples from a trained run, in the units of its table or as images.")
     sample.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
     sample.add_argument("-n", type=int, default=1000, metavar="N", help="how many")
-    sample.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .npy, .npz or .csv file to write")
+    sample.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a .npy, .npz or .csv file to write; of images .npy, .npz, or .png for a sheet",
+    )
+    sample.add_argument("--label", metavar="NAME", help="draw images of this class")
+    sample.add_argument("--guidance", type=float, metavar="W", help="how much to sharpen the class (default: 1)")
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
     sample.add_argument("--raw", action="store_true", help="leave discrete columns continuous instead of rounding them")
 
-    show = command("show", "Compare a trained run with held-out rows: likelihood, samples, pictures, a verdict.")
+    show = command("show", "Compare a trained run with held-out rows or images: measures, pictures, a verdict.")
     show.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
     show.add_argument("-n", type=int, default=2000, metavar="N", help="how many samples to compare")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
