@@ -221,7 +221,8 @@ class _Measurement(RecoveryView):
         ridge = max(noise**2, 1e-6 * variance) * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
         misfit = self.measurement.observed.to(mean) - matrix @ self.loc.flatten() - mean.flatten(-3) @ rows.mT
         solved = torch.linalg.solve(variance * rows @ rows.mT + ridge, misfit.mT).mT
-        return mean + variance * (solved @ rows).reshape(mean.shape)
+        corrected: Tensor = mean + variance * (solved @ rows).reshape(mean.shape)
+        return corrected
 
     def potential(self, level: int | Tensor = 0) -> Potential:
         base, like = self.base, self.loc

@@ -40,7 +40,7 @@ class ImageSettings:
     labels: str | None = None
     seed: int = 0
     steps: int | None = None
-    levels: int = 30
+    levels: int = 50
     batch_size: int | None = None
     learning_rate: float | None = None
     bfloat16: bool | None = None
@@ -80,7 +80,7 @@ def holds_images(path: Path, array: str | None = None) -> bool:
             chosen = shapes.values() if array is None else [shapes[array]]
             return any(len(shape) >= 3 for shape in chosen)
         if kind == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False).ndim >= 3
+            return bool(np.load(path, mmap_mode="r", allow_pickle=False).ndim >= 3)
         if kind == ".csv":
             return False
         with path.open("rb") as file:

@@ -180,7 +180,8 @@ def read_jpeg(path: Path) -> Array:
             _check_size(path, *picture.size)
             if picture.mode not in ("L", "RGB"):
                 raise InvalidInput(f"{path} must be grey or have three colours; got {picture.mode}: convert it to RGB")
-            return np.asarray(ImageOps.exif_transpose(picture), np.float32) / np.float32(255)
+            grey: Array = np.asarray(ImageOps.exif_transpose(picture), np.float32) / np.float32(255)
+    return grey
 
 
 def _check_size(path: Path, width: int, height: int) -> None:

@@ -124,7 +124,8 @@ class UNetEnergy(Rebuildable, nn.Module):
         f = (pooled * (weights + self.readout)).sum(-1).reshape(batch)
         weight = (0.5 * log_snr).exp() - math.exp(0.5 * self.log_snr_min)
         square = (images * images).sum((-3, -2, -1)).reshape(batch)
-        return weight * f + 0.5 * (square + math.prod(self.event_shape) * math.log(2.0 * math.pi))
+        energy: Tensor = weight * f + 0.5 * (square + math.prod(self.event_shape) * math.log(2.0 * math.pi))
+        return energy
 
     def _features(self, images: Tensor, pieces: Iterator[Tensor]) -> Tensor:
         """Return features of the patches, ``(n, width, height, width)``; ``pieces`` modulate the blocks in order."""

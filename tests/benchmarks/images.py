@@ -34,7 +34,7 @@ from energyppl.plots.images import image_grid, image_strips, neighbour_grid
 from tests.benchmarks.budget import training_within
 from tests.benchmarks.image_rates import rates
 
-CLASSES, GUIDANCE, LABEL_DROP, LEVELS, TOP_LOG_SNR, ROWS = 10, 1.0, 0.2, 30, 5.0, 1000
+CLASSES, GUIDANCE, LABEL_DROP, LEVELS, TOP_LOG_SNR, ROWS = 10, 1.0, 0.2, 50, 5.0, 1000
 BRIEF = torch.bfloat16
 RECOGNIZED = 0.9
 

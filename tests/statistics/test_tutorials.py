@@ -21,6 +21,7 @@ RUNS = {
     "08_score_matching.py": ["--steps", "10"],
     "09_out_of_distribution.py": ["--steps", "10"],
     "10_tables.py": ["--steps", "10"],
+    "11_images.py": ["--steps", "10"],
 }
 SHORT = "schedule=ep.levels.TemperatureSchedule(hot=5, cooling=5, quench=5)"
 SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option for
@@ -68,6 +69,15 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
         "ebm.sample((1000,))": "ebm.sample((400,), steps=5)",
         "cosine(60": "cosine(10",
         "finer.sample((1000,), steps=20)": "finer.sample((400,), steps=5)",
+    },
+    "11_images.py": {
+        "levels=30": "levels=8",
+        "stages = [0, 8, 14, 18, 22, 26, 30]": "stages = [0, 8]",
+        "level {30 - stage}": "level {8 - stage}",
+        "levels = [5, 10, 15, 20]": "levels = [1, 4]",
+        "steps=1000, kept=20, chains=20": "steps=20, kept=20, chains=4",
+        "sample((200,), denoise=True)": "sample((40,), denoise=True)",
+        "torch.arange(200)": "torch.arange(40)",
     },
 }
 
