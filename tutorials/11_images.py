@@ -109,11 +109,12 @@ plots.save_figure(plots.neighbour_grid(samples[:8], nearest, title="Nearest"), a
 # %% [markdown]
 # ## From one digit to another
 #
-# Both are noised with the same noise, mixed, and brought down again with the same noise at every step.
+# Both are noised with the same noise, mixed, and brought down again with the same noise at every step.  At noisier
+# levels the ends are other digits than those that went in, at sharper ones the middle is a mere overlay.
 
 # %%
 one, other = (torch.stack([x[test][y[test] == c][0] for c in classes]) for classes in ((0, 3, 7, 1), (6, 8, 2, 4)))
-path = ep.models.interpolate(ebm, one, other, count=7)
+path = ep.models.interpolate(ebm, one, other, count=7, level=14)
 strips = {str(i): [one[i], *path[:, i], other[i]] for i in range(len(one))}
 titles = ["one", *(str(i) for i in range(1, 8)), "other"]
 figure = plots.image_strips(strips, titles=titles, title="Through the noise levels")

@@ -1,7 +1,7 @@
 """Images at their full size: digits or clothes by score matching, for as many seconds of one core as asked.
 
-``python -m tests.benchmarks images FILE.npz [OTHER.npz] [--seconds N] [--samples N] [--moves N] [--chains N]
-[--weights FILE] [--pictures FOLDER] [--sheet FILE.png]``
+``python -m tests.benchmarks images FILE.npz [OTHER.npz] [--seconds N] [--samples N] [--corrected N] [--moves N]
+[--chains N] [--completed N] [--weights FILE] [--pictures FOLDER] [--sheet FILE.png]``
 
 The files hold ``x_train``, ``y_train``, ``x_test``, ``y_test`` (n, 28, 28), as MNIST and Fashion-MNIST.  One network
 with classes learns FILE for ``--seconds`` of CPU time of one thread, and is kept in ``--weights`` if that is given; if
@@ -160,7 +160,9 @@ def judged(judge: Judge, drawn: Tensor, real: Tensor, data: Data, asked: Tensor 
     ]
 
 
-def samples_table(ebm: ep.RecoveryEBM, judge: Judge, data: Data, count: int) -> tuple[list[list[str]], Tensor]:
+def samples_table(
+    ebm: ep.RecoveryEBM, judge: Judge, data: Data, count: int, corrected: int
+) -> tuple[list[list[str]], Tensor]:
     """A row for each way to sample, beside real images, and the guided samples."""
     generator = torch.Generator().manual_seed(3)
     real = data.test[torch.randperm(len(data.test), generator=generator)[:count]]
@@ -171,10 +173,11 @@ def samples_table(ebm: ep.RecoveryEBM, judge: Judge, data: Data, count: int) -> 
     each = torch.arange(count) % CLASSES
     ways: dict[str, tuple[ep.RecoveryEBM, Tensor | None, int | None]] = {
         "no class": (ebm, None, None),
-        "no class, one move a level": (ebm, None, 1),
         "classes drawn": (ebm.given(drawn_classes), drawn_classes, None),
         f"each class, guidance {GUIDANCE:g}": (ebm.given(each, guidance=GUIDANCE), each, None),
     }
+    if corrected:
+        ways = {f"no class, moves a level: {corrected}": (ebm, None, corrected)} | ways
     drawn = real
     for name, (model, asked, steps) in ways.items():
         drawn, gradients, seconds = sampled(model, count, steps)
@@ -287,6 +290,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rate", action="store_true")
     parser.add_argument("--seconds", type=float, default=2400.0)
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--corrected", type=int, default=0, help="also sample with so many moves a level")
     parser.add_argument("--moves", type=int, default=10_000)
     parser.add_argument("--chains", type=int, default=32)
     parser.add_argument("--completed", type=int, default=100)
@@ -314,7 +318,7 @@ def main(arguments: list[str]) -> None:
         if args.weights is not None:
             ep.save(ebm, args.weights)
 
-    table, guided = samples_table(ebm, judge, data, args.samples)
+    table, guided = samples_table(ebm, judge, data, args.samples, args.corrected)
     other = None if args.other is None else read(args.other).test[:ROWS]
     for line in detection(ebm, data, other):
         print(line, flush=True)

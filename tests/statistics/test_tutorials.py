@@ -75,6 +75,7 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
         "stages = [0, 8, 14, 18, 22, 26, 30]": "stages = [0, 8]",
         "level {30 - stage}": "level {8 - stage}",
         "levels = [5, 10, 15, 20]": "levels = [1, 4]",
+        "level=14": "level=3",
         "steps=1000, kept=20, chains=20": "steps=20, kept=20, chains=4",
         "sample((200,), denoise=True)": "sample((40,), denoise=True)",
         "torch.arange(200)": "torch.arange(40)",
