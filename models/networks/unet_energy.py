@@ -143,7 +143,8 @@ class UNetEnergy(Rebuildable, nn.Module):
                 x = kept[index] + interpolate(self.narrow[index](x), scale_factor=2.0)
             for block in cast(nn.ModuleList, self.up[index]):
                 x = block(x, next(pieces))
-        return x
+        features: Tensor = x
+        return features
 
 
 def _blocks(count: int, before: int, after: int) -> nn.ModuleList:
