@@ -15,6 +15,7 @@ from energyppl.distributions import RecoveryDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
+from energyppl.inference.levels.ancestral import descend_by_denoising
 from energyppl.inference.levels.generation import Generation, LevelTuning, generate, tune_levels
 from energyppl.inference.levels.initializers import check_initializer, recovery_proposal, recovery_start
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt
@@ -87,6 +88,12 @@ class RecoveryEBM(LevelEnergies):
         super().__init__(net, schedule, event_shape, default_kernel(net, event_shape) if kernel is None else kernel)
         check_initializer(initializer, self)
         self.initializer = None if initializer is None else initializer.to(self.loc)
+
+    @property
+    def denoises(self) -> bool:
+        """Whether samples come by the energy's own denoiser: of a continuous network of images, without initializer."""
+        continuous = bool(getattr(self.net, "continuous", False))
+        return continuous and len(self.event_shape) == 3 and self.initializer is None
 
     @property
     def unconditional(self) -> "RecoveryEBM":
@@ -183,7 +190,8 @@ class RecoveryEBM(LevelEnergies):
             sample_shape: shape of the batch.
             level: where to stop; 0 is the data.
             steps: of the chains at each level, an evaluation of the energy each; if None 480 over all of
-                the schedule's levels, at least 8 at each.
+                the schedule's levels, at least 8 at each.  Where the model :attr:`denoises`, its own denoiser draws
+                where they begin, and none are made if None.
             denoise: finish at level 0 with the mean of the clean data (Tweedie).
             micro_batch: samples at a time, so that memory is bounded; all at once if None.
         """
@@ -204,8 +212,10 @@ class RecoveryEBM(LevelEnergies):
         self.schedule.check_level(level)
         shape = check_shape("sample_shape", sample_shape)
         if steps is None:
-            steps = max(_FEWEST_MOVES, round(_MOVES / self.schedule.levels))
-        return generate(self, shape, steps=steps, last=level, denoise=denoise, micro_batch=micro_batch)
+            steps = 0 if self.denoises else max(_FEWEST_MOVES, round(_MOVES / self.schedule.levels))
+        descend = descend_by_denoising if self.denoises else None
+        options = {"steps": steps, "last": level, "denoise": denoise, "micro_batch": micro_batch, "descend": descend}
+        return generate(self, shape, **options)  # type: ignore[arg-type]
 
     @checked
     def tune(self, data: Tensor, kernel: TunableKernel | None = None, *, steps: int = 100) -> LevelTuning:
@@ -329,6 +339,11 @@ class RecoveryView(RecoveryEBM):
                 raise
             return getattr(super().__getattr__("base"), name)
 
+    @property
+    def denoises(self) -> bool:
+        """Whether samples come by the energy's own denoiser; a combined energy at a noisy level knows none."""
+        return False
+
     def potential(self, level: int | Tensor = 0) -> Potential:
         """Return the view's energy at a level, in standardized coordinates."""
         raise NotImplementedError
@@ -357,6 +372,11 @@ class ConditionView(RecoveryView):
         self.conditions = condition
         self.condition_dims = base.condition_dims
         self.guidance = float(guidance)
+
+    @property
+    def denoises(self) -> bool:
+        """Whether samples come by the energy's own denoiser, as the other model's do."""
+        return self.base.denoises
 
     @property
     def unconditional(self) -> RecoveryEBM:

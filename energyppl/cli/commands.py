@@ -15,6 +15,8 @@ from energyppl._progress import doing, progress_bar
 from energyppl.cli.comparison import quality_of_run, show_run
 from energyppl.cli.demo import run_demo
 from energyppl.cli.diagnosis import diagnose_run
+from energyppl.cli.image_runs import holds_images, is_image_run, require_table_run
+from energyppl.cli.images import fit_images, sample_images, show_images
 from energyppl.cli.runs import (
     Settings,
     check_kind_of_file,
@@ -52,15 +54,21 @@ def demo(options: argparse.Namespace) -> None:
 
 
 _OF_FIT = (
-    *("array", "columns", "drop", "missing", "decimal", "transforms"),
+    *("array", "columns", "drop", "missing", "decimal", "transforms", "labels"),
     *("seed", "steps", "levels", "batch_size", "learning_rate"),
 )
 
 
 def fit(options: argparse.Namespace) -> None:
-    """Train on a table, and print how good the model is."""
+    """Train on a table or on images, and print how good the model is."""
     chosen = {name: getattr(options, name) for name in _OF_FIT if getattr(options, name) is not None}
-    settings, talk = settings_for(options.out, chosen), not options.quiet
+    talk = not options.quiet
+    if holds_images(options.file, options.array):
+        _fit_images(options, chosen)
+        return
+    if options.labels is not None:
+        raise ep.InvalidInput(f"only images have labels; {options.file} is a table: leave --labels out")
+    settings = settings_for(options.out, chosen)
     try:
         record, _ = fit_table(options.file, options.out, settings, device=options.device, progress=talk)
     except KeyboardInterrupt:
@@ -89,8 +97,23 @@ def fit(options: argparse.Namespace) -> None:
     _say(verdict)
 
 
+def _fit_images(options: argparse.Namespace, chosen: dict[str, Any]) -> None:
+    try:
+        lines = fit_images(options.file, options.out, chosen, device=options.device, progress=not options.quiet)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(interrupted(options.out)) from None
+    _table(str(options.file), lines)
+
+
 def sample(options: argparse.Namespace) -> None:
     """Draw from a run and write the samples."""
+    if is_image_run(options.run):
+        _sample_images(options)
+        return
+    if options.label is not None or options.guidance is not None:
+        raise ep.InvalidInput(
+            f"only images have classes; {options.run} is of a table: leave --label and --guidance out"
+        )
     model = load_run(options.run, device=options.device)
     check_kind_of_file(options.out)
     check_count("the number of samples", options.n)
@@ -107,8 +130,16 @@ def sample(options: argparse.Namespace) -> None:
     print(f"{options.n} samples of {', '.join(model.columns)} in {options.out}{given if options.given else ''}")
 
 
+def _sample_images(options: argparse.Namespace) -> None:
+    if options.given or options.raw:
+        raise ep.InvalidInput(f"--given and --raw are for tables; {options.run} is of images: leave them out")
+    of_class = {"label": options.label, "guidance": options.guidance, "seed": options.seed}
+    print(sample_images(options.run, options.n, options.out, device=options.device, **of_class))
+
+
 def impute(options: argparse.Namespace) -> None:
     """Fill a table's missing cells, and write the best values, the cells and completed tables."""
+    require_table_run(options.run, "impute")
     model = load_run(options.run, device=options.device)
     check_kind_of_file(options.out)
     settings = Settings(array=options.array, decimal=options.decimal or ".", missing="impute")
@@ -165,7 +196,12 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Compare a run with its held-out rows, and print both beside each other."""
+    """Compare a run with its held-out rows or images, and print both beside each other."""
+    if is_image_run(options.run):
+        lines, verdict = show_images(options.run, options.n, seed=options.seed, device=options.device)
+        _table(str(options.run), lines)
+        _say(verdict)
+        return
     with _warnings_of_log_z_ignored():
         chosen = {"count": options.n, "seed": options.seed, "device": options.device}
         report = show_run(options.run, progress=not options.quiet, **chosen)
@@ -194,6 +230,7 @@ def show(options: argparse.Namespace) -> None:
 
 def diagnose(options: argparse.Namespace) -> None:
     """Run long chains on a run's energy, and print what they show."""
+    require_table_run(options.run, "diagnose")
     out = options.run if options.out is None else options.out
     chosen = {name: getattr(options, name) for name in ("chains", "draws", "seed", "device")}
     report = diagnose_run(options.run, out=out, progress=not options.quiet, **chosen)
@@ -234,6 +271,7 @@ def diagnose(options: argparse.Namespace) -> None:
 
 def logz(options: argparse.Namespace) -> None:
     """Estimate a run's log Z and print it."""
+    require_table_run(options.run, "logz")
     with _warnings_of_log_z_ignored():
         chosen = {name: getattr(options, name) for name in ("tolerance", "seed", "device")}
         found, pictures = logz_run(options.run, progress=not options.quiet, **chosen)
@@ -243,6 +281,7 @@ def logz(options: argparse.Namespace) -> None:
 
 def score(options: argparse.Namespace) -> None:
     """Score the rows of a table, and print the strangest with what makes them so."""
+    require_table_run(options.run, "score")
     settings = Settings(array=options.array, decimal=options.decimal or ".")
     chosen = {name: getattr(options, name) for name in ("first", "seed", "device")}
     with _warnings_of_log_z_ignored():

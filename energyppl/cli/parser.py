@@ -26,7 +26,7 @@ TOYS = (  # the names in energyppl.toys.TWO_DIMENSIONAL, which is not imported f
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser; the namespace that it returns names the command in ``command``."""
     parser = argparse.ArgumentParser(
-        prog="energyppl", description="Train energy-based models of tables, sample them, and judge them."
+        prog="energyppl", description="Train energy-based models of tables or images, sample them, and judge them."
     )
     parser.add_argument("--version", action="version", version=f"energyppl {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -44,8 +44,8 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random")
     demo.add_argument("--steps", type=int, default=1500, metavar="N", help="training steps at most")
 
-    fit = command("fit", "Train a model on a table, or go on with an earlier run, and say how good it is.")
-    _table_file(fit)
+    fit = command("fit", "Train a model on a table or on images, or go on with an earlier run, and say how good it is.")
+    _table_file(fit, "; or images: a folder of PNGs and JPEGs, an IDX file, an array")
     fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to keep the run in")
     fit.add_argument("--columns", type=_names, metavar="A,B", help="columns to learn, in this order (default: all)")
     fit.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
@@ -61,6 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
         dest="transforms",
         metavar="A=KIND,B=KIND",
         help="how columns are taken: none, log, logit, quantile or auto (default: auto)",
+    )
+    fit.add_argument(
+        "--labels", metavar="FILE", help="classes of images: an .npy or IDX file, or the name of an .npz's array"
     )
     fit.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
     fit.add_argument(
@@ -82,18 +85,26 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _where(fit)
 
-    sample = command("sample", "Draw samples from a trained run, in the units of its table.")
+    sample = command("sample", "Draw samples from a trained run, in the units of its table or as images.")
     sample.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
     sample.add_argument("-n", type=int, default=1000, metavar="N", help="how many")
     sample.add_argument(
         "--given", type=_values, metavar="A=1,B=x", help="values of some columns, given which the others are drawn"
     )
-    sample.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"{_WRITTEN} file to write")
+    sample.add_argument("--label", metavar="NAME", help="draw images of this class")
+    sample.add_argument("--guidance", type=float, metavar="W", help="how much to sharpen the class (default: 1)")
+    sample.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=f"{_WRITTEN} file to write; of images .npy, .npz, or .png for a sheet",
+    )
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
     sample.add_argument("--raw", action="store_true", help="leave discrete columns continuous instead of rounding them")
     _where(sample)
 
-    show = command("show", "Compare a trained run with held-out rows: likelihood, samples, pictures, a verdict.")
+    show = command("show", "Compare a trained run with held-out rows or images: measures, pictures, a verdict.")
     show.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
     show.add_argument("-n", type=int, default=2000, metavar="N", help="how many samples to compare")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
@@ -155,9 +166,9 @@ _READ = "a .csv, .tsv, .txt, .npy, .npz, .parquet or .xlsx"
 _WRITTEN = "a .csv, .npy, .npz or .parquet"
 
 
-def _table_file(parser: argparse.ArgumentParser) -> None:
+def _table_file(parser: argparse.ArgumentParser, more: str = "") -> None:
     """Add the options of reading a table."""
-    parser.add_argument("file", type=Path, metavar="FILE", help=f"{_READ} table; text may be gzipped")
+    parser.add_argument("file", type=Path, metavar="FILE", help=f"{_READ} table; text may be gzipped{more}")
     parser.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
     parser.add_argument("--decimal", metavar="MARK", help="mark of decimals in text, a point or a comma (default: .)")
 

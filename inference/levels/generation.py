@@ -1,7 +1,7 @@
 """Progressive sampling: from white noise to data, level by level (Gao et al. 2021, Algorithm 2)."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ class Generation(NamedTuple):
     evaluations: int  # of the energy (with its gradient, if the kernel needs one) for each sample
 
 
+Descent = Callable[[Any, torch.Size, int, int, bool], Generation]
+"""From a model, the samples' shape, moves at each level, the last level, and whether to denoise there."""
+
+
 class LevelTuning(NamedTuple):
     """Step sizes of all noise levels, and the acceptance that each gave."""
 
@@ -46,6 +50,7 @@ def generate(
     last: int = 0,
     denoise: bool = False,
     micro_batch: int | None = None,
+    descend: Descent | None = None,
 ) -> Generation:
     """Draw from every level's recovery distribution in turn, the top level's from white noise.
 
@@ -57,18 +62,20 @@ def generate(
         denoise: at level 0, finish with the mean of the clean data given level 0, ``(x + σ̄₀² ∇log p) / ᾱ₀``
             (Tweedie; Zhu et al. 2024, appendix A.2).
         micro_batch: samples at a time, so that memory is bounded; all at once if None.
+        descend: how to go down the levels; by chains alone if None.
 
     Raises:
-        InvalidInput: for steps below one.
+        InvalidInput: for steps below one, or below none where they only correct what another way draws.
     """
-    check_count("steps", steps)
+    check_count("steps", steps, at_least=0 if descend else 1)
+    descend = descend or _descend
     if micro_batch is None:
-        return _descend(model, shape, steps, last, denoise)
+        return descend(model, shape, steps, last, denoise)
     check_count("micro_batch", micro_batch)
     if model.conditions is not None and model.conditions.dim() > model.condition_dims:
         model = model.view(flat_conditions(model, shape), guidance=model.guidance)
     parts = [
-        _descend(model_of_rows(model, rows), rows.shape, steps, last, denoise)
+        descend(model_of_rows(model, rows), rows.shape, steps, last, denoise)
         for rows in torch.arange(shape.numel(), device=model.loc.device).split(micro_batch)
     ]
 

@@ -22,7 +22,7 @@ SMALL = {
     "density": "--steps 2 eight-gaussians",
     "generation": "--steps 2 --size 20 eight-gaussians",
     "guided": "{digits} --steps 2 --count 10",
-    "images": "{images} --seconds 0.01 --samples 70 --classifier-steps 5 --threads 1",
+    "images": "{images} --seconds 0.01 --samples 40 --classifier-steps 5 --moves 20 --chains 4 --completed 1",
     "imputation": "{table} rows --steps 2 --draws 3 --rows 40",
     "joint": "persistent --seconds 0.01 --steps 50 --chains 8 --samples 50 --repeats 0 --widths 0.15",
     "larger_than_memory": "--gigabytes 0.0005 --columns 2 --steps 2",
