@@ -42,9 +42,10 @@ if TYPE_CHECKING:
     from energyppl.inference.sampling.chains import Chains
     from energyppl.inference.sampling.pyro_kernel import PyroKernel
     from energyppl.inference.sampling.sample_chains import sample_chains
-    from energyppl.inference.training.fit import Training, fit
+    from energyppl.inference.training.fit import fit
     from energyppl.inference.training.history import History
     from energyppl.inference.training.options import TrainingOptions
+    from energyppl.inference.training.run import Training
     from energyppl.integration.estimates import Estimate, LogNormalizer
     from energyppl.integration.quadrature import Grid, quadrature
     from energyppl.models.composition import LinearMeasurement, measured, mixture, product
@@ -179,7 +180,7 @@ _HOMES = {  # name here: the module that defines it
     "RecoveryDistribution": "energyppl.distributions",
     "RecoveryEBM": "energyppl.models.recovery",
     "RecoveryLikelihood": "energyppl.inference.objectives.recovery",
-    "Training": "energyppl.inference.training.fit",
+    "Training": "energyppl.inference.training.run",
     "TrainingDiverged": "energyppl.errors",
     "TrainingOptions": "energyppl.inference.training.options",
     "UNetInitializer": "energyppl.models.networks.unet",

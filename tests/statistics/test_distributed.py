@@ -112,7 +112,7 @@ def exact() -> tuple[Tensor, Tensor, list[float]]:
 
 
 def without_averages() -> tuple[Tensor, Tensor, list[float]]:
-    module: Any = importlib.import_module("energyppl.inference.training.fit")
+    module: Any = importlib.import_module("energyppl.inference.training.run")
     module.average_gradients = lambda parameters: None
     module.end_together = lambda *parts: None
     return exact()
