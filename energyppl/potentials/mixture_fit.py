@@ -110,7 +110,7 @@ def _expectation_maximization(rows: Tensor, count: int) -> tuple[Tensor, Tensor,
     """Fit ``count`` components, begun by k-means++ (Dempster, Laird & Rubin 1977)."""
     if count == 1:
         return _one(rows)
-    means = _spread_out(rows, count)
+    means = spread_out(rows, count)
     nearest = torch.cdist(rows, means).argmin(1)
     shares = torch.nn.functional.one_hot(nearest, count).to(rows)
     last = -math.inf
@@ -129,7 +129,7 @@ def _expectation_maximization(rows: Tensor, count: int) -> tuple[Tensor, Tensor,
     return means, factors, weights
 
 
-def _spread_out(rows: Tensor, count: int) -> Tensor:
+def spread_out(rows: Tensor, count: int) -> Tensor:
     """Draw rows far from each other, each by its squared distance (k-means++, Arthur & Vassilvitskii 2007)."""
     chosen = rows[torch.randint(len(rows), (1,))]
     nearest = (rows - chosen).square().sum(1)
