@@ -126,6 +126,7 @@ __all__ = [
 ]
 
 _SUB_PACKAGES = {  # name here: module
+    "autodiff": "energyppl.autodiff",
     "data": "energyppl.data",
     "errors": "energyppl.errors",
     "evaluation": "energyppl.inference.evaluation",
