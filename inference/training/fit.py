@@ -154,6 +154,9 @@ class Training:
         if settle is not None:
             settle(self.model, self.state, self.data)
         self._set_model_kernel()
+        measure_moves = getattr(self.model, "measure_moves", None)
+        if measure_moves is not None:
+            measure_moves()
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
 
     def _next_batch(self) -> tuple[Any, Tensor]:
