@@ -130,6 +130,7 @@ __all__ = [
 ]
 
 _SUB_PACKAGES = {  # name here: module
+    "autodiff": "energyppl.autodiff",
     "data": "energyppl.data",
     "distributed": "energyppl.distributed",
     "errors": "energyppl.errors",

@@ -1,6 +1,7 @@
 """Relative masses of regions: a density's beside those of its samples and of data."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,7 +160,9 @@ def _clusters(points: Tensor, count: int) -> Tensor:
     """Find centres of clusters, ``(clusters, dimensions)``, by k-means begun by k-means++."""
     from scipy.cluster.vq import kmeans2  # takes half a second to import
 
-    centers, place = kmeans2(points.numpy(), spread_out(points, count).numpy(), minit="matrix", missing="warn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of clusters that lost all of their points: they are left out
+        centers, place = kmeans2(points.numpy(), spread_out(points, count).numpy(), minit="matrix")
     return torch.as_tensor(centers[np.unique(place)])
 
 

@@ -169,6 +169,9 @@ class Training:
             settle(self._conditions.given(self._source.contexts), self.state, self._source.sample)
         self._set_model_kernel()
         end_together(self.model, self.state)
+        measure_moves = getattr(self.model, "measure_moves", None)
+        if measure_moves is not None:
+            measure_moves()
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
 
     def _next_batch(self) -> tuple[Any, Tensor] | None:

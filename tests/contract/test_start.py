@@ -87,7 +87,7 @@ def test_type_checkers_and_users_find_the_same_names() -> None:
 
 def test_every_name_is_found_and_listed() -> None:
     assert all(getattr(ep, name) is not None for name in ep.__all__)
-    assert {*ep.__all__, "models", "inference"} <= set(dir(ep))
+    assert {*ep.__all__, "autodiff", "models", "inference"} <= set(dir(ep))
     assert {name: getattr(ep, name).__name__ for name in ep._SUB_PACKAGES} == ep._SUB_PACKAGES
 
 
