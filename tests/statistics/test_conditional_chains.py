@@ -116,14 +116,14 @@ def test_a_cell_s_places_follow_the_other_known_columns() -> None:
 
 
 def test_imputations_cover_and_keep_units() -> None:
-    """Of 400 log-normal cells the 95 % intervals of 100 draws cover 88 to 99 %: a false alarm in 10⁶."""
+    """Of 400 log-normal cells the 95 % intervals of 60 draws, about 93 % wide, cover 88 to 99 %: 1 alarm in 10,000."""
     pair = COVARIANCE[:2][:, :2]
     model = gaussian_table(pair, PLAIN, LOG)
     rng = np.random.default_rng(3)
     rows = np.array(rng.multivariate_normal(np.zeros(2), pair.numpy(), 400))
     rows[:, 1] = np.exp(rows[:, 1])
     frame = pd.DataFrame(rows, columns=["a", "b"])
-    found = ep.tables.impute(model, frame.assign(b=np.nan), draws=100)
+    found = ep.tables.impute(model, frame.assign(b=np.nan), draws=60)
     cells = found.cells()
     covered = ((cells.low < frame.b) & (frame.b < cells.high)).mean()
     assert 0.88 < covered < 0.99
