@@ -319,6 +319,9 @@ def main(arguments: list[str]) -> None:
             ep.save(ebm, args.weights)
 
     table, guided = samples_table(ebm, judge, data, args.samples, args.corrected)
+    if args.sheet is not None:
+        title = f"Ten classes, guidance {GUIDANCE:g}"
+        save_figure(image_grid(guided[:100], title=title), args.sheet)
     other = None if args.other is None else read(args.other).test[:ROWS]
     for line in detection(ebm, data, other):
         print(line, flush=True)
@@ -330,8 +333,6 @@ def main(arguments: list[str]) -> None:
     titles += ["pixels vary", "nearest", "mean"]
     for row in (titles, ["---"] * len(titles), *table):
         print("|", " | ".join(row), "|")
-    if args.sheet is not None:
-        save_figure(image_grid(guided[:100], title="Ten classes, guidance 1"), args.sheet)
     if args.pictures is not None:
         draw(ebm, data, guided, args.pictures)
         titles = ["image", "early", "a quarter", "half", "end"]
