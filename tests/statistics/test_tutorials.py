@@ -71,7 +71,7 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
         "cosine(60": "cosine(10",
         "finer.sample((1000,), steps=20)": "finer.sample((400,), steps=5)",
     },
-    "12_conditional.py": {"torch.rand(1500)": "torch.rand(200)", "[:1500]": "[:200]", "BAR(64)": "BAR(16)"},
+    "12_conditional.py": {"torch.rand(1500)": "torch.rand(200)", "[:1500]": "[:200]", "BAR(128)": "BAR(32)"},
     "14_simulation_based_inference.py": {
         "chains=200": "chains=40",
         "chains=100": "chains=20",
