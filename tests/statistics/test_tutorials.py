@@ -83,7 +83,7 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
         "sample((200,), denoise=True)": "sample((40,), denoise=True)",
         "torch.arange(200)": "torch.arange(40)",
     },
-    "12_conditional.py": {"torch.rand(1500)": "torch.rand(200)", "[:1500]": "[:200]", "BAR(64)": "BAR(16)"},
+    "12_conditional.py": {"torch.rand(1500)": "torch.rand(200)", "[:1500]": "[:200]", "BAR(128)": "BAR(32)"},
     "13_latent_prior.py": {
         "BAR(256)": "BAR(32)",
         "(test[:100],)": "(test[:10],)",
