@@ -87,6 +87,7 @@ print(f"−ELBO {losses[0]:.1f} to {sum(losses[-20:]) / len(losses[-20:]):.1f} n
 # chains on each row's posterior, begun at draws of the prior.  `SVI` does the rest.
 
 # %%
+pyro.clear_param_store()  # which knows weights by their names, and would hand out those above
 by_em = Digits()
 chains = ep.objectives.PosteriorGuide(by_em.model, steps=20)
 em = SVI(by_em.model, chains, pyro.optim.Adam({"lr": 2e-3}), Trace_ELBO())
@@ -166,7 +167,7 @@ def camera(seen: Tensor) -> None:
     pyro.sample("turned", dist.Normal(image @ sums.T @ turn, width).to_event(1), obs=seen @ turn)
 
 
-posterior = ep.sample_chains(ep.ChEES(), camera, (seen,), chains=32, draws=100, warmup=200, progress=False)
+posterior = ep.sample_chains(ep.ChEES(), camera, (seen,), chains=32, draws=200, warmup=300, progress=False)
 draws = posterior.flat()
 low, high = (float(torch.quantile(draws["noise"], q)) for q in (0.05, 0.95))
 print(f"noise {true_noise}: 90 % interval {low:.3f} to {high:.3f}; {posterior.problems() or 'no problem noticed'}")

@@ -144,7 +144,8 @@ def calibrate(
             posterior calibrated for data of another model?
         quantities: what is ranked: a function of the latent and deterministic sites, for batches of one or two
             dimensions; all entries of latent sites if None.  The log joint density is ranked in any case.
-        replicates: n; a posterior half as wide as it should be takes 30, a tenth too narrow 1,000.
+        replicates: n; 50 find a posterior half as wide as it should be 39 times of 40, 400 one that is a fifth too
+            narrow and 2,000 one that is a tenth too narrow 37 times of 40.
         at_once: replicates sampled together.
         chains: of each replicate.
         draws: L, of each replicate, from all its chains.

@@ -88,7 +88,7 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
         "BAR(256)": "BAR(32)",
         "(test[:100],)": "(test[:10],)",
         "particles=32": "particles=8, temperatures=4",
-        "chains=32, draws=100, warmup=200": "chains=32, draws=20, warmup=30",
+        "chains=32, draws=200, warmup=300": "chains=32, draws=20, warmup=30",
         "draws=25, thin=10, warmup=200": "draws=5, warmup=50",
         "draws=50, warmup=200": "draws=10, warmup=30",
         "warmup=200 if": "warmup=20 if",
