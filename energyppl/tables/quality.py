@@ -12,6 +12,7 @@ from torch import Tensor
 from energyppl.data.tables import Table
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import EnergyPPLError
+from energyppl.inference.evaluation.regions import region_masses
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.metrics.two_sample import energy_distance_test
 from energyppl.potentials.mixture_fit import fit_mixture, mixture_log_density
@@ -23,6 +24,8 @@ _LIKE = 0.05  # p-values below say that samples differ
 _WORST = 0.01  # the same of the worst of several columns or pairs, after Bonferroni's correction
 _FAR_APART = 0.5  # nats between log Z and what training alone implies
 _TESTED = 1000  # rows on each side of the two-sample test
+_REGIONS, _NAMED = 12, 3  # regions whose masses are compared, and columns that name one
+_FEWEST_ROWS = 100  # for that
 _FEW_ROWS = 500  # below, a simpler model may well be the better one
 
 
@@ -42,7 +45,8 @@ def quality(
         included; ``mixture`` and ``independent``, by how much that is above a mixture of Gaussians and above the
         columns' own mixtures multiplied, both fitted to the same coordinates of the training rows; ``log_z``, where
         training alone implies 0; ``energy_distance``, a two-sample test of samples and held-out rows; ``worst_column``
-        and ``worst_pair``, which differ most; ``verdict``, sentences.
+        and ``worst_pair``, which differ most; ``regions``, where the density's masses differ from those of rows or
+        samples; ``verdict``, sentences.
 
     Raises:
         EnergyPPLError: if fewer than two held-out rows are complete.
@@ -85,8 +89,31 @@ def quality(
         "energy_distance": {"statistic": test.statistic, "p_value": test.p_value, "rows": [len(x), len(y)]},
         "worst_column": column_tests(model.table, held_out, samples)[0],
         "worst_pair": next(iter(pair_tests(model.transform, held_out, samples)), None),
+        "regions": _regions(model, training, y),
     }
     return {**found, "verdict": _verdict(found, model)}
+
+
+def _regions(model: TableModel, rows: Tensor, samples: Tensor) -> list[str]:
+    """Say where the density's masses differ from those of training rows and samples, the largest first."""
+    if len(rows) < _FEWEST_ROWS:
+        return []
+    like = model.ebm.loc
+    masses = region_masses(model.ebm, rows.to(like), samples=samples.to(like), regions=_REGIONS)
+    middle, spread = rows.mean(0), rows.std(0).clamp(min=1e-12)
+
+    def describe(center: Tensor) -> str:
+        """Name the columns in which a region's centre is farthest from the mean."""
+        away = ((center.double() - middle) / spread).abs()
+        farthest = sorted(range(len(model.columns)), key=lambda j: -float(away[model.transform.places()[j]].max()))
+        frame = model.table.frame(model.decode(center[None]))
+        return ", ".join(f"{model.columns[j]} = {_short(frame.iloc[0, j])}" for j in sorted(farthest[:_NAMED]))
+
+    return masses.problems(describe)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _mixture(rows: Tensor, blocks: list[slice]) -> Callable[[Tensor], Array]:
@@ -166,6 +193,8 @@ def _verdict(found: dict[str, Any], model: TableModel) -> list[str]:
     if not math.isfinite(mixture["value"]) or not math.isfinite(mixture["standard_error"]):
         said = ["the log density of held-out rows is not known: some have none under the model, or log Z is refuted"]
     said += _of_samples(found)
+    if found["regions"]:
+        said.append(f"not good: {found['regions'][0]}")
     if log_z["warning"]:
         said.append(f"log Z, and with it every log density, is in doubt: {log_z['warning']}")
     elif abs(log_z["value"]) > _FAR_APART + 2.0 * log_z["standard_error"]:

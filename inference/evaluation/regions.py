@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,11 +59,14 @@ class RegionMasses:
         held = self.data > 0
         return float((self.data[held] * (self.data[held] / self.density[held].clamp(min=_RESOLUTION)).log()).sum())
 
-    def problems(self) -> list[str]:
+    def problems(self, describe: Callable[[Tensor], str] | None = None) -> list[str]:
         """Say where the masses differ, the largest first, in words; empty if they agree.
 
         They differ where the larger one is 1.25 times the smaller one or more, and their difference cannot be chance:
         the rate of false alarms is 1 in 1,000 for all comparisons together.
+
+        Args:
+            describe: names a region by its centre, ``(*event)``; its first coordinates are listed if None.
         """
         drawn, rows = self.rows
         found = []
@@ -75,9 +79,8 @@ class RegionMasses:
                 if self._differ(own, error, count, number)
             ]
             if said:
-                center = ", ".join(f"{value:.3g}" for value in self.centers[place].flatten()[:8].tolist())
-                dots = ", …" if self.centers[place].numel() > 8 else ""
-                text = f"near ({center}{dots}) lie {own:.2%} of the density's mass but {' and '.join(said)}"
+                where = (describe or _first_coordinates)(self.centers[place])
+                text = f"near {where} lie {own:.2%} of the density's mass but {' and '.join(said)}"
                 found.append((max(abs(own - count) for _, count, _ in others), text))
         return [text for _, text in sorted(found, reverse=True)]
 
@@ -93,6 +96,11 @@ class RegionMasses:
         # Errors from few runs make it Student's t, with Welch's and Satterthwaite's degrees of freedom.
         freedom = (self.runs - 1) * (both / error) ** 4 if error > 0.0 else math.inf
         return larger - smaller > float(stdtrit(freedom, 1.0 - _FALSE_ALARMS / (4 * len(self.density)))) * both
+
+
+def _first_coordinates(center: Tensor) -> str:
+    first = ", ".join(f"{value:.3g}" for value in center.flatten()[:8].tolist())
+    return f"({first}{', …' if center.numel() > 8 else ''})"
 
 
 @checked
