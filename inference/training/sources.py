@@ -128,7 +128,7 @@ def _in_memory(value: Any) -> Any:
         if value.dtype.kind not in "fiub":
             raise InvalidInput(
                 f"a table must hold numbers to be trained on; got values of dtype {value.dtype}: encode or drop its "
-                "other columns"
+                "other columns, or train on it as it is by ep.tables.fit"
             )
     if isinstance(value, np.ndarray) and mapping_of(value) is None:
         if value.dtype.kind not in "fiub":

@@ -186,5 +186,5 @@ def test_frames_and_arrays_go_into_fit_and_densities_as_they_are() -> None:
     for scores in (ebm.log_prob, lambda x: ep.evaluation.energy_scores(ebm, x)):
         torch.testing.assert_close(scores(frame), scores(points))
         torch.testing.assert_close(scores(frame.to_numpy()), scores(points))
-    with pytest.raises(InvalidInput, match=r"data must hold numbers alone; got dtype .*ep\.tables\.fit"):
+    with pytest.raises(InvalidInput, match=r"must hold numbers .*; got .*ep\.tables\.fit"):
         ep.fit(ebm, frame.assign(a="x"), steps=2)  # type: ignore[arg-type]
