@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
-from scipy.stats import t as student
 from torch import Tensor
 
 from energyppl._checks import check_count, check_data, check_event, checked
@@ -83,6 +81,8 @@ class RegionMasses:
 
     def _differ(self, own: float, error: float, share: float, number: int) -> bool:
         """Tell whether a share of ``number`` points differs from the density's."""
+        from scipy.stats import t as student  # here, since importing energyppl should not wait for scipy
+
         larger, smaller = max(own, share), min(own, share)
         if larger < _RATIO * smaller or larger == 0.0:
             return False
@@ -158,6 +158,8 @@ def _some(rows: Tensor) -> Tensor:
 
 def _clusters(points: Tensor, count: int, seed: int) -> Tensor:
     """Find centres of clusters, ``(clusters, dimensions)``, by k-means begun by k-means++."""
+    from scipy.cluster.vq import kmeans2  # here, since importing energyppl should not wait for scipy
+
     centers, place = kmeans2(points.numpy(), count, minit="++", missing="warn", rng=np.random.default_rng(seed))
     return torch.as_tensor(centers[np.unique(place)])
 

@@ -200,8 +200,8 @@ class RecoveryLikelihood:
             model = model_of_rows(cast(Conditional, model), torch.arange(count, device=pairs.level.device))
         with casting(pairs.clean, self.autocast):
             known = None if clean_energy is None else clean_energy[:count]
-            rows = (part[:count] for part in (pairs.clean, pairs.noisy, pairs.level, pairs.upper))
-            return level_tie(model, *rows, known)
+            clean, noisy, level, upper = (part[:count] for part in (pairs.clean, pairs.noisy, pairs.level, pairs.upper))
+            return level_tie(model, clean, noisy, level, upper, known)
 
     def measure(self, model: LevelModel, state: KernelState, data: Tensor) -> float:
         """Return the denoising error of held-out data, :func:`denoising_error`: a proper score without log Z."""
