@@ -16,6 +16,7 @@ __all__ = [
     "WeakTensorKeyDictionary",
     "below_autograd",
     "fused_linear",
+    "has_fast_bfloat16",
     "hook_tables",
     "is_mutable",
     "is_transformed",
@@ -52,6 +53,11 @@ def fused_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         weight = weight.contiguous()
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return product
+
+
+def has_fast_bfloat16() -> bool:
+    """Tell whether the processor multiplies matrices of bfloat16 itself, so that half precision saves time on it."""
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def is_transformed() -> bool:

@@ -196,11 +196,11 @@ class RecoveryLikelihood:
         The energies of ``pairs.clean``, ``(n,)``, are worked out if None.
         """
         count = max(1, int(self.tie_fraction * len(pairs.level)))
-        if getattr(model, "label", None) is not None:  # each row may have a class of its own
+        if getattr(model, "conditions", None) is not None:  # each row may have one of its own
             model = model_of_rows(cast(Conditional, model), torch.arange(count, device=pairs.level.device))
         with casting(pairs.clean, self.autocast):
             known = None if clean_energy is None else clean_energy[:count]
-            clean, noisy, level, upper = (part[:count] for part in (pairs.clean, pairs.noisy, pairs.level, pairs.upper))
+            clean, noisy, level, upper = (p[:count] for p in (pairs.clean, pairs.noisy, pairs.level, pairs.upper))
             return level_tie(model, clean, noisy, level, upper, known)
 
     def measure(self, model: LevelModel, state: KernelState, data: Tensor) -> float:
