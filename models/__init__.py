@@ -6,12 +6,15 @@ if __name__ != "energyppl.models":
 from energyppl.models.composition import LinearMeasurement, measured, mixture, product
 from energyppl.models.conditional import ConditionalDistribution, ConditionalEBM
 from energyppl.models.ebm import EBM
+from energyppl.models.interpolation import interpolate
 from energyppl.models.joint import JointEBM
+from energyppl.models.latent import LatentPrior
 from energyppl.models.multiscale import MultiscaleEBM
 from energyppl.models.networks.conv import ConvEnergy
 from energyppl.models.networks.mlp import MLPEnergy
 from energyppl.models.networks.mlp_initializer import MLPInitializer
 from energyppl.models.networks.unet import UNetInitializer
+from energyppl.models.networks.unet_energy import UNetEnergy
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.models.simulation import Simulations, posterior, simulate
 from energyppl.models.storage import load, save
@@ -22,13 +25,16 @@ __all__ = [
     "ConditionalEBM",
     "ConvEnergy",
     "JointEBM",
+    "LatentPrior",
     "LinearMeasurement",
     "MLPEnergy",
     "MLPInitializer",
     "MultiscaleEBM",
     "RecoveryEBM",
     "Simulations",
+    "UNetEnergy",
     "UNetInitializer",
+    "interpolate",
     "load",
     "measured",
     "mixture",

@@ -111,10 +111,11 @@ class OneEnergy:
         return self._trial[1]
 
     def _at_level_0(self, level: int | Tensor, who: str) -> AtLevel:
-        level = whole_levels(level).to(self.loc.device)
-        if bool((level != 0).any()):
-            raise InvalidInput(f"{who} has level 0 only; got {level.tolist()}: RecoveryEBM and JointEBM have levels")
-        return AtLevel(self._network(), level, self.event_shape)
+        whole = whole_levels(level).to(self.loc.device)
+        # A number is compared as it is: where a Pyro model is traced, no tensor's value may be read.
+        if level != 0 if isinstance(level, int) else bool((whole != 0).any()):
+            raise InvalidInput(f"{who} has level 0 only; got {whole.tolist()}: RecoveryEBM and JointEBM have levels")
+        return AtLevel(self._network(), whole, self.event_shape)
 
 
 class _WithoutLevel(nn.Module):

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_event, shape_text
+from energyppl._checks import append_dims, check_event, shape_text
+from energyppl.autodiff.gradient import gradient_only
 from energyppl.errors import CheckpointError
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.normalizing.levels import anneal_through_levels
@@ -84,6 +85,28 @@ class LevelEnergies(KernelModel):
         if known is None or known.potential.net is not self.net or known.like != like:
             known = self._energies[level] = _Known(self._at_level(level, None, 0.0), like)
         return known.potential
+
+    def denoised(self, noisy: Tensor, level: int) -> Tensor:
+        """Return the mean of the clean data given noisy ones, ``(*batch, *event)``, in data coordinates (Tweedie).
+
+        It is clamped to the range of the data that the model was standardized to.
+
+        Args:
+            noisy: points of ``level``, as :meth:`diffuse` makes them.
+            level: t.
+        """
+        check_event("noisy", noisy, self.event_shape)
+        return self.from_unit(self.denoised_unit(self.to_unit(noisy), level))
+
+    def denoised_unit(self, noisy: Tensor, level: int | Tensor) -> Tensor:
+        """Return :meth:`denoised` in standardized coordinates."""
+        level = torch.as_tensor(level, device=self.loc.device)
+        grad = gradient_only(self.potential(level), noisy)
+        alpha, sigma = (
+            append_dims(value.to(noisy)[level], noisy) for value in (self.schedule.alpha_bar, self.schedule.sigma_bar)
+        )
+        low, high = ((end - self.loc) / self.scale for end in (self.low, self.high))
+        return ((noisy - sigma**2 * grad) / alpha).clamp(low, high)
 
     def _at_level(self, level: int | Tensor, condition: Tensor | None, guidance: float) -> AtLevel:
         self.schedule.check_level(level, marginal=self.levels > self.schedule.levels)

@@ -15,6 +15,8 @@ from energyppl.distributions import RecoveryDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
+from energyppl.inference.levels.ancestral import descend_by_denoising
+from energyppl.inference.levels.coupling import moves_needed
 from energyppl.inference.levels.generation import Generation, LevelTuning, generate, tune_levels
 from energyppl.inference.levels.initializers import check_initializer, recovery_proposal, recovery_start
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt
@@ -23,7 +25,7 @@ from energyppl.inference.objectives.contrastive import FromNegatives
 from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.sampling.run_chain import run_chain
-from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
+from energyppl.models._cache import KnownMoves, LevelIntegrals, WeightKeyedCache
 from energyppl.models._network_checks import check_label, event_shape_of
 from energyppl.models.base import called_sentence
 from energyppl.models.levels import LevelEnergies
@@ -87,6 +89,13 @@ class RecoveryEBM(LevelEnergies):
         super().__init__(net, schedule, event_shape, default_kernel(net, event_shape) if kernel is None else kernel)
         check_initializer(initializer, self)
         self.initializer = None if initializer is None else initializer.to(self.loc)
+        self._known_moves = KnownMoves(self._kept)
+
+    @property
+    def denoises(self) -> bool:
+        """Whether samples come by the energy's own denoiser: of a continuous network of images, without initializer."""
+        continuous = bool(getattr(self.net, "continuous", False))
+        return continuous and len(self.event_shape) == 3 and self.initializer is None
 
     @property
     def unconditional(self) -> "RecoveryEBM":
@@ -182,8 +191,8 @@ class RecoveryEBM(LevelEnergies):
         Args:
             sample_shape: shape of the batch.
             level: where to stop; 0 is the data.
-            steps: of the chains at each level, an evaluation of the energy each; if None 480 over all of
-                the schedule's levels, at least 8 at each.
+            steps: of the chains at each level, an evaluation of the energy each; if None those of :attr:`moves`.
+                Where the model :attr:`denoises`, its own denoiser draws where they begin, and none are made if None.
             denoise: finish at level 0 with the mean of the clean data (Tweedie).
             micro_batch: samples at a time, so that memory is bounded; all at once if None.
         """
@@ -203,9 +212,50 @@ class RecoveryEBM(LevelEnergies):
         """Sample as :meth:`sample` does, with the path from noise and acceptances, in standardized coordinates."""
         self.schedule.check_level(level)
         shape = check_shape("sample_shape", sample_shape)
-        if steps is None:
-            steps = max(_FEWEST_MOVES, round(_MOVES / self.schedule.levels))
-        return generate(self, shape, steps=steps, last=level, denoise=denoise, micro_batch=micro_batch)
+        options = {"last": level, "denoise": denoise, "micro_batch": micro_batch}
+        if self.denoises:
+            return generate(self, shape, steps=steps or 0, descend=descend_by_denoising, **options)  # type: ignore[arg-type]
+        return generate(self, shape, steps=self.moves if steps is None else steps, **options)  # type: ignore[arg-type]
+
+    @property
+    def moves(self) -> tuple[int, ...]:
+        """The moves that a sample makes at each level, from level 0 up, an evaluation of the energy each.
+
+        480 over all of the schedule's levels, at least 8 at each; where :meth:`measure_moves` has found that fewer do
+        for these very weights and step sizes, those.  Files and state dicts keep what was found.
+        """
+        return self._known_moves.find(self) or (self._most_moves,) * self.schedule.levels
+
+    def measure_moves(self) -> tuple[int, ...]:
+        """Find how many :attr:`moves` bring each level's chains to their target, and keep it until the weights change.
+
+        Pairs of chains on the same random numbers meet, and the times when they do bound how far a chain is from its
+        target (Biswas, Jacob & Vanetti 2019).  No level takes more moves than without measuring.  ``fit`` measures
+        once, when training ends.  Only chains without a gradient, as in few dimensions, meet so: others keep theirs.
+
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((1,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> ebm.moves
+        (160, 160, 160)
+        >>> max(ebm.measure_moves()) < 160
+        True
+        """
+        if isinstance(self.kernel, CrankNicolson):
+            self._known_moves.keep(self, moves_needed(self, self._most_moves))
+        return self.moves
+
+    @property
+    def _most_moves(self) -> int:
+        return max(_FEWEST_MOVES, round(_MOVES / self.schedule.levels))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        packed = self._known_moves.packed(self)
+        if packed is not None:
+            destination[prefix + "moves"] = packed
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        self._known_moves.unpack(state_dict.pop(prefix + "moves", None), self.schedule.levels)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @checked
     def tune(self, data: Tensor, kernel: TunableKernel | None = None, *, steps: int = 100) -> LevelTuning:
@@ -319,6 +369,7 @@ class RecoveryView(RecoveryEBM):
         self.initializer = initializer
         self._kept = WeightKeyedCache()
         self._integrals = LevelIntegrals(self._kept)
+        self._known_moves = KnownMoves(self._kept)
 
     def __getattr__(self, name: str) -> Any:
         """Look up in the base what the view itself lacks."""
@@ -328,6 +379,11 @@ class RecoveryView(RecoveryEBM):
             if name == "base":
                 raise
             return getattr(super().__getattr__("base"), name)
+
+    @property
+    def denoises(self) -> bool:
+        """Whether samples come by the energy's own denoiser; a combined energy at a noisy level knows none."""
+        return False
 
     def potential(self, level: int | Tensor = 0) -> Potential:
         """Return the view's energy at a level, in standardized coordinates."""
@@ -357,6 +413,11 @@ class ConditionView(RecoveryView):
         self.conditions = condition
         self.condition_dims = base.condition_dims
         self.guidance = float(guidance)
+
+    @property
+    def denoises(self) -> bool:
+        """Whether samples come by the energy's own denoiser, as the other model's do."""
+        return self.base.denoises
 
     @property
     def unconditional(self) -> RecoveryEBM:

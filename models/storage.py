@@ -24,6 +24,7 @@ from energyppl.models.joint import JointEBM
 from energyppl.models.multiscale import MultiscaleEBM
 from energyppl.models.networks.recipe import rebuilt
 from energyppl.models.recovery import RecoveryEBM
+from energyppl.safetensors_files import is_safetensors, load_safetensors, save_safetensors
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["load", "save"]
@@ -45,6 +46,8 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
     The file holds the weights, the schedule, the kernel and its step sizes, the standardization, and log Z where
     annealing has found it and the weights are still the same.  Of this library's networks it holds the arguments too;
     another network is not part of the file but for its weights, and is passed to :func:`load`.  No pickle is written.
+    A path that ends in ``.safetensors`` makes a file of that kind, whose weights other tools read by name; it needs the
+    package and has no checksum.
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "rings.ebm"
@@ -70,7 +73,7 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
             "again after loading"
         )
     initializer = getattr(model, "initializer", None)
-    schedule = getattr(model, "schedule", None)
+    schedule, weights = getattr(model, "schedule", None), dict(model.state_dict())
     tree = {
         "format": _FORMAT,
         "kind": kind,
@@ -81,11 +84,14 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
         "schedule": None if schedule is None else {f.name: getattr(schedule, f.name) for f in fields(schedule)},
         "kernels": [_packed(k) for k in (model.initial_kernel, model.kernel)] if hasattr(model, "kernel") else None,
         "base_sigma": getattr(model, "base_sigma", None),
-        "weights": dict(model.state_dict()),
+        "weights": weights,
         "in_training": [name for name, module in model.named_modules() if module.training],
         "log_z": _known_log_z(model),
     }
-    save_checkpoint(path, tree)
+    if is_safetensors(path):
+        save_safetensors(path, tree, weights)
+    else:
+        save_checkpoint(path, tree)
 
 
 def load(
@@ -112,7 +118,7 @@ def load(
         InvalidInput: if a network of your own is missing, or differs in the names, shapes or dtypes of its weights.
     """
     path = as_path(path)
-    tree = load_checkpoint(path)
+    tree = load_safetensors(path) if is_safetensors(path) else load_checkpoint(path)
     if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
         found = tree.get("format", "a training run") if isinstance(tree, dict) else type(tree).__name__
         raise CheckpointError(f"{path} must hold a model that save wrote; it holds {found}: pass another file")

@@ -17,6 +17,7 @@ class EnergyNetwork(Protocol):
     """The contract of a network: ``net(x, level[, condition]) -> energies``.  Any torch module that keeps it will do.
 
     Points come standardized, with about unit variance at every noise level; energies are in nats, low where data are.
+    There is one batch dimension, ``(n, *event)``, whatever batch was asked for; only contexts keep theirs.
     A network of one energy, for ``EBM`` or ``MultiscaleEBM``, may leave the level out.  One with an attribute
     ``continuous = True`` is given log-SNRs, floating point, in place of whole levels; one with an attribute ``classes``
     is given whole labels as the condition, of which ``classes`` itself means "no class"; one with an attribute
@@ -99,10 +100,22 @@ class AtLevel:
         """Evaluate the energies of the points ``x``."""
         batch = x.shape[: x.dim() - len(self.event_shape)]
         level = self.level.expand(batch) if self.each or self.level.dim() else self.level
-        points = (x - self.loc) / self.scale
-        if self.condition is None:
+        points, condition = (x - self.loc) / self.scale, self.condition
+        # A convolution takes one batch dimension and no other number of them.
+        flat = len(batch) != 1 and not _is_context(condition)
+        if flat:
+            points = points.reshape(batch.numel(), *self.event_shape)
+            level = level.reshape(batch.numel()) if level.dim() or self.each else level
+            condition = condition.expand(batch).reshape(-1) if condition is not None and condition.dim() else condition
+        energy = self._guided(points, level, condition)
+        if not flat:
+            return energy
+        return energy.unflatten(0, batch) if batch else energy.squeeze(0)
+
+    def _guided(self, points: Tensor, level: Tensor, condition: Tensor | None) -> Tensor:
+        if condition is None:
             return self._ask(points, level)
-        own = self._ask(points, level, _beside(points, self.condition))
+        own = self._ask(points, level, _beside(points, condition))
         if self.guidance == 0.0:
             return own
         return (1.0 + self.guidance) * own - self.guidance * self._ask(points, level)
@@ -140,6 +153,10 @@ class AtLogSNR:
         return self.net(x, self.log_snr, _beside(x, self.condition))
 
 
+def _is_context(condition: Tensor | None) -> bool:
+    return condition is not None and condition.dtype.is_floating_point
+
+
 def _beside(x: Tensor, condition: Tensor) -> Tensor:
     """Return a condition on the points' device, contexts in their dtype."""
-    return condition.to(x) if condition.dtype.is_floating_point else condition.to(x.device)
+    return condition.to(x) if _is_context(condition) else condition.to(x.device)

@@ -201,7 +201,7 @@ def test_a_users_network_needs_only_the_call() -> None:
         (lambda: model().given(torch.rand(2)).interval(1.5), "confidence must lie between 0 and 1"),
         (lambda: model().sample((3,)), "needs a context: ask the distribution"),
         (lambda: model().log_normalizer(), "log Z of a ConditionalEBM needs a context"),
-        (lambda: ep.Training(model(), pairs()[0]), r"must be a pair \(y, context\); got Tensor"),
+        (lambda: ep.Training(model(), pairs()[0]), r"must be a pair \(y, context\); got rows alone"),
         (lambda: ep.Training(model(), (pairs()[0], pairs(5)[1])), "one context for each of 60 rows; got contexts"),
         (lambda: ep.Training(model(), (pairs()[0], torch.rand(60, 3))), "end in the shape of one context"),
         (lambda: ep.Training(model(), (pairs()[0], torch.ones(60, 2))), r"coordinate\(s\) \[0, 1\] are constant"),
