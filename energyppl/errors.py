@@ -32,7 +32,14 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 class InvalidInput(EnergyPPLError, ValueError):
-    """Error of an argument with the wrong shape, dtype, range or support."""
+    """Error of an argument with the wrong shape, dtype, range or support.
+
+    Example:
+        >>> ep.MLPEnergy((2,), hidden=0)
+        Traceback (most recent call last):
+            ...
+        energyppl.errors.InvalidInput: hidden must be a whole number of at least 1; got 0
+    """
 
 
 class NotNormalized(EnergyPPLError, RuntimeError):

@@ -37,7 +37,7 @@ SMALL = {
     "recovery": "--steps 2 --points 100 eight-gaussians",
     "robustness": "--seeds 1 --updates 1",
     "samplers": "--targets banana --chains 4 --draws 20 --warmup 20",
-    "sbi": "two_moons slcp --simulations 200 --observations 1 --steps 2 --draws 30 --tried 2000",
+    "sbi": "two_moons --simulations 200 --observations 1 --steps 2 --draws 30 --tried 2000",
     "silent_misses": "'two Gaussians 20 apart, 2-D' --repeats 1",
     "systems": "{images} {images} contrastive --seconds 0.01 --steps 20 --classifier-steps 5",
     "tables": "{table} --steps 2",
