@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import beta, binomtest
 from torch import Tensor
 
 from energyppl._checks import check_between, check_count, check_finite, check_whole, checked, shape_text
@@ -150,10 +149,14 @@ def ranked(truth: Tensor, draws: Tensor) -> Tensor:
 
 
 def _binomial_test(held: int, count: int, share: float) -> float:
+    from scipy.stats import binomtest  # takes half a second to import
+
     return 1.0 if count == 0 or share == 1.0 else float(binomtest(held, count, share).pvalue)
 
 
 def _clopper_pearson(held: Tensor, counts: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
+    from scipy.stats import beta  # takes half a second to import
+
     k, n, tail = held.cpu().double().numpy(), counts.cpu().double().numpy(), 0.5 * (1.0 - confidence)
     with np.errstate(invalid="ignore"):
         lower = np.where(k == 0, 0.0, beta.ppf(tail, k, n - k + 1))

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binom, chisquare
 from torch import Tensor
 
 from energyppl._checks import check_between, check_count, check_whole, shape_text
@@ -109,6 +108,8 @@ def chi_square_test(ranks: Tensor, draws: int, bins: int | None = None) -> float
         >>> ep.evaluation.chi_square_test(torch.arange(64), draws=63) > 0.99
         True
     """
+    from scipy.stats import chisquare  # takes half a second to import
+
     _check_ranks(ranks, draws)
     if bins is None:
         most = max(2.0, min(20.0, len(ranks) / _EXPECTED))
@@ -139,6 +140,8 @@ def _thresholds(draws: int) -> NDArray[np.int64]:
 
 def _two_sided(counts: NDArray[np.int64], n: int, shares: Array) -> Array:
     """Return twice the smaller tail probability of each binomial count."""
+    from scipy.stats import binom  # takes half a second to import
+
     tail = np.minimum(binom.cdf(counts, n, shares), binom.sf(counts - 1, n, shares))
     doubled: Array = np.minimum(1.0, 2.0 * tail)
     return doubled
@@ -160,6 +163,8 @@ def _stay_probability(n: int, shares: Array, gamma: float) -> float:
 
     The count at one threshold given that at the one before is that plus a binomial of the rest.
     """
+    from scipy.stats import binom  # takes half a second to import
+
     grid = np.arange(n + 1)
     states, probability, share = np.zeros(1, dtype=np.int64), np.ones(1), 0.0
     for threshold in shares:

@@ -21,7 +21,10 @@ RUNS = {
     "08_score_matching.py": ["--steps", "10"],
     "09_out_of_distribution.py": ["--steps", "10"],
     "10_tables.py": ["--steps", "10"],
+    "11_images.py": ["--steps", "10"],
+    "12_conditional.py": ["--steps", "10"],
     "13_latent_prior.py": ["--steps", "10"],
+    "14_simulation_based_inference.py": ["--steps", "10", "--draws", "5"],
 }
 SHORT = "schedule=ep.levels.TemperatureSchedule(hot=5, cooling=5, quench=5)"
 SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option for
@@ -70,6 +73,17 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
         "cosine(60": "cosine(10",
         "finer.sample((1000,), steps=20)": "finer.sample((400,), steps=5)",
     },
+    "11_images.py": {
+        "levels=30": "levels=8",
+        "stages = [0, 8, 14, 18, 22, 26, 30]": "stages = [0, 8]",
+        "level {30 - stage}": "level {8 - stage}",
+        "levels = [5, 10, 15, 20]": "levels = [1, 4]",
+        "level=14": "level=3",
+        "steps=1000, kept=20, chains=20": "steps=20, kept=20, chains=4",
+        "sample((200,), denoise=True)": "sample((40,), denoise=True)",
+        "torch.arange(200)": "torch.arange(40)",
+    },
+    "12_conditional.py": {"torch.rand(1500)": "torch.rand(200)", "[:1500]": "[:200]", "BAR(128)": "BAR(32)"},
     "13_latent_prior.py": {
         "BAR(256)": "BAR(32)",
         "(test[:100],)": "(test[:10],)",
@@ -81,6 +95,12 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
         "replicates=200": "replicates=10",
         "max_thin=20": "max_thin=2",
         "(40,), steps=300": "(40,), steps=10",
+    },
+    "14_simulation_based_inference.py": {
+        "chains=200": "chains=40",
+        "chains=100": "chains=20",
+        "warmup=100": "warmup=20",
+        "prior, 10_000": "prior, 2_000",
     },
 }
 
