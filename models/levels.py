@@ -1,5 +1,6 @@
 """Models of several noise levels: energies at every level, their densities and normalizers."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,9 +11,10 @@ from energyppl._checks import append_dims, check_event, shape_text
 from energyppl.autodiff.gradient import gradient_only
 from energyppl.errors import CheckpointError
 from energyppl.inference.kernels.contract import TunableKernel
+from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
 from energyppl.inference.normalizing.levels import anneal_through_levels
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.models._network_checks import check_parts, needs_level_for_each
+from energyppl.models._network_checks import check_parts, event_shape_of, needs_level_for_each
 from energyppl.models.base import KernelModel
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
@@ -20,6 +22,7 @@ from energyppl.potentials.network import AtLevel
 from energyppl.schedule import NoiseSchedule
 
 _SCHEDULE = "schedule"  # in a state dict: alpha_bar and sigma_bar
+_FEW_DIMENSIONS = 4  # up to here proposals from the tilt are accepted so often that a gradient doesn't pay
 _MAX_LOG_SNR = 20.0  # of a level without noise, for networks that are told the log-SNR
 
 
@@ -191,3 +194,9 @@ def _require_same_schedule(theirs: object, schedule: NoiseSchedule) -> None:
         f"these weights were trained with another noise schedule ({what}): build the model with that schedule, or load "
         "the network alone by ebm.net.load_state_dict(…)"
     )
+
+
+def default_kernel(net: nn.Module, event_shape: Sequence[int] | None) -> TunableKernel:
+    """Return the kernel that moves recovery chains where none is chosen: with the gradient in many dimensions."""
+    few = math.prod(event_shape_of(net, event_shape)) <= _FEW_DIMENSIONS
+    return CrankNicolson() if few else CrankNicolsonLangevin()

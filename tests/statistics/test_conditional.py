@@ -54,7 +54,7 @@ def test_guidance_is_the_papers_algebra() -> None:
     each = ebm.given(torch.tensor([0, 1]))
     assert torch.allclose(each.potential(0)(torch.tensor([[-1.0], [1.0]])), torch.zeros(2))
     assert each.step_sizes is ebm.step_sizes
-    assert each.unconditional is ebm
+    assert each.base is ebm
 
 
 def test_a_class_is_learned_and_sampled() -> None:
