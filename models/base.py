@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_between, check_data, check_event, check_positive, check_spanning, checked
+from energyppl._checks import as_points, check_between, check_data, check_event, check_positive, check_spanning, checked
 from energyppl.autodiff.private import is_transformed
+from energyppl.distributed import agreed
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
@@ -185,7 +186,7 @@ class EnergyModel(nn.Module):
             )
 
         def anneal() -> LogNormalizer:
-            return self._anneal(
+            found = self._anneal(
                 level,
                 method=method,
                 samples=samples,
@@ -194,6 +195,7 @@ class EnergyModel(nn.Module):
                 confidence=confidence,
                 progress=progress,
             )
+            return agreed(found)  # among processes that share the particles
 
         if not plain:
             return anneal()
@@ -223,8 +225,11 @@ class EnergyModel(nn.Module):
         raise NotImplementedError
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return the normalized log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
-        x = check_event("x", x, self.event_shape).to(self.loc)
+        """Return the normalized log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``.
+
+        Points may be a numpy array or a pandas frame of numbers too.
+        """
+        x = check_event("x", as_points("x", x), self.event_shape).to(self.loc)
         energy: Tensor = self.potential()(self.to_unit(x))
         if energy.shape != x.shape[: x.dim() - len(self.event_shape)]:
             log_prob: Tensor = self.marginal().log_prob(x)  # which says what is wrong
@@ -296,15 +301,26 @@ class _MarginalLogZ:
         if not torch.is_grad_enabled():
             return estimate
         weights = [p for p in self.model.parameters() if p.requires_grad]
-        if not weights:
-            return estimate
-        lazy = _TransformableGradient if is_transformed() else _LazyGradient
-        log_z: Tensor = lazy.apply(estimate, self._mean_energy, *weights)  # type: ignore[no-untyped-call]
-        return log_z
+        return lazy_log_z(estimate, self._mean_energy, weights)
 
     def _mean_energy(self) -> Tensor:
         """Return the mean energy of the model's own samples, ``()``, differentiable with respect to its weights."""
         return self.model.potential(self.level)(self.model.negatives(self.level)).mean()
+
+
+def lazy_log_z(estimate: Tensor, mean_energy: Callable[[], Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Return an estimate of log Z whose gradient with respect to weights is minus that of a mean energy.
+
+    Args:
+        estimate: log Z in nats, ``()``.
+        mean_energy: works out the mean energy of the model's own points, ``()``; called in the backward pass only.
+        weights: that it depends on.
+    """
+    if not weights:
+        return estimate
+    lazy = _TransformableGradient if is_transformed() else _LazyGradient
+    log_z: Tensor = lazy.apply(estimate, mean_energy, *weights)  # type: ignore[no-untyped-call]
+    return log_z
 
 
 class _LazyGradient(torch.autograd.Function):

@@ -59,7 +59,8 @@ def interpolate(
     weight = append_dims(torch.linspace(0.0, 1.0, count).to(first), first.expand(count, *first.shape))
     mixed = (1.0 - weight) * first + weight * last
     alpha, sigma = (float(value[level]) for value in (ebm.schedule.alpha_bar, ebm.schedule.sigma_bar))
-    found = come_down(ebm, alpha * mixed + sigma * _shared(mixed), level, steps=steps, denoise=True, noise=_shared)
+    moves = (steps,) * ebm.schedule.levels
+    found = come_down(ebm, alpha * mixed + sigma * _shared(mixed), level, moves=moves, denoise=True, noise=_shared)
     return ebm.from_unit(found.x)
 
 

@@ -1,5 +1,6 @@
 """Run folders of images: what tells them from tables, and what the commands read and write there."""
 
+import gzip
 import json
 import zipfile
 from dataclasses import dataclass, fields, replace
@@ -81,13 +82,13 @@ def holds_images(path: Path, array: str | None = None) -> bool:
             return any(len(shape) >= 3 for shape in chosen)
         if kind == ".npy":
             return bool(np.load(path, mmap_mode="r", allow_pickle=False).ndim >= 3)
-        if kind == ".csv":
+        if kind in (".csv", ".tsv", ".txt", ".parquet", ".xlsx"):
             return False
-        with path.open("rb") as file:
+        with gzip.open(path) if kind == ".gz" else path.open("rb") as file:
             start = file.read(4)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError):
         return False
-    return kind in (".idx", ".gz") or (start[:2] == b"\0\0" and start[3:4] in (b"\x03", b"\x04"))
+    return kind == ".idx" or (start[:2] == b"\0\0" and start[3:4] in (b"\x03", b"\x04"))
 
 
 def is_image_run(run: Path) -> bool:
@@ -140,8 +141,8 @@ def keep_image_run(run: Path, ebm: RecoveryEBM, held_out: Tensor, rows: Tensor) 
     save_checkpoint(run / "images.ckpt", {"held_out": held_out, "rows": rows})
 
 
-def load_image_run(run: Path) -> ImageRun:
-    """Load what :func:`fit_images` kept.
+def load_image_run(run: Path, device: str | None = None) -> ImageRun:
+    """Load what :func:`fit_images` kept, the model on a device, such as "cuda"; on the CPU if None.
 
     Raises:
         CheckpointError: if there is no finished model, or a file is damaged.
@@ -149,6 +150,8 @@ def load_image_run(run: Path) -> ImageRun:
     if not (run / "model.ebm").exists():
         raise CheckpointError(f"there is no finished model in {run}: give the same fit command again")
     ebm = load(run / "model.ebm")
+    if device is not None:
+        ebm.to(device)
     record = read_json(run / "run.json")
     tree = load_checkpoint(run / "images.ckpt")
     try:

@@ -49,13 +49,16 @@ _DENOISED_LEVELS = 5
 # --- Training ---
 
 
-def fit_images(file: Path, run: Path, chosen: dict[str, Any], *, progress: bool = True) -> dict[str, str]:
+def fit_images(
+    file: Path, run: Path, chosen: dict[str, Any], *, device: str | None = None, progress: bool = True
+) -> dict[str, str]:
     """Train on the images of ``file`` and keep everything in ``run``; go on if it holds a checkpoint.
 
     Args:
         file: a folder of pictures, an IDX file or an array.
         run: the folder.
         chosen: settings, by name, on top of those that the run was begun with.
+        device: where to train, such as "cuda"; the CPU if None.
         progress: show a bar.
 
     Returns:
@@ -71,7 +74,7 @@ def fit_images(file: Path, run: Path, chosen: dict[str, Any], *, progress: bool 
     if len(images.x) < 10:
         raise InvalidInput(f"{images.source} must hold at least 10 images; got {len(images.x)}: pass more")
     with locked(run):
-        return _train(images, run, settings, progress)
+        return _train(images, run, settings, device, progress)
 
 
 def _grey_if_it_is(images: Images) -> Images:
@@ -80,7 +83,7 @@ def _grey_if_it_is(images: Images) -> Images:
     return replace(images, x=first.clone()) if bool((images.x == first).all()) else images
 
 
-def _train(images: Images, run: Path, settings: ImageSettings, progress: bool) -> dict[str, str]:
+def _train(images: Images, run: Path, settings: ImageSettings, device: str | None, progress: bool) -> dict[str, str]:
     pyro.set_rng_seed(settings.seed)
     order = torch.randperm(len(images.x), generator=torch.Generator().manual_seed(0))
     aside = min(max(2, len(order) // 10), _HELD_OUT)
@@ -114,6 +117,7 @@ def _train(images: Images, run: Path, settings: ImageSettings, progress: bool) -
             held_out=images.x[held_out],
             options=_options(settings, objective, ebm),
             checkpoint=checkpoint,
+            device=device,
             progress=progress,
         )
     except TrainingDiverged as error:
@@ -155,7 +159,14 @@ def _options(settings: ImageSettings, objective: LevelScoreMatching, ebm: Recove
 
 
 def sample_images(
-    run: Path, count: int, out: Path, *, label: str | None = None, guidance: float | None = None, seed: int = 0
+    run: Path,
+    count: int,
+    out: Path,
+    *,
+    label: str | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    device: str | None = None,
 ) -> str:
     """Write samples to ``out``: grey values of an ``.npy`` or ``.npz``, (n, height, width[, 3]), or a sheet, ``.png``.
 
@@ -169,7 +180,7 @@ def sample_images(
     if kind not in (".npy", ".npz", ".png"):
         raise InvalidInput(f"{out} must end in .npy, .npz or .png for images; got {out.suffix or 'no ending'!r}")
     check_count("the number of samples", count)
-    found = load_image_run(run)
+    found = load_image_run(run, device)
     pyro.set_rng_seed(seed)
     model = _of_class(found, label, guidance)
     began = time.perf_counter()
@@ -190,13 +201,13 @@ def sample_images(
     return f"{count} samples{what} in {out}; {gradients} gradients and {each:.0f} ms each"
 
 
-def show_images(run: Path, count: int, *, seed: int = 0) -> tuple[dict[str, str], list[str]]:
+def show_images(run: Path, count: int, *, seed: int = 0, device: str | None = None) -> tuple[dict[str, str], list[str]]:
     """Compare samples with held-out images, and draw sheets, neighbours and denoised images.
 
     Returns:
         What is to be printed, by name, and sentences that judge.
     """
-    found = load_image_run(run)
+    found = load_image_run(run, device)
     pyro.set_rng_seed(seed)
     count = min(count, len(found.held_out))
     began = time.perf_counter()

@@ -5,7 +5,7 @@ one level below is drawn from the Gaussian q(x_s | x_t, x_0 = m).  It is CDRL's 
 one gradient a level, and moves of a corrected kernel on top if they are asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -59,14 +59,19 @@ def ancestral_draw(
 
 
 def descend_by_denoising(
-    model: DenoisingModel, shape: torch.Size, steps: int, last: int, denoise: bool, noise: Noise = torch.randn_like
+    model: DenoisingModel,
+    shape: torch.Size,
+    moves: Sequence[int],
+    last: int,
+    denoise: bool,
+    noise: Noise = torch.randn_like,
 ) -> Generation:
     """Sample from white noise down to level ``last``.
 
     Args:
         model: the trained model.
         shape: shape of the batch of samples.
-        steps: moves of the model's kernel on each level's recovery distribution, 0 or more.
+        moves: of the model's kernel on each level's recovery distribution, from level 0 up, 0 or more.
         last: the level to stop at.
         denoise: at level 0, finish with the mean of the clean data.
         noise: draws the noise of the start and of the ancestral steps.
@@ -78,7 +83,7 @@ def descend_by_denoising(
     level = torch.tensor(top - 1, device=like.device)
     start = gaussian_start(recovery_potential(model, white, level), schedule.marginal_std[-2].to(like))
     path, acceptance, evaluations = [white], like.new_zeros(schedule.levels), 0.0
-    found = come_down(model, start, top - 1, last, steps=steps, denoise=denoise, noise=noise, above=white)
+    found = come_down(model, start, top - 1, last, moves=moves, denoise=denoise, noise=noise, above=white)
     acceptance += found.acceptance
     return Generation(found.x, (*path, *found.path), acceptance, round(evaluations + found.evaluations))
 
@@ -89,7 +94,7 @@ def come_down(
     level: int,
     last: int = 0,
     *,
-    steps: int = 0,
+    moves: Sequence[int] | None = None,
     denoise: bool = False,
     noise: Noise = torch.randn_like,
     above: Tensor | None = None,
@@ -101,7 +106,7 @@ def come_down(
         x: points at ``level``.
         level: where they are.
         last: the level to stop at.
-        steps: moves of the model's kernel on each level's recovery distribution, 0 or more.
+        moves: of the model's kernel on each level's recovery distribution, from level 0 up, 0 or more; none if None.
         denoise: at level 0, finish with the mean of the clean data.
         noise: draws the noise of the ancestral steps.
         above: the points one level above, so that ``level`` itself is moved on too.
@@ -112,10 +117,10 @@ def come_down(
         if t < level:
             above, x = x, ancestral_draw(model.schedule, x, model.denoised_unit(x, t + 1), t + 1, noise)
             evaluations += 1.0
-        if steps and above is not None:
+        if moves is not None and moves[t] and above is not None:
             at = torch.tensor(t, device=x.device)
             kernel = recovery_kernel(model.level_kernel, model.schedule, at.expand(batch))
-            chain = run_chain(kernel, recovery_potential(model, above, at), x, steps)
+            chain = run_chain(kernel, recovery_potential(model, above, at), x, moves[t])
             x, acceptance[t] = chain.state.x, chain.accept_prob.mean()
             evaluations += chain.evaluations
         path.append(x)

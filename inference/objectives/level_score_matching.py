@@ -2,22 +2,24 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from energyppl._checks import append_dims, check_number
 from energyppl.autodiff.gradient import energy_only, gradient_only
-from energyppl.errors import InvalidInput
+from energyppl.errors import InvalidInput, QuadratureError
 from energyppl.inference.kernels.contract import casting, check_force_dtype
-from energyppl.inference.levels.contract import LevelModel
+from energyppl.inference.levels.contract import Conditional, LevelModel
 from energyppl.inference.levels.generation import tune_levels
+from energyppl.inference.levels.initializers import model_of_rows
 from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model, check_tie
 from energyppl.inference.objectives.held_out import denoising_error, fixed_noise, row_weights, weighted_mean
 from energyppl.inference.objectives.level_allocation import allocate_levels
 from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
+from energyppl.integration.batched import log_integrals
 from energyppl.potentials.network import AtLogSNR
 from energyppl.schedule import NoiseSchedule
 
@@ -26,6 +28,7 @@ __all__ = ["LevelScoreMatching"]
 _NOISY = -4.0
 _REPEATS = 4  # noises for each held-out row
 _TUNED_ROWS = 1024
+_INTEGRATED_ROWS, _TOLERANCE = 256, 1e-2  # whose log Z is integrated at each evaluation
 _TUNED_IMAGES = 4  # at each level
 _MEASURED_IMAGES = 1024
 _IMAGES_AT_A_TIME = 128
@@ -183,7 +186,8 @@ class LevelScoreMatching:
         """Return what is known of minus the log likelihood of held-out data, in nats for each row.
 
         For a continuous network it is the larger of two: minus the implied log likelihood (log Z = 0), and the
-        evidence bound of the scores; for whole levels the denoising error.  For images it is the loss itself in each
+        evidence bound of the scores; where an event is one number and each row has a context, minus the log likelihood
+        itself, log Z integrated; for whole levels the denoising error.  For images it is the loss itself in each
         dimension, of some rows.  The noise is the same at every call, and far rows count as in the loss,
         :func:`row_weights`.
         """
@@ -192,6 +196,8 @@ class LevelScoreMatching:
         if is_image(model):
             return self._weighted_error(model, data[:_MEASURED_IMAGES])
         with fixed_noise(data):
+            if model.event_shape == (1,) and getattr(model, "conditions", None) is not None:
+                return _normalized(cast(Conditional, model), data) + _log_scale(model)
             return max(-implied_log_likelihood(model, data), evidence_bound(model, data)) + _log_scale(model)
 
     def _weighted_error(self, model: LevelModel, data: Tensor) -> float:
@@ -213,7 +219,12 @@ class LevelScoreMatching:
         if is_image(model):  # of which the average remembers a ninth of the run
             return {"steps": 10_000, "batch_size": 64, "ema": 0.9999, "evaluate_every": 500}
         decay = 0.0 if model.event_shape.numel() <= 2 else 1.0  # a table's rows are few for its columns
-        return {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50, "weight_decay": decay}
+        options = {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50, "weight_decay": decay}
+        if getattr(
+            model, "condition_dims", 0
+        ):  # a measure in nats that may lie near 0, of which 2 % is next to nothing
+            options |= {"patience": 20}
+        return options
 
     def default_learning_rate(self, model: LevelModel) -> float | None:
         """Return 2e-3 for continuous networks, 6e-3 for images; None for what others usually take."""
@@ -222,6 +233,7 @@ class LevelScoreMatching:
     def settle(self, model: LevelModel, state: KernelState, data: Tensor) -> None:
         """Give the chains step sizes that suit the trained energies, from some rows of the training data."""
         rows = data[: _TUNED_IMAGES * model.schedule.levels if is_image(model) else _TUNED_ROWS]
+        model = model_of_rows(cast(Conditional, model), torch.arange(len(rows), device=rows.device))
         if len(rows) >= model.schedule.levels:
             found = tune_levels(model, state.level_kernel.kernel, rows)
             state.level_kernel.step_sizes.copy_(found.step_sizes)
@@ -262,6 +274,21 @@ def implied_log_likelihood(model: LevelModel, data: Tensor) -> float:
     return -weighted_mean(energy_only(model.potential(0), model.schedule.diffuse(rows, 0)), rows)
 
 
+def _normalized(model: Conditional, data: Tensor) -> float:
+    """Return minus the mean log likelihood of some rows given their contexts, log Z integrated for each, in nats."""
+    rows = model.to_unit(data[:_INTEGRATED_ROWS])
+    each = torch.arange(len(rows), device=rows.device)
+    energy = energy_only(model_of_rows(model, each).potential(0), model.schedule.diffuse(rows, 0))
+    try:
+        with torch.no_grad():
+            log_z, _ = log_integrals(
+                lambda points, some: model_of_rows(model, some).potential(0)(points), len(rows), 1, rows, _TOLERANCE
+            )
+    except QuadratureError:  # of an energy that can't be good yet
+        return math.inf
+    return weighted_mean(energy + log_z, rows)
+
+
 def evidence_bound(model: LevelModel, data: Tensor) -> float:
     """Bound minus the mean log likelihood of data with level 0's noise from above by the scores alone, in nats.
 
@@ -269,6 +296,7 @@ def evidence_bound(model: LevelModel, data: Tensor) -> float:
     eq. 15), of the process that the scores define and in standardized coordinates; far rows count for less.
     """
     clean = model.to_unit(data).repeat(_REPEATS, *[1] * (data.dim() - 1))
+    model = model_of_rows(cast(Conditional, model), torch.arange(len(data), device=data.device).repeat(_REPEATS))
     low, high = log_snr_range(model)
     log_snr = (low + (high - low) * (torch.randperm(len(clean)) + 0.5) / len(clean)).to(clean)
     noise = torch.randn_like(clean)
@@ -284,7 +312,7 @@ def evidence_bound(model: LevelModel, data: Tensor) -> float:
 
 def at_log_snr(model: LevelModel, log_snr: Tensor) -> AtLogSNR:
     """Return a continuous model's energy at log-SNRs ``()`` or ``(*batch,)``, of points of unit variance."""
-    return AtLogSNR(model.net, log_snr, model.event_shape, getattr(model, "label", None))
+    return AtLogSNR(model.net, log_snr, model.event_shape, getattr(model, "conditions", None))
 
 
 def _diffuse(clean: Tensor, noise: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:

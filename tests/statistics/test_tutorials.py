@@ -22,6 +22,9 @@ RUNS = {
     "09_out_of_distribution.py": ["--steps", "10"],
     "10_tables.py": ["--steps", "10"],
     "11_images.py": ["--steps", "10"],
+    "12_conditional.py": ["--steps", "10"],
+    "13_latent_prior.py": ["--steps", "10"],
+    "14_simulation_based_inference.py": ["--steps", "10", "--draws", "5"],
 }
 SHORT = "schedule=ep.levels.TemperatureSchedule(hot=5, cooling=5, quench=5)"
 SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option for
@@ -79,6 +82,25 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
         "steps=1000, kept=20, chains=20": "steps=20, kept=20, chains=4",
         "sample((200,), denoise=True)": "sample((40,), denoise=True)",
         "torch.arange(200)": "torch.arange(40)",
+    },
+    "12_conditional.py": {"torch.rand(1500)": "torch.rand(200)", "[:1500]": "[:200]", "BAR(128)": "BAR(32)"},
+    "13_latent_prior.py": {
+        "BAR(256)": "BAR(32)",
+        "(test[:100],)": "(test[:10],)",
+        "particles=32": "particles=8, temperatures=4",
+        "chains=32, draws=200, warmup=300": "chains=32, draws=20, warmup=30",
+        "draws=25, thin=10, warmup=200": "draws=5, warmup=50",
+        "draws=50, warmup=200": "draws=10, warmup=30",
+        "warmup=200 if": "warmup=20 if",
+        "replicates=200": "replicates=10",
+        "max_thin=20": "max_thin=2",
+        "(40,), steps=300": "(40,), steps=10",
+    },
+    "14_simulation_based_inference.py": {
+        "chains=200": "chains=40",
+        "chains=100": "chains=20",
+        "warmup=100": "warmup=20",
+        "prior, 10_000": "prior, 2_000",
     },
 }
 
