@@ -14,7 +14,6 @@ from energyppl.autodiff.private import fused_linear, is_transformed, will_run
 __all__ = ["Linear", "is_large", "linear"]
 
 _ROWS, _COLUMNS = 256, 32  # of a product from which on oneDNN is the faster
-_ROWS_TO_LEARN = 512  # from which on that outweighs what a derivative written in Python costs
 
 
 class Linear(nn.Linear):
@@ -39,8 +38,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     if not torch.is_grad_enabled():
         return fused_linear(rows, weight, bias).reshape(*x.shape[:-1], -1)
-    if len(rows) < _ROWS_TO_LEARN:
-        return nn.functional.linear(x, weight, bias)
     # Views, since the engine answers only for what is no leaf whether its gradient is wanted.
     product: Tensor = _Linear.apply(rows, weight.view_as(weight), bias.view_as(bias))  # type: ignore[no-untyped-call]
     return product.reshape(*x.shape[:-1], -1)
