@@ -25,7 +25,6 @@ __all__ = [
     "out_of_place",
     "returns_view",
     "short_binding",
-    "will_run",
 ]
 
 OpOverload = torch._ops.OpOverload
@@ -48,9 +47,7 @@ class AdamW(torch.optim.AdamW):
 
 
 def fused_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute ``rows @ weight.T + bias`` by oneDNN, which takes a thousand times as long for a weight with gaps."""
-    if not (weight.is_contiguous() or weight.t().is_contiguous()):
-        weight = weight.contiguous()
+    """Compute ``rows @ weight.T + bias`` by oneDNN."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return product
 
@@ -102,8 +99,3 @@ def module_tables(module: nn.Module) -> list[dict[str, Any]]:
 def hook_tables(module: nn.Module) -> list[dict[Any, Any]]:
     """Return a module's own dictionaries of hooks that run with its forward pass."""
     return [module._forward_hooks, module._forward_pre_hooks]
-
-
-def will_run(node: Any) -> bool:
-    """Tell, inside a backward pass, whether it goes on to a node of the graph; of a leaf that is not known: yes."""
-    return hasattr(node, "variable") or torch._C._will_engine_execute_node(node)
