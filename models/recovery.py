@@ -224,7 +224,7 @@ class RecoveryEBM(LevelEnergies):
 
         Pairs of chains on the same random numbers meet, and the times when they do bound how far a chain is from its
         target (Biswas, Jacob & Vanetti 2019).  No level takes more moves than without measuring.  ``fit`` measures
-        once, when training ends.  Only chains without a gradient, as in few dimensions, meet so: others keep theirs.
+        once, when training ends.  In the plane only, and for chains without a gradient: others keep theirs.
 
         >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((1,)), ep.NoiseSchedule.cosine(levels=3))
         >>> ebm.moves
@@ -232,7 +232,7 @@ class RecoveryEBM(LevelEnergies):
         >>> max(ebm.measure_moves()) < 160
         True
         """
-        if isinstance(self.kernel, CrankNicolson):
+        if isinstance(self.kernel, CrankNicolson) and self._has_grid:
             self._known_moves.keep(self, moves_needed(self, self._most_moves))
         return self.moves
 
