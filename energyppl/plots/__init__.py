@@ -1,6 +1,6 @@
 """Plots of models, chains, images and log normalizers, by matplotlib."""
 
-from energyppl.plots.base import save_figure
+from energyppl.plots.base import save_figure, show
 from energyppl.plots.chains import drift_plot, energy_plot, level_plot, rank_plot, trace_plot
 from energyppl.plots.detection import score_histograms
 from energyppl.plots.images import image_grid, image_strips, neighbour_grid
@@ -31,6 +31,7 @@ __all__ = [
     "save_figure",
     "scatter_panels",
     "score_histograms",
+    "show",
     "temperature_plot",
     "trace_plot",
     "training_curves",

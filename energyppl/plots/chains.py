@@ -8,13 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from energyppl.plots.base import DATA, SAMPLES, Values, as_numpy, blank_figure, panel_row, short_name
+from energyppl.plots.base import DATA, INK, INKS, SAMPLES, Values, as_numpy, blank_figure, panel_row, short_name
 
 __all__ = ["drift_plot", "energy_plot", "level_plot", "rank_plot", "trace_plot"]
 
 _MAX_VARIABLES = 8
 _MAX_LINES = 6  # chains of a group whose traces are drawn
-_INKS = (DATA, SAMPLES, "#7a9e3f", "#8d6a9f")
 
 Groups = Mapping[str, Values]
 """Indices of chains, by the name of what they have in common."""
@@ -35,7 +34,7 @@ def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | 
         draws = as_numpy(values)
         low, high = _finite_range(draws)
         bins = list(np.linspace(low, high, 51))
-        for (group, index), ink in zip(_groups(groups, len(draws)).items(), _INKS, strict=False):
+        for (group, index), ink in zip(_groups(groups, len(draws)).items(), INKS, strict=False):
             own = draws[index]
             finite = own[np.isfinite(own)]
             left.hist(finite, bins=bins, density=finite.size > 0, histtype="step", color=ink, label=group)
@@ -139,7 +138,7 @@ def drift_plot(
     """
     figure = blank_figure(7.2, 3.6, title)
     axes = figure.subplots()
-    for (name, values), ink in zip(energies.items(), _INKS, strict=False):
+    for (name, values), ink in zip(energies.items(), INKS, strict=False):
         energy = as_numpy(values)
         energy = energy[np.isfinite(energy).all(1)]
         if len(energy) == 0:
@@ -154,9 +153,9 @@ def drift_plot(
             error = means.std(0, ddof=1) / np.sqrt(len(energy))
             axes.fill_between(place, middle - 2 * error, middle + 2 * error, color=ink, alpha=0.2, linewidth=0)
     if warmup:
-        axes.axvline(warmup, color="#3d3d3d", linewidth=0.8, linestyle=":", label="end of the warm-up")
+        axes.axvline(warmup, color=INK, linewidth=0.8, linestyle=":", label="end of the warm-up")
     if reference is not None:
-        axes.axhline(reference[1], color="#3d3d3d", linewidth=1.0, linestyle="--", label=reference[0])
+        axes.axhline(reference[1], color=INK, linewidth=1.0, linestyle="--", label=reference[0])
     axes.legend(fontsize=8)
     axes.set_xlabel("draw", fontsize=9)
     axes.set_ylabel("mean energy, nats", fontsize=9)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from energyppl.plots.base import (
@@ -178,7 +179,7 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
     size = x.shape[1]
     shown = f"first {size} of {len(columns)} columns; " if len(columns) > size else ""
     figure = blank_figure(
-        max(5.0, 1.7 * size + 0.6), max(4.0, 1.6 * size + 1.0), f"{title}\n{shown}data in blue, samples in red"
+        max(5.0, 1.7 * size + 0.6), max(4.0, 1.6 * size + 1.0), f"{title}\n{shown}data in blue, samples in orange"
     )
     grid = figure.subplots(size, size, squeeze=False)
     limits = [_limits(x[:, j], y[:, j]) for j in range(size)]
@@ -186,7 +187,9 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
         for j in range(size):
             axes: Axes = grid[i, j]
             axes.set_xlim(*limits[j])
-            axes.tick_params(labelsize=6)
+            axes.tick_params(labelsize=7)
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.yaxis.set_major_locator(MaxNLocator(4))
             if i == j:
                 bins = list(np.linspace(*limits[i], 41))
                 axes.hist(x[:, i], bins=bins, density=True, color=DATA, alpha=0.45)
@@ -194,7 +197,7 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
                 axes.set_yticks([])
             else:
                 points, colour = (x, DATA) if i > j else (y, SAMPLES)
-                axes.scatter(points[:1500, j], points[:1500, i], s=2, c=colour, alpha=0.35, linewidths=0)
+                axes.scatter(points[:1500, j], points[:1500, i], s=4, c=colour, alpha=0.5, linewidths=0)
                 axes.set_ylim(*limits[i])
             if i == size - 1:
                 axes.set_xlabel(short_name(columns[j]), fontsize=8, color=INK)
