@@ -75,16 +75,18 @@ def _inline(text: str) -> str:
     return "".join(parts)
 
 
-def gallery_script(text: str, pictures: dict[str, str], thumbnail: str | None) -> str:
+def gallery_script(text: str, pictures: dict[str, str], thumbnail: str | None, number: str = "") -> str:
     """Turn a percent script into one that sphinx-gallery reads.
 
     Args:
         text: the percent script.
         pictures: paths by name: pictures that are shown beneath the cells that make them, where cells are not run.
         thumbnail: path of the picture in the gallery, if there is one.
+        number: of the tutorial, put before its title.
     """
     first, *rest = read_cells(text)
-    parts = [f'r"""\n{to_rst(first.text)}\n"""\n']
+    title = re.sub(r"^# ", f"# {number}. ", first.text) if number else first.text
+    parts = [f'r"""\n{to_rst(title)}\n"""\n']
     if thumbnail:
         parts.append(f"# sphinx_gallery_thumbnail_path = {thumbnail!r}\n")
     for cell in rest:
