@@ -52,7 +52,7 @@ from energyppl.models.storage import load, save
 from energyppl.potentials.algebra import Energy
 from energyppl.schedule import NoiseSchedule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "EBM",

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import energyppl as ep
 
 _FOREIGN = (  # bases whose methods are left out
-    "Module, TorchDistributionMixin, TorchDistribution, TorchMultivariateDistribution, Distribution, Protocol, tuple, dict, "
-    "Exception, object"
+    "Module, TorchDistributionMixin, TorchDistribution, Distribution, Protocol, tuple, dict, Exception, object"
 )
 
 
