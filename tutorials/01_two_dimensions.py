@@ -135,3 +135,12 @@ for name, objective in recipes.items():
     gaps[name] = (kept.column("step"), kept.column("energy_gap"))
     print(f"{name}: {outcome}")
 plots.show(plots.training_curves(gaps, title="The energy gap of two recipes"), "01_fixed_steps")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Train on `ep.toys.Rings()` in place of the checkerboard. Which of the two has the smaller excess over its entropy,
+#    and why?
+# 2. Ask `generate` for `steps=5`. How much of the samples is off the support? Where are they?
+# 3. Write a network of your own: any module with `event_shape = (2,)` and `forward(x, level)`. Give it to
+#    `RecoveryEBM`.

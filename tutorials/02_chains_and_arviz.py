@@ -220,3 +220,10 @@ plots.show(
 # %% [markdown]
 # On a table of your own, `energyppl fit table.csv --out run` and then `energyppl diagnose run` run such chains, write
 # them for ArviZ, draw them and end with a verdict.
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Give the banana `target_acceptance=0.95` through `ep.adapt`. What does it cost, and do the tips get their share?
+# 2. Begin all sixteen chains on the funnel at its mouth. Does `problems()` still find something? Should it?
+# 3. How many replicas does `Tempered` need on the eight Gaussians before R-hat is below 1.01?

@@ -296,3 +296,10 @@ plots.show(
     ),
     "03_simplex",
 )
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Move the noisy point to the middle between both moons. Which of the methods still gives both pieces their share?
+# 2. Write the eight schools without `eta`, `theta` drawn from `Normal(mu, tau)` itself. What do `problems()` say now?
+# 3. Make the noise of the measurement unknown, with a prior of its own.

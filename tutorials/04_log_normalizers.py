@@ -138,3 +138,10 @@ assert math.isfinite(bits.value)
 
 # %% [markdown]
 # On a table of your own: `energyppl logz run`, and `energyppl score run table.csv` for the rows, outliers first.
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Halve the particles of `bridge`. By how much do the interval and the bounds widen?
+# 2. Move the second of the two modes to 1.0 in every coordinate. From where on do runs from the first one find it?
+# 3. For which functions of `x` in place of `softplus` is the energy normalizable? Ask `log_normalizer`.

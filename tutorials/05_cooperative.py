@@ -79,3 +79,9 @@ plots.show(
     ),
     "05_corrected",
 )
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Set `learn_scale=False`. What does the initializer's spread do at the noisiest level?
+# 2. How many moves a level does the model without an initializer need for the share that the other has with one?

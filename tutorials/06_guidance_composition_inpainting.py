@@ -106,3 +106,10 @@ coarse = observed.reshape(1, 4, 4).repeat_interleave(2, -1).repeat_interleave(2,
 shown = [whole, coarse, *posterior(ep.LinearMeasurement(blur, observed, noise=0.05))]
 names = ["truth", "measured", *titles[1:]]
 plots.show(image_strips({"": shown}, titles=names, title="From a quarter of the pixels"), "06_downsampling")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Ask for `ep.product(three, eight, weights=[1.0, 1.0])` with more and with less total weight. What do weights do?
+# 2. Hide the left half of the digit in place of the lower one, or every second pixel.
+# 3. Combine a class with a measurement: `ep.measured(ebm.given(3), measured)`.

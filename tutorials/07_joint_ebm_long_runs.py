@@ -111,3 +111,9 @@ for name, model in (("joint", joint), ("plain", plain)):
     with torch.no_grad():
         gap = float((toy.log_prob(fresh) - model.log_prob(fresh)).mean())
     print(f"{name}: {gap:.3f} nats from the truth, log Z {model.log_normalizer().estimate:.3f}")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Set `sweeps=1` for the joint model. Do the levels still get equal shares of the chains?
+# 2. Train with a tenth of the steps and run the long chains again. Which line of `problems` comes first?

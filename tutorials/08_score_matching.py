@@ -214,3 +214,9 @@ titles = ["truth", "seen", *map(str, range(1, 10))]
 plots.show(image_strips(rows, titles=titles, title="The lower half of four digits"), "08_inpainting")
 away = (filled - wholes[:, None])[:, :, ~seen]
 print(f"seen: off by {float((filled - wholes[:, None])[:, :, seen].abs().max())}; unseen: {float(away.std()):.2f}")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Bring the two blobs together, to ±1. From where on does sliced score matching get their shares right?
+# 2. Give `DenoisingScoreMatching` σ = 0.02. Why does it get worse although the noise is smaller?

@@ -106,3 +106,9 @@ print("AUROC       " + " ".join(f"{kind:>12}" for kind in sets))
 for name, score in others.items():
     values = [ep.evaluation.auroc(score(held_out), score(images)).value for images in sets.values()]
     print(f"{name:12}" + " ".join(f"{value:12.3f}" for value in values))
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Add digits with one pixel set to white. Which model finds them, by which score?
+# 2. Replace the energy by `ep.evaluation.gradient_scores` for every model. For which one does the ranking change?

@@ -137,3 +137,10 @@ levels = {"data": ebm.to_unit(ebm.diffuse(train, 0))[:, some[1:3]]}
 for level in (5, 10, 19):
     levels[f"level {level}"] = ebm.to_unit(ebm.diffuse(train, level))[:, some[1:3]]
 plots.show(plots.scatter_panels(levels, title="bmi and bp, noisier and noisier"), "10_levels")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Leave out `dequantize`. What does training make of the column of two values?
+# 2. Choose the number of Gaussians on the test rows. By how much does the comparison flatter them?
+# 3. Run `energyppl fit` on a table of yours, and compare its verdict with your own.
