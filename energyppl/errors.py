@@ -11,7 +11,12 @@ _BETWEEN = ("energyppl", "torch", "pyro", "contextlib", "functools")  # a warnin
 
 
 class EnergyPPLError(Exception):
-    """Base of all errors that energyppl raises on purpose; the message is one line, whatever was printed into it."""
+    """Base of all errors that energyppl raises on purpose; the message is one line, whatever was printed into it.
+
+    Example:
+        >>> issubclass(ep.InvalidInput, ep.EnergyPPLError), issubclass(ep.InvalidInput, ValueError)
+        (True, True)
+    """
 
     def __init__(self, message: object = "") -> None:
         super().__init__(" ".join(str(message).split()))
@@ -32,7 +37,14 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 class InvalidInput(EnergyPPLError, ValueError):
-    """Error of an argument with the wrong shape, dtype, range or support."""
+    """Error of an argument with the wrong shape, dtype, range or support.
+
+    Example:
+        >>> ep.NoiseSchedule.cosine(levels=0)
+        Traceback (most recent call last):
+            ...
+        energyppl.errors.InvalidInput: ...
+    """
 
 
 class NotNormalized(EnergyPPLError, RuntimeError):

@@ -31,7 +31,14 @@ _STYLE: dict[str, Any] = {"fontsize": 10, "color": INK}
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a PNG at 150 dots per inch, whole or not at all, and return its path; its folder is made if need be."""
+    """Write a PNG at 150 dots per inch, whole or not at all, and return its path; its folder is made if need be.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> figure = ep.plots.scatter_panels({"data": torch.randn(50, 2)}, title="Points")
+        >>> ep.plots.save_figure(figure, pathlib.Path(tempfile.mkdtemp()) / "points.png").name
+        'points.png'
+    """
     path = Path(path)
     with whole_file(path) as file:
         figure.savefig(file, dpi=150, format="png", facecolor="white")

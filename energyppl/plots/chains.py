@@ -26,6 +26,11 @@ def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | 
         variables: draws ``(chains, draws)`` by name.
         title: of the figure.
         groups: drawn in different colours; the chains of all groups in one if None.
+
+    Example:
+        >>> figure = ep.plots.trace_plot({"x": torch.randn(4, 100)}, title="Four chains")
+        >>> len(figure.axes)
+        2
     """
     shown = dict(list(variables.items())[:_MAX_VARIABLES])
     figure = blank_figure(9.0, 1.5 * len(shown) + 1.0, title)
@@ -61,6 +66,11 @@ def rank_plot(variables: Mapping[str, Values], *, title: str, bins: int = 20) ->
         variables: draws ``(chains, draws)`` by name; the first 8 are shown.
         title: of the figure.
         bins: of ranks.
+
+    Example:
+        >>> figure = ep.plots.rank_plot({"x": torch.randn(4, 100)}, title="Four chains")
+        >>> figure.axes[0].get_ylabel()
+        'chain'
     """
     shown = dict(list(variables.items())[:_MAX_VARIABLES])
     columns = min(4, len(shown))
@@ -96,6 +106,11 @@ def energy_plot(total_energy: Values, *, title: str) -> Figure:
     Args:
         total_energy: ``(chains, draws)`` in nats, kinetic included.
         title: of the figure.
+
+    Example:
+        >>> figure = ep.plots.energy_plot(torch.randn(4, 100), title="Energies of four chains")
+        >>> figure.axes[1].get_xlabel()
+        'BFMI of a chain'
     """
     energy = as_numpy(total_energy)
     energy = energy[np.isfinite(energy).all(1)]
@@ -135,6 +150,11 @@ def drift_plot(
         title: of the figure.
         warmup: how many of the draws are the warm-up's; a line is drawn after them.
         reference: a name and an energy to compare with, such as the held-out data's.
+
+    Example:
+        >>> figure = ep.plots.drift_plot({"from data": torch.randn(4, 100)}, title="Four chains", warmup=20)
+        >>> figure.axes[0].get_xlabel()
+        'draw'
     """
     figure = blank_figure(7.2, 3.6, title)
     axes = figure.subplots()
@@ -164,7 +184,13 @@ def drift_plot(
 
 
 def level_plot(acceptance: Values, *, title: str) -> Figure:
-    """Plot the mean acceptance of each noise level's chains, ``(levels,)``, the data's level first."""
+    """Plot the mean acceptance of each noise level's chains, ``(levels,)``, the data's level first.
+
+    Example:
+        >>> figure = ep.plots.level_plot([0.7, 0.8, 0.9], title="Three levels")
+        >>> len(figure.axes[0].patches)
+        3
+    """
     shares = as_numpy(acceptance)
     figure = blank_figure(max(4.0, 0.5 * len(shares) + 2.0), 3.2, title)
     axes = figure.subplots()

@@ -32,6 +32,12 @@ def score_histograms(scores: Mapping[str, Values], *, title: str = "", inlier: s
 
     Raises:
         InvalidInput: for no set, a set without a finite score or of another shape, or an unknown ``inlier``.
+
+    Example:
+        >>> scores = {"digits": torch.randn(100), "noise": 3.0 + torch.randn(100)}
+        >>> figure = ep.plots.score_histograms(scores, title="Energies", inlier="digits")
+        >>> figure.axes[0].get_xlabel()
+        'score, higher for stranger rows'
     """
     sets = {name: _checked(name, values) for name, values in scores.items()}
     if not sets:

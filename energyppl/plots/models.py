@@ -63,6 +63,12 @@ def density_grid(rows: Mapping[str, Sequence[Values]], titles: Sequence[str], *,
         titles: of the columns.
         extent: left, right, bottom and top of every map.
         title: of the figure.
+
+    Example:
+        >>> maps = {"truth": [torch.rand(9, 9)], "model": [torch.rand(9, 9)]}
+        >>> figure = ep.plots.density_grid(maps, ["level 0"], extent=(-1, 1, -1, 1), title="Densities")
+        >>> len(figure.axes)
+        2
     """
     figure = blank_figure(2.2 * len(titles) + 0.6, 2.35 * len(rows) + 0.6, title)
     grid = figure.subplots(len(rows), len(titles), squeeze=False, sharex=True, sharey=True)
@@ -92,6 +98,14 @@ def energy_landscape(energy: Values, *, extent: Extent, data: Values, title: str
         data: points ``(n, 2)``.
         title: of the figure.
         height: nats above the lowest value at which the colours end.
+
+    Example:
+        >>> bowl = torch.linspace(-3, 3, 50).square()
+        >>> figure = ep.plots.energy_landscape(
+        ...     bowl + bowl[:, None], extent=(-3, 3, -3, 3), data=torch.randn(50, 2), title="A bowl"
+        ... )
+        >>> figure.get_suptitle()
+        'A bowl'
     """
     surface = as_numpy(energy)
     surface = surface - surface.min()
@@ -112,7 +126,13 @@ def energy_landscape(energy: Values, *, extent: Extent, data: Values, title: str
 
 
 def training_curves(curves: Mapping[str, tuple[Values, Values]], *, title: str) -> Figure:
-    """Plot values ``(n,)`` against steps ``(n,)``, a panel for each name, without NaN and with a running mean."""
+    """Plot values ``(n,)`` against steps ``(n,)``, a panel for each name, without NaN and with a running mean.
+
+    Example:
+        >>> figure = ep.plots.training_curves({"loss": (torch.arange(200), torch.randn(200))}, title="Training")
+        >>> figure.axes[0].get_title()
+        'loss'
+    """
     figure = blank_figure(3.6 * len(curves), 3.2, title)
     for axes, (name, (steps, values)) in zip(panel_row(figure, len(curves)), curves.items(), strict=True):
         x, y = as_numpy(steps), as_numpy(values)
@@ -142,6 +162,12 @@ def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, 
         titles: of the stops.
         title: of the figure.
         trajectories: how many chains to follow.
+
+    Example:
+        >>> path = [torch.randn(50, 2), 0.5 * torch.randn(50, 2)]
+        >>> figure = ep.plots.noise_to_data(path, ["white noise", "level 0"], title="On the way")
+        >>> figure.axes[1].get_title()
+        'level 0'
     """
     stops = np.stack([as_numpy(points) for points in path])
     box = _extent(stops.reshape(-1, 2))
@@ -174,6 +200,11 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
         samples: ``(m, d)``.
         columns: d names.
         title: of the figure.
+
+    Example:
+        >>> figure = ep.plots.pair_plot(torch.randn(50, 3), torch.randn(50, 3), ["a", "b", "c"], title="A table")
+        >>> len(figure.axes)
+        9
     """
     x, y = as_numpy(data)[:, :_MAX_COLUMNS], as_numpy(samples)[:, :_MAX_COLUMNS]
     size = x.shape[1]

@@ -26,7 +26,14 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """Training history: the records of all updates, and why training stopped."""
+    """Training history: the records of all updates, and why training stopped.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> history = ep.fit(ebm, torch.randn(200, 2), ep.objectives.SlicedScoreMatching(), steps=3, progress=False)
+        >>> history.column("loss").shape
+        (3,)
+    """
 
     records: tuple[Record, ...]
     stopped: str
