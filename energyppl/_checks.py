@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +43,18 @@ def check_shape(name: str, value: object, *, at_least: int = 0) -> torch.Size:
         wrong = "empty" if at_least else "negative"
         raise InvalidInput(f"{name} must be a tuple such as (2,) without {wrong} sizes; got {_brief(value)}")
     return shape
+
+
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """Broadcast shapes as ``torch.broadcast_shapes`` does, which imports a computer algebra system to do so.
+
+    Raises:
+        RuntimeError: if they don't fit each other.
+    """
+    try:
+        return torch.Size(np.broadcast_shapes(*map(tuple, shapes)))
+    except ValueError as error:
+        raise RuntimeError(str(error)) from None
 
 
 def append_dims(value: Tensor, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from energyppl._checks import check_event, check_shape, is_number, shape_text
+from energyppl._checks import broadcast_shapes, check_event, check_shape, is_number, shape_text
 from energyppl.autodiff.devices import device_of
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.integration.estimates import LogNormalizer
@@ -221,7 +221,7 @@ class EnergyDistribution(dist.TorchDistribution):
     def _energy(self, points: Tensor, inside: Tensor | None) -> Tensor:
         energy = self.potential(points)
         batch = points.shape[: points.dim() - len(self.event_shape)]
-        expected = torch.broadcast_shapes(batch, self.batch_shape)
+        expected = broadcast_shapes(batch, self.batch_shape)
         is_real = isinstance(energy, Tensor) and energy.dtype.is_floating_point
         if not is_real or not can_expand(energy.shape, expected):
             came = f"{energy.dtype} {shape_text(energy.shape)}" if isinstance(energy, Tensor) else type(energy).__name__

@@ -1,8 +1,9 @@
 """Values worked out from a model's weights and kept until they change."""
 
+import ctypes
+import os
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
-from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -12,65 +13,93 @@ from energyppl.errors import QuadratureError
 from energyppl.integration.quadrature import Grid, GridOptions, Quadrature, quadrature
 from energyppl.potentials.algebra import Potential
 
-__all__ = ["LevelIntegrals", "WeightKeyedCache"]
+__all__ = ["LevelIntegrals", "WeightKeyedCache", "WeightSnapshot"]
 
 T = TypeVar("T")
 
-_NUMPY = frozenset({torch.float32, torch.float64, torch.bool, torch.int64})  # which numpy knows too
+_memcmp = (ctypes.cdll.msvcrt if os.name == "nt" else ctypes.CDLL(None)).memcmp
+_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
 
 class WeightKeyedCache(Generic[T]):
-    """Values worked out from a model's weights, worked out again when they have changed."""
+    """Values worked out from a model's weights, forgotten when the weights have changed."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, tuple[Hashable, T]] = {}
+        self._weights: WeightSnapshot | None = None
+        self._known: dict[Hashable, T] = {}
 
-    def known(self, model: Any, key: Hashable) -> T | None:
+    def known(self, model: nn.Module, key: Hashable) -> T | None:
         """Return the value of ``key``, or None if it is not known for these weights."""
-        known = self._known.get(key)
-        return known[1] if known is not None and known[0] == weights_key(model) else None
+        value = self._known.get(key)
+        return value if value is not None and self._weights is not None and self._weights.holds(model) else None
 
-    def keep(self, model: Any, key: Hashable, value: T) -> T:
+    def keep(self, model: nn.Module, key: Hashable, value: T) -> T:
         """Keep and return a value of these weights."""
-        self._known[key] = (weights_key(model), value)
+        if self._weights is None or not self._weights.holds(model):
+            self._weights, self._known = WeightSnapshot(model), {}
+        self._known[key] = value
         return value
 
-    def get(self, model: Any, key: Hashable, work: Callable[[], T]) -> T:
+    def get(self, model: nn.Module, key: Hashable, work: Callable[[], T]) -> T:
         """Return the value of ``key``, by ``work()`` if it is not known for these weights."""
         known = self.known(model, key)
-        return self.keep(model, key, work()) if known is None else known  # keyed after the work: it may tune step sizes
+        return self.keep(model, key, work()) if known is None else known  # kept after the work: it may tune step sizes
 
 
-def weights_key(model: nn.Module) -> Hashable:
-    """Return what differs between models of other weights, buffers, layers or modes (training or not).
+class WeightSnapshot:
+    """A copy of a model's weights and buffers, which tells whether they, its layers or its mode have changed since.
 
-    Every byte counts, by CRC-32: torch's own version counters don't tell, since its fused optimizers and writes to
-    ``.data`` leave them as they are, and sums or norms miss a change of sign or of order.
+    Every byte is compared: torch's own version counters don't tell, since its fused optimizers and writes to ``.data``
+    leave them as they are.  A copy costs memory, but comparing takes a seventh of the time of a checksum.
     """
-    key: list[Hashable] = []
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layout, tensors = _parts(model)
+        self._copies = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
+
+    def holds(self, model: nn.Module) -> bool:
+        """Tell whether nothing has changed."""
+        layout, tensors = _parts(model)
+        return layout == self._layout and all(map(_same_bytes, tensors, self._copies))
+
+
+def _parts(model: nn.Module) -> tuple[list[Hashable], list[Tensor]]:
+    """Return what a model is made of but for the values, and its tensors."""
+    layout: list[Hashable] = []
+    tensors: list[Tensor] = []
     for module in model.modules():
         parameters, buffers, _ = module_tables(module)
-        key += [id(module), module.training]
-        key += [_crc(tensor) for table in (parameters, buffers) for tensor in table.values() if tensor is not None]
-    return tuple(key)
+        layout += (id(module), module.training)
+        tensors += parameters.values()
+        tensors += buffers.values()
+    tensors = [tensor for tensor in tensors if tensor is not None]
+    layout += [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
+    return layout, tensors
 
 
-def _crc(tensor: Tensor) -> int:
-    tensor = tensor.detach()
-    if tensor.dtype in _NUMPY and tensor.device.type == "cpu" and tensor.is_contiguous():
-        return crc32(tensor.numpy().data)
-    return crc32(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+def _same_bytes(tensor: Tensor, copy: Tensor) -> bool:
+    """Compare a tensor with a contiguous copy of the same shape, dtype and device; NaN is the same as itself."""
+    if tensor.is_contiguous() and tensor.device.type == "cpu":
+        return bool(_memcmp(tensor.data_ptr(), copy.data_ptr(), copy.nbytes) == 0)
+    return torch.equal(*(value.detach().contiguous().reshape(-1).view(torch.uint8) for value in (tensor, copy)))
 
 
 class LevelIntegrals:
-    """The integrals of a model's levels in standardized coordinates."""
+    """The integrals of a model's levels in standardized coordinates.
 
-    def __init__(self) -> None:
-        self._known: WeightKeyedCache[Quadrature] = WeightKeyedCache()
+    Args:
+        known: where they are kept.
+    """
+
+    def __init__(self, known: WeightKeyedCache[Any]) -> None:
+        self._known = known
 
     def quadrature(self, model: Any, level: int) -> Quadrature:
         """Return the integral of a level, up to two dimensions."""
-        return self._known.get(model, level, lambda: _integrate_widening(model.potential(level), model.loc.dtype))
+        found: Quadrature = self._known.get(
+            model, ("quadrature", level), lambda: _integrate_widening(model.potential(level), model.loc.dtype)
+        )
+        return found
 
     def quantiles(self, model: Any, level: int) -> Tensor:
         """Return grid nodes that stand for equal shares of a level's mass, ``(16384, *event)``: no noise."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -19,6 +18,7 @@ from energyppl._checks import (
     shape_text,
 )
 from energyppl._html import summary_table
+from energyppl.autodiff.private import is_transformed
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
@@ -58,9 +58,9 @@ class EnergyModel(nn.Module):
         self.register_buffer("loc", torch.zeros(self.event_shape, dtype=like.dtype, device=like.device))
         self.register_buffer("scale", torch.ones_like(self.loc))
         self.register_buffer("is_standardized", torch.zeros((), dtype=torch.bool, device=like.device))
-        self._integrals = LevelIntegrals()
+        self._kept: WeightKeyedCache[Any] = WeightKeyedCache()
+        self._integrals = LevelIntegrals(self._kept)
         self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
-        self._annealed: WeightKeyedCache[LogNormalizer] = WeightKeyedCache()
 
     @checked
     def standardize(self, data: Tensor, *, isotropic: bool = False) -> None:
@@ -195,7 +195,10 @@ class EnergyModel(nn.Module):
                 progress=progress,
             )
 
-        return self._annealed.get(self, (level, confidence), anneal) if plain else anneal()
+        if not plain:
+            return anneal()
+        known: LogNormalizer = self._kept.get(self, (level, confidence), anneal)
+        return known
 
     def __repr__(self) -> str:
         """Summarize in one line; print ``ebm.net`` for the network's layers."""
@@ -227,6 +230,11 @@ class EnergyModel(nn.Module):
             return self._integrals.quantiles(self, level)
         return self.to_unit(self.sample((_NEGATIVES,), level=level))
 
+    def _log_z(self, level: int) -> float:
+        """Return the estimate of :meth:`log_normalizer`, which a density needs at every call."""
+        known: float = self._kept.get(self, ("log Z", level), lambda: self.log_normalizer(level).estimate)
+        return known
+
     def _anneal(self, level: int, **options: Any) -> LogNormalizer:
         """Estimate log Z of a level by annealing; see :meth:`log_normalizer`."""
         raise NotImplementedError
@@ -238,7 +246,7 @@ class EnergyModel(nn.Module):
         if energy.shape != x.shape[: x.dim() - len(self.event_shape)]:
             log_prob: Tensor = self.marginal().log_prob(x)  # which says what is wrong
             return log_prob
-        return -energy - _MarginalLogZ(self, 0)(self.potential(), energy)
+        return -energy - _MarginalLogZ(self, 0)(self, energy)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to be called, as ``pyro.sample("x", ebm)`` does: a model is no function of points and no distribution.
@@ -300,19 +308,20 @@ class _MarginalLogZ:
     model: EnergyModel
     level: int
 
-    def __call__(self, potential: Potential, value: Tensor) -> Tensor:
-        estimate = value.new_tensor(self.model.log_normalizer(self.level).estimate)
-        weights = [p for p in self.model.parameters() if p.requires_grad]
-        if not weights or not torch.is_grad_enabled():
+    def __call__(self, potential: object, value: Tensor) -> Tensor:
+        estimate = value.new_tensor(self.model._log_z(self.level))
+        if not torch.is_grad_enabled():
             return estimate
-        potential = self.model.potential(self.level)
-        mean_energy = partial(self._mean_energy, potential)
-        log_z: Tensor = _LazyGradient.apply(estimate, mean_energy, *weights)  # type: ignore[no-untyped-call]
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        if not weights:
+            return estimate
+        lazy = _TransformableGradient if is_transformed() else _LazyGradient
+        log_z: Tensor = lazy.apply(estimate, self._mean_energy, *weights)  # type: ignore[no-untyped-call]
         return log_z
 
-    def _mean_energy(self, potential: Potential) -> Tensor:
+    def _mean_energy(self) -> Tensor:
         """Return the mean energy of the model's own samples, ``()``, differentiable with respect to its weights."""
-        return potential(self.model.negatives(self.level)).mean()
+        return self.model.potential(self.level)(self.model.negatives(self.level)).mean()
 
 
 class _LazyGradient(torch.autograd.Function):
@@ -320,6 +329,21 @@ class _LazyGradient(torch.autograd.Function):
 
     Samples are made only for the weights' gradient, so a chain that moves on a density never waits for them.
     """
+
+    @staticmethod
+    def forward(ctx: Any, estimate: Tensor, mean_energy: Callable[[], Tensor], *weights: Tensor) -> Tensor:
+        ctx.mean_energy, ctx.weights = mean_energy, weights
+        return estimate.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            grads = torch.autograd.grad(ctx.mean_energy(), ctx.weights, allow_unused=True)
+        return None, None, *(None if g is None else -grad * g for g in grads)
+
+
+class _TransformableGradient(torch.autograd.Function):
+    """The same for ``torch.func`` and its ``vmap``, whose form of a function takes longer to call."""
 
     generate_vmap_rule = True
 
@@ -331,8 +355,4 @@ class _LazyGradient(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, ctx.mean_energy, *ctx.weights = inputs
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.enable_grad():
-            grads = torch.autograd.grad(ctx.mean_energy(), ctx.weights, allow_unused=True)
-        return None, None, *(None if g is None else -grad * g for g in grads)
+    backward = _LazyGradient.backward

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, check_event, check_shape
+from energyppl._checks import broadcast_shapes, check_count, check_event, check_shape
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import warn_user
 from energyppl.inference.kernels.contract import TunableKernel
@@ -175,7 +175,7 @@ class _AtLevels:
     event_shape: torch.Size
 
     def __call__(self, x: Tensor) -> Tensor:
-        batch = torch.broadcast_shapes(self.level.shape, x.shape[: x.dim() - len(self.event_shape)])
+        batch = broadcast_shapes(self.level.shape, x.shape[: x.dim() - len(self.event_shape)])
         return self.model.potential(self.level.expand(batch))(x.expand(*batch, *self.event_shape))
 
 

@@ -310,8 +310,8 @@ class RecoveryView(RecoveryEBM):
         nn.Module.__init__(self)
         self.base = base
         self.initializer = initializer
-        self._integrals = LevelIntegrals()
-        self._annealed = WeightKeyedCache()
+        self._kept = WeightKeyedCache()
+        self._integrals = LevelIntegrals(self._kept)
 
     def __getattr__(self, name: str) -> Any:
         """Look up in the base what the view itself lacks."""

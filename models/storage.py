@@ -119,7 +119,7 @@ def load(path: str | os.PathLike[str], net: nn.Module | None = None, *, initiali
         for name, module in model.named_modules():
             module.training = name in tree["in_training"]
         for level, found in tree["log_z"]:
-            model._annealed.keep(model, (level, _CONFIDENCE), LogNormalizer.from_dict(found))
+            model._kept.keep(model, (level, _CONFIDENCE), LogNormalizer.from_dict(found))
     return model
 
 
@@ -236,7 +236,7 @@ def _unpacked(value: Any) -> Any:
 def _known_log_z(model: EnergyModel) -> list[tuple[int, dict[str, Any]]]:
     """Return the levels whose log Z annealing has found for these very weights, without the runs."""
     levels = range(getattr(model, "levels", 1))
-    found = ((level, model._annealed.known(model, (level, _CONFIDENCE))) for level in levels)
+    found = ((level, model._kept.known(model, (level, _CONFIDENCE))) for level in levels)
     return [(level, log_z.to_dict()) for level, log_z in found if log_z is not None]
 
 

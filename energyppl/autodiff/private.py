@@ -1,22 +1,25 @@
 """Every private or experimental name of torch that the library uses: a new version of torch is checked here."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = [
+    "AdamW",
     "OpOverload",
     "TorchDispatchMode",
+    "WeakTensorKeyDictionary",
     "below_autograd",
     "fused_linear",
     "hook_tables",
     "is_mutable",
+    "is_transformed",
     "is_view",
-    "make_fx",
     "module_tables",
     "out_of_place",
     "returns_view",
@@ -29,10 +32,28 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 """A context in which operations go past autograd, so that none of its bookkeeping is paid for."""
 
 
+class AdamW(torch.optim.AdamW):
+    """Torch's AdamW without what shields it from torch's compiler, which takes two seconds to import.
+
+    Not to be used inside ``torch.compile``.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 def fused_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute ``rows @ weight.T + bias`` by oneDNN."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return product
+
+
+def is_transformed() -> bool:
+    """Tell whether a transform of ``torch.func`` is at work, such as ``vmap``."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def is_view(tensor: Tensor) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from energyppl.autodiff.private import fused_linear, short_binding
+from energyppl.autodiff.recording import kind_of
 
 __all__ = ["Program"]
 
@@ -113,7 +114,7 @@ def _quick(node: Node) -> Callable[..., Any]:
         return _matrix_product
     if node.target is _aten.addmm.default and not node.kwargs and _is_large(*node.args[1:]):
         bias: Any = node.args[0]
-        if bias.meta["val"].dim() == 1:
+        if len(kind_of(bias).shape) == 1:
             return _biased_product
     quick: Callable[..., Any] = _QUICK.get(node.target) or short_binding(node.target)  # type: ignore[call-overload]
     return quick
@@ -129,7 +130,7 @@ def _biased_product(bias: Tensor, rows: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _is_large(rows: Any, matrix: Any) -> bool:
-    rows, matrix = rows.meta["val"], matrix.meta["val"]
+    rows, matrix = kind_of(rows), kind_of(matrix)
     large = rows.shape[0] >= _ROWS and min(matrix.shape) >= _COLUMNS
     return bool(
         large and rows.dtype == torch.float32 and rows.device.type == "cpu" and torch.backends.mkldnn.is_available()

@@ -11,13 +11,12 @@ from torch.fx import Node
 
 from energyppl.autodiff.private import (
     OpOverload,
-    TorchDispatchMode,
     is_mutable,
-    make_fx,
     out_of_place,
     returns_view,
 )
 from energyppl.autodiff.program import Program
+from energyppl.autodiff.recording import kind_of, record
 from energyppl.autodiff.structure import ModuleFingerprint, Structure, Untraceable, rebuild
 from energyppl.errors import InvalidInput
 
@@ -34,15 +33,6 @@ _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.defaul
 _FILLED = {_aten.ones_like.default: 1.0, _aten.zeros_like.default: 0.0}
 
 
-class _NoReading(TorchDispatchMode):
-    """A mode in which no tensor's value is read: the number would be frozen into the trace."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.data_dependent_output in func.tags:
-            raise Untraceable(f"{func} reads a tensor's value")
-        return func(*args, **(kwargs or {}))
-
-
 class Trace:
     """A potential's operations at one shape of points, split into a prologue (free of x) and a body.
 
@@ -54,22 +44,20 @@ class Trace:
             return what(rebuild(potential, iter(tensors)), x)
 
         try:
-            with _NoReading():  # type: ignore[no-untyped-call]
-                module = make_fx(evaluate, tracing_mode="real")(x.detach(), *parts.tensors)
+            graph, held = record(evaluate, x.detach(), *parts.tensors)
         except (InvalidInput, Untraceable):
             raise
         except Exception as error:  # whatever a user's network does that a tracer can't follow
             raise Untraceable(str(error)) from error
         self._fingerprint = ModuleFingerprint(parts.modules)
         self._modules = [weakref.ref(m) for m in parts.modules]
-        graph = module.graph
         for node in graph.nodes:
             _make_pure(node)
             _require_pure(node)
         _simplify(graph)
         point, *tensors = (n for n in graph.nodes if n.op == "placeholder")
         _own_results(graph, point)
-        held = [n for n in graph.nodes if n.op == "get_attr"]
+        read = [n for n in graph.nodes if n.op == "get_attr"]
         calls = [n for n in graph.nodes if n.op == "call_function"]
         results: list[Node] = list(graph.output_node().args[0])  # type: ignore[arg-type]
         depends = _depending(graph, point)
@@ -77,9 +65,9 @@ class Trace:
         needed = [used for node in body for used in node.all_input_nodes]
         carried = list(dict.fromkeys(n for n in needed if n not in depends))
         early = [n for n in calls if n not in depends]
-        self.constants: list[Tensor] = [operator.attrgetter(str(n.target))(module) for n in held]
+        self.constants: list[Tensor] = [held[n] for n in read]
         self._layouts = _layouts(self.constants)
-        self.prologue = Program(early, [*tensors, *held], carried)
+        self.prologue = Program(early, [*tensors, *read], carried)
         self.body = Program(body, [point, *carried], results)
 
     def usable(self) -> bool:
@@ -147,10 +135,13 @@ def _simplify(graph: torch.fx.Graph) -> None:
         if node.target in _SAME:
             node.replace_all_uses_with(node.args[0])
         elif node.target in _FILLED:
-            val = node.meta["val"]
+            kind = kind_of(node)
             with graph.inserting_before(node):
-                kwargs = {"dtype": val.dtype, "device": val.device}
-                full = graph.call_function(_aten.full.default, (list(val.shape), _FILLED[node.target]), kwargs)
+                full = graph.call_function(
+                    _aten.full.default,
+                    (list(kind.shape), _FILLED[node.target]),
+                    {"dtype": kind.dtype, "device": kind.device},
+                )
             node.replace_all_uses_with(full)
         elif node.target is _aten.pow.Tensor_Scalar and node.args[1] == 2:  # as torch works it out itself
             node.target, node.args = _aten.mul.Tensor, (node.args[0], node.args[0])
@@ -162,7 +153,7 @@ def _simplify(graph: torch.fx.Graph) -> None:
 def _keeps(node: Node) -> bool:
     """Tell whether a power or product with one leaves a tensor as it is, its type included."""
     value, factor = node.args[0], node.args[1]
-    same = isinstance(value, Node) and value.meta["val"].dtype == node.meta["val"].dtype
+    same = isinstance(value, Node) and kind_of(value).dtype == kind_of(node).dtype
     return bool(factor == 1 and same)
 
 
@@ -187,7 +178,7 @@ def _require_pure(node: Node) -> None:
             raise Untraceable(f"{node.target} draws random numbers")
         if is_mutable(node.target):
             raise Untraceable(f"{node.target} writes in place")
-        masks = [n for n in node.all_input_nodes if getattr(n.meta.get("val"), "dtype", None) in _MASKS]
+        masks = [n for n in node.all_input_nodes if "kind" in n.meta and kind_of(n).dtype in _MASKS]
         by_index = node.target is _aten.index.Tensor
         if masks if by_index else torch.Tag.dynamic_output_shape in node.target.tags:
             raise Untraceable(f"{node.target} returns a shape that depends on values")

@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import matplotlib.image
 import numpy as np
 
 from energyppl._checks import shape_text
@@ -139,6 +138,8 @@ def read_png(path: Path) -> tuple[Array, int]:
     width, height = struct.unpack_from(">II", data, 16)
     if width * height > _MAX_PIXELS:
         raise InvalidInput(f"{path} must have at most {_MAX_PIXELS:,} pixels; got {width}×{height}: make it smaller")
+    import matplotlib.image  # here, since it takes long and only pictures need it
+
     try:
         picture: Array = matplotlib.image.imread(io.BytesIO(data), format="png")
     except Exception as error:  # the decoder raises kinds of its own that are neither OSError nor ValueError

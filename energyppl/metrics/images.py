@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from energyppl._checks import check_count, check_data, checked, shape_text
@@ -177,6 +176,8 @@ def label_balance(labels: Tensor, classes: int, expected: Tensor | None = None) 
     shares = counts / count
     errors = (shares * (1.0 - shares) / count).sqrt()
     z_scores = (shares - ideal) / (ideal * (1.0 - ideal) / count).sqrt()
+    from scipy import stats  # takes half a second to import
+
     p_value = float(stats.chisquare(counts.numpy(), (ideal * count).numpy()).pvalue)
     return LabelBalance(shares, errors, z_scores, p_value)
 

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from energyppl._checks import check_event, check_not_model, check_positive, check_shape, is_number, shape_text
+from energyppl._checks import (
+    broadcast_shapes,
+    check_event,
+    check_not_model,
+    check_positive,
+    check_shape,
+    is_number,
+    shape_text,
+)
 from energyppl.errors import InvalidInput
 
 __all__ = ["Affine", "Bridge", "Conditioned", "Energy", "Potential", "RecoveryPotential", "Scaled", "Sum"]
@@ -91,7 +99,7 @@ def sum_event(value: Tensor, event_shape: torch.Size) -> Tensor:
 def can_expand(shape: torch.Size, other: torch.Size) -> bool:
     """Tell whether a tensor of one shape can be expanded to the other."""
     try:
-        return bool(torch.broadcast_shapes(shape, other) == other)
+        return bool(broadcast_shapes(shape, other) == other)
     except RuntimeError:
         return False
 
@@ -355,7 +363,7 @@ class Conditioned:
     def complete(self, x: Tensor) -> Tensor:
         """Fill free coordinates ``x``, ``(*batch, free)``, into whole points, ``(*batch, *event)``."""
         shape = self.potential.event_shape
-        batch = torch.broadcast_shapes(x.shape[:-1], self.observed.shape[: self.observed.dim() - len(shape)])
+        batch = broadcast_shapes(x.shape[:-1], self.observed.shape[: self.observed.dim() - len(shape)])
         whole = self.observed.to(x).expand(*batch, *shape).flatten(len(batch))
         places = self._places.to(x.device).expand(*batch, -1)
         return whole.scatter(-1, places, x.expand(*batch, x.shape[-1])).reshape(*batch, *shape)

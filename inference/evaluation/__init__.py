@@ -11,6 +11,7 @@ from energyppl.inference.evaluation.chains import (
 from energyppl.inference.evaluation.initializer import InitializerReport, initializer_report
 from energyppl.inference.evaluation.likelihood import bits_per_dimension, entropy, kl_by_samples, mean_log_likelihood
 from energyppl.inference.evaluation.long_run import LongRun, long_run
+from energyppl.inference.evaluation.regions import RegionMasses, region_masses
 from energyppl.inference.evaluation.roc import DetectionReport, auroc, detection_report, fpr_at_95
 from energyppl.inference.evaluation.scores import (
     energy_scores,
@@ -27,6 +28,7 @@ __all__ = [
     "LevelAcceptance",
     "LongRun",
     "ModeOccupancy",
+    "RegionMasses",
     "auroc",
     "bits_per_dimension",
     "detection_report",
@@ -43,5 +45,6 @@ __all__ = [
     "mean_log_likelihood",
     "mode_occupancy",
     "ratio_scores",
+    "region_masses",
     "typicality_scores",
 ]

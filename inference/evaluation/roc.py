@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from energyppl._checks import check_between, check_count, shape_text
@@ -58,6 +57,8 @@ def auroc(inliers: Tensor, outliers: Tensor) -> Estimate:
         >>> round(ep.evaluation.auroc(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.5, 3.0])).value, 3)  # 5 of 6 pairs
         0.833
     """
+    from scipy.stats import rankdata  # takes half a second to import
+
     a, b = (side.numpy() for side in _sides(inliers, outliers))
     ranks = rankdata(np.concatenate([a, b]))
     above = (ranks[len(a) :] - rankdata(b)) / len(a)  # share of inliers below each outlier

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import append_dims, shape_text
+from energyppl._checks import append_dims, broadcast_shapes, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.crank_nicolson import reference
 from energyppl.inference.levels.contract import Conditional, LevelModel
@@ -91,7 +91,7 @@ def _check_answer(answer: object, points: Tensor) -> None:
     parts = answer if isinstance(answer, (tuple, list)) else [answer]
     shapes = [part.shape for part in parts if isinstance(part, Tensor)]
     try:
-        fits = len(shapes) == len(parts) == 2 and shapes[0] == points.shape == torch.broadcast_shapes(*shapes)
+        fits = len(shapes) == len(parts) == 2 and shapes[0] == points.shape == broadcast_shapes(*shapes)
     except RuntimeError:
         fits = False
     if not fits:

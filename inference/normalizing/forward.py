@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from scipy.stats import norm
-from scipy.stats import t as student
 from torch import Tensor
 
 from energyppl.inference.normalizing.annealing import log_mean_exp
@@ -21,9 +19,9 @@ from energyppl.inference.normalizing.methods import ISLANDS, Annealing
 from energyppl.inference.normalizing.paths import annealed, find_path
 from energyppl.integration.estimates import Estimate, LogNormalizer
 from energyppl.potentials.algebra import Affine, Potential
-from energyppl.potentials.bases import GaussianBase
+from energyppl.potentials.bases import Base, GaussianBase
 
-__all__ = ["ForwardRuns", "combined", "forward_runs"]
+__all__ = ["ForwardRuns", "combined", "forward_runs", "independent_runs"]
 
 _FEW = 64  # dimensions up to which modes are searched for
 _SEARCHES = 3  # where there are no levels
@@ -92,7 +90,7 @@ def forward_runs(target: Potential, base: GaussianBase, method: Annealing) -> Fo
     """
     few = target.event_shape.numel() <= _FEW
     if few and not method.waypoints:
-        searches = [_runs((target,), None, method, method.particles // 2) for _ in range(_SEARCHES)]
+        searches = [independent_runs((target,), None, method, method.particles // 2) for _ in range(_SEARCHES)]
         return ForwardRuns(
             torch.stack([run.log_weights.flatten() for run in searches]),
             torch.stack([run.x.flatten(0, 1) for run in searches]),
@@ -101,18 +99,26 @@ def forward_runs(target: Potential, base: GaussianBase, method: Annealing) -> Fo
         )
     particles = _MORE * method.particles
     words = "through the levels" if method.waypoints else "from the base"
-    runs = _runs((*method.waypoints, target), base, method, particles, words)
+    runs = independent_runs((*method.waypoints, target), base, method, particles, words)
     if not few:
         return runs
-    others = _runs((target,), None, method, particles, "from the modes that a search finds")
+    others = independent_runs((target,), None, method, particles, "from the modes that a search finds")
     best = max(runs, others, key=lambda kind: kind.estimate().value)
     return replace(best, evaluations=runs.evaluations + others.evaluations)
 
 
-def _runs(
-    stops: tuple[Potential, ...], base: GaussianBase | None, method: Annealing, particles: int, words: str = ""
+def independent_runs(
+    stops: tuple[Potential, ...], base: Base | None, method: Annealing, particles: int, words: str = ""
 ) -> ForwardRuns:
-    """Make eight independent runs on one path, which is found by a pilot run; modes are searched for without a base."""
+    """Make eight independent runs on one path, which is found by a pilot run; modes are searched for without a base.
+
+    Args:
+        stops: potentials on the way, the target last.
+        base: where runs begin.
+        method: whose temperatures and kernel to take.
+        particles: of all runs together.
+        words: what kind of runs they are.
+    """
     particles = max(8 * ISLANDS, ISLANDS * (particles // ISLANDS))
     path = find_path(
         stops,
@@ -170,13 +176,15 @@ def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> Log
     Returns:
         The bridge's result with another value, interval and warning, ``forward``, ``bridge`` and ``unvisited``.
     """
+    from scipy.special import ndtri, stdtrit  # here, since importing energyppl should not wait for scipy
+
     assert found.trace is not None
     bridge, ahead = Estimate(*bennett(found.trace.forward, found.trace.reverse)), forward.estimate()
     visited, runs = _Visited.by(samples), len(forward.log_weights)
     distance = visited.distance(forward.x.flatten(0, 1)).reshape(forward.log_weights.shape)
     far = distance > visited.radius
-    half_bridge = float(norm.ppf(0.5 + 0.5 * found.confidence)) * bridge.standard_error
-    width = float(student.ppf(0.5 + 0.5 * found.confidence, runs - 1))
+    half_bridge = float(ndtri(0.5 + 0.5 * found.confidence)) * bridge.standard_error
+    width = float(stdtrit(runs - 1, 0.5 + 0.5 * found.confidence))
     said = [found.warning] if found.warning and math.isfinite(found.standard_error) else []
 
     value = _Value(bridge.value, bridge.standard_error, bridge.value - half_bridge, bridge.value + half_bridge)

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from scipy.stats import norm
-from scipy.stats import t as student
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -274,8 +272,10 @@ def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, confidence: f
 
 def _bridge_interval(forward: Tensor, reverse: Tensor, particles: int, confidence: float) -> _Interval:
     """Return Bennett's estimate with its asymptotic interval, unless forward runs refute the samples."""
+    from scipy.special import ndtri  # here, since importing energyppl should not wait for scipy
+
     estimate, error = bennett(forward, reverse)
-    half = float(norm.ppf(0.5 + 0.5 * confidence)) * error
+    half = float(ndtri(0.5 + 0.5 * confidence)) * error
     alone, spread = _by_islands(forward, particles)
     floor = alone + math.log(1.0 - confidence)  # P(Ẑ > Z / (1 − confidence)) < 1 − confidence, since E Ẑ = Z (Markov)
     if floor > estimate + half:
@@ -290,9 +290,11 @@ def _bridge_interval(forward: Tensor, reverse: Tensor, particles: int, confidenc
 
 def _one_sided_interval(weights: Tensor, method: Annealing, confidence: float) -> _Interval:
     """Return the estimate of forward or of reverse runs alone, with Student's interval over their islands."""
+    from scipy.special import stdtrit
+
     alone, error = _by_islands(weights, method.particles)
     estimate, count = alone if method.forward else -alone, len(_island_means(weights, method.particles))
-    half = float(student.ppf(0.5 + 0.5 * confidence, count - 1)) * error
+    half = float(stdtrit(count - 1, 0.5 + 0.5 * confidence)) * error
     tail, worth, trouble = pareto_k(weights), float(effective_size(weights)), []
     if tail > _TAIL:
         trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")

@@ -12,7 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions.transforms import IndependentTransform, Transform
 
-from energyppl._checks import append_dims
+from energyppl._checks import append_dims, broadcast_shapes
 from energyppl.errors import InvalidInput
 from energyppl.potentials.constrained import latent_transform
 
@@ -112,7 +112,7 @@ def _mask_of(msg: Any) -> Tensor | None:
     if outer is None or outer is True:
         return inner
     outer = torch.as_tensor(outer).bool()
-    if torch.broadcast_shapes(outer.shape, fn.batch_shape) != fn.batch_shape:
+    if broadcast_shapes(outer.shape, fn.batch_shape) != fn.batch_shape:
         return inner
     outer = outer.expand(fn.batch_shape)
     return outer if inner is None else append_dims(outer, inner) & inner
@@ -146,7 +146,7 @@ def _cover(msg: Any) -> None:
     fn, value, mask = msg["fn"], msg["value"], _mask_of(msg)
     if mask is None or not isinstance(value, Tensor) or value.dtype == torch.bool:
         return
-    shape = torch.broadcast_shapes(value.shape, fn.shape())
+    shape = broadcast_shapes(value.shape, fn.shape())
     if fn.support.is_discrete:
         inside = torch.as_tensor(getattr(fn.support, "lower_bound", 0)).to(value)
     else:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from energyppl._checks import check_flag
+from energyppl.autodiff.private import AdamW
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.errors import CheckpointError, TrainingDiverged
 from energyppl.inference.objectives.contract import Loss, Objective, describe
@@ -98,7 +99,7 @@ class Training:
             {"params": [p for p in part.parameters() if p.requires_grad], "weight_decay": decay}
             for part, decay in ((model, self.options.weight_decay), (self.state, 0.0))
         ]
-        self._optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+        self._optimizer = AdamW([group for group in groups if group["params"]], fused=True)
         self._batches = Batches(len(self.data), min(self.options.batch_size, len(self.data)))
         self._clip = GradientClip(clipped_apart(model, self._weights), self.options.clip)
         self._ema = Ema(self._weights, self.options.ema)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, check_event, check_whole, shape_text
+from energyppl._checks import broadcast_shapes, check_count, check_event, check_whole, shape_text
 from energyppl.errors import InvalidInput
 
 # --- Batches ---
@@ -75,7 +75,7 @@ def _whole(name: str, value: Tensor, batch: torch.Size) -> Tensor:
         raise InvalidInput(f"{name} must be a tensor of whole numbers; got {type(value).__name__}: use torch.tensor")
     check_whole(name, value)
     try:
-        fits = torch.broadcast_shapes(value.shape, batch) == batch
+        fits = broadcast_shapes(value.shape, batch) == batch
     except RuntimeError:
         fits = False
     if not fits:

@@ -7,8 +7,8 @@ or by that and then recovery likelihood, which sharpens edges.
 
 The far mode has a share of the mass, at a distance in standard deviations of the crescent. For each density and each
 weight of the level tie it prints the gap KL(truth ‖ model) of level 0 in nats, by quadrature, the far mode's mass over
-its true one under the density and among samples (and among the training data), the CPU seconds of training, and log Z,
-which the tie brings to 0.
+its true one under the density and among samples (and among the training data), the CPU seconds of training, log Z,
+which the tie brings to 0, and what ``ep.evaluation.region_masses`` says of it.
 """
 
 import argparse
@@ -90,11 +90,13 @@ def report(by: str, share: float, distance: float, tie: float, args: argparse.Na
     ebm = trained(data, by, tie, args.steps)
     seconds = time.process_time() - begin
     found = masses(ebm, toy)
-    own, drawn = (float(is_far(toy, x).double().mean()) for x in (data, ebm.sample((args.samples,))))
+    samples = ebm.sample((args.samples,))
+    own, drawn = (float(is_far(toy, x).double().mean()) for x in (data, samples))
+    said = ep.evaluation.region_masses(ebm, data, samples=samples).problems()
     print(
         f"{by}: {100 * share:3.0f} % at {distance:2.0f} sd, tie {tie:g}: gap {found.gap:.4f}, far mode's mass over its "
         f"own {found.far / share:.2f} in the density, {drawn / share:.2f} in samples, {own / share:.2f} in the data; "
-        f"log Z {found.log_z:+.3f} ({seconds:.0f} s)",
+        f"log Z {found.log_z:+.3f} ({seconds:.0f} s); region_masses says {'; '.join(said[:2]) or 'nothing'}",
         flush=True,
     )
 

@@ -118,7 +118,7 @@ def test_potentials_around_a_bound_one_are_traced_as_around_itself(name: str, mo
     around = AROUND[name](bind(module))
     x = torch.randn(6, *around.event_shape)
     plain = energy_and_grad(AROUND[name](module), x)
-    monkeypatch.setattr(tracing, "make_fx", counted(tracing.make_fx, made))
+    monkeypatch.setattr(tracing, "record", counted(tracing.record, made))
     for one, other in zip(energy_and_grad(bind(around), x), plain, strict=True):
         assert torch.equal(one, other)
     assert not made, "the structure is the same, and so is the trace"

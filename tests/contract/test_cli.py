@@ -124,7 +124,7 @@ def test_a_model_that_cannot_be_measured_is_kept(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for error, said in ((ep.errors.NotNormalizable("it falls"), "it falls"), (KeyboardInterrupt(), "energyppl show")):
-        monkeypatch.setattr("energyppl.cli.main.quality_of_run", lambda *_, error=error, **__: _raise(error))
+        monkeypatch.setattr("energyppl.cli.commands.quality_of_run", lambda *_, error=error, **__: _raise(error))
         run = tmp_path / said.replace(" ", "")
         assert main(["fit", str(table), "--out", str(run), "--steps", "2", "--levels", "2"]) == 0
         assert f"the model is trained, {'but' if said == 'it falls' else 'and'}" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl.autodiff.private import AdamW
 from energyppl.errors import CheckpointError
 from tests.support.objectives import OF_ONE_ENERGY
 
@@ -187,3 +188,19 @@ def test_crafted_checkpoints_are_refused_and_change_nothing(name: str, half: dic
     assert "\n" not in str(caught.value)
     assert other.model.checksum() == before
     assert len(list(other)) == 8
+
+
+def test_the_optimizer_is_torchs_adamw_bit_for_bit() -> None:
+    weights = [torch.randn(3, 2, requires_grad=True), torch.randn(2, requires_grad=True)]
+    twins = [weight.detach().clone().requires_grad_() for weight in weights]
+    ours = AdamW(weights, lr=0.1, weight_decay=0.1, fused=True)
+    theirs = torch.optim.AdamW(twins, lr=0.1, weight_decay=0.1, fused=True)
+    for _ in range(2):
+        for _ in range(3):
+            for side, optimizer in ((weights, ours), (twins, theirs)):
+                optimizer.zero_grad()
+                sum((weight**2).sum() for weight in side).backward()
+                optimizer.step()
+        assert all(torch.equal(our, their) for our, their in zip(weights, twins, strict=True))
+        assert str(ours.state_dict()) == str(theirs.state_dict())
+        ours.load_state_dict(copy.deepcopy(theirs.state_dict()))  # and on they go

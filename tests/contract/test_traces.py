@@ -19,7 +19,7 @@ from tests.support.networks import FALLBACKS, QUADRATIC, TABLE, Branching, Count
 
 def test_a_new_tilt_level_or_batch_takes_the_old_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(tracing, "make_fx", counted(tracing.make_fx, made))
+    monkeypatch.setattr(tracing, "record", counted(tracing.record, made))
     network = MLPEnergy((2,), hidden=8)
     for t in range(6):
         at = ep.potentials.AtLevel(network, torch.full((5,), t), torch.Size((2,)))
@@ -81,7 +81,7 @@ def test_train_and_eval_switch_between_eager_and_a_trace() -> None:
 
 def test_a_hopeless_module_is_not_traced_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    monkeypatch.setattr(tracing, "make_fx", counted(tracing.make_fx, made))
+    monkeypatch.setattr(tracing, "record", counted(tracing.record, made))
     for module in (Counting(), Branching(), FALLBACKS["dropout in training"]()):
         made.clear()
         for _ in range(20):
@@ -167,3 +167,18 @@ def test_a_program_passes_lists_and_names_and_frees_buffers_at_their_last_use() 
         assert torch.equal(stacked, torch.stack([points + 1.0, points + 3.0], 1))
         assert again is points
     assert alive == [2, 0, 2, 0]
+
+
+def test_a_number_made_a_tensor_and_written_to_is_itself_again_at_the_next_call() -> None:
+    class Written(nn.Module):
+        event_shape = torch.Size((2,))
+
+        def forward(self, x: Tensor) -> Tensor:
+            factor = torch.tensor(2.0)
+            factor += 1.0
+            return factor * (x * x).sum(-1)
+
+    module, x = Written(), torch.randn(5, 2)
+    for _ in range(3):
+        require_equal(module, x)
+    require_traced(module, x)

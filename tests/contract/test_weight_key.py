@@ -1,5 +1,6 @@
-"""The key by which what was worked out from weights is kept: it sees every change, and log densities follow."""
+"""The snapshot by which what was worked out from weights is kept: it sees every change, and log densities follow."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 import energyppl as ep
-from energyppl.models._cache import weights_key
+from energyppl.models._cache import WeightSnapshot
 
 
 def adam(ebm: ep.EBM) -> None:
@@ -43,14 +44,35 @@ def evaluate(ebm: ep.EBM) -> None:
 
 @pytest.mark.parametrize("change", [adam, write_one, flip_signs, swap_rows, load, replace, evaluate])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_key_sees_every_change(change: Callable[[ep.EBM], None], dtype: torch.dtype) -> None:
+def test_the_snapshot_sees_every_change(change: Callable[[ep.EBM], None], dtype: torch.dtype) -> None:
     ebm = ep.EBM(ep.MLPEnergy((2,), hidden=8, depth=2, frequencies=2, levels=1))
     if dtype == torch.bfloat16:
         ebm.loc = ebm.loc.to(dtype)  # a buffer that numpy does not know
-    before = weights_key(ebm)
-    assert weights_key(ebm) == before
+    before = WeightSnapshot(ebm)
+    assert before.holds(ebm)
     change(ebm)
-    assert weights_key(ebm) != before
+    assert not before.holds(ebm)
+
+
+def test_nan_and_a_layout_of_its_own_are_the_same_as_themselves() -> None:
+    ebm = ep.EBM(ep.MLPEnergy((2,), hidden=8, depth=2, frequencies=2, levels=1))
+    weight = ebm.net.layers[0].weight
+    weight.data = weight.data.t().contiguous().t()
+    weight.data[0, 0] = torch.nan
+    before = WeightSnapshot(ebm)
+    assert before.holds(ebm)
+    weight.data[1, 0] += 1.0
+    assert not before.holds(ebm)
+
+
+def test_a_deep_copy_knows_its_own_weights() -> None:
+    ebm = ep.EBM(ep.MLPEnergy((1,), hidden=8, depth=1, frequencies=2, levels=1))
+    x = torch.linspace(-1.0, 1.0, 5)[:, None]
+    before = ebm.log_prob(x)
+    twin = copy.deepcopy(ebm)
+    twin.net.readout.weight.data += 0.5
+    assert not torch.allclose(twin.log_prob(x), before)
+    assert torch.equal(ebm.log_prob(x), before)
 
 
 def test_log_prob_follows_a_write_to_data() -> None:
@@ -62,3 +84,15 @@ def test_log_prob_follows_a_write_to_data() -> None:
     with torch.no_grad():
         mass = ebm.log_prob(x).exp().sum() * 24.0 / 4000.0
     assert abs(float(mass) - 1.0) < 1e-3
+
+
+def test_a_level_asked_for_in_inference_mode_serves_autograd_later() -> None:
+    ebm = ep.RecoveryEBM(ep.MLPEnergy((1,), hidden=8, depth=1, frequencies=2), ep.NoiseSchedule.cosine(levels=2))
+    x = torch.zeros(3, 1)
+    with torch.inference_mode():
+        ebm.potential(1)(x)
+    ebm.potential(1)(x).sum().backward()
+    ebm.double()
+    assert ebm.potential(1)(x.double()).dtype == torch.float64
+    ebm.net = ep.MLPEnergy((1,), hidden=8, depth=1, frequencies=2).double()
+    assert ebm.potential(1).net is ebm.net

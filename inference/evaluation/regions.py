@@ -1,0 +1,192 @@
+"""Relative masses of regions: a density's beside those of its samples and of data."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from scipy.stats import t as student
+from torch import Tensor
+
+from energyppl._checks import check_count, check_data, check_event, checked
+from energyppl.inference.levels.contract import EnergyModel
+from energyppl.inference.normalizing.forward import independent_runs
+from energyppl.inference.normalizing.methods import SMC
+from energyppl.potentials.bases import MixtureBase
+
+__all__ = ["RegionMasses", "region_masses"]
+
+_FALSE_ALARMS = 1e-3  # of all comparisons of one call together
+_RATIO = 1.25  # of two masses, below which a difference is small, however certain
+_CLUSTERED = 10_000  # points that the regions are found from, at most
+_RESOLUTION = 1e-4  # smallest share that the density's points resolve
+_GRID = 2  # dimensions up to which the density is known from a grid
+_PARTICLES = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class RegionMasses:
+    """The share of each region in a density's mass, in its samples and in data.
+
+    Attributes:
+        centers: of the regions, ``(regions, *event)``, in data coordinates; a point belongs to the nearest one, counted
+            in the model's standardized coordinates.
+        density: shares of the density, ``(regions,)``, float64, likewise all that follow.
+        density_error: their standard errors; 0 from a grid.
+        samples: shares of the model's samples.
+        data: shares of the data.
+        rows: how many samples and how many data were counted.
+        runs: how many independent runs the density's errors come from.
+    """
+
+    centers: Tensor
+    density: Tensor
+    density_error: Tensor
+    samples: Tensor
+    data: Tensor
+    rows: tuple[int, int]
+    runs: int = 1
+
+    @property
+    def gap(self) -> float:
+        """KL divergence of the density's masses from the data's, in nats.
+
+        It is a lower bound of the divergence of the densities themselves, and above 0 by (regions − 1) / (2 rows) for
+        a perfect model, since the data are a sample.  A mass below 1e-4 counts as 1e-4.
+        """
+        held = self.data > 0
+        return float((self.data[held] * (self.data[held] / self.density[held].clamp(min=_RESOLUTION)).log()).sum())
+
+    def problems(self) -> list[str]:
+        """Say where the masses differ, the largest first, in words; empty if they agree.
+
+        They differ where the larger one is 1.25 times the smaller one or more, and their difference cannot be chance:
+        the rate of false alarms is 1 in 1,000 for all comparisons together.
+        """
+        drawn, rows = self.rows
+        found = []
+        for place in range(len(self.density)):
+            own, error = float(self.density[place]), float(self.density_error[place])
+            others = (("samples", float(self.samples[place]), drawn), ("data", float(self.data[place]), rows))
+            said = [
+                f"{count:.2%} of the {name}"
+                for name, count, number in others
+                if self._differ(own, error, count, number)
+            ]
+            if said:
+                center = ", ".join(f"{value:.3g}" for value in self.centers[place].flatten()[:8].tolist())
+                dots = ", …" if self.centers[place].numel() > 8 else ""
+                text = f"near ({center}{dots}) lie {own:.2%} of the density's mass but {' and '.join(said)}"
+                found.append((max(abs(own - count) for _, count, _ in others), text))
+        return [text for _, text in sorted(found, reverse=True)]
+
+    def _differ(self, own: float, error: float, share: float, number: int) -> bool:
+        """Tell whether a share of ``number`` points differs from the density's."""
+        larger, smaller = max(own, share), min(own, share)
+        if larger < _RATIO * smaller or larger == 0.0:
+            return False
+        counted = math.sqrt(larger * (1.0 - larger) / number)
+        both = math.hypot(error, counted)
+        # Errors from few runs make it Student's t, with Welch's and Satterthwaite's degrees of freedom.
+        freedom = (self.runs - 1) * (both / error) ** 4 if error > 0.0 else math.inf
+        return larger - smaller > float(student.isf(_FALSE_ALARMS / (4 * len(self.density)), freedom)) * both
+
+
+@checked
+def region_masses(
+    model: EnergyModel,
+    data: Tensor,
+    *,
+    samples: Tensor | None = None,
+    regions: int = 16,
+    seed: int = 0,
+) -> RegionMasses:
+    """Compare how much mass a model's density, its samples and data have in the same regions.
+
+    Objectives that compare a point with its neighbourhood, as recovery likelihood and score matching do, hardly see the
+    relative masses of regions far from each other, and samples made from noise need not have those of the density.  The
+    regions are clusters of data and samples together, by k-means.  The density's masses come from a grid up to two
+    dimensions, else from eight runs of sequential Monte Carlo, which begin at a mixture of Gaussians fitted to the same
+    points and so reach every region.
+
+    Args:
+        model: such as a ``RecoveryEBM``.
+        data: clean rows, ``(n, *event)``, as many as there are; they get the noise of level 0 here.
+        samples: of the model's level 0, ``(m, *event)``, in data coordinates; as many as data, 10,000 at most, are
+            drawn if None.
+        regions: how many, at most.
+        seed: of the clustering.
+
+    Raises:
+        InvalidInput: for fewer than 100 rows, or points of another shape.
+
+    Example:
+        >>> data = ep.toys.TwoMoons().sample((500,)).float()
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,), hidden=16), ep.NoiseSchedule.cosine(levels=3))
+        >>> _ = ep.fit(ebm, data, steps=20, progress=False)
+        >>> found = ep.evaluation.region_masses(ebm, data, regions=4)
+        >>> len(found.density), round(float(found.density.sum()), 3)
+        (4, 1.0)
+    """
+    check_data("data", data, model.event_shape, at_least=100)
+    check_count("regions", regions, at_least=2)
+    if samples is None:
+        samples = model.sample((min(len(data), _CLUSTERED),))
+    check_event("samples", samples, model.event_shape)
+    drawn = model.to_unit(samples).flatten(1).double().cpu()
+    drawn = drawn[torch.isfinite(drawn).all(1)]
+    rows = model.to_unit(model.diffuse(data.to(model.loc), 0)).flatten(1).double().cpu()
+    pooled = torch.cat([_some(rows), _some(drawn)])
+    centers = _clusters(pooled, regions, seed)
+    density, error, runs = _density_shares(model, centers, pooled)
+    unit = centers.to(model.loc).reshape(-1, *model.event_shape)
+    return RegionMasses(
+        centers=(model.loc + model.scale * unit).cpu(),
+        density=density,
+        density_error=error,
+        samples=_counts(drawn, centers) / len(drawn),
+        data=_counts(rows, centers) / len(rows),
+        rows=(len(drawn), len(rows)),
+        runs=runs,
+    )
+
+
+def _some(rows: Tensor) -> Tensor:
+    return rows[: _CLUSTERED // 2]
+
+
+def _clusters(points: Tensor, count: int, seed: int) -> Tensor:
+    """Find centres of clusters, ``(clusters, dimensions)``, by k-means begun by k-means++."""
+    centers, place = kmeans2(points.numpy(), count, minit="++", missing="warn", rng=np.random.default_rng(seed))
+    return torch.as_tensor(centers[np.unique(place)])
+
+
+def _counts(points: Tensor, centers: Tensor) -> Tensor:
+    """Count the points ``(n, dimensions)`` of each region, ``(regions,)``."""
+    return torch.bincount(_nearest(points, centers), minlength=len(centers)).double()
+
+
+def _nearest(points: Tensor, centers: Tensor) -> Tensor:
+    return torch.cdist(points, centers).argmin(1)
+
+
+def _density_shares(model: EnergyModel, centers: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return the regions' shares of the density, their standard errors, ``(regions,)`` each, and the number of runs."""
+    if len(centers[0]) <= _GRID and hasattr(model, "negatives"):
+        points = model.negatives(0).flatten(1).double().cpu()  # of equal mass each, from a grid
+        return _counts(points, centers) / len(points), torch.zeros(len(centers), dtype=torch.float64), 1
+    base = MixtureBase.fitted(pooled.to(model.loc).reshape(-1, *model.event_shape), model.event_shape)
+    found = independent_runs((model.potential(0),), base, SMC(), _PARTICLES)
+    runs, particles = found.log_weights.shape
+    place = _nearest(found.x.flatten(0, 1).flatten(1).double().cpu(), centers).reshape(runs, particles)
+    weights = torch.exp(found.log_weights - found.log_weights.max()).double().cpu()
+    masses = weights.new_zeros(runs, len(centers)).scatter_add_(1, place, weights)  # of each run
+    total = masses.sum(1, keepdim=True)
+    share = masses.sum(0) / total.sum()
+    # The error of a ratio of means over independent runs, by the delta method.
+    error = (masses - share * total).std(0) / (math.sqrt(runs) * total.mean())
+    # Of many errors from eight runs each some are too small by chance: none is believed below their common size.
+    binomial = share * (1.0 - share)
+    common = (error.square() / binomial.clamp(min=1e-12)).mean()
+    return share, torch.maximum(error, (binomial * common).sqrt()), runs

@@ -1,0 +1,67 @@
+"""Masses of regions in a density, its samples and data: two bells whose shares are known."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import energyppl as ep
+from energyppl.inference.evaluation import region_masses
+
+AWAY, WIDTH, SHARE = 5.0, 0.4, 0.1  # of the second bell: its centre along the diagonal, standard deviation and mass
+SCHEDULE = ep.NoiseSchedule.cosine(6, log_snr_min=-6.0)
+
+
+class TwoBells(nn.Module):
+    """N(0, I) and a narrow bell that holds a tenth of the mass, with the noise of every level."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.event_shape, self.levels = torch.Size((size,)), SCHEDULE.levels
+        self.center = torch.full((size,), AWAY / math.sqrt(size))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        alpha = SCHEDULE.alpha_bar.to(x)[level][..., None]
+        width = torch.sqrt(1.0 - alpha.square() * (1.0 - WIDTH**2))
+        far = math.log(SHARE / (1.0 - SHARE)) - len(self.center) * width.log()[..., 0]
+        far = far - 0.5 * ((x - alpha * self.center) / width).square().sum(-1)
+        return -torch.logaddexp(-0.5 * x.square().sum(-1), far)
+
+    def draws(self, count: int, share: float) -> Tensor:
+        """Draw clean points as if the narrow bell had another share."""
+        far = torch.rand(count, 1) < share
+        x = torch.randn(count, len(self.center))
+        return torch.where(far, self.center + WIDTH * x, x)
+
+
+def found(size: int, samples: float, data: float) -> ep.evaluation.RegionMasses:
+    ebm = ep.RecoveryEBM(TwoBells(size), SCHEDULE)
+    drawn = ebm.diffuse(ebm.net.draws(2000, samples), 0)
+    return region_masses(ebm, ebm.net.draws(4000, data), samples=drawn)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_masses_of_a_right_model_agree(size: int) -> None:
+    right = found(size, 0.1, 0.1)  # a false alarm in 1,000 runs
+    assert right.problems() == []
+    # 2 rows · KL is chi-square with 15 degrees of freedom for a right model; 45 is beyond its quantile at 1e-4.
+    assert 2 * 4000 * right.gap < 45.0 or size > 2  # above two dimensions the density's masses have errors too
+    assert float(right.density.sum()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("samples", "data", "said"), [(0.02, 0.1, "samples"), (0.1, 0.02, "data")])
+def test_a_wrong_mass_is_said(size: int, samples: float, data: float, said: str) -> None:
+    wrong = found(size, samples, data)
+    other = {"samples": "data", "data": "samples"}[said]
+    assert wrong.problems()
+    assert all(f"of the {said}" in text and f"of the {other}" not in text for text in wrong.problems())
+    if said == "data":  # the masses' divergence alone: .02 log(.02/.1) + .98 log(.98/.9) = .0512 nats
+        assert wrong.gap > 0.04
+
+
+def test_few_rows_are_refused() -> None:
+    ebm = ep.RecoveryEBM(TwoBells(2), SCHEDULE)
+    with pytest.raises(ep.errors.InvalidInput, match=r"100"):
+        region_masses(ebm, ebm.net.draws(99, SHARE))
