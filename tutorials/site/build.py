@@ -9,7 +9,9 @@ import os
 import re
 import shutil
 import sys
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 from percent import TUTORIALS, gallery_script
 from reference import write_reference
@@ -39,7 +41,27 @@ def main() -> int:
         copy_if_new(text, source / "reference" / f"{name}.rst")
     os.environ["ENERGYPPL_SITE_RUN"] = "1" if options.run else ""
     kept = site / ("doctrees-run" if options.run else "doctrees")
-    return build_main(["-W", "--keep-going", "-q", "-b", "html", "-d", str(kept), str(source), str(site / "html")])
+    failed = build_main(["-W", "--keep-going", "-q", "-b", "html", "-d", str(kept), str(source), str(site / "html")])
+    broken = broken_links(site / "html")
+    print(*(f"broken link in {page}: {url}" for page, url in broken), sep="\n", end="\n" if broken else "")
+    print(site / "html" / "index.html")
+    return failed or int(bool(broken))
+
+
+def broken_links(folder: Path) -> list[tuple[str, str]]:
+    """List the links of the built pages that lead to no file or to no place in it; those elsewhere are not followed."""
+    texts = {path: path.read_text(encoding="utf-8") for path in folder.rglob("*.html")}
+    places = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in texts.items()}
+    found = []
+    for page, text in texts.items():
+        for url in re.findall(r'(?:href|src)="([^"]+)"', text):
+            if re.match(r"\w+:", url):
+                continue
+            path, _, place = unquote(unescape(url)).partition("#")
+            target = (page.parent / path.partition("?")[0]).resolve() if path else page
+            if not target.exists() or (place and target in places and place not in places[target]):
+                found.append((page.relative_to(folder).as_posix(), url))
+    return found
 
 
 def write_gallery(site: Path, *, run: bool) -> None:
