@@ -12,6 +12,7 @@ The map:
 - chains: ``sample_chains``, with ``HMC ChEES NUTS MALA Langevin`` and the other kernels of ``energyppl.kernels``
 - log Z: ``log_normalizer``, with the methods of ``energyppl.normalizing``; up to two dimensions ``quadrature``
 - what a model is worth: ``long_run``, ``energyppl.evaluation``, ``energyppl.metrics``
+- tables as they are: ``energyppl.tables``
 - data and pictures: ``energyppl.data``, ``energyppl.plots``, ``energyppl.toys``
 - what is raised: ``energyppl.errors``
 
@@ -23,7 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from energyppl import data, errors, integration, metrics, plots, potentials, toys
+    from energyppl import data, distributed, errors, integration, metrics, plots, potentials, tables, toys
     from energyppl.autodiff.gradient import energy_and_grad
     from energyppl.checkpoints import load_checkpoint, save_checkpoint
     from energyppl.distributions import EnergyDistribution, RecoveryDistribution
@@ -41,9 +42,10 @@ if TYPE_CHECKING:
     from energyppl.inference.sampling.chains import Chains
     from energyppl.inference.sampling.pyro_kernel import PyroKernel
     from energyppl.inference.sampling.sample_chains import sample_chains
-    from energyppl.inference.training.fit import Training, fit
+    from energyppl.inference.training.fit import fit
     from energyppl.inference.training.history import History
     from energyppl.inference.training.options import TrainingOptions
+    from energyppl.inference.training.run import Training
     from energyppl.integration.estimates import Estimate, LogNormalizer
     from energyppl.integration.quadrature import Grid, quadrature
     from energyppl.models.composition import LinearMeasurement, measured, mixture, product
@@ -98,6 +100,7 @@ __all__ = [
     "__version__",
     "adapt",
     "data",
+    "distributed",
     "energy_and_grad",
     "errors",
     "evaluation",
@@ -122,12 +125,16 @@ __all__ = [
     "sampling",
     "save",
     "save_checkpoint",
+    "tables",
     "toys",
 ]
 
 _SUB_PACKAGES = {  # name here: module
+    "autodiff": "energyppl.autodiff",
     "data": "energyppl.data",
+    "distributed": "energyppl.distributed",
     "errors": "energyppl.errors",
+    "estimator": "energyppl.estimator",
     "evaluation": "energyppl.inference.evaluation",
     "inference": "energyppl.inference",
     "integration": "energyppl.integration",
@@ -140,6 +147,7 @@ _SUB_PACKAGES = {  # name here: module
     "plots": "energyppl.plots",
     "potentials": "energyppl.potentials",
     "sampling": "energyppl.inference.sampling",
+    "tables": "energyppl.tables",
     "toys": "energyppl.toys",
 }
 
@@ -173,7 +181,7 @@ _HOMES = {  # name here: the module that defines it
     "RecoveryDistribution": "energyppl.distributions",
     "RecoveryEBM": "energyppl.models.recovery",
     "RecoveryLikelihood": "energyppl.inference.objectives.recovery",
-    "Training": "energyppl.inference.training.fit",
+    "Training": "energyppl.inference.training.run",
     "TrainingDiverged": "energyppl.errors",
     "TrainingOptions": "energyppl.inference.training.options",
     "UNetInitializer": "energyppl.models.networks.unet",

@@ -105,6 +105,22 @@ def check_event(name: str, value: Tensor, event_shape: Sequence[int]) -> Tensor:
     return value
 
 
+def as_points(name: str, value: Any) -> Any:
+    """Return a numpy array or a pandas frame of numbers as a tensor, in the precision that it has; all else as it is.
+
+    Raises:
+        InvalidInput: for an array or a frame that does not hold real numbers alone.
+    """
+    if not isinstance(value, np.ndarray) and not (hasattr(value, "to_numpy") and hasattr(value, "dtypes")):
+        return value
+    array = value if isinstance(value, np.ndarray) else value.to_numpy()
+    if array.dtype.kind not in "biuf":
+        raise InvalidInput(
+            f"{name} must hold numbers alone; got dtype {array.dtype}: ep.tables.fit takes texts and categories"
+        )
+    return torch.as_tensor(np.array(array, np.float32 if array.dtype == np.float32 else np.float64))
+
+
 def check_data(name: str, value: Tensor, event_shape: Sequence[int], *, at_least: int = 1) -> Tensor:
     """Require finite rows ``(n, *event)`` with ``n >= at_least``."""
     check_event(name, value, event_shape)

@@ -49,7 +49,7 @@ def save_checkpoint(path: str | os.PathLike[str], tree: _Tree) -> None:
         {'step': 3, 'weights': tensor([0., 0.])}
     """
     tensors: list[Tensor] = []
-    text = json.dumps(_encode(tree, tensors)).encode()
+    text = json.dumps(encode(tree, tensors)).encode()
     digest = blake2b(digest_size=_DIGEST)
     head = (_FORMAT, len(text).to_bytes(_LENGTH, "big"), text)
     parts: Iterator[bytes | memoryview] = chain(head, map(_raw, tensors))
@@ -98,7 +98,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> _Tree:
             value = torch.frombuffer(raw, dtype=dtype).reshape(shape) if raw else torch.empty(shape, dtype=dtype)
             return value.contiguous(memory_format=torch.channels_last) if node.get("channels_last") else value
 
-        tree = _decode(json.loads(text), tensor)
+        tree = decode(json.loads(text), tensor)
         if take(left) != digest.digest():
             raise ValueError("its checksum is wrong")
     return tree
@@ -133,7 +133,7 @@ def _raw(value: Tensor) -> memoryview:
     return plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
 
 
-def _encode(value: _Tree, tensors: list[Tensor]) -> Any:
+def encode(value: _Tree, tensors: list[Tensor]) -> Any:
     """Return a tree as JSON, its tensors replaced by their dtypes and shapes, and appended to the list."""
     if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
         tensors.append(value)
@@ -145,9 +145,9 @@ def _encode(value: _Tree, tensors: list[Tensor]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
-        return {"tuple" if isinstance(value, tuple) else "list": [_encode(item, tensors) for item in value]}
+        return {"tuple" if isinstance(value, tuple) else "list": [encode(item, tensors) for item in value]}
     if isinstance(value, dict):
-        return {"dict": [[_encode(k, tensors), _encode(v, tensors)] for k, v in value.items()]}
+        return {"dict": [[encode(k, tensors), encode(v, tensors)] for k, v in value.items()]}
     kind = f"a {value.layout} tensor" if isinstance(value, Tensor) else type(value).__name__
     raise CheckpointError(f"a checkpoint holds dense tensors, numbers, strings, lists and dicts; got {kind}")
 
@@ -156,14 +156,14 @@ def _is_channels_last(value: Tensor) -> bool:
     return value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
 
 
-def _decode(value: Any, tensor: Any) -> _Tree:
+def decode(value: Any, tensor: Any) -> _Tree:
     """Return the tree of a JSON text; ``tensor`` reads the next tensor."""
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
         return tensor(value)
     if "list" in value:
-        return [_decode(item, tensor) for item in value["list"]]
+        return [decode(item, tensor) for item in value["list"]]
     if "tuple" in value:
-        return tuple(_decode(item, tensor) for item in value["tuple"])
-    return {_decode(k, tensor): _decode(v, tensor) for k, v in value["dict"]}
+        return tuple(decode(item, tensor) for item in value["tuple"])
+    return {decode(k, tensor): decode(v, tensor) for k, v in value["dict"]}

@@ -13,7 +13,7 @@ from energyppl.errors import QuadratureError
 from energyppl.integration.quadrature import Grid, GridOptions, Quadrature, quadrature
 from energyppl.potentials.algebra import Potential
 
-__all__ = ["LevelIntegrals", "WeightKeyedCache", "WeightSnapshot"]
+__all__ = ["KnownMoves", "LevelIntegrals", "WeightKeyedCache", "WeightSnapshot"]
 
 T = TypeVar("T")
 
@@ -82,6 +82,45 @@ def _same_bytes(tensor: Tensor, copy: Tensor) -> bool:
     if tensor.is_contiguous() and tensor.device.type == "cpu":
         return bool(_memcmp(tensor.data_ptr(), copy.data_ptr(), copy.nbytes) == 0)
     return torch.equal(*(value.detach().contiguous().reshape(-1).view(torch.uint8) for value in (tensor, copy)))
+
+
+class KnownMoves:
+    """The moves of samples at each level that were found to do, and what a state dict says of them.
+
+    Args:
+        known: where they are kept.
+    """
+
+    def __init__(self, known: WeightKeyedCache[Any]) -> None:
+        self._known = known
+        self._loaded: tuple[str, tuple[int, ...]] | None = None  # of the weights with this digest
+
+    def find(self, model: Any) -> tuple[int, ...] | None:
+        """Return what was found for these weights, or read with them; None if nothing was."""
+        if self._loaded is not None:
+            digest, moves = self._loaded
+            self._loaded = None
+            if digest == model.checksum():
+                self.keep(model, moves)
+        return self._known.known(model, "moves")
+
+    def keep(self, model: Any, moves: tuple[int, ...]) -> None:
+        """Keep what was found for these weights."""
+        self._known.keep(model, "moves", moves)
+
+    def packed(self, model: Any) -> Tensor | None:
+        """Return the weights' digest, byte for byte, and the moves, as one tensor for a state dict."""
+        moves = self.find(model)
+        return None if moves is None else torch.tensor([*bytes.fromhex(model.checksum()), *moves])
+
+    def unpack(self, theirs: object, levels: int) -> None:
+        """Take what a state dict says; it counts once the weights that it was found for are in place."""
+        self._loaded = None
+        values = theirs.tolist() if isinstance(theirs, Tensor) and theirs.dim() == 1 else []
+        if len(values) > levels and all(isinstance(value, int) and 0 <= value < 2**31 for value in values):
+            digest, moves = values[:-levels], tuple(values[-levels:])
+            if max(digest) < 256 and min(moves) > 0:
+                self._loaded = bytes(digest).hex(), moves
 
 
 class LevelIntegrals:

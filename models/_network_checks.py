@@ -56,8 +56,17 @@ def check_label(net: nn.Module, label: int | Tensor, guidance: float) -> Tensor:
     return labels.long()
 
 
-def needs_level_for_each(net: nn.Module, levels: int, like: Tensor, log_snr: Tensor | None = None) -> bool:
+def needs_level_for_each(
+    net: nn.Module, levels: int, like: Tensor, log_snr: Tensor | None = None, condition: tuple[Tensor, ...] = ()
+) -> bool:
     """Try the network on points shaped as ``like``, ``(*event)``: does it want a level for each of many points?
+
+    Args:
+        net: the network.
+        levels: how many it should have.
+        like: a point.
+        log_snr: of each level, for a network that takes log-SNRs in place of whole levels.
+        condition: what it is told of three points beside their levels, ``(3, *condition)``, if anything.
 
     Raises:
         InvalidInput: if it returns another shape or non-finite values, or has fewer levels.
@@ -68,19 +77,20 @@ def needs_level_for_each(net: nn.Module, levels: int, like: Tensor, log_snr: Ten
         level = log_snr[level]
     points = torch.zeros(3, *like.shape).to(like)
     try:
-        _tried(net, points, level)
+        _tried(net, points, level, *condition)
     except IndexError as error:
         raise InvalidInput(
             f"the network does not take levels up to {top} ({error}): build it with levels={top + 1} or more"
         ) from error
     except (TypeError, RuntimeError, ValueError) as error:
         raise InvalidInput(
-            f"the network must take points {shape_text(points.shape)} and whole levels (3,); it raised: {error}"
+            f"the network must take points {shape_text(points.shape)} and whole levels (3,)"
+            f"{''.join(f' and contexts {shape_text(c.shape)}' for c in condition)}; it raised: {error}"
         ) from error
 
     with torch.no_grad():
         try:  # one level for all points is cheaper, if the network takes it
-            return bool(net(points, level[0]).shape != (3,))
+            return bool(net(points, level[0], *condition).shape != (3,))
         except (TypeError, RuntimeError, ValueError, IndexError):
             return True
 
@@ -101,10 +111,11 @@ class OneEnergy:
         return self._trial[1]
 
     def _at_level_0(self, level: int | Tensor, who: str) -> AtLevel:
-        level = whole_levels(level).to(self.loc.device)
-        if bool((level != 0).any()):
-            raise InvalidInput(f"{who} has level 0 only; got {level.tolist()}: RecoveryEBM and JointEBM have levels")
-        return AtLevel(self._network(), level, self.event_shape)
+        whole = whole_levels(level).to(self.loc.device)
+        # A number is compared as it is: where a Pyro model is traced, no tensor's value may be read.
+        if level != 0 if isinstance(level, int) else bool((whole != 0).any()):
+            raise InvalidInput(f"{who} has level 0 only; got {whole.tolist()}: RecoveryEBM and JointEBM have levels")
+        return AtLevel(self._network(), whole, self.event_shape)
 
 
 class _WithoutLevel(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from energyppl._checks import (
+    as_points,
     check_between,
     check_data,
     check_event,
@@ -19,6 +20,7 @@ from energyppl._checks import (
 )
 from energyppl._html import summary_table
 from energyppl.autodiff.private import is_transformed
+from energyppl.distributed import agreed
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
@@ -48,6 +50,8 @@ class EnergyModel(nn.Module):
     loc: Tensor
     scale: Tensor
     is_standardized: Tensor
+    low: Tensor
+    high: Tensor
     event_shape: torch.Size
 
     def __init__(self, event_shape: Sequence[int], net: nn.Module) -> None:
@@ -58,6 +62,9 @@ class EnergyModel(nn.Module):
         self.register_buffer("loc", torch.zeros(self.event_shape, dtype=like.dtype, device=like.device))
         self.register_buffer("scale", torch.ones_like(self.loc))
         self.register_buffer("is_standardized", torch.zeros((), dtype=torch.bool, device=like.device))
+        widest = torch.finfo(like.dtype).max  # finite, as all that a checkpoint holds
+        self.register_buffer("low", torch.full_like(self.is_standardized, -widest, dtype=like.dtype))
+        self.register_buffer("high", torch.full_like(self.low, widest))
         self._kept: WeightKeyedCache[Any] = WeightKeyedCache()
         self._integrals = LevelIntegrals(self._kept)
         self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
@@ -65,6 +72,8 @@ class EnergyModel(nn.Module):
     @checked
     def standardize(self, data: Tensor, *, isotropic: bool = False) -> None:
         """Set ``loc`` and ``scale`` to the mean and standard deviation of each coordinate of ``data``, ``(n, *event)``.
+
+        Their range is kept too, ``low`` and ``high``: to it images are clamped when they are denoised.
 
         Where a few rows rule a coordinate, so that its standard deviation is beyond ten times what the central 95 %
         of rows say, the median and their width take its place, with a warning that names it.
@@ -94,6 +103,8 @@ class EnergyModel(nn.Module):
                 check_spanning("data", ((rows - loc) / scale).clamp(-_FARTHEST, _FARTHEST))
         self.loc.copy_(loc)
         self.scale.copy_(scale.square().mean().sqrt() if isotropic else scale)
+        self.low.copy_(rows.min())
+        self.high.copy_(rows.max())
         self.is_standardized.fill_(True)
 
     def to_unit(self, data: Tensor) -> Tensor:
@@ -185,7 +196,7 @@ class EnergyModel(nn.Module):
             )
 
         def anneal() -> LogNormalizer:
-            return self._anneal(
+            found = self._anneal(
                 level,
                 method=method,
                 samples=samples,
@@ -194,6 +205,7 @@ class EnergyModel(nn.Module):
                 confidence=confidence,
                 progress=progress,
             )
+            return agreed(found)  # among processes that share the particles
 
         if not plain:
             return anneal()
@@ -240,8 +252,11 @@ class EnergyModel(nn.Module):
         raise NotImplementedError
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return the normalized log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``."""
-        x = check_event("x", x, self.event_shape).to(self.loc)
+        """Return the normalized log density of the level-0 marginal in nats, ``(*batch, *event)`` to ``(*batch,)``.
+
+        Points may be a numpy array or a pandas frame of numbers too.
+        """
+        x = check_event("x", as_points("x", x), self.event_shape).to(self.loc)
         energy: Tensor = self.potential()(self.to_unit(x))
         if energy.shape != x.shape[: x.dim() - len(self.event_shape)]:
             log_prob: Tensor = self.marginal().log_prob(x)  # which says what is wrong
@@ -313,15 +328,26 @@ class _MarginalLogZ:
         if not torch.is_grad_enabled():
             return estimate
         weights = [p for p in self.model.parameters() if p.requires_grad]
-        if not weights:
-            return estimate
-        lazy = _TransformableGradient if is_transformed() else _LazyGradient
-        log_z: Tensor = lazy.apply(estimate, self._mean_energy, *weights)  # type: ignore[no-untyped-call]
-        return log_z
+        return lazy_log_z(estimate, self._mean_energy, weights)
 
     def _mean_energy(self) -> Tensor:
         """Return the mean energy of the model's own samples, ``()``, differentiable with respect to its weights."""
         return self.model.potential(self.level)(self.model.negatives(self.level)).mean()
+
+
+def lazy_log_z(estimate: Tensor, mean_energy: Callable[[], Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Return an estimate of log Z whose gradient with respect to weights is minus that of a mean energy.
+
+    Args:
+        estimate: log Z in nats, ``()``.
+        mean_energy: works out the mean energy of the model's own points, ``()``; called in the backward pass only.
+        weights: that it depends on.
+    """
+    if not weights:
+        return estimate
+    lazy = _TransformableGradient if is_transformed() else _LazyGradient
+    log_z: Tensor = lazy.apply(estimate, mean_energy, *weights)  # type: ignore[no-untyped-call]
+    return log_z
 
 
 class _LazyGradient(torch.autograd.Function):

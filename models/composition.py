@@ -140,7 +140,8 @@ def measured(ebm: RecoveryEBM, measurement: LinearMeasurement) -> RecoveryEBM:
     measurement of the clean point says of x_t if noise is all that x_t adds (the pseudo-likelihood of Jalal et al.
     2021, with the noise's own variance).  Above level 0 it only leads the way.  At level 0 the clean point is x_0 / ᾱ₀
     up to noise σ̄₀, whose variance counts only where ``noise`` is less than it.  Samples come down the levels; follow
-    them by chains of :meth:`RecoveryEBM.marginal` for draws that are the posterior's own.
+    them by chains of :meth:`RecoveryEBM.marginal` for draws that are the posterior's own.  Where the model denoises (a
+    continuous network of images), each level's mean of the clean image is corrected by the measurement on the way.
 
     Raises:
         InvalidInput: if the matrix is for points of another size, or the model is no RecoveryEBM.
@@ -199,6 +200,29 @@ class _Measurement(RecoveryView):
     def __init__(self, base: RecoveryEBM, measurement: LinearMeasurement) -> None:
         super().__init__(base, base.initializer)
         self.measurement = measurement
+
+    @property
+    def denoises(self) -> bool:
+        """Whether samples come by the prior's own denoiser, corrected by the measurement."""
+        return self.base.denoises
+
+    def denoised_unit(self, noisy: Tensor, level: int | Tensor) -> Tensor:
+        """Return about E[x_0 | x_t, b], standardized: the prior's mean, its error taken to be Gaussian, given b.
+
+        The error's variance is that of a unit Gaussian's posterior, σ̄² / (ᾱ² + σ̄²), in every direction (as Song et al.
+        2023, section 3.2); with no noise of the measurement it is the projection of Wang et al. (2023, eq. 13).
+        """
+        mean = self.base.denoised_unit(noisy, level)
+        matrix, noise = self.measurement.matrix.to(mean), self.measurement.noise
+        rows = matrix * self.scale.flatten()
+        level = torch.as_tensor(level)
+        alpha, sigma = (float(value[level]) for value in (self.schedule.alpha_bar, self.schedule.sigma_bar))
+        variance = sigma**2 / (alpha**2 + sigma**2)
+        ridge = max(noise**2, 1e-6 * variance) * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+        misfit = self.measurement.observed.to(mean) - matrix @ self.loc.flatten() - mean.flatten(-3) @ rows.mT
+        solved = torch.linalg.solve(variance * rows @ rows.mT + ridge, misfit.mT).mT
+        corrected: Tensor = mean + variance * (solved @ rows).reshape(mean.shape)
+        return corrected
 
     def potential(self, level: int | Tensor = 0) -> Potential:
         base, like = self.base, self.loc

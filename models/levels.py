@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_event, shape_text
+from energyppl._checks import append_dims, check_event, shape_text
+from energyppl.autodiff.gradient import gradient_only
 from energyppl.errors import CheckpointError
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.normalizing.levels import anneal_through_levels
@@ -47,7 +48,8 @@ class LevelEnergies(KernelModel):
         levels: how many have an energy; those below white noise if None.
     """
 
-    label: Tensor | None = None  # the class or classes asked of it
+    conditions: Tensor | None = None  # the class or classes, context or contexts asked of it
+    condition_dims: int = 0  # dimensions of one: none for a class
     guidance: float = 0.0
     initializer: nn.Module | None
 
@@ -92,7 +94,29 @@ class LevelEnergies(KernelModel):
             known = self._energies[level] = _Known(self._at_level(level, None, 0.0), like)
         return known.potential
 
-    def _at_level(self, level: int | Tensor, label: Tensor | None, guidance: float) -> AtLevel:
+    def denoised(self, noisy: Tensor, level: int) -> Tensor:
+        """Return the mean of the clean data given noisy ones, ``(*batch, *event)``, in data coordinates (Tweedie).
+
+        It is clamped to the range of the data that the model was standardized to.
+
+        Args:
+            noisy: points of ``level``, as :meth:`diffuse` makes them.
+            level: t.
+        """
+        check_event("noisy", noisy, self.event_shape)
+        return self.from_unit(self.denoised_unit(self.to_unit(noisy), level))
+
+    def denoised_unit(self, noisy: Tensor, level: int | Tensor) -> Tensor:
+        """Return :meth:`denoised` in standardized coordinates."""
+        level = torch.as_tensor(level, device=self.loc.device)
+        grad = gradient_only(self.potential(level), noisy)
+        alpha, sigma = (
+            append_dims(value.to(noisy)[level], noisy) for value in (self.schedule.alpha_bar, self.schedule.sigma_bar)
+        )
+        low, high = ((end - self.loc) / self.scale for end in (self.low, self.high))
+        return ((noisy - sigma**2 * grad) / alpha).clamp(low, high)
+
+    def _at_level(self, level: int | Tensor, condition: Tensor | None, guidance: float) -> AtLevel:
         self.schedule.check_level(level, marginal=self.levels > self.schedule.levels)
         level = torch.as_tensor(level, device=self.loc.device)
         scale: float | Tensor = 1.0
@@ -100,7 +124,7 @@ class LevelEnergies(KernelModel):
             value = self._marginal_std.to(self.loc)[level]
             scale = value.reshape(*value.shape, *[1] * len(self.event_shape))
         net, each, log_snr = self._network()
-        return AtLevel(net, level, self.event_shape, 0.0, scale, each, label, guidance, log_snr)
+        return AtLevel(net, level, self.event_shape, 0.0, scale, each, condition, guidance, log_snr)
 
     def _network(self) -> tuple[nn.Module, bool, Tensor | None]:
         """Return the network, whether it wants a level for each point, and its log-SNRs if it is continuous.
@@ -111,10 +135,14 @@ class LevelEnergies(KernelModel):
             log_snr = None
             if getattr(self.net, "continuous", False):
                 log_snr = self.schedule.log_snr[: self.levels].clamp(-_MAX_LOG_SNR, _MAX_LOG_SNR).to(self.loc)
-            each = needs_level_for_each(self.net, self.levels, self.loc, log_snr)
+            each = needs_level_for_each(self.net, self.levels, self.loc, log_snr, self._trial_condition())
             self._trial = _Trial(self.net, each, log_snr)
         log_snr = self._trial.log_snr
         return self.net, self._trial.each, None if log_snr is None else log_snr.to(self.loc)
+
+    def _trial_condition(self) -> tuple[Tensor, ...]:
+        """Return what the network is told of three points beside their levels: nothing."""
+        return ()
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

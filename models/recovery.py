@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -15,6 +15,8 @@ from energyppl.distributions import RecoveryDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
+from energyppl.inference.levels.ancestral import descend_by_denoising
+from energyppl.inference.levels.coupling import moves_needed
 from energyppl.inference.levels.generation import Generation, LevelTuning, generate, tune_levels
 from energyppl.inference.levels.initializers import check_initializer, recovery_proposal, recovery_start
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt
@@ -23,7 +25,7 @@ from energyppl.inference.objectives.contrastive import FromNegatives
 from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.sampling.run_chain import run_chain
-from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
+from energyppl.models._cache import KnownMoves, LevelIntegrals, WeightKeyedCache
 from energyppl.models._network_checks import check_label, event_shape_of
 from energyppl.models.base import called_sentence
 from energyppl.models.levels import LevelEnergies
@@ -31,7 +33,7 @@ from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["RecoveryEBM", "RecoveryView"]
+__all__ = ["ConditionView", "RecoveryEBM", "RecoveryView"]
 
 _FEW_DIMENSIONS = 4  # up to here proposals from the tilt are accepted so often that a gradient doesn't pay
 _MOVES, _FEWEST_MOVES = 480, 8  # of a sample through all levels, and at each
@@ -79,11 +81,21 @@ class RecoveryEBM(LevelEnergies):
         kernel: TunableKernel | None = None,
         initializer: nn.Module | None = None,
     ) -> None:
-        few = math.prod(event_shape_of(net, event_shape)) <= _FEW_DIMENSIONS
-        default = CrankNicolson() if few else CrankNicolsonLangevin()
-        super().__init__(net, schedule, event_shape, default if kernel is None else kernel)
+        if getattr(net, "context_shape", None) is not None:
+            raise InvalidInput(
+                f"the network {type(net).__name__} is told contexts, which a RecoveryEBM has none of: build "
+                "ConditionalEBM(net, schedule) of energyppl.models"
+            )
+        super().__init__(net, schedule, event_shape, default_kernel(net, event_shape) if kernel is None else kernel)
         check_initializer(initializer, self)
         self.initializer = None if initializer is None else initializer.to(self.loc)
+        self._known_moves = KnownMoves(self._kept)
+
+    @property
+    def denoises(self) -> bool:
+        """Whether samples come by the energy's own denoiser: of a continuous network of images, without initializer."""
+        continuous = bool(getattr(self.net, "continuous", False))
+        return continuous and len(self.event_shape) == 3 and self.initializer is None
 
     @property
     def unconditional(self) -> "RecoveryEBM":
@@ -104,7 +116,11 @@ class RecoveryEBM(LevelEnergies):
         Raises:
             InvalidInput: for a network without classes, or labels out of range.
         """
-        return _ClassView(self, check_label(self.net, label, guidance), guidance)
+        return self.view(check_label(self.net, label, guidance), guidance)
+
+    def view(self, condition: Tensor | None, guidance: float = 0.0) -> "RecoveryEBM":
+        """Return the model of a condition, or of each row's own, as :meth:`given` does after its checks."""
+        return ConditionView(self, condition, guidance)
 
     @checked
     def recovery(
@@ -175,8 +191,8 @@ class RecoveryEBM(LevelEnergies):
         Args:
             sample_shape: shape of the batch.
             level: where to stop; 0 is the data.
-            steps: of the chains at each level, an evaluation of the energy each; if None 480 over all of
-                the schedule's levels, at least 8 at each.
+            steps: of the chains at each level, an evaluation of the energy each; if None those of :attr:`moves`.
+                Where the model :attr:`denoises`, its own denoiser draws where they begin, and none are made if None.
             denoise: finish at level 0 with the mean of the clean data (Tweedie).
             micro_batch: samples at a time, so that memory is bounded; all at once if None.
         """
@@ -196,9 +212,50 @@ class RecoveryEBM(LevelEnergies):
         """Sample as :meth:`sample` does, with the path from noise and acceptances, in standardized coordinates."""
         self.schedule.check_level(level)
         shape = check_shape("sample_shape", sample_shape)
-        if steps is None:
-            steps = max(_FEWEST_MOVES, round(_MOVES / self.schedule.levels))
-        return generate(self, shape, steps=steps, last=level, denoise=denoise, micro_batch=micro_batch)
+        options = {"last": level, "denoise": denoise, "micro_batch": micro_batch}
+        if self.denoises:
+            return generate(self, shape, steps=steps or 0, descend=descend_by_denoising, **options)  # type: ignore[arg-type]
+        return generate(self, shape, steps=self.moves if steps is None else steps, **options)  # type: ignore[arg-type]
+
+    @property
+    def moves(self) -> tuple[int, ...]:
+        """The moves that a sample makes at each level, from level 0 up, an evaluation of the energy each.
+
+        480 over all of the schedule's levels, at least 8 at each; where :meth:`measure_moves` has found that fewer do
+        for these very weights and step sizes, those.  Files and state dicts keep what was found.
+        """
+        return self._known_moves.find(self) or (self._most_moves,) * self.schedule.levels
+
+    def measure_moves(self) -> tuple[int, ...]:
+        """Find how many :attr:`moves` bring each level's chains to their target, and keep it until the weights change.
+
+        Pairs of chains on the same random numbers meet, and the times when they do bound how far a chain is from its
+        target (Biswas, Jacob & Vanetti 2019).  No level takes more moves than without measuring.  ``fit`` measures
+        once, when training ends.  Only chains without a gradient, as in few dimensions, meet so: others keep theirs.
+
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((1,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> ebm.moves
+        (160, 160, 160)
+        >>> max(ebm.measure_moves()) < 160
+        True
+        """
+        if isinstance(self.kernel, CrankNicolson):
+            self._known_moves.keep(self, moves_needed(self, self._most_moves))
+        return self.moves
+
+    @property
+    def _most_moves(self) -> int:
+        return max(_FEWEST_MOVES, round(_MOVES / self.schedule.levels))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        packed = self._known_moves.packed(self)
+        if packed is not None:
+            destination[prefix + "moves"] = packed
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        self._known_moves.unpack(state_dict.pop(prefix + "moves", None), self.schedule.levels)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @checked
     def tune(self, data: Tensor, kernel: TunableKernel | None = None, *, steps: int = 100) -> LevelTuning:
@@ -306,12 +363,13 @@ class RecoveryView(RecoveryEBM):
         initializer: where recovery chains begin; as without one if None.
     """
 
-    def __init__(self, base: RecoveryEBM, initializer: nn.Module | None) -> None:
+    def __init__(self, base: LevelEnergies, initializer: nn.Module | None) -> None:
         nn.Module.__init__(self)
-        self.base = base
+        self.base = cast(RecoveryEBM, base)
         self.initializer = initializer
         self._kept = WeightKeyedCache()
         self._integrals = LevelIntegrals(self._kept)
+        self._known_moves = KnownMoves(self._kept)
 
     def __getattr__(self, name: str) -> Any:
         """Look up in the base what the view itself lacks."""
@@ -321,6 +379,11 @@ class RecoveryView(RecoveryEBM):
             if name == "base":
                 raise
             return getattr(super().__getattr__("base"), name)
+
+    @property
+    def denoises(self) -> bool:
+        """Whether samples come by the energy's own denoiser; a combined energy at a noisy level knows none."""
+        return False
 
     def potential(self, level: int | Tensor = 0) -> Potential:
         """Return the view's energy at a level, in standardized coordinates."""
@@ -336,23 +399,45 @@ class RecoveryView(RecoveryEBM):
         self.base.kernel = kernel
 
 
-class _ClassView(RecoveryView):
-    """A model given a class, or a class for each point, with guidance."""
+class ConditionView(RecoveryView):
+    """A model given a class or a context, or one for each point, with guidance.
 
-    def __init__(self, base: RecoveryEBM, label: Tensor, guidance: float) -> None:
+    Args:
+        base: the model of all conditions.
+        condition: what its network is told beside the level; nothing if None.
+        guidance: the weight w.
+    """
+
+    def __init__(self, base: LevelEnergies, condition: Tensor | None, guidance: float = 0.0) -> None:
         super().__init__(base, base.initializer)
-        self.label = label
+        self.conditions = condition
+        self.condition_dims = base.condition_dims
         self.guidance = float(guidance)
 
     @property
+    def denoises(self) -> bool:
+        """Whether samples come by the energy's own denoiser, as the other model's do."""
+        return self.base.denoises
+
+    @property
     def unconditional(self) -> RecoveryEBM:
-        """The model that the class was asked of."""
+        """The model that the condition was asked of."""
         return self.base
 
     def given(self, label: int | Tensor, *, guidance: float = 0.0) -> RecoveryEBM:
         """Return the model of another class."""
         return self.base.given(label, guidance=guidance)
 
+    def view(self, condition: Tensor | None, guidance: float = 0.0) -> RecoveryEBM:
+        """Return the model of another condition."""
+        return self.base.view(condition, guidance)
+
     def potential(self, level: int | Tensor = 0) -> Potential:
-        """Return the class's energy at a level, in standardized coordinates."""
-        return self.base._at_level(level, self.label, self.guidance)
+        """Return the condition's energy at a level, in standardized coordinates."""
+        return self.base._at_level(level, self.conditions, self.guidance)
+
+
+def default_kernel(net: nn.Module, event_shape: Sequence[int] | None) -> TunableKernel:
+    """Return the kernel that moves recovery chains where none is chosen: with the gradient in many dimensions."""
+    few = math.prod(event_shape_of(net, event_shape)) <= _FEW_DIMENSIONS
+    return CrankNicolson() if few else CrankNicolsonLangevin()

@@ -18,17 +18,21 @@ from energyppl.inference import kernels
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models import networks
 from energyppl.models.base import EnergyModel
+from energyppl.models.conditional import ConditionalEBM
 from energyppl.models.ebm import EBM
 from energyppl.models.joint import JointEBM
 from energyppl.models.multiscale import MultiscaleEBM
 from energyppl.models.networks.recipe import rebuilt
 from energyppl.models.recovery import RecoveryEBM
+from energyppl.safetensors_files import is_safetensors, load_safetensors, save_safetensors
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["load", "save"]
 
 _FORMAT = "energyppl-model-1"
-_MODELS: dict[str, type[Any]] = {cls.__name__: cls for cls in (EBM, JointEBM, MultiscaleEBM, RecoveryEBM)}
+_MODELS: dict[str, type[Any]] = {
+    cls.__name__: cls for cls in (ConditionalEBM, EBM, JointEBM, MultiscaleEBM, RecoveryEBM)
+}
 _NETWORKS: dict[str, type[Any]] = {name: getattr(networks, name) for name in networks.__all__}
 _KERNELS: dict[str, type[Any]] = {
     name: cls for name in kernels.__all__ if is_dataclass(cls := getattr(kernels, name)) and isinstance(cls, type)
@@ -42,6 +46,8 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
     The file holds the weights, the schedule, the kernel and its step sizes, the standardization, and log Z where
     annealing has found it and the weights are still the same.  Of this library's networks it holds the arguments too;
     another network is not part of the file but for its weights, and is passed to :func:`load`.  No pickle is written.
+    A path that ends in ``.safetensors`` makes a file of that kind, whose weights other tools read by name; it needs the
+    package and has no checksum.
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "rings.ebm"
@@ -53,7 +59,7 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
     True
 
     Args:
-        model: an ``EBM``, ``RecoveryEBM``, ``JointEBM`` or ``MultiscaleEBM``, on any device.
+        model: an ``EBM``, ``RecoveryEBM``, ``ConditionalEBM``, ``JointEBM`` or ``MultiscaleEBM``, on any device.
         path: of the file; its folder is made if it is not there, and an older file is replaced.
 
     Raises:
@@ -67,24 +73,34 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
             "again after loading"
         )
     initializer = getattr(model, "initializer", None)
-    schedule = getattr(model, "schedule", None)
+    schedule, weights = getattr(model, "schedule", None), dict(model.state_dict())
     tree = {
         "format": _FORMAT,
         "kind": kind,
         "event_shape": list(model.event_shape),
         "net": _network_record(_network(model)),
         "initializer": None if initializer is None else _network_record(initializer),
+        "contexts": _context_record(model) if isinstance(model, ConditionalEBM) else None,
         "schedule": None if schedule is None else {f.name: getattr(schedule, f.name) for f in fields(schedule)},
         "kernels": [_packed(k) for k in (model.initial_kernel, model.kernel)] if hasattr(model, "kernel") else None,
         "base_sigma": getattr(model, "base_sigma", None),
-        "weights": dict(model.state_dict()),
+        "weights": weights,
         "in_training": [name for name, module in model.named_modules() if module.training],
         "log_z": _known_log_z(model),
     }
-    save_checkpoint(path, tree)
+    if is_safetensors(path):
+        save_safetensors(path, tree, weights)
+    else:
+        save_checkpoint(path, tree)
 
 
-def load(path: str | os.PathLike[str], net: nn.Module | None = None, *, initializer: nn.Module | None = None) -> Any:
+def load(
+    path: str | os.PathLike[str],
+    net: nn.Module | None = None,
+    *,
+    initializer: nn.Module | None = None,
+    encoder: nn.Module | None = None,
+) -> Any:
     """Read a model that :func:`save` wrote, on the CPU: energies and samples are the same bit for bit.
 
     Args:
@@ -92,6 +108,7 @@ def load(path: str | os.PathLike[str], net: nn.Module | None = None, *, initiali
         net: a network of your own, built as it was when the model was trained, on the device where the model is to
             be; its weights are overwritten.  The file's own description is used if None.
         initializer: likewise.
+        encoder: of a conditional model's contexts, likewise.
 
     Returns:
         The model, of the class that was saved.
@@ -101,7 +118,7 @@ def load(path: str | os.PathLike[str], net: nn.Module | None = None, *, initiali
         InvalidInput: if a network of your own is missing, or differs in the names, shapes or dtypes of its weights.
     """
     path = as_path(path)
-    tree = load_checkpoint(path)
+    tree = load_safetensors(path) if is_safetensors(path) else load_checkpoint(path)
     if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
         found = tree.get("format", "a training run") if isinstance(tree, dict) else type(tree).__name__
         raise CheckpointError(f"{path} must hold a model that save wrote; it holds {found}: pass another file")
@@ -113,7 +130,8 @@ def load(path: str | os.PathLike[str], net: nn.Module | None = None, *, initiali
             initializer = _fitting("initializer", initializer, tree["initializer"], _under("initializer.", weights))
         elif initializer is not None:
             raise InvalidInput("the file's model has no initializer; got one: leave it out")
-        model = _build(tree, net, initializer)
+        contexts = _unpacked_contexts(tree.get("contexts"), encoder, weights)
+        model = _build(tree, net, initializer, contexts)
         model.load_state_dict(weights)
         _require_same("the model", model.state_dict(), weights)
         for name, module in model.named_modules():
@@ -123,10 +141,10 @@ def load(path: str | os.PathLike[str], net: nn.Module | None = None, *, initiali
     return model
 
 
-def _build(tree: Mapping[str, Any], net: nn.Module, initializer: nn.Module | None) -> Any:
+def _build(tree: Mapping[str, Any], net: nn.Module, initializer: nn.Module | None, contexts: dict[str, Any]) -> Any:
     """Build a model of the kind, with weights of its own."""
     cls = _MODELS[tree["kind"]]
-    options: dict[str, Any] = {"event_shape": tuple(tree["event_shape"])}
+    options: dict[str, Any] = {"event_shape": tuple(tree["event_shape"]), **contexts}
     if tree["kernels"] is not None:
         options["kernel"] = _unpacked(tree["kernels"][0])
     if initializer is not None:
@@ -194,6 +212,23 @@ def _require_same(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Te
                 f"{what} must have the weights of the file; {name} is {here} here and {there} there: build it as it "
                 "was when the model was saved"
             )
+
+
+def _context_record(model: ConditionalEBM) -> dict[str, Any]:
+    encoder = model.contexts.encoder
+    return {"shape": list(model.context_shape), "encoder": None if encoder is None else _network_record(encoder)}
+
+
+def _unpacked_contexts(
+    record: Mapping[str, Any] | None, encoder: nn.Module | None, weights: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Return a conditional model's arguments that are about its contexts; none of other models."""
+    if record is None or record["encoder"] is None:
+        if encoder is not None:
+            raise InvalidInput("the file's model has no encoder; got one: leave it out")
+        return {} if record is None else {"context_shape": tuple(record["shape"])}
+    encoder = _fitting("encoder", encoder, record["encoder"], _under("contexts.encoder.", weights))
+    return {"context_shape": tuple(record["shape"]), "encoder": encoder}
 
 
 # --- Kernels ---

@@ -15,6 +15,7 @@ it is used.
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,13 +66,17 @@ class BoundPotential(Wrapper):
 
     def evaluate(self, what: Evaluation, x: Tensor) -> Values:
         """Work out energy, gradient or both at the points ``x``, ``(*batch, *event)``."""
+        return self.serving(what, x)(x)
+
+    def serving(self, what: Evaluation, x: Tensor) -> Callable[[Tensor], Values]:
+        """Return what works it out at points like ``x``, for a loop over points of one shape."""
         if torch.is_autocast_enabled(x.device.type):
-            return what(self.unbound, x)
+            return partial(what, self.unbound)
         key = (what, x.shape, x.dtype, x.device)
         serving = self._served.get(key)
         if serving is None:
             serving = self._served[key] = _serving(self.unbound, what, x)
-        return serving(x)
+        return serving
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle the potential that it was made from; programs can be neither, and are made again."""

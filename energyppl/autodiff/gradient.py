@@ -8,12 +8,13 @@ and gradient cost less than by eager autograd.
 
 import functools
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from energyppl._checks import check_event
-from energyppl.autodiff.bound import evaluate
+from energyppl.autodiff.bound import BoundPotential, evaluate
 from energyppl.autodiff.private import is_view
 from energyppl.autodiff.structure import ordinary, without_inference_tensors
 from energyppl.autodiff.tracing import Evaluation
@@ -26,6 +27,7 @@ __all__ = [
     "energy_and_grad",
     "energy_only",
     "gradient_only",
+    "gradients_along",
 ]
 
 
@@ -89,6 +91,20 @@ def gradient_only(potential: Callable[[Tensor], Tensor], x: Tensor, dtype: torch
     """
     (grad,) = evaluate(potential, eager_gradient if dtype is None else _autocast_gradient(dtype), x)
     return grad
+
+
+def gradients_along(
+    potential: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype | None = None
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Return :func:`gradient_only`, in a tuple, for the points of one trajectory: what serves it is looked up once.
+
+    Args:
+        potential: as for :func:`energy_and_grad`.
+        x: its first point, ``(*batch, *event)``.
+        dtype: as for :func:`energy_and_grad`.
+    """
+    what = eager_gradient if dtype is None else _autocast_gradient(dtype)
+    return potential.serving(what, x) if isinstance(potential, BoundPotential) else partial(evaluate, potential, what)
 
 
 def eager_energy_and_grad(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

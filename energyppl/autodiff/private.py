@@ -16,6 +16,7 @@ __all__ = [
     "WeakTensorKeyDictionary",
     "below_autograd",
     "fused_linear",
+    "has_fast_bfloat16",
     "hook_tables",
     "is_mutable",
     "is_transformed",
@@ -24,6 +25,7 @@ __all__ = [
     "out_of_place",
     "returns_view",
     "short_binding",
+    "will_run",
 ]
 
 OpOverload = torch._ops.OpOverload
@@ -46,9 +48,16 @@ class AdamW(torch.optim.AdamW):
 
 
 def fused_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute ``rows @ weight.T + bias`` by oneDNN."""
+    """Compute ``rows @ weight.T + bias`` by oneDNN, which takes a thousand times as long for a weight with gaps."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return product
+
+
+def has_fast_bfloat16() -> bool:
+    """Tell whether the processor multiplies matrices of bfloat16 itself, so that half precision saves time on it."""
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def is_transformed() -> bool:
@@ -93,3 +102,8 @@ def module_tables(module: nn.Module) -> list[dict[str, Any]]:
 def hook_tables(module: nn.Module) -> list[dict[Any, Any]]:
     """Return a module's own dictionaries of hooks that run with its forward pass."""
     return [module._forward_hooks, module._forward_pre_hooks]
+
+
+def will_run(node: Any) -> bool:
+    """Tell, inside a backward pass, whether it goes on to a node of the graph; of a leaf that is not known: yes."""
+    return hasattr(node, "variable") or torch._C._will_engine_execute_node(node)

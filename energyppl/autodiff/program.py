@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from energyppl.autodiff.private import fused_linear, short_binding
+from energyppl.autodiff.products import is_large
 from energyppl.autodiff.recording import kind_of
 
 __all__ = ["Program"]
@@ -31,7 +32,6 @@ _QUICK = {
     _aten.cat.default: torch.cat,
     _aten.select.int: torch.select,
 }
-_ROWS, _COLUMNS = 256, 32  # of a product from which on oneDNN is the faster
 
 
 class Program:
@@ -131,7 +131,4 @@ def _biased_product(bias: Tensor, rows: Tensor, matrix: Tensor) -> Tensor:
 
 def _is_large(rows: Any, matrix: Any) -> bool:
     rows, matrix = kind_of(rows), kind_of(matrix)
-    large = rows.shape[0] >= _ROWS and min(matrix.shape) >= _COLUMNS
-    return bool(
-        large and rows.dtype == torch.float32 and rows.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    )
+    return is_large(rows.shape[0], matrix.shape, rows)

@@ -6,17 +6,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
+import pandas as pd
+import torch
 
 import energyppl as ep
-from energyppl.cli.comparison import show_run
+from energyppl._checks import check_count
+from energyppl._progress import doing, progress_bar
+from energyppl.cli.comparison import quality_of_run, show_run
 from energyppl.cli.demo import run_demo
 from energyppl.cli.diagnosis import diagnose_run
-from energyppl.cli.quality import quality_of_run
-from energyppl.cli.runs import fit_table, interrupted, load_run, settings_for, write_samples
+from energyppl.cli.image_runs import holds_images, is_image_run, require_table_run
+from energyppl.cli.images import fit_images, sample_images, show_images
+from energyppl.cli.runs import (
+    Settings,
+    check_kind_of_file,
+    fit_table,
+    interrupted,
+    load_run,
+    settings_for,
+    write_frame,
+)
 from energyppl.cli.scoring import logz_run, score_run
 
-__all__ = ["demo", "diagnose", "fit", "logz", "sample", "score", "show"]
+__all__ = ["compare", "demo", "diagnose", "fit", "impute", "logz", "sample", "score", "show"]
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -41,19 +53,30 @@ def demo(options: argparse.Namespace) -> None:
     )
 
 
+_OF_FIT = (
+    *("array", "columns", "drop", "missing", "decimal", "transforms", "labels"),
+    *("seed", "steps", "levels", "batch_size", "learning_rate"),
+)
+
+
 def fit(options: argparse.Namespace) -> None:
-    """Train on a table, and print how good the model is."""
-    names = ("array", "seed", "steps", "levels", "batch_size", "learning_rate")
-    chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    """Train on a table or on images, and print how good the model is."""
+    chosen = {name: getattr(options, name) for name in _OF_FIT if getattr(options, name) is not None}
+    talk = not options.quiet
+    if holds_images(options.file, options.array):
+        _fit_images(options, chosen)
+        return
+    if options.labels is not None:
+        raise ep.InvalidInput(f"only images have labels; {options.file} is a table: leave --labels out")
     settings = settings_for(options.out, chosen)
     try:
-        record, _ = fit_table(options.file, options.out, settings)
+        record, _ = fit_table(options.file, options.out, settings, device=options.device, progress=talk)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted(options.out)) from None
     before = record["steps_before"]
     try:
         with _warnings_of_log_z_ignored():
-            found = quality_of_run(options.out, seed=record["settings"]["seed"])
+            found = quality_of_run(options.out, seed=record["settings"]["seed"], device=options.device, progress=talk)
         measured, verdict = _quality(found), found["verdict"]
     except ep.EnergyPPLError as error:
         measured, verdict = {}, [f"the model is trained, but how good it is could not be measured: {error}"]
@@ -74,18 +97,114 @@ def fit(options: argparse.Namespace) -> None:
     _say(verdict)
 
 
+def _fit_images(options: argparse.Namespace, chosen: dict[str, Any]) -> None:
+    try:
+        lines = fit_images(options.file, options.out, chosen, device=options.device, progress=not options.quiet)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(interrupted(options.out)) from None
+    _table(str(options.file), lines)
+
+
 def sample(options: argparse.Namespace) -> None:
     """Draw from a run and write the samples."""
-    fitted = load_run(options.run)
-    pyro.set_rng_seed(options.seed)
-    write_samples(fitted, options.n, options.out, raw=options.raw)
-    print(f"{options.n} samples of {', '.join(fitted.columns)} in {options.out}")
+    if is_image_run(options.run):
+        _sample_images(options)
+        return
+    if options.label is not None or options.guidance is not None:
+        raise ep.InvalidInput(
+            f"only images have classes; {options.run} is of a table: leave --label and --guidance out"
+        )
+    model = load_run(options.run, device=options.device)
+    check_kind_of_file(options.out)
+    check_count("the number of samples", options.n)
+    torch.manual_seed(options.seed)
+    with doing(f"drawing {options.n:,} samples", show=not options.quiet):
+        if options.given:
+            frame = model.sample(options.n, options.given, seed=options.seed)
+        elif options.raw:
+            frame = pd.DataFrame(model.sample_values(options.n, rounded=False), columns=list(model.columns))
+        else:
+            frame = model.sample(options.n)
+    write_frame(frame, options.out)
+    given = ", given " + ", ".join(f"{name}={value}" for name, value in (options.given or {}).items())
+    print(f"{options.n} samples of {', '.join(model.columns)} in {options.out}{given if options.given else ''}")
+
+
+def _sample_images(options: argparse.Namespace) -> None:
+    if options.given or options.raw:
+        raise ep.InvalidInput(f"--given and --raw are for tables; {options.run} is of images: leave them out")
+    of_class = {"label": options.label, "guidance": options.guidance, "seed": options.seed}
+    print(sample_images(options.run, options.n, options.out, device=options.device, **of_class))
+
+
+def impute(options: argparse.Namespace) -> None:
+    """Fill a table's missing cells, and write the best values, the cells and completed tables."""
+    require_table_run(options.run, "impute")
+    model = load_run(options.run, device=options.device)
+    check_kind_of_file(options.out)
+    settings = Settings(array=options.array, decimal=options.decimal or ".", missing="impute")
+    with doing(f"reading {options.file}", show=not options.quiet):
+        table = settings.read(options.file, model.table)
+    draws = max(options.draws, options.multiple)
+    rounds = model.fill_rounds(draws * int(table.missing.any(1).sum()))
+    with progress_bar(total=rounds, desc="imputing", disable=options.quiet) as bar:
+        found = ep.tables.impute(model, table, draws=draws, seed=options.seed, tick=bar.update)
+    write_frame(found.best(), options.out)
+    written = [str(options.out)]
+    for number, frame in enumerate(found.completed()[: options.multiple], 1):
+        path = options.out.with_name(f"{options.out.stem}-{number}{options.out.suffix}")
+        write_frame(frame, path)
+        written.append(str(path))
+    if options.cells is not None:
+        write_frame(found.cells(), options.cells)
+        written.append(str(options.cells))
+    counts = pd.Series(found.table.missing.sum(0), index=list(model.columns))
+    _table(
+        str(options.file),
+        {
+            "missing cells": ", ".join(f"{name} {count}" for name, count in counts.items() if count),
+            "draws": f"{draws} of each, given the cells that are there",
+            "written": ", ".join(written),
+        },
+    )
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Test whether two tables are of one distribution, and print what differs."""
+    chosen = {name: value for name in ("columns", "drop", "missing") if (value := getattr(options, name)) is not None}
+    settings = Settings(decimal=options.decimal, **chosen)
+    with doing(f"reading {options.first} and {options.second}", show=not options.quiet):
+        one, other = (settings.read(file) for file in (options.first, options.second))
+    with doing("comparing", show=not options.quiet):
+        found = ep.tables.compare(one, other, seed=options.seed)
+    if options.out is not None:
+        write_frame(found.rows, options.out)
+    _table(
+        f"{options.first} and {options.second}",
+        {
+            "rows": f"{len(one.values)} and {len(other.values)}",
+            "energy distance": f"{found.statistic:.4f}, p = {found.p_value:.3f}",
+            **{f"column {own.column}": f"{own.said} (p = {own.p_value:.2g})" for own in found.columns[:5].itertuples()},
+            **({"written": str(options.out)} if options.out else {}),
+        },
+    )
+    if len(found.rows) and options.first_rows:
+        print(f"\n{'table':>8}{'row':>8}   neighbours of its own table")
+        for own in found.rows[: options.first_rows].itertuples():
+            print(f"{own.table:>8}{own.row:>8}   {own.own_neighbours:.0%}")
+    _say(found.verdict)
 
 
 def show(options: argparse.Namespace) -> None:
-    """Compare a run with its held-out rows, and print both beside each other."""
+    """Compare a run with its held-out rows or images, and print both beside each other."""
+    if is_image_run(options.run):
+        lines, verdict = show_images(options.run, options.n, seed=options.seed, device=options.device)
+        _table(str(options.run), lines)
+        _say(verdict)
+        return
     with _warnings_of_log_z_ignored():
-        report = show_run(options.run, count=options.n, seed=options.seed)
+        chosen = {"count": options.n, "seed": options.seed, "device": options.device}
+        report = show_run(options.run, progress=not options.quiet, **chosen)
     lines = {**_about(report)}
     if "largest_correlation_difference" in report:
         worst = report["largest_correlation_difference"]
@@ -102,13 +221,19 @@ def show(options: argparse.Namespace) -> None:
         for side, values in sides.items():
             label = f"{name[:16]:<16}" if side == "held_out" else " " * 16
             print(f"{label} {side.replace('_', '-'):<10}" + "".join(f"{values[head]:>12.4g}" for head in heads))
+    for name, labels in report["shares"].items():
+        print(f"{name[:16]:<16} share of rows, held-out and samples")
+        for label, sides in labels.items():
+            print(f"{'':<17}{label[:24]:<24}{sides['held_out']:>8.1%}{sides['samples']:>8.1%}")
     _say(report["verdict"])
 
 
 def diagnose(options: argparse.Namespace) -> None:
     """Run long chains on a run's energy, and print what they show."""
+    require_table_run(options.run, "diagnose")
     out = options.run if options.out is None else options.out
-    report = diagnose_run(options.run, chains=options.chains, draws=options.draws, seed=options.seed, out=out)
+    chosen = {name: getattr(options, name) for name in ("chains", "draws", "seed", "device")}
+    report = diagnose_run(options.run, out=out, progress=not options.quiet, **chosen)
     r_hat, bulk, tail, drift = (report[name] for name in ("r_hat", "ess_bulk", "ess_tail", "drift"))
     count, draws = report["chains"], report["draws"]
     lines = {
@@ -146,16 +271,21 @@ def diagnose(options: argparse.Namespace) -> None:
 
 def logz(options: argparse.Namespace) -> None:
     """Estimate a run's log Z and print it."""
+    require_table_run(options.run, "logz")
     with _warnings_of_log_z_ignored():
-        found, pictures = logz_run(options.run, tolerance=options.tolerance, seed=options.seed)
+        chosen = {name: getattr(options, name) for name in ("tolerance", "seed", "device")}
+        found, pictures = logz_run(options.run, progress=not options.quiet, **chosen)
     print(found)
     print(f"  kept in {', '.join([str(options.run / 'logz.json'), *pictures])}")
 
 
 def score(options: argparse.Namespace) -> None:
-    """Score the rows of a table, and print the strangest."""
+    """Score the rows of a table, and print the strangest with what makes them so."""
+    require_table_run(options.run, "score")
+    settings = Settings(array=options.array, decimal=options.decimal or ".")
+    chosen = {name: getattr(options, name) for name in ("first", "seed", "device")}
     with _warnings_of_log_z_ignored():
-        report = score_run(options.run, options.file, options.out, array=options.array, seed=options.seed)
+        report = score_run(options.run, options.file, options.out, settings, progress=not options.quiet, **chosen)
     log_z, count = report["log_z"], len(report["rows"])
     _table(
         str(options.file),
@@ -168,8 +298,8 @@ def score(options: argparse.Namespace) -> None:
         },
     )
     print(f"\n{'row':>8}{'log density':>14}   held-out rows less likely")
-    for row, score, below in report["rows"][: options.first]:
-        print(f"{row:>8}{score:>14.4f}   {below:.1%}")
+    for own in report["rows"][: options.first].itertuples():
+        print(f"{own.row:>8}{own.log_density:>14.4f}   {own.held_out_rows_less_likely:>6.1%}   {own.because}")
 
 
 @contextmanager
@@ -185,8 +315,9 @@ def _quality(found: dict[str, Any]) -> dict[str, str]:
     density, rows = found["log_density"], test["rows"]
     mean, of_log_z = (f"{value['value']:.3f} ± {value['standard_error']:.3f}" for value in (density, log_z))
     return {
-        "log density": f"{mean} nats, held-out rows on average, log Z's error included; they also chose the weights",
-        "log Z": f"{of_log_z} in standardized columns, where training alone implies 0, by {log_z['method']}",
+        "log density": f"{mean} nats, held-out rows on average, log Z's error included; they also chose the weights. A "
+        "density for each unit of continuous columns, a probability for each value of the others",
+        "log Z": f"{of_log_z} in standardized coordinates, where training alone implies 0, by {log_z['method']}",
         "energy distance": f"{test['statistic']:.4f}, p = {test['p_value']:.3f} ({rows[0]} held-out rows, {rows[1]} "
         "samples)",
     }
@@ -209,12 +340,9 @@ def _about(record: dict[str, Any]) -> dict[str, str]:
         "columns": ", ".join(record["columns"]),
         "training": f"{record['steps']} steps in {record['seconds']:.0f} s; {record['stopped']}",
     }
-    if record["dequantized"]:
-        gaps = ", ".join(f"{name} ({gap:.3g})" for name, gap in record["dequantized"].items())
-        lines["dequantized"] = f"{gaps}: discrete, spread over their smallest gap while training"
-    if record["spikes"]:
-        shares = ", ".join(f"{name} ({share:.0%} of rows)" for name, share in record["spikes"].items())
-        lines["warning"] = f"one value repeats in {shares}: a smooth density can't hold such a spike"
+    lines["taken"] = "; ".join(f"{name} {words}" for name, words in record["transforms"].items())
+    if record["missing"]:
+        lines["missing"] = f"{record['missing']} cells, drawn along the way"
     return lines
 
 

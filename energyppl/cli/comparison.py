@@ -5,39 +5,56 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro
+import torch
 from numpy.typing import NDArray
 
 from energyppl import plots
 from energyppl._files import write_json
-from energyppl.cli.quality import quality
-from energyppl.cli.runs import FittedTable, load_run
-from energyppl.cli.scoring import known_log_z
+from energyppl._progress import doing
+from energyppl.cli.runs import known_log_z, load_run
+from energyppl.tables.model import TableModel
+from energyppl.tables.quality import quality
 
-__all__ = ["show_run"]
+__all__ = ["quality_of_run", "show_run"]
+
+_SAMPLES = 1000
 
 
-def show_run(run: Path, *, count: int = 2000, seed: int = 0) -> dict[str, Any]:
+def quality_of_run(run: Path, *, seed: int = 0, device: str | None = None, progress: bool = True) -> dict[str, Any]:
+    """Measure a run on its held-out rows, by as many samples."""
+    fitted = load_run(run, device=device)
+    torch.manual_seed(seed)
+    with doing(f"drawing {_SAMPLES:,} samples", show=progress):
+        samples = fitted.sample_values(_SAMPLES)
+    log_z = known_log_z(run, fitted, seed=seed, progress=progress)
+    with doing("comparing with held-out rows", show=progress):
+        return quality(fitted, samples, log_z, seed=seed)
+
+
+def show_run(
+    run: Path, *, count: int = 2000, seed: int = 0, device: str | None = None, progress: bool = True
+) -> dict[str, Any]:
     """Compare held-out rows with samples, draw pictures, and write both into ``run``.
 
     Args:
         run: made by :func:`fit_table`.
         count: samples to draw.
         seed: of the samples.
+        device: where to work.
+        progress: say what is being done.
 
     Returns:
         The record of the training, as in ``run.json``; for each column the mean, the standard deviation and three
         quantiles of the held-out rows and the samples; the largest difference of correlations, with its columns; and
         what :func:`quality` finds.
     """
-    fitted = load_run(run)
-    pyro.set_rng_seed(seed)
-    samples = fitted.sample(count)
-    report = {
-        **fitted.record,
-        **_compare(fitted, samples),
-        **quality(fitted, samples, known_log_z(run, fitted, seed=seed), seed=seed),
-    }
+    fitted = load_run(run, device=device)
+    torch.manual_seed(seed)
+    with doing(f"drawing {count:,} samples", show=progress):
+        samples = fitted.sample_values(count)
+    log_z = known_log_z(run, fitted, seed=seed, progress=progress)
+    with doing("comparing with held-out rows", show=progress):
+        report = {**fitted.record, **_compare(fitted, samples), **quality(fitted, samples, log_z, seed=seed)}
     step = fitted.curves["step"]
     titles = {
         "energy gap, nats": "energy_gap",
@@ -48,22 +65,32 @@ def show_run(run: Path, *, count: int = 2000, seed: int = 0) -> dict[str, Any]:
         "held-out measure": "held_out",
     }
     name = Path(str(fitted.record["source"])).name
-    figures = {
-        "pairs.png": plots.pair_plot(fitted.rows, samples, fitted.columns, title=name),
-        "training.png": plots.training_curves(
-            {title: (step, fitted.curves[key]) for title, key in titles.items() if key in fitted.curves},
-            title=f"{name}: training",
-        ),
-    }
-    report["pictures"] = [str(plots.save_figure(figure, run / file)) for file, figure in figures.items()]
+    rows = fitted.rows[~np.isnan(fitted.rows).any(1)]
+    with doing("drawing pictures", show=progress):
+        figures = {
+            "pairs.png": plots.pair_plot(rows, samples, fitted.columns, title=name),
+            "training.png": plots.training_curves(
+                {title: (step, fitted.curves[key]) for title, key in titles.items() if key in fitted.curves},
+                title=f"{name}: training",
+            ),
+        }
+        report["pictures"] = [str(plots.save_figure(figure, run / file)) for file, figure in figures.items()]
     write_json(run / "report.json", report)
     return report
 
 
-def _compare(fitted: FittedTable, samples: NDArray[np.float64]) -> dict[str, Any]:
-    sides = {"held_out": fitted.held_out, "samples": samples}
-    columns = {}
-    for j, name in enumerate(fitted.columns):
+def _compare(fitted: TableModel, samples: NDArray[np.float64]) -> dict[str, Any]:
+    held_out = fitted.held_out[~np.isnan(fitted.held_out).any(1)]
+    sides = {"held_out": held_out, "samples": samples}
+    columns, shares = {}, {}
+    for j, (name, labels) in enumerate(zip(fitted.columns, fitted.table.labels, strict=True)):
+        if labels:
+            counts = {side: np.bincount(x[:, j].astype(int), minlength=len(labels)) for side, x in sides.items()}
+            shares[name] = {
+                str(label): {side: float(count[i] / count.sum()) for side, count in counts.items()}
+                for i, label in enumerate(labels)
+            }
+            continue
         columns[name] = {
             side: dict(
                 zip(
@@ -74,16 +101,17 @@ def _compare(fitted: FittedTable, samples: NDArray[np.float64]) -> dict[str, Any
             )
             for side, x in sides.items()
         }
-    found: dict[str, Any] = {"compared": columns}
-    if len(fitted.columns) > 1:
+    found: dict[str, Any] = {"compared": columns, "shares": shares}
+    numbers = [j for j, labels in enumerate(fitted.table.labels) if not labels]
+    if len(numbers) > 1:
         with np.errstate(invalid="ignore", divide="ignore"):  # a rare value can be missing from few held-out rows
-            here, there = (np.corrcoef(x.T) for x in sides.values())
+            here, there = (np.corrcoef(x[:, numbers].T) for x in sides.values())
         difference = np.nan_to_num(np.abs(here - there))
         i, j = divmod(int(difference.argmax()), len(difference))
         found["largest_correlation_difference"] = {
-            "columns": [fitted.columns[i], fitted.columns[j]],
+            "columns": [fitted.columns[numbers[i]], fitted.columns[numbers[j]]],
             "held_out": float(np.nan_to_num(here[i, j])),
             "samples": float(np.nan_to_num(there[i, j])),
-            "standard_error": 1.0 / math.sqrt(len(fitted.held_out)),
+            "standard_error": 1.0 / math.sqrt(len(held_out)),
         }
     return found

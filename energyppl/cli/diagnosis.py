@@ -16,8 +16,8 @@ from torch import Tensor
 from energyppl import plots
 from energyppl._checks import check_count
 from energyppl._files import whole_file
-from energyppl.cli.runs import FittedTable, load_run
-from energyppl.data.tables import Table, dequantize
+from energyppl._progress import doing
+from energyppl.cli.runs import load_run
 from energyppl.errors import EnergyPPLError
 from energyppl.inference.evaluation.chains import EnergyDrift, energy_drift, level_acceptance
 from energyppl.inference.kernels.contract import Kernel
@@ -26,6 +26,7 @@ from energyppl.inference.sampling.chains import Chains
 from energyppl.inference.sampling.sample_chains import sample_chains
 from energyppl.metrics.two_sample import energy_distance_test
 from energyppl.plots.base import save_figure
+from energyppl.tables.model import TableModel
 
 __all__ = ["diagnose_run"]
 
@@ -47,6 +48,7 @@ def diagnose_run(
     seed: int = 0,
     out: Path | None = None,
     kernel: Kernel | None = None,
+    device: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Run long chains on the energy of a run's level 0, half from held-out data and half from the model's own samples.
@@ -61,6 +63,7 @@ def diagnose_run(
         seed: of everything random.
         out: folder to write into; ``run`` if None.
         kernel: moves the chains; ``ChEES()`` if None.
+        device: where to run.
         progress: show a bar.
 
     Returns:
@@ -73,20 +76,21 @@ def diagnose_run(
     """
     check_count("chains", chains, at_least=_FEWEST_CHAINS)
     check_count("draws", draws, at_least=_FEWEST_DRAWS)
-    fitted, folder = load_run(run), run if out is None else out
+    fitted, folder = load_run(run, device=device), run if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     pyro.set_rng_seed(seed)
     half, data = chains // 2, _held_out(fitted)
     some = torch.randperm(len(data)) if half <= len(data) else torch.randint(len(data), (half,))
     found = _run(fitted, data[some[:half]], chains, draws, kernel, progress)
     # Compared with rows that few chains began at: a chain that has not moved must not speak for the model.
-    report = _measure(found, fitted, data, half, data[some.flip(0)[:_COMPARED]], _export(found, folder))
-    report["verdict"] = _verdict(report)
-    report["pictures"] = _draw(found, half, report, folder)
+    with doing("summarizing and drawing the chains", show=progress):
+        report = _measure(found, fitted, data, half, data[some.flip(0)[:_COMPARED]], _export(found, folder))
+        report["verdict"] = _verdict(report)
+        report["pictures"] = _draw(found, half, report, folder)
     return report
 
 
-def _run(fitted: FittedTable, starts: Tensor, chains: int, draws: int, kernel: Kernel | None, progress: bool) -> Chains:
+def _run(fitted: TableModel, starts: Tensor, chains: int, draws: int, kernel: Kernel | None, progress: bool) -> Chains:
     """Run chains from the rows ``starts`` and, the others, from the model's own samples, in the table's units."""
     init = torch.cat([starts, fitted.ebm.sample((chains - len(starts),))])
     if not bool(torch.isfinite(init).all()):
@@ -109,7 +113,7 @@ def _run(fitted: FittedTable, starts: Tensor, chains: int, draws: int, kernel: K
 
 
 def _measure(
-    found: Chains, fitted: FittedTable, data: Tensor, half: int, compared: Tensor, summary: Any
+    found: Chains, fitted: TableModel, data: Tensor, half: int, compared: Tensor, summary: Any
 ) -> dict[str, Any]:
     """Measure chains, the first ``half`` of them from data, and the held-out rows ``data``, for a report."""
     ebm = fitted.ebm
@@ -139,22 +143,20 @@ def _measure(
     }
 
 
-def _held_out(fitted: FittedTable) -> Tensor:
+def _held_out(fitted: TableModel) -> Tensor:
     """Return the held-out rows as the model has seen its data: discrete columns spread out, with level 0's noise."""
-    table = Table(fitted.held_out, fitted.columns, fitted.grids, "held-out rows")
-    spread = dequantize(table, torch.Generator().manual_seed(0)).values
-    standard = torch.as_tensor((spread - fitted.loc) / fitted.scale).to(fitted.ebm.loc)
-    return fitted.ebm.diffuse(standard, 0)
+    rows = fitted.held_out[~np.isnan(fitted.held_out).any(1)]
+    return fitted.ebm.diffuse(fitted.encode(rows)[0], 0)
 
 
-def _in_units(chains: Chains, fitted: FittedTable) -> Chains:
+def _in_units(chains: Chains, fitted: TableModel) -> Chains:
     """Return the same chains with the table's columns as their variables."""
     names = _names(fitted.columns)
-    loc, scale = torch.as_tensor(fitted.loc), torch.as_tensor(fitted.scale)
 
     def variables(points: Tensor) -> Mapping[str, Tensor]:
         # In float64: a column of large numbers that vary little has no room in float32.
-        values = points.double().cpu() * scale + loc
+        flat = points.double().cpu().reshape(-1, points.shape[-1]).numpy()
+        values = torch.as_tensor(fitted.transform.decode(flat, rounded=False)).reshape(*points.shape[:-1], -1)
         return dict(zip(names, values.unbind(-1), strict=True))
 
     warmup = None if chains.warmup is None else replace(chains.warmup, variables=variables)

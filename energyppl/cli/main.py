@@ -2,7 +2,9 @@
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from energyppl.cli.parser import make_parser
 from energyppl.errors import EnergyPPLError, InvalidInput
@@ -18,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _use_one_thread()
         from energyppl.cli import commands
 
-        getattr(commands, options.command)(options)
+        with _warnings_in_one_line():
+            getattr(commands, options.command)(options)
     except (EnergyPPLError, OSError) as error:
         print(f"energyppl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -26,6 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nenergyppl: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print warnings as the commands print errors, without the place in the source."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"energyppl: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _use_one_thread() -> None:

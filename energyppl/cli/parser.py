@@ -26,7 +26,7 @@ TOYS = (  # the names in energyppl.toys.TWO_DIMENSIONAL, which is not imported f
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser; the namespace that it returns names the command in ``command``."""
     parser = argparse.ArgumentParser(
-        prog="energyppl", description="Train energy-based models of tables, sample them, and judge them."
+        prog="energyppl", description="Train energy-based models of tables or images, sample them, and judge them."
     )
     parser.add_argument("--version", action="version", version=f"energyppl {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -44,33 +44,71 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random")
     demo.add_argument("--steps", type=int, default=1500, metavar="N", help="training steps at most")
 
-    fit = command("fit", "Train a model on a table of numbers, or go on with an earlier run, and say how good it is.")
-    fit.add_argument("file", type=Path, metavar="FILE", help="a .npy, .npz or .csv table")
+    fit = command("fit", "Train a model on a table or on images, or go on with an earlier run, and say how good it is.")
+    _table_file(fit, "; or images: a folder of PNGs and JPEGs, an IDX file, an array")
     fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to keep the run in")
-    fit.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
+    fit.add_argument("--columns", type=_names, metavar="A,B", help="columns to learn, in this order (default: all)")
+    fit.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
+    fit.add_argument(
+        "--missing",
+        choices=("drop", "impute"),
+        help="what becomes of rows with missing cells: left out, or trained on with the gaps drawn by the model along "
+        "the way (default: they are refused)",
+    )
+    fit.add_argument(
+        "--transform",
+        type=_transforms,
+        dest="transforms",
+        metavar="A=KIND,B=KIND",
+        help="how columns are taken: none, log, logit, quantile or auto (default: auto)",
+    )
+    fit.add_argument(
+        "--labels", metavar="FILE", help="classes of images: an .npy or IDX file, or the name of an .npz's array"
+    )
     fit.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
     fit.add_argument(
-        "--steps", type=int, metavar="N", help="training steps at most (default: 1500, or 2000 above two columns)"
+        "--steps",
+        type=int,
+        metavar="N",
+        help="training steps at most; more than a finished run made extend it (default: 1500, or 2000 above two "
+        "coordinates)",
     )
-    fit.add_argument("--levels", type=int, metavar="N", help="noise levels (default: 6, or 20 above two columns)")
+    fit.add_argument("--levels", type=int, metavar="N", help="noise levels (default: 6, or 20 above two coordinates)")
     fit.add_argument(
-        "--batch-size", type=int, metavar="N", help="rows in a batch (default: 512, or 256 above two columns)"
+        "--batch-size", type=int, metavar="N", help="rows in a batch (default: 512, or 256 above two coordinates)"
     )
     fit.add_argument(
-        "--learning-rate", type=float, metavar="X", help="Adam's learning rate (default: .004, above two columns .002)"
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        help="Adam's learning rate (default: .004, above two coordinates .002)",
     )
+    _where(fit)
 
-    sample = command("sample", "Draw samples from a trained run, in the units of its table.")
+    sample = command("sample", "Draw samples from a trained run, in the units of its table or as images.")
     sample.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
     sample.add_argument("-n", type=int, default=1000, metavar="N", help="how many")
-    sample.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .npy, .npz or .csv file to write")
+    sample.add_argument(
+        "--given", type=_values, metavar="A=1,B=x", help="values of some columns, given which the others are drawn"
+    )
+    sample.add_argument("--label", metavar="NAME", help="draw images of this class")
+    sample.add_argument("--guidance", type=float, metavar="W", help="how much to sharpen the class (default: 1)")
+    sample.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=f"{_WRITTEN} file to write; of images .npy, .npz, or .png for a sheet",
+    )
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
     sample.add_argument("--raw", action="store_true", help="leave discrete columns continuous instead of rounding them")
+    _where(sample)
 
-    show = command("show", "Compare a trained run with held-out rows: likelihood, samples, pictures, a verdict.")
+    show = command("show", "Compare a trained run with held-out rows or images: measures, pictures, a verdict.")
     show.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
     show.add_argument("-n", type=int, default=2000, metavar="N", help="how many samples to compare")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
+    _where(show)
 
     diagnose = command("diagnose", "Run long Markov chains on a trained run's energy and diagnose them.")
     diagnose.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
@@ -80,20 +118,81 @@ def make_parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--draws", type=int, default=1000, metavar="N", help="draws of each chain")
     diagnose.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the chains")
     diagnose.add_argument("--out", type=Path, metavar="DIR", help="folder to write into (default: RUN)")
+    _where(diagnose)
 
     logz = command("logz", "Estimate a trained run's normalizing constant, and keep it for score.")
     logz.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
     logz.add_argument("--tolerance", type=float, metavar="NATS", help="half-width of the interval for log Z to reach")
     logz.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the runs")
+    _where(logz)
 
-    score = command("score", "Score a table's rows by normalized log density, outliers first.")
+    score = command("score", "Score a table's rows by normalized log density, outliers first, and say what is odd.")
     score.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
-    score.add_argument("file", type=Path, metavar="FILE", help="a .npy, .npz or .csv table with the run's columns")
-    score.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
+    _table_file(score)
     score.add_argument("--out", type=Path, default=Path("scores.csv"), metavar="FILE", help="a .csv file to write")
-    score.add_argument("--first", type=int, default=10, metavar="N", help="how many rows to print")
+    score.add_argument("--first", type=int, default=10, metavar="N", help="how many rows to print and to explain")
     score.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the spread of discrete values")
+    _where(score)
+
+    impute = command("impute", "Fill a table's missing cells by draws given the cells that are there.")
+    impute.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    _table_file(impute)
+    impute.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"{_WRITTEN} file for the best values")
+    impute.add_argument("--draws", type=int, default=20, metavar="M", help="of each missing cell")
+    impute.add_argument(
+        "--multiple", type=int, default=0, metavar="M", help="completed tables to write besides, one for each draw"
+    )
+    impute.add_argument(
+        "--cells", type=Path, metavar="FILE", help="a .csv file for each cell's mean, deviation and 95 %% interval"
+    )
+    impute.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws")
+    _where(impute)
+
+    compare = command("compare", "Test whether two tables are of one distribution, and find what differs.")
+    compare.add_argument("first", type=Path, metavar="A", help=f"{_READ} table")
+    compare.add_argument("second", type=Path, metavar="B", help="another one with the same columns")
+    compare.add_argument("--columns", type=_names, metavar="A,B", help="columns to compare (default: all)")
+    compare.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
+    compare.add_argument("--missing", choices=("drop",), help="leave rows with missing cells out")
+    compare.add_argument("--decimal", default=".", metavar="MARK", help="mark of decimals in text")
+    compare.add_argument("--out", type=Path, metavar="FILE", help="a .csv file for the rows that differ")
+    compare.add_argument("--first-rows", type=int, default=10, metavar="N", help="how many of these to print")
+    compare.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the test")
+    compare.add_argument("--quiet", action="store_true", help="say nothing on the way")
     return parser
+
+
+_READ = "a .csv, .tsv, .txt, .npy, .npz, .parquet or .xlsx"
+_WRITTEN = "a .csv, .npy, .npz or .parquet"
+
+
+def _table_file(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Add the options of reading a table."""
+    parser.add_argument("file", type=Path, metavar="FILE", help=f"{_READ} table; text may be gzipped{more}")
+    parser.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
+    parser.add_argument("--decimal", metavar="MARK", help="mark of decimals in text, a point or a comma (default: .)")
+
+
+def _where(parser: argparse.ArgumentParser) -> None:
+    """Add where to work, and how quietly."""
+    parser.add_argument("--device", metavar="NAME", help="where to work, such as cuda (default: the CPU)")
+    parser.add_argument("--quiet", action="store_true", help="say nothing on the way")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _values(text: str) -> dict[str, str]:
+    """Return ``A=1,B=x`` as a dictionary."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not pairs or any(not mark or not name.strip() for name, mark, _ in pairs):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE,NAME=VALUE; got {text!r}")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _transforms(text: str) -> dict[str, str]:
+    return _values(text)
 
 
 class _Formatter(argparse.HelpFormatter):

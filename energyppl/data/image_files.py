@@ -1,9 +1,10 @@
-"""Readers of image files: IDX, folders of PNGs, numpy's archives; a damaged file is refused by name."""
+"""Readers of image files: IDX, folders of PNGs and JPEGs, numpy's archives; a damaged file is refused by name."""
 
 import gzip
 import io
 import math
 import struct
+import warnings
 import zipfile
 import zlib
 from contextlib import nullcontext
@@ -18,12 +19,13 @@ from energyppl.errors import InvalidInput
 
 LABEL_NAMES = ("y", "labels", "target")
 _PNG, _PALETTE, _GREY = b"\x89PNG\r\n\x1a\n", 3, (0, 4)
+_PICTURES = (".png", ".jpg", ".jpeg")
 _MAX_PIXELS = 2**24  # which decode to 256 MiB
 _IDX = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
 class Folder(NamedTuple):
-    """The images of a folder of PNGs, with their classes."""
+    """The images of a folder, with their classes."""
 
     images: Array  # (n, channels, height, width), float32 in [0, 1]
     labels: Array | None  # (n,), the sub-folder's number
@@ -80,7 +82,7 @@ def _idx_header(path: Path, magic: bytes, file: BinaryIO | gzip.GzipFile) -> tup
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX or not 1 <= magic[3] <= 4:
         raise InvalidInput(
             f"{path} must begin with IDX's magic number, such as 00000803 for images; got {magic.hex() or 'no byte'}"
-            ": pass a .npy, .npz or IDX file, or a folder of PNGs"
+            ": pass a .npy, .npz or IDX file, or a folder of pictures"
         )
     sizes = file.read(4 * magic[3])
     if len(sizes) < 4 * magic[3]:
@@ -91,7 +93,9 @@ def _idx_header(path: Path, magic: bytes, file: BinaryIO | gzip.GzipFile) -> tup
 
 
 def read_folder(folder: Path) -> Folder:
-    """Read all PNGs of a folder, or of its sub-folders, each a class, in the order of their names, but for hidden ones.
+    """Read all PNGs and JPEGs of a folder, or of its sub-folders, each a class, in the order of their names.
+
+    Hidden ones are left out.
 
     Raises:
         InvalidInput: if there is none, anything else lies among them, their sizes differ, or one is damaged.
@@ -100,19 +104,19 @@ def read_folder(folder: Path) -> Folder:
     classes = [entry for entry in entries if entry.is_dir()]
     groups = [_visible(entry) for entry in classes] if classes else [entries]
     stray = [p for p in entries if p not in classes] if classes else []
-    stray += [p for group in groups for p in group if p.is_dir() or p.suffix.lower() != ".png"]
+    stray += [p for group in groups for p in group if p.is_dir() or p.suffix.lower() not in _PICTURES]
     if stray:
         raise InvalidInput(
-            f"{folder} must hold PNGs only, or one sub-folder of PNGs for each class; got {stray[0]}: "
+            f"{folder} must hold PNGs and JPEGs only, or one sub-folder of them for each class; got {stray[0]}: "
             "move it elsewhere, or convert it"
         )
     for place, group in zip(classes or [folder], groups, strict=True):
         if not group:
-            raise InvalidInput(f"{place} must hold at least one PNG; it is empty: fill it or remove it")
+            raise InvalidInput(f"{place} must hold at least one PNG or JPEG; it is empty: fill it or remove it")
     paths = [path for group in groups for path in group]
     pictures, levels = [], 2
     for path in paths:
-        picture, own = read_png(path)
+        picture, own = read_png(path) if path.suffix.lower() == ".png" else (read_jpeg(path), 256)
         pictures.append(picture)
         levels = max(levels, own)
         if picture.shape != pictures[0].shape:
@@ -156,6 +160,34 @@ def read_png(path: Path) -> tuple[Array, int]:
     if picture.max() > 1:
         picture = picture * np.float32((2**depth - 1) / 255)
     return picture, 256 if colour == _PALETTE else 2**depth
+
+
+def read_jpeg(path: Path) -> Array:
+    """Read a JPEG as ``(height, width)`` or ``(height, width, 3)`` in [0, 1], turned as its camera says.
+
+    Raises:
+        InvalidInput: if it is damaged, too large, or neither grey nor of three colours.
+    """
+    from PIL import Image, ImageOps  # matplotlib's own reader of JPEGs
+
+    with refused(path, "a JPEG", "write it again"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
+        try:
+            picture = Image.open(path, formats=("JPEG",))
+        except Image.DecompressionBombError as error:
+            raise InvalidInput(f"{path} must have at most {_MAX_PIXELS:,} pixels; {error}: make it smaller") from error
+        with picture:
+            _check_size(path, *picture.size)
+            if picture.mode not in ("L", "RGB"):
+                raise InvalidInput(f"{path} must be grey or have three colours; got {picture.mode}: convert it to RGB")
+            grey: Array = np.asarray(ImageOps.exif_transpose(picture), np.float32) / np.float32(255)
+    return grey
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    """Refuse a picture that would decode to too much, by its header."""
+    if width * height > _MAX_PIXELS:
+        raise InvalidInput(f"{path} must have at most {_MAX_PIXELS:,} pixels; got {width}×{height}: make it smaller")
 
 
 def _checked_chunks(path: Path, data: bytes) -> set[bytes]:

@@ -84,7 +84,7 @@ def read_images(
     levels: int | None = None,
     size: int | tuple[int, int] | None = None,
 ) -> Images:
-    """Read images from ``.npy``, ``.npz``, an IDX file (MNIST's format, gzipped or not) or a folder of PNGs.
+    """Read images from ``.npy``, ``.npz``, an IDX file (MNIST's format, gzipped or not) or a folder of PNGs and JPEGs.
 
     Nothing is ever unpickled or left out.  Files of a folder come in the order of their names; its sub-folders, if it
     has any, are the classes.
@@ -106,12 +106,12 @@ def read_images(
     path = as_path(path)
     kind = "folder" if path.is_dir() else path.suffix.lower()
     if not path.exists():
-        raise InvalidInput(f"there is no file {path}: pass a .npy, .npz or IDX file, or a folder of PNGs")
+        raise InvalidInput(f"there is no file {path}: pass a .npy, .npz or IDX file, or a folder of pictures")
     if array is not None and kind != ".npz":
         raise InvalidInput(f"only an .npz archive has named arrays; {path} is none: leave the name {array!r} out")
     if kind == "folder":
         if labels is not None or value_range is not None:
-            raise InvalidInput(f"{path} is a folder of PNGs, which bring labels and range: leave both out")
+            raise InvalidInput(f"{path} is a folder of pictures, which bring labels and range: leave both out")
         folder = read_folder(path)
         known = folder.levels if levels is None else levels
         images = _assembled(folder.images, folder.labels, (0.0, 1.0), known, folder.classes, str(path))
@@ -146,6 +146,11 @@ def images_from_array(
             of the range for integers, and the fewest evenly spaced ones that all floats lie on, up to 256.
         classes: the labels' names.
         source: where the array came from, in words.
+
+    Example:
+        >>> images = ep.data.images_from_array(torch.randint(256, (5, 28, 28)), [0, 1, 2, 3, 4], value_range=(0, 255))
+        >>> images.x.shape, images.levels
+        (torch.Size([5, 1, 28, 28]), 256)
 
     Raises:
         InvalidInput: if it is not numeric, not finite, of another shape, transparent or outside ``value_range``, if its

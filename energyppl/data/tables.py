@@ -1,54 +1,65 @@
-"""Tables of numbers from files and arrays, and the dequantization of their discrete columns."""
+"""Tables: rows of numbers and categories from files, frames and arrays, checked once."""
 
-import csv
-import io
 import os
-import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from energyppl._checks import as_path
-from energyppl.data.arrays import member_shapes, read_member, read_npy, refused
-from energyppl.errors import InvalidInput
+from energyppl.data.frames import Column, Label, columns_of_frame, frame_of_columns, select_columns
+from energyppl.data.grids import find_grid, smallest_gaps
+from energyppl.data.reading import line_of_row, read_frame
+from energyppl.errors import InvalidInput, warn_user
 
-__all__ = ["Table", "dequantize", "read_table", "requantize", "table_from_array"]
+__all__ = ["Table", "dequantize", "read_table", "table_from_array", "table_from_frame"]
 
 Array = NDArray[np.float64]
 
 _FEWEST_ROWS = 10
-_FEW_VALUES = 20  # up to so many distinct values, most of them repeated, make a column discrete without a lattice
-_LONGEST_GRID = 100_000
 _ROUNDING = 1e-14  # of the largest value: a column that varies no more is constant in float64
 _SAME = 1e-12  # a correlation this close to ±1 is one
 _FARTHEST = 10.0  # in widths of a column: rows beyond count as at it in correlations
-_MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "inf", "-inf", "+inf", "infinity"}
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A finite numeric table whose columns vary and have names of their own.
+    """A table whose columns vary and have names of their own; categories are numbered.
 
     Attributes:
-        values: ``(n, d)``, at least 10 rows.
+        values: ``(n, d)``; of a category its place in ``labels``; NaN where a cell is missing, if that was allowed.
         columns: d different names.
         grids: for each discrete column the values it can take, in order, ``(k,)``; ``(0,)`` for a continuous one.
         source: where it came from, in words.
+        labels: the categories of each column, none of a column of numbers.
+        dtypes: as pandas calls those that the columns had.
     """
 
     values: Array
     columns: tuple[str, ...]
     grids: tuple[Array, ...]
     source: str
+    labels: tuple[tuple[Label, ...], ...] = ()
+    dtypes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        width = len(self.columns)
+        object.__setattr__(self, "labels", self.labels or ((),) * width)
+        object.__setattr__(self, "dtypes", self.dtypes or ("float64",) * width)
 
     @property
     def discrete(self) -> tuple[float, ...]:
         """The smallest gap between a column's values if it is discrete, else 0, for each column."""
         return smallest_gaps(self.grids)
+
+    @property
+    def missing(self) -> NDArray[np.bool_]:
+        """Whether a cell is missing, ``(n, d)``."""
+        return np.isnan(self.values)
 
     def spikes(self) -> dict[str, float]:
         """Find the columns in which one value holds too many rows for a smooth density, with its share.
@@ -57,20 +68,38 @@ class Table:
         """
         found = {}
         for name, column, gap in zip(self.columns, self.values.T, self.discrete, strict=True):
+            column = column[~np.isnan(column)]
             count = int(np.unique(column, return_counts=True)[1].max())
             share = count / len(column)
             if count > 2 and share > 0.05 and share * float(column.std()) > 4.0 * gap:
                 found[name] = share
         return found
 
+    def frame(self, values: Array | None = None) -> pd.DataFrame:
+        """Return the rows, or others of this table's kind, as a frame with its names, categories and dtypes.
 
-def smallest_gaps(grids: Sequence[Array]) -> tuple[float, ...]:
-    """Return the smallest gap between the values of each discrete column, 0 for a continuous one."""
-    return tuple(float(np.diff(grid).min()) if len(grid) else 0.0 for grid in grids)
+        Example:
+            >>> import pandas as pd
+            >>> pets = pd.DataFrame({"age": [3, 1, 2, 3, 5, 4] * 2, "kind": ["cat", "dog"] * 6})
+            >>> ep.data.table_from_frame(pets).frame().equals(pets)
+            True
+        """
+        return frame_of_columns(self.values if values is None else values, self.columns, self.labels, self.dtypes)
 
 
-def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Table:
-    r"""Read a numeric table from ``.npy``, ``.npz`` or ``.csv``; integers become floats, nothing is ever unpickled.
+def read_table(
+    path: str | os.PathLike[str],
+    *,
+    array: str | None = None,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    missing: str | None = None,
+    decimal: str = ".",
+    like: Table | None = None,
+) -> Table:
+    r"""Read a table from text, ``.npy``, ``.npz``, ``.parquet`` or ``.xlsx``; nothing is ever unpickled.
+
+    A first column without a name, or one that counts the rows, is left out with a warning: it is an index.
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "rooms.csv"
@@ -80,33 +109,150 @@ def read_table(path: str | os.PathLike[str], *, array: str | None = None) -> Tab
     (('income', 'rooms'), (12, 2), (0.0, 1.0))
 
     Args:
-        path: a 2-D array (a 1-D one is one column), an archive of arrays, or text with commas, semicolons or tabs and
-            an optional line of names.
+        path: as :func:`read_frame` takes it.
         array: which array of an archive that holds several.
+        columns: to take, in this order; all if None.
+        drop: columns to leave out.
+        missing: what becomes of rows with missing or infinite cells: ``"drop"`` leaves them out, ``"impute"`` keeps
+            them as NaN, None refuses them.
+        decimal: the mark of decimals in text.
+        like: a table whose columns and categories this one is to have.
 
     Raises:
-        InvalidInput: if there is no such file, it is of another kind, damaged or pickled, not numeric, has missing or
-            infinite values, constant columns or names that occur twice (each is named), or fewer than 10 rows.
+        InvalidInput: as :func:`read_frame`, and for what :func:`table_from_frame` refuses.
     """
     path = as_path(path)
-    if not path.is_file():
-        raise InvalidInput(f"there is no file {path}: pass a .npy, .npz or .csv file")
-    kind = path.suffix.lower()
-    if kind not in (".npy", ".npz", ".csv"):
+    wanted = list(columns) if columns is not None else None
+    frame = read_frame(path, array=array, decimal=decimal, columns=wanted)
+    return _table(frame, str(path), columns, drop, missing, like, partial(line_of_row, path))
+
+
+def table_from_frame(
+    frame: pd.DataFrame,
+    *,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    missing: str | None = None,
+    like: Table | None = None,
+    source: str = "the frame",
+) -> Table:
+    """Make a checked table from a pandas frame; its index is left out.
+
+    Args:
+        frame: numbers, booleans, categories and texts of few different values.
+        columns: to take, in this order; all if None.
+        drop: columns to leave out.
+        missing: as in :func:`read_table`.
+        like: a table whose columns and categories this one is to have; then columns may be constant and rows few.
+        source: where it came from, in words, for messages.
+
+    Raises:
+        InvalidInput: for fewer than 10 rows, and for columns that can't be learned, all of them named with what to do:
+            dates, texts of many different values, constants, missing cells.
+
+    Example:
+        >>> import pandas as pd
+        >>> pets = pd.DataFrame({"age": [3, 1, 2, 3, 5, 4] * 2, "kind": ["cat", "dog"] * 6})
+        >>> ep.data.table_from_frame(pets).labels
+        ((), ('cat', 'dog'))
+    """
+    if not isinstance(frame, pd.DataFrame):
+        raise InvalidInput(f"frame must be a pandas DataFrame; got {type(frame).__name__}: use table_from_array")
+    names = list(map(str, frame.columns))
+    _checked_names(names, len(names), source)
+    return _table(frame, source, columns, drop, missing, like, lambda row: None)
+
+
+def _table(
+    frame: pd.DataFrame,
+    source: str,
+    columns: Sequence[str] | None,
+    drop: Sequence[str],
+    missing: str | None,
+    like: Table | None,
+    line: Callable[[int], tuple[int, list[str]] | None],
+) -> Table:
+    """Select a frame's columns, make numbers of them, and say of all together which can't be learned."""
+    if missing not in (None, "drop", "impute"):
+        raise InvalidInput(f"missing must be 'drop', 'impute' or None; got {missing!r}")
+    if like is not None:
+        frame = _in_order(frame, like, source)
+    frame = select_columns(frame, columns, drop)
+    if len(frame) < (1 if like is not None else _FEWEST_ROWS):
         raise InvalidInput(
-            f"{path} must end in .npy, .npz or .csv; got {path.suffix or 'no ending'!r}: convert it first"
+            f"{source} must have at least {_FEWEST_ROWS if like is None else 1} rows and a column; got shape "
+            f"{frame.shape}"
         )
-    if array is not None and kind != ".npz":
-        raise InvalidInput(f"only an .npz archive has named arrays; {path} is one table: leave the name {array!r} out")
-    with refused(path, "a table of numbers", "write it again with numpy.save, numpy.savez or as text"):
-        if kind == ".csv":
-            values, columns = _read_csv(path)
-            return table_from_array(values, columns, source=str(path))
-        if kind == ".npy":
-            return table_from_array(read_npy(path), source=str(path))
-        with zipfile.ZipFile(path) as archive:
-            name = _choose(member_shapes(archive), path, array)
-            return table_from_array(read_member(archive, name), source=f"{path}, array {name}")
+    labels = None if like is None else dict(zip(like.columns, like.labels, strict=True))
+    found, problems = columns_of_frame(frame, source, line_of_row=line, labels=labels)
+    found = [replace(column, values=np.where(np.isinf(column.values), np.nan, column.values)) for column in found]
+    gaps = np.any([np.isnan(column.values) for column in found], axis=0) if found else np.zeros(len(frame), bool)
+    if gaps.any() and missing is None:
+        problems.append(_missing_cells(found, gaps, line))
+    if missing == "drop" and gaps.any():
+        kept = ~gaps
+        found = [replace(column, values=column.values[kept]) for column in found]
+        warn_user(f"{int(gaps.sum())} of {len(gaps)} rows of {source} have missing cells and are left out")
+        if kept.sum() < (1 if like is not None else _FEWEST_ROWS):
+            raise InvalidInput(f"{source} must have {_FEWEST_ROWS} rows without missing cells; got {int(kept.sum())}")
+    constant = [] if like is not None else [repr(c.name) for c in found if _is_constant(c.values)]
+    if constant:
+        problems.append(f"constant: {', '.join(constant)} (drop {'it' if len(constant) == 1 else 'them'})")
+    if problems:
+        raise InvalidInput(
+            f"{source} can't be taken as it is: {'; '.join(problems)}. drop=[…] (--drop NAME,NAME) leaves columns out"
+        )
+    names, values = tuple(c.name for c in found), np.stack([c.values for c in found], 1)
+    grids = tuple(_grid_of(c) for c in found) if like is None else like.grids
+    own = (tuple(c.labels for c in found), tuple(c.dtype for c in found))
+    return Table(values, names, grids, source, *(own if like is None else (like.labels, like.dtypes)))
+
+
+def _in_order(frame: pd.DataFrame, like: Table, source: str) -> pd.DataFrame:
+    """Return a frame's columns in another table's order: by name, or by place where either has no names."""
+    names, wanted = [str(name) for name in frame.columns], list(like.columns)
+    if set(wanted) <= set(names):
+        return frame.set_axis(names, axis=1)[wanted]
+    if len(names) != len(wanted):
+        raise InvalidInput(
+            f"{source} must have the {len(wanted)} columns of the run, {', '.join(wanted)}; got {len(names)}: "
+            f"{', '.join(names)}"
+        )
+    numbered = [f"c{i}" for i in range(len(names))]
+    if numbered not in (names, wanted):
+        raise InvalidInput(f"{source} must have the columns {', '.join(wanted)}; got {', '.join(names)}")
+    return frame.set_axis(wanted, axis=1)
+
+
+def _missing_cells(
+    columns: Sequence[Column], gaps: NDArray[np.bool_], line: Callable[[int], tuple[int, list[str]] | None]
+) -> str:
+    """Say how many cells are missing in which columns, and where the first is."""
+    parts = []
+    for column in columns:
+        rows = np.flatnonzero(np.isnan(column.values))
+        if len(rows):
+            where = line(int(rows[0]))
+            place = f"row {rows[0]}" + ("" if where is None else f", line {where[0]}")
+            parts.append(f"{column.name!r} ({len(rows)}, the first in {place})")
+    return (
+        f"missing or infinite cells in {int(gaps.sum())} of {len(gaps)} rows: {', '.join(parts)} (missing='drop', "
+        "--missing drop, leaves those rows out; impute keeps them)"
+    )
+
+
+def _is_constant(column: Array) -> bool:
+    """Tell whether a column varies no more than its own rounding: columns in units of 1e-7 vary as well as any."""
+    present = column[~np.isnan(column)]
+    if not len(present):
+        return True
+    return bool(present.max() / 2 - present.min() / 2 <= _ROUNDING * np.abs(present).max() / 2)
+
+
+def _grid_of(column: Column) -> Array:
+    if column.labels:
+        return np.arange(float(len(column.labels)))
+    return find_grid(column.values[~np.isnan(column.values)])
 
 
 def table_from_array(values: ArrayLike, columns: Sequence[str] | None = None, *, source: str = "an array") -> Table:
@@ -148,15 +294,11 @@ def table_from_array(values: ArrayLike, columns: Sequence[str] | None = None, *,
             f"{source} must have no missing or infinite values; got {len(bad)}, the first in row {row} of column "
             f"{names[column]!r}: drop or impute those rows"
         )
-    # Relative to each column's own size: columns in units of 1e-7 vary as well as any.
-    constant = [
-        repr(name)
-        for name, column in zip(names, table.T, strict=True)
-        if column.max() / 2 - column.min() / 2 <= _ROUNDING * np.abs(column).max() / 2
-    ]
+    constant = [repr(name) for name, column in zip(names, table.T, strict=True) if _is_constant(column)]
     if constant:
         raise InvalidInput(f"{source} must vary in every column; constant: {', '.join(constant)}: drop them")
-    return Table(table, names, tuple(_grid(column) for column in table.T), source)
+    dtypes = (str(raw.dtype.newbyteorder("=")),) * len(names)
+    return Table(table, names, tuple(find_grid(column) for column in table.T), source, dtypes=dtypes)
 
 
 def require_different_columns(table: Table) -> None:
@@ -167,14 +309,15 @@ def require_different_columns(table: Table) -> None:
     Raises:
         InvalidInput: for two such columns, by name.
     """
-    rows = table.values / np.abs(table.values).max(0)
+    values = np.where(table.missing, np.nanmedian(table.values, 0), table.values)
+    rows = values / np.abs(values).max(0)
     # Counted in a column's own width: else a row that many columns share, as of a sentinel of 1e12, is all that counts.
     off = rows - np.median(rows, 0)
     width = [np.median(np.abs(column[column != 0.0])) for column in off.T]
     correlation = np.atleast_2d(np.corrcoef((off / width).clip(-_FARTHEST, _FARTHEST).T))
     for i, j in np.argwhere(np.triu(np.abs(correlation) > 1.0 - _SAME, 1)):
         one, other = table.columns[i], table.columns[j]
-        if np.array_equal(table.values[:, i], table.values[:, j]):
+        if np.array_equal(table.values[:, i], table.values[:, j], equal_nan=True):
             raise InvalidInput(f"{table.source} must not have a column twice; {other!r} is a copy of {one!r}: drop it")
         if not table.discrete[i] or not table.discrete[j]:
             raise InvalidInput(
@@ -213,108 +356,3 @@ def dequantize(table: Table, generator: torch.Generator) -> Table:
     """
     noise = torch.rand(*table.values.shape, dtype=torch.float64, generator=generator).numpy() - 0.5
     return replace(table, values=table.values + noise * np.array(table.discrete))
-
-
-def requantize(values: Array, grids: tuple[Array, ...]) -> Array:
-    """Round the discrete columns of ``values``, ``(n, d)``, to the nearest value of their grids; leave the rest.
-
-    Example:
-        >>> ages = ep.data.table_from_array((torch.arange(20) % 4).numpy())
-        >>> float(ep.data.requantize(torch.tensor([[2.2]]).double().numpy(), ages.grids)[0, 0])
-        2.0
-    """
-    rounded: Array = values.copy()
-    for j, grid in enumerate(grids):
-        if len(grid):
-            middles = 0.5 * (grid[1:] + grid[:-1])
-            rounded[:, j] = grid[np.searchsorted(middles, values[:, j])]
-    return rounded
-
-
-def _grid(column: Array) -> Array:
-    """Return the values that a discrete column can take, ``(k,)``; ``(0,)`` if it is continuous.
-
-    Discrete means that more than half of the rows share their value with another row, and that the values sit on a
-    lattice, every gap a multiple of the smallest one (then the column can take all of the lattice between its ends), or
-    are few (then only those that occur).
-    """
-    values, counts = np.unique(column, return_counts=True)
-    # Numbers that were computed differ in their last digits: float32 keeps about seven.  Of the size of most rows, or
-    # one sentinel of 1e12 would make all others one value.
-    size = np.maximum(np.abs(values), np.quantile(np.abs(column), 0.95))
-    with np.errstate(over="ignore", under="ignore"):
-        single = bool((column.astype(np.float32) == column).all() and (column != np.round(column)).any())
-    new = np.diff(values, prepend=-np.inf) > (1e-6 if single else 1e-12) * size
-    counts = np.add.reduceat(counts, np.flatnonzero(new))
-    values = values[new]
-    if len(values) < 2 or counts[counts > 1].sum() <= 0.5 * len(column):
-        return np.empty(0)
-    gap = np.diff(values).min()
-    multiples = np.round((values[-1] - values[0]) / gap)
-    position = (values - values[0]) / (values[-1] - values[0]) * multiples
-    steps = np.round(position)
-    if (np.abs(position - steps) < 0.02).all() and multiples <= _LONGEST_GRID:
-        grid: Array = np.linspace(values[0], values[-1], int(multiples) + 1)
-        grid[steps.astype(np.int64)] = values  # these to the last digit
-        return grid
-    return values if len(values) <= _FEW_VALUES else np.empty(0)
-
-
-def _choose(shapes: dict[str, tuple[int, ...]], path: Path, array: str | None) -> str:
-    """Return the name of the array to read."""
-    listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
-    if array is not None and array not in shapes:
-        raise InvalidInput(f"{path} has no array {array!r}; its arrays: {listing}")
-    if array is None and len(shapes) != 1:
-        raise InvalidInput(f"{path} must hold one array, or be told which (--array NAME); its arrays: {listing}")
-    return next(iter(shapes)) if array is None else array
-
-
-def _read_csv(path: Path) -> tuple[Array, tuple[str, ...]]:
-    text = path.read_text(encoding="utf-8-sig")
-    first = text.split("\n", 1)[0]
-    delimiter = next((mark for mark in ";\t" if mark in first), ",")
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-    rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if any(f.strip() for f in row)]
-    if not rows:
-        raise InvalidInput(f"{path} is empty: pass a table with at least {_FEWEST_ROWS} rows")
-    # The first line holds names if it has a word where the second has a number.
-    head = rows[0][1]
-    second = rows[1][1] if len(rows) > 1 else ["0"] * len(head)
-    named = any(_is_word(a) and _is_number(b.replace(",", ".")) for a, b in zip(head, second, strict=False))
-    columns = (
-        tuple(name or f"c{i}" for i, name in enumerate(head)) if named else tuple(f"c{i}" for i in range(len(head)))
-    )
-    values = np.empty((len(rows) - named, len(columns)))
-    for i, (line, row) in enumerate(rows[named:]):
-        if len(row) != len(columns):
-            raise InvalidInput(
-                f"{path} must have {len(columns)} fields in each line; line {line} has {len(row)}: mend it"
-            )
-        for j, field in enumerate(row):
-            if field.lower() in _MISSING:
-                raise InvalidInput(
-                    f"{path} must have no missing or infinite values; got {field!r} in line {line}, column "
-                    f"{columns[j]!r} (row {i}): drop or impute such rows"
-                )
-            if not _is_number(field):
-                remedy = "encode it as numbers or drop the column"
-                if _is_number(field.replace(",", ".")):
-                    remedy = "write a decimal point, and nothing between thousands"
-                raise InvalidInput(
-                    f"{path} must be numeric; column {columns[j]!r} holds {field!r} in line {line}: {remedy}"
-                )
-            values[i, j] = float(field)
-    return values, columns
-
-
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_word(field: str) -> bool:
-    return not _is_number(field) and field.lower() not in _MISSING

@@ -178,7 +178,9 @@ class Scaled:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Evaluate the energies of the points ``x``."""
-        return self.factor * self.potential(x)
+        energy = self.potential(x)
+        # A single point's energy has no dimension, and would else be of the factor's dtype.
+        return (self.factor.to(energy) if isinstance(self.factor, Tensor) else self.factor) * energy
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,8 +48,7 @@ def bijection(support: constraints.Constraint) -> transforms.Transform:
         return transforms.IndependentTransform(bijection(support.base_constraint), support.reinterpreted_batch_ndims)
     if isinstance(support, (constraints.interval, constraints.half_open_interval)):
         low, high = support.lower_bound, support.upper_bound
-        if is_number(low) and is_number(high) and not low < high:
-            raise InvalidInput(f"the ends of an interval must be two numbers, the lower first; got {low} and {high}")
+        _check_ends(low, high)
         if is_number(low) and low == -math.inf:
             return bijection(constraints.real if is_number(high) and high == math.inf else constraints.less_than(high))
         if is_number(high) and high == math.inf:
@@ -64,6 +63,23 @@ def bijection(support: constraints.Constraint) -> transforms.Transform:
             "torch.distributions.constraints that has one, such as an interval or a simplex"
         ) from None
     return transform
+
+
+def _check_ends(low: float | Tensor, high: float | Tensor) -> None:
+    """Require the ends of an interval, or of one for each coordinate, to be numbers, the lower first.
+
+    Raises:
+        InvalidInput: otherwise; also for tensors of ends of which some are infinite, as torch's map onto an interval
+            takes finite ones only.
+    """
+    ends = torch.as_tensor(low, dtype=torch.float64), torch.as_tensor(high, dtype=torch.float64)
+    if not bool((ends[0] < ends[1]).all()):
+        raise InvalidInput(f"the ends of an interval must be two numbers, the lower first; got {low} and {high}")
+    if any(end.dim() and bool(end.isinf().any()) for end in ends):
+        raise InvalidInput(
+            f"the ends of an interval for each coordinate must be finite; got {low} and {high}: put a constraint for "
+            "each coordinate together by constraints.stack"
+        )
 
 
 def latent_transform(distribution: Distribution) -> transforms.Transform:
@@ -181,6 +197,11 @@ def of_event_dim(support: constraints.Constraint, size: int) -> constraints.Cons
         raise InvalidInput(
             f"support must say where points lie; got {support}: pass one such as constraints.positive"
         ) from None
+    base = support
+    while isinstance(base, constraints.independent):
+        base = base.base_constraint
+    if isinstance(base, (constraints.interval, constraints.half_open_interval)):
+        _check_ends(base.lower_bound, base.upper_bound)
     with contextlib.suppress(InvalidInput):
         own = max(own, bijection(support).codomain.event_dim)  # Pyro's positive_ordered_vector says it has none
     if own > size:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["fit_mixture"]
+__all__ = ["fit_mixture", "mixture_log_density"]
 
 _CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
 _ROWS_EACH = 12  # draws that a component needs at least, plus one for each dimension
@@ -15,7 +15,7 @@ _INFLATION = 1.1  # of standard deviations: what a base misses costs more than w
 _DEFENSIVE_WEIGHT, _DEFENSIVE_WIDTH = 0.05, 2.5  # of the component that covers all others
 
 
-def fit_mixture(x: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def fit_mixture(x: Tensor, groups: Tensor | None = None, *, defensive: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Fit a Gaussian mixture to draws.
 
     A quarter of the draws is held out and chooses how many components there are.  All are made a tenth wider, and one
@@ -25,6 +25,7 @@ def fit_mixture(x: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor
     Args:
         x: draws, ``(n, d)``.
         groups: a number for each draw, ``(n,)``; dependent draws share one and are held out together.
+        defensive: widen and add as said; without, the mixture is the likeliest one, to be compared with.
 
     Returns:
         Means ``(k, d)``, Cholesky factors ``(k, d, d)`` and weights ``(k,)``.
@@ -48,11 +49,18 @@ def fit_mixture(x: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor
             break
     assert found is not None  # one component always fits
     means, factors, weights = found
+    if not defensive:
+        return (loc + scale * means).to(dtype), (scale[:, None] * factors).to(dtype), weights.to(dtype)
     wide = _one(rows)
     means = torch.cat([means, wide[0]])
     factors = torch.cat([_INFLATION * factors, _DEFENSIVE_WIDTH * wide[1]])
     weights = torch.cat([(1.0 - _DEFENSIVE_WEIGHT) * weights, _DEFENSIVE_WEIGHT * wide[2]])
     return (loc + scale * means).to(dtype), (scale[:, None] * factors).to(dtype), weights.to(dtype)
+
+
+def mixture_log_density(x: Tensor, means: Tensor, factors: Tensor, weights: Tensor) -> Tensor:
+    """Return the log density of a mixture that :func:`fit_mixture` found, ``(n, d)`` to ``(n,)``, in nats."""
+    return torch.logsumexp(_log_joint(x, means, factors, weights), 1)
 
 
 def _split(rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +110,7 @@ def _expectation_maximization(rows: Tensor, count: int) -> tuple[Tensor, Tensor,
     """Fit ``count`` components, begun by k-means++ (Dempster, Laird & Rubin 1977)."""
     if count == 1:
         return _one(rows)
-    means = _spread_out(rows, count)
+    means = spread_out(rows, count)
     nearest = torch.cdist(rows, means).argmin(1)
     shares = torch.nn.functional.one_hot(nearest, count).to(rows)
     last = -math.inf
@@ -121,7 +129,7 @@ def _expectation_maximization(rows: Tensor, count: int) -> tuple[Tensor, Tensor,
     return means, factors, weights
 
 
-def _spread_out(rows: Tensor, count: int) -> Tensor:
+def spread_out(rows: Tensor, count: int) -> Tensor:
     """Draw rows far from each other, each by its squared distance (k-means++, Arthur & Vassilvitskii 2007)."""
     chosen = rows[torch.randint(len(rows), (1,))]
     nearest = (rows - chosen).square().sum(1)

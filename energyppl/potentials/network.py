@@ -1,4 +1,4 @@
-"""Networks as potentials: their coordinates, noise level, class and guidance."""
+"""Networks as potentials: their coordinates, noise level, condition and guidance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +17,11 @@ class EnergyNetwork(Protocol):
     """The contract of a network: ``net(x, level[, condition]) -> energies``.  Any torch module that keeps it will do.
 
     Points come standardized, with about unit variance at every noise level; energies are in nats, low where data are.
+    There is one batch dimension, ``(n, *event)``, whatever batch was asked for; only contexts keep theirs.
     A network of one energy, for ``EBM`` or ``MultiscaleEBM``, may leave the level out.  One with an attribute
     ``continuous = True`` is given log-SNRs, floating point, in place of whole levels; one with an attribute ``classes``
-    is given whole labels as the condition, of which ``classes`` itself means "no class".
+    is given whole labels as the condition, of which ``classes`` itself means "no class"; one with an attribute
+    ``context_shape`` is given contexts, floating point, ``(*context_shape)`` or ``(*batch, *context_shape)``.
 
     >>> class Bell(torch.nn.Module):
     ...     event_shape = torch.Size((2,))
@@ -40,24 +42,26 @@ class EnergyNetwork(Protocol):
 class AtLevel:
     """A network that is told the noise level as a potential: ``net((x − loc) / scale, level)``.
 
-    With a label it is ``(1 + w) net(…, level, label) − w net(…, level)``, classifier-free guidance (Ho & Salimans
-    2022).
+    With a condition it is ``(1 + w) net(…, level, condition) − w net(…, level)``, classifier-free guidance (Ho &
+    Salimans 2022).
 
     Args:
         net: maps points ``(*batch, *event)`` and levels ``(*batch,)`` or ``()`` to energies ``(*batch,)`` in
-            nats; with a label a third argument like the levels.
+            nats; with a condition it is the third argument.
         level: whole levels, one for all points, ``()``, or one for each, ``(*batch,)``.
         event_shape: shape of one point.
         loc: where the points are centred, a number or a tensor that broadcasts against them.
         scale: the points' standard deviation, likewise.
         each: whether the network is given a level for each point even where one serves them all.
-        label: whole numbers, the class of all points, ``()``, or of each, ``(*batch,)``; none if None.
-        guidance: the weight w; 0 is the class's own energy.
+        condition: the class of all points, a whole number ``()``, or of each, ``(*batch,)``; or contexts, floating
+            point, of all points or of each.  None for none.
+        guidance: the weight w; 0 is the condition's own energy.
         log_snr: of each whole level, ``(levels,)``, for a network that is continuous in the noise level: it is given
             log-SNRs in place of whole levels, by its ``at_levels(points, level, log_snr)`` if it has one.
 
     Raises:
-        InvalidInput: if ``net`` can't be called, or ``level`` and ``label`` are not tensors of whole numbers.
+        InvalidInput: if ``net`` can't be called, ``level`` is no tensor of whole numbers, or ``condition`` is neither
+            that nor floating point.
     """
 
     net: Callable[..., Tensor]
@@ -66,7 +70,7 @@ class AtLevel:
     loc: float | Tensor = 0.0
     scale: float | Tensor = 1.0
     each: bool = False
-    label: Tensor | None = None
+    condition: Tensor | None = None
     guidance: float = 0.0
     log_snr: Tensor | None = None
 
@@ -86,29 +90,43 @@ class AtLevel:
             check_positive("scale", self.scale)
         check_number("guidance", self.guidance)
         check_whole("level", self.level)
-        if self.label is not None:
-            check_whole("label", self.label)
+        if self.condition is not None and not (
+            isinstance(self.condition, Tensor) and self.condition.dtype.is_floating_point
+        ):
+            check_whole("condition", self.condition)
         object.__setattr__(self, "event_shape", check_shape("event_shape", self.event_shape))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Evaluate the energies of the points ``x``."""
         batch = x.shape[: x.dim() - len(self.event_shape)]
         level = self.level.expand(batch) if self.each or self.level.dim() else self.level
-        points = (x - self.loc) / self.scale
-        if self.label is None:
+        points, condition = (x - self.loc) / self.scale, self.condition
+        # A convolution takes one batch dimension and no other number of them.
+        flat = len(batch) != 1 and not _is_context(condition)
+        if flat:
+            points = points.reshape(batch.numel(), *self.event_shape)
+            level = level.reshape(batch.numel()) if level.dim() or self.each else level
+            condition = condition.expand(batch).reshape(-1) if condition is not None and condition.dim() else condition
+        energy = self._guided(points, level, condition)
+        if not flat:
+            return energy
+        return energy.unflatten(0, batch) if batch else energy.squeeze(0)
+
+    def _guided(self, points: Tensor, level: Tensor, condition: Tensor | None) -> Tensor:
+        if condition is None:
             return self._ask(points, level)
-        own = self._ask(points, level, self.label.to(x.device))
+        own = self._ask(points, level, _beside(points, condition))
         if self.guidance == 0.0:
             return own
         return (1.0 + self.guidance) * own - self.guidance * self._ask(points, level)
 
-    def _ask(self, points: Tensor, level: Tensor, *label: Tensor) -> Tensor:
+    def _ask(self, points: Tensor, level: Tensor, *condition: Tensor) -> Tensor:
         if self.log_snr is None:
-            return self.net(points, level, *label)
+            return self.net(points, level, *condition)
         at_levels = getattr(self.net, "at_levels", None)
         if at_levels is None:
-            return self.net(points, self.log_snr[level], *label)
-        energy: Tensor = at_levels(points, level, self.log_snr, *label)
+            return self.net(points, self.log_snr[level], *condition)
+        energy: Tensor = at_levels(points, level, self.log_snr, *condition)
         return energy
 
 
@@ -120,16 +138,25 @@ class AtLogSNR:
         net: maps points ``(*batch, *event)`` and log-SNRs ``(*batch,)`` or ``()`` to energies ``(*batch,)`` in nats.
         log_snr: ``()`` or ``(*batch,)``.
         event_shape: shape of one point.
-        label: whole numbers, as for :class:`AtLevel`.
+        condition: as for :class:`AtLevel`.
     """
 
     net: Callable[..., Tensor]
     log_snr: Tensor
     event_shape: torch.Size
-    label: Tensor | None = None
+    condition: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Evaluate the energies of the points ``x``."""
-        if self.label is None:
+        if self.condition is None:
             return self.net(x, self.log_snr)
-        return self.net(x, self.log_snr, self.label.to(x.device))
+        return self.net(x, self.log_snr, _beside(x, self.condition))
+
+
+def _is_context(condition: Tensor | None) -> bool:
+    return condition is not None and condition.dtype.is_floating_point
+
+
+def _beside(x: Tensor, condition: Tensor) -> Tensor:
+    """Return a condition on the points' device, contexts in their dtype."""
+    return condition.to(x) if _is_context(condition) else condition.to(x.device)

@@ -1,5 +1,6 @@
-"""Evaluation of trained models: likelihoods, detection, long chains."""
+"""Evaluation of models and samplers: likelihoods, detection, long chains, calibration."""
 
+from energyppl.inference.evaluation.calibration import Calibration, calibrate, calibrate_sampler
 from energyppl.inference.evaluation.chains import (
     EnergyDrift,
     LevelAcceptance,
@@ -8,6 +9,7 @@ from energyppl.inference.evaluation.chains import (
     level_acceptance,
     mode_occupancy,
 )
+from energyppl.inference.evaluation.coverage import Coverage, coverage, rank_coverage
 from energyppl.inference.evaluation.initializer import InitializerReport, initializer_report
 from energyppl.inference.evaluation.likelihood import bits_per_dimension, entropy, kl_by_samples, mean_log_likelihood
 from energyppl.inference.evaluation.long_run import LongRun, long_run
@@ -20,9 +22,13 @@ from energyppl.inference.evaluation.scores import (
     ratio_scores,
     typicality_scores,
 )
+from energyppl.inference.evaluation.uniformity import EcdfBands, chi_square_test, ecdf_bands, ecdf_test
 
 __all__ = [
+    "Calibration",
+    "Coverage",
     "DetectionReport",
+    "EcdfBands",
     "EnergyDrift",
     "InitializerReport",
     "LevelAcceptance",
@@ -31,7 +37,13 @@ __all__ = [
     "RegionMasses",
     "auroc",
     "bits_per_dimension",
+    "calibrate",
+    "calibrate_sampler",
+    "chi_square_test",
+    "coverage",
     "detection_report",
+    "ecdf_bands",
+    "ecdf_test",
     "energy_drift",
     "energy_scores",
     "entropy",
@@ -44,6 +56,7 @@ __all__ = [
     "long_run",
     "mean_log_likelihood",
     "mode_occupancy",
+    "rank_coverage",
     "ratio_scores",
     "region_masses",
     "typicality_scores",

@@ -1,12 +1,11 @@
 """Relative masses of regions: a density's beside those of its samples and of data."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
-from scipy.stats import t as student
 from torch import Tensor
 
 from energyppl._checks import check_count, check_data, check_event, checked
@@ -14,6 +13,7 @@ from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.normalizing.forward import independent_runs
 from energyppl.inference.normalizing.methods import SMC
 from energyppl.potentials.bases import MixtureBase
+from energyppl.potentials.mixture_fit import spread_out
 
 __all__ = ["RegionMasses", "region_masses"]
 
@@ -83,6 +83,8 @@ class RegionMasses:
 
     def _differ(self, own: float, error: float, share: float, number: int) -> bool:
         """Tell whether a share of ``number`` points differs from the density's."""
+        from scipy.special import stdtrit  # takes half a second to import
+
         larger, smaller = max(own, share), min(own, share)
         if larger < _RATIO * smaller or larger == 0.0:
             return False
@@ -90,7 +92,7 @@ class RegionMasses:
         both = math.hypot(error, counted)
         # Errors from few runs make it Student's t, with Welch's and Satterthwaite's degrees of freedom.
         freedom = (self.runs - 1) * (both / error) ** 4 if error > 0.0 else math.inf
-        return larger - smaller > float(student.isf(_FALSE_ALARMS / (4 * len(self.density)), freedom)) * both
+        return larger - smaller > float(stdtrit(freedom, 1.0 - _FALSE_ALARMS / (4 * len(self.density)))) * both
 
 
 @checked
@@ -100,7 +102,6 @@ def region_masses(
     *,
     samples: Tensor | None = None,
     regions: int = 16,
-    seed: int = 0,
 ) -> RegionMasses:
     """Compare how much mass a model's density, its samples and data have in the same regions.
 
@@ -116,7 +117,6 @@ def region_masses(
         samples: of the model's level 0, ``(m, *event)``, in data coordinates; as many as data, 10,000 at most, are
             drawn if None.
         regions: how many, at most.
-        seed: of the clustering.
 
     Raises:
         InvalidInput: for fewer than 100 rows, or points of another shape.
@@ -138,7 +138,7 @@ def region_masses(
     drawn = drawn[torch.isfinite(drawn).all(1)]
     rows = model.to_unit(model.diffuse(data.to(model.loc), 0)).flatten(1).double().cpu()
     pooled = torch.cat([_some(rows), _some(drawn)])
-    centers = _clusters(pooled, regions, seed)
+    centers = _clusters(pooled, regions)
     density, error, runs = _density_shares(model, centers, pooled)
     unit = centers.to(model.loc).reshape(-1, *model.event_shape)
     return RegionMasses(
@@ -156,9 +156,13 @@ def _some(rows: Tensor) -> Tensor:
     return rows[: _CLUSTERED // 2]
 
 
-def _clusters(points: Tensor, count: int, seed: int) -> Tensor:
+def _clusters(points: Tensor, count: int) -> Tensor:
     """Find centres of clusters, ``(clusters, dimensions)``, by k-means begun by k-means++."""
-    centers, place = kmeans2(points.numpy(), count, minit="++", missing="warn", rng=np.random.default_rng(seed))
+    from scipy.cluster.vq import kmeans2  # takes half a second to import
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of clusters that lost all of their points: they are left out
+        centers, place = kmeans2(points.numpy(), spread_out(points, count).numpy(), minit="matrix")
     return torch.as_tensor(centers[np.unique(place)])
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from energyppl._checks import check_count, check_data
+from energyppl._checks import as_points, check_count, check_data
 from energyppl.autodiff.devices import beside
 from energyppl.autodiff.gradient import energy_only, gradient_only
 from energyppl.distributions import EnergyDistribution
@@ -37,7 +37,7 @@ def energy_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 1000
 
     Args:
         model: a model, a potential, or a distribution.
-        x: rows in data coordinates, ``(n, *event)``.
+        x: rows in data coordinates, ``(n, *event)``: a tensor, an array or a frame of numbers.
         level: of a model of noise levels; the rows are taken as they are and no noise is added.
         batch: rows at a time; memory grows with it.
 
@@ -111,6 +111,7 @@ def gradient_scores(model: Scored, x: Tensor, *, level: int = 0, batch: int = 10
         >>> ep.evaluation.gradient_scores(normal, torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
         tensor([0., 5.], dtype=torch.float64)
     """
+    x = as_points("x", x)
     grads = [gradient_only(potential, points) for potential, points in _pieces("x", x, model, level, batch)]
     return torch.cat([grad.double().reshape(len(grad), -1).norm(dim=1).to(x.device) for grad in grads])
 
@@ -141,6 +142,7 @@ def typicality_scores(model: Scored, x: Tensor, training: Tensor, *, level: int 
         >>> ep.evaluation.typicality_scores(normal, torch.tensor([[0.0, 0.0], [2.0, 2.0]]), training)
         tensor([1., 3.], dtype=torch.float64)
     """
+    x = as_points("x", x)
     known = _energies("training", training, model, level, batch)
     bad = ~torch.isfinite(known)
     if bool(bad.any()):
@@ -182,6 +184,7 @@ def ratio_scores(model: Scored, x: Tensor, base: Scored, *, level: int = 0, batc
 
 def _energies(name: str, x: Tensor, model: Scored, level: int, batch: int) -> Tensor:
     """Evaluate energies of rows, ``(n,)``, float64, on the rows' device."""
+    x = as_points(name, x)
     pieces = _pieces(name, x, model, level, batch)
     return torch.cat([energy_only(potential, points).double().to(x.device) for potential, points in pieces])
 
@@ -197,8 +200,9 @@ def _pieces(name: str, x: Tensor, model: Scored, level: int, batch: int) -> Iter
         points = x[rows].detach()
         points = model.to_unit(points.to(model.loc)) if _has_coordinates(model) else beside(model, points)
         own = potential
-        if isinstance(own, AtLevel) and own.label is not None and own.label.dim():  # each row has a class of its own
-            own = replace(own, label=own.label[rows])
+        alone = getattr(model, "condition_dims", 0)  # dimensions of one condition; with more each row has its own
+        if isinstance(own, AtLevel) and own.condition is not None and own.condition.dim() > alone:
+            own = replace(own, condition=own.condition[rows])
         yield own, points
 
 

@@ -1,7 +1,7 @@
 """Crank–Nicolson kernels for energies with a Gaussian tilt: a recovery distribution is a Gaussian times exp(−U)."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,18 +58,19 @@ class CrankNicolson:
         _require_tilt(self, potential)
         check_event("x", x, potential.event_shape)
         x = x.detach()
-        return State(x, energy_only(potential, x), torch.zeros((), dtype=x.dtype, device=x.device).expand_as(x))
+        energy, grad = energy_only(potential, x), torch.zeros((), dtype=x.dtype, device=x.device).expand_as(x)
+        return State(x, energy, grad, _Proposal.of(self, potential, x))
 
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Propose a move of the reference for every chain and accept it by the rest of the energy."""
-        x = state.x
-        mean, deviation = reference(_require_tilt(self, potential), self.reference_scale, x)
-        beta = _like(self.step_size, x)
-        new_x = mean + (1.0 - beta * beta).sqrt() * (x - mean) + beta * deviation * torch.randn_like(x)
+        by = _proposal(self, potential, state)
+        old = (state.x - by.mean) / by.deviation
+        new = torch.addcmul(by.kept * old, by.beta, torch.randn_like(old))  # both in the reference's own coordinates
+        new_x = torch.addcmul(by.mean, by.deviation, new)
         energy = energy_only(potential, new_x)
-        old, new = (x - mean) / deviation, (new_x - mean) / deviation
-        log_ratio = (state.energy - energy) - 0.5 * dot(old - new, old + new, energy)
-        return metropolis(log_ratio, State(new_x, energy, state.grad), state)
+        log_ratio = torch.sub(state.energy - energy, dot(old - new, old + new, energy), alpha=0.5)
+        moved, info = metropolis(log_ratio, State(new_x, energy, state.grad), state)
+        return moved._replace(inner=by), info
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,19 +115,42 @@ class CrankNicolsonLangevin:
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at ``x``, ``(*chains, *event)``."""
         _require_tilt(self, potential)
-        return evaluate(potential, x, self.force_dtype)
+        return evaluate(potential, x, self.force_dtype)._replace(inner=_Proposal.of(self, potential, x))
 
     def step(self, potential: Potential, state: State) -> tuple[State, Info]:
         """Propose a Langevin move of the reference for every chain and accept it by the Metropolis–Hastings rule."""
-        _, deviation = reference(_require_tilt(self, potential), self.reference_scale, state.x)
-        beta = _like(self.step_size, state.x)
-        size, noise = beta * deviation, torch.randn_like(state.x)
-        drift = (1.0 - (1.0 - beta * beta).sqrt()) * deviation * deviation
-        x = torch.addcmul(torch.addcmul(state.x, drift, state.grad, value=-1.0), size, noise)
+        by, noise = _proposal(self, potential, state), torch.randn_like(state.x)
+        x = torch.addcmul(torch.addcmul(state.x, by.drift, state.grad, value=-1.0), by.size, noise)
         new = evaluate(potential, x, self.force_dtype)
-        back = torch.addcmul(state.x - x, drift, new.grad) / size  # the noise of the way back
+        back = torch.addcmul(state.x - x, by.drift, new.grad) / by.size  # the noise of the way back
         log_ratio = (state.energy - new.energy) + 0.5 * dot(noise - back, noise + back, new.energy)
-        return metropolis(log_ratio, new, state)
+        moved, info = metropolis(log_ratio, new, state)
+        return moved._replace(inner=by), info
+
+
+class _Proposal(NamedTuple):
+    """What a kernel's proposals are made of, the same at every step: broadcastable against the points."""
+
+    kernel: "CrankNicolson | CrankNicolsonLangevin"  # that it is of
+    mean: Tensor  # m of the reference
+    deviation: Tensor  # s
+    beta: Tensor
+    kept: Tensor  # √(1 − β²)
+    size: Tensor  # β s
+    drift: Tensor  # (1 − √(1 − β²)) s²
+
+    @classmethod
+    def of(cls, kernel: "CrankNicolson | CrankNicolsonLangevin", potential: Potential, x: Tensor) -> "_Proposal":
+        mean, deviation = reference(_require_tilt(kernel, potential), kernel.reference_scale, x)
+        beta = _like(kernel.step_size, x)
+        kept = (1.0 - beta * beta).sqrt()
+        return cls(kernel, mean, deviation, beta, kept, beta * deviation, (1.0 - kept) * deviation * deviation)
+
+
+def _proposal(kernel: "CrankNicolson | CrankNicolsonLangevin", potential: Potential, state: State) -> _Proposal:
+    """Return what ``init`` or the last step has left in the state, if it is of this very kernel, or work it out."""
+    left = state.inner
+    return left if isinstance(left, _Proposal) and left.kernel is kernel else _Proposal.of(kernel, potential, state.x)
 
 
 def _check_crank_nicolson(kernel: "CrankNicolson | CrankNicolsonLangevin") -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import append_dims, check_between, check_count, check_positive, is_number
-from energyppl.autodiff.gradient import energy_and_grad, energy_only, gradient_only
+from energyppl.autodiff.gradient import energy_and_grad, energy_only, gradient_only, gradients_along
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import (
     Info,
@@ -94,9 +94,10 @@ def leapfrog(
     """
     x, u, grad = state.x.clone(), u.clone(), state.grad
     by.kick(u, grad, 0.5)
+    gradient = gradients_along(potential, x, force_dtype)
     for _ in range(steps - 1):
         by.drift(x, u)
-        by.kick(u, gradient_only(potential, x, force_dtype), 1.0)
+        by.kick(u, gradient(x)[0], 1.0)
     by.drift(x, u)
     if force_dtype is None:
         energy, grad = energy_and_grad(potential, x)

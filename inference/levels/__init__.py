@@ -1,5 +1,6 @@
 """Chains at and between noise levels."""
 
+from energyppl.inference.levels.ancestral import ancestral_draw
 from energyppl.inference.levels.annealed_langevin import (
     AnnealedPoints,
     TemperatureSchedule,
@@ -16,6 +17,7 @@ __all__ = [
     "Generation",
     "JointTrajectory",
     "TemperatureSchedule",
+    "ancestral_draw",
     "anneal_temperature",
     "denoising_jump",
     "draw_levels",

@@ -1,4 +1,4 @@
-"""Protocols of a model: one energy, energies at noise levels, energies given a class.
+"""Protocols of a model: one energy, energies at noise levels, energies given a condition.
 
 The models of ``energyppl.models`` are examples.  Nothing below asks for more than these.
 """
@@ -58,16 +58,12 @@ class LevelModel(EnergyModel, Protocol):
 
 
 class Conditional(LevelModel, Protocol):
-    """A level model that can be asked for a class, or that was."""
+    """A level model that can be asked for a condition, a class or a context, or that was."""
 
-    label: Tensor | None  # the class asked for, or each point's own
+    conditions: Tensor | None  # the class or context asked for, or each point's own
+    condition_dims: int  # dimensions of one condition: none for a class
     guidance: float
 
-    @property
-    def unconditional(self) -> "Conditional":
-        """The model that a class was asked of, or itself."""
-        ...
-
-    def given(self, label: Tensor, *, guidance: float = 0.0) -> "Conditional":
-        """Return the model of a class, or of each row's own."""
+    def view(self, condition: Tensor | None, guidance: float = 0.0) -> "Conditional":
+        """Return the model of a condition, or of each row's own, which was checked."""
         ...

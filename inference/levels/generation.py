@@ -1,7 +1,7 @@
 """Progressive sampling: from white noise to data, level by level (Gao et al. 2021, Algorithm 2)."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.hamiltonian import ChEES
 from energyppl.inference.kernels.mass import identity_mass
 from energyppl.inference.levels.contract import Conditional, LevelModel
-from energyppl.inference.levels.initializers import model_of_rows, recovery_start
+from energyppl.inference.levels.initializers import flat_conditions, model_of_rows, recovery_start
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt_widths
 from energyppl.inference.sampling.run_chain import run_chain
 
@@ -31,6 +31,10 @@ class Generation(NamedTuple):
     evaluations: int  # of the energy (with its gradient, if the kernel needs one) for each sample
 
 
+Descent = Callable[[Any, torch.Size, Sequence[int], int, bool], Generation]
+"""From a model, the samples' shape, moves at each level, the last level, and whether to denoise there."""
+
+
 class LevelTuning(NamedTuple):
     """Step sizes of all noise levels, and the acceptance that each gave."""
 
@@ -42,33 +46,38 @@ def generate(
     model: Conditional,
     shape: torch.Size,
     *,
-    steps: int,
+    steps: int | Sequence[int],
     last: int = 0,
     denoise: bool = False,
     micro_batch: int | None = None,
+    descend: Descent | None = None,
 ) -> Generation:
     """Draw from every level's recovery distribution in turn, the top level's from white noise.
 
     Args:
         model: the trained model.
         shape: shape of the batch of samples.
-        steps: moves at each level.
+        steps: moves at each level, one number for all or one for each from level 0 up.
         last: the level to stop at.
         denoise: at level 0, finish with the mean of the clean data given level 0, ``(x + σ̄₀² ∇log p) / ᾱ₀``
             (Tweedie; Zhu et al. 2024, appendix A.2).
         micro_batch: samples at a time, so that memory is bounded; all at once if None.
+        descend: how to go down the levels; by chains alone if None.
 
     Raises:
-        InvalidInput: for steps below one.
+        InvalidInput: for steps below one, or below none where they only correct what another way draws.
     """
-    check_count("steps", steps)
+    moves = tuple(steps) if isinstance(steps, Sequence) else (steps,) * model.schedule.levels
+    for count in moves:
+        check_count("steps", count, at_least=0 if descend else 1)
+    descend = descend or _descend
     if micro_batch is None:
-        return _descend(model, shape, steps, last, denoise)
+        return descend(model, shape, moves, last, denoise)
     check_count("micro_batch", micro_batch)
-    if model.label is not None and model.label.dim():
-        model = model.unconditional.given(model.label.expand(shape).flatten(), guidance=model.guidance)
+    if model.conditions is not None and model.conditions.dim() > model.condition_dims:
+        model = model.view(flat_conditions(model, shape), guidance=model.guidance)
     parts = [
-        _descend(model_of_rows(model, rows), rows.shape, steps, last, denoise)
+        descend(model_of_rows(model, rows), rows.shape, moves, last, denoise)
         for rows in torch.arange(shape.numel(), device=model.loc.device).split(micro_batch)
     ]
 
@@ -81,7 +90,7 @@ def generate(
     return Generation(joined([part.x for part in parts]), path, acceptance, parts[0].evaluations)
 
 
-def _descend(model: Conditional, shape: torch.Size, steps: int, last: int, denoise: bool) -> Generation:
+def _descend(model: Conditional, shape: torch.Size, moves: Sequence[int], last: int, denoise: bool) -> Generation:
     schedule = model.schedule
     like = model.loc
     x = schedule.marginal_std[-1].to(like) * torch.randn(
@@ -92,7 +101,8 @@ def _descend(model: Conditional, shape: torch.Size, steps: int, last: int, denoi
         level = torch.tensor(t, device=like.device)
         potential = recovery_potential(model, x, level)
         start = recovery_start(model, potential, x, level)
-        chain = run_chain(recovery_kernel(model.level_kernel, schedule, level.expand(shape)), potential, start, steps)
+        kernel = recovery_kernel(model.level_kernel, schedule, level.expand(shape))
+        chain = run_chain(kernel, potential, start, moves[t])
         x = chain.state.x
         acceptance[t] = chain.accept_prob.mean()
         evaluations += chain.evaluations

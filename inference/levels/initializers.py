@@ -21,6 +21,7 @@ from energyppl.schedule import NoiseSchedule
 __all__ = [
     "InitializerNetwork",
     "check_initializer",
+    "flat_conditions",
     "gaussian_start",
     "initializer_width",
     "model_of_rows",
@@ -33,10 +34,18 @@ InitializerNetwork = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def model_of_rows(model: Conditional, rows: Tensor) -> Conditional:
-    """Return the model of some rows of a batch: another one only where each row has a class of its own."""
-    if model.label is None or not model.label.dim():
+    """Return the model of some rows of a batch: another one only where each row has a condition of its own."""
+    conditions: Tensor | None = getattr(model, "conditions", None)
+    if conditions is None or conditions.dim() == model.condition_dims:
         return model
-    return model.unconditional.given(model.label.to(rows.device)[rows], guidance=model.guidance)
+    return model.view(conditions.to(rows.device)[rows], guidance=model.guidance)
+
+
+def flat_conditions(model: Conditional, shape: torch.Size) -> Tensor:
+    """Return the conditions of a batch of points, ``(*shape)``, one for each, with one dimension for the batch."""
+    assert model.conditions is not None
+    own = model.conditions.shape[model.conditions.dim() - model.condition_dims :]
+    return model.conditions.expand(*shape, *own).reshape(shape.numel(), *own)
 
 
 def check_initializer(initializer: object, model: LevelModel) -> None:
@@ -143,10 +152,10 @@ def recovery_proposal(
 
 def _initialize(model: Conditional, net: nn.Module, points: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
     """Ask the initializer, guided as the energy is; one without classes serves them all."""
-    if model.label is None or not getattr(net, "classes", 0):
+    if model.conditions is None or not getattr(net, "classes", 0):
         shift, log_scale = net(points, level)
         return shift, log_scale
-    shift, log_scale = net(points, level, model.label.to(points.device))
+    shift, log_scale = net(points, level, model.conditions.to(points.device))
     if model.guidance:
         shift = (1.0 + model.guidance) * shift - model.guidance * net(points, level)[0]
     return shift, log_scale

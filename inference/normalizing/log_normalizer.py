@@ -7,15 +7,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from energyppl._checks import check_between, check_count, check_positive, checked, shape_text
+from energyppl._progress import progress_bar
+from energyppl.distributed import agreed, everyone, gather, own_numbers, rank
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.normalizing.annealing import Weights, effective_size, log_mean_exp
 from energyppl.inference.normalizing.bennett import bennett
 from energyppl.inference.normalizing.methods import AIS, BAR, ISLANDS, SMC, Annealing, ReverseAIS
 from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path, is_binary
+from energyppl.inference.normalizing.processes import own_share
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
 from energyppl.integration.pareto import pareto_k
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential
@@ -42,13 +44,13 @@ class _Runs:
     last: list[Weights] = field(default_factory=list)
 
     def add(self, run: list[Weights], *, reverse: bool = False) -> None:
-        """Put the weights of a run with those of others."""
-        new = run[-1].log_weights
+        """Put the weights of a run, and of those that other processes made, with those of others."""
+        new = gather(run[-1].log_weights)
         if reverse:
             self.reverse = torch.cat([self.reverse.to(new), new])
         else:
             self.forward = torch.cat([self.forward.to(new), new])
-        self.evaluations += sum(stretch.evaluations for stretch in run)
+        self.evaluations += sum(everyone(sum(stretch.evaluations for stretch in run)))
 
 
 @checked
@@ -70,6 +72,9 @@ def log_normalizer(
     them it is sequential Monte Carlo (:class:`SMC`), with an interval by Student's t over its islands: a mode that no
     particle visits can't be seen by anything in it, so descents from scattered starts and a pilot run search for modes
     first, and the result's ``searched`` says where they looked.
+
+    Processes of ``torchrun`` share the particles and samples, and all return the same, see
+    :mod:`energyppl.distributed`.
 
     The base is a mixture of Gaussians fitted to half of the samples, or to what the search finds; particles then move
     in coordinates in which the target is about round.
@@ -99,16 +104,35 @@ def log_normalizer(
         EnergyPPLError: if the path from base to target doesn't arrive.
     """
     target, samples, base, method = _problem(target, samples, base, method)
+    samples, method = own_share(samples, method)
     check_between("confidence", confidence, 0.0, 1.0)
     if tolerance is not None:
         check_positive("tolerance", tolerance)
     if max_evaluations is not None:
         check_count("max_evaluations", max_evaluations)
+    with own_numbers():
+        result = _estimate(target, samples, base, method, tolerance, max_evaluations, confidence, progress)
+    if result.warning and rank() == 0:
+        warn_user(f"log Z: {result.warning}")
+    return result
+
+
+def _estimate(
+    target: Potential,
+    samples: Draws | None,
+    base: Base | None,
+    method: Annealing,
+    tolerance: float | None,
+    max_evaluations: int | None,
+    confidence: float,
+    progress: bool,
+) -> LogNormalizer:
+    """Run batches until there is a reason to stop."""
     began = time.perf_counter()
     draws = None if samples is None else DrawsOnce(samples, target, binary=is_binary(method.kernel))
     path = _path(target, base, draws, method)
-    runs, stopped = _Runs(path.evaluations), None
-    bar = tqdm(desc="log Z", unit=" evaluations", disable=not progress)
+    runs, stopped = _Runs(sum(everyone(path.evaluations))), None
+    bar = progress_bar(desc="log Z", unit=" evaluations", disable=not (progress and rank() == 0))
     with bar:
         while True:
             before = runs.evaluations
@@ -116,14 +140,13 @@ def log_normalizer(
             bar.update(runs.evaluations - before)
             found = _conclude(path, runs, method, confidence)
             bar.set_postfix_str(f"{found.estimate:.4f} ± {found.standard_error:.2g}")
-            stopped = _why_stop(found, runs, method, tolerance, max_evaluations, runs.evaluations - before, draws)
+            stopped = agreed(
+                _why_stop(found, runs, method, tolerance, max_evaluations, runs.evaluations - before, draws)
+            )
             if stopped is not None:
                 break
     asked = tolerance is not None or max_evaluations is not None
-    result = replace(found, seconds=time.perf_counter() - began, stopped=stopped if asked else None)
-    if result.warning:
-        warn_user(f"log Z: {result.warning}")
-    return result
+    return agreed(replace(found, seconds=time.perf_counter() - began, stopped=stopped if asked else None))
 
 
 def _problem(

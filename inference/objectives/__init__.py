@@ -12,6 +12,7 @@ from energyppl.inference.objectives.multiscale_score_matching import MultiscaleS
 from energyppl.inference.objectives.noise_contrastive import NoiseContrastive
 from energyppl.inference.objectives.persistent import PersistentLikelihood
 from energyppl.inference.objectives.persistent_chains import ChainBuffer
+from energyppl.inference.objectives.posterior_guide import PosteriorGuide
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.objectives.score_matching import (
     DenoisingScoreMatching,
@@ -35,6 +36,7 @@ __all__ = [
     "NoiseContrastive",
     "Objective",
     "PersistentLikelihood",
+    "PosteriorGuide",
     "RecoveryLikelihood",
     "SlicedScoreMatching",
     "conditional_contrast",

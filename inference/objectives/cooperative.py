@@ -88,7 +88,7 @@ class CooperativeRecovery:
             InvalidInput: for another kind of model, or one without an initializer.
         """
         needs = "cooperative training needs a model of levels whose chains an initializer begins, as a RecoveryEBM"
-        check_model(model, needs, "initializer", "label", "guidance")
+        check_model(model, needs, "initializer", "conditions", "guidance")
         if model.initializer is None:
             raise InvalidInput(
                 "cooperative training needs an initializer: build the model with "

@@ -64,11 +64,11 @@ class ExactLikelihood:
                 f"exact likelihood integrates on a grid, in one or two dimensions; got event_shape "
                 f"{shape_text(model.event_shape)}: train by ContrastiveDivergence, score matching or RecoveryLikelihood"
             )
-        label = getattr(model, "label", None)
-        if label is not None and label.dim():
+        conditions = getattr(model, "conditions", None)
+        if conditions is not None and conditions.dim() > getattr(model, "condition_dims", 0):
             raise InvalidInput(
-                f"exact likelihood is of one density at a time, and each class has its own; got a label for each of "
-                f"{len(label)} rows: train by RecoveryLikelihood or NoiseContrastive, or leave labels out"
+                f"exact likelihood is of one density at a time, and each class or context has its own; got one for "
+                f"each of {len(conditions)} rows: train by RecoveryLikelihood or NoiseContrastive, or leave them out"
             )
 
     def loss(self, model: EnergyModel, state: nn.Module, batch: Tensor) -> Loss:

@@ -2,21 +2,24 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from energyppl._checks import append_dims
+from energyppl._checks import append_dims, check_number
 from energyppl.autodiff.gradient import energy_only, gradient_only
-from energyppl.errors import InvalidInput
-from energyppl.inference.levels.contract import LevelModel
+from energyppl.errors import InvalidInput, QuadratureError
+from energyppl.inference.kernels.contract import casting, check_force_dtype
+from energyppl.inference.levels.contract import Conditional, LevelModel
 from energyppl.inference.levels.generation import tune_levels
+from energyppl.inference.levels.initializers import model_of_rows
 from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model, check_tie
 from energyppl.inference.objectives.held_out import denoising_error, fixed_noise, row_weights, weighted_mean
 from energyppl.inference.objectives.level_allocation import allocate_levels
 from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
+from energyppl.integration.batched import log_integrals
 from energyppl.potentials.network import AtLogSNR
 from energyppl.schedule import NoiseSchedule
 
@@ -25,6 +28,10 @@ __all__ = ["LevelScoreMatching"]
 _NOISY = -4.0
 _REPEATS = 4  # noises for each held-out row
 _TUNED_ROWS = 1024
+_INTEGRATED_ROWS, _TOLERANCE = 256, 1e-2  # whose log Z is integrated at each evaluation
+_TUNED_IMAGES = 4  # at each level
+_MEASURED_IMAGES = 1024
+_IMAGES_AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
@@ -45,15 +52,23 @@ class LevelScoreMatching:
     and each level's U(x, t) is −log p(x_t) up to a constant of its own; the relative weights of regions that no data
     connect stay unknown.
 
+    The likelihood hardly asks for the noisy levels, where pictures get their outlines.  For images, points of three
+    dimensions, λ is therefore drawn as densely as the schedule lays its levels, of which the cosine has most in the
+    middle (Nichol & Dhariwal 2021), the first term is weighted by 1/α², which makes it the loss of the velocity
+    (Salimans & Ho 2022), and levels are not tied: their normalizers say nothing about pictures.
+
     When training ends, the model's chains are given step sizes that suit the energies.
 
     Args:
-        tie: weight of the level tie; 1 for a continuous network if None.  Networks with whole levels have none: tie
-            them by classifying noise levels, :class:`RecoveryLikelihood`'s ``tie``.
+        tie: weight of the level tie; if None 1 for a continuous network, but 0 for images.  Networks with whole levels
+            have none: tie them by classifying noise levels, :class:`RecoveryLikelihood`'s ``tie``.
         level0_fraction: share of each batch that goes to level 0 on top of its equal share, for whole levels.
+        max_noise_weight: the most that a continuous level's scores count, as min(1/α², max_noise_weight); 1 is the
+            likelihood's weighting.  If None 1, but 50 for images.
+        autocast: arithmetic of the loss, ``torch.bfloat16`` for networks of images.
 
     Raises:
-        InvalidInput: for a share outside [0, 1) or a negative tie.
+        InvalidInput: for a share outside [0, 1), a negative tie, or a weight below 1.
 
     Example:
         >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
@@ -67,11 +82,21 @@ class LevelScoreMatching:
     keeps_best: ClassVar[bool] = True  # the weights that are best on held-out rows are those that training ends with
     tie: float | None = None
     level0_fraction: float = 0.25
+    max_noise_weight: float | None = None
+    autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         check_fraction("level0_fraction", self.level0_fraction)
+        check_force_dtype(self.autocast, "autocast")
         if self.tie is not None:
             check_tie(self.tie)
+        if self.max_noise_weight is not None:
+            check_number("max_noise_weight", self.max_noise_weight)
+            if self.max_noise_weight < 1.0:
+                raise InvalidInput(
+                    f"max_noise_weight must be at least 1, as the likelihood has it; got {self.max_noise_weight}: "
+                    "50 suits images"
+                )
 
     def init(self, model: Any) -> KernelState:
         """Require a model of levels which all have noise, each with a normalizer of its own.
@@ -120,22 +145,31 @@ class LevelScoreMatching:
         low, high = log_snr_range(model)
         # Stratified: one draw in each of n equal parts of the range, in random order.
         parts = (torch.randperm(len(clean)) + torch.rand(len(clean))) / len(clean)
-        log_snr = (low + (high - low) * parts).to(clean).requires_grad_()
+        log_snr = spread_log_snr(model, parts).to(clean).requires_grad_()
         noise = torch.randn_like(clean)
         x, sigma = _diffuse(clean, noise, log_snr.detach())
-        energy = at_log_snr(model, log_snr)(x.requires_grad_())
-        grad, slope = torch.autograd.grad(energy.sum(), (x, log_snr), create_graph=True)
+        tie = self._tie(model)
+        with casting(clean, self.autocast):
+            energy = at_log_snr(model, log_snr)(x.requires_grad_())
+            grad, *slopes = torch.autograd.grad(energy.sum(), (x, log_snr) if tie else (x,), create_graph=True)
         denoising = (noise - sigma * grad).reshape(len(x), -1).square().sum(1)
         weight = row_weights(clean)
-        value = 0.5 * (high - low) * (weight * denoising).mean()
+        value = 0.5 * (high - low) * (weight * self._noise_weight(model, log_snr.detach()) * denoising).mean()
         record = {"denoising": float((weight * denoising.detach()).mean()) / max(1, clean[0].numel())}
-        tie = 1.0 if self.tie is None else self.tie
         if tie:
-            errors = (slope - _time_score(clean, noise, log_snr.detach())).square()
+            errors = (slopes[0] - _time_score(clean, noise, log_snr.detach())).square()
             error = (weight**2 * errors).mean() / clean[0].numel()  # an energy far out is a square, its square a fourth
             value = value + tie * (high - low) * error
             record["tie"] = float((high - low) * error.detach())
         return Loss(value, record)
+
+    def _tie(self, model: LevelModel) -> float:
+        return float(not is_image(model)) if self.tie is None else self.tie
+
+    def _noise_weight(self, model: LevelModel, log_snr: Tensor) -> Tensor:
+        """Return how much levels count beside the likelihood's weighting, ``(*levels,)``."""
+        most = (50.0 if is_image(model) else 1.0) if self.max_noise_weight is None else self.max_noise_weight
+        return (1.0 + (-log_snr).exp()).clamp(max=most)
 
     def _whole(self, model: LevelModel, batch: Tensor) -> Loss:
         schedule = model.schedule
@@ -152,28 +186,54 @@ class LevelScoreMatching:
         """Return what is known of minus the log likelihood of held-out data, in nats for each row.
 
         For a continuous network it is the larger of two: minus the implied log likelihood (log Z = 0), and the
-        evidence bound of the scores; for whole levels the denoising error.  The noise is the same at every call, and
-        far rows count as in the loss, :func:`row_weights`.
+        evidence bound of the scores; where an event is one number and each row has a context, minus the log likelihood
+        itself, log Z integrated; for whole levels the denoising error.  For images it is the loss itself in each
+        dimension, of some rows.  The noise is the same at every call, and far rows count as in the loss,
+        :func:`row_weights`.
         """
         if not is_continuous(model):
             return denoising_error(model, data)
+        if is_image(model):
+            return self._weighted_error(model, data[:_MEASURED_IMAGES])
         with fixed_noise(data):
+            if model.event_shape == (1,) and getattr(model, "conditions", None) is not None:
+                return _normalized(cast(Conditional, model), data) + _log_scale(model)
             return max(-implied_log_likelihood(model, data), evidence_bound(model, data)) + _log_scale(model)
+
+    def _weighted_error(self, model: LevelModel, data: Tensor) -> float:
+        """Return the weighted denoising error of held-out images, evenly over the log-SNRs."""
+        with fixed_noise(data):
+            clean = model.to_unit(data)
+            log_snr = spread_log_snr(model, (torch.randperm(len(clean)) + 0.5) / len(clean)).to(clean)
+            noise = torch.randn_like(clean)
+        x, sigma = _diffuse(clean, noise, log_snr)
+        rows = torch.arange(len(x), device=x.device).split(_IMAGES_AT_A_TIME)
+        grad = torch.cat([gradient_only(at_log_snr(model, log_snr[part]), x[part]) for part in rows])
+        error = self._noise_weight(model, log_snr) * (noise - sigma * grad).reshape(len(x), -1).square().mean(1)
+        return weighted_mean(error, clean)
 
     def default_options(self, model: LevelModel) -> dict[str, Any]:
         """Return training options that suit continuous networks, by name; whole levels take the usual ones."""
         if not is_continuous(model):
             return {}
+        if is_image(model):  # of which the average remembers a ninth of the run
+            return {"steps": 10_000, "batch_size": 64, "ema": 0.9999, "evaluate_every": 500}
         decay = 0.0 if model.event_shape.numel() <= 2 else 1.0  # a table's rows are few for its columns
-        return {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50, "weight_decay": decay}
+        options = {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50, "weight_decay": decay}
+        if getattr(
+            model, "condition_dims", 0
+        ):  # a measure in nats that may lie near 0, of which 2 % is next to nothing
+            options |= {"patience": 20}
+        return options
 
     def default_learning_rate(self, model: LevelModel) -> float | None:
-        """Return 2e-3 for continuous networks; None for what others usually take."""
-        return 2e-3 if is_continuous(model) else None
+        """Return 2e-3 for continuous networks, 6e-3 for images; None for what others usually take."""
+        return (6e-3 if is_image(model) else 2e-3) if is_continuous(model) else None
 
     def settle(self, model: LevelModel, state: KernelState, data: Tensor) -> None:
         """Give the chains step sizes that suit the trained energies, from some rows of the training data."""
-        rows = data[:_TUNED_ROWS]
+        rows = data[: _TUNED_IMAGES * model.schedule.levels if is_image(model) else _TUNED_ROWS]
+        model = model_of_rows(cast(Conditional, model), torch.arange(len(rows), device=rows.device))
         if len(rows) >= model.schedule.levels:
             found = tune_levels(model, state.level_kernel.kernel, rows)
             state.level_kernel.step_sizes.copy_(found.step_sizes)
@@ -184,9 +244,25 @@ def is_continuous(model: LevelModel) -> bool:
     return bool(getattr(model.net, "continuous", False))
 
 
+def is_image(model: LevelModel) -> bool:
+    """Tell whether a model's points are images, ``(channels, height, width)``."""
+    return len(model.event_shape) == 3
+
+
 def log_snr_range(model: LevelModel) -> tuple[float, float]:
     """Return the least and the largest log-SNR of a model's levels, the noisiest marginal's included."""
     return float(model.schedule.log_snr[-1]), float(model.schedule.log_snr[0])
+
+
+def spread_log_snr(model: LevelModel, parts: Tensor) -> Tensor:
+    """Return log-SNRs for numbers in (0, 1): evenly over the schedule's range, for images as densely as its levels."""
+    if not is_image(model):
+        low, high = log_snr_range(model)
+        return low + (high - low) * parts
+    table = model.schedule.log_snr.to(parts)
+    place = parts * model.schedule.levels
+    below = place.long().clamp(max=model.schedule.levels - 1)
+    return torch.lerp(table[below], table[below + 1], place - below)
 
 
 def implied_log_likelihood(model: LevelModel, data: Tensor) -> float:
@@ -198,6 +274,21 @@ def implied_log_likelihood(model: LevelModel, data: Tensor) -> float:
     return -weighted_mean(energy_only(model.potential(0), model.schedule.diffuse(rows, 0)), rows)
 
 
+def _normalized(model: Conditional, data: Tensor) -> float:
+    """Return minus the mean log likelihood of some rows given their contexts, log Z integrated for each, in nats."""
+    rows = model.to_unit(data[:_INTEGRATED_ROWS])
+    each = torch.arange(len(rows), device=rows.device)
+    energy = energy_only(model_of_rows(model, each).potential(0), model.schedule.diffuse(rows, 0))
+    try:
+        with torch.no_grad():
+            log_z, _ = log_integrals(
+                lambda points, some: model_of_rows(model, some).potential(0)(points), len(rows), 1, rows, _TOLERANCE
+            )
+    except QuadratureError:  # of an energy that can't be good yet
+        return math.inf
+    return weighted_mean(energy + log_z, rows)
+
+
 def evidence_bound(model: LevelModel, data: Tensor) -> float:
     """Bound minus the mean log likelihood of data with level 0's noise from above by the scores alone, in nats.
 
@@ -205,6 +296,7 @@ def evidence_bound(model: LevelModel, data: Tensor) -> float:
     eq. 15), of the process that the scores define and in standardized coordinates; far rows count for less.
     """
     clean = model.to_unit(data).repeat(_REPEATS, *[1] * (data.dim() - 1))
+    model = model_of_rows(cast(Conditional, model), torch.arange(len(data), device=data.device).repeat(_REPEATS))
     low, high = log_snr_range(model)
     log_snr = (low + (high - low) * (torch.randperm(len(clean)) + 0.5) / len(clean)).to(clean)
     noise = torch.randn_like(clean)
@@ -220,7 +312,7 @@ def evidence_bound(model: LevelModel, data: Tensor) -> float:
 
 def at_log_snr(model: LevelModel, log_snr: Tensor) -> AtLogSNR:
     """Return a continuous model's energy at log-SNRs ``()`` or ``(*batch,)``, of points of unit variance."""
-    return AtLogSNR(model.net, log_snr, model.event_shape, getattr(model, "label", None))
+    return AtLogSNR(model.net, log_snr, model.event_shape, getattr(model, "conditions", None))
 
 
 def _diffuse(clean: Tensor, noise: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,14 @@ from energyppl.potentials.algebra import sum_event
 __all__ = ["level_tie"]
 
 
-def level_tie(model: LevelModel, clean: Tensor, noisy: Tensor, level: Tensor, upper: Tensor) -> Tensor:
+def level_tie(
+    model: LevelModel,
+    clean: Tensor,
+    noisy: Tensor,
+    level: Tensor,
+    upper: Tensor,
+    clean_energy: Tensor | None = None,
+) -> Tensor:
     """Return the mean log loss of classifying pairs of noise levels, ``()``, in nats: log 2 if nothing is known.
 
     A point is from ``level`` with probability ``p_t(x) / (p_t(x) + p_u(x))``, the densities being ``exp(−U)`` in
@@ -32,13 +39,17 @@ def level_tie(model: LevelModel, clean: Tensor, noisy: Tensor, level: Tensor, up
         noisy: points at ``upper``, likewise.
         level: t, ``(n,)``.
         upper: u, ``(n,)``, noisier than t and at most the schedule's noisiest marginal.
+        clean_energy: energies of ``clean`` at ``level``, ``(n,)``, where they are known.
     """
     top = model.schedule.levels
     std = model.schedule.marginal_std.to(clean)
     white = std[-1] * torch.randn_like(noisy)
-    points = torch.stack([clean, torch.where(append_dims(upper == top, clean), white, noisy)])
+    noisy = torch.where(append_dims(upper == top, clean), white, noisy)
+    points = torch.stack([clean, noisy])
     jacobian = math.prod(model.event_shape) * std.log()
-    lower_energy = model.potential(level)(points) + jacobian[level]
+    lower = model.potential(level)
+    energy = lower(points) if clean_energy is None else torch.stack([clean_energy, lower(noisy)])
+    lower_energy = energy + jacobian[level]
     known = sum_event(0.5 * (points / std[-1]).square() + 0.5 * math.log(2.0 * math.pi), model.event_shape)
     learned = model.potential(upper.clamp(max=top - 1))(points)
     difference = torch.where(upper == top, known, learned) + jacobian[upper] - lower_energy

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 from energyppl._checks import check_count, check_fields, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import EnergyModel
+from energyppl.inference.levels.initializers import model_of_rows
 from energyppl.inference.objectives.contract import Loss, diffuse
 from energyppl.inference.objectives.held_out import fixed_noise
 from energyppl.potentials.bases import Base, GaussianBase
@@ -126,10 +127,10 @@ class NoiseContrastive:
         state.log_z.copy_(torch.logsumexp(log_weights, 0) - math.log(len(x)))
 
     def _of_noise(self, model: Any) -> EnergyModel:
-        """Return the model of the noise points, which have the classes of the rows they are compared with."""
-        label = getattr(model, "label", None)
-        if label is not None and label.dim():
-            model = model.unconditional.given(label.repeat(self.ratio), guidance=model.guidance)
+        """Return the model of the noise points, which have the conditions of the rows they are compared with."""
+        condition = getattr(model, "conditions", None)
+        if condition is not None and condition.dim() > model.condition_dims:
+            model = model_of_rows(model, torch.arange(len(condition), device=condition.device).repeat(self.ratio))
         given: EnergyModel = model
         return given
 

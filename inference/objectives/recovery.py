@@ -180,7 +180,7 @@ class RecoveryLikelihood:
         }
         value = gap
         if self.ties:
-            tie = self.level_tie(model, pairs)
+            tie = self.level_tie(model, pairs, energies[0])
             value = gap + self.tie * tie
             record["level_tie"] = float(tie.detach())
         return Loss(value, record, float(gap.detach()), float(state.level_kernel.step_sizes.min()))
@@ -190,13 +190,18 @@ class RecoveryLikelihood:
         """Presence of a level tie in the loss."""
         return self.tie > 0.0 and self.tie_fraction > 0.0
 
-    def level_tie(self, model: LevelModel, pairs: RecoveryPairs) -> Tensor:
-        """Return the log loss of telling apart the levels of :attr:`tie_fraction` of the pairs, ``()``, in nats."""
+    def level_tie(self, model: LevelModel, pairs: RecoveryPairs, clean_energy: Tensor | None = None) -> Tensor:
+        """Return the log loss of telling apart the levels of :attr:`tie_fraction` of the pairs, ``()``, in nats.
+
+        The energies of ``pairs.clean``, ``(n,)``, are worked out if None.
+        """
         count = max(1, int(self.tie_fraction * len(pairs.level)))
-        if getattr(model, "label", None) is not None:  # each row may have a class of its own
+        if getattr(model, "conditions", None) is not None:  # each row may have one of its own
             model = model_of_rows(cast(Conditional, model), torch.arange(count, device=pairs.level.device))
         with casting(pairs.clean, self.autocast):
-            return level_tie(model, *(part[:count] for part in (pairs.clean, pairs.noisy, pairs.level, pairs.upper)))
+            known = None if clean_energy is None else clean_energy[:count]
+            clean, noisy, level, upper = (p[:count] for p in (pairs.clean, pairs.noisy, pairs.level, pairs.upper))
+            return level_tie(model, clean, noisy, level, upper, known)
 
     def measure(self, model: LevelModel, state: KernelState, data: Tensor) -> float:
         """Return the denoising error of held-out data, :func:`denoising_error`: a proper score without log Z."""

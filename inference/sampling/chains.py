@@ -189,7 +189,9 @@ class Chains:
             )
         return found
 
-    def to_arviz(self, *, log_likelihood: bool = False, arviz: ModuleType | None = None) -> Any:
+    def to_arviz(
+        self, *, log_likelihood: bool = False, posterior_predictive: bool = False, arviz: ModuleType | None = None
+    ) -> Any:
         """Export the chains to ArviZ: ``InferenceData`` under 0.x, ``DataTree`` under 1.x.
 
         ``posterior`` holds the named variables on their own supports, ``sample_stats`` what each draw knew, under
@@ -200,6 +202,8 @@ class Chains:
         Args:
             log_likelihood: work out the observed sites' log likelihood too, for ``az.loo`` and ``az.compare``; it is as
                 large as the draws times the data.
+            posterior_predictive: draw the observed sites anew for each draw too, for ``az.plot_ppc`` under 0.x and
+                ``arviz_plots.plot_ppc_dist`` under 1.x; as large.
             arviz: the module whose ``from_dict`` is used; the installed ArviZ if None.
         """
         groups: Groups = {"posterior": self._posterior(), "sample_stats": self._stats()}
@@ -210,6 +214,8 @@ class Chains:
             groups["observed_data"] = _arrays(self.potential.observed())
             if log_likelihood:
                 groups["log_likelihood"] = _arrays(self.potential.log_likelihood(self.draws))
+            if posterior_predictive:
+                groups["posterior_predictive"] = _arrays(self.potential.predictive(self.draws))
         return to_inference_data(groups, self.attributes, arviz)
 
     def _posterior(self) -> dict[str, NDArray[Any]]:

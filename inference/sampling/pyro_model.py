@@ -17,7 +17,7 @@ from energyppl.errors import EnergyPPLError, InvalidInput, first_line, warn_user
 from energyppl.inference.sampling.pyro_sites import Fill, Groups, Site, groups_of, origin, refuse_discrete
 from energyppl.potentials.constrained import latent_transform
 
-__all__ = ["ModelPotential"]
+__all__ = ["ModelPotential", "unvalidated"]
 
 _CHUNK = 10_000  # points that are turned into a model's variables at once
 
@@ -120,12 +120,12 @@ class ModelPotential:
         """Evaluate energies of unconstrained points, ``(*batch, D)`` to ``(*batch,)``."""
         if x.numel() == 0:
             return x.sum(-1)
-        energy: Tensor = -self._over(self._log_joint, x.reshape(-1, x.shape[-1]))
+        energy: Tensor = -self._over(self.log_joint, x.reshape(-1, x.shape[-1]))
         return energy.reshape(x.shape[:-1])
 
-    def _over(self, function: Callable[[Tensor], Any], points: Tensor) -> Any:
+    def _over(self, function: Callable[[Tensor], Any], points: Tensor, randomness: str = "error") -> Any:
         if self.vectorized:
-            return torch.func.vmap(function)(points)
+            return torch.func.vmap(function, randomness=randomness)(points)
         rows = [function(point) for point in points]
         if isinstance(rows[0], dict):
             return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -145,7 +145,7 @@ class ModelPotential:
 
         args, kwargs = self.arguments.value
         idle = {site.name: site.idle for site in self.sites if site.idle is not None}
-        with _unvalidated(), Fill(value, idle) as fill:
+        with unvalidated(), Fill(value, idle) as fill:
             trace = poutine.trace(self.model).get_trace(*args, **kwargs)
         missing = by_name.keys() - trace.nodes.keys()
         if missing:
@@ -155,8 +155,9 @@ class ModelPotential:
             )
         return trace, fill
 
-    def _log_joint(self, z: Tensor) -> Tensor:
-        with _unvalidated():
+    def log_joint(self, z: Tensor) -> Tensor:
+        """Evaluate minus the energy of one unconstrained point, ``(D,)`` to ``()``; vmap makes a batch of it."""
+        with unvalidated():
             trace, fill = self._run(z)
             total: Tensor = trace.log_prob_sum() + fill.log_jacobian
         return total
@@ -167,11 +168,11 @@ class ModelPotential:
             2, -1
         )
         with torch.no_grad():
-            slow, again = (torch.stack([self._log_joint(point) for point in points]) for _ in range(2))
+            slow, again = (torch.stack([self.log_joint(point) for point in points]) for _ in range(2))
             if not _same(slow, again):
                 raise InvalidInput("the model's log density changes from run to run: it must not draw at random")
             try:
-                quick = torch.func.vmap(self._log_joint)(points)
+                quick = torch.func.vmap(self.log_joint)(points)
             except Exception as error:  # whatever a user's model does that vmap can't follow
                 reason = first_line(error)
             else:
@@ -193,6 +194,13 @@ class ModelPotential:
         """Evaluate the log density of observed sites given the latent ones, ``(*batch, *site batch)`` by name."""
         return self._sites_of(z, self._likelihood)
 
+    def predictive(self, z: Tensor) -> Mapping[str, Tensor]:
+        """Draw the observed sites anew given the latent ones, ``(*batch, *shape)`` by name."""
+        try:
+            return self._sites_of(z, self._predicted, randomness="different")
+        except Exception:  # draws that vmap can't follow, such as rejection samplers': one after another
+            return replace(self, one_by_one=_OneByOne())._sites_of(z, self._predicted)
+
     def observed(self) -> dict[str, Tensor]:
         """Return the data, ``(*shape)`` by observed site."""
         zero = torch.zeros(self.event_shape, dtype=self.dtype, device=self.device)
@@ -209,10 +217,12 @@ class ModelPotential:
         )
         return posterior, data
 
-    def _sites_of(self, z: Tensor, function: Callable[[Tensor], dict[str, Tensor]]) -> Mapping[str, Tensor]:
+    def _sites_of(
+        self, z: Tensor, function: Callable[[Tensor], dict[str, Tensor]], randomness: str = "error"
+    ) -> Mapping[str, Tensor]:
         flat, batch = z.reshape(-1, z.shape[-1]).to(self.device), z.shape[:-1]
         with torch.no_grad():
-            parts = [self._over(function, chunk) for chunk in flat.split(_CHUNK)] if len(flat) else []
+            parts = [self._over(function, chunk, randomness) for chunk in flat.split(_CHUNK)] if len(flat) else []
         if not parts:
             return {site.name: z.new_empty(*batch, *site.constrained_shape) for site in self.sites}
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -223,10 +233,18 @@ class ModelPotential:
         return {name: torch.as_tensor(nodes[name]["value"], device=z.device) for name in self.groups.posterior}
 
     def _likelihood(self, z: Tensor) -> dict[str, Tensor]:
-        with _unvalidated():
+        with unvalidated():
             trace, _ = self._run(z)
             trace.compute_log_prob(lambda name, node: name in self.groups.likelihoods)
         return {name: trace.nodes[name]["log_prob"] for name in self.groups.likelihoods}
+
+    def _predicted(self, z: Tensor) -> dict[str, Tensor]:
+        nodes = self._run(z)[0].nodes
+        latent = {site.name: nodes[site.name]["value"] for site in self.sites}
+        args, kwargs = self.arguments.value
+        with unvalidated():
+            drawn = poutine.trace(poutine.condition(poutine.uncondition(self.model), latent)).get_trace(*args, **kwargs)
+        return {name: torch.as_tensor(drawn.nodes[name]["value"], device=z.device) for name in self.groups.data}
 
     # --- Where chains begin ---
 
@@ -300,7 +318,7 @@ class ModelPotential:
             return replace(site, start=0).take(part)
 
         args, kwargs = self.arguments.value
-        with torch.no_grad(), _unvalidated(), Fill(value):
+        with torch.no_grad(), unvalidated(), Fill(value):
             poutine.trace(self.model).get_trace(*args, **kwargs)
         return torch.cat([parts[site.name].reshape(-1) for site in self.sites]).to(self.dtype)
 
@@ -321,7 +339,7 @@ class _Held:
 
 
 @contextmanager
-def _unvalidated() -> Iterator[None]:
+def unvalidated() -> Iterator[None]:
     """Leave out checks of values: they can't be batched, and a proposal outside is a rejection, not an error."""
     with pyro.validation_enabled(False):
         yield

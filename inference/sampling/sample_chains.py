@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from energyppl._checks import check_between, check_count, check_flag
+from energyppl._checks import check_between, check_count, check_flag, shape_text
+from energyppl._progress import progress_bar
 from energyppl.arviz_export import check_names
 from energyppl.autodiff.bound import bind
+from energyppl.distributed import own_numbers, rank, world_size
 from energyppl.errors import ChainWarning, InvalidInput, warn_user
 from energyppl.inference.adaptation.warmup import untuned, warm_up
 from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, combined, middle_step
 from energyppl.inference.kernels.mass import MassEstimate, low_rank_mass
 from energyppl.inference.sampling.chains import Chains
+from energyppl.inference.sampling.processes import joined, own_share
 from energyppl.inference.sampling.pyro_model import ModelPotential
 from energyppl.inference.sampling.targets import Init, Target
 from energyppl.potentials.algebra import Potential
@@ -53,7 +55,8 @@ def sample_chains(
 
     Draws take ``chains · draws · event`` numbers of memory; with ``file`` they go to a ``.npy`` file that is mapped
     into memory, and only their diagnostics (19 bytes each) stay.  Ctrl-C ends the sampling and keeps what was drawn;
-    chains that are stuck or not finite are named by :meth:`Chains.problems`, and in a warning.
+    chains that are stuck or not finite are named by :meth:`Chains.problems`, and in a warning.  Processes of
+    ``torchrun`` share the chains, tune for their own, and all return all of them, see :mod:`energyppl.distributed`.
 
     Args:
         kernel: moves the chains; tuned by :func:`~energyppl.adapt` during the warm-up if it has a step size.  A kernel
@@ -101,10 +104,40 @@ def sample_chains(
     if isinstance(target.potential, ModelPotential):
         for group in target.potential.shapes():
             check_names(group)
+    if file is not None and world_size() > 1:
+        raise InvalidInput("draws of several processes are joined in memory; got file=…: leave it out, or thin more")
+    with own_numbers():
+        own = _sample(
+            kernel, target, *own_share(chains, init), draws, warmup, thin, target_acceptance, mass, keep_warmup, file,
+            progress=progress and rank() == 0,
+        )  # fmt: skip
+    result = joined(own)
+    if rank() == 0:
+        for problem in result.problems(rare=_RARE, disagreement=_FAR):
+            warn_user(problem, ChainWarning)
+    return result
+
+
+def _sample(
+    kernel: Kernel,
+    target: Target,
+    chains: int,
+    init: Init,
+    draws: int,
+    warmup: int,
+    thin: int,
+    target_acceptance: float | None,
+    mass: MassEstimate,
+    keep_warmup: bool,
+    file: str | os.PathLike[str] | None,
+    *,
+    progress: bool,
+) -> Chains:
+    """Run this process's chains."""
     x, potential = target.start(chains, init), bind(target.potential)
     recorder = _Recorder(target, x, draws, file)
     early = _Recorder(target, x, warmup, None) if keep_warmup and warmup else None
-    bar = tqdm(total=warmup + draws, disable=not progress, desc="warm-up" if warmup else "sampling", leave=True)
+    bar = progress_bar(total=warmup + draws, disable=not progress, desc="warm-up" if warmup else "sampling", leave=True)
     run = _Run(kernel, potential, x, _Progress(bar))
     try:
         if warmup:
@@ -115,16 +148,13 @@ def sample_chains(
         run.interrupted = True
     finally:
         bar.close()
-    result = replace(
+    return replace(
         recorder.chains(run.kernel),
         warmup=early.chains(run.kernel) if early is not None else None,
         attributes=_attributes(run.kernel, warmup, thin),
         notes=untuned(run.kernel) if warmup else (),
         **run.costs(),
     )
-    for problem in result.problems(rare=_RARE, disagreement=_FAR):
-        warn_user(problem, ChainWarning)
-    return result
 
 
 def _check_counts(**counts: int) -> None:
@@ -180,6 +210,18 @@ class _Run:
         }
 
 
+def _mapped(file: str | os.PathLike[str], dtype: torch.dtype, size: tuple[int, ...]) -> Tensor:
+    """Open a new ``.npy`` file as a tensor that is mapped into memory."""
+    kind = torch.empty(0, dtype=dtype).numpy().dtype
+    try:
+        return torch.from_numpy(np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=size))
+    except (OSError, TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"file must be the path of a .npy file to write {shape_text(size)} draws into; got {file!r} ({error}): "
+            "name a file in a folder that exists and has room"
+        ) from None
+
+
 class _Recorder:
     """Writes draws and diagnostics into tensors made once, step by step."""
 
@@ -202,8 +244,7 @@ class _Recorder:
                 )
             self._draws = torch.empty(size, dtype=x.dtype)
         else:
-            kind = torch.empty(0, dtype=x.dtype).numpy().dtype
-            self._draws = torch.from_numpy(np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=size))
+            self._draws = _mapped(file, x.dtype, size)
         self._energy = torch.empty((draws, *shape), dtype=x.dtype)
         self._acceptance, self._total = torch.empty_like(self._energy), torch.empty_like(self._energy)
         self._diverging = torch.empty((draws, *shape), dtype=torch.bool)

@@ -1,7 +1,8 @@
 """Training runs: batches, optimizer, guards, checkpoints."""
 
-from energyppl.inference.training.fit import Training, fit
+from energyppl.inference.training.fit import fit
 from energyppl.inference.training.history import History, Record
 from energyppl.inference.training.options import TrainingOptions
+from energyppl.inference.training.run import Training
 
 __all__ = ["History", "Record", "Training", "TrainingOptions", "fit"]

@@ -1,25 +1,16 @@
 """Checks of a training run: its model, rows and labels, and the checkpoints that it may go on from."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_data, check_kind, shape_text
+from energyppl._checks import check_kind, shape_text
 from energyppl.errors import CheckpointError, InvalidInput, first_line
 from energyppl.inference.objectives.contract import Objective, Paced
 
 _DECLARED = ("sigmas", "base_sigma")  # of a model's state: what it is built with and no training changes
-_MEASURED_ROWS = 4096  # of the held-out data
-
-
-class Rows(NamedTuple):
-    """Rows to train on and to evaluate on, in the model's dtype and on its device."""
-
-    data: Tensor  # (n, *event)
-    labels: Tensor | None  # (n,)
-    held_out: Tensor  # (m, *event)
 
 
 def check_trainable(model: nn.Module) -> None:
@@ -53,31 +44,60 @@ def checked_objective(objective: Any) -> Objective:
     return found
 
 
-def split_rows(model: nn.Module, data: Tensor, labels: Tensor | None, held_out: Tensor | None) -> Rows:
-    """Check the rows, and set a tenth of them aside to evaluate on unless others are given.
+def is_conditional(model: Any) -> bool:
+    """Tell whether a model is one of points given contexts."""
+    return hasattr(model, "standardize_context")
+
+
+def one_condition(model: Any) -> Any:
+    """Return a conditional model given one context, such that it has energies to try; another as it is."""
+    return model.view(model.loc.new_zeros(model.feature_shape)) if is_conditional(model) else model
+
+
+def split_pair(model: nn.Module, name: str, rows: Any) -> tuple[Any, Any]:
+    """Return points and their contexts, if they came as a pair, which is for conditional models.
 
     Raises:
-        InvalidInput: for rows of the wrong shape, dtype or number, and labels that don't fit.
+        InvalidInput: for a tuple that is no pair, or for another model.
     """
-    event_shape = getattr(model, "event_shape", None)
-    if not isinstance(data, Tensor):
-        raise InvalidInput(f"data must be a torch tensor; got {type(data).__name__}: wrap it in torch.as_tensor")
-    least = 3 if held_out is None else 2  # two rows are needed for a standard deviation
-    check_data("data", data, data.shape[1:] if event_shape is None else event_shape, at_least=least)
-    like = next(model.parameters())
-    data = data.detach().to(like)
-    if labels is None:
-        _require_no_classes(model)
-    else:
-        labels = check_labels(model, data, labels)
-    if held_out is None:
-        # Always the same split, so that a continued run has the same rows.
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
-        aside = max(1, len(data) // 10)
-        held_out, data = data[order[:aside]], data[order[aside:]]
-        labels = labels if labels is None else labels[order[aside:]]
-    held_out = check_data("held_out", held_out, data.shape[1:])[:_MEASURED_ROWS].detach().to(like)
-    return Rows(data, labels, held_out)
+    if not isinstance(rows, tuple):
+        return rows, None
+    if not is_conditional(model):
+        raise InvalidInput(
+            f"{name} must be a tensor of rows; got a tuple: that is for a ConditionalEBM, so train one, or join "
+            "the columns"
+        )
+    if len(rows) != 2:
+        raise InvalidInput(f"{name} must be a pair (y, context); got {len(rows)} things")
+    return rows
+
+
+def check_condition(model: nn.Module, name: str, rows: Tensor, condition: Any) -> Tensor | None:
+    """Return the labels ``(n,)`` or contexts ``(n, *context)`` of some rows, on the model's device; None for none.
+
+    Raises:
+        InvalidInput: for a model with contexts or classes that has none of them here, and for those that don't fit.
+    """
+    if is_conditional(model):
+        return _check_contexts(model, name, rows, condition)
+    if condition is None:
+        require_no_classes(model)
+        return None
+    return check_labels(model, rows, condition)
+
+
+def _check_contexts(model: Any, name: str, rows: Tensor, contexts: Any) -> Tensor:
+    if contexts is None:
+        raise InvalidInput(f"{name} of a conditional model must be a pair (y, context); got rows alone: pass both")
+    if not isinstance(contexts, Tensor):
+        contexts = torch.as_tensor(contexts)
+    model.contexts.check(contexts)
+    if contexts.dim() != len(model.context_shape) + 1 or len(contexts) != len(rows):
+        raise InvalidInput(
+            f"{name} must have one context for each of {len(rows)} rows; got contexts {shape_text(contexts.shape)}"
+        )
+    found: Tensor = contexts.detach().to(next(model.parameters()))
+    return found
 
 
 def clipped_apart(model: nn.Module, weights: list[Tensor]) -> list[list[Tensor]]:
@@ -104,7 +124,7 @@ def move_to(model: nn.Module, device: str | torch.device) -> None:
         ) from error
 
 
-def _require_no_classes(model: Any) -> None:
+def require_no_classes(model: Any) -> None:
     """Require a network without classes, for rows that come without labels.
 
     Raises:
@@ -150,13 +170,6 @@ def check_labels(model: nn.Module, data: Tensor, labels: Tensor) -> Tensor:
     return labels.detach().long().to(data.device)
 
 
-def data_key(data: Tensor, held_out: Tensor, labels: Tensor | None) -> list[Any]:
-    """Return numbers that tell these rows and labels, in their order, from others."""
-    order = 0 if labels is None else int((labels.cpu() * torch.arange(1, len(labels) + 1)).sum())
-    sums = [float(rows.cpu().double().sum()) for rows in (data, held_out)]  # a GPU adds up in an order of its own
-    return [list(data.shape), *sums, -1 if labels is None else order]
-
-
 def check_same_run(theirs: Any, ours: dict[str, Any]) -> None:
     """Require a checkpoint of the same run: model, data, options and objective.
 
@@ -174,6 +187,7 @@ def check_same_run(theirs: Any, ours: dict[str, Any]) -> None:
         ("objective", "another objective"),
         ("schedule", "another model's schedule"),
         ("kernel", "another model's kernel"),
+        ("updates", "another optimizer or scheduler"),
     ):
         if theirs[key] != ours[key]:
             raise CheckpointError(
@@ -214,35 +228,6 @@ def _check_declared(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
                     f"this checkpoint was made with another model's {name}: {their:.6g}, not {our:.6g}"
                     f"{f' at place {place}' if len(now) > 1 else ''}; continue with the same, or write to another place"
                 )
-
-
-def load_adam(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load Adam's moments, in the memory order of the weights: fused Adam updates moments of another order otherwise.
-
-    Raises:
-        ValueError: for other settings than the optimizer's, or moments that don't fit its weights or are not finite.
-    """
-    ours = optimizer.state_dict()
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
-    groups = [{**group, "lr": None} for group in ours["param_groups"]]
-    if [{**group, "lr": None} for group in state["param_groups"]] != groups:
-        raise ValueError("the optimizer's settings are others")
-    if not set(state["state"]) <= set(range(len(weights))):  # a weight without a gradient has none
-        raise ValueError("the optimizer's moments are of other weights")
-    for index, moments in state["state"].items():
-        weight = weights[index]
-        if set(moments) != {"step", "exp_avg", "exp_avg_sq"} or moments["step"].shape != ():
-            raise ValueError("the optimizer's moments are of another optimizer")
-        if not all(_alike(moments[name], weight) for name in ("exp_avg", "exp_avg_sq")):
-            raise ValueError("the optimizer's moments don't fit the weights, or are not finite")
-        if bool((moments["exp_avg_sq"] < 0).any()) or not float(moments["step"]) >= 0:
-            raise ValueError("the optimizer's moments are impossible")
-    optimizer.load_state_dict(state)
-    for weight in weights:
-        for name in ("exp_avg", "exp_avg_sq"):
-            if name in optimizer.state[weight]:
-                moment = optimizer.state[weight][name]
-                optimizer.state[weight][name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
 
 
 def default_learning_rate(objective: object, model: object, data: Tensor) -> float:

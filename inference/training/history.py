@@ -23,6 +23,12 @@ class Record(NamedTuple):
     held_out: float  # the objective's measure on held-out data with averaged weights; NaN between evaluations
     values: dict[str, float]
 
+    def numbers(self) -> dict[str, float]:
+        """Return what is known of this update by name, for any logger; without what was not measured."""
+        own = {"loss": self.loss, "learning_rate": self.learning_rate, "gradient_norm": self.gradient_norm}
+        measured = {} if math.isnan(self.held_out) else {"held_out": self.held_out}
+        return own | measured | self.values
+
 
 @dataclass(frozen=True)
 class History:

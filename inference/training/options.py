@@ -28,7 +28,8 @@ class TrainingOptions:
         patience: evaluations in a row that are clearly worse on held-out data than the best one, after which training
             stops, and the best weights are taken.
         tolerance: how much worse, relative to the best, is clearly worse.
-        label_drop: share of rows whose label is hidden at each update: the energy without a class is learned too.
+        label_drop: share of rows whose label is hidden at each update, or of updates whose contexts are: the energy
+            without a class or a context is learned too.  If None 0.1 of the labels, and no contexts.
         weight_decay: decoupled decay of the model's weights (Loshchilov & Hutter 2019): each update shrinks them by
             this times the learning rate.
         max_gap: energy gap, in nats for each dimension, beyond which training counts as diverged.
@@ -48,7 +49,7 @@ class TrainingOptions:
     tolerance: float = 0.02
     weight_decay: float = 0.0
     max_gap: float = 100.0
-    label_drop: float = 0.1
+    label_drop: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "evaluate_every", "patience"):
@@ -60,8 +61,9 @@ class TrainingOptions:
             check_number(name, getattr(self, name))
             if getattr(self, name) < 0.0:
                 raise InvalidInput(f"{name} must not be negative; got {getattr(self, name)}: 0 turns it off")
-        check_number("label_drop", self.label_drop)
-        if not 0.0 <= self.label_drop <= 1.0:
+        if self.label_drop is not None:
+            check_number("label_drop", self.label_drop)
+        if self.label_drop is not None and not 0.0 <= self.label_drop <= 1.0:
             raise InvalidInput(f"label_drop must lie in [0, 1]; got {self.label_drop}")
         check_between("ema", self.ema, 0.0, 1.0, closed=True)
 

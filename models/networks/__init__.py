@@ -4,5 +4,6 @@ from energyppl.models.networks.conv import ConvEnergy
 from energyppl.models.networks.mlp import MLPEnergy
 from energyppl.models.networks.mlp_initializer import MLPInitializer
 from energyppl.models.networks.unet import UNetInitializer
+from energyppl.models.networks.unet_energy import UNetEnergy
 
-__all__ = ["ConvEnergy", "MLPEnergy", "MLPInitializer", "UNetInitializer"]
+__all__ = ["ConvEnergy", "MLPEnergy", "MLPInitializer", "UNetEnergy", "UNetInitializer"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from energyppl.autodiff.products import Linear
 from energyppl.errors import InvalidInput
 
 __all__ = ["axis_frequencies", "feature_layers", "random_frequencies", "through_layers"]
@@ -36,7 +37,7 @@ def _frequencies(count: int, limits: tuple[float, float]) -> Tensor:
 def feature_layers(size: int, frequencies: int, hidden: int, depth: int) -> nn.ModuleList:
     """Make the hidden layers of a perceptron on so many coordinates and both phases of so many frequencies."""
     widths = [size + 2 * frequencies, *[hidden] * depth]
-    return nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+    return nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(widths))
 
 
 def through_layers(

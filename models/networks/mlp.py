@@ -15,6 +15,7 @@ from energyppl.models.networks.conditioning import (
     near_gaussian,
     table_rows,
 )
+from energyppl.models.networks.context import ContextConditioning, standardized
 from energyppl.models.networks.fourier import axis_frequencies, feature_layers, random_frequencies, through_layers
 from energyppl.models.networks.recipe import Rebuildable
 
@@ -30,6 +31,11 @@ class MLPEnergy(Rebuildable, nn.Module):
     It has a derivative in λ, and any noise schedule can be laid on it.  f grows at most linearly, so every level has a
     finite normalizer.  What a level makes of it is worked out once while chains run there, and not once a step.
 
+    With a ``context_shape`` it is U(x, λ; c), for :class:`~energyppl.models.ConditionalEBM`: a second perceptron makes
+    of a context c the scales and shifts of every layer (FiLM), beside those of the level, and mean m and standard
+    deviations s of a Gaussian in place of N(0, I), which has N(α m, α² s² + σ²) at the level λ; f then is a function of
+    points that are standardized by it, and what the density has beyond that Gaussian.
+
     Args:
         event_shape: shape of one point; any number of dimensions, flattened inside.
         hidden: width of each hidden layer.
@@ -41,16 +47,20 @@ class MLPEnergy(Rebuildable, nn.Module):
         frequency_range: lowest and highest angular frequency, spread evenly on a log scale; 0.2 to 16 in one and two
             dimensions and 0.3 to 12 above if None.
         levels: rows of the table of noise levels, at least the schedule's; 64 if None and it is not continuous.
-        continuous: whether the noise level is continuous; if None, above two dimensions unless ``levels`` is given.
+        continuous: whether the noise level is continuous; if None, above two dimensions and where there are contexts,
+            unless ``levels`` is given.
         log_snr_min: λ_min of a continuous network.
         classes: number of classes.  Labels are 0 to ``classes − 1``; ``classes`` means "no class", as does no label.
         confinement: strength of the quadratic term, above 0; 1 if the network is continuous.
+        context_shape: shape of one context, of about unit variance; a number is the length of a vector.  None for a
+            network without.
+        context_frequencies: frequencies along each coordinate of a context.
         saturation_radius: distance, in √dimensions, from which f bends towards a constant along every ray, so that it
             digs no holes where no data lie; infinite in one and two dimensions, 2 above, if None.
 
     Raises:
-        InvalidInput: for sizes below one, ``levels`` of a continuous network, frequencies that don't increase, or a
-            ``confinement`` or ``saturation_radius`` that is not positive.
+        InvalidInput: for sizes below one, ``levels`` of a continuous network, frequencies that don't increase, both
+            classes and contexts, or a ``confinement`` or ``saturation_radius`` that is not positive.
 
     >>> net = ep.MLPEnergy((2,), levels=6)
     >>> net(torch.randn(5, 2), torch.tensor(3)).shape
@@ -73,12 +83,14 @@ class MLPEnergy(Rebuildable, nn.Module):
         classes: int = 0,
         confinement: float = 1.0,
         saturation_radius: float | None = None,
+        context_shape: int | Sequence[int] | None = None,
+        context_frequencies: int = 4,
     ) -> None:
         super().__init__()
         self.event_shape = check_shape("event_shape", event_shape, at_least=1)
         plane = math.prod(self.event_shape) <= 2
         if continuous is None:
-            continuous = levels is None and not plane
+            continuous = levels is None and (not plane or context_shape is not None)
         levels = table_rows(levels, continuous)
         if frequencies is None:
             frequencies = 64 if plane else 0
@@ -113,6 +125,17 @@ class MLPEnergy(Rebuildable, nn.Module):
         self.film = None if levels is None else nn.Parameter(torch.zeros(levels, modulations))
         self.log_snr_film = LogSNRConditioning(modulations) if levels is None else None
         self.class_film = nn.Parameter(torch.zeros(classes + 1, modulations)) if classes else None
+        self.context_shape = None if context_shape is None else check_shape("context_shape", context_shape, at_least=1)
+        self.context_film: ContextConditioning | None = None
+        if self.context_shape is not None:
+            if classes:
+                raise InvalidInput(
+                    f"a network is told classes or contexts; got classes={classes} and context_shape="
+                    f"{tuple(self.context_shape)}: make the classes columns of the context, one for each"
+                )
+            self.context_film = ContextConditioning(
+                self.context_shape, modulations, size, frequencies=context_frequencies, hidden=hidden
+            )
         self.readout = nn.Linear(hidden, 1)
         if self.continuous:  # it begins as the Gaussian that every level has if nothing is known
             nn.init.zeros_(self.readout.weight)
@@ -120,37 +143,38 @@ class MLPEnergy(Rebuildable, nn.Module):
 
     frequencies: Tensor
 
-    def forward(self, x: Tensor, level: Tensor, label: int | Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor, condition: int | Tensor | None = None) -> Tensor:
         """Evaluate energies in nats.
 
         Args:
             x: points, ``(*batch, *event)``.
             level: whole levels, or log-SNRs if the network is continuous, ``()`` or ``(*batch,)``.
-            label: classes, likewise; ``classes`` or None for no class.
+            condition: classes, likewise, ``classes`` for no class; or contexts, ``(*context_shape)`` or ``(*batch,
+                *context_shape)``.  None for no class and no context.
 
         Returns:
             Energies, ``(*batch,)``.
 
         Raises:
-            InvalidInput: for a label that is out of range, or where there are no classes, or whole levels for a
-                continuous network.
+            InvalidInput: for a label that is out of range, or where there are no classes, contexts of another shape,
+                dtype or batch, or whole levels for a continuous network.
         """
         if self.film is None:
-            return self._energy(x, self._rows(level), level, label)
+            return self._energy(x, self._rows(level), level, condition)
         # Splitting once costs one concatenation on the way back, where indexing would fill a table for each piece.
-        return self._energy(x, nn.functional.embedding(level, self.film), None, label)
+        return self._energy(x, nn.functional.embedding(level, self.film), None, condition)
 
-    def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor, label: int | Tensor | None = None) -> Tensor:
+    def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor, condition: int | Tensor | None = None) -> Tensor:
         """Evaluate a continuous network at whole levels of a table of log-SNRs, whose modulations are worked out once.
 
         Args:
             x: points, ``(*batch, *event)``.
             level: indices into the table, ``()`` or ``(*batch,)``.
             log_snr: the table, ``(levels,)``.
-            label: as in :meth:`forward`.
+            condition: as in :meth:`forward`.
         """
         rows = nn.functional.embedding(level, self._rows(log_snr))
-        return self._energy(x, rows, log_snr[level], label)
+        return self._energy(x, rows, log_snr[level], condition)
 
     def _rows(self, log_snr: Tensor) -> Tensor:
         assert self.log_snr_film is not None
@@ -158,15 +182,21 @@ class MLPEnergy(Rebuildable, nn.Module):
         rows: Tensor = self.log_snr_film(log_snr)
         return rows
 
-    def _energy(self, x: Tensor, rows: Tensor, log_snr: Tensor | None, label: int | Tensor | None) -> Tensor:
+    def _energy(self, x: Tensor, rows: Tensor, log_snr: Tensor | None, condition: int | Tensor | None) -> Tensor:
         x = x.flatten(x.dim() - len(self.event_shape)) if self.event_shape else x.unsqueeze(-1)
+        log_scale: float | Tensor = 0.0
+        if self.context_film is None:
+            asked = class_rows(self.class_film, condition, x.shape[:-1])
+        else:
+            asked, mean, log_sd = self.context_film(condition, x.shape[:-1], log_snr)
+            if log_snr is not None:
+                x, log_scale = standardized(x, mean, log_sd, log_snr)
         square = (x * x).sum(-1)
         if self.saturation_radius < math.inf:
             x = x * torch.rsqrt(1.0 + square / (self.saturation_radius**2 * x.shape[-1])).unsqueeze(-1)
-        of_class = class_rows(self.class_film, label, x.shape[:-1])
-        film = (rows if of_class is None else rows + of_class).chunk(2 * len(self.layers), -1)
+        film = (rows if asked is None else rows + asked).chunk(2 * len(self.layers), -1)
         hidden = through_layers(x, self.frequencies, self.layers, zip(film[0::2], film[1::2], strict=True))
         f: Tensor = self.readout(hidden).squeeze(-1)
         if log_snr is None:
             return f + 0.5 * self.confinement * square
-        return near_gaussian(f, square, log_snr, self.log_snr_min, x.shape[-1])
+        return near_gaussian(f, square, log_snr, self.log_snr_min, x.shape[-1]) + log_scale

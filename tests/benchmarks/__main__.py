@@ -4,6 +4,7 @@ import importlib
 import sys
 
 NAMES = (
+    "conditional",
     "cooperative",
     "cost",
     "coverage",
@@ -11,20 +12,26 @@ NAMES = (
     "generation",
     "guided",
     "images",
+    "imputation",
     "joint",
+    "larger_than_memory",
+    "latent",
     "learned",
     "likelihood",
     "log_z",
     "masses",
     "microcanonical",
+    "processes",
     "recovery",
     "robustness",
     "samplers",
+    "sbi",
     "silent_misses",
     "systems",
     "tables",
     "temperature",
     "truth",
+    "waiting",
 )
 
 
@@ -33,7 +40,7 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
         for name in NAMES:
             summary = (importlib.import_module(f"tests.benchmarks.{name}").__doc__ or "").splitlines()[0]
-            print(f"python -m tests.benchmarks {name:14} {summary}")
+            print(f"python -m tests.benchmarks {name:18} {summary}")
         return
     importlib.import_module(f"tests.benchmarks.{sys.argv[1]}").main(sys.argv[2:])
 

@@ -1,35 +1,77 @@
-"""Images at their full size: cooperative recovery of 28 × 28 digits or clothes, for as many seconds as asked.
+"""Images at their full size: digits or clothes by score matching, for as many seconds of one core as asked.
 
-``python -m tests.benchmarks images FILE.npz [--seconds N] [--samples N] [--pictures FOLDER] [--plain] [--threads N]``
+``python -m tests.benchmarks images FILE.npz [OTHER.npz] [--seconds N] [--samples N] [--corrected N] [--moves N]
+[--chains N] [--completed N] [--weights FILE] [--pictures FOLDER] [--sheet FILE.png]``
 
-``FILE.npz`` holds ``x_train``, ``y_train``, ``x_test``, ``y_test`` (n, 28, 28), as MNIST.  A small convolutional
-classifier learns on the training images; its 64 last features are those of the Fréchet and kernel distances, of the
-samples and of as many training images, both to as many test images.  Then: the labels' balance, and how near samples
-come to training images beside how near test images do.  ``--plain`` trains without an initializer.
+The files hold ``x_train``, ``y_train``, ``x_test``, ``y_test`` (n, 28, 28), as MNIST and Fashion-MNIST.  One network
+with classes learns FILE for ``--seconds`` of CPU time of one thread, and is kept in ``--weights`` if that is given; if
+that file is there already, it is judged as it is.  A small convolutional classifier learns on the training images; on
+its 64 last features lie the Fréchet and kernel distances, of ``--samples`` samples to as many random test images,
+beside those of random training images to the same: the floor.  Then, for samples without a class, of classes drawn, and
+of each class with guidance: the share that the classifier recognizes with 90 % confidence, the share recognized as
+asked, the balance of labels, how much a class's pixels vary, and how near samples come to training images.
 
-``--rate`` needs no file, but ``pip install --no-deps ebmkit``: gradients of the chains a second, and whole updates, of
-ebmkit's recovery likelihood and of ours, on one network and batch in one run, taking turns.
+Long runs: ``--chains`` chains of ``--moves`` MALA moves at level 0, begun at test images with the level's noise: how
+the energy changed, by how many nats a fresh noising moves it, and the share of chains whose class is still the first
+one.  Detection: AUROC of the level-0 energy, 1,000 test images against what is no such image, and against OTHER's.
+
+``--rate`` needs no file, but ``pip install --no-deps ebmkit``: see ``image_rates.py``.
 """
 
 import argparse
-import functools
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference.objectives.contract import Objective
-from energyppl.inference.training.history import Record
 from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_grid, image_strips, neighbour_grid
 from tests.benchmarks.budget import training_within
-from tests.support.objectives import loss_of
+from tests.benchmarks.image_rates import rates
 
-LEVELS = 6
+CLASSES, GUIDANCE, LABEL_DROP, LEVELS, TOP_LOG_SNR, ROWS = 10, 1.0, 0.2, 50, 5.0, 1000
+BRIEF = torch.bfloat16
+RECOGNIZED = 0.9
+
+
+class Data(NamedTuple):
+    """Images in [0, 1], ``(n, 1, 28, 28)``, and their labels."""
+
+    x: Tensor
+    y: Tensor
+    test: Tensor
+    y_test: Tensor
+
+
+class Judge(NamedTuple):
+    """A classifier's body and head."""
+
+    body: nn.Module
+    head: nn.Module
+
+    def features(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self.body(part.clamp(0.0, 1.0)) for part in x.split(1000)])
+
+    def shares(self, x: Tensor) -> Tensor:
+        """Return each class's probability, ``(n, classes)``."""
+        with torch.no_grad():
+            probabilities: Tensor = self.head(self.features(x)).softmax(1)
+        return probabilities
+
+
+def read(path: Path) -> Data:
+    """The arrays of a file."""
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    x, test = (ep.data.images_from_array(arrays[name]).x for name in ("x_train", "x_test"))
+    y, y_test = (torch.as_tensor(arrays[name].astype(np.int64)) for name in ("y_train", "y_test"))
+    return Data(x, y, test, y_test)
 
 
 def features() -> nn.Sequential:
@@ -53,149 +95,266 @@ def classifier(x: Tensor, y: Tensor, steps: int = 2000) -> tuple[nn.Sequential, 
     return body.requires_grad_(False), head.requires_grad_(False)
 
 
-def train(x: Tensor, seconds: float, *, plain: bool) -> tuple[ep.RecoveryEBM, ep.History]:
-    """A model trained for so many seconds."""
-    shape = x.shape[1:]
-    recipe = ep.RecoveryLikelihood(
-        ep.kernels.CrankNicolsonLangevin(force_dtype=torch.bfloat16), autocast=torch.bfloat16
-    )
-    schedule = ep.NoiseSchedule.cosine(LEVELS, log_snr_max=5.0)
+def train(data: Data, seconds: float, classes: int = CLASSES) -> tuple[ep.RecoveryEBM, ep.History]:
+    """A model trained for so many seconds; the first 1,000 images choose its weights."""
 
     def build(updates: int) -> ep.Training:
         torch.manual_seed(1)
-        objective: Objective = recipe
-        initializer = None
-        if not plain:
-            initializer = ep.UNetInitializer(shape, width=16, levels=LEVELS, learn_scale=True)
-            objective = ep.CooperativeRecovery(recipe=recipe, initializer_fraction=1.0)
-        net = ep.ConvEnergy(shape, width=16, multipliers=(1, 2, 4), levels=LEVELS)
-        ebm = ep.RecoveryEBM(net, schedule, initializer=initializer)
-        ebm.standardize(x, isotropic=True)
-        options = ep.TrainingOptions(steps=updates, batch_size=64, evaluate_every=max(200, updates // 10))
-        return ep.Training(ebm, x[1000:], objective, held_out=x[:1000], options=options)
+        net = ep.models.UNetEnergy(data.x.shape[1:], classes=classes)
+        ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(LEVELS, log_snr_max=TOP_LOG_SNR, log_snr_min=-6.0))
+        ebm.standardize(data.x, isotropic=True)
+        objective = ep.objectives.LevelScoreMatching(autocast=BRIEF)
+        options = ep.TrainingOptions(
+            **objective.default_options(ebm)
+            | {"steps": updates, "label_drop": LABEL_DROP, "evaluate_every": max(200, updates // 20)}
+        )
+        labels = data.y[1000:] if classes else None
+        return ep.Training(ebm, data.x[1000:], objective, labels=labels, held_out=data.x[:1000], options=options)
 
-    training = training_within(seconds, build, skip=5, clock=time.perf_counter)
-    began = time.perf_counter()
+    training = training_within(seconds, build, skip=5)
+    began = time.process_time()
     for record in training:
         if (record.step + 1) % training.options.evaluate_every == 0:
-            print(f"  {record.step + 1:6} updates, {time.perf_counter() - began:5.0f} s: {shown(record)}", flush=True)
+            spent, error = time.process_time() - began, record.values["denoising"]
+            shown = f"{record.step + 1:6} updates, {spent:5.0f} s: error {error:.4f}, held out {record.held_out:.4f}"
+            print(f"  {shown}", flush=True)
     return cast(ep.RecoveryEBM, training.model), training.finish()
 
 
-def rates() -> None:
-    """Chains alone, and updates with 10 moves, in CPU time of one thread: other processes don't count."""
-    from ebm.losses import DiffusionRecoveryLikelihood
+# --- Samples ---
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    shape, moves = (1, 28, 28), 10
-    net, x = ep.ConvEnergy(shape, width=24, levels=LEVELS), torch.randn(128, *shape)
 
-    class Told(nn.Module):
-        """The network as ebmkit calls it; its noise levels make no difference to the cost."""
+def sampled(model: ep.RecoveryEBM, count: int, steps: int | None = None) -> tuple[Tensor, int, float]:
+    """Samples in [0, 1], the energy's gradients that each took, and its seconds."""
+    torch.manual_seed(2)
+    began = time.process_time()
+    made = model.generate((count,), steps=steps, denoise=True, micro_batch=100)
+    spent = (time.process_time() - began) / count
+    return model.from_unit(made.x).clamp(0.0, 1.0), made.evaluations, spent
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
 
-        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-            return self.net(x, torch.zeros(len(x), dtype=torch.long))
+def spread(x: Tensor, y: Tensor) -> float:
+    """Mean standard deviation of a pixel within a class."""
+    return float(torch.stack([x[y == c].std(0).mean() for c in y.unique() if int((y == c).sum()) > 1]).mean())
 
-    told, theirs = Told(), DiffusionRecoveryLikelihood(torch.linspace(1.0, 0.1, LEVELS + 1), mcmc_steps=moves)
-    cases = {"ebmkit": lambda: theirs(told, x).loss}
-    ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(LEVELS))
-    for name, dtype in (("ours, float32", None), ("ours, bfloat16 chains and loss", torch.bfloat16)):
-        for kernel in (ep.Langevin(0.1, force_dtype=dtype), ep.kernels.CrankNicolsonLangevin(0.1, force_dtype=dtype)):
-            adapt = kernel.target_acceptance is not None
-            recipe = ep.RecoveryLikelihood(kernel, steps=moves, autocast=dtype, adapt=adapt)
-            cases[f"{name}, {type(kernel).__name__}"] = functools.partial(lambda r: loss_of(r, ebm, x).value, recipe)
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
-    for turn in range(6):
-        for name, loss in cases.items():
-            began = time.process_time()
-            value = loss()
-            middle = time.process_time()
-            value.backward()
-            if turn:  # the first is a warm-up
-                spent[name].append((middle - began, time.process_time() - began))
-    base = [sorted(times)[len(times) // 2] for times in zip(*spent["ebmkit"], strict=True)]
-    for name, times in spent.items():
-        chain, whole = (sorted(column)[len(column) // 2] for column in zip(*times, strict=True))
-        print(
-            f"{name}: {moves * len(x) / chain:.0f} moves of a chain a second ({base[0] / chain:.2f} of ebmkit's), an "
-            f"update takes {whole:.2f} s ({whole / base[1]:.2f})",
-            flush=True,
+
+def judged(judge: Judge, drawn: Tensor, real: Tensor, data: Data, asked: Tensor | None, floor: float) -> list[str]:
+    """A row of the table, but for what the samples cost."""
+    seen, probabilities = judge.features(drawn), judge.shares(drawn)
+    found = probabilities.argmax(1)
+    distance = ep.metrics.frechet_distance(seen, judge.features(real))
+    kernel = ep.metrics.kernel_distance(seen, judge.features(real))
+    own = torch.bincount(data.y, minlength=CLASSES).double() if asked is None else torch.bincount(asked).double()
+    balance = ep.metrics.label_balance(found, CLASSES, own / own.sum())
+    near = ep.metrics.nearest_neighbours(drawn[:500], data.x).distance.median()
+    return [
+        f"{distance:.1f}",
+        f"{distance / floor:.2f}" if floor else "1",
+        f"{kernel.value:.3f} ± {kernel.standard_error:.3f}",
+        f"{float((probabilities.amax(1) > RECOGNIZED).float().mean()):.3f}",
+        "" if asked is None else f"{float((found == asked).float().mean()):.3f}",
+        f"{float(balance.z_scores.abs().max()):.1f} (p {balance.p_value:.2g})",
+        f"{spread(drawn, found if asked is None else asked):.3f}",
+        f"{float(near):.2f}",
+        f"{float(drawn.mean()):.3f}",
+    ]
+
+
+def samples_table(
+    ebm: ep.RecoveryEBM, judge: Judge, data: Data, count: int, corrected: int
+) -> tuple[list[list[str]], Tensor]:
+    """A row for each way to sample, beside real images, and the guided samples."""
+    generator = torch.Generator().manual_seed(3)
+    real = data.test[torch.randperm(len(data.test), generator=generator)[:count]]
+    rows = torch.randperm(len(data.x), generator=generator)[:count]
+    floor = ep.metrics.frechet_distance(judge.features(data.x[rows]), judge.features(real))
+    table = [["training images", "", "", *judged(judge, data.x[rows], real, data, None, 0.0)]]
+    drawn_classes = data.y[torch.randint(len(data.y), (count,), generator=generator)]
+    each = torch.arange(count) % CLASSES
+    ways: dict[str, tuple[ep.RecoveryEBM, Tensor | None, int | None]] = {
+        "no class": (ebm, None, None),
+        "classes drawn": (ebm.given(drawn_classes), drawn_classes, None),
+        f"each class, guidance {GUIDANCE:g}": (ebm.given(each, guidance=GUIDANCE), each, None),
+    }
+    if corrected:
+        ways = {f"no class, moves a level: {corrected}": (ebm, None, corrected)} | ways
+    drawn = real
+    for name, (model, asked, steps) in ways.items():
+        drawn, gradients, seconds = sampled(model, count, steps)
+        evaluations = gradients * (2 if model.guidance else 1)
+        table.append([name, str(evaluations), f"{seconds * 1e3:.0f}", *judged(judge, drawn, real, data, asked, floor)])
+        print("|", " | ".join(table[-1]), "|", flush=True)
+    return table, drawn
+
+
+# --- Chains that stay, and strangers ---
+
+
+def long_runs(
+    ebm: ep.RecoveryEBM, judge: Judge, data: Data, chains: int, moves: int
+) -> tuple[list[str], dict[str, list[Tensor]]]:
+    """Sentences about chains at level 0 that begin at test images, and pictures of some."""
+    torch.manual_seed(4)
+    clean = data.test[:chains]
+    start = ebm.diffuse(clean, 0)
+    potential = ep.potentials.Standardized(ebm.potential(0), ebm.loc, ebm.scale)
+    fresh = torch.stack([ep.autodiff.energy_only(potential, ebm.diffuse(clean, 0)) for _ in range(8)])
+    kept = min(20, moves)
+    began = time.process_time()
+    run = ep.sample_chains(
+        ep.MALA(0.1), potential, chains=chains, draws=kept, thin=moves // kept, warmup=100, init=start, progress=False
+    )
+    spent = time.process_time() - began
+    draws = run.draws
+    energies = torch.stack([ep.autodiff.energy_only(potential, draws[:, i]) for i in range(kept)])
+    change = energies[-1] - fresh.mean(0)
+    first = judge.shares(ebm.denoised(start, 0)).argmax(1)
+    ends = ebm.denoised(draws[:, -1], 0)
+    same = float((judge.shares(ends).argmax(1) == first).float().mean())
+    halves = [float(part.mean()) for part in energies.split(-(-kept // 2))]
+    text = [
+        f"{chains} chains, {moves} moves, {spent:.0f} s: energy {float(fresh.mean()):.1f} to "
+        f"{float(energies[-1].mean()):.1f} nats, drift {float(change.mean()):+.1f} ± "
+        f"{float(change.std() / chains**0.5):.1f}; halves of the run {halves[0]:.1f}, {halves[-1]:.1f}",
+        f"a fresh noising moves an image's energy by {float(fresh.std(0).mean()):.1f}; class kept {same:.3f}",
+    ]
+    columns = [clean[:8], *(ebm.denoised(draws[:8, i], 0) for i in (0, kept // 4, kept // 2, kept - 1))]
+    return text, {str(i): [column[i] for column in columns] for i in range(min(8, chains))}
+
+
+def strangers(test: Tensor, other: Tensor | None) -> dict[str, Tensor]:
+    """What is not of the training images' kind."""
+    flat = torch.rand(len(test), 1, 1, 1).expand_as(test)
+    sets = {} if other is None else {"other": other}
+    return sets | {
+        "noise": torch.rand_like(test),
+        "constant": flat,
+        "upside down": test.flip(-2),
+        "mean of two": 0.5 * (test + test.roll(1, 0)),
+    }
+
+
+def detection(ebm: ep.RecoveryEBM, data: Data, other: Tensor | None) -> Iterator[str]:
+    """AUROC of the level-0 energy, and of typicality, for each kind of strangers."""
+    torch.manual_seed(5)
+    own = ebm.diffuse(data.test[:ROWS], 0)
+    odd = {kind: ebm.diffuse(images, 0) for kind, images in strangers(data.test[:ROWS], other).items()}
+    for name, score in (
+        ("energy", lambda x: ep.evaluation.energy_scores(ebm, x, batch=200)),
+        ("typicality", lambda x: ep.evaluation.typicality_scores(ebm, x, data.x[:2000], batch=200)),
+    ):
+        inliers = score(own)
+        found = {kind: ep.evaluation.auroc(inliers, score(images)) for kind, images in odd.items()}
+        yield f"AUROC of {name}: " + ", ".join(f"{kind} {value}" for kind, value in found.items())
+
+
+def blocks(x: Tensor) -> Tensor:
+    """Images whose 4×4 pixels are their mean."""
+    return nn.functional.avg_pool2d(x, 4).repeat_interleave(4, -2).repeat_interleave(4, -1)
+
+
+def completions(ebm: ep.RecoveryEBM, judge: Judge, data: Data, count: int) -> tuple[list[str], dict[str, list[Tensor]]]:
+    """Sentences about test images of which a half was seen, or a sixteenth of the pixels, and pictures of some."""
+    torch.manual_seed(6)
+    size = data.test.shape[1:]
+    seen = torch.zeros(size, dtype=torch.bool)
+    seen[:, : size[1] // 2] = True
+    coarse = nn.functional.avg_pool2d(torch.eye(seen.numel()).reshape(-1, *size), 4).flatten(1).mT
+    cases = {
+        "upper half": (torch.eye(seen.numel())[seen.flatten()], lambda image: image * seen),
+        "4×4 pixels": (coarse, blocks),
+    }
+    text, strips = [], {}
+    for name, (matrix, show) in cases.items():
+        images, drawn = data.test[:count], []
+        for image in images:
+            measurement = ep.LinearMeasurement(matrix, matrix @ image.flatten(), noise=0.01)
+            drawn.append(ep.measured(ebm, measurement).sample((4,), denoise=True).clamp(0.0, 1.0))
+        found = torch.stack(drawn)  # (count, 4, *image)
+        misfit = (found - images[:, None]).flatten(2) @ matrix.mT
+        right = judge.shares(found.flatten(0, 1)).argmax(1).reshape(count, 4) == data.y_test[:count, None]
+        text.append(
+            f"{name} seen: {float(right.float().mean()):.3f} of {count} images, 4 draws each, completed to their own "
+            f"class; what was seen is met within {float(misfit.square().mean().sqrt()):.4f}, and pixels vary by "
+            f"{float(found.std(1).mean()):.3f} between draws"
         )
-
-
-def shown(record: Record) -> str:
-    """What is worth a look while it trains."""
-    names = ("energy_gap", "acceptance", "moved", "smallest_step", "initializer_drop", "initializer_moved")
-    values = {name: record.values[name] for name in names if name in record.values}
-    return ", ".join(f"{name} {value:.3g}" for name, value in values.items()) + f", held out {record.held_out:.4f}"
+        strips |= {f"{name} {i}": [images[i], show(images[i]), *found[i]] for i in range(min(3, count))}
+    return text, strips
 
 
 def main(arguments: list[str]) -> None:
-    """Some lines, and pictures if a folder is given."""
+    """Some lines and a table, and pictures if a folder is given."""
     parser = argparse.ArgumentParser(prog="images", description=__doc__)
     parser.add_argument("file", type=Path, nargs="?")
+    parser.add_argument("other", type=Path, nargs="?")
     parser.add_argument("--rate", action="store_true")
-    parser.add_argument("--seconds", type=float, default=2700.0)
+    parser.add_argument("--seconds", type=float, default=2400.0)
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--corrected", type=int, default=0, help="also sample with so many moves a level")
+    parser.add_argument("--moves", type=int, default=10_000)
+    parser.add_argument("--chains", type=int, default=32)
+    parser.add_argument("--completed", type=int, default=100)
     parser.add_argument("--classifier-steps", type=int, default=2000)
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--pictures", type=Path)
-    parser.add_argument("--plain", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sheet", type=Path)
     args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     if args.rate:
         rates()
         return
     if args.file is None:
         parser.error("FILE.npz is missing")
-    with np.load(args.file, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    data = read(args.file)
     torch.manual_seed(0)
-    x, test = (ep.data.images_from_array(arrays[name]).x for name in ("x_train", "x_test"))
-    y, y_test = (torch.as_tensor(arrays[name].astype(np.int64)) for name in ("y_train", "y_test"))
-    body, head = classifier(x, y, args.classifier_steps)
-    accuracy = float((head(body(test)).argmax(1) == y_test).float().mean())
+    judge = Judge(*classifier(data.x, data.y, args.classifier_steps))
+    accuracy = float((judge.shares(data.test).argmax(1) == data.y_test).float().mean())
     print(f"classifier: {accuracy:.3f} of the test images right", flush=True)
+    if args.weights is not None and args.weights.exists():
+        ebm = cast(ep.RecoveryEBM, ep.load(args.weights))
+    else:
+        ebm, history = train(data, args.seconds)
+        print(f"trained: {len(history.records)} updates, {history.stopped}", flush=True)
+        if args.weights is not None:
+            ep.save(ebm, args.weights)
 
-    ebm, history = train(x, args.seconds, plain=args.plain)
-    print(f"trained: {len(history.records)} updates, {history.stopped}", flush=True)
-    real, other = test[: args.samples], x[-args.samples :]
-    for steps in (1, 10, 40):
-        torch.manual_seed(2)
-        began = time.perf_counter()
-        drawn = ebm.sample((args.samples,), steps=steps, denoise=True, micro_batch=100).clamp(0.0, 1.0)
-        spent = time.perf_counter() - began
-        seen = body(drawn)
-        kernel = ep.metrics.kernel_distance(seen, body(real))
-        labels = head(seen).argmax(1)
-        balance = ep.metrics.label_balance(labels, int(y.max()) + 1, torch.bincount(y).double() / len(y))
-        sure = float((head(seen).softmax(1).amax(1) > 0.9).float().mean())
-        near, usual = (ep.metrics.nearest_neighbours(batch[:500], x).distance.median() for batch in (drawn, test))
-        distance, floor = (ep.metrics.frechet_distance(body(batch), body(real)) for batch in (drawn, other))
-        print(
-            f"{steps} moves a level, {spent / args.samples * 1e3:.0f} ms a sample: Fréchet "
-            f"{distance:.3f} (real {floor:.3f}), "
-            f"kernel {kernel.value:.4f} ± {kernel.standard_error:.4f}; recognized with 90 % confidence {sure:.3f} "
-            f"(real {float((head(body(real)).softmax(1).amax(1) > 0.9).float().mean()):.3f}); labels "
-            f"{torch.bincount(labels, minlength=10).tolist()}, standard errors off "
-            f"{[round(float(z), 1) for z in balance.z_scores]}; median distance to a training image {float(near):.2f} "
-            f"(test images {float(usual):.2f})",
-            flush=True,
-        )
-        if args.pictures is not None:
-            save_figure(image_grid(drawn[:100], title=f"{steps} moves a level"), args.pictures / f"samples_{steps}.png")
+    table, guided = samples_table(ebm, judge, data, args.samples, args.corrected)
+    if args.sheet is not None:
+        title = f"Ten classes, guidance {GUIDANCE:g}"
+        save_figure(image_grid(guided[:100], title=title), args.sheet)
+    other = None if args.other is None else read(args.other).test[:ROWS]
+    for line in detection(ebm, data, other):
+        print(line, flush=True)
+    lines, completed = completions(ebm, judge, data, args.completed)
+    print(*lines, sep="\n", flush=True)
+    lines, chains = long_runs(ebm, judge, data, args.chains, args.moves)
+    print(*lines, sep="\n", flush=True)
+    titles = ["samples", "gradients", "ms", "Fréchet", "of the floor", "kernel", "recognized", "as asked", "labels off"]
+    titles += ["pixels vary", "nearest", "mean"]
+    for row in (titles, ["---"] * len(titles), *table):
+        print("|", " | ".join(row), "|")
     if args.pictures is not None:
-        path = ebm.generate((10,), steps=40).path
-        titles = ["noise", *[f"level {t}" for t in reversed(range(LEVELS))]]
-        rows = {f"{i}": [stage[i] for stage in path] for i in range(10)}
-        save_figure(image_strips(rows, titles=titles, title="Level by level"), args.pictures / "levels.png")
-        nearest = x[ep.metrics.nearest_neighbours(drawn[:10], x, k=3).indices]
-        save_figure(neighbour_grid(drawn[:10], nearest), args.pictures / "neighbours.png")
+        draw(ebm, data, guided, args.pictures)
+        titles = ["image", "early", "a quarter", "half", "end"]
+        figure = image_strips(chains, titles=titles, title="Long runs at level 0, denoised")
+        save_figure(figure, args.pictures / "long_runs.png")
+        titles = ["image", "seen", *(f"draw {i}" for i in range(4))]
+        save_figure(image_strips(completed, titles=titles, title="Completed"), args.pictures / "completed.png")
+
+
+def draw(ebm: ep.RecoveryEBM, data: Data, guided: Tensor, folder: Path) -> None:
+    """Pictures of samples, their neighbours, and of paths between test images."""
+    plain, _, _ = sampled(ebm, 100)
+    save_figure(image_grid(plain, title="No class"), folder / "samples.png")
+    save_figure(image_grid(guided[:100], title=f"Guidance {GUIDANCE:g}"), folder / "guided.png")
+    nearest = data.x[ep.metrics.nearest_neighbours(plain[:10], data.x, k=3).indices]
+    save_figure(neighbour_grid(plain[:10], nearest), folder / "neighbours.png")
+    torch.manual_seed(7)
+    one, other = data.test[:6], data.test[6:12]
+    path = ep.models.interpolate(ebm, one, other).clamp(0.0, 1.0)
+    rows = {str(i): [one[i], *path[:, i], other[i]] for i in range(6)}
+    titles = ["one", *(str(i) for i in range(1, 10)), "other"]
+    save_figure(image_strips(rows, titles=titles, title="Through the noise levels"), folder / "interpolation.png")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
             begin = time.perf_counter()
             record, _ = fit_table(path, Path(folder) / "run", Settings(steps=args.steps), progress=False)
             fitted = load_run(Path(folder) / "run")
-            samples = fitted.sample(len(fitted.held_out))
+            samples = fitted.sample_values(len(fitted.held_out))
         print(
             f"{name} {values.shape}, {time.perf_counter() - begin:.0f} s, {record['steps']} steps ({record['stopped']})"
         )

@@ -145,9 +145,9 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: AtLevel(NORMAL, 0, torch.Size((2,))),
         "level must be a tensor of whole numbers; got int",
     ),  # type: ignore[arg-type]
-    "label of floats": (
-        lambda: AtLevel(NORMAL, torch.tensor(0), torch.Size((2,)), label=torch.ones(3)),
-        "label must be whole numbers; got torch.float32",
+    "condition of truth values": (
+        lambda: AtLevel(NORMAL, torch.tensor(0), torch.Size((2,)), condition=torch.ones(3) > 0),
+        "condition must be whole numbers; got torch.bool",
     ),
     "sampler": (lambda: ep.EnergyDistribution(NORMAL, sampler=3), "sampler must map .* got int"),  # type: ignore[arg-type]
     "log Z in words": (lambda: ep.EnergyDistribution(NORMAL, log_normalizer="0"), "log_normalizer must be a number"),  # type: ignore[arg-type]

@@ -20,17 +20,16 @@ from energyppl.cli.main import main
 from tests.support.cli import fit_wide
 from tests.support.damage import Bomb
 
-COMMANDS = ("demo", "fit", "sample", "show", "diagnose", "logz", "score")
+COMMANDS = ("demo", "fit", "sample", "show", "diagnose", "logz", "score", "impute", "compare")
 RNG = np.random.default_rng(1)
 ROWS = np.stack([1e6 + 5e3 * RNG.normal(size=80), np.arange(80) % 4], 1)  # a large offset, and a discrete column
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """The one line on stderr of a command that must exit with 2."""
+    """The one line of error of a command that must exit with 2."""
     capsys.readouterr()
     assert main([str(a) for a in arguments]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("energyppl: ")
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("energyppl: "))
     return line
 
 
@@ -88,16 +87,17 @@ def test_fit_sample_show(table: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["fit", str(table), "--out", str(run), "--steps", "20", "--levels", "3", "--batch-size", "32"]) == 0
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished"
-    assert record["dequantized"] == {"rooms": 1.0}
+    assert record["transforms"]["rooms"] == "4 values, by their shares of the normal scores"
     assert record["settings"]["batch_size"] == 32
     assert record["rows"] == {"training": 72, "held_out": 8}
     printed = capsys.readouterr().out
     for word in (
-        "rooms (1)",
+        "rooms 4 values, by their shares of the normal scores",
         "log density",
         "training alone implies 0",
         "verdict",
-        "a Gaussian with the training rows' mean",
+        "a mixture of Gaussians",
+        "independent columns",
     ):
         assert word in printed
     assert json.loads((run / "logz.json").read_text())["log_z"]["confidence"] == 0.95
@@ -187,7 +187,7 @@ def test_fit_refuses_bad_tables_and_writes_nothing(
 ) -> None:
     bad, run = tmp_path / "bad.csv", tmp_path / "run"
     assert "there is no file" in fails(capsys, "fit", tmp_path / "absent.csv", "--out", run)
-    bad.write_text("a,b\n" + "".join(f"{i},1\n" for i in range(20)))
+    bad.write_text("a,b\n" + "".join(f"{i / 2},1\n" for i in range(20)))
     assert "constant: 'b'" in fails(capsys, "fit", bad, "--out", run)
     for third, message in (("a", "more than once: 'a'"), ("c", "'c' is a copy of 'a'")):
         lines = (f"{x},{y},{x}\n" for x, y in RNG.normal(size=(20, 2)))
@@ -208,7 +208,10 @@ def test_run_of_other_data_or_settings_is_left_alone(
     run: Path, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in run.iterdir()}
-    assert "other options" in fails(capsys, "fit", run.parent / "table.npz", "--out", run, "--steps", 21)
+    assert "other options" in fails(capsys, "fit", run.parent / "table.npz", "--out", run, "--batch-size", 21)
+    assert "steps must be more than the 20" in fails(
+        capsys, "fit", run.parent / "table.npz", "--out", run, "--steps", 9
+    )
     assert "another model" in fails(capsys, "fit", run.parent / "table.npz", "--out", run, "--levels", 4)
     other = table.with_name("other.npz")
     np.savez(other, rows=ROWS + 1.0 * (ROWS > 1e6))
@@ -387,4 +390,4 @@ def test_discrete_columns_are_scored_by_their_cells(run: Path, tmp_path: Path) -
     """A two-column run normalizes by quadrature, and its scores are finite in the table's units."""
     np.savetxt(tmp_path / "t.csv", ROWS, delimiter=",", header="income,rooms", comments="", fmt="%.10g")
     assert main(["score", str(run), str(tmp_path / "t.csv"), "--out", str(tmp_path / "s.csv")]) == 0
-    assert np.isfinite(np.loadtxt(tmp_path / "s.csv", delimiter=",", skiprows=1)).all()
+    assert np.isfinite(np.loadtxt(tmp_path / "s.csv", delimiter=",", skiprows=1, usecols=(0, 1, 2))).all()

@@ -54,7 +54,7 @@ def test_what_was_trained_is_loaded_into_a_fresh_model() -> None:
     state = trained.state_dict()
     again.load_state_dict(state)
     assert set(state) - {f"net.{name}" for name in trained.net.state_dict()} == {
-        *("loc", "scale", "is_standardized", "level_kernel.step_sizes")
+        *("loc", "scale", "low", "high", "is_standardized", "level_kernel.step_sizes")
     }
     for name, value in again.state_dict().items():
         assert torch.equal(value, state[name]), name

@@ -1,6 +1,7 @@
 """Networks of images and of where chains begin: shapes, conditioning, and the papers' sizes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -274,13 +275,11 @@ def test_bad_input_is_refused(name: str) -> None:
         act()
 
 
-def test_a_continuous_network_is_the_standard_gaussian_at_its_noisiest_and_takes_any_log_snr() -> None:
+@pytest.mark.parametrize("build", [partial(ep.ConvEnergy, continuous=True), ep.models.UNetEnergy])
+def test_a_continuous_network_is_the_standard_gaussian_at_its_noisiest_and_takes_any_log_snr(build: Any) -> None:
     """Energies of N(0, I) at λ_min whatever the weights, a slope in λ elsewhere, the same values by the table."""
     torch.manual_seed(0)
-    net = ep.ConvEnergy((1, 8, 8), width=8, continuous=True, classes=2)
-    with torch.no_grad():
-        for weight in net.parameters():
-            weight.add_(0.1 * torch.randn_like(weight))
+    net = stirred(build((1, 8, 8), width=8, classes=2))
     x = torch.randn(3, 1, 8, 8)
     normal = -torch.distributions.Normal(0.0, 1.0).log_prob(x).sum((1, 2, 3))
     torch.testing.assert_close(net(x, torch.tensor(-6.0)), normal)
@@ -293,5 +292,8 @@ def test_a_continuous_network_is_the_standard_gaussian_at_its_noisiest_and_takes
     torch.testing.assert_close(by_table, energy)
     with pytest.raises(ep.errors.InvalidInput, match="takes log-SNRs"):
         net(x, torch.tensor(1))
+
+
+def test_a_continuous_convolution_has_confinement_1() -> None:
     with pytest.raises(ep.errors.InvalidInput, match="confinement 1"):
         ep.ConvEnergy((1, 8, 8), continuous=True, confinement=0.5)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from energyppl.data.images import read_images
 from energyppl.errors import InvalidInput
@@ -93,7 +94,7 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=message):
             read_images(tmp_path, *arguments, **options)
 
-    refused("at least one PNG; it is empty")
+    refused("at least one PNG or JPEG; it is empty")
     save_png(tmp_path / "a.png", COLOUR[0])
     refused("leave the name 'x' out", array="x")
     refused("leave both out", value_range=(0, 255))
@@ -103,15 +104,39 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
     odd.write_bytes(png([b"abcd"] * 5, 4))
     refused("5×4 colour in .* and 5×4 grey in .*b.png")
     odd.rename(tmp_path / "notes.txt")
-    refused("PNGs only.*got .*notes.txt")
+    refused("PNGs and JPEGs only.*got .*notes.txt")
     (tmp_path / "notes.txt").unlink()
     (tmp_path / "cats").mkdir()
     refused("got .*a.png: move it")
     (tmp_path / "a.png").rename(tmp_path / "cats" / "a.png")
     (tmp_path / "dogs").mkdir()
-    refused(".*dogs must hold at least one PNG; it is empty")
+    refused(".*dogs must hold at least one PNG or JPEG; it is empty")
     (tmp_path / "dogs" / "puppies").mkdir()
     refused("got .*puppies")
+
+
+def test_bad_jpegs_are_refused_by_name(tmp_path: Path) -> None:
+    good = io.BytesIO()
+    Image.fromarray(COLOUR[0]).save(good, "JPEG")
+    wide, cmyk = io.BytesIO(), io.BytesIO()
+    Image.new("L", (5000, 4000)).save(wide, "JPEG")
+    Image.new("CMYK", (4, 5)).save(cmyk, "JPEG")
+    bomb = good.getvalue().replace(b"\x11\x08\0\x05\0\x04", b"\x11\x08\xff\xff\xff\xff")
+    assert bomb != good.getvalue()
+    for name, data, message in (
+        ("empty.jpg", b"", "can't be read as a JPEG"),
+        ("cut.jpg", good.getvalue()[:-200], "can't be read as a JPEG"),
+        ("png.jpeg", SMALL, "can't be read as a JPEG"),
+        ("wide.JPG", wide.getvalue(), "at most 16,777,216 pixels; got 5000×4000"),
+        ("bomb.jpg", bomb, "at most 16,777,216 pixels"),
+        ("cmyk.jpg", cmyk.getvalue(), "three colours; got CMYK"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(data)
+        with pytest.raises(InvalidInput, match=re.escape(str(path))) as caught:
+            read_images(tmp_path)
+        assert message in str(caught.value), caught.value
+        path.unlink()
 
 
 def test_other_refusals(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
 from energyppl.data.images import Images, images_from_array, read_images
@@ -60,6 +61,19 @@ def test_folder_of_classes(tmp_path: Path) -> None:
     assert images.labels is not None
     assert images.labels.tolist() == [0, 0, 1, 1]
     assert images.classes == ("a", "b")
+
+
+def test_jpegs_beside_pngs_turned_as_the_camera_says(tmp_path: Path) -> None:
+    """JPEG is lossy: a grey ramp comes back within 3 grey values."""
+    ramp = np.tile(np.arange(0, 240, 30, dtype=np.uint8), (8, 1))
+    Image.fromarray(ramp).save(tmp_path / "a.jpg", quality=95)
+    exif = Image.Exif()
+    exif[0x0112] = 8  # turn by 90° to the left
+    Image.fromarray(np.rot90(ramp, -1).copy()).save(tmp_path / "b.JPEG", quality=95, exif=exif)
+    (tmp_path / "c.png").write_bytes(png([bytes(row) for row in ramp], 8))
+    images = read_images(tmp_path)
+    assert images.x.shape == (3, 1, 8, 8)
+    assert float((images.x - images.x[2]).abs().max()) * 255 <= 3
 
 
 def test_flat_folder_is_unlabelled(tmp_path: Path) -> None:

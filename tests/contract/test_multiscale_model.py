@@ -21,7 +21,9 @@ def test_networks_with_and_without_a_level() -> None:
     assert torch.allclose(leveled.potential()(x), leveled.net(x, torch.tensor(0)) / BASE**2)
     assert torch.allclose(gaussian().potential()(x), 0.5 * x.square().sum(-1) / BASE**2)
     assert {name.split(".")[0] for name, _ in leveled.named_parameters()} == {"net"}
-    assert set(dict(leveled.named_buffers())) - {"net.frequencies"} == {"loc", "scale", "is_standardized", "sigmas"}
+    assert set(dict(leveled.named_buffers())) - {"net.frequencies"} == {
+        *("loc", "scale", "low", "high", "is_standardized", "sigmas")
+    }
 
 
 @pytest.mark.parametrize("assign", [False, True])

@@ -187,7 +187,7 @@ def test_labels_must_be_a_tensor_of_whole_numbers(labels: Any, message: str) -> 
 
 def test_exact_likelihood_refuses_labels_but_trains_one_class() -> None:
     ebm = MODELS["RecoveryEBM"](classes=3)
-    with pytest.raises(ep.InvalidInput, match=r"exact likelihood is of one density.*got a label for each of 32 rows: "):
+    with pytest.raises(ep.InvalidInput, match=r"exact likelihood is of one density.*got one for each of 32 rows: "):
         quick_fit(ebm, ep.objectives.ExactLikelihood(points=16), labels=LABELS)
     objective = ep.objectives.ExactLikelihood(points=16)
     assert bool(torch.isfinite(loss_of(objective, ebm.given(1), 0.1 * DATA).value))  # type: ignore[operator]

@@ -56,8 +56,9 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_models_chains_and_training_import_neither_scipy_nor_pictures() -> None:
-    """All names of the face but the pictures' module, which is nothing without matplotlib."""
-    program = "import energyppl as ep; [getattr(ep, name) for name in ep.__all__ if name != 'plots']"
+    """All names of the face but those of pictures and tables, which are nothing without matplotlib and pandas."""
+    left = {"plots", "data", "tables"}
+    program = f"import energyppl as ep; [getattr(ep, name) for name in ep.__all__ if name not in {left}]"
     assert imported(program) == {"torch", "pyro", "numpy"}
 
 
@@ -86,7 +87,7 @@ def test_type_checkers_and_users_find_the_same_names() -> None:
 
 def test_every_name_is_found_and_listed() -> None:
     assert all(getattr(ep, name) is not None for name in ep.__all__)
-    assert {*ep.__all__, "models", "inference"} <= set(dir(ep))
+    assert {*ep.__all__, "autodiff", "models", "inference"} <= set(dir(ep))
     assert {name: getattr(ep, name).__name__ for name in ep._SUB_PACKAGES} == ep._SUB_PACKAGES
 
 

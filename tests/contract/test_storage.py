@@ -197,7 +197,7 @@ class OwnKernel(MALA):
 
 def test_what_can_not_be_saved_is_refused_in_words(tmp_path: Path) -> None:
     refused: dict[str, tuple[Any, str]] = {
-        "network": (Own(), "model must be one of EBM, .*; got Own: save the model that it is made of"),
+        "network": (Own(), "model must be one of ConditionalEBM, .*; got Own: save the model that it is made of"),
         "class": (labelled().given(1), "save the model"),  # type: ignore[attr-defined]
         "kernel": (
             ep.EBM(Own(), event_shape=(2,), kernel=OwnKernel(0.1)),

@@ -18,6 +18,7 @@ from energyppl.potentials.constrained import Constrained, bijection, constrain, 
 from tests.support.supports import DENSITIES, OFFSET, on_support
 
 NORMAL = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (1,))
+PLANE = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
 SQUARE = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
 
 
@@ -329,6 +330,18 @@ MIXED: dict[str, tuple[Callable[[], Any], str]] = {
     "ends in the wrong order": (
         lambda: Constrained(NORMAL, constraints.interval(3.0, 0.0)),
         r"ends of an interval must be two numbers, the lower first; got 3\.0 and 0\.0",
+    ),
+    "ends in the wrong order, of one coordinate": (
+        lambda: ep.EnergyDistribution(PLANE, support=constraints.interval(torch.tensor([0.0, 3.0]), torch.ones(2))),
+        "ends of an interval must be two numbers, the lower first",
+    ),
+    "an end that is NaN": (
+        lambda: ep.EnergyDistribution(PLANE, support=constraints.interval(torch.tensor([0.0, math.nan]), 1.0)),
+        "ends of an interval must be two numbers, the lower first",
+    ),
+    "ends of which one is infinite": (
+        lambda: Constrained(PLANE, constraints.interval(torch.zeros(2), torch.tensor([1.0, math.inf]))),
+        r"put a constraint for each coordinate together by constraints\.stack",
     ),
     "distribution in a quadrature": (
         lambda: ep.quadrature(HALF, ep.Grid((-1.0,), (9.0,), (64,))),

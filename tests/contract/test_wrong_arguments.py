@@ -77,7 +77,7 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("ConvEnergy.levels", "RecoveryEBM.sample.steps"),
         *(f"fit.{name}" for name in ("device", "held_out", "labels", "objective", "options")),
         *(f"Training.{name}" for name in ("objective", "options")),
-        *(f"TrainingOptions.{name}" for name in ("learning_rate", "clip", "max_gap")),
+        *(f"TrainingOptions.{name}" for name in ("learning_rate", "clip", "max_gap", "label_drop")),
         *(f"EnergyDistribution.{name}" for name in ("like", "log_normalizer", "sampler", "support")),
         *(f"RecoveryDistribution.{name}" for name in ("log_normalizer", "sampler")),
         *(f"{name}.dtype" for name in ("GridOptions", "energy_and_grad")),

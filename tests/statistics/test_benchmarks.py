@@ -15,30 +15,37 @@ WITH_MAIN = {path.stem for path in FOLDER.glob("*.py") if "\ndef main(arguments"
 
 # Files that a benchmark reads are named in braces.
 SMALL = {
+    "conditional": "{table} rows --steps 2 --splits 1 --rows 200 --seeds 1 --contexts 3",
     "cooperative": "--seconds 0.01 eight-gaussians",
     "cost": "--repeats 2",
     "coverage": "'banana, 2-D' --repeats 1 --particles 32",
     "density": "--steps 2 eight-gaussians",
     "generation": "--steps 2 --size 20 eight-gaussians",
     "guided": "{digits} --steps 2 --count 10",
-    "images": "{images} --seconds 0.01 --samples 70 --classifier-steps 5 --threads 1",
+    "images": "{images} --seconds 0.01 --samples 40 --classifier-steps 5 --moves 20 --chains 4 --completed 1",
+    "imputation": "{table} rows --steps 2 --draws 3 --rows 40",
     "joint": "persistent --seconds 0.01 --steps 50 --chains 8 --samples 50 --repeats 0 --widths 0.15",
+    "larger_than_memory": "--gigabytes 0.0005 --columns 2 --steps 2",
+    "latent": "{digits} --seeds 1 --steps 2 --chain-steps 2 --rows 12 --samples 20",
     "learned": "--steps 2 --particles 32 eight-gaussians",
     "likelihood": "{table} rows --steps 2 --splits 2",
     "log_z": "'banana, 2-D' --budget 2000 --repeats 1",
     "truth": "mixture bananas ring --dimensions 5 --rows 200 --steps 2",
     "masses": "--steps 2 --samples 20 --shares .1 --distances 3",
     "microcanonical": "'banana, 2-D' --warmup 30 --draws 20",
+    "processes": "--steps 2 --batch 64 --chains 16 --draws 10 --particles 32",
     "recovery": "--steps 2 --points 100 eight-gaussians",
     "robustness": "--seeds 1 --updates 1",
     "samplers": "--targets banana --chains 4 --draws 20 --warmup 20",
+    "sbi": "two_moons slcp --simulations 200 --observations 1 --steps 2 --draws 30 --tried 2000",
     "silent_misses": "'two Gaussians 20 apart, 2-D' --repeats 1",
     "systems": "{images} {images} contrastive --seconds 0.01 --steps 20 --classifier-steps 5",
     "tables": "{table} --steps 2",
     "temperature": "--scale 0.07",
+    "waiting": "--rows 200 --samples 5 --steps 2 --repeats 1 --chains 4 --samplers ours-chees --draws 20 --warmup 20",
 }
 
-HEAVY = {"cooperative", "cost", "images", "systems"}  # half a minute and more, whatever their options
+HEAVY = {"cooperative", "cost", "images", "processes", "systems"}  # half a minute and more, whatever their options
 CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in SMALL]
 
 

@@ -206,6 +206,14 @@ def test_draws_go_to_a_file(tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "draws.npy").swapaxes(0, 1), runs[1].draws.numpy())
 
 
+def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    for file in (tmp_path, tmp_path / "missing" / "draws.npy"):
+        with pytest.raises(
+            InvalidInput, match=r"file must be the path of a \.npy file to write .* name a file in a folder"
+        ):
+            sample(ep.HMC(), NORMAL, chains=4, draws=10, file=file)
+
+
 def test_draws_that_need_too_much_memory_are_refused() -> None:
     with pytest.raises(InvalidInput, match=r"the draws need 74\.5 GiB of memory, more than 4: pass file='draws\.npy'"):
         sample(ep.HMC(), NORMAL, chains=10_000, draws=1_000_000)

@@ -63,6 +63,35 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
         "cosine(60": "cosine(10",
         "finer.sample((1000,), steps=20)": "finer.sample((400,), steps=5)",
     },
+    "11_images.py": {
+        "levels=30": "levels=8",
+        "stages = [0, 8, 14, 18, 22, 26, 30]": "stages = [0, 8]",
+        "level {30 - stage}": "level {8 - stage}",
+        "levels = [5, 10, 15, 20]": "levels = [1, 4]",
+        "level=14": "level=3",
+        "steps=1000, kept=20, chains=20": "steps=20, kept=20, chains=4",
+        "sample((200,), denoise=True)": "sample((40,), denoise=True)",
+        "torch.arange(200)": "torch.arange(40)",
+    },
+    "12_conditional.py": {"torch.rand(1500)": "torch.rand(200)", "[:1500]": "[:200]", "BAR(128)": "BAR(32)"},
+    "13_latent_prior.py": {
+        "BAR(256)": "BAR(32)",
+        "(test[:100],)": "(test[:10],)",
+        "particles=32": "particles=8, temperatures=4",
+        "chains=32, draws=200, warmup=300": "chains=32, draws=20, warmup=30",
+        "draws=25, thin=10, warmup=200": "draws=5, warmup=50",
+        "draws=50, warmup=200": "draws=10, warmup=30",
+        "warmup=200 if": "warmup=20 if",
+        "replicates=200": "replicates=10",
+        "max_thin=20": "max_thin=2",
+        "(40,), steps=300": "(40,), steps=10",
+    },
+    "14_simulation_based_inference.py": {
+        "chains=200": "chains=40",
+        "chains=100": "chains=20",
+        "warmup=100": "warmup=20",
+        "prior, 10_000": "prior, 2_000",
+    },
 }
 
 

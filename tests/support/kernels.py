@@ -108,7 +108,7 @@ class HalfSquaredMALA:
         log_ratio = state.energy - energy + 0.5 * ((noise * noise).sum(-1) - (back * back).sum(-1))
         accept_prob = log_ratio.clamp(max=0.0).exp()
         accepted = torch.rand_like(accept_prob) < accept_prob
-        wide = accepted[:, None]
+        wide = accepted[..., None]
         new = (torch.where(wide, x, state.x), torch.where(accepted, energy, state.energy))
         return State(*new, torch.where(wide, grad, state.grad)), Info(accept_prob, accepted, accepted & False)
 

@@ -90,6 +90,10 @@ PARTS = {
         "metrics.images.LabelBalance metrics.images.KernelDistance",
     ),
     "data": Part("Data", "Tables and images, read and checked.", "energyppl.data"),
+    "tables": Part(
+        "Densities of tables", "Tables as they are: columns of all kinds, by transforms.", "energyppl.tables"
+    ),
+    "distributed": Part("Several processes", "One run in several processes of torchrun.", "energyppl.distributed"),
     "toys": Part("Toys", "Densities whose truth is known.", "energyppl.toys", others="toys.base.Density"),
     "plots": Part("Plots", "Figures of matplotlib; each is returned, and a notebook shows it.", "energyppl.plots"),
     "autodiff": Part(
@@ -129,7 +133,10 @@ def find_entries() -> dict[str, list[tuple[str, object]]]:
     """Return, for each page, the names to document and their objects; each object once, by its shortest public name."""
     entries: dict[str, list[tuple[str, object]]] = {}
     seen: set[int] = set()
-    for page, part in PARTS.items():
+    for page in sorted(
+        PARTS, key=lambda page: page == "models"
+    ):  # what is left of the models' when all others have theirs
+        part = PARTS[page]
         module = namespace(part.module) if part.module else None
         found = [(name, getattr(module, name)) for name in public_names(module)] if module else []
         found = [(name, getattr(ep, name)) for name in part.names.split()] + found
@@ -147,7 +154,7 @@ def find_entries() -> dict[str, list[tuple[str, object]]]:
     missing = [name for name in public_names(ep) if id(getattr(ep, name)) not in seen]
     if missing:
         raise SystemExit(f"the reference has no page for {', '.join(missing)}: name them in {__file__}")
-    return entries
+    return {page: entries[page] for page in PARTS}
 
 
 def write_reference() -> dict[str, str]:

@@ -1,0 +1,310 @@
+"""What ``energyppl fit``, ``sample`` and ``show`` do with a folder of pictures or a file of images.
+
+A run's folder holds ``run.json`` for people, ``training.ckpt`` to go on from, ``model.ebm``, which ``energyppl.load``
+reads too, ``images.ckpt`` with held-out and some training images, and sheets of pictures.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from energyppl import plots
+from energyppl._checks import check_count
+from energyppl._files import locked, whole_file, write_json
+from energyppl.cli.image_runs import (
+    KIND,
+    ImageRun,
+    ImageSettings,
+    image_settings,
+    keep_image_run,
+    load_image_run,
+)
+from energyppl.cli.runs import read_json
+from energyppl.data.images import Images, read_images
+from energyppl.errors import InvalidInput, TrainingDiverged
+from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
+from energyppl.inference.training.fit import fit
+from energyppl.inference.training.history import History
+from energyppl.inference.training.options import TrainingOptions, suited_options
+from energyppl.metrics.images import memorized, nearest_neighbours
+from energyppl.models import RecoveryEBM, UNetEnergy
+from energyppl.schedule import NoiseSchedule
+
+__all__ = ["fit_images", "sample_images", "show_images"]
+
+_TOP_LOG_SNR = 5.0  # of level 0: noise of a twelfth of the pixels' standard deviation
+_HELD_OUT, _KEPT, _SHEET = 1000, 2000, 100  # images
+_AT_A_TIME = 100
+_GUIDANCE = 1.0
+_DENOISED_LEVELS = 5
+
+
+# --- Training ---
+
+
+def fit_images(
+    file: Path, run: Path, chosen: dict[str, Any], *, device: str | None = None, progress: bool = True
+) -> dict[str, str]:
+    """Train on the images of ``file`` and keep everything in ``run``; go on if it holds a checkpoint.
+
+    Args:
+        file: a folder of pictures, an IDX file or an array.
+        run: the folder.
+        chosen: settings, by name, on top of those that the run was begun with.
+        device: where to train, such as "cuda"; the CPU if None.
+        progress: show a bar.
+
+    Returns:
+        What is to be printed, by name.
+
+    Raises:
+        InvalidInput: for images or settings that can't be used; nothing is written then.
+        CheckpointError: if the run is damaged, or one of other images.
+        TrainingDiverged: see :func:`energyppl.fit`.
+    """
+    settings = image_settings(run, chosen)
+    images = _grey_if_it_is(read_images(file, settings.labels, array=settings.array))
+    if len(images.x) < 10:
+        raise InvalidInput(f"{images.source} must hold at least 10 images; got {len(images.x)}: pass more")
+    with locked(run):
+        return _train(images, run, settings, device, progress)
+
+
+def _grey_if_it_is(images: Images) -> Images:
+    """Return images of one channel where all three are the same, as in many files of grey pictures."""
+    first = images.x[:, :1]
+    return replace(images, x=first.clone()) if bool((images.x == first).all()) else images
+
+
+def _train(images: Images, run: Path, settings: ImageSettings, device: str | None, progress: bool) -> dict[str, str]:
+    pyro.set_rng_seed(settings.seed)
+    order = torch.randperm(len(images.x), generator=torch.Generator().manual_seed(0))
+    aside = min(max(2, len(order) // 10), _HELD_OUT)
+    held_out, rows = order[:aside], order[aside:]
+    classes = 0 if images.labels is None else int(images.labels.max()) + 1
+    net = UNetEnergy(images.x.shape[1:], classes=classes)
+    schedule = NoiseSchedule.cosine(settings.levels, log_snr_max=_TOP_LOG_SNR, log_snr_min=net.log_snr_min)
+    ebm = RecoveryEBM(net, schedule)
+    ebm.standardize(images.x[rows], isotropic=True)
+    objective = LevelScoreMatching(autocast=torch.bfloat16 if settings.bfloat16 else None)
+    checkpoint, path = run / "training.ckpt", run / "run.json"
+    before = read_json(path) if checkpoint.exists() and path.exists() else None
+    record: dict[str, Any] = {
+        "status": "training",
+        "kind": KIND,
+        "source": images.source,
+        "images": {"training": len(rows), "held_out": aside, "size": list(images.x.shape[1:]), "grey": images.levels},
+        "classes": list(images.classes) or [str(label) for label in range(classes)],
+        "settings": asdict(settings),
+        "seconds": 0.0 if before is None else float(before["seconds"]),
+    }
+    if before is None:
+        write_json(path, record)
+    began = time.perf_counter()
+    try:
+        history = fit(
+            ebm,
+            images.x[rows],
+            objective,
+            labels=None if images.labels is None else images.labels[rows],
+            held_out=images.x[held_out],
+            options=_options(settings, objective, ebm),
+            checkpoint=checkpoint,
+            device=device,
+            progress=progress,
+        )
+    except TrainingDiverged as error:
+        write_json(path, {**record, "status": f"diverged: {error}"})
+        raise
+    record |= {
+        "status": "finished",
+        "seconds": round(record["seconds"] + time.perf_counter() - began, 2),
+        "steps": len(history.records),
+        "stopped": history.stopped,
+        "held_out_error": min(h for h in history.column("held_out") if np.isfinite(h)),
+    }
+    keep_image_run(run, ebm, images.x[held_out], images.x[rows[:_KEPT]])
+    write_json(path, record)
+    _draw_training(history, run / "training.png")
+    found = ImageRun(ebm, images.x[held_out], images.x[rows[:_KEPT]], tuple(record["classes"]), record)
+    plots.save_figure(_sheet(found, _SHEET), run / "samples.png")
+    return {
+        **_about(record),
+        "kept in": f"{run} (model.ebm, training.ckpt, run.json, images.ckpt)",
+        "pictures": f"samples.png, training.png in {run}",
+        "next": f"energyppl show {run}",
+    }
+
+
+def _options(settings: ImageSettings, objective: LevelScoreMatching, ebm: RecoveryEBM) -> TrainingOptions:
+    suited = suited_options(objective, ebm)
+    steps = settings.steps or suited.steps
+    return replace(
+        suited,
+        steps=steps,
+        batch_size=settings.batch_size or suited.batch_size,
+        learning_rate=settings.learning_rate,
+        evaluate_every=min(steps, max(10, steps // 20)),
+    )
+
+
+# --- Samples and pictures ---
+
+
+def sample_images(
+    run: Path,
+    count: int,
+    out: Path,
+    *,
+    label: str | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> str:
+    """Write samples to ``out``: grey values of an ``.npy`` or ``.npz``, (n, height, width[, 3]), or a sheet, ``.png``.
+
+    Returns:
+        A sentence about what was written.
+
+    Raises:
+        InvalidInput: for another kind of file, a count below one, or a class that there isn't.
+    """
+    kind = out.suffix.lower()
+    if kind not in (".npy", ".npz", ".png"):
+        raise InvalidInput(f"{out} must end in .npy, .npz or .png for images; got {out.suffix or 'no ending'!r}")
+    check_count("the number of samples", count)
+    found = load_image_run(run, device)
+    pyro.set_rng_seed(seed)
+    model = _of_class(found, label, guidance)
+    began = time.perf_counter()
+    x, gradients = _drawn(model, count)
+    each = (time.perf_counter() - began) / count * 1e3
+    if kind == ".png":
+        plots.save_figure(plots.image_grid(x), out)
+    else:
+        top = found.record["images"]["grey"] - 1
+        grey = (x * top).round().numpy().astype(np.uint8 if top < 256 else np.uint16)
+        grey = grey[:, 0] if grey.shape[1] == 1 else np.moveaxis(grey, 1, 3)
+        with whole_file(out) as file:
+            if kind == ".npy":
+                np.save(file, grey)
+            else:
+                np.savez_compressed(file, samples=grey)
+    what = "" if label is None else f" of class {label}"
+    return f"{count} samples{what} in {out}; {gradients} gradients and {each:.0f} ms each"
+
+
+def show_images(run: Path, count: int, *, seed: int = 0, device: str | None = None) -> tuple[dict[str, str], list[str]]:
+    """Compare samples with held-out images, and draw sheets, neighbours and denoised images.
+
+    Returns:
+        What is to be printed, by name, and sentences that judge.
+    """
+    found = load_image_run(run, device)
+    pyro.set_rng_seed(seed)
+    count = min(count, len(found.held_out))
+    began = time.perf_counter()
+    x, gradients = _drawn(found.ebm, count)
+    each = (time.perf_counter() - began) / count * 1e3
+    real = found.held_out
+    means = [float(images.mean()) for images in (real, x)]
+    spreads = [float(images.std(0).mean()) for images in (real, x)]
+    near = nearest_neighbours(x[:200], found.rows).distance.median()
+    usual = nearest_neighbours(real[:200], found.rows).distance.median()
+    lines = {
+        **_about(found.record),
+        "samples": f"{count}, {gradients} gradients and {each:.0f} ms each",
+        "mean pixel": f"held-out {means[0]:.4f}, samples {means[1]:.4f}",
+        "pixels vary by": f"held-out {spreads[0]:.4f}, samples {spreads[1]:.4f}",
+        "nearest image": f"median distance to {len(found.rows)} training images: held-out {float(usual):.3f}, samples "
+        f"{float(near):.3f}",
+        "pictures": f"samples.png, neighbours.png, denoised.png in {run}",
+    }
+    verdict = list(_verdict(found, x, means, spreads))
+    plots.save_figure(_sheet(found, _SHEET), run / "samples.png")
+    nearest = found.rows[nearest_neighbours(x[:10], found.rows, k=min(3, len(found.rows))).indices]
+    plots.save_figure(plots.neighbour_grid(x[:10], nearest, title="Nearest training images"), run / "neighbours.png")
+    plots.save_figure(_denoised(found), run / "denoised.png")
+    return lines, verdict
+
+
+def _verdict(found: ImageRun, x: Tensor, means: list[float], spreads: list[float]) -> Iterator[str]:
+    if len(found.held_out) >= 100 and len(x) >= 100:
+        share = memorized(x, found.rows, found.held_out).share
+        if share > 0.1:
+            yield f"{share:.0%} of the samples lie nearer to a training image than 99 % of held-out images do: copies?"
+    if abs(means[1] / means[0] - 1.0) > 0.15:
+        yield f"samples are {'brighter' if means[1] > means[0] else 'darker'} than held-out images: train for longer"
+    if spreads[1] < 0.7 * spreads[0]:
+        yield "samples vary less than held-out images: train for longer, or look for classes that are missing"
+    yield "look at samples.png: no figure here tells whether a person recognizes them"
+
+
+def _sheet(found: ImageRun, count: int) -> Any:
+    """Return a figure of samples: of each class with guidance, a column for each, or without classes."""
+    if not found.classes:
+        return plots.image_grid(_drawn(found.ebm, count)[0], title="Samples")
+    columns = min(10, len(found.classes))
+    labels = torch.arange(count) % columns
+    x, _ = _drawn(found.ebm.given(labels, guidance=_GUIDANCE), count)
+    title = f"Samples of {', '.join(found.classes[:columns])}, guidance {_GUIDANCE:g}"
+    return plots.image_grid(x, columns=columns, title=title)
+
+
+def _denoised(found: ImageRun) -> Any:
+    """Return a figure of held-out images at growing noise, each above what the model takes them for."""
+    levels = torch.linspace(0, found.ebm.schedule.levels - 1, _DENOISED_LEVELS).round().long().tolist()
+    strips = {}
+    for i, image in enumerate(found.held_out[:3]):
+        noisy = [found.ebm.diffuse(image, level) for level in levels]
+        strips[f"noisy {i}"] = noisy
+        strips[f"denoised {i}"] = [found.ebm.denoised(x, level) for x, level in zip(noisy, levels, strict=True)]
+    return plots.image_strips(strips, titles=[f"level {level}" for level in levels], title="Held-out images denoised")
+
+
+def _draw_training(history: History, path: Path) -> None:
+    measure = history.column("held_out")
+    steps = np.flatnonzero(np.isfinite(measure))
+    curves = {
+        "denoising error": (np.arange(len(measure)), history.column("denoising")),
+        "held-out error, weighted": (steps, measure[steps]),
+    }
+    plots.save_figure(plots.training_curves(curves, title="Training"), path)
+
+
+def _drawn(model: RecoveryEBM, count: int) -> tuple[Tensor, int]:
+    """Return samples in [0, 1], and the gradients that each took."""
+    made = model.generate((count,), denoise=True, micro_batch=_AT_A_TIME)
+    return model.from_unit(made.x).clamp(0.0, 1.0), made.evaluations * (2 if model.guidance else 1)
+
+
+def _of_class(found: ImageRun, label: str | None, guidance: float | None) -> RecoveryEBM:
+    if label is None:
+        if guidance is not None:
+            raise InvalidInput("guidance needs a class: pass --label too, or leave it out")
+        return found.ebm
+    if label not in found.classes:
+        raise InvalidInput(f"label must be one of {', '.join(found.classes) or 'no classes'}; got {label!r}")
+    return found.ebm.given(found.classes.index(label), guidance=_GUIDANCE if guidance is None else guidance)
+
+
+def _about(record: dict[str, Any]) -> dict[str, str]:
+    images = record["images"]
+    channels, height, width = images["size"]
+    kind = "grey" if channels == 1 else "colour"
+    classes = record["classes"]
+    return {
+        "images": f"{images['training']} for training, {images['held_out']} held out, {height}×{width} {kind}",
+        "classes": f"{len(classes)}: {', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}"
+        if classes
+        else "none",
+        "training": f"{record['steps']} steps in {record['seconds']:.0f} s; {record['stopped']}",
+        "held-out error": f"{record['held_out_error']:.4f}, weighted; 1 is no better than grey noise",
+    }

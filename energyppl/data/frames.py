@@ -1,0 +1,252 @@
+"""Data frames as tables: which columns can be learned, as what, and what to do about those that can't."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from energyppl._checks import is_number
+from energyppl.errors import InvalidInput, warn_user
+
+__all__ = ["Column", "columns_of_frame", "frame_of_columns", "select_columns"]
+
+Array = NDArray[np.float64]
+Label = str | float | int | bool
+
+_MAX_LABELS = 50
+_DATES = re.compile(
+    r"\s*(\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})?([T ]?\d{1,2}:\d{2}.*)?\s*$"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A table's column as numbers, and what leads back to what it held.
+
+    Attributes:
+        name: of the column.
+        values: ``(n,)``; NaN where a cell is missing, a category's place in ``labels``.
+        labels: the categories, empty for numbers.
+        dtype: as pandas calls it.
+    """
+
+    name: str
+    values: Array
+    labels: tuple[Label, ...]
+    dtype: str
+
+
+def select_columns(frame: pd.DataFrame, columns: Sequence[str] | None, drop: Sequence[str]) -> pd.DataFrame:
+    """Return the columns that are asked for; without a choice, all but an index that came along, with a warning.
+
+    Raises:
+        InvalidInput: for names that the frame has not.
+    """
+    names = [str(name) for name in frame.columns]
+    missing = [name for name in (*(columns or ()), *drop) if name not in names]
+    if missing:
+        raise InvalidInput(f"there is no column {', '.join(map(repr, missing))}; the columns: {', '.join(names)}")
+    attributes, frame = frame.attrs, frame.set_axis(names, axis=1)
+    if columns is None and names and names[0] not in drop and len(names) - len(set(drop)) > 1:
+        why = _is_index(frame.iloc[:, 0], attributes)
+        if why:
+            warn_user(f"the first column, {names[0]!r}, is left out: {why}; name it in columns= (--columns) to keep it")
+            drop = (*drop, names[0])
+    kept = [name for name in (names if columns is None else columns) if name not in drop]
+    if not kept:
+        raise InvalidInput("at least one column must be left; got none: drop fewer")
+    return frame[list(dict.fromkeys(kept))]
+
+
+def _is_index(column: "pd.Series[Any]", attributes: Mapping[Any, Any]) -> str:
+    """Say why a first column is an index and no measurement; nothing if it may be one."""
+    if attributes.get("nameless_first"):
+        return "it has no name, as an index that was written along"
+    if attributes.get("unnamed") or not pd.api.types.is_integer_dtype(column.dtype) or column.isna().any():
+        return ""
+    steps = np.diff(column.to_numpy(np.int64))
+    return "it counts the rows one by one" if len(steps) > 1 and bool((steps == 1).all()) else ""
+
+
+def columns_of_frame(
+    frame: pd.DataFrame,
+    source: str,
+    *,
+    line_of_row: Callable[[int], tuple[int, list[str]] | None] = lambda row: None,
+    labels: Mapping[str, tuple[Label, ...]] | None = None,
+) -> tuple[list[Column], list[str]]:
+    """Turn a frame into columns of numbers, and list those that can't be.
+
+    Args:
+        frame: columns of any dtype.
+        source: where it came from, in words.
+        line_of_row: tells where a row stands in its file.
+        labels: the categories of each column, as another table had them (none for numbers); found here if None.
+
+    Returns:
+        The columns that can be learned, and a phrase for each that can't: what it holds and what to do.
+    """
+    found, problems = [], []
+    dates: list[str] = []
+    for name in map(str, frame.columns):
+        column = frame[name]
+        known = None if labels is None else labels.get(name, ())
+        try:
+            found.append(_column(name, column, line_of_row, known))
+        except _Dates:
+            dates.append(repr(name))
+        except ValueError as error:
+            problems.append(str(error))
+    if dates:
+        problems.insert(
+            0, f"{', '.join(dates)} hold{'s' if len(dates) == 1 else ''} dates (turn them into numbers, such as days)"
+        )
+    return found, problems
+
+
+class _Dates(Exception):
+    """Signal of a column of dates or times."""
+
+
+def _column(
+    name: str,
+    column: "pd.Series[Any]",
+    line_of_row: Callable[[int], tuple[int, list[str]] | None],
+    known: tuple[Label, ...] | None,
+) -> Column:
+    kind, types = column.dtype, pd.api.types
+    if known:
+        return Column(name, _codes(name, column, known), known, "bool" if types.is_bool_dtype(kind) else "object")
+    if types.is_bool_dtype(kind):
+        return Column(name, column.to_numpy(np.float64, na_value=np.nan), (), str(kind))
+    if types.is_numeric_dtype(kind) and not types.is_complex_dtype(kind):
+        return Column(name, column.to_numpy(np.float64, na_value=np.nan), (), str(kind))
+    if types.is_datetime64_any_dtype(kind) or types.is_timedelta64_dtype(kind) or "period" in str(kind):
+        raise _Dates
+    if isinstance(kind, pd.CategoricalDtype) and not types.is_datetime64_any_dtype(kind.categories.dtype):
+        return _of_labels(name, column, [_plain(label) for label in kind.categories])
+    present = column[column.notna()]
+    cells = [_plain(value) for value in present]
+    if not cells:
+        raise ValueError(f"{name!r} is empty (drop it)")
+    other = next((value for value in cells if not isinstance(value, (str, bool, int, float))), None)
+    if other is not None:
+        raise ValueError(f"{name!r} holds {type(other).__name__} objects (convert or drop it)")
+    if all(isinstance(value, bool) for value in cells):
+        values = np.full(len(column), np.nan)
+        values[column.notna().to_numpy()] = cells
+        return Column(name, values, (), "object")
+    numbers = [_number(value) for value in cells]
+    share = float(np.mean([n is not None for n in numbers]))
+    if share == 1.0:
+        values = np.full(len(column), np.nan)
+        values[column.notna().to_numpy()] = np.asarray(numbers, np.float64)
+        return Column(name, values, (), "float64")
+    texts = [str(value) for value in cells]
+    with_comma = float(np.mean([_number(text.replace(",", ".")) is not None for text in texts]))
+    if max(share, with_comma) > 0.5:
+        _refuse_words(name, column, texts, numbers, with_comma, line_of_row)
+    if np.mean([bool(text.strip()) and _DATES.match(text) is not None for text in texts]) > 0.9:
+        raise _Dates
+    return _of_labels(name, column, sorted(set(cells), key=str))
+
+
+def _refuse_words(
+    name: str,
+    column: "pd.Series[Any]",
+    texts: Sequence[str],
+    numbers: Sequence[float | None],
+    with_comma: float,
+    line_of_row: Callable[[int], tuple[int, list[str]] | None],
+) -> None:
+    """Name the first cell that is a word among numbers, or the commas that make it one.
+
+    Raises:
+        ValueError: always.
+    """
+    place = next(i for i, number in enumerate(numbers) if number is None)
+    row = int(np.flatnonzero(column.notna().to_numpy())[place])
+    line = line_of_row(row)
+    where = f"row {row}" if line is None else f"line {line[0]}"
+    remedy = "mend that cell, or drop the column"
+    if with_comma == 1.0:
+        remedy = "pass decimal=',' (--decimal ,) if that is a decimal comma; else write nothing between thousands"
+    raise ValueError(f"{name!r} holds {texts[place]!r} in {where} among numbers ({remedy})")
+
+
+def _of_labels(name: str, column: "pd.Series[Any]", labels: list[Label]) -> Column:
+    """Return a column of categories.
+
+    Raises:
+        ValueError: if they are too many to be learned.
+    """
+    kind = "category" if isinstance(column.dtype, pd.CategoricalDtype) else str(column.dtype)
+    known = column[column.notna()].map(_plain)
+    present = set(known)
+    labels = [label for label in labels if label in present]
+    if len(labels) > _MAX_LABELS or 2 * len(labels) > len(known):
+        raise ValueError(
+            f"{name!r} holds {len(labels)} different texts in {len(known)} rows (drop it, or put rare ones together)"
+        )
+    return Column(name, _codes(name, column, tuple(labels)), tuple(labels), kind)
+
+
+def _codes(name: str, column: "pd.Series[Any]", labels: tuple[Label, ...]) -> Array:
+    """Return each cell's place in the labels, NaN for a missing one.
+
+    Raises:
+        ValueError: for a category that is not among them.
+    """
+    place = {label: float(i) for i, label in enumerate(labels)}
+    place |= {str(label): float(i) for i, label in enumerate(labels)}
+    cells = [None if value is pd.NA or value != value or value is None else _plain(value) for value in column]
+    unknown = list(dict.fromkeys(c for c in cells if c is not None and c not in place and str(c) not in place))
+    if unknown:
+        some = ", ".join(map(repr, unknown[:5])) + (", …" if len(unknown) > 5 else "")
+        raise ValueError(f"{name!r} holds {some}, which is none of its categories {', '.join(map(str, labels))}")
+    return np.array([np.nan if c is None else place.get(c, place.get(str(c), np.nan)) for c in cells], np.float64)
+
+
+def _plain(value: Any) -> Any:
+    """Return numpy's scalars as Python's own, texts without spaces around them."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.strip() if isinstance(value, str) else value
+
+
+def _number(value: Any) -> float | None:
+    if is_number(value):
+        return float(value)
+    try:
+        return float(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def frame_of_columns(
+    values: Array, names: Sequence[str], labels: Sequence[Sequence[Label]], dtypes: Iterable[str]
+) -> pd.DataFrame:
+    """Return rows as a frame with a table's names and dtypes: categories by name, whole numbers as whole numbers."""
+    frame: dict[str, Any] = {}
+    for name, column, own, dtype in zip(names, values.T, labels, dtypes, strict=True):
+        frame[name] = _restored(column, own, dtype)
+    return pd.DataFrame(frame)
+
+
+def _restored(column: Array, labels: Sequence[Label], dtype: str) -> Any:
+    missing = np.isnan(column)
+    if labels:
+        cells = [None if gap else labels[int(code)] for code, gap in zip(column, missing, strict=True)]
+        return pd.Series(pd.Categorical(cells, categories=list(labels))) if dtype == "category" else pd.Series(cells)
+    if dtype in ("bool", "boolean", "object"):
+        if not missing.any():
+            return column > 0.5
+        return pd.Series(pd.array([None if gap else bool(v > 0.5) for v, gap in zip(column, missing, strict=True)]))
+    if dtype.lower().startswith(("int", "uint")):
+        if missing.any():
+            return pd.Series(np.where(missing, np.nan, np.rint(column)))
+        return pd.Series(np.rint(column)).astype(dtype)
+    return column.astype(dtype.lower() if dtype in ("Float32", "Float64") else dtype if "float" in dtype else "float64")

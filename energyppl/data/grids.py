@@ -1,0 +1,63 @@
+"""The values that discrete columns can take: found in their rows, and returned to."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["find_grid", "requantize", "smallest_gaps"]
+
+Array = NDArray[np.float64]
+
+_FEW_VALUES = 20  # up to so many distinct values, most of them repeated, make a column discrete without a lattice
+_LONGEST_GRID = 100_000
+
+
+def find_grid(column: Array) -> Array:
+    """Return the values that a discrete column can take, ``(k,)``; ``(0,)`` if it is continuous.
+
+    Discrete means that more than half of the rows share their value with another row, and that the values sit on a
+    lattice, every gap a multiple of the smallest one (then the column can take all of the lattice between its ends), or
+    are few (then only those that occur).
+    """
+    values, counts = np.unique(column, return_counts=True)
+    # Numbers that were computed differ in their last digits: float32 keeps about seven.  Of the size of most rows, or
+    # one sentinel of 1e12 would make all others one value.
+    size = np.maximum(np.abs(values), np.quantile(np.abs(column), 0.95))
+    with np.errstate(over="ignore", under="ignore"):
+        single = bool((column.astype(np.float32) == column).all() and (column != np.round(column)).any())
+    new = np.diff(values, prepend=-np.inf) > (1e-6 if single else 1e-12) * size
+    counts = np.add.reduceat(counts, np.flatnonzero(new))
+    values = values[new]
+    if len(values) < 2 or counts[counts > 1].sum() <= 0.5 * len(column):
+        return np.empty(0)
+    gap = np.diff(values).min()
+    multiples = np.round((values[-1] - values[0]) / gap)
+    position = (values - values[0]) / (values[-1] - values[0]) * multiples
+    steps = np.round(position)
+    if (np.abs(position - steps) < 0.02).all() and multiples <= _LONGEST_GRID:
+        grid: Array = np.linspace(values[0], values[-1], int(multiples) + 1)
+        grid[steps.astype(np.int64)] = values  # these to the last digit
+        return grid
+    return values if len(values) <= _FEW_VALUES else np.empty(0)
+
+
+def smallest_gaps(grids: Sequence[Array]) -> tuple[float, ...]:
+    """Return the smallest gap between the values of each discrete column, 0 for a continuous one."""
+    return tuple(float(np.diff(grid).min()) if len(grid) > 1 else 0.0 for grid in grids)
+
+
+def requantize(values: Array, grids: tuple[Array, ...]) -> Array:
+    """Round the discrete columns of ``values``, ``(n, d)``, to the nearest value of their grids; leave the rest.
+
+    Example:
+        >>> ages = ep.data.table_from_array((torch.arange(20) % 4).numpy())
+        >>> float(ep.data.requantize(torch.tensor([[2.2]]).double().numpy(), ages.grids)[0, 0])
+        2.0
+    """
+    rounded: Array = values.copy()
+    for j, grid in enumerate(grids):
+        if len(grid):
+            middles = 0.5 * (grid[1:] + grid[:-1])
+            rounded[:, j] = grid[np.searchsorted(middles, values[:, j])]
+    return rounded

@@ -1,0 +1,156 @@
+"""Integrals of many energies at once, one for each context, on grids of one or two dimensions."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from energyppl.autodiff.private import is_transformed
+from energyppl.errors import QuadratureError
+
+__all__ = ["log_integrals", "quantiles"]
+
+Energies = Callable[[Tensor, Tensor], Tensor]
+"""Maps points ``(nodes, rows, size)`` and the numbers of as many energies, ``(rows,)``, to those, ``(nodes, rows)``."""
+
+_HALF_WIDTHS = (6.0, 12.0, 24.0, 48.0, 96.0)
+_POINTS = {1: (256, 512, 1024, 2048, 4096), 2: (96, 192, 384, 768)}  # along each dimension
+_BLIND = {1: (12.0, 512), 2: (12.0, 192)}  # half width and points where values can't be read
+_AT_ONCE, _AT_ONCE_BACK = 2**17, 2**14  # evaluations, without and with gradients
+_EDGE = 32  # of each side, the outermost 1/32 must hold next to no mass
+
+
+class _Solved(NamedTuple):
+    """Energies whose grid is good enough."""
+
+    rows: Tensor  # (rows,), their numbers
+    log_z: Tensor  # (rows,)
+    error: Tensor  # (rows,)
+    edges: Tensor  # (points,), the upper end of each cell along a dimension
+    log_mass: Tensor  # (nodes, rows), of each cell
+
+
+def log_integrals(
+    energy: Energies, count: int, size: int, like: Tensor, tolerance: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """Integrate exp(−U) of many energies over all points, by the midpoint rule on grids around the origin.
+
+    Every energy gets the box and the grid that it needs: the grid is refined until the rules of every second and third
+    node agree, and the box widened until its outermost layers are empty.
+
+    Args:
+        energy: the energies.
+        count: how many there are.
+        size: dimensions of a point, 1 or 2, of about unit variance.
+        like: a tensor of the points' dtype and device.
+        tolerance: largest error of log Z, in nats, and largest share of the mass at the box's edge.
+
+    Inside ``torch.func`` transforms, such as ``vmap``, all get one grid and nothing is checked.
+
+    Returns:
+        log Z of each, ``(count,)``, differentiable if ``energy`` is; and an estimate of its error, ``(count,)``, which
+        is that of a coarser rule and so usually far too large.
+
+    Raises:
+        QuadratureError: if some can't be integrated to the tolerance.
+    """
+    if is_transformed():  # whose values can't be read: one grid for all, as wide and as fine as any usually needs
+        rows = torch.arange(count, device=like.device)
+        parts = [part for part, _ in _on_grid(energy, rows, *_BLIND[size], size, like)]
+        return torch.cat([part.log_z for part in parts]).to(like), torch.cat([part.error for part in parts])
+    solved = [(part.rows, part.log_z, part.error) for part in _solve(energy, count, size, like, tolerance)]
+    rows, log_z, error = (torch.cat(values) for values in zip(*solved, strict=True))
+    order = rows.argsort()
+    return log_z[order].to(like), error[order]
+
+
+@torch.no_grad()
+def quantiles(energy: Energies, count: int, like: Tensor, probabilities: Tensor, tolerance: float = 1e-3) -> Tensor:
+    """Find quantiles of many one-dimensional energies, ``(probabilities, count)``, on the grids that integrate them.
+
+    Args:
+        energy: the energies.
+        count: how many there are.
+        like: a tensor of the points' dtype and device.
+        probabilities: between 0 and 1, ``(probabilities,)``.
+        tolerance: as in :func:`log_integrals`.
+
+    Raises:
+        QuadratureError: as :func:`log_integrals`.
+    """
+    found = torch.zeros(len(probabilities), count, dtype=torch.float64, device=like.device)
+    wanted = probabilities.double().to(like.device)
+    for part in _solve(energy, count, 1, like, tolerance):
+        mass = part.log_mass.exp().T.contiguous()  # (rows, nodes)
+        below = mass.cumsum(1)
+        below = below / below[:, -1:]
+        place = torch.searchsorted(below, wanted.expand(len(below), -1).contiguous()).clamp(max=mass.shape[1] - 1)
+        upper, share = below.gather(1, place), (mass / mass.sum(1, keepdim=True)).gather(1, place)
+        cell = part.edges[1] - part.edges[0]
+        into = 1.0 - (upper - wanted) / share.clamp(min=1e-300)  # of the cell, whose mass is spread evenly
+        found[:, part.rows] = (part.edges[place] - cell * (1.0 - into.clamp(0.0, 1.0))).T
+    return found.to(like)
+
+
+def _solve(energy: Energies, count: int, size: int, like: Tensor, tolerance: float) -> Iterator[_Solved]:
+    """Yield the energies as soon as their grid is good enough."""
+    pending = [(torch.arange(count, device=like.device), 0, 0)] if count else []
+    while pending:
+        rows, wide, fine = pending.pop()
+        if wide == len(_HALF_WIDTHS) or fine == len(_POINTS[size]):
+            raise QuadratureError(
+                f"{len(rows)} of {count} energies can't be integrated to {tolerance:g} nats on "
+                f"{_POINTS[size][fine - 1]} points a side within {_HALF_WIDTHS[wide - 1]:g} standard deviations: train "
+                "the model longer, or give it noisier levels"
+            )
+        coarse, wider = [], []
+        for part, leak in _on_grid(energy, rows, _HALF_WIDTHS[wide], _POINTS[size][fine], size, like):
+            leaks, good = leak > tolerance, (part.error <= tolerance) & (leak <= tolerance)
+            yield _Solved(part.rows[good], part.log_z[good], part.error[good], part.edges, part.log_mass[:, good])
+            wider.append(part.rows[leaks])
+            coarse.append(part.rows[~good & ~leaks])
+        # A wider box needs more points for cells as small.
+        for rest, box in ((torch.cat(wider), wide + 1), (torch.cat(coarse), wide)):
+            if len(rest):
+                pending.append((rest, box, fine + 1))
+
+
+def _on_grid(
+    energy: Energies, rows: Tensor, half: float, points: int, size: int, like: Tensor
+) -> Iterator[tuple[_Solved, Tensor]]:
+    """Yield some energies at a time on one grid, and the share of each one's mass at the edge, ``(rows,)``."""
+    axis = ((torch.arange(points, dtype=torch.float64) + 0.5) / points * 2.0 - 1.0) * half
+    edges = (axis + half / points).to(like.device)
+    nodes = torch.cartesian_prod(*[axis] * size).reshape(-1, size).to(like)
+    log_cell = size * math.log(2.0 * half / points)
+    differentiable = torch.is_grad_enabled() and not is_transformed()
+    for some in rows.split(max(1, (_AT_ONCE_BACK if differentiable else _AT_ONCE) // len(nodes))):
+        laid = nodes[:, None].expand(-1, len(some), -1)
+        if differentiable:  # evaluated again on the way back: a graph for every node would fill the memory
+            values = checkpoint(energy, laid, some, use_reentrant=False, preserve_rng_state=False)
+        else:
+            values = energy(laid, some)
+        values = -values.double()
+        if not is_transformed() and bool(torch.isnan(values).any()):
+            raise QuadratureError("energies must be numbers; got NaN on the grid: check the network there")
+        log_z = torch.logsumexp(values, 0) + log_cell
+        log_mass = values.detach() - log_z.detach() + log_cell
+        error, leak = _faults(log_mass, [points] * size)
+        yield _Solved(some, log_z, error, edges, log_mass), leak
+
+
+def _faults(log_mass: Tensor, grid: list[int]) -> tuple[Tensor, Tensor]:
+    """Return how far rules of every second and third node are from all, in nats, and the mass in the outer layers."""
+    mass = log_mass.exp().reshape(*grid, -1)
+    spread, edge = torch.zeros_like(mass[(0,) * len(grid)]), torch.zeros_like(mass[(0,) * len(grid)])
+    for dim in range(len(grid)):
+        for every in (2, 3):  # two alone agree about a feature that lies in the middle between two nodes
+            part = mass.movedim(dim, 0)[::every].flatten(0, len(grid) - 1).sum(0)
+            spread = torch.maximum(spread, (every * part).clamp(min=1e-30).log().abs())
+        layers = max(1, grid[dim] // _EDGE)
+        line = mass.movedim(dim, 0)
+        edge = edge + line[:layers].flatten(0, len(grid) - 1).sum(0) + line[-layers:].flatten(0, len(grid) - 1).sum(0)
+    return spread, edge

@@ -1,0 +1,121 @@
+"""Missing cells, drawn by conditional chains several times: draws, means, intervals, completed tables."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from energyppl._checks import check_between, check_count
+from energyppl.data.tables import Table
+from energyppl.errors import InvalidInput
+from energyppl.tables.model import Array, Rows, TableModel
+
+__all__ = ["Imputation", "impute"]
+
+
+@dataclass(frozen=True, eq=False)
+class Imputation:
+    """Draws of a table's missing cells.
+
+    Attributes:
+        table: the rows as they came.
+        places: rows and columns of the missing cells, ``(k, 2)``.
+        draws: ``(m, k)``, as the table holds its values.
+    """
+
+    table: Table
+    places: Array
+    draws: Array
+
+    def completed(self) -> list[pd.DataFrame]:
+        """Return the table completed by each draw: multiple imputations, to be analysed one by one (Rubin 1987)."""
+        return [self._filled(draw) for draw in self.draws]
+
+    def best(self) -> pd.DataFrame:
+        """Return the table completed by one value for each cell: a mean, or the value that most draws have.
+
+        Discrete columns get the median of their draws, rounded to a value that was drawn, and categories the commonest.
+        """
+        cells = []
+        for (_, j), draws in zip(self.places.astype(int), self.draws.T, strict=True):
+            if self.table.labels[j] or self.table.dtypes[j] in ("bool", "boolean"):
+                values, counts = np.unique(draws, return_counts=True)
+                cells.append(float(values[counts.argmax()]))
+            elif len(self.table.grids[j]) or self.table.dtypes[j].lower().startswith(("int", "uint")):
+                cells.append(float(np.sort(draws)[len(draws) // 2]))
+            else:
+                cells.append(float(draws.mean()))
+        return self._filled(np.array(cells))
+
+    def cells(self, confidence: float = 0.95) -> pd.DataFrame:
+        """Return a line for each missing cell: row, column, mean, standard deviation, interval, commonest category.
+
+        Args:
+            confidence: of the central interval of the draws.
+        """
+        check_between("confidence", confidence, 0.0, 1.0)
+        tail = 50.0 * (1.0 - confidence)
+        low, high = np.percentile(self.draws, [tail, 100.0 - tail], axis=0) if self.draws.size else np.empty((2, 0))
+        lines = []
+        for i, (row, j) in enumerate(self.places.astype(int)):
+            own, labels = self.draws[:, i], self.table.labels[j]
+            line = {"row": row, "column": self.table.columns[j]}
+            if labels:
+                values, counts = np.unique(own, return_counts=True)
+                most = int(counts.argmax())
+                line |= {"likeliest": labels[int(values[most])], "probability": counts[most] / len(own)}
+            else:
+                line |= {"mean": own.mean(), "sd": own.std(ddof=1) if len(own) > 1 else np.nan}
+                line |= {"low": low[i], "high": high[i]}
+            lines.append(line)
+        wanted = ["row", "column", "mean", "sd", "low", "high", "likeliest", "probability"]
+        return pd.DataFrame(lines, columns=wanted)
+
+    def _filled(self, cells: Array) -> pd.DataFrame:
+        values = self.table.values.copy()
+        rows, columns = self.places.astype(int).T
+        values[rows, columns] = cells
+        return self.table.frame(values)
+
+
+def impute(
+    model: TableModel, rows: Rows, *, draws: int = 20, seed: int = 0, tick: Callable[[], object] = lambda: None
+) -> Imputation:
+    """Draw the missing cells of rows by chains on the model's density given the cells that are there.
+
+    Each draw of each row is a chain of its own, so draws are independent and keep the correlations of a row's missing
+    cells.  Cells are drawn from the model: what it does not know, such as the error of its own weights, is not in them.
+
+    >>> import numpy as np, pandas as pd
+    >>> x = np.random.default_rng(0).normal(size=200)
+    >>> frame = pd.DataFrame({"a": x, "b": x + 0.1 * np.random.default_rng(1).normal(size=200)})
+    >>> model = ep.tables.fit(frame, steps=30, progress=False)
+    >>> found = ep.tables.impute(model, pd.DataFrame({"a": [1.0, 0.5], "b": [np.nan, 0.4]}), draws=5)
+    >>> found.draws.shape, found.cells().column.tolist(), int(found.completed()[0].isna().sum().sum())
+    ((5, 1), ['b'], 0)
+
+    Args:
+        model: of a table.
+        rows: with the model's columns; NaN or None where a cell is missing.
+        draws: of each missing cell.
+        seed: of the chains.
+        tick: called along the way, ``model.fill_rounds(draws × incomplete rows)`` times.
+
+    Raises:
+        InvalidInput: for other columns, unknown categories, values that a column can't be, or no missing cell.
+    """
+    check_count("draws", draws)
+    table = model.rows_of(rows, missing=True)
+    missing = table.missing
+    if not missing.any():
+        raise InvalidInput(f"{table.source} must have missing cells to impute; got none: nothing is left to do")
+    gaps = missing.any(1)
+    incomplete = table.values[gaps]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        filled = model.fill(np.tile(incomplete, (draws, 1)), generator, tick=tick)
+    filled = filled.reshape(draws, *incomplete.shape)
+    return Imputation(table, np.argwhere(missing).astype(np.float64), filled[:, missing[gaps]])

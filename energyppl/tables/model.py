@@ -1,0 +1,262 @@
+"""A trained model of a table: rows in, densities, samples and missing cells out, in the table's own units."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from energyppl._checks import check_count
+from energyppl.data.tables import Table, table_from_array, table_from_frame
+from energyppl.data.transforms import TableTransform
+from energyppl.errors import EnergyPPLError, InvalidInput
+from energyppl.integration.estimates import LogNormalizer
+from energyppl.models.recovery import RecoveryEBM
+from energyppl.tables.conditional import draw_unknown, rounds
+
+__all__ = ["Rows", "TableModel"]
+
+Array = NDArray[np.float64]
+Rows: TypeAlias = "Table | pd.DataFrame | NDArray[Any]"
+"""What a model takes as rows: a frame or a table by its names, an array by the order of its columns."""
+
+_SPREADS = 16  # draws of a row's place within its cells that its density is averaged over
+_BLOCK = 65_536  # points whose energies are asked at a time
+_CHAINS = 8192  # conditional chains at a time
+_NEVER: Callable[[], object] = lambda: None  # noqa: E731
+
+
+@dataclass(frozen=True, eq=False)
+class TableModel:
+    """A density of a table's rows, as :func:`energyppl.tables.fit` trains it.
+
+    Attributes:
+        ebm: of the coordinates that ``transform`` makes of rows.
+        transform: between rows and coordinates.
+        table: training rows, some of them if they are many, which say what columns rows have.
+        held_out: rows that did not train the weights, ``(m, d)``, as the table holds its values.
+        curves: of the training, by name.
+        record: of the training: counts, settings, seconds, why it stopped.
+        log_normalizers: of these very weights, kept once they were estimated.
+    """
+
+    ebm: RecoveryEBM
+    transform: TableTransform
+    table: Table
+    held_out: Array
+    curves: dict[str, Array] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return self.table.columns
+
+    @property
+    def rows(self) -> Array:
+        """Training rows, ``(n, d)``, some of them if they are many."""
+        return self.table.values
+
+    # --- Rows and coordinates ---
+
+    def rows_of(self, rows: Rows, *, missing: bool = False) -> Table:
+        """Check rows of the model's columns, ``missing`` cells among them if that is allowed.
+
+        Raises:
+            InvalidInput: for other columns, categories that the model has not seen, or missing cells.
+        """
+        if isinstance(rows, Table):
+            if rows.columns == self.columns and rows.labels == self.table.labels:
+                if rows.missing.any() and not missing:
+                    raise InvalidInput(f"{rows.source} has missing cells: impute them first")
+                return rows
+            rows = rows.frame()
+        if isinstance(rows, np.ndarray):
+            if rows.ndim != 2 or rows.shape[1] != len(self.columns) or rows.dtype.kind not in "biuf":
+                raise InvalidInput(
+                    f"rows must be numbers (n, {len(self.columns)}), in the order {', '.join(self.columns)}; got "
+                    f"{rows.dtype} {rows.shape}: pass a frame for categories by name"
+                )
+            rows = (
+                self.table.frame(np.asarray(rows, np.float64))
+                if any(self.table.labels)
+                else pd.DataFrame(rows, columns=list(self.columns))
+            )
+        return table_from_frame(rows, like=self.table, missing="impute" if missing else None, source="the rows")
+
+    def encode(self, values: Array, generator: torch.Generator | None = None) -> tuple[Tensor, Array]:
+        """Draw coordinates of rows, ``(n, D)``, on the model's device, and their log weights, ``(n,)``."""
+        z, weight = self.transform.encode(values, torch.Generator().manual_seed(0) if generator is None else generator)
+        return torch.as_tensor(z).to(self.ebm.loc), weight
+
+    def decode(self, z: Tensor, *, rounded: bool = True) -> Array:
+        """Return the rows ``(n, d)`` of coordinates ``(n, D)``.
+
+        Raises:
+            EnergyPPLError: if they are not finite.
+        """
+        if not bool(torch.isfinite(z).all()):
+            raise EnergyPPLError("the model's samples are not finite: its training went wrong, fit it again")
+        return self.transform.decode(z.double().cpu().numpy(), rounded=rounded)
+
+    # --- Densities ---
+
+    def log_normalizer(self, *, tolerance: float | None = None, progress: bool = False) -> LogNormalizer:
+        """Estimate log Z of the coordinates' energy; what was found is kept until the weights change."""
+        return self.ebm.log_normalizer(tolerance=tolerance, progress=progress)
+
+    def log_prob(
+        self, rows: Rows, log_z: LogNormalizer | None = None, *, seed: int = 0, spreads: int = _SPREADS
+    ) -> Array:
+        """Return log densities of rows ``(n,)``, in nats and the table's units.
+
+        They count a density for each unit of continuous columns, and a probability for each value of discrete ones and
+        categories, averaged over ``spreads`` draws within the cells: a lower bound in the mean that they approach.
+
+        Args:
+            rows: with the model's columns.
+            log_z: of :meth:`log_normalizer`; estimated if None.
+            seed: of the places within cells.
+            spreads: draws of these.
+
+        Raises:
+            InvalidInput: for rows of other columns or with missing cells.
+            EnergyPPLError: if a density is not a number.
+        """
+        table = self.rows_of(rows)
+        log_z = self.log_normalizer() if log_z is None else log_z
+        scores = self.mean_over_cells(table.values, self.minus_energy, seed=seed, spreads=spreads) - log_z.estimate
+        if np.isnan(scores).any():
+            row = int(np.isnan(scores).argmax())
+            raise EnergyPPLError(
+                f"the density of row {row} is not a number: the model's training went wrong, fit it again"
+            )
+        return scores
+
+    def minus_energy(self, z: Tensor) -> Array:
+        """Return −U of coordinates ``(n, D)``, ``(n,)``."""
+        with torch.no_grad():
+            energy = self.ebm.marginal().energy
+            found: Array = -torch.cat([energy(part) for part in z.split(_BLOCK)]).double().cpu().numpy()
+        return found
+
+    def mean_over_cells(
+        self, values: Array, log_density: Callable[[Tensor], Array], *, seed: int = 0, spreads: int = _SPREADS
+    ) -> Array:
+        """Return the log of the mean of a density of coordinates times the rows' weights, ``(n, d)`` to ``(n,)``."""
+        check_count("rows", len(values))
+        generator = torch.Generator().manual_seed(seed)
+        drawn = []
+        for _ in range(spreads if self.transform.random else 1):
+            z, weight = self.encode(values, generator)
+            drawn.append(np.where(np.isneginf(weight), -np.inf, log_density(z) + weight))
+        total: Array = np.logaddexp.reduce(np.stack(drawn), 0) - math.log(len(drawn))
+        return total
+
+    # --- Samples ---
+
+    def sample_values(self, count: int, *, rounded: bool = True) -> Array:
+        """Draw rows ``(count, d)`` as the table holds its values; discrete columns between them unless ``rounded``."""
+        check_count("the number of samples", count)
+        return self.decode(self.ebm.sample((count,)), rounded=rounded)
+
+    def sample(self, count: int, given: Mapping[str, Any] | None = None, *, seed: int | None = None) -> pd.DataFrame:
+        """Draw rows as a frame with the table's names and dtypes.
+
+        Args:
+            count: how many.
+            given: values of some columns; the others are drawn given these, by conditional chains.
+            seed: of the draws; torch's global generator goes on if None.
+
+        Raises:
+            InvalidInput: for columns or categories that the table has not.
+        """
+        check_count("the number of samples", count)
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            if not given:
+                return self.table.frame(self.sample_values(count))
+            values = np.repeat(self.given_row(given), count, 0)
+            return self.table.frame(self.fill(values, torch.Generator().manual_seed(seed or 0)))
+
+    def given_row(self, given: Mapping[str, Any]) -> Array:
+        """Return one row, ``(1, d)``, with values of some columns and the others missing."""
+        unknown = [name for name in given if name not in self.columns]
+        if unknown:
+            raise InvalidInput(
+                f"given must name columns of the table; got {', '.join(map(repr, unknown))}: they are "
+                f"{', '.join(self.columns)}"
+            )
+        parts = zip(self.columns, self.table.labels, self.table.dtypes, strict=True)
+        cells = {name: pd.Series([_cell(given.get(name), bool(labels), dtype)]) for name, labels, dtype in parts}
+        table = self.rows_of(pd.DataFrame(cells), missing=True)
+        for name in given:
+            if np.isnan(table.values[0, self.columns.index(name)]):
+                raise InvalidInput(f"{name} must be a value; got {given[name]!r}: leave it out to draw it")
+        _, weight = self.encode(table.values)
+        if not np.isfinite(weight).all():
+            said = ", ".join(f"{name}={value}" for name, value in given.items())
+            raise InvalidInput(f"{said} lies outside of what the table's columns can be: give values that occur in it")
+        return table.values
+
+    def fill(self, values: Array, generator: torch.Generator, *, tick: Callable[[], object] = _NEVER) -> Array:
+        """Draw the missing cells of rows ``(n, d)``, once each, given the others, by conditional chains."""
+        parts = [
+            self._fill(part, generator, tick) for part in np.array_split(values, max(1, -(-len(values) // _CHAINS)))
+        ]
+        return np.concatenate(parts)
+
+    def fill_rounds(self, count: int) -> int:
+        """Count the calls of ``tick`` in :meth:`fill` of so many rows."""
+        return max(1, -(-count // _CHAINS)) * rounds(self.ebm)
+
+    def _fill(self, values: Array, generator: torch.Generator, tick: Callable[[], object]) -> Array:
+        z, weight = self.encode(values, generator)
+        if np.isneginf(weight).any():
+            row = int(np.isneginf(weight).argmax())
+            raise InvalidInput(f"row {row} lies outside of what the table's columns can be: mend its cells or drop it")
+        spread = any(c.random and not np.isnan(x).all() for c, x in zip(self.transform.columns, values.T, strict=True))
+
+        def redraw() -> tuple[Tensor, Tensor]:
+            drawn, own = self.encode(values, generator)
+            return drawn, torch.as_tensor(own).to(drawn.device)
+
+        chained = draw_unknown(self.ebm, z, redraw if spread else None, torch.as_tensor(weight).to(z.device), tick=tick)
+        return np.where(np.isnan(values), self.decode(chained), values)
+
+
+def _cell(value: Any, labelled: bool, dtype: str) -> Any:
+    """Return a value as a frame of the table's kind holds it; texts, as a command line has them, for numbers too."""
+    if value is None:
+        return None if labelled else np.nan
+    if not labelled and dtype in ("bool", "boolean") and isinstance(value, str):
+        return {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}.get(value.strip().lower(), value)
+    return value
+
+
+def empty_like(table: Table, values: Array) -> Table:
+    """Return a table of other rows with the same columns."""
+    return Table(values, table.columns, table.grids, table.source, table.labels, table.dtypes)
+
+
+def as_table(rows: Rows, *, columns: Sequence[str] | None, drop: Sequence[str], missing: str | None) -> Table:
+    """Return rows as a checked table with the columns that are asked for."""
+    if isinstance(rows, Table):
+        if columns is None and not drop and (missing is None or not rows.missing.any()):
+            return rows
+        rows = rows.frame()
+    if isinstance(rows, pd.DataFrame):
+        return table_from_frame(rows, columns=columns, drop=drop, missing=missing)
+    if columns is None and not drop and missing is None:
+        return table_from_array(rows)
+    array: NDArray[Any] = np.asarray(rows)
+    array = array[:, None] if array.ndim == 1 else array
+    frame = pd.DataFrame(array, columns=[f"c{i}" for i in range(array.shape[-1])])
+    frame.attrs["unnamed"] = True
+    return table_from_frame(frame, columns=columns, drop=drop, missing=missing, source="the array")

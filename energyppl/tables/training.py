@@ -1,0 +1,274 @@
+"""Training of a table's density: rows are split, transformed, learned, and gaps filled along the way."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from energyppl._checks import check_count, check_positive
+from energyppl.checkpoints import load_checkpoint, save_checkpoint
+from energyppl.data.tables import Table, require_different_columns
+from energyppl.data.transforms import TableTransform
+from energyppl.errors import InvalidInput
+from energyppl.inference.training.fit import fit as fit_model
+from energyppl.inference.training.history import History
+from energyppl.inference.training.options import TrainingOptions, suited_options
+from energyppl.models import MLPEnergy, RecoveryEBM
+from energyppl.schedule import NoiseSchedule
+from energyppl.tables.conditional import draw_unknown
+from energyppl.tables.model import Rows, TableModel, as_table, empty_like
+
+__all__ = ["FitSettings", "Prepared", "build", "fit", "gaussian_draws", "prepare", "train"]
+
+_CURVES = ("step", "loss", "gradient_norm", "held_out")
+_CURVES_OF_SOME = ("energy_gap", "acceptance", "denoising", "tie")  # objectives
+_KEPT_ROWS = 4000  # training rows kept with the model
+_AUGMENTATIONS = 30  # draws of gaps by a Gaussian before the first training
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a table is trained on; None is what suits the number of coordinates."""
+
+    seed: int = 0
+    steps: int | None = None
+    levels: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    transforms: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "levels", "batch_size"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_count("seed", self.seed, at_least=0)
+        if self.learning_rate is not None:
+            if not isinstance(self.learning_rate, (int, float)) or isinstance(self.learning_rate, bool):
+                raise InvalidInput(f"learning_rate must be a number; got {self.learning_rate!r}")
+            check_positive("learning_rate", self.learning_rate)
+        if self.transforms is not None and not isinstance(self.transforms, Mapping):
+            raise InvalidInput(f"transforms must be a dictionary from columns to words; got {self.transforms!r}")
+
+    def resolved(self, width: int) -> "FitSettings":
+        """Return the settings for so many coordinates, with a number wherever there was None."""
+        steps, levels, batch_size = (1500, 6, 512) if width <= 2 else (2000, 20, 256)
+        return replace(
+            self,
+            steps=self.steps or steps,
+            levels=self.levels or levels,
+            batch_size=self.batch_size or batch_size,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A table's numbers as they are trained on."""
+
+    transform: TableTransform
+    z: torch.Tensor  # (n, D), float32; NaN where a cell is missing
+    rows: NDArray[np.int64]  # numbers of the training rows
+    held_out: NDArray[np.int64]
+
+
+def prepare(table: Table, transforms: Mapping[str, str] | None = None) -> Prepared:
+    """Split and transform by fixed seeds: a continued run must see the same numbers in the same rows."""
+    require_different_columns(table)
+    order = np.random.default_rng(0).permutation(len(table.values))
+    aside = min(max(2, len(order) // 10), 10_000)
+    held_out, rows = order[:aside], order[aside:]
+    training = empty_like(table, table.values[rows])
+    constant = [
+        repr(name)
+        for name, x in zip(table.columns, training.values.T, strict=True)
+        if np.isnan(x).all() or np.nanmax(x) == np.nanmin(x)
+    ]
+    if constant:
+        raise InvalidInput(
+            f"every column of {table.source} must vary in the training rows; {', '.join(constant)} doesn't: drop it"
+        )
+    transform = TableTransform.fit(training, transforms)
+    z, _ = transform.encode(table.values, torch.Generator().manual_seed(0))
+    return Prepared(transform, torch.as_tensor(z, dtype=torch.float32), rows, held_out)
+
+
+def build(width: int, levels: int) -> RecoveryEBM:
+    """Build the model of so many coordinates that ``fit`` trains."""
+    if width <= 2:
+        return RecoveryEBM(MLPEnergy((width,), levels=levels), NoiseSchedule.cosine(levels))
+    # In many columns the edges and spikes of a table are too many to be learned to a hundredth of its spread.
+    return RecoveryEBM(MLPEnergy((width,)), NoiseSchedule.cosine(levels, log_snr_max=4.6, log_snr_min=-6.0))
+
+
+def fit(
+    rows: Rows,
+    *,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    missing: str | None = None,
+    transforms: Mapping[str, str] | None = None,
+    steps: int | None = None,
+    levels: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> TableModel:
+    """Train a density of a table's rows: numbers, counts, booleans and categories, each by a transform of its own.
+
+    A tenth of the rows is held out, which chooses the weights.  Above two coordinates the network is continuous in the
+    noise level and trained by score matching tied across levels (``tutorials/10_tables.py``).
+
+    >>> import numpy as np, pandas as pd
+    >>> rng = np.random.default_rng(0)
+    >>> frame = pd.DataFrame({"income": np.exp(rng.normal(10, 1, 200)), "rooms": rng.integers(1, 6, 200)})
+    >>> model = ep.tables.fit(frame, steps=20, progress=False)
+    >>> model.sample(3, seed=0).dtypes.astype(str).tolist()
+    ['float64', 'int64']
+    >>> model.log_prob(frame[:5]).shape
+    (5,)
+
+    Args:
+        rows: a frame, a :class:`~energyppl.data.Table`, or an array ``(n, d)``.
+        columns: to learn, in this order; all if None.
+        drop: columns to leave out.
+        missing: of rows with missing cells: ``"drop"`` leaves them out; ``"impute"`` trains on them, their gaps filled
+            by draws of a Gaussian of the coordinates first and, once a first half of the steps is made, by conditional
+            chains of the model itself (a stochastic EM of two rounds; Celeux & Diebolt 1985).
+        transforms: for columns by name, how they are taken, as :meth:`energyppl.data.TableTransform.fit` says.
+        steps: updates at most; 1500, or 2000 above two coordinates, if None.
+        levels: of noise; 6, or 20 above two coordinates, if None.
+        batch_size: rows in a batch; 512, or 256 above two coordinates, if None.
+        learning_rate: of Adam; .004, or .002 above two coordinates, if None.
+        seed: of everything random.
+        checkpoint: a file to keep the run in; if it exists the run goes on from it.
+        device: where to train, such as ``"cuda"``.
+        progress: show a bar.
+
+    Raises:
+        InvalidInput: for columns that can't be learned, all of them named.
+        TrainingDiverged: see :func:`energyppl.fit`.
+    """
+    table = as_table(rows, columns=columns, drop=drop, missing=missing)
+    settings = FitSettings(seed, steps, levels, batch_size, learning_rate, transforms)
+    prepared = prepare(table, transforms)
+    path = None if checkpoint is None else Path(checkpoint)
+    return train(table, prepared, settings, checkpoint=path, device=device, progress=progress)[0]
+
+
+def train(
+    table: Table,
+    prepared: Prepared,
+    settings: FitSettings,
+    *,
+    checkpoint: Path | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> tuple[TableModel, History]:
+    """Train on a prepared table; see :func:`fit`."""
+    settings = settings.resolved(prepared.transform.width)
+    assert settings.levels is not None
+    torch.manual_seed(settings.seed)
+    ebm, z = build(prepared.transform.width, settings.levels), prepared.z
+    if bool(torch.isnan(z).any()):
+        z = _completed(ebm, prepared, settings, checkpoint, device, progress)
+    history = fit_model(
+        ebm,
+        z[prepared.rows],
+        held_out=z[prepared.held_out],
+        options=_options(settings, ebm),
+        checkpoint=checkpoint,
+        device=device,
+        progress=progress,
+    )
+    recorded = history.records[-1].values if history.records else {}
+    kept = [*_CURVES, *(name for name in _CURVES_OF_SOME if name in recorded)]
+    own = empty_like(table, table.values[prepared.rows[:_KEPT_ROWS]])
+    curves = {name: history.column(name) for name in kept}
+    return TableModel(ebm, prepared.transform, own, table.values[prepared.held_out], curves), history
+
+
+def _options(settings: FitSettings, ebm: RecoveryEBM) -> TrainingOptions:
+    assert settings.steps is not None
+    assert settings.batch_size is not None
+    return replace(
+        suited_options(ebm.default_objective(), ebm),
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        evaluate_every=min(settings.steps, max(10, settings.steps // 40)),
+        patience=8,  # a fifth of the run: a small table is soon learned by heart
+    )
+
+
+# --- Gaps ---
+
+
+def _completed(
+    ebm: RecoveryEBM,
+    prepared: Prepared,
+    settings: FitSettings,
+    checkpoint: Path | None,
+    device: str | torch.device | None,
+    progress: bool,
+) -> torch.Tensor:
+    """Fill gaps by draws of the model itself, which is first trained on gaps filled by a Gaussian; its weights stay."""
+    kept = None if checkpoint is None else checkpoint.with_name("completed.ckpt")
+    if kept is not None and kept.exists():
+        tree = load_checkpoint(kept)
+        ebm.load_state_dict(tree["weights"])
+        completed: torch.Tensor = tree["z"]
+        return completed
+    assert settings.steps is not None
+    first = replace(settings, steps=max(1, math.ceil(settings.steps / 2)))
+    z = gaussian_draws(prepared.z, torch.Generator().manual_seed(settings.seed))
+    early = None if checkpoint is None else checkpoint.with_name("training_first.ckpt")
+    fit_model(
+        ebm,
+        z[prepared.rows],
+        held_out=z[prepared.held_out],
+        options=_options(first, ebm),
+        checkpoint=early,
+        device=device,
+        progress=progress,
+    )
+    gaps = torch.isnan(prepared.z).any(1)
+    z[gaps] = draw_unknown(ebm, prepared.z[gaps]).to(z)
+    if kept is not None:
+        save_checkpoint(kept, {"z": z, "weights": dict(ebm.state_dict())})
+        if early is not None:
+            early.unlink(missing_ok=True)
+    return z
+
+
+def gaussian_draws(z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Fill gaps, NaN, by draws of a Gaussian that is fitted along (data augmentation; Schafer 1997, section 5.4).
+
+    Rows with the same gaps share one regression; the covariance is shrunk towards its diagonal as far as few rows
+    demand.
+    """
+    gaps, rows = torch.isnan(z), z.double()
+    mean = rows.nanmean(0)
+    filled = torch.where(gaps, mean, rows)
+    patterns, group = gaps.unique(dim=0, return_inverse=True)
+    members = [(pattern, (group == i).nonzero()[:, 0]) for i, pattern in enumerate(patterns) if bool(pattern.any())]
+    keep = len(z) / (len(z) + z.shape[1])
+    for _ in range(_AUGMENTATIONS):
+        mean, covariance = filled.mean(0), torch.atleast_2d(torch.cov(filled.T))
+        covariance = keep * covariance + (1.0 - keep) * covariance.diagonal().diag()
+        covariance += 1e-4 * torch.eye(len(mean)).to(covariance)
+        for pattern, place in members:
+            known = ~pattern
+            noise = torch.randn(len(place), int(pattern.sum()), dtype=torch.float64, generator=generator)
+            slope = torch.linalg.solve(covariance[known][:, known], covariance[known][:, pattern])
+            rest = covariance[pattern][:, pattern] - covariance[pattern][:, known] @ slope
+            factor = torch.linalg.cholesky(0.5 * (rest + rest.mT) + 1e-9 * torch.eye(len(rest)).to(rest))
+            centre = mean[pattern] + (filled[place][:, known] - mean[known]) @ slope
+            filled[place[:, None], pattern.nonzero()[:, 0]] = centre + noise @ factor.mT
+    return filled.to(z)

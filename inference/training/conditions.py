@@ -1,0 +1,53 @@
+"""What a model is given beside the rows that it is trained on: each row's class or context."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from energyppl.inference.training._checks import is_conditional
+from energyppl.inference.training.options import TrainingOptions
+
+__all__ = ["Conditions"]
+
+_HIDDEN_LABELS = 0.1
+
+
+class Conditions:
+    """Classes or contexts of rows, some of which are hidden so that the energy without them is learned too.
+
+    Args:
+        model: that is trained.
+        options: which say how many are hidden.
+    """
+
+    def __init__(self, model: nn.Module, options: TrainingOptions) -> None:
+        self._model: Any = model
+        self._conditional = is_conditional(model)
+        usual = 0.0 if self._conditional else _HIDDEN_LABELS
+        self._dropped = usual if options.label_drop is None else options.label_drop
+
+    def prepare(self, rows: Tensor, contexts: Tensor | None) -> None:
+        """Give the model its coordinates, and tell it whether it learns the energy without a context."""
+        model = self._model
+        fresh = hasattr(model, "standardize") and not bool(model.is_standardized)
+        if fresh and self._conditional:
+            model.standardize_context(contexts)
+        if fresh:
+            model.standardize(rows)
+        if self._conditional and self._dropped > 0.0:
+            model.trained_without.fill_(True)
+
+    def given(self, contexts: Tensor | None) -> Any:
+        """Return the model given each row's context; one without contexts as it is."""
+        return self._model.conditioned(contexts) if self._conditional else self._model
+
+    def in_training(self, rows: Tensor, beside: Tensor | None) -> Any:
+        """Return the model given the rows' classes or contexts, some of them hidden."""
+        if beside is None:
+            return self._model
+        if self._conditional:
+            hide = self._dropped > 0.0 and float(torch.rand(())) < self._dropped
+            return self._model.conditioned(None if hide else beside)
+        hidden = torch.rand(len(rows), device=rows.device) < self._dropped
+        return self._model.given(torch.where(hidden, self._model.net.classes, beside))

@@ -1,0 +1,210 @@
+"""Simulation-based inference: unnormalized neural likelihoods and the posteriors that they give (Glaser et al. 2022).
+
+A :class:`~energyppl.models.ConditionalEBM` of data x given parameters θ is trained on simulations; its level tie makes
+log Z(θ) known, so that ``prior(θ) exp(−U(x; θ)) / Z(θ)`` is a posterior for chains, without any simulation more.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from energyppl._checks import check_count, check_event, check_flag, shape_text
+from energyppl.distributions import EnergyDistribution
+from energyppl.errors import InvalidInput
+from energyppl.models.conditional import ConditionalEBM
+from energyppl.potentials.algebra import Potential
+from energyppl.potentials.bases import DistributionBase
+from energyppl.potentials.constrained import unconstrain
+
+__all__ = ["Simulations", "posterior", "simulate"]
+
+_NAMED = 5  # rows in a message
+_TRIALS, _AT_LEAST, _AT_MOST, _AT_ONCE = 100, 10_000, 1_000_000, 16_384  # draws of the prior that chains begin from
+
+
+class Simulations(NamedTuple):
+    """Simulated data and their parameters, row by row: the pair that ``fit`` takes."""
+
+    x: Tensor  # (n, *event)
+    parameters: Tensor  # (n, *parameters)
+
+
+def simulate(
+    simulator: Callable[[Tensor], Tensor], prior: Distribution, count: int, *, drop_failed: bool = False
+) -> Simulations:
+    """Draw parameters from a prior and simulate data for each.
+
+    Args:
+        simulator: maps parameters ``(n, *parameters)`` to data ``(n, *event)``.
+        prior: of the parameters, without a batch.
+        count: how many.
+        drop_failed: leave out rows whose data are not finite; what is learned then is given that a simulation succeeds.
+
+    Raises:
+        InvalidInput: for parameters that are constant, and data that are not finite or of another shape.
+
+    Example:
+        >>> prior = torch.distributions.Independent(torch.distributions.Uniform(-torch.ones(2), torch.ones(2)), 1)
+        >>> rows = ep.models.simulate(lambda theta: theta + 0.1 * torch.randn_like(theta), prior, 200)
+        >>> rows.x.shape, rows.parameters.shape
+        (torch.Size([200, 2]), torch.Size([200, 2]))
+    """
+    _check_prior(prior)
+    check_count("count", count, at_least=2)
+    check_flag("drop_failed", drop_failed)
+    if not callable(simulator):
+        raise InvalidInput(f"simulator must map parameters to data; got {type(simulator).__name__}: pass a function")
+    with torch.no_grad():
+        parameters: Tensor = prior.sample((count,))
+        constant = (parameters == parameters[:1]).all(0).flatten().nonzero()[:, 0].tolist()
+        if constant:
+            raise InvalidInput(
+                f"parameters must vary under the prior; parameter(s) {constant[:20]} are constant, and nothing can be "
+                "learned of what they do: fix them inside the simulator, and leave them out of the prior"
+            )
+        x = simulator(parameters)
+    if not isinstance(x, Tensor) or x.dim() < 2 or len(x) != count:
+        came = shape_text(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise InvalidInput(f"the simulator must return ({count}, *event) for {count} parameters; got {came}")
+    check_event("simulated data", x, x.shape[1:])
+    good = torch.isfinite(x).flatten(1).all(1)
+    failed = (~good).nonzero()[:, 0]
+    if len(failed) and not drop_failed:
+        rows = ", ".join(str(int(row)) for row in failed[:_NAMED])
+        first = [round(value, 4) for value in parameters[failed[0]].flatten().tolist()[:8]]
+        raise InvalidInput(
+            f"simulated data must be finite; got NaN or infinity in {len(failed)} of {count} rows ({rows}"
+            f"{', …' if len(failed) > _NAMED else ''}), the first for parameters {first}: mend the simulator, narrow "
+            "the prior, or pass drop_failed=True and read the posterior as given that a simulation succeeds"
+        )
+    if int(good.sum()) < 2:
+        raise InvalidInput(f"of {count} simulations {int(good.sum())} gave finite data: mend the simulator")
+    return Simulations(x[good], parameters[good])
+
+
+def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> EnergyDistribution:
+    """Return the posterior of parameters θ given observed data, for ``sample_chains`` with many chains.
+
+    Its energy is ``−log prior(θ) + Σ_i [U(x_i; θ) + log Z(θ)]`` over the rows of ``observed``, which are independent
+    given θ.  log Z(θ) is integrated if an x is one number, and what training with a level tie implies above.
+    ``sample`` draws from the prior and resamples by the likelihood: chains begin there, in every mode by its mass, and
+    their draws are the posterior's own.
+
+    Args:
+        ebm: trained on ``simulate(...)``: its contexts are the parameters.
+        prior: of the parameters, the one that they were simulated from or another inside of it.
+        observed: one x, ``(*event)``, or several, ``(m, *event)``.
+
+    Raises:
+        InvalidInput: for another model, a prior of another shape, or data that are not finite.
+
+    Example:
+        >>> prior = torch.distributions.Independent(torch.distributions.Uniform(-torch.ones(2), torch.ones(2)), 1)
+        >>> rows = ep.models.simulate(lambda theta: theta + 0.1 * torch.randn_like(theta), prior, 200)
+        >>> schedule = ep.NoiseSchedule.cosine(levels=3, log_snr_min=-6.0)
+        >>> ebm = ep.models.ConditionalEBM(ep.MLPEnergy(2, context_shape=2), schedule)
+        >>> history = ep.fit(ebm, rows, steps=2, progress=False)
+        >>> given_x = ep.models.posterior(ebm, prior, torch.zeros(2))
+        >>> chains = ep.sample_chains(ep.HMC(), given_x, chains=8, draws=10, warmup=20, progress=False)
+        >>> chains.samples["x"].shape
+        torch.Size([8, 10, 2])
+    """
+    if not isinstance(ebm, ConditionalEBM):
+        raise InvalidInput(
+            f"ebm must be a ConditionalEBM of data given parameters; got {type(ebm).__name__}: train one"
+        )
+    _check_prior(prior)
+    if prior.event_shape != ebm.context_shape:
+        raise InvalidInput(
+            f"the prior must be of parameters {shape_text(ebm.context_shape)}, the model's contexts; got "
+            f"{shape_text(prior.event_shape)}"
+        )
+    check_event("observed", observed, ebm.event_shape)
+    rows = observed.unsqueeze(0) if observed.dim() == len(ebm.event_shape) else observed
+    if rows.dim() != len(ebm.event_shape) + 1 or not bool(torch.isfinite(rows).all()):
+        raise InvalidInput(
+            f"observed must be finite, {shape_text(ebm.event_shape)} or one such in each row; got "
+            f"{shape_text(observed.shape)}"
+        )
+    rows = rows.to(ebm.loc)
+    support: Any = prior.support
+    likelihood = _Likelihood(ebm, rows)
+    return EnergyDistribution(
+        _Posterior(DistributionBase(prior), likelihood),
+        sampler=_Resampled(prior, likelihood),
+        like=ebm.loc,
+        support=None if _is_real(support) else support,
+    )
+
+
+def _is_real(support: Any) -> bool:
+    return type(getattr(support, "base_constraint", support)).__name__ == "_Real"
+
+
+def _check_prior(prior: object) -> None:
+    """Require a distribution of one parameter vector."""
+    if not isinstance(prior, Distribution):
+        raise InvalidInput(f"prior must be a torch or Pyro distribution; got {type(prior).__name__}: pass one")
+    if prior.batch_shape or not prior.event_shape:
+        raise InvalidInput(
+            "the prior must be of one vector, with an event_shape and no batch_shape; got "
+            f"{shape_text(prior.event_shape)} and {shape_text(prior.batch_shape)}: make the "
+            "batch events by Independent(prior, 1) or prior.to_event(1)"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Likelihood:
+    """Minus log p(observed | θ) as a function of parameters ``(*batch, *parameters)``."""
+
+    model: ConditionalEBM
+    observed: Tensor  # (m, *event)
+
+    def __call__(self, parameters: Tensor) -> Tensor:
+        model = self.model
+        batch = parameters.shape[: parameters.dim() - len(model.context_shape)]
+        rows = self.observed.reshape(len(self.observed), *[1] * len(batch), *model.event_shape)
+        points = model.to_unit(rows).expand(-1, *batch, *model.event_shape)
+        view = model.conditioned(parameters)
+        energy: Tensor = view.potential()(points).sum(0)
+        if model.event_shape != (1,):
+            return energy  # log Z is 0 but for a constant
+        log_z = model.given_unchecked(parameters).quadrature()
+        return energy + len(self.observed) * log_z
+
+
+@dataclass(frozen=True, eq=False)
+class _Posterior:
+    """Energy of parameters given data."""
+
+    prior: Potential
+    likelihood: _Likelihood
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of the parameters."""
+        return self.likelihood.model.context_shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Evaluate the energies of parameters ``(*batch, *parameters)``."""
+        return self.prior(x) + self.likelihood(x)
+
+
+@dataclass(frozen=True, eq=False)
+class _Resampled:
+    """Draws of the prior, resampled by the likelihood (sampling importance resampling, Rubin 1988)."""
+
+    prior: Distribution
+    likelihood: _Likelihood
+
+    def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
+        count = min(_AT_MOST, max(_AT_LEAST, _TRIALS * shape.numel()))
+        tried = self.prior.sample((count,)).to(like)
+        energies = torch.cat([self.likelihood(part) for part in tried.split(_AT_ONCE)])
+        weights = torch.softmax(-energies.double(), 0)
+        chosen = tried[torch.multinomial(weights, max(1, shape.numel()), replacement=True)[: shape.numel()]]
+        return unconstrain(potential, chosen.reshape(*shape, *self.likelihood.model.context_shape))

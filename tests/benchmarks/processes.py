@@ -1,0 +1,117 @@
+"""Two processes beside one: throughput of training, of chains and of log Z, and the density that both learn."""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import energyppl as ep
+from tests.support.processes import run, values
+
+COLUMNS = 8
+
+
+class Took(NamedTuple):
+    """Seconds of one process, by the clock and of its processor, and a figure of what came out."""
+
+    clock: float
+    processor: float
+    figure: float
+
+
+def timed(work: Callable[[], float]) -> Took:
+    clock, processor = time.perf_counter(), time.process_time()
+    figure = work()
+    return Took(time.perf_counter() - clock, time.process_time() - processor, figure)
+
+
+def truth(count: int) -> Tensor:
+    """Rows of a banana in the first two of eight columns, the others normal."""
+    x = torch.randn(count, COLUMNS)
+    return torch.cat([x[:, :1], x[:, 1:2] + 0.5 * x[:, :1] ** 2 - 0.5, x[:, 2:]], 1)
+
+
+def training(steps: int, batch: int) -> Took:
+    """Train by the table defaults; the figure is the implied log likelihood bound of fresh rows, nats."""
+    data, fresh = truth(20_000), truth(4_000)
+    ebm = ep.RecoveryEBM(ep.MLPEnergy((COLUMNS,)), ep.NoiseSchedule.cosine(20))
+    objective = ep.objectives.LevelScoreMatching()
+    options = ep.TrainingOptions(steps=steps, batch_size=batch, evaluate_every=steps, learning_rate=2e-3, ema=0.995)
+    run = ep.Training(ebm, data, objective, options=options)
+    next(run)  # traces what is traced
+
+    def work() -> float:
+        list(run)
+        return 0.0
+
+    took = timed(work)
+    run.finish()
+    return took._replace(figure=-objective.measure(ebm, run.state, fresh))
+
+
+def network() -> ep.Energy:
+    """A network's energy, whose cost is that of chains on a model."""
+    torch.manual_seed(2)
+    net = ep.MLPEnergy((COLUMNS,), levels=1)
+    return ep.EBM(net).potential()
+
+
+def chains(count: int, draws: int) -> Took:
+    """Sample the energy; the figure is the mean energy of the draws."""
+    potential = network()
+
+    def work() -> float:
+        found = ep.sample_chains(ep.HMC(), potential, chains=count, draws=draws, warmup=draws, progress=False)
+        return float(found.energy.double().mean())
+
+    return timed(work)
+
+
+def log_z(particles: int) -> Took:
+    """Normalize the energy by sequential Monte Carlo; the figure is log Z."""
+    potential = network()
+    base = ep.potentials.GaussianBase(torch.zeros(COLUMNS), torch.full((COLUMNS,), 1.5))
+
+    def work() -> float:
+        method = ep.normalizing.SMC(particles=particles)
+        return ep.log_normalizer(potential, base=base, method=method).estimate
+
+    return timed(work)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run each piece of work in one process and in two, forked, one thread each."""
+    parser = argparse.ArgumentParser(prog="processes", description=__doc__)
+    parser.add_argument("--steps", type=int, default=100, help="updates of training (default: 100)")
+    parser.add_argument("--batch", type=int, default=4096, help="rows in a batch (default: 4096)")
+    parser.add_argument("--chains", type=int, default=4096, help="chains (default: 4096)")
+    parser.add_argument("--draws", type=int, default=50, help="draws of each, and steps of warm-up (default: 50)")
+    parser.add_argument("--particles", type=int, default=32_768, help="particles of log Z (default: 32768)")
+    options = parser.parse_args(arguments)
+    print(
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}: times by the clock mean something where two cores are "
+        "idle; the processor's time of a process is what they would be there, at most, without waiting",
+        flush=True,
+    )
+    print(f"{'':10} {'one process':>32} {'two processes, the slower':>32} {'clock':>8} {'processor':>10}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, work, sizes in (
+            ("training", training, (options.steps, options.batch)),
+            ("chains", chains, (options.chains, options.draws)),
+            ("log Z", log_z, (options.particles,)),
+        ):
+            one = values(run(work, Path(folder) / f"{name}1", *sizes, count=1, limit=3600.0))[0]
+            two = values(run(work, Path(folder) / f"{name}2", *sizes, count=2, limit=3600.0))
+            slower = Took(*(max(took[i] for took in two) for i in (0, 1)), two[0].figure)
+            cells = (f"{t.clock:8.1f} s, {t.processor:6.1f} s, {t.figure:8.3f}" for t in (one, slower))
+            ratios = (one.clock / slower.clock, one.processor / slower.processor)
+            print(
+                f"{name:10} {'   '.join(f'{cell:>32}' for cell in cells)} {ratios[0]:7.2f}x {ratios[1]:9.2f}x",
+                flush=True,
+            )

@@ -1,0 +1,77 @@
+"""Sampling by the model's own denoiser: shapes, costs, options."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import energyppl as ep
+from energyppl.models import UNetEnergy, UNetInitializer
+
+SHAPE = (1, 6, 6)
+
+
+def model(**options: Any) -> ep.RecoveryEBM:
+    torch.manual_seed(0)
+    ebm = ep.RecoveryEBM(
+        UNetEnergy(SHAPE, width=4, classes=2), ep.NoiseSchedule.cosine(5, log_snr_max=4.0, log_snr_min=-6.0), **options
+    )
+    ebm.standardize(torch.rand(50, *SHAPE), isotropic=True)
+    return ebm
+
+
+def test_one_gradient_a_level_by_default_and_moves_if_asked_for() -> None:
+    ebm = model()
+    plain, finished = ebm.generate((3,)), ebm.generate((3,), denoise=True)
+    assert (plain.evaluations, finished.evaluations) == (4, 5), "the top level begins at white noise"
+    assert [stage.shape for stage in plain.path] == [(3, *SHAPE)] * 6
+    assert not plain.acceptance.any()
+    moved = ebm.generate((3,), steps=2)
+    assert moved.evaluations == 4 + 5 * 3
+    assert bool((moved.acceptance > 0).all())
+    assert len(ebm.generate((3,), level=2).path) == 4
+
+
+def test_clean_images_lie_in_the_range_of_the_data() -> None:
+    ebm = model()
+    assert 0.0 <= float(ebm.low) < float(ebm.high) <= 1.0
+    for images in (ebm.sample((20,), denoise=True), ebm.denoised(ebm.diffuse(torch.rand(20, *SHAPE), 3), 3)):
+        assert float(images.min()) >= float(ebm.low) - 1e-6
+        assert float(images.max()) <= float(ebm.high) + 1e-6
+    assert float(ebm.sample((20,)).max()) > 1.0, "level 0 has noise of its own"
+
+
+def test_classes_guidance_and_micro_batches() -> None:
+    ebm = model()
+    asked = torch.tensor([0, 1, 1, 0, 1])
+    assert ebm.given(asked, guidance=1.0).sample((5,), micro_batch=2).shape == (5, *SHAPE)
+    assert ebm.given(1).sample((2, 3), denoise=True).shape == (2, 3, *SHAPE)
+
+
+def test_who_denoises() -> None:
+    """A continuous network of images, and its classes; no initializer, no combination of energies."""
+    ebm = model()
+    start = UNetInitializer(SHAPE, width=4, levels=5, classes=2)
+    assert ebm.denoises
+    assert ebm.given(1, guidance=2.0).denoises
+    assert not model(initializer=start).denoises
+    assert not ep.mixture(ebm, ebm).denoises
+    table = ep.RecoveryEBM(ep.MLPEnergy((3,)), ep.NoiseSchedule.cosine(5))
+    assert not table.denoises
+
+
+def test_bad_input_is_said() -> None:
+    ebm = model()
+    with pytest.raises(ep.InvalidInput, match="steps must be a whole number of at least 0"):
+        ebm.sample((2,), steps=-1)
+    with pytest.raises(ep.InvalidInput, match="must end in event_shape"):
+        ebm.denoised(torch.rand(2, 5, 5), 1)
+    one, table = torch.rand(*SHAPE), ep.RecoveryEBM(ep.MLPEnergy((3,)), ep.NoiseSchedule.cosine(5))
+    for act, message in (
+        (lambda: ep.models.interpolate(ebm, one, torch.rand(2, *SHAPE)), "must have one shape"),
+        (lambda: ep.models.interpolate(ebm, one, one, count=1), "count must be a whole number of at least 2"),
+        (lambda: ep.models.interpolate(ebm, one, one, level=5), "level must"),
+        (lambda: ep.models.interpolate(table, torch.rand(3), torch.rand(3)), "build it on UNetEnergy"),
+    ):
+        with pytest.raises(ep.InvalidInput, match=message):
+            act()

@@ -1,0 +1,190 @@
+"""Tables as people have them: text of any dialect, frames, categories, gaps, indices; each refusal says what to do."""
+
+import gzip
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import energyppl as ep
+from energyppl.data import read_frame, read_table, table_from_frame
+from energyppl.errors import InvalidInput
+
+N = 24
+X = np.random.default_rng(0).normal(size=N).round(3)
+TOWNS = [("Bonn", "Ulm", "Köln, West")[i % 3] for i in range(N)]
+
+
+def lines(mark: str = ",", comma: bool = False, quote: str = '"') -> list[str]:
+    numbers = [str(x).replace(".", ",") if comma else str(x) for x in X]
+    return [
+        f"{number}{mark}{i % 4}{mark}{quote}{town}{quote}"
+        for i, (number, town) in enumerate(zip(numbers, TOWNS, strict=True))
+    ]
+
+
+def text(*head: str, rows: list[str] | None = None, end: str = "\n") -> str:
+    return end.join([*head, *(lines() if rows is None else rows)]) + end
+
+
+DIALECTS: dict[str, tuple[bytes, dict[str, Any]]] = {
+    "comma": (text("income,rooms,town").encode(), {}),
+    "semicolon": (text("income;rooms;town", rows=lines(";")).encode(), {}),
+    "tab": (text("income\trooms\ttown", rows=lines("\t", quote="")).encode(), {}),
+    "bar": (text("income|rooms|town", rows=lines("|", quote="")).encode(), {}),
+    "spaces": (text("income  rooms   town", rows=lines("  ")).encode(), {}),
+    "decimal commas": (text("income;rooms;town", rows=lines(";", comma=True)).encode(), {"decimal": ","}),
+    "comments": (text("# of 1990", "#", "income,rooms,town", *lines()[:3], "# half", rows=lines()[3:]).encode(), {}),
+    "names in a comment": (text("# 1990", "# income, rooms, town").encode(), {}),
+    "Windows": (text("income,rooms,town", end="\r\n").encode("cp1252"), {}),
+    "UTF-16": (text("income,rooms,town").encode("utf-16"), {}),
+    "a mark of UTF-8": (text("income,rooms,town").encode("utf-8-sig"), {}),
+    "empty lines": (text("", "income,rooms,town", "", *lines()[:3], "", rows=lines()[3:]).encode(), {}),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_dialects(name: str, packed: bool, tmp_path: Path) -> None:
+    content, options = DIALECTS[name]
+    path = tmp_path / ("t.csv.gz" if packed else "t.csv")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    table = read_table(path, **options)
+    assert table.columns == ("income", "rooms", "town")
+    np.testing.assert_array_equal(table.values[:, 0], X)
+    assert table.labels == ((), (), ("Bonn", "Köln, West", "Ulm"))
+    assert table.frame()["town"].tolist() == TOWNS
+    assert table.frame()["rooms"].dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("head", "rows"),
+    [
+        (",income,rooms,town", [f"{i},{line}" for i, line in enumerate(lines())]),  # df.to_csv()
+        ("id,income,rooms,town", [f"{i + 1},{line}" for i, line in enumerate(lines())]),
+        ("income,rooms,town", [f"row{i},{line}" for i, line in enumerate(lines())]),  # R's write.table
+        (",income,rooms,town", [f"{TOWNS[i]}{i},{line}".replace("Köln, West", "K") for i, line in enumerate(lines())]),
+    ],
+)
+def test_an_index_is_left_out_with_a_word(head: str, rows: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text(head, rows=rows), encoding="utf-8")
+    with pytest.warns(
+        UserWarning, match=r"the first column, '(c0|id)', is left out: it (counts|has no name).*--columns"
+    ):
+        table = read_table(path)
+    assert table.columns == ("income", "rooms", "town")
+
+
+def test_an_index_that_is_asked_for_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text("id,income,rooms,town", rows=[f"{i},{line}" for i, line in enumerate(lines())]))
+    assert read_table(path, columns=["income", "id"]).columns == ("income", "id")
+    assert read_table(path, drop=["id", "town"]).columns == ("income", "rooms")
+    with pytest.raises(InvalidInput, match="no column 'wage'; the columns: id, income, rooms, town"):
+        read_table(path, columns=["wage"])
+
+
+def test_what_cannot_be_learned_is_named_all_at_once() -> None:
+    frame = pd.DataFrame(
+        {
+            "born": pd.date_range("1990-01-01", periods=N),
+            "seen": ["2020-01-31 12:00"] * N,
+            "name": [f"person {i}" for i in range(N)],
+            "same": 3.0,
+            "gaps": np.where(np.arange(N) % 5 == 1, np.nan, X),
+            "mixed": ["1.5"] * 20 + ["n.d."] * 4,
+            "fine": X,
+        }
+    )
+    with pytest.raises(InvalidInput) as caught:
+        table_from_frame(frame)
+    message = str(caught.value)
+    for said in (
+        "'born', 'seen' hold dates (turn them into numbers, such as days)",
+        "'name' holds 24 different texts in 24 rows (drop it",
+        "constant: 'same' (drop it)",
+        "missing or infinite cells in 5 of 24 rows: 'gaps' (5, the first in row 1)",
+        "'mixed' holds 'n.d.' in row 20 among numbers",
+        "--drop NAME,NAME",
+    ):
+        assert said in message
+    assert "fine" not in message
+    left = {"drop": ["born", "seen", "name", "same", "mixed"]}
+    with pytest.warns(UserWarning, match="5 of 24 rows of the frame have missing cells and are left out"):
+        assert table_from_frame(frame, missing="drop", **left).values.shape == (19, 2)
+    assert table_from_frame(frame, missing="impute", **left).missing.sum() == 5
+
+
+def test_dtypes_come_back() -> None:
+    frame = pd.DataFrame(
+        {
+            "whole": np.arange(N, dtype=np.int32) % 5,
+            "yes": np.arange(N) % 3 == 0,
+            "kind": pd.Categorical(
+                [("low", "high", "mid")[i % 3] for i in range(N)], categories=["low", "mid", "high"]
+            ),
+            "text": TOWNS,
+            "short": X.astype(np.float32),
+            "nullable": pd.array([i % 4 for i in range(N)], dtype="Int64"),
+        }
+    )
+    table = table_from_frame(frame)
+    back = table.frame()
+    pd.testing.assert_frame_equal(back, frame)
+    assert table.labels[2] == ("low", "mid", "high")  # the order of the categories is kept
+    again = table_from_frame(frame.iloc[[3]], like=table)  # one row of the same kind
+    assert again.values.tolist() == [table.values[3].tolist()]
+    with pytest.raises(InvalidInput, match="'text' holds 'Rom', which is none of its categories Bonn, "):
+        table_from_frame(frame.assign(text="Rom"), like=table)
+    with pytest.raises(InvalidInput, match="must have the 6 columns of the run, whole, yes"):
+        table_from_frame(frame[["whole"]], like=table)
+
+
+@pytest.mark.parametrize(("ending", "package"), [("parquet", "pyarrow"), ("xlsx", "openpyxl")])
+def test_an_engine_that_is_missing_is_named(ending: str, package: str, tmp_path: Path) -> None:
+    path = tmp_path / f"t.{ending}"
+    path.write_bytes(b"PAR1")
+    wanted = (
+        "can't be read" if importlib.util.find_spec(package) else f"needs the package {package}.*pip install {package}"
+    )
+    with pytest.raises(InvalidInput, match=wanted):
+        read_frame(path)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"income": X, "town": TOWNS})
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = read_table(tmp_path / "t.parquet")
+    assert table.frame().equals(frame)
+
+
+def test_what_is_no_text_or_no_option_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text("a,b,c"))
+    with pytest.raises(InvalidInput, match="decimal must be"):
+        read_table(path, decimal=";")
+    with pytest.raises(InvalidInput, match="missing must be 'drop'"):
+        read_table(path, missing="mean")
+    with pytest.raises(InvalidInput, match="must be a pandas DataFrame; got list"):
+        table_from_frame([1, 2])  # type: ignore[arg-type]
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(bytes(2**28 + 2**20), 9))
+    with pytest.raises(InvalidInput, match="would unpack to"):
+        read_table(tmp_path / "t.csv.gz")
+
+
+def test_frames_and_arrays_go_into_fit_and_densities_as_they_are() -> None:
+    frame = pd.DataFrame(np.random.default_rng(1).normal(size=(60, 2)), columns=["a", "b"])
+    ebm = ep.RecoveryEBM(ep.MLPEnergy((2,), hidden=8, depth=1, levels=2), ep.NoiseSchedule.cosine(levels=2))
+    ep.fit(ebm, frame, steps=2, progress=False)
+    points = torch.tensor(frame.to_numpy().copy())
+    for scores in (ebm.log_prob, lambda x: ep.evaluation.energy_scores(ebm, x)):
+        torch.testing.assert_close(scores(frame), scores(points))
+        torch.testing.assert_close(scores(frame.to_numpy()), scores(points))
+    with pytest.raises(InvalidInput, match=r"data must hold numbers alone; got dtype .*ep\.tables\.fit"):
+        ep.fit(ebm, frame.assign(a="x"), steps=2)  # type: ignore[arg-type]

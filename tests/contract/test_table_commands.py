@@ -1,0 +1,212 @@
+"""Tables with categories and gaps through commands and functions: fit, extend, sample, score, impute, compare."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import energyppl as ep
+from energyppl._progress import doing, progress_bar
+from energyppl.cli.main import main
+from energyppl.cli.runs import fit_table, settings_for
+
+RNG = np.random.default_rng(4)
+N = 120
+
+
+def people(count: int = N) -> pd.DataFrame:
+    age = RNG.integers(18, 80, count)
+    kind = np.array(["cook", "nurse", "smith"])[RNG.integers(3, size=count)]
+    income = np.exp(9.0 + 0.02 * age + 0.5 * (kind == "nurse") + 0.3 * RNG.normal(size=count))
+    return pd.DataFrame({"age": age, "kind": kind, "income": income, "owner": RNG.random(count) < 0.3})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table with gaps, its run (trained with them), and another table; tests must not change them."""
+    place = tmp_path_factory.mktemp("people")
+    frame = people()
+    frame.to_csv(place / "whole.csv", index=False)
+    gaps = frame.copy()
+    gaps.loc[::9, "income"] = np.nan
+    gaps.loc[::11, "kind"] = None
+    gaps.to_csv(place / "gaps.csv", index=False)
+    assert (
+        run("fit", place / "gaps.csv", "--out", place / "run", "--steps", 6, "--levels", 3, "--missing", "impute") == 0
+    )
+    return place
+
+
+def run(*arguments: Any) -> int:
+    return main([str(a) for a in (*arguments, *(() if "--quiet" in arguments else ("--quiet",)))])
+
+
+def test_a_run_with_gaps_keeps_its_completed_rows(folder: Path) -> None:
+    record = json.loads((folder / "run" / "run.json").read_text())
+    assert record["missing"] == 14 + 11
+    assert record["settings"]["missing"] == "impute"
+    assert "3 categories" in record["transforms"]["kind"]
+    assert not (folder / "run" / "training_first.ckpt").exists()
+    assert ep.load_checkpoint(folder / "run" / "completed.ckpt")["z"].shape == (N, 6)
+    again, _ = fit_table(folder / "gaps.csv", folder / "run", settings_for(folder / "run", {}), progress=False)
+    assert again["steps_before"] == again["steps"] == 6
+
+
+def test_gaps_are_refused_without_a_word(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", folder / "gaps.csv", "--out", tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert "'kind' (11, the first in row 0, line 2), 'income' (14" in said
+    assert "--missing drop" in said
+
+
+def test_more_steps_extend_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    people().to_csv(tmp_path / "t.csv", index=False)
+    arguments = ("fit", tmp_path / "t.csv", "--out", tmp_path / "run", "--levels", 2, "--drop", "kind,owner")
+    assert run(*arguments, "--steps", 12) == 0
+    first = ep.load_checkpoint(tmp_path / "run" / "training.ckpt")["records"]
+    assert run(*arguments, "--steps", 20) == 0
+    assert "steps 12 to 20" in capsys.readouterr().out
+    tree = ep.load_checkpoint(tmp_path / "run" / "training.ckpt")
+    assert [r[:2] for r in tree["records"][:12]] == [r[:2] for r in first]
+    assert len(tree["records"]) == 20
+    assert tree["options"]["steps"] == 20
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["columns"] == ["age", "income"]
+
+
+def test_samples_have_the_table_s_names_dtypes_and_ranges(folder: Path, tmp_path: Path) -> None:
+    assert run("sample", folder / "run", "-n", 50, "--out", tmp_path / "x.csv") == 0
+    rows = pd.read_csv(tmp_path / "x.csv")
+    assert (rows.dtypes == pd.read_csv(folder / "whole.csv").dtypes).all()
+    assert (rows.income > 0.0).all()
+    assert set(rows.kind) <= {"cook", "nurse", "smith"}
+    assert (
+        run("sample", folder / "run", "-n", 20, "--given", "age=40,kind=nurse,owner=true", "--out", tmp_path / "g.csv")
+        == 0
+    )
+    given = pd.read_csv(tmp_path / "g.csv")
+    assert given[["age", "kind", "owner"]].drop_duplicates().values.tolist() == [[40, "nurse", True]]
+    assert given.income.nunique() == 20
+    model = ep.tables.load(folder / "run")
+    pd.testing.assert_frame_equal(model.sample(5, seed=1), model.sample(5, seed=1))
+    state = torch.random.get_rng_state()
+    model.sample(2, {"age": 30}, seed=1)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("wage=3", "got 'wage': they are age, kind"), ("kind=king", "'kind' holds 'king'"), ("age=200", "lies outside")],
+)
+def test_given_values_that_cannot_be(
+    given: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sample", folder / "run", "--given", given, "--out", folder / "never.csv") == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "never.csv").exists()
+
+
+def test_score_names_the_column(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = pd.read_csv(folder / "whole.csv").head(30)
+    odd.loc[7, "income"] = 1e9
+    odd[["owner", "income", "kind", "age"]].to_csv(tmp_path / "odd.csv", index=False)  # another order
+    assert run("score", folder / "run", tmp_path / "odd.csv", "--out", tmp_path / "s.csv", "--first", 2) == 0
+    assert "income = 1e+09 (given the others" in capsys.readouterr().out
+    found = pd.read_csv(tmp_path / "s.csv")
+    assert found.row[0] == 7
+    assert found.log_density.is_monotonic_increasing
+    assert found.because.isna().sum() == 28
+    (tmp_path / "one.csv").write_text("age,kind,income,owner\n30,cook,20000,False\n")
+    assert run("score", folder / "run", tmp_path / "one.csv", "--out", tmp_path / "one_s.csv") == 0
+    (tmp_path / "king.csv").write_text("age,kind,income,owner\n30,king,20000,False\n")
+    assert run("score", folder / "run", tmp_path / "king.csv") == 2
+    assert "'kind' holds 'king', which is none of its categories cook, nurse, smith" in capsys.readouterr().err
+
+
+def test_impute_fills_gaps_and_leaves_the_rest(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cells = tmp_path / "full.csv", tmp_path / "cells.csv"
+    arguments = ("--out", out, "--draws", 6, "--multiple", 2, "--cells", cells)
+    assert run("impute", folder / "run", folder / "gaps.csv", *arguments) == 0
+    assert "kind 11, income 14" in capsys.readouterr().out
+    gaps, whole = pd.read_csv(folder / "gaps.csv"), pd.read_csv(out)
+    assert not whole.isna().any(axis=None)
+    for name in gaps:
+        there = gaps[name].notna()
+        assert (whole[name][there] == gaps[name][there]).all()
+    one, two = (pd.read_csv(tmp_path / f"full-{i}.csv") for i in (1, 2))
+    assert (one.income != two.income).sum() == 14
+    found = pd.read_csv(cells)
+    numbers = found[found.column == "income"]
+    assert (numbers.low < numbers["mean"]).all()
+    assert (numbers["mean"] < numbers.high).all()
+    assert found[found.column == "kind"].probability.between(0.3, 1.0).all()
+    assert run("impute", folder / "run", folder / "whole.csv", "--out", out) == 2
+    assert "must have missing cells to impute" in capsys.readouterr().err
+
+
+def test_compare_finds_the_column_and_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = people(300), people(300)
+    one.to_csv(tmp_path / "a.csv", index=False)
+    other.to_csv(tmp_path / "same.csv", index=False)
+    other.loc[:79, "income"] *= 100.0
+    other.to_csv(tmp_path / "b.csv", index=False)
+    assert run("compare", tmp_path / "a.csv", tmp_path / "same.csv") == 0
+    assert "may well come from one distribution" in capsys.readouterr().out
+    assert run("compare", tmp_path / "a.csv", tmp_path / "b.csv", "--out", tmp_path / "rows.csv") == 0
+    said = capsys.readouterr().out
+    assert "the two tables differ" in said
+    assert "columns that differ: 'income'" in said
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    odd = rows[rows.table == "second"]
+    assert len(odd) >= 5
+    assert (odd.row < 80).mean() > 0.8
+    one.drop(columns="age").to_csv(tmp_path / "less.csv", index=False)
+    assert run("compare", tmp_path / "a.csv", tmp_path / "less.csv") == 2
+    assert "must have the same columns" in capsys.readouterr().err
+
+
+def test_functions_take_what_people_have() -> None:
+    """Frames, arrays and tables; a mixed frame's own model scores, samples and refuses as the commands do."""
+    frame = people()
+    model = ep.tables.fit(frame, steps=3, levels=3, columns=["income", "owner"], progress=False)
+    assert model.columns == ("income", "owner")
+    log_z = model.log_normalizer()
+    from_frame = model.log_prob(frame[:5], log_z)
+    np.testing.assert_array_equal(model.log_prob(frame[["owner", "income"]][:5], log_z), from_frame)
+    np.testing.assert_array_equal(
+        model.log_prob(frame[["income", "owner"]][:5].to_numpy(np.float64), log_z), from_frame
+    )
+    with pytest.raises(ep.InvalidInput, match=r"rows must be numbers \(n, 2\), in the order income, owner"):
+        model.log_prob(np.zeros((3, 5)))
+    with pytest.raises(ep.InvalidInput, match="missing or infinite cells in 1 of 5 rows: 'income'"):
+        model.log_prob(frame[:5].assign(income=[1.0, 2.0, np.nan, 3.0, 4.0]))
+    assert model.log_prob(frame[:1].assign(income=-1.0), log_z)[0] == -np.inf
+
+
+# --- Progress ---
+
+
+def test_a_log_gets_lines_and_no_carriage_returns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("energyppl._progress._FIRST", 0.0)
+    monkeypatch.setattr("energyppl._progress._BEAT", 0.0)
+    with progress_bar(total=3, desc="training") as bar:
+        for _ in range(3):
+            bar.update()
+            bar.set_postfix_str("loss +1.0")
+    with doing("counting"):
+        pass
+    said = capsys.readouterr().err
+    assert "\r" not in said
+    assert "training: 1 of 3, 0 s, about 0 s left" in said
+    assert "training: 3 of 3, 0 s; loss +1.0" in said
+    assert "counting …\n" in said
+    with progress_bar(total=3, disable=True) as bar, doing("nothing", show=False):
+        bar.update()
+    assert capsys.readouterr().err == ""
