@@ -37,6 +37,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!energyppl\.).*"),  # torch's and Pyro's own pages are not looked up
     (r"py:.*", r".*\._\w+"),  # private
+    (r"py:mod", r".*"),  # a namespace's page has no target of its own
     (r"py:.*", r".*\.(Groups|recipe\.Network)"),  # an alias of a mapping, and a type variable's bound
 ]
 

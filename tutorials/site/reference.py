@@ -89,7 +89,12 @@ PARTS = {
         others="metrics.two_sample.TwoSampleTest metrics.images.Neighbours metrics.images.Memorization "
         "metrics.images.LabelBalance metrics.images.KernelDistance",
     ),
-    "data": Part("Data", "Tables and images, read and checked.", "energyppl.data"),
+    "data": Part(
+        "Data",
+        "Tables and images, read and checked.",
+        "energyppl.data",
+        others="data.columns.Numbers data.columns.FewValues data.columns.TwoValues data.columns.Categories",
+    ),
     "tables": Part(
         "Densities of tables", "Tables as they are: columns of all kinds, by transforms.", "energyppl.tables"
     ),
