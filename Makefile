@@ -11,10 +11,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test check bench slow clean
+.PHONY: help demo quick test check bench slow docs notebooks pictures matrix dist clean
 
 help:  ## print the targets
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +42,27 @@ bench: $(READY)  ## run the benchmarks
 
 slow: $(READY)  ## run the tests that take minutes
 	$(BIN)/python -m pytest $(PARALLEL) -m slow $(ARGS)
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/.docs  ## build the documentation site in build/site/html; ARGS=--run runs the tutorials, half an hour
+	$(BIN)/python tutorials/site/build.py $(ARGS)
+
+notebooks: $(READY)  ## write the tutorials as notebooks into build/notebooks
+	$(BIN)/python tutorials/site/percent.py build/notebooks
+
+pictures: $(VENV)/.docs  ## draw the pictures that the repository keeps anew, by running every tutorial
+	$(BIN)/python tutorials/site/build.py --run --fresh
+	for path in tutorials/images/[0-9]*.png; do cp "build/site/made/$${path##*/}" "$$path" || exit 1; done
+	$(BIN)/python tutorials/site/readme_picture.py
+
+matrix:  ## run the contract tests on every Python and the oldest and newest torch; ARGS="3.12 -k name" chooses
+	.ci/matrix $(ARGS)
+
+dist: $(READY)  ## build the wheel and the sdist, check them, and install both on every Python that there is
+	.ci/dist
 
 clean:  ## remove what the other targets made, the virtual environment too
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage

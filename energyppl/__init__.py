@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from energyppl.potentials.algebra import Energy
     from energyppl.schedule import NoiseSchedule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "EBM",

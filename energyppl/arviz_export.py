@@ -49,8 +49,8 @@ def to_inference_data(groups: Groups, attributes: Mapping[str, Any], arviz: Modu
             import arviz as installed
         arviz = installed
     groups, known = {name: group for name, group in groups.items() if group}, dict(attributes)
-    if "posterior" not in inspect.signature(arviz.from_dict).parameters:  # 0.x takes groups by name, 1.x a dictionary
-        return arviz.from_dict(groups, attrs={"/": known, "posterior": known}, save_warmup=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "More chains")  # a mistake for others, the point here
+    with warnings.catch_warnings():  # more chains than draws are a mistake for others, and the point here
+        warnings.filterwarnings("ignore", "More chains|Found chain dimension to be longer")
+        if "posterior" not in inspect.signature(arviz.from_dict).parameters:  # 0.x: groups by name, 1.x: a dictionary
+            return arviz.from_dict(groups, attrs={"/": known, "posterior": known}, save_warmup=True)
         return arviz.from_dict(**groups, attrs=known, posterior_attrs=known, save_warmup=True)

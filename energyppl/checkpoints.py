@@ -40,6 +40,13 @@ def save_checkpoint(path: str | os.PathLike[str], tree: _Tree) -> None:
 
     Raises:
         CheckpointError: if the tree holds anything else.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "state.ckpt"
+        >>> ep.save_checkpoint(file, {"step": 3, "weights": torch.zeros(2)})
+        >>> ep.load_checkpoint(file)
+        {'step': 3, 'weights': tensor([0., 0.])}
     """
     tensors: list[Tensor] = []
     text = json.dumps(encode(tree, tensors)).encode()

@@ -11,7 +11,12 @@ _BETWEEN = ("energyppl", "torch", "pyro", "contextlib", "functools")  # a warnin
 
 
 class EnergyPPLError(Exception):
-    """Base of all errors that energyppl raises on purpose; the message is one line, whatever was printed into it."""
+    """Base of all errors that energyppl raises on purpose; the message is one line, whatever was printed into it.
+
+    Example:
+        >>> issubclass(ep.InvalidInput, ep.EnergyPPLError), issubclass(ep.InvalidInput, ValueError)
+        (True, True)
+    """
 
     def __init__(self, message: object = "") -> None:
         super().__init__(" ".join(str(message).split()))

@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import as_points, check_between, check_data, check_event, check_positive, check_spanning, checked
+from energyppl._checks import (
+    as_points,
+    check_between,
+    check_data,
+    check_event,
+    check_positive,
+    check_spanning,
+    checked,
+    shape_text,
+)
+from energyppl._html import summary_table
 from energyppl.autodiff.private import is_transformed
 from energyppl.distributed import agreed
 from energyppl.distributions import EnergyDistribution
@@ -201,6 +211,23 @@ class EnergyModel(nn.Module):
             return anneal()
         known: LogNormalizer = self._kept.get(self, (level, confidence), anneal)
         return known
+
+    def __repr__(self) -> str:
+        """Summarize in one line; print ``ebm.net`` for the network's layers."""
+        rows = self._summary()
+        return f"{type(self).__name__.lstrip('_')}({', '.join(f'{name}: {text}' for name, text in rows.items())})"
+
+    def _repr_html_(self) -> str:
+        return summary_table(type(self).__name__.lstrip("_"), self._summary())
+
+    def _summary(self) -> dict[str, str]:
+        """Describe the model: its points, its network, and whether it knows the data's coordinates."""
+        weights = sum(p.numel() for p in self.net.parameters())
+        return {
+            "points": shape_text(self.event_shape),
+            "network": f"{type(self.net).__name__.lstrip('_')} with {weights:,} weights",
+            "standardized": "to the data" if bool(self.is_standardized) else "not yet",
+        }
 
     def checksum(self) -> str:
         """Return a digest of the weights and buffers, which tells a model from others and from its own past."""

@@ -74,6 +74,14 @@ class LevelEnergies(KernelModel):
         self._network()  # tries it
         self.initial_kernel = self.kernel = kernel
 
+    def _summary(self) -> dict[str, str]:
+        sigma = self.schedule.sigma_bar.tolist()
+        schedule = f"{self.levels}, noise {sigma[0]:.3g} to {sigma[self.levels - 1]:.3g}"
+        rows = super()._summary() | {"levels": schedule, "kernel": type(self.kernel).__name__}
+        if (initializer := getattr(self, "initializer", None)) is not None:
+            rows["initializer"] = type(initializer).__name__
+        return rows
+
     def diffuse(self, x0: Tensor, level: int | Tensor) -> Tensor:
         """Return clean data, ``(*batch, *event)``, at a marginal of the schedule, in data coordinates."""
         check_event("x0", x0, self.event_shape)

@@ -4,14 +4,11 @@
 # An energy-based model is a density known up to a constant, p(x) ∝ exp(−U(x)).  In two dimensions everything about it
 # can be checked against the truth, so that is where to learn how it behaves.
 #
-# Run it with `python tutorials/01_two_dimensions.py [FOLDER]`; it takes about three minutes on two cores and writes its
-# pictures to `tutorials/out` (or FOLDER).  `--steps N` makes it shorter.
+# It takes about three minutes on two cores; smaller numbers in the first cell make it shorter.
 
 # %%
-import argparse
 import math
 import time
-from pathlib import Path
 
 import pyro
 import torch
@@ -20,11 +17,7 @@ import energyppl as ep
 from energyppl import plots
 from energyppl.metrics.two_sample import energy_distance_test
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
-parser.add_argument("--steps", type=int, default=1500)
-args = parser.parse_args()
-args.folder.mkdir(parents=True, exist_ok=True)
+STEPS = 1500  # updates of training
 pyro.set_rng_seed(0)
 
 # %% [markdown]
@@ -57,10 +50,10 @@ print("noise of each level:", [round(float(s), 4) for s in ebm.schedule.sigma_ba
 
 # %%
 begin = time.perf_counter()
-history = ep.fit(ebm, data, options=ep.TrainingOptions(steps=args.steps, evaluate_every=min(100, args.steps)))
+history = ep.fit(ebm, data, options=ep.TrainingOptions(steps=STEPS, evaluate_every=min(100, STEPS)))
 print(history, f"in {time.perf_counter() - begin:.0f} s")
 steps = history.column("step")
-plots.save_figure(
+plots.show(
     plots.training_curves(
         {
             "energy gap (nats)": (steps, history.column("energy_gap")),
@@ -69,7 +62,7 @@ plots.save_figure(
         },
         title="Training on the checkerboard",
     ),
-    args.folder / "01_training.png",
+    "01_training",
 )
 
 # %% [markdown]
@@ -90,9 +83,9 @@ axis = torch.linspace(-5, 5, 300)
 points = torch.cartesian_prod(axis, axis)
 with torch.no_grad():
     energy = ebm.marginal().energy(points).reshape(300, 300).T
-plots.save_figure(
+plots.show(
     plots.energy_landscape(energy, extent=(-5, 5, -5, 5), data=data[:300], title="The learned energy of level 0"),
-    args.folder / "01_energy.png",
+    "01_energy",
 )
 
 # %% [markdown]
@@ -109,10 +102,8 @@ print(
     f"energy-distance test against fresh data: p = {test.p_value:.2f}"
 )
 titles = ["white noise", *[f"level {t}" for t in reversed(range(ebm.schedule.levels))]]
-plots.save_figure(plots.noise_to_data(found.path, titles, title="From noise to data"), args.folder / "01_path.png")
-plots.save_figure(
-    plots.scatter_panels({"data": data[:2000], "samples": x}, title="Data and samples"), args.folder / "01_samples.png"
-)
+plots.show(plots.noise_to_data(found.path, titles, title="From noise to data"), "01_path")
+plots.show(plots.scatter_panels({"data": data[:2000], "samples": x}, title="Data and samples"), "01_samples")
 
 # %% [markdown]
 # ## What goes wrong with fixed steps
@@ -133,7 +124,7 @@ gaps = {}
 for name, objective in recipes.items():
     pyro.set_rng_seed(0)
     other = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6))
-    run = ep.Training(other, data, objective, options=ep.TrainingOptions(steps=max(1, args.steps // 3)))
+    run = ep.Training(other, data, objective, options=ep.TrainingOptions(steps=max(1, STEPS // 3)))
     outcome = "went through"
     try:
         for _ in run:
@@ -143,6 +134,13 @@ for name, objective in recipes.items():
     kept = run.finish()
     gaps[name] = (kept.column("step"), kept.column("energy_gap"))
     print(f"{name}: {outcome}")
-plots.save_figure(
-    plots.training_curves(gaps, title="The energy gap of two recipes"), args.folder / "01_fixed_steps.png"
-)
+plots.show(plots.training_curves(gaps, title="The energy gap of two recipes"), "01_fixed_steps")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Train on `ep.toys.Rings()` in place of the checkerboard. Which of the two has the smaller excess over its entropy,
+#    and why?
+# 2. Ask `generate` for `steps=5`. How much of the samples is off the support? Where are they?
+# 3. Write a network of your own: any module with `event_shape = (2,)` and `forward(x, level)`. Give it to
+#    `RecoveryEBM`.

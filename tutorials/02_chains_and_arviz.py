@@ -4,13 +4,10 @@
 # A kernel moves a whole batch of chains at once.  Many chains give more than more draws: they can be compared, and a
 # chain that is stuck, lost or in one mode of many differs from the others.
 #
-# Run it with `python tutorials/02_chains_and_arviz.py [FOLDER]`; it takes less than a minute and writes its pictures to
-# `tutorials/out` (or FOLDER).  `--draws N` and `--steps N` make it shorter.
+# It takes less than a minute; smaller numbers in the first cell make it shorter.
 
 # %%
-import argparse
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pyro
@@ -24,12 +21,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 whenever it is imported
     import arviz as az
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
-parser.add_argument("--draws", type=int, default=400)
-parser.add_argument("--steps", type=int, default=400)
-args = parser.parse_args()
-args.folder.mkdir(parents=True, exist_ok=True)
+DRAWS = 400  # of each chain
+STEPS = 400  # updates of training
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 
@@ -46,7 +39,7 @@ warnings.simplefilter("ignore", ep.errors.ChainWarning)
 # %%
 banana = ep.toys.Banana()
 start = torch.randn(64, 2)
-guessed = ep.sample_chains(ep.HMC(0.4, 10), banana, draws=args.draws, warmup=0, init=start, progress=False)
+guessed = ep.sample_chains(ep.HMC(0.4, 10), banana, draws=DRAWS, warmup=0, init=start, progress=False)
 print("a guessed step:", *guessed.problems() or ["nothing noticed"], sep="\n  ")
 
 # %% [markdown]
@@ -56,13 +49,11 @@ print("a guessed step:", *guessed.problems() or ["nothing noticed"], sep="\n  ")
 # of them.
 
 # %%
-chains = ep.sample_chains(
-    ep.ChEES(), banana, draws=args.draws, warmup=300, init=start, keep_warmup=True, progress=False
-)
+chains = ep.sample_chains(ep.ChEES(), banana, draws=DRAWS, warmup=300, init=start, keep_warmup=True, progress=False)
 print("a tuned kernel:", *chains.problems() or ["nothing noticed"], sep="\n  ")
 for name, found in (("guessed", guessed), ("tuned", chains)):
-    print(f"{name}: {found.gradients / args.draws:.1f} gradients a draw, acceptance {found.acceptance.mean():.2f}")
-plots.save_figure(
+    print(f"{name}: {found.gradients / DRAWS:.1f} gradients a draw, acceptance {found.acceptance.mean():.2f}")
+plots.show(
     plots.scatter_panels(
         {
             "exact draws": banana.sample((2_000,)),
@@ -71,7 +62,7 @@ plots.save_figure(
         },
         title="A banana, and chains of a guessed and a tuned kernel",
     ),
-    args.folder / "02_banana.png",
+    "02_banana",
 )
 
 # %% [markdown]
@@ -89,25 +80,18 @@ truth = banana.sample((100_000,)).std(0)
 print("standard deviations of exact draws:", [round(float(s), 3) for s in truth])
 
 
-def save(plot: object, name: str) -> None:
-    """ArviZ 0.x hands back matplotlib axes, 1.x a PlotCollection."""
-    if hasattr(plot, "savefig"):
-        plot.savefig(args.folder / name)
-    else:
-        plots.save_figure(np.ravel(plot)[0].figure, args.folder / name)
-
-
 few = data.sel(chain=range(4))  # more lines and bars can't be read
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ArviZ 0.23 calls matplotlib 3.11 in the old way
-    save(az.plot_trace(few), "02_trace.png")
-    save(az.plot_rank(few), "02_rank.png")
-    save(az.plot_energy(few), "02_energy.png")
+    for name, draw in (("02_trace", az.plot_trace), ("02_rank", az.plot_rank), ("02_energy", az.plot_energy)):
+        plot = draw(few)  # ArviZ 0.x hands back matplotlib axes, 1.x a PlotCollection
+        figure = plot.viz["figure"].item() if hasattr(plot, "viz") else np.ravel(plot)[0].figure
+        plots.show(figure, name)
 # All sixty-four at once: a row for each chain instead of a histogram.
 ranks = {
     f"x[{i}], {name}": found.draws[..., i] for name, found in (("guessed", guessed), ("tuned", chains)) for i in (0, 1)
 }
-plots.save_figure(plots.rank_plot(ranks, title="Ranks of every chain"), args.folder / "02_rank_all.png")
+plots.show(plots.rank_plot(ranks, title="Ranks of every chain"), "02_rank_all")
 
 # %% [markdown]
 # ## What the warm-up did
@@ -130,7 +114,7 @@ for name, mass in (
 ):
     tuned = ep.adapt(ep.ChEES(), slanted, torch.randn(64, size), 300, mass=mass)
     found = ep.sample_chains(
-        tuned.kernel, slanted, init=tuned.state.x, warmup=0, draws=max(20, args.draws // 4), progress=False
+        tuned.kernel, slanted, init=tuned.state.x, warmup=0, draws=max(20, DRAWS // 4), progress=False
     )
     worth = float(az.summary(found.to_arviz(), round_to="none")["ess_bulk"].min()) / (64 * found.gradients)
     print(
@@ -144,7 +128,7 @@ for name, mass in (
         directions = tuned.kernel.inverse_mass
         if isinstance(directions, ep.kernels.LowRankMass):
             print("  stretched directions:", [round(float(s), 3) for s in directions.stretch])
-plots.save_figure(plots.training_curves(curves, title="The warm-up of one target"), args.folder / "02_warmup.png")
+plots.show(plots.training_curves(curves, title="The warm-up of one target"), "02_warmup")
 
 # %% [markdown]
 # ## What a stuck chain looks like
@@ -156,16 +140,16 @@ plots.save_figure(plots.training_curves(curves, title="The warm-up of one target
 funnel = ep.toys.Funnel(dim=5)
 init = torch.randn(16, 5)
 init[:3] = torch.tensor([-12.0, 0, 0, 0, 0])
-stuck = ep.sample_chains(ep.HMC(0.6, 10), funnel, chains=16, warmup=0, draws=args.draws, init=init, progress=False)
+stuck = ep.sample_chains(ep.HMC(0.6, 10), funnel, chains=16, warmup=0, draws=DRAWS, init=init, progress=False)
 print("the funnel:", *stuck.problems(), sep="\n  ")
 print("R-hat of the funnel's x[0]:", round(float(az.summary(stuck.to_arviz())["r_hat"].iloc[0]), 2))
-plots.save_figure(
+plots.show(
     plots.trace_plot(
         {"log width": stuck.draws[..., 0], "x[1]": stuck.draws[..., 1]},
         title="Three stuck chains among sixteen",
         groups={"stuck": stuck.stuck.nonzero()[:, 0], "moving": (~stuck.stuck).nonzero()[:, 0]},
     ),
-    args.folder / "02_stuck.png",
+    "02_stuck",
 )
 
 # %% [markdown]
@@ -183,7 +167,7 @@ kernels = {
 }
 modes = {}
 for name, kernel in kernels.items():
-    found = ep.sample_chains(kernel, toy, draws=args.draws, warmup=200, progress=False)
+    found = ep.sample_chains(kernel, toy, draws=DRAWS, warmup=200, progress=False)
     modes[name] = found
     visits = mode_occupancy(found.draws, toy.modes, toy.number_of_modes)
     r_hat = float(az.summary(found.to_arviz(), round_to="none")["r_hat"].max())
@@ -192,10 +176,7 @@ for name, kernel in kernels.items():
         f"the modes {[round(float(s), 3) for s in visits.share]}"
     )
 one = {f"one chain, {name}": found.draws[0] for name, found in modes.items()}
-plots.save_figure(
-    plots.scatter_panels({"exact draws": toy.sample((args.draws,)), **one}, title="Eight modes"),
-    args.folder / "02_modes.png",
-)
+plots.show(plots.scatter_panels({"exact draws": toy.sample((DRAWS,)), **one}, title="Eight modes"), "02_modes")
 
 # %% [markdown]
 # ## Chains on a learned energy
@@ -208,11 +189,11 @@ plots.save_figure(
 moons = ep.toys.TwoMoons()
 rows, held_out = moons.sample((20_000,)), moons.sample((5_000,))
 ebm = ep.RecoveryEBM(ep.MLPEnergy(event_shape=(2,)), ep.NoiseSchedule.cosine(levels=6))
-options = ep.TrainingOptions(steps=args.steps, evaluate_every=min(100, args.steps))
+options = ep.TrainingOptions(steps=STEPS, evaluate_every=min(100, STEPS))
 print(ep.fit(ebm, rows, options=options, progress=False))
 begin = torch.cat([ebm.diffuse(held_out[:32], 0), ebm.sample((32,))])
 learned = ep.sample_chains(
-    ep.ChEES(), ebm.marginal(), draws=args.draws, warmup=200, init=begin, keep_warmup=True, progress=False
+    ep.ChEES(), ebm.marginal(), draws=DRAWS, warmup=200, init=begin, keep_warmup=True, progress=False
 )
 drift = energy_drift(learned.energy[:32])
 with torch.no_grad():
@@ -226,16 +207,23 @@ print("acceptance of each level's own chains:", [round(float(a), 2) for a in lev
 warm = learned.warmup
 assert warm is not None
 energy = torch.cat([warm.energy, learned.energy], 1)
-plots.save_figure(
+plots.show(
     plots.drift_plot(
         {"from data": energy[:32], "from samples": energy[32:]},
         title="Energy along chains on a learned energy",
         warmup=200,
         reference=("held-out data", level),
     ),
-    args.folder / "02_drift.png",
+    "02_drift",
 )
 
 # %% [markdown]
 # On a table of your own, `energyppl fit table.csv --out run` and then `energyppl diagnose run` run such chains, write
 # them for ArviZ, draw them and end with a verdict.
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Give the banana `target_acceptance=0.95` through `ep.adapt`. What does it cost, and do the tips get their share?
+# 2. Begin all sixteen chains on the funnel at its mouth. Does `problems()` still find something? Should it?
+# 3. How many replicas does `Tempered` need on the eight Gaussians before R-hat is below 1.01?

@@ -4,14 +4,11 @@
 # Two roads meet here.  Every Pyro model is an energy of its unconstrained latent values, so the chains of tutorial 02
 # run on it as it is.  And every energy is a Pyro distribution, so a learned one can be the prior of a Bayesian model.
 #
-# Run it with `python tutorials/03_inside_pyro.py [FOLDER]`; it takes less than a minute and writes its pictures to
-# `tutorials/out` (or FOLDER).  `--draws N` and `--steps N` make it shorter.
+# It takes less than a minute; smaller numbers in the first cell make it shorter.
 
 # %%
-import argparse
 import time
 import warnings
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -28,13 +25,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 whenever it is imported
     import arviz as az
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
-parser.add_argument("--draws", type=int, default=200)
-parser.add_argument("--steps", type=int, default=400)
-parser.add_argument("--chains", type=int, default=1000)
-args = parser.parse_args()
-args.folder.mkdir(parents=True, exist_ok=True)
+DRAWS = 200  # of each chain
+STEPS = 400  # updates of training
+CHAINS = 1000  # of the Pyro model
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 # sample_chains also warns of what chains.problems() lists.  Here it is printed where it belongs in the text.
@@ -69,13 +62,13 @@ def eight_schools(sigma: Tensor, effect: Tensor) -> None:
 sigma = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
 effect = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
 schools = ep.sample_chains(
-    ep.ChEES(), eight_schools, (sigma, effect), chains=args.chains, draws=args.draws, warmup=200, progress=False
+    ep.ChEES(), eight_schools, (sigma, effect), chains=CHAINS, draws=DRAWS, warmup=200, progress=False
 )
 columns = ["mean", "sd", "ess_bulk", "ess_tail", "r_hat"]
 summary = az.summary(schools.to_arviz(), var_names=["mu", "tau", "theta"], round_to="none")[columns]
 print(
-    f"{args.chains} chains of {args.draws} draws: {schools.warmup_seconds:.1f} s of warm-up, {schools.seconds:.1f} s "
-    f"of sampling, {schools.gradients / args.draws:.1f} gradients a draw; smallest bulk ESS "
+    f"{CHAINS} chains of {DRAWS} draws: {schools.warmup_seconds:.1f} s of warm-up, {schools.seconds:.1f} s "
+    f"of sampling, {schools.gradients / DRAWS:.1f} gradients a draw; smallest bulk ESS "
     f"{summary['ess_bulk'].min():.0f}, worst R-hat {summary['r_hat'].max():.3f}"
 )
 print(summary.round(2))
@@ -88,7 +81,7 @@ print("not to be trusted:", schools.problems() or "nothing noticed")
 # always; with `chains=16` there are sixteen chains in each of Pyro's, and the draws have one dimension more.
 
 # %%
-number = max(20, args.draws // 2)
+number = max(20, DRAWS // 2)
 runs = {
     "Pyro's NUTS": NUTS(eight_schools),
     "PyroKernel(NUTS())": ep.PyroKernel(ep.NUTS(), eight_schools),
@@ -110,7 +103,7 @@ for name, kernel in runs.items():
 # %%
 toy = ep.toys.TwoMoons()
 ebm = ep.RecoveryEBM(ep.MLPEnergy(event_shape=(2,)), ep.NoiseSchedule.cosine(levels=6))
-options = ep.TrainingOptions(steps=args.steps, evaluate_every=min(100, args.steps))
+options = ep.TrainingOptions(steps=STEPS, evaluate_every=min(100, STEPS))
 print(ep.fit(ebm, toy.sample((20_000,)), options=options, progress=False))
 prior = ebm.marginal().unnormalized()
 
@@ -159,13 +152,13 @@ def share_apart(points: Tensor, mass: Tensor) -> float:
 # Each of the rows is a problem of its own; the chains move all of them together.  They begin at draws of the prior:
 # Pyro's usual starts, uniform within ±2, may put chains into a dent of the energy where no data are.
 noisy = torch.tensor([[0.5, 0.6], [-0.6, 0.2], [1.5, -0.7]])
-number_of_chains = min(256, args.chains)
+number_of_chains = min(256, CHAINS)
 posterior = ep.sample_chains(
     ep.ChEES(),
     denoise,
     (noisy,),
     chains=number_of_chains,
-    draws=args.draws,
+    draws=DRAWS,
     warmup=300,
     init={"clean": prior.sample((number_of_chains, len(noisy)))},
     progress=False,
@@ -204,22 +197,21 @@ clouds["Pyro's NUTS"] = mcmc.get_samples()["clean"]
 pyro.clear_param_store()
 guide = AutoNormal(denoise_one, init_loc_fn=init_to_value(values={"clean": row}), init_scale=0.2)
 svi = SVI(denoise_one, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO(16, 1, vectorize_particles=True))
-losses = [svi.step(row) for _ in range(max(20, 2 * args.draws))]
+losses = [svi.step(row) for _ in range(max(20, 2 * DRAWS))]
 with torch.no_grad():
     clouds["SVI, AutoNormal"] = torch.stack([guide(row)["clean"] for _ in range(500)])
-plots.save_figure(
-    plots.training_curves({"−ELBO, nats": (torch.arange(len(losses)), torch.tensor(losses))}, title="SVI"),
-    args.folder / "03_svi.png",
+plots.show(
+    plots.training_curves({"−ELBO, nats": (torch.arange(len(losses)), torch.tensor(losses))}, title="SVI"), "03_svi"
 )
 print(f"grid: {grid_moments(mass)}")
 for name, cloud in clouds.items():
     print(f"{name}: {moments(cloud)}; {share_apart(cloud, mass):.1%} of the mass elsewhere")
 shown = {name: cloud[torch.randperm(len(cloud))[:2_000]] for name, cloud in clouds.items()}
-plots.save_figure(
+plots.show(
     plots.scatter_panels(
         {"grid": draws_from(mass), **shown}, title="What (−0.6, 0.2) was before its noise", extent=(-2, 1, -1, 2)
     ),
-    args.folder / "03_denoising.png",
+    "03_denoising",
 )
 
 # %% [markdown]
@@ -245,28 +237,28 @@ for name, kernel in {
     "ChEES": ep.ChEES(),
     "Tempered": ep.kernels.Tempered(ep.HMC(steps=5), betas=(1.0, 0.5, 0.2, 0.08)),
 }.items():
-    found = ep.sample_chains(kernel, deblur, (seen,), chains=64, draws=2 * args.draws, warmup=200, progress=False)
+    found = ep.sample_chains(kernel, deblur, (seen,), chains=64, draws=2 * DRAWS, warmup=200, progress=False)
     clouds[name] = found.flat()["sharp"]
     r_hat = float(az.summary(found.to_arviz(), round_to="none")["r_hat"].max())
     print(f"{name}: worst R-hat {r_hat:.3f}, {share_apart(clouds[name], mass):.1%} of the mass elsewhere")
 shown = {name: cloud[torch.randperm(len(cloud))[:2_000]] for name, cloud in clouds.items()}
 box = (-2.0, 3.0, -1.5, 2.0)
-plots.save_figure(
+plots.show(
     plots.scatter_panels(
         {"grid": draws_from(mass), **shown}, title="A point of which 0.8 x₁ + 0.6 x₂ was seen", extent=box
     ),
-    args.folder / "03_deblurring.png",
+    "03_deblurring",
 )
 density = torch.softmax(-grid_energy.double(), 0)
 images = [values.reshape(len(axis), -1).T / (axis[1] - axis[0]) ** 2 for values in (density, mass)]
-plots.save_figure(
+plots.show(
     plots.density_grid(
         {"density": images},
         ["the prior, a learned energy", "the posterior, on a grid"],
         extent=(-2.0, 3.0, -2.0, 3.0),
         title="Deblurring",
     ),
-    args.folder / "03_posterior.png",
+    "03_posterior",
 )
 
 # %% [markdown]
@@ -280,7 +272,7 @@ weights = torch.tensor([4.0, 2.0, 1.5])
 shares = ep.EnergyDistribution(
     ep.Energy(lambda x: -((weights - 1.0) * x.log()).sum(-1), (3,)), support=constraints.simplex
 )
-found = ep.sample_chains(ep.ChEES(), shares, draws=args.draws, warmup=200, progress=False)
+found = ep.sample_chains(ep.ChEES(), shares, draws=DRAWS, warmup=200, progress=False)
 x = found.samples["x"].flatten(0, 1)
 print("simplex: means", rounded(x.mean(0)), "exact", rounded(weights / weights.sum()))
 
@@ -292,15 +284,22 @@ def count(votes: Tensor) -> None:
 
 
 votes = torch.tensor([0] * 3 + [1] * 9)
-found = ep.sample_chains(ep.ChEES(), count, (votes,), draws=args.draws, warmup=200, progress=False)
+found = ep.sample_chains(ep.ChEES(), count, (votes,), draws=DRAWS, warmup=200, progress=False)
 share = found.samples["share"].flatten(0, 1)
 total = weights + votes.bincount(minlength=3)
 print("after votes: means", rounded(share.mean(0)), "exact", rounded(total / total.sum()))
-plots.save_figure(
+plots.show(
     plots.scatter_panels(
         {"before the votes": x[:2_000, :2], "after the votes": share[:2_000, :2]},
         title="Shares of the first two",
         extent=(0.0, 1.0, 0.0, 1.0),
     ),
-    args.folder / "03_simplex.png",
+    "03_simplex",
 )
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Move the noisy point to the middle between both moons. Which of the methods still gives both pieces their share?
+# 2. Write the eight schools without `eta`, `theta` drawn from `Normal(mu, tau)` itself. What do `problems()` say now?
+# 3. Make the noise of the measurement unknown, with a prior of its own.

@@ -4,14 +4,11 @@
 # An energy gives a density up to a constant, p(x) = exp(−U(x)) / Z.  Likelihoods, model comparison and bits per
 # dimension need log Z, and an error bar that holds.
 #
-# Run it with `python tutorials/04_log_normalizers.py [FOLDER]`; it takes about two minutes and writes its pictures to
-# `tutorials/out` (or FOLDER).  `--steps N` makes it shorter.
+# It takes about two minutes; smaller numbers in the first cell make it shorter.
 
 # %%
-import argparse
 import math
 import warnings
-from pathlib import Path
 
 import pyro
 import torch
@@ -19,11 +16,7 @@ import torch
 import energyppl as ep
 from energyppl import plots
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
-parser.add_argument("--steps", type=int, default=1000)
-args = parser.parse_args()
-args.folder.mkdir(parents=True, exist_ok=True)
+STEPS = 1000  # updates of training
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 
@@ -49,13 +42,8 @@ wide = ep.potentials.GaussianBase(torch.zeros(2), 3.0 * torch.ones(2))
 forward = ep.log_normalizer(rings, base=wide)
 bridge = ep.log_normalizer(rings, samples=rings.sample((2048,)))
 print(forward, bridge, sep="\n")
-plots.save_figure(
-    plots.log_weight_histogram(bridge, title="Forward and reverse runs cross at log Z", log_z=0.0),
-    args.folder / "04_weights.png",
-)
-plots.save_figure(
-    plots.temperature_plot(forward, title="Temperatures of the forward run"), args.folder / "04_temperatures.png"
-)
+plots.show(plots.log_weight_histogram(bridge, title="Forward and reverse runs cross at log Z", log_z=0.0), "04_weights")
+plots.show(plots.temperature_plot(forward, title="Temperatures of the forward run"), "04_temperatures")
 
 # %% [markdown]
 # Longer runs bring the bounds together; `tolerance` goes on until the interval is as narrow as you ask.
@@ -71,10 +59,7 @@ for temperatures in (4, 16, 64, 256):
         rings, samples=rings.sample((1024,)), method=ep.normalizing.BAR(256, temperatures=temperatures)
     )
     budgets["a base fitted to samples"].append(fitted)
-plots.save_figure(
-    plots.gap_plot(budgets, title="Bounds and intervals as temperatures are added", log_z=0.0),
-    args.folder / "04_gap.png",
-)
+plots.show(plots.gap_plot(budgets, title="Bounds and intervals as temperatures are added", log_z=0.0), "04_gap")
 narrow = ep.log_normalizer(rings, samples=lambda n: rings.sample((n,)), tolerance=0.01)
 print(f"\nto ± .01: {narrow}")
 
@@ -93,9 +78,8 @@ with warnings.catch_warnings():
     seen = ep.log_normalizer(modes, base=inside, samples=modes.sample((512,)))
 print(f"\nforward alone: {missed}\nboth ways: {seen}")
 print(f"a base fitted to the samples: {ep.log_normalizer(modes, samples=modes.sample((2048,)))}")
-plots.save_figure(
-    plots.log_weight_histogram(seen, title="Half of the samples lie where no forward run comes", log_z=0.0),
-    args.folder / "04_missed.png",
+plots.show(
+    plots.log_weight_histogram(seen, title="Half of the samples lie where no forward run comes", log_z=0.0), "04_missed"
 )
 
 # %% [markdown]
@@ -128,7 +112,7 @@ def spread(x: torch.Tensor) -> torch.Tensor:
 
 
 ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=6))
-ep.fit(ebm, spread(rounded(20_000)), options=ep.TrainingOptions(steps=args.steps), progress=False)
+ep.fit(ebm, spread(rounded(20_000)), options=ep.TrainingOptions(steps=STEPS), progress=False)
 by_grid = ebm.log_normalizer()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)
@@ -140,9 +124,8 @@ bits = ep.evaluation.bits_per_dimension(likelihood, (2,), gap=gap)
 print(f"held-out log-likelihood {likelihood} nats, of which log Z {likelihood.from_log_z:.2g}; {bits} bits/dimension")
 process = ep.normalizing.process_log_likelihood(ebm, held_out[:500])
 print(f"the sampling process: between {process.lower} and {process.upper} nats")
-plots.save_figure(
-    plots.log_weight_histogram(by_levels, title="A trained model, annealed through its noise levels"),
-    args.folder / "04_model.png",
+plots.show(
+    plots.log_weight_histogram(by_levels, title="A trained model, annealed through its noise levels"), "04_model"
 )
 
 # %% [markdown]
@@ -155,3 +138,10 @@ assert math.isfinite(bits.value)
 
 # %% [markdown]
 # On a table of your own: `energyppl logz run`, and `energyppl score run table.csv` for the rows, outliers first.
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Halve the particles of `bridge`. By how much do the interval and the bounds widen?
+# 2. Move the second of the two modes to 1.0 in every coordinate. From where on do runs from the first one find it?
+# 3. For which functions of `x` in place of `softplus` is the energy normalizable? Ask `log_normalizer`.

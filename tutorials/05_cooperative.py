@@ -4,12 +4,9 @@
 # A recovery distribution p(x_t | x_{t+1}) is drawn from by a chain, and a chain that begins near its home needs few
 # steps.  CDRL (Zhu et al. 2024) learns an *initializer* q(x_t | x_{t+1}) beside the energy.
 #
-# Run it with `python tutorials/05_cooperative.py [FOLDER]`; it takes about two minutes and writes its pictures to
-# `tutorials/out` (or FOLDER).  `--steps N` makes it shorter.
+# It takes about two minutes; smaller numbers in the first cell make it shorter.
 
 # %%
-import argparse
-from pathlib import Path
 
 import pyro
 import torch
@@ -17,14 +14,10 @@ import torch
 import energyppl as ep
 from energyppl import plots
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
-parser.add_argument("--steps", type=int, default=1500)
-args = parser.parse_args()
-args.folder.mkdir(parents=True, exist_ok=True)
+STEPS = 1500  # updates of training
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
-options = ep.TrainingOptions(steps=args.steps)
+options = ep.TrainingOptions(steps=STEPS)
 toy = ep.toys.Checkerboard()
 data = toy.sample((20_000,))
 
@@ -42,7 +35,7 @@ ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6), initializer
 history = ep.fit(ebm, data, ep.CooperativeRecovery(), options=options, progress=False)
 names = ("energy_gap", "initializer_loss", "initializer_drop")
 curves = {name: ([r.step for r in history.records], [r.values[name] for r in history.records]) for name in names}
-plots.save_figure(plots.training_curves(curves, title="Both networks in training"), args.folder / "05_training.png")
+plots.show(plots.training_curves(curves, title="Both networks in training"), "05_training")
 
 # %% [markdown]
 # ## Fewer steps for the same samples
@@ -53,9 +46,7 @@ for steps in (1, 3, 10):
     shares = {name: float(toy.on_support(x).float().mean()) for name, x in clouds.items()}
     print(f"{steps:2} moves a level: {shares['without']:.3f} on the support without, {shares['with']:.3f} with")
     panels = {"data": data[:4000], **{f"{name} an initializer": x for name, x in clouds.items()}}
-    plots.save_figure(
-        plots.scatter_panels(panels, title=f"{steps} moves at each level"), args.folder / f"05_samples_{steps}.png"
-    )
+    plots.show(plots.scatter_panels(panels, title=f"{steps} moves at each level"), f"05_samples_{steps}")
 
 # %% [markdown]
 # ## Is it any good?
@@ -81,10 +72,16 @@ guide, recovery = ebm.guide(noisy, 1), ebm.recovery(noisy, 1)
 kernel = ep.kernels.Cycle(ep.kernels.IndependentMetropolis(guide), ep.MALA(0.1))
 exact = ep.sampling.run_chain(kernel, recovery.potential, guide.sample(), 50)
 print(f"q's proposals and MALA's moves: {float(exact.accept_prob.mean()):.2f} accepted")
-plots.save_figure(
+plots.show(
     plots.scatter_panels(
         {"the guide q": guide.sample(), "corrected": exact.state.x, "ebm.recovery": recovery.sample()},
         title="One recovery distribution, three ways",
     ),
-    args.folder / "05_corrected.png",
+    "05_corrected",
 )
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Set `learn_scale=False`. What does the initializer's spread do at the noisiest level?
+# 2. How many moves a level does the model without an initializer need for the share that the other has with one?

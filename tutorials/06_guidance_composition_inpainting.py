@@ -4,26 +4,19 @@
 # Energies add.  A class is another energy of the same network, guidance a difference of two, a composition a sum, and a
 # measurement one more term.  The data are scikit-learn's 8 × 8 digits.
 #
-# Run it with `python tutorials/06_guidance_composition_inpainting.py [FOLDER]`; it takes about three minutes and writes
-# its pictures to `tutorials/out` (or FOLDER).  `--steps N` makes it shorter.
+# It takes about three minutes; smaller numbers in the first cell make it shorter.
 
 # %%
-import argparse
-from pathlib import Path
 
 import pyro
 import torch
 from sklearn.datasets import load_digits
 
 import energyppl as ep
-from energyppl.plots.base import save_figure
+from energyppl import plots
 from energyppl.plots.images import image_strips
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
-parser.add_argument("--steps", type=int, default=2000)
-args = parser.parse_args()
-args.folder.mkdir(parents=True, exist_ok=True)
+STEPS = 2000  # updates of training
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 
@@ -44,12 +37,12 @@ schedule = ep.NoiseSchedule.cosine(6, log_snr_max=5.0)
 ebm = ep.RecoveryEBM(ep.MLPEnergy((1, 8, 8), **sizes), schedule, initializer=initializer)
 ebm.standardize(x[:1400], isotropic=True)
 objective = ep.CooperativeRecovery()
-options = ep.TrainingOptions(steps=args.steps, batch_size=256)
+options = ep.TrainingOptions(steps=STEPS, batch_size=256)
 ep.fit(ebm, x[:1400], objective, labels=labels[:1400], options=options, progress=False)
 asked = torch.arange(10)
 titles = [str(i) for i in range(10)]
 rows = {"data": torch.stack([x[labels == c][0] for c in range(10)]), "no class": ebm.sample((10,), denoise=True)}
-save_figure(image_strips(rows, titles=titles, title="Digits and free samples"), args.folder / "06_samples.png")
+plots.show(image_strips(rows, titles=titles, title="Digits and free samples"), "06_samples")
 
 # %% [markdown]
 # ## Guidance
@@ -61,7 +54,7 @@ save_figure(image_strips(rows, titles=titles, title="Digits and free samples"), 
 rows = {
     f"w = {w}": ebm.given(asked, guidance=w).sample((10,), steps=20, denoise=True) for w in (0.0, 0.5, 1.0, 2.0, 4.0)
 }
-save_figure(image_strips(rows, titles=titles, title="Asked for 0 to 9"), args.folder / "06_guidance.png")
+plots.show(image_strips(rows, titles=titles, title="Asked for 0 to 9"), "06_guidance")
 
 # %% [markdown]
 # ## Composition
@@ -76,7 +69,7 @@ rows = {
     "8, not 3": ep.product(eight, three, weights=[1.5, -0.5]).sample((10,), denoise=True),
     "3 or 8": ep.mixture(three, eight).sample((10,), denoise=True),
 }
-save_figure(image_strips(rows, titles=titles, title="Algebra of classes"), args.folder / "06_composition.png")
+plots.show(image_strips(rows, titles=titles, title="Algebra of classes"), "06_composition")
 
 # %% [markdown]
 # ## Inpainting and deblurring
@@ -104,9 +97,7 @@ print(
 )
 shown = [whole, torch.where(seen, whole, 0.0), *drawn]
 names = ["truth", "seen", *titles[1:]]
-save_figure(
-    image_strips({"": shown}, titles=names, title="The lower half of a digit"), args.folder / "06_inpainting.png"
-)
+plots.show(image_strips({"": shown}, titles=names, title="The lower half of a digit"), "06_inpainting")
 
 pixels = torch.eye(64).reshape(64, 1, 8, 8)
 blur = torch.nn.functional.avg_pool2d(pixels, 2).reshape(64, 16).T  # (16, 64): a quarter of the resolution
@@ -114,6 +105,11 @@ observed = blur @ whole.flatten()
 coarse = observed.reshape(1, 4, 4).repeat_interleave(2, -1).repeat_interleave(2, -2)
 shown = [whole, coarse, *posterior(ep.LinearMeasurement(blur, observed, noise=0.05))]
 names = ["truth", "measured", *titles[1:]]
-save_figure(
-    image_strips({"": shown}, titles=names, title="From a quarter of the pixels"), args.folder / "06_downsampling.png"
-)
+plots.show(image_strips({"": shown}, titles=names, title="From a quarter of the pixels"), "06_downsampling")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Ask for `ep.product(three, eight, weights=[1.0, 1.0])` with more and with less total weight. What do weights do?
+# 2. Hide the left half of the digit in place of the lower one, or every second pixel.
+# 3. Combine a class with a measurement: `ep.measured(ebm.given(3), measured)`.

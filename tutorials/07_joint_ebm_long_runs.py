@@ -6,13 +6,10 @@
 # (DA-EBM; Zhang, Tan & Ou 2023).  Chains that last from update to update train it, and it keeps what it learned when
 # chains run on.
 #
-# Run it with `python tutorials/07_joint_ebm_long_runs.py [FOLDER]`; it takes about three minutes and writes its
-# pictures to `tutorials/out` (or FOLDER).  `--steps N` and `--long N` make it shorter.
+# It takes about three minutes; smaller numbers in the first cell make it shorter.
 
 # %%
-import argparse
 import warnings
-from pathlib import Path
 
 import pyro
 import torch
@@ -20,15 +17,11 @@ import torch
 import energyppl as ep
 from energyppl import plots
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
-parser.add_argument("--steps", type=int, default=1000)
-parser.add_argument("--long", type=int, default=20_000)
-args = parser.parse_args()
-args.folder.mkdir(parents=True, exist_ok=True)
+STEPS = 1000  # updates of training
+LONG = 20_000  # moves of the long runs
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
-options = ep.TrainingOptions(steps=args.steps)
+options = ep.TrainingOptions(steps=STEPS)
 toy = ep.toys.Rings()
 data = toy.sample((20_000,))
 
@@ -47,7 +40,7 @@ plain = ep.EBM(ep.MLPEnergy((2,), levels=1))
 ep.fit(plain, data, ep.PersistentLikelihood(sweeps=1), options=options, progress=False)
 names = ("energy_gap", "level_least", "level_most")
 curves = {name: ([r.step for r in history.records], [r.values[name] for r in history.records]) for name in names}
-plots.save_figure(plots.training_curves(curves, title="The joint model in training"), args.folder / "07_training.png")
+plots.show(plots.training_curves(curves, title="The joint model in training"), "07_training")
 last = history.records[-1].values
 print(f"levels' shares of the chains: {last['level_least']:.2f} to {last['level_most']:.2f} of an equal one")
 
@@ -59,12 +52,12 @@ print(f"levels' shares of the chains: {last['level_least']:.2f} to {last['level_
 # %%
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a model of a few updates may not come down in time, and says so
-    drawn = joint.sample((2000,), max_sweeps=min(2000, args.steps))
-plots.save_figure(
+    drawn = joint.sample((2000,), max_sweeps=min(2000, STEPS))
+plots.show(
     plots.scatter_panels(
         {"data": data[:2000], "joint model": drawn, "plain model": plain.sample((2000,))}, title="Samples"
     ),
-    args.folder / "07_samples.png",
+    "07_samples",
 )
 
 # %% [markdown]
@@ -91,7 +84,7 @@ def ring(x: torch.Tensor) -> torch.Tensor:
 
 
 for name, model in (("joint", joint), ("plain", plain)):
-    run = ep.long_run(model, data, steps=args.long, kept=100, chains=100, assign=ring, modes=4, progress=False)
+    run = ep.long_run(model, data, steps=LONG, kept=100, chains=100, assign=ring, modes=4, progress=False)
     for start, group in (("data", run.from_data), ("noise", run.from_noise)):
         share = " ".join(f"{float(s):.3f}" for s in group.occupancy.share)
         drift = group.drift
@@ -102,10 +95,10 @@ for name, model in (("joint", joint), ("plain", plain)):
         for start, group in (("data", run.from_data), ("noise", run.from_noise))
         for when, index in (("early", 0), ("late", -1))
     }
-    plots.save_figure(plots.scatter_panels(panels, title=f"Long runs, {name} model"), args.folder / f"07_{name}.png")
+    plots.show(plots.scatter_panels(panels, title=f"Long runs, {name} model"), f"07_{name}")
     energies = {"from data": run.from_data.chains.energy, "from noise": run.from_noise.chains.energy}
     figure = plots.drift_plot(energies, title=f"Energy along long runs, {name} model")
-    plots.save_figure(figure, args.folder / f"07_{name}_drift.png")
+    plots.show(figure, f"07_{name}_drift")
 
 # %% [markdown]
 # ## What it says of densities
@@ -118,3 +111,9 @@ for name, model in (("joint", joint), ("plain", plain)):
     with torch.no_grad():
         gap = float((toy.log_prob(fresh) - model.log_prob(fresh)).mean())
     print(f"{name}: {gap:.3f} nats from the truth, log Z {model.log_normalizer().estimate:.3f}")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Set `sweeps=1` for the joint model. Do the levels still get equal shares of the chains?
+# 2. Train with a tenth of the steps and run the long chains again. Which line of `problems` comes first?

@@ -5,13 +5,10 @@
 # denoising at one noise level, and denoising at many (MDSM, Li, Chen & Sommer 2019).  Each has a blind spot, and in two
 # dimensions, where the truth is known, all of them show.
 #
-# Run it with `python tutorials/08_score_matching.py [FOLDER]`; it takes about a minute on one core and writes its
-# pictures to `tutorials/out` (or FOLDER).  `--steps N` makes it shorter.
+# It takes about a minute on one core; smaller numbers in the first cell make it shorter.
 
 # %%
-import argparse
 import time
-from pathlib import Path
 
 import pyro
 import torch
@@ -21,14 +18,10 @@ import energyppl as ep
 from energyppl import plots
 from energyppl.plots.images import image_grid, image_strips
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
-parser.add_argument("--steps", type=int, default=1200)
-args = parser.parse_args()
-args.folder.mkdir(parents=True, exist_ok=True)
+STEPS = 1200  # updates of training
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
-few = ep.TrainingOptions(steps=max(1, args.steps // 3))
+few = ep.TrainingOptions(steps=max(1, STEPS // 3))
 
 toy = ep.toys.TwoMoons()
 data, fresh = toy.sample((20_000,)), toy.sample((5_000,))
@@ -73,9 +66,8 @@ for name, objective in objectives.items():
         print(f"{name}: {gap:.3f} nats from the truth, in {seconds:.1f} s")
         maps[name] = [as_map(ebm.log_prob(grid).exp())]
 columns = {"density": [row[0] for row in maps.values()]}
-plots.save_figure(
-    plots.density_grid(columns, list(maps), extent=(-3, 3, -3, 3), title="Two moons by score matching"),
-    args.folder / "08_objectives.png",
+plots.show(
+    plots.density_grid(columns, list(maps), extent=(-3, 3, -3, 3), title="Two moons by score matching"), "08_objectives"
 )
 
 # %% [markdown]
@@ -105,9 +97,8 @@ for name, ebm, objective in (
 levels.tune(rows[:2000])
 print(f"samples down the levels: {float((levels.sample((2000,), steps=20)[:, 0] < 0).float().mean()):.2f} on the left")
 columns = {"density": [row[0] for row in maps.values()]}
-plots.save_figure(
-    plots.density_grid(columns, list(maps), extent=(-3, 3, -3, 3), title="Shares are not in the scores"),
-    args.folder / "08_shares.png",
+plots.show(
+    plots.density_grid(columns, list(maps), extent=(-3, 3, -3, 3), title="Shares are not in the scores"), "08_shares"
 )
 
 # %% [markdown]
@@ -135,14 +126,14 @@ for sigma in noises:
     found.append(as_map(own))
     spread = [float((p * ((wide - multi.loc) / scale).square().sum(-1)).sum()) / 2 for p in (noised, own)]
     print(f"T = {temperature:3.0f}: variance {spread[1]:.2f}; of data with noise {sigma}: {spread[0]:.2f}")
-plots.save_figure(
+plots.show(
     plots.density_grid(
         {"data with noise": truth, "energy at T": found},
         [f"σ = {sigma}, T = {(sigma / multi.base_sigma) ** 2:.0f}" for sigma in noises],
         extent=(-6, 6, -6, 6),
         title="The temperature law fails in two dimensions",
     ),
-    args.folder / "08_temperature.png",
+    "08_temperature",
 )
 
 # %% [markdown]
@@ -167,9 +158,7 @@ clouds = {
     "one energy, annealed": multi.sample((1000,)),
     "six levels": levels.sample((1000,), steps=40),
 }
-plots.save_figure(
-    plots.scatter_panels(clouds, title="Two moons: samples", extent=(-3, 3, -3, 3)), args.folder / "08_samples.png"
-)
+plots.show(plots.scatter_panels(clouds, title="Two moons: samples", extent=(-3, 3, -3, 3)), "08_samples")
 
 # %% [markdown]
 # ## Where it is at home: 64 pixels
@@ -186,16 +175,15 @@ digits = ep.MultiscaleEBM(
     4.8 * (0.2 / 4.8) ** torch.linspace(0.0, 1.0, 128),
     base_sigma=0.4,
 )
-options = ep.TrainingOptions(steps=args.steps, batch_size=256, learning_rate=3e-3)
+options = ep.TrainingOptions(steps=STEPS, batch_size=256, learning_rate=3e-3)
 begin = time.perf_counter()
 history = ep.fit(digits, x[:1400], ep.objectives.MultiscaleScoreMatching(), options=options, progress=False)
 print(f"{time.perf_counter() - begin:.0f} s; error of denoising {history.records[-1].held_out:.3f} (1 is no denoising)")
 begin = time.perf_counter()
 samples = digits.sample((60,))
 print(f"60 samples in {time.perf_counter() - begin:.0f} s")
-plots.save_figure(
-    image_grid(torch.cat([x[1400:1420], samples]), columns=20, title="One row of data, three of samples"),
-    args.folder / "08_digits.png",
+plots.show(
+    image_grid(torch.cat([x[1400:1420], samples]), columns=20, title="One row of data, three of samples"), "08_digits"
 )
 
 # %% [markdown]
@@ -223,8 +211,12 @@ wholes = x[[1500, 1503, 1510, 1522]]
 filled = digits.inpaint(wholes[:, None].expand(-1, 9, *size), seen)
 rows = torch.cat([wholes[:, None], torch.where(seen, wholes, 0.5)[:, None], filled], 1)
 titles = ["truth", "seen", *map(str, range(1, 10))]
-plots.save_figure(
-    image_strips(rows, titles=titles, title="The lower half of four digits"), args.folder / "08_inpainting.png"
-)
+plots.show(image_strips(rows, titles=titles, title="The lower half of four digits"), "08_inpainting")
 away = (filled - wholes[:, None])[:, :, ~seen]
 print(f"seen: off by {float((filled - wholes[:, None])[:, :, seen].abs().max())}; unseen: {float(away.std()):.2f}")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Bring the two blobs together, to ±1. From where on does sliced score matching get their shares right?
+# 2. Give `DenoisingScoreMatching` σ = 0.02. Why does it get worse although the noise is smaller?

@@ -4,27 +4,20 @@
 # An energy is a score of strangeness that needs no labels and no normalizer.  Four models learn scikit-learn's 8 × 8
 # digits; each then ranks held-out digits among things that are no digits.
 #
-# Run it with `python tutorials/09_out_of_distribution.py [FOLDER]`; it takes about three minutes on one core and writes
-# its pictures to `tutorials/out` (or FOLDER).  `--steps N` makes it shorter.
+# It takes about three minutes on one core; smaller numbers in the first cell make it shorter.
 
 # %%
-import argparse
-from pathlib import Path
 
 import pyro
 import torch
 from sklearn.datasets import load_digits
 
 import energyppl as ep
-from energyppl.plots.base import save_figure
+from energyppl import plots
 from energyppl.plots.detection import score_histograms
 from energyppl.plots.images import image_strips
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
-parser.add_argument("--steps", type=int, default=1000)
-args = parser.parse_args()
-args.folder.mkdir(parents=True, exist_ok=True)
+STEPS = 1000  # updates of training
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 
@@ -50,7 +43,7 @@ sets = {
 }
 rows = {"digits": held_out[:8], **{name: images[:8] for name, images in sets.items()}}
 titles = [str(i) for i in range(1, 9)]
-save_figure(image_strips(rows, titles=titles, title="Digits, and what is not"), args.folder / "09_sets.png")
+plots.show(image_strips(rows, titles=titles, title="Digits, and what is not"), "09_sets")
 
 # %% [markdown]
 # ## Four models
@@ -74,7 +67,7 @@ models = {
 }
 for name, model in models.items():
     model.standardize(training, isotropic=True)
-    history = ep.fit(model, training, options=ep.TrainingOptions(steps=args.steps, batch_size=128), progress=False)
+    history = ep.fit(model, training, options=ep.TrainingOptions(steps=STEPS, batch_size=128), progress=False)
     print(f"{name}: {history.stopped}")
 
 # %% [markdown]
@@ -90,7 +83,7 @@ for name, model in models.items():
         print(f"{name:12} {kind:12} {report}")
     scores = {"digits": known, **{kind: ep.evaluation.energy_scores(model, images) for kind, images in sets.items()}}
     figure = score_histograms(scores, title=f"Energies of the {name} model", inlier="digits")
-    save_figure(figure, args.folder / f"09_{name.replace('-', '_')}.png")
+    plots.show(figure, f"09_{name.replace('-', '_')}")
 
 # %% [markdown]
 # ## Other scores of one model
@@ -113,3 +106,9 @@ print("AUROC       " + " ".join(f"{kind:>12}" for kind in sets))
 for name, score in others.items():
     values = [ep.evaluation.auroc(score(held_out), score(images)).value for images in sets.values()]
     print(f"{name:12}" + " ".join(f"{value:12.3f}" for value in values))
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Add digits with one pixel set to white. Which model finds them, by which score?
+# 2. Replace the energy by `ep.evaluation.gradient_scores` for every model. For which one does the ranking change?

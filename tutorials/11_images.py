@@ -4,13 +4,12 @@
 # scikit-learn's 8 × 8 digits: an energy is trained at all noise levels at once, draws digits with its own denoiser,
 # each class as asked, goes from one digit to another, cleans noisy ones, completes half ones, and keeps long chains.
 #
-# Run it with `python tutorials/11_images.py [FOLDER]`; it takes about two minutes on one core and writes its pictures
-# to `tutorials/out` (or FOLDER).  `--steps N` makes it shorter.  Who has MNIST's file gets the same at 28 × 28 from
-# `python -m tests.benchmarks images MNIST.npz`, and who has a folder of pictures from `energyppl fit FOLDER --out RUN`.
+# It takes about two minutes on one core; smaller numbers in the first cell make it shorter.
+#
+# Who has MNIST's file gets the same at 28 × 28 from `python -m tests.benchmarks images MNIST.npz`, and who has a folder
+# of pictures from `energyppl fit FOLDER --out RUN`.
 
 # %%
-import argparse
-from pathlib import Path
 
 import numpy as np
 import pyro
@@ -21,11 +20,7 @@ from sklearn.linear_model import LogisticRegression
 import energyppl as ep
 from energyppl import plots
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
-parser.add_argument("--steps", type=int, default=4000)
-args = parser.parse_args()
-args.folder.mkdir(parents=True, exist_ok=True)
+STEPS = 4000  # updates of training
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 
@@ -48,7 +43,7 @@ train, held_out, test = slice(0, 1400), slice(1400, 1600), slice(1600, None)
 net = ep.models.UNetEnergy((1, 8, 8), classes=10)
 ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(levels=30, log_snr_max=5.0, log_snr_min=-6.0))
 ebm.standardize(x[train], isotropic=True)  # one scale: corners are black in every digit
-history = ep.fit(ebm, x[train], labels=y[train], held_out=x[held_out], steps=args.steps, progress=False)
+history = ep.fit(ebm, x[train], labels=y[train], held_out=x[held_out], steps=STEPS, progress=False)
 print(history)
 measure = history.column("held_out")
 steps = np.flatnonzero(np.isfinite(measure))
@@ -56,7 +51,7 @@ curves = {
     "denoising error": (np.arange(len(measure)), history.column("denoising")),
     "held out, weighted": (steps, measure[steps]),
 }
-plots.save_figure(plots.training_curves(curves, title="Training"), args.folder / "11_training.png")
+plots.show(plots.training_curves(curves, title="Training"), "11_training")
 
 # %% [markdown]
 # ## Samples
@@ -72,7 +67,7 @@ stages = [0, 8, 14, 18, 22, 26, 30]
 shown = [*(made.path[stage] for stage in stages), made.x]
 strips = {str(i): [ebm.from_unit(stage[i]) for stage in shown] for i in range(8)}
 titles = ["noise", *(f"level {30 - stage}" for stage in stages[1:]), "denoised"]
-plots.save_figure(plots.image_strips(strips, titles=titles, title="From noise to digits"), args.folder / "11_path.png")
+plots.show(plots.image_strips(strips, titles=titles, title="From noise to digits"), "11_path")
 
 # %% [markdown]
 # ## Classes and guidance
@@ -92,7 +87,7 @@ for weight in (0.0, 1.0, 3.0):
     rows[f"w = {weight:g}"] = list(drawn[:10])
     rows[f"w = {weight:g} "] = list(drawn[10:20])
 figure = plots.image_strips(rows, titles=[str(c) for c in range(10)], title="Digits asked for")
-plots.save_figure(figure, args.folder / "11_guidance.png")
+plots.show(figure, "11_guidance")
 
 # %% [markdown]
 # Do samples repeat training images?  If they did, they would lie nearer to them than digits that were never seen.
@@ -104,7 +99,7 @@ print(
     f"median distance to a training image: samples {found.sample_median:.3f}, test digits {found.held_out_median:.3f}"
 )
 nearest = x[train][ep.metrics.nearest_neighbours(samples[:8], x[train], k=3).indices]
-plots.save_figure(plots.neighbour_grid(samples[:8], nearest, title="Nearest"), args.folder / "11_neighbours.png")
+plots.show(plots.neighbour_grid(samples[:8], nearest, title="Nearest"), "11_neighbours")
 
 # %% [markdown]
 # ## From one digit to another
@@ -118,7 +113,7 @@ path = ep.models.interpolate(ebm, one, other, count=7, level=14)
 strips = {str(i): [one[i], *path[:, i], other[i]] for i in range(len(one))}
 titles = ["one", *(str(i) for i in range(1, 8)), "other"]
 figure = plots.image_strips(strips, titles=titles, title="Through the noise levels")
-plots.save_figure(figure, args.folder / "11_interpolation.png")
+plots.show(figure, "11_interpolation")
 
 # %% [markdown]
 # ## Denoising and completing
@@ -134,7 +129,7 @@ for i in range(3):
     strips[f"noisy {i}"] = [x[test][i], *noisy]
     strips[f"mean {i}"] = [x[test][i], *(ebm.denoised(z, level) for z, level in zip(noisy, levels, strict=True))]
 figure = plots.image_strips(strips, titles=["digit", *(f"level {level}" for level in levels)], title="Denoised")
-plots.save_figure(figure, args.folder / "11_denoised.png")
+plots.show(figure, "11_denoised")
 
 seen = torch.zeros(1, 8, 8, dtype=torch.bool)
 seen[:, :4] = True
@@ -147,7 +142,7 @@ for i in range(4):
     print(f"digit {int(y[test][i])}: the half that was seen is met within {misfit:.3f}")
     strips[str(i)] = [whole, whole * seen, *draws]
 figure = plots.image_strips(strips, titles=["digit", "seen", *(f"draw {i}" for i in range(1, 7))], title="Completed")
-plots.save_figure(figure, args.folder / "11_completed.png")
+plots.show(figure, "11_completed")
 
 # %% [markdown]
 # ## Chains that stay
@@ -163,4 +158,4 @@ print(f"energy {drift.first:.1f} to {drift.last:.1f} nats; {'; '.join(run.proble
 chains = run.from_data.chains.draws
 strips = {str(i): [ebm.denoised(chain[k], 0) for k in (0, 6, 13, 19)] for i, chain in enumerate(chains[:6])}
 titles = ["early", "a third", "two thirds", "end"]
-plots.save_figure(plots.image_strips(strips, titles=titles, title="Long chains"), args.folder / "11_chains.png")
+plots.show(plots.image_strips(strips, titles=titles, title="Long chains"), "11_chains")

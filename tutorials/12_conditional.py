@@ -5,13 +5,10 @@
 # whose weights change.  Then the progression of scikit-learn's diabetes patients given ten measurements: a density, not
 # only a mean, with intervals that can be checked on rows that training has not seen.
 #
-# Run it with `python tutorials/12_conditional.py [FOLDER]`; it takes about a minute on one core and writes its pictures
-# to `tutorials/out` (or FOLDER).  `--steps N` makes it shorter.
+# It takes about a minute on one core; smaller numbers in the first cell make it shorter.
 
 # %%
-import argparse
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pyro
@@ -22,11 +19,7 @@ from torch.distributions import Normal
 import energyppl as ep
 from energyppl import plots
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
-parser.add_argument("--steps", type=int, default=1500)
-args = parser.parse_args()
-args.folder.mkdir(parents=True, exist_ok=True)
+STEPS = 1500  # updates of training
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 
@@ -52,7 +45,7 @@ context = 6.0 * torch.rand(5000) - 3.0
 y = draw(context)
 schedule = ep.NoiseSchedule.cosine(12, log_snr_max=6.0, log_snr_min=-6.0)
 ebm = ep.models.ConditionalEBM(ep.MLPEnergy(1, context_shape=1), schedule)
-history = ep.fit(ebm, (y, context[:, None]), steps=args.steps, progress=False)
+history = ep.fit(ebm, (y, context[:, None]), steps=STEPS, progress=False)
 print(history)
 measure = history.column("held_out")
 at = np.flatnonzero(np.isfinite(measure))
@@ -60,7 +53,7 @@ curves = {
     "denoising error": (np.arange(len(measure)), history.column("denoising")),
     "held-out nats for each row": (at, measure[at]),
 }
-plots.save_figure(plots.training_curves(curves, title="Training"), args.folder / "12_training.png")
+plots.show(plots.training_curves(curves, title="Training"), "12_training")
 
 # %% [markdown]
 # ## A batch of contexts is a batch of distributions
@@ -76,11 +69,11 @@ with torch.no_grad():
     learned = p.log_prob(levels[:, None, None].expand(-1, len(asked), 1)).exp()  # (levels, contexts)
 normal, weights = modes(asked)
 true = (normal.log_prob(levels[:, None, None]).exp() * weights).sum(-1)
-plots.save_figure(
+plots.show(
     plots.density_grid(
         {"truth": [true], "model": [learned]}, ["p(y | c): c across, y up"], extent=(-3, 3, -3, 3), title="Densities"
     ),
-    args.folder / "12_densities.png",
+    "12_densities",
 )
 distance = (learned - true).abs().sum(0) * float(levels[1] - levels[0])
 print(f"distance in total variation, averaged over contexts: {0.5 * float(distance.mean()):.3f}")
@@ -94,9 +87,8 @@ print(f"distance in total variation, averaged over contexts: {0.5 * float(distan
 # %%
 with torch.no_grad():
     off = p.quadrature() - p.implied_log_normalizer()
-plots.save_figure(
-    plots.training_curves({"log Z less what is implied, by context": (asked, off)}, title="Implied log Z"),
-    args.folder / "12_log_z.png",
+plots.show(
+    plots.training_curves({"log Z less what is implied, by context": (asked, off)}, title="Implied log Z"), "12_log_z"
 )
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it is part of the estimate, and printed
@@ -114,7 +106,7 @@ print(f"{float(ebm.given(torch.tensor([1.0])).quadrature().detach()):.3f}; {anne
 again = 6.0 * torch.rand(1500) - 3.0
 drawn = ebm.given(again[:, None]).sample()
 clouds = {"rows": torch.stack([context, y[:, 0]], -1)[:1500], "samples": torch.stack([again, drawn[:, 0]], -1)}
-plots.save_figure(plots.scatter_panels(clouds, title="Rows and samples"), args.folder / "12_samples.png")
+plots.show(plots.scatter_panels(clouds, title="Rows and samples"), "12_samples")
 print("far:", ebm.given_unchecked(torch.tensor([[0.0], [9.0]])).is_far.tolist())
 
 # %% [markdown]
@@ -134,7 +126,7 @@ ep.fit(
     patients,
     (progression[train], measured[train]),
     held_out=(progression[valid], measured[valid]),
-    steps=args.steps // 3,
+    steps=STEPS // 3,
     progress=False,
 )
 p = patients.given_unchecked(measured[test])
@@ -151,7 +143,7 @@ ends = {
     "median and target": torch.stack([middle, progression[test, 0]], -1),
     "median and width of the interval": torch.stack([middle, high - low], -1),
 }
-plots.save_figure(plots.scatter_panels(ends, title="Progression"), args.folder / "12_intervals.png")
+plots.show(plots.scatter_panels(ends, title="Progression"), "12_intervals")
 
 # %% [markdown]
 # One patient's density, beside the same patient with another body mass: what the model says of a change of one number,
@@ -164,4 +156,4 @@ grid = torch.linspace(0.0, 400.0, 201)
 with torch.no_grad():
     densities = patients.given_unchecked(one).log_prob(grid[:, None, None].expand(-1, 5, 1)).exp()
 named = {f"body mass index {int(mass)}": (grid, densities[:, i]) for i, mass in enumerate(one[:, 2])}
-plots.save_figure(plots.training_curves(named, title="One patient's progression"), args.folder / "12_patient.png")
+plots.show(plots.training_curves(named, title="One patient's progression"), "12_patient")

@@ -5,14 +5,11 @@
 # blurred and noisy picture is known, a correction of a physical law, or a factor beside a constraint.  This tutorial
 # builds each in a few lines of Pyro, and ends with a check that the chains on such posteriors can be trusted.
 #
-# Run it with `python tutorials/13_latent_prior.py [FOLDER]`; it takes about two minutes on one core and writes its
-# pictures to `tutorials/out` (or FOLDER).  `--steps N` makes it shorter.
+# It takes about two minutes on one core; smaller numbers in the first cell make it shorter.
 
 # %%
-import argparse
 import math
 import warnings
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -24,11 +21,7 @@ from torch import Tensor, nn
 import energyppl as ep
 from energyppl import plots
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
-parser.add_argument("--steps", type=int, default=800)
-args = parser.parse_args()
-args.folder.mkdir(parents=True, exist_ok=True)
+STEPS = 800  # updates of training
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 # What is to be said of chains and of log Z is printed where it belongs in the text.
@@ -79,7 +72,7 @@ class Digits(nn.Module):
 
 by_svi = Digits()
 svi = SVI(by_svi.model, by_svi.guide, pyro.optim.Adam({"lr": 2e-3}), Trace_ELBO())
-losses = [svi.step(train[torch.randint(len(train), (128,))]) / 128 for _ in range(args.steps)]
+losses = [svi.step(train[torch.randint(len(train), (128,))]) / 128 for _ in range(STEPS)]
 print(f"−ELBO {losses[0]:.1f} to {sum(losses[-20:]) / len(losses[-20:]):.1f} nats a row")
 
 # %% [markdown]
@@ -91,10 +84,10 @@ pyro.clear_param_store()  # which knows weights by their names, and would hand o
 by_em = Digits()
 chains = ep.objectives.PosteriorGuide(by_em.model, steps=20)
 em = SVI(by_em.model, chains, pyro.optim.Adam({"lr": 2e-3}), Trace_ELBO())
-curve = [em.step(train[torch.randint(len(train), (128,))]) / 128 for _ in range(args.steps)]
+curve = [em.step(train[torch.randint(len(train), (128,))]) / 128 for _ in range(STEPS)]
 assert chains.last is not None
 print(f"posterior chains: step size {chains.step_size:.3f}, acceptance {float(chains.last.accept_prob.mean()):.2f}")
-plots.save_figure(
+plots.show(
     plots.training_curves(
         {
             "SVI: −ELBO, nats": (torch.arange(len(losses)), torch.tensor(losses)),
@@ -102,7 +95,7 @@ plots.save_figure(
         },
         title="Two ways to train",
     ),
-    args.folder / "13_training.png",
+    "13_training",
 )
 
 # %% [markdown]
@@ -129,17 +122,15 @@ for name, found in {"SVI": by_svi, "MCMC-EM": by_em}.items():
 with torch.no_grad():
     drawn = by_svi.decoder(by_svi.prior.sample((40,), steps=300))
     again = by_svi.decoder(by_svi.encoder(test[:10])[:, :latent])
-plots.save_figure(
-    plots.image_grid(drawn.clamp(0.0, 1.0).reshape(-1, 1, 8, 8), title="Samples"), args.folder / "13_samples.png"
-)
+plots.show(plots.image_grid(drawn.clamp(0.0, 1.0).reshape(-1, 1, 8, 8), title="Samples"), "13_samples")
 rows = {"held out": test[:10], "decoded again": again.clamp(0.0, 1.0)}
-plots.save_figure(
+plots.show(
     plots.image_strips(
         {name: list(values.reshape(-1, 1, 8, 8)) for name, values in rows.items()},
         titles=[str(int(digits.target[i])) for i in order[:10]],
         title="Reconstructions",
     ),
-    args.folder / "13_reconstructions.png",
+    "13_reconstructions",
 )
 
 # %% [markdown]
@@ -174,13 +165,13 @@ print(f"noise {true_noise}: 90 % interval {low:.3f} to {high:.3f}; {posterior.pr
 pixel = draws["image"] + scale * torch.randn_like(draws["image"])
 print(ep.evaluation.coverage(test[0], pixel.T, nominal=(0.5, 0.9)))
 strip = {"": [test[0], draws["image"].mean(0), draws["image"].std(0) / draws["image"].std(0).max()]}
-plots.save_figure(
+plots.show(
     plots.image_strips(
         {name: [v.clamp(0.0, 1.0).reshape(1, 8, 8) for v in values] for name, values in strip.items()},
         titles=["truth", "posterior mean", "uncertainty"],
         title="From 32 noisy sums of 64 pixels",
     ),
-    args.folder / "13_inverse.png",
+    "13_inverse",
 )
 
 # %% [markdown]
@@ -218,7 +209,7 @@ truth = ep.Energy(lambda x: physics(x) + missing(x), (2,))
 particle = ep.sample_chains(ep.HMC(), truth, chains=200, draws=25, thin=10, warmup=200, progress=False).flat()["x"]
 learned = ep.EBM(Corrected())
 learned.is_standardized.fill_(True)  # physics has its own units: data stay as they are
-options = ep.TrainingOptions(steps=args.steps, batch_size=256)
+options = ep.TrainingOptions(steps=STEPS, batch_size=256)
 history = ep.fit(learned, particle, ep.objectives.ExactScoreMatching(), options=options, progress=False)
 print(history)
 box = ep.Grid((-4.0, -4.0), (4.0, 4.0), (128, 128))
@@ -232,14 +223,14 @@ for name, log_density in {"physics and correction": own_log, "physics alone": pl
     kl = float((true_log.exp() * (true_log - log_density)).sum() * box.cell)
     print(f"KL(truth ‖ {name}) = {kl:.4f} nats")
 images = [values.exp().reshape(128, 128).T for values in (true_log, own_log, plain_log)]
-plots.save_figure(
+plots.show(
     plots.density_grid(
         {"density": images},
         ["the truth", "physics and correction", "physics alone"],
         extent=(-4.0, 4.0, -4.0, 4.0),
         title="A learned correction of a known potential",
     ),
-    args.folder / "13_physics.png",
+    "13_physics",
 )
 
 # %% [markdown]
@@ -259,13 +250,13 @@ mean, error, by_grid = (
     for values in (x.mean((0, 1)), x.mean(1).std(0) / math.sqrt(len(x)), exact.mean)
 )
 print(f"means {mean} ± {error}, by quadrature {by_grid}")
-plots.save_figure(
+plots.show(
     plots.scatter_panels(
         {"the learned density": particle[:2_000], "on the ring": x.flatten(0, 1)[:2_000]},
         title="A product of a learned density and a constraint",
         extent=(-3.0, 3.0, -3.0, 3.0),
     ),
-    args.folder / "13_ring.png",
+    "13_ring",
 )
 
 # %% [markdown]
@@ -305,6 +296,6 @@ for name, kernel in {"MALA": ep.MALA(0.5), "Langevin, which never rejects": ep.L
     )
     print(name, checks[name], sep=": ")
 ranks = {f"{key}: {site}": r for key, check in checks.items() for site, r in check.ranks.items()}
-plots.save_figure(plots.rank_histogram(ranks, 63, title="Ranks of the truth"), args.folder / "13_ranks.png")
+plots.show(plots.rank_histogram(ranks, 63, title="Ranks of the truth"), "13_ranks")
 bands = checks["MALA"].bands(0.95)[:3]
-plots.save_figure(plots.rank_ecdf(ranks, 63, title="Ranks of the truth", bands=bands), args.folder / "13_ecdf.png")
+plots.show(plots.rank_ecdf(ranks, 63, title="Ranks of the truth", bands=bands), "13_ecdf")

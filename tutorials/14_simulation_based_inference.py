@@ -6,14 +6,11 @@
 # for any observation, and any prior, without simulating more.  The task is the "two moons" of the public sbi benchmark
 # (Lueckmann et al. 2021), whose posterior is known.
 #
-# Run it with `python tutorials/14_simulation_based_inference.py [FOLDER]`; it takes about two minutes on one core and
-# writes its pictures to `tutorials/out` (or FOLDER).  `--steps N` makes it shorter.
+# It takes about two minutes on one core; smaller numbers in the first cell make it shorter.
 
 # %%
-import argparse
 import math
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pyro
@@ -28,12 +25,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 whenever it is imported
     import arviz as az
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "out")
-parser.add_argument("--steps", type=int, default=2000)
-parser.add_argument("--draws", type=int, default=20)
-args = parser.parse_args()
-args.folder.mkdir(parents=True, exist_ok=True)
+STEPS = 2000  # updates of training
+DRAWS = 20  # of the posterior
 pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 
@@ -59,7 +52,7 @@ prior = dist.Uniform(-torch.ones(2), torch.ones(2)).to_event(1)
 simulations = ep.models.simulate(two_moons, prior, 10_000)
 fixed = two_moons(torch.tensor([[0.3, -0.2]]).expand(2000, 2))
 clouds = {"all simulations": simulations.x[:2000], "of one parameter": fixed}
-plots.save_figure(plots.scatter_panels(clouds, title="Simulated data"), args.folder / "14_simulations.png")
+plots.show(plots.scatter_panels(clouds, title="Simulated data"), "14_simulations")
 try:
     ep.models.simulate(lambda theta: two_moons(theta).log(), prior, 100)
 except ep.InvalidInput as refusal:
@@ -74,14 +67,14 @@ except ep.InvalidInput as refusal:
 # %%
 net = ep.MLPEnergy(2, context_shape=2, frequency_range=(0.2, 32.0))
 ebm = ep.models.ConditionalEBM(net, ep.NoiseSchedule.cosine(16, log_snr_max=8.0, log_snr_min=-6.0))
-history = ep.fit(ebm, simulations, steps=args.steps, progress=False)
+history = ep.fit(ebm, simulations, steps=STEPS, progress=False)
 measure = history.column("held_out")
 at = np.flatnonzero(np.isfinite(measure))
 curves = {
     "denoising error": (np.arange(len(measure)), history.column("denoising")),
     "held-out nats for each row": (at, measure[at]),
 }
-plots.save_figure(plots.training_curves(curves, title="Training"), args.folder / "14_training.png")
+plots.show(plots.training_curves(curves, title="Training"), "14_training")
 
 # %% [markdown]
 # Two dimensions of x can be integrated, so what the tie implies of log Z(θ) can be checked.
@@ -104,7 +97,7 @@ print(f"log Z(θ) is off by {float(off.abs().mean()):.3f} nats on average, {floa
 warnings.simplefilter("ignore", ep.errors.ChainWarning)
 observed = torch.zeros(2)
 given_x = ep.models.posterior(ebm, prior, observed)
-chains = ep.sample_chains(ep.HMC(steps=5), given_x, chains=200, draws=args.draws, thin=5, warmup=100, progress=False)
+chains = ep.sample_chains(ep.HMC(steps=5), given_x, chains=200, draws=DRAWS, thin=5, warmup=100, progress=False)
 theta = chains.samples["x"].flatten(0, 1)
 
 
@@ -118,7 +111,7 @@ def exact(x: torch.Tensor, count: int) -> torch.Tensor:
 
 truth = exact(observed, 4000)
 pair = {"exact posterior": truth[:2000], "chains": theta[torch.randperm(len(theta))[:2000]]}
-plots.save_figure(plots.scatter_panels(pair, title="Two moons"), args.folder / "14_posterior.png")
+plots.show(plots.scatter_panels(pair, title="Two moons"), "14_posterior")
 count = min(len(theta), len(truth)) // 2
 both = torch.cat([theta[torch.randperm(len(theta))[: 2 * count]], truth[: 2 * count]]).numpy()
 labels = np.repeat([0, 1], 2 * count)
@@ -133,7 +126,7 @@ print(f"a classifier tells chains from exact draws with an accuracy of {accuracy
 # %%
 print(az.summary(chains.to_arviz(), round_to="none")[["mean", "sd", "ess_bulk", "r_hat"]].round(3))
 ranked = {f"θ{i + 1}": chains.samples["x"][:40, :, i] for i in range(2)}
-plots.save_figure(plots.rank_plot(ranked, title="Ranks of 40 chains"), args.folder / "14_ranks.png")
+plots.show(plots.rank_plot(ranked, title="Ranks of 40 chains"), "14_ranks")
 
 # %% [markdown]
 # ## A term of a Pyro model
@@ -150,10 +143,7 @@ def model(x: torch.Tensor) -> None:
         pyro.sample(f"x_{i}", ebm.given_unchecked(shared), obs=row)
 
 
-found = ep.sample_chains(ep.HMC(steps=5), model, (several,), chains=100, draws=args.draws, warmup=100, progress=False)
+found = ep.sample_chains(ep.HMC(steps=5), model, (several,), chains=100, draws=DRAWS, warmup=100, progress=False)
 shared = found.samples["shared"].flatten(0, 1)
-plots.save_figure(
-    plots.scatter_panels({"chains of a Pyro model": shared[:2000]}, title="Three observations"),
-    args.folder / "14_site.png",
-)
+plots.show(plots.scatter_panels({"chains of a Pyro model": shared[:2000]}, title="Three observations"), "14_site")
 print(f"mean of |θ₁ + θ₂|: {float(shared.sum(-1).abs().mean()):.2f}; it was 0.5")

@@ -98,12 +98,23 @@ def bind(potential: Function) -> BoundPotential:
 
     Args:
         potential: maps ``(*batch, *event)`` to ``(*batch,)``, in nats; one that is bound is returned as it is.
+
+    Example:
+        >>> bound = ep.autodiff.bind(ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,)))
+        >>> ep.energy_and_grad(bound, torch.ones(1, 2))[1]
+        tensor([[1., 1.]])
     """
     return potential if isinstance(potential, BoundPotential) else BoundPotential(potential)
 
 
 def unbound(potential: Function) -> Function:
-    """Return the potential that a bound one was made from, for those who ask for its class or its fields."""
+    """Return the potential that a bound one was made from, for those who ask for its class or its fields.
+
+    Example:
+        >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> ep.autodiff.unbound(ep.autodiff.bind(bell)) is bell
+        True
+    """
     return potential.unbound if isinstance(potential, BoundPotential) else potential
 
 

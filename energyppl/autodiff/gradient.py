@@ -51,6 +51,11 @@ def energy_and_grad(
 
     Raises:
         InvalidInput: if the potential returns anything but one number for each point.
+
+    Example:
+        >>> energy, grad = ep.energy_and_grad(lambda x: 0.5 * (x * x).sum(-1), torch.ones(5, 2))
+        >>> energy[0], grad[0]
+        (tensor(1.), tensor([1., 1.]))
     """
     if isinstance(potential, type) or not callable(potential) or not isinstance(dtype, torch.dtype | None):
         raise InvalidInput(
@@ -62,7 +67,12 @@ def energy_and_grad(
 
 
 def energy_only(potential: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Evaluate the energy alone, ``(*batch,)``, under the same terms as :func:`energy_and_grad`."""
+    """Evaluate the energy alone, ``(*batch,)``, under the same terms as :func:`energy_and_grad`.
+
+    Example:
+        >>> ep.autodiff.energy_only(lambda x: 0.5 * (x * x).sum(-1), torch.ones(3, 2))
+        tensor([1., 1., 1.])
+    """
     (energy,) = evaluate(potential, eager_energy, x)
     return energy
 
@@ -74,6 +84,10 @@ def gradient_only(potential: Callable[[Tensor], Tensor], x: Tensor, dtype: torch
         potential: as for :func:`energy_and_grad`.
         x: points, ``(*batch, *event)``.
         dtype: as for :func:`energy_and_grad`.
+
+    Example:
+        >>> ep.autodiff.gradient_only(lambda x: 0.5 * (x * x).sum(-1), torch.ones(1, 2))
+        tensor([[1., 1.]])
     """
     (grad,) = evaluate(potential, eager_gradient if dtype is None else _autocast_gradient(dtype), x)
     return grad

@@ -155,6 +155,12 @@ def images_from_array(
     Raises:
         InvalidInput: if it is not numeric, not finite, of another shape, transparent or outside ``value_range``, if its
             range, channels or grey values can't be told from it, or if ``labels`` don't fit.
+
+    Example:
+        >>> import numpy as np
+        >>> images = ep.data.images_from_array(np.zeros((20, 8, 8), dtype=np.uint8) + np.arange(8, dtype=np.uint8))
+        >>> images.x.shape, images.levels
+        (torch.Size([20, 1, 8, 8]), 256)
     """
     raw = _channels_first(_as_array(array), source)
     return _assembled(raw, labels, value_range, levels, tuple(classes), source)

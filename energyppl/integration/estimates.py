@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from energyppl._checks import check_fields, check_kind, is_number
+from energyppl._html import summary_table
 from energyppl.arviz_export import Groups, to_inference_data
 from energyppl.errors import InvalidInput
 
@@ -92,7 +93,7 @@ class Estimate:
         return f"{self.value:.4f} ± {self.standard_error:.2g}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogNormalizer:
     """log Z = log ∫ exp(−U), in nats, with its uncertainty.
 
@@ -182,14 +183,42 @@ class LogNormalizer:
         """Return the estimate, so that it goes wherever a number does."""
         return self.estimate
 
+    def __repr__(self) -> str:
+        doubt = "; not to be trusted" if self.warning else ""
+        return f"LogNormalizer({self.estimate:.4f} ± {self.standard_error:.2g} nats, by {self.method}{doubt})"
+
     def __str__(self) -> str:
         lines = [
             f"log Z = {self.estimate:.4f} ± {self.standard_error:.2g} nats ({self.confidence:.0%}: {self.lower:.4f} to "
             f"{self.upper:.4f}), by {self.method}"
         ]
-        if self.lower_bound is not None or self.upper_bound is not None:
-            ends = (f"{end:.3f}" if end is not None else "unknown" for end in (self.lower_bound, self.upper_bound))
-            lines.append("  bounds on average: {} to {}".format(*ends))
+        if bounds := self._bounds():
+            lines.append(f"  bounds on average: {bounds}")
+        lines.append(f"  {', '.join(self._costs())}")
+        if self.forward is not None and self.bridge is not None:
+            lines.append(f"  forward runs say {self.forward}, the bridge {self.bridge}")
+        lines += [f"  {remark}" for remark in self._remarks()]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "estimate": f"{self.estimate:.4f} ± {self.standard_error:.2g} nats, by {self.method}",
+            f"interval ({self.confidence:.0%})": f"{self.lower:.4f} to {self.upper:.4f}",
+        }
+        if bounds := self._bounds():
+            rows["bounds on average"] = bounds
+        if self.forward is not None and self.bridge is not None:
+            rows |= {"forward runs alone": str(self.forward), "bridge alone": str(self.bridge)}
+        rows["cost"] = ", ".join(self._costs())
+        return summary_table("log Z", rows, self._remarks())
+
+    def _bounds(self) -> str:
+        if self.lower_bound is None and self.upper_bound is None:
+            return ""
+        ends = (f"{end:.3f}" if end is not None else "unknown" for end in (self.lower_bound, self.upper_bound))
+        return " to ".join(ends)
+
+    def _costs(self) -> list[str]:
         costs = [f"{self.evaluations:,} evaluations"]
         if self.seconds is not None:
             costs.append(f"{self.seconds:.1f} s")
@@ -197,16 +226,11 @@ class LogNormalizer:
             costs.append(f"weights worth {self.effective_samples:.0f} particles")
         if self.pareto_k is not None:
             costs.append(f"Pareto k = {self.pareto_k:.2f}")
-        lines.append(f"  {', '.join(costs)}")
-        if self.forward is not None and self.bridge is not None:
-            lines.append(f"  forward runs say {self.forward}, the bridge {self.bridge}")
-        if self.searched:
-            lines.append(f"  searched: {self.searched}")
-        if self.stopped:
-            lines.append(f"  stopped: {self.stopped}")
-        if self.warning:
-            lines.append(f"  not to be trusted: {self.warning}")
-        return "\n".join(lines)
+        return costs
+
+    def _remarks(self) -> list[str]:
+        said = {"searched": self.searched, "stopped": self.stopped, "not to be trusted": self.warning}
+        return [f"{name}: {text}" for name, text in said.items() if text]
 
     def __add__(self, other: "LogNormalizer | float") -> "LogNormalizer":
         return self._combined(other, 1.0)

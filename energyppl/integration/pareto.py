@@ -19,6 +19,10 @@ def pareto_k(log_weights: Tensor) -> float:
 
     Weights have moments below 1/k.  ArviZ has the same (``psislw``); this one needs no ArviZ to be imported, and is
     tested against it.  It is NaN for fewer than 25 weights, for which no tail can be told, and −∞ for equal ones.
+
+    Example:
+        >>> ep.integration.pareto_k(0.1 * torch.randn(1_000)) < 0.7  # a light tail
+        True
     """
     check_event("log_weights", log_weights, ())
     if log_weights.dim() != 1:

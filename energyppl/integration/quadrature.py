@@ -136,6 +136,12 @@ def expectation(
     Raises:
         InvalidInput: as in ``quadrature``.
         QuadratureError: as in ``quadrature``, or the function is NaN where there is mass.
+
+    Example:
+        >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (1,))
+        >>> grid = ep.Grid.around(torch.randn(1_000, 1), margin=2.0)
+        >>> abs(float(ep.integration.expectation(lambda x: x.square().sum(-1), bell, grid)) - 1.0) < 0.01
+        True
     """
     result = quadrature(potential, grid, options)
     total: Tensor | None = None
@@ -172,6 +178,12 @@ def kl_divergence(
     Raises:
         InvalidInput: as in ``quadrature``.
         QuadratureError: as in ``quadrature``, or a density does not integrate to one.
+
+    Example:
+        >>> p, q = (pyro.distributions.Normal(mean * torch.ones(1), 1.0).to_event(1) for mean in (0.0, 1.0))
+        >>> grid = ep.Grid.around(4.0 * torch.randn(1_000, 1), margin=2.0)
+        >>> round(ep.integration.kl_divergence(p.log_prob, q.log_prob, grid), 2)
+        0.5
     """
     results: list[Quadrature] = []
     for name, log_density in (("log_p", log_p), ("log_q", log_q)):

@@ -73,6 +73,11 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
     Raises:
         InvalidInput: for fewer than two rows, non-finite rows, or different d.
+
+    Example:
+        >>> x = torch.randn(500, 3)
+        >>> ep.metrics.frechet_distance(x, x) < 1e-6 < ep.metrics.frechet_distance(x, x + 1.0)
+        True
     """
     a, b = _pair(a, b, at_least=2)
     means = a.mean(0), b.mean(0)
@@ -103,6 +108,11 @@ def kernel_distance(a: Tensor, b: Tensor, *, degree: int = 3) -> KernelDistance:
 
     Raises:
         InvalidInput: for fewer than four rows, non-finite rows, different d, or a degree below 1.
+
+    Example:
+        >>> found = ep.metrics.kernel_distance(torch.randn(200, 3), 2.0 + torch.randn(200, 3))
+        >>> found.value > 5.0 * found.standard_error
+        True
     """
     a, b = _pair(a, b, at_least=4)
     check_count("degree", degree)
@@ -133,6 +143,10 @@ def label_balance(labels: Tensor, classes: int, expected: Tensor | None = None) 
 
     Raises:
         InvalidInput: if labels are no integers below ``classes``, or expected shares no positive ones that sum to 1.
+
+    Example:
+        >>> ep.metrics.label_balance(torch.tensor([0] * 90 + [1] * 10), classes=2).p_value < 0.01
+        True
     """
     check_count("classes", classes, at_least=2)
     if not isinstance(labels, Tensor):
@@ -188,6 +202,11 @@ def nearest_neighbours(samples: Tensor, training: Tensor, k: int = 1, batch: int
 
     Raises:
         InvalidInput: for different events, non-finite rows, or fewer training points than ``k``.
+
+    Example:
+        >>> training = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> ep.metrics.nearest_neighbours(torch.tensor([[1.9]]), training).indices
+        tensor([[2]])
     """
     check_count("k", k)
     check_count("batch", batch)
@@ -220,6 +239,11 @@ def memorized(samples: Tensor, training: Tensor, held_out: Tensor) -> Memorizati
 
     Raises:
         InvalidInput: for different events, non-finite rows, or fewer than 100 held-out points.
+
+    Example:
+        >>> training, held_out = torch.randn(500, 2), torch.randn(500, 2)
+        >>> ep.metrics.memorized(training[:200], training, held_out).share > 0.9  # copies
+        True
     """
     _same_event("held_out", held_out, "training", training)
     check_data("held_out", held_out, held_out.shape[1:], at_least=100)

@@ -1,6 +1,6 @@
 """Plots of models, chains, calibration, images and log normalizers, by matplotlib."""
 
-from energyppl.plots.base import save_figure
+from energyppl.plots.base import save_figure, show
 from energyppl.plots.calibration import coverage_plot, rank_ecdf, rank_histogram
 from energyppl.plots.chains import drift_plot, energy_plot, level_plot, rank_plot, trace_plot
 from energyppl.plots.detection import score_histograms
@@ -35,6 +35,7 @@ __all__ = [
     "save_figure",
     "scatter_panels",
     "score_histograms",
+    "show",
     "temperature_plot",
     "trace_plot",
     "training_curves",

@@ -1,6 +1,9 @@
 """Figures, panels and colours shared by all plots."""
 
+import io
 import os
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +16,80 @@ from torch import Tensor
 
 from energyppl._files import whole_file
 
-__all__ = ["save_figure"]
+__all__ = ["save_figure", "show"]
+
+_FOLDER = "ENERGYPPL_PICTURES"  # environment variable: where scripts put what they show
 
 
 Values = Tensor | NDArray[Any]
 Extent = tuple[float, float, float, float]  # left, right, bottom, top
 
-DATA, SAMPLES, INK = "#2f6690", "#d1495b", "#3d3d3d"
+# The palette of Okabe and Ito (2008), which colour-blind readers tell apart: blue for data, vermilion for samples.
+DATA, SAMPLES, INK = "#0072b2", "#d55e00", "#333333"
+INKS = (DATA, SAMPLES, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d46")
 _STYLE: dict[str, Any] = {"fontsize": 10, "color": INK}
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a PNG at 150 dots per inch, whole or not at all, and return its path; its folder is made if need be."""
+    """Write a PNG at 150 dots per inch, whole or not at all, and return its path; its folder is made if need be.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> figure = ep.plots.scatter_panels({"data": torch.randn(50, 2)}, title="Points")
+        >>> ep.plots.save_figure(figure, pathlib.Path(tempfile.mkdtemp()) / "points.png").name
+        'points.png'
+    """
     path = Path(path)
     with whole_file(path) as file:
         figure.savefig(file, dpi=150, format="png", facecolor="white")
     return path
 
 
+def show(figure: Figure, name: str) -> None:
+    """Show a figure: in a notebook beneath its cell, in a script as a PNG in a folder, whose path is printed.
+
+    The folder is ``pictures`` where the script runs, or what the environment variable ``ENERGYPPL_PICTURES`` says.
+
+    Args:
+        figure: of energyppl, or any of matplotlib.
+        name: of the file, without its ending.
+
+    Example:
+        >>> figure = ep.plots.scatter_panels({"data": torch.randn(100, 2)}, title="Points")
+        >>> ep.plots.show(figure, "points")  # doctest: +SKIP
+        pictures/points.png
+    """
+    if _in_notebook():
+        display = import_module("IPython.display")  # which runs the notebook, so it need not be installed by us
+        display.display(display.Image(data=_png(figure)))
+    else:
+        print(save_figure(figure, Path(os.environ.get(_FOLDER, "pictures")) / f"{name}.png"))
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close(figure)  # ArviZ draws with pyplot, which would show it once more at the end of the cell
+
+
+class _InlineFigure(Figure):
+    """A figure that a notebook shows although pyplot knows nothing of it."""
+
+    def _repr_png_(self) -> bytes:
+        return _png(self)
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=100, format="png", facecolor="white")
+    return file.getvalue()
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return hasattr(shell, "kernel")
+
+
 def blank_figure(width: float, height: float, title: str) -> Figure:
     """Make a titled figure, sizes in inches, that pyplot knows nothing of."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = _InlineFigure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=11, color=INK)
     return figure
 

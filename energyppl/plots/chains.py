@@ -8,13 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from energyppl.plots.base import DATA, SAMPLES, Values, as_numpy, blank_figure, panel_row, short_name
+from energyppl.plots.base import DATA, INK, INKS, SAMPLES, Values, as_numpy, blank_figure, panel_row, short_name
 
 __all__ = ["drift_plot", "energy_plot", "level_plot", "rank_plot", "trace_plot"]
 
 _MAX_VARIABLES = 8
 _MAX_LINES = 6  # chains of a group whose traces are drawn
-_INKS = (DATA, SAMPLES, "#7a9e3f", "#8d6a9f")
 
 Groups = Mapping[str, Values]
 """Indices of chains, by the name of what they have in common."""
@@ -27,6 +26,11 @@ def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | 
         variables: draws ``(chains, draws)`` by name.
         title: of the figure.
         groups: drawn in different colours; the chains of all groups in one if None.
+
+    Example:
+        >>> figure = ep.plots.trace_plot({"x": torch.randn(4, 100)}, title="Four chains")
+        >>> len(figure.axes)
+        2
     """
     shown = dict(list(variables.items())[:_MAX_VARIABLES])
     figure = blank_figure(9.0, 1.5 * len(shown) + 1.0, title)
@@ -35,7 +39,7 @@ def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | 
         draws = as_numpy(values)
         low, high = _finite_range(draws)
         bins = list(np.linspace(low, high, 51))
-        for (group, index), ink in zip(_groups(groups, len(draws)).items(), _INKS, strict=False):
+        for (group, index), ink in zip(_groups(groups, len(draws)).items(), INKS, strict=False):
             own = draws[index]
             finite = own[np.isfinite(own)]
             left.hist(finite, bins=bins, density=finite.size > 0, histtype="step", color=ink, label=group)
@@ -62,6 +66,11 @@ def rank_plot(variables: Mapping[str, Values], *, title: str, bins: int = 20) ->
         variables: draws ``(chains, draws)`` by name; the first 8 are shown.
         title: of the figure.
         bins: of ranks.
+
+    Example:
+        >>> figure = ep.plots.rank_plot({"x": torch.randn(4, 100)}, title="Four chains")
+        >>> figure.axes[0].get_ylabel()
+        'chain'
     """
     shown = dict(list(variables.items())[:_MAX_VARIABLES])
     columns = min(4, len(shown))
@@ -97,6 +106,11 @@ def energy_plot(total_energy: Values, *, title: str) -> Figure:
     Args:
         total_energy: ``(chains, draws)`` in nats, kinetic included.
         title: of the figure.
+
+    Example:
+        >>> figure = ep.plots.energy_plot(torch.randn(4, 100), title="Energies of four chains")
+        >>> figure.axes[1].get_xlabel()
+        'BFMI of a chain'
     """
     energy = as_numpy(total_energy)
     energy = energy[np.isfinite(energy).all(1)]
@@ -136,10 +150,15 @@ def drift_plot(
         title: of the figure.
         warmup: how many of the draws are the warm-up's; a line is drawn after them.
         reference: a name and an energy to compare with, such as the held-out data's.
+
+    Example:
+        >>> figure = ep.plots.drift_plot({"from data": torch.randn(4, 100)}, title="Four chains", warmup=20)
+        >>> figure.axes[0].get_xlabel()
+        'draw'
     """
     figure = blank_figure(7.2, 3.6, title)
     axes = figure.subplots()
-    for (name, values), ink in zip(energies.items(), _INKS, strict=False):
+    for (name, values), ink in zip(energies.items(), INKS, strict=False):
         energy = as_numpy(values)
         energy = energy[np.isfinite(energy).all(1)]
         if len(energy) == 0:
@@ -154,9 +173,9 @@ def drift_plot(
             error = means.std(0, ddof=1) / np.sqrt(len(energy))
             axes.fill_between(place, middle - 2 * error, middle + 2 * error, color=ink, alpha=0.2, linewidth=0)
     if warmup:
-        axes.axvline(warmup, color="#3d3d3d", linewidth=0.8, linestyle=":", label="end of the warm-up")
+        axes.axvline(warmup, color=INK, linewidth=0.8, linestyle=":", label="end of the warm-up")
     if reference is not None:
-        axes.axhline(reference[1], color="#3d3d3d", linewidth=1.0, linestyle="--", label=reference[0])
+        axes.axhline(reference[1], color=INK, linewidth=1.0, linestyle="--", label=reference[0])
     axes.legend(fontsize=8)
     axes.set_xlabel("draw", fontsize=9)
     axes.set_ylabel("mean energy, nats", fontsize=9)
@@ -165,7 +184,13 @@ def drift_plot(
 
 
 def level_plot(acceptance: Values, *, title: str) -> Figure:
-    """Plot the mean acceptance of each noise level's chains, ``(levels,)``, the data's level first."""
+    """Plot the mean acceptance of each noise level's chains, ``(levels,)``, the data's level first.
+
+    Example:
+        >>> figure = ep.plots.level_plot([0.7, 0.8, 0.9], title="Three levels")
+        >>> len(figure.axes[0].patches)
+        3
+    """
     shares = as_numpy(acceptance)
     figure = blank_figure(max(4.0, 0.5 * len(shares) + 2.0), 3.2, title)
     axes = figure.subplots()

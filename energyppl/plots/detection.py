@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from energyppl._checks import shape_text
 from energyppl.errors import InvalidInput
-from energyppl.plots.base import DATA, INK, SAMPLES, Values, as_numpy, blank_figure, short_name
+from energyppl.plots.base import DATA, INK, INKS, Values, as_numpy, blank_figure, short_name
 
 __all__ = ["score_histograms"]
 
-_INKS = (SAMPLES, "#7a9e3f", "#8d6a9f", "#d98e2b", "#4aa3a2", "#3d3d3d", "#c47fb4", "#8c6d46")
 _ROOM = 2.0  # widths of the reference's central part that are shown on each side of it
 _BINS = 80
 
@@ -33,6 +32,12 @@ def score_histograms(scores: Mapping[str, Values], *, title: str = "", inlier: s
 
     Raises:
         InvalidInput: for no set, a set without a finite score or of another shape, or an unknown ``inlier``.
+
+    Example:
+        >>> scores = {"digits": torch.randn(100), "noise": 3.0 + torch.randn(100)}
+        >>> figure = ep.plots.score_histograms(scores, title="Energies", inlier="digits")
+        >>> figure.axes[0].get_xlabel()
+        'score, higher for stranger rows'
     """
     sets = {name: _checked(name, values) for name, values in scores.items()}
     if not sets:
@@ -44,7 +49,7 @@ def score_histograms(scores: Mapping[str, Values], *, title: str = "", inlier: s
     bins = np.linspace(low, high, _BINS + 1)
     figure = blank_figure(6.8, 3.8, title)
     axes = figure.subplots()
-    inks = cycle(_INKS)
+    inks = cycle(INKS[1:])
     for name, values in finite.items():
         ink = DATA if name == inlier else next(inks)
         shares = np.histogram(values, bins)[0] / len(values)

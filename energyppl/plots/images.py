@@ -36,6 +36,11 @@ def image_grid(images: Values, *, columns: int = 10, title: str = "", captions: 
 
     Raises:
         InvalidInput: if ``images`` have another shape, or there are not n captions.
+
+    Example:
+        >>> figure = ep.plots.image_grid(torch.rand(20, 1, 8, 8), columns=10, title="Twenty images")
+        >>> len(figure.axes)
+        1
     """
     tiles = _tiles("images", images)
     check_count("columns", columns)
@@ -57,6 +62,11 @@ def image_strips(strips: Mapping[str, Sequence[Values]] | Values, *, titles: Seq
 
     Raises:
         InvalidInput: if the images differ in shape, or rows are not as long as ``titles``.
+
+    Example:
+        >>> figure = ep.plots.image_strips({"chain 1": torch.rand(3, 1, 8, 8)}, titles=["noise", "level 1", "level 0"])
+        >>> len(figure.axes)
+        1
     """
     if isinstance(strips, Mapping):
         rows = {name: [as_numpy(image) for image in row] for name, row in strips.items()}
@@ -95,6 +105,11 @@ def neighbour_grid(samples: Values, neighbours: Values, *, title: str = "") -> F
 
     Raises:
         InvalidInput: if the two don't fit.
+
+    Example:
+        >>> figure = ep.plots.neighbour_grid(torch.rand(5, 1, 8, 8), torch.rand(5, 3, 1, 8, 8), title="Neighbours")
+        >>> len(figure.axes)
+        1
     """
     own, others = as_numpy(samples), as_numpy(neighbours)
     if others.ndim != own.ndim + 1 or others.shape[:1] + others.shape[2:] != own.shape or not others.size:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from energyppl.plots.base import (
@@ -62,6 +63,12 @@ def density_grid(rows: Mapping[str, Sequence[Values]], titles: Sequence[str], *,
         titles: of the columns.
         extent: left, right, bottom and top of every map.
         title: of the figure.
+
+    Example:
+        >>> maps = {"truth": [torch.rand(9, 9)], "model": [torch.rand(9, 9)]}
+        >>> figure = ep.plots.density_grid(maps, ["level 0"], extent=(-1, 1, -1, 1), title="Densities")
+        >>> len(figure.axes)
+        2
     """
     figure = blank_figure(2.2 * len(titles) + 0.6, 2.35 * len(rows) + 0.6, title)
     grid = figure.subplots(len(rows), len(titles), squeeze=False, sharex=True, sharey=True)
@@ -91,6 +98,14 @@ def energy_landscape(energy: Values, *, extent: Extent, data: Values, title: str
         data: points ``(n, 2)``.
         title: of the figure.
         height: nats above the lowest value at which the colours end.
+
+    Example:
+        >>> bowl = torch.linspace(-3, 3, 50).square()
+        >>> figure = ep.plots.energy_landscape(
+        ...     bowl + bowl[:, None], extent=(-3, 3, -3, 3), data=torch.randn(50, 2), title="A bowl"
+        ... )
+        >>> figure.get_suptitle()
+        'A bowl'
     """
     surface = as_numpy(energy)
     surface = surface - surface.min()
@@ -111,7 +126,13 @@ def energy_landscape(energy: Values, *, extent: Extent, data: Values, title: str
 
 
 def training_curves(curves: Mapping[str, tuple[Values, Values]], *, title: str) -> Figure:
-    """Plot values ``(n,)`` against steps ``(n,)``, a panel for each name, without NaN and with a running mean."""
+    """Plot values ``(n,)`` against steps ``(n,)``, a panel for each name, without NaN and with a running mean.
+
+    Example:
+        >>> figure = ep.plots.training_curves({"loss": (torch.arange(200), torch.randn(200))}, title="Training")
+        >>> figure.axes[0].get_title()
+        'loss'
+    """
     figure = blank_figure(3.6 * len(curves), 3.2, title)
     for axes, (name, (steps, values)) in zip(panel_row(figure, len(curves)), curves.items(), strict=True):
         x, y = as_numpy(steps), as_numpy(values)
@@ -141,6 +162,12 @@ def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, 
         titles: of the stops.
         title: of the figure.
         trajectories: how many chains to follow.
+
+    Example:
+        >>> path = [torch.randn(50, 2), 0.5 * torch.randn(50, 2)]
+        >>> figure = ep.plots.noise_to_data(path, ["white noise", "level 0"], title="On the way")
+        >>> figure.axes[1].get_title()
+        'level 0'
     """
     stops = np.stack([as_numpy(points) for points in path])
     box = _extent(stops.reshape(-1, 2))
@@ -173,12 +200,17 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
         samples: ``(m, d)``.
         columns: d names.
         title: of the figure.
+
+    Example:
+        >>> figure = ep.plots.pair_plot(torch.randn(50, 3), torch.randn(50, 3), ["a", "b", "c"], title="A table")
+        >>> len(figure.axes)
+        9
     """
     x, y = as_numpy(data)[:, :_MAX_COLUMNS], as_numpy(samples)[:, :_MAX_COLUMNS]
     size = x.shape[1]
     shown = f"first {size} of {len(columns)} columns; " if len(columns) > size else ""
     figure = blank_figure(
-        max(5.0, 1.7 * size + 0.6), max(4.0, 1.6 * size + 1.0), f"{title}\n{shown}data in blue, samples in red"
+        max(5.0, 1.7 * size + 0.6), max(4.0, 1.6 * size + 1.0), f"{title}\n{shown}data in blue, samples in orange"
     )
     grid = figure.subplots(size, size, squeeze=False)
     limits = [_limits(x[:, j], y[:, j]) for j in range(size)]
@@ -186,7 +218,9 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
         for j in range(size):
             axes: Axes = grid[i, j]
             axes.set_xlim(*limits[j])
-            axes.tick_params(labelsize=6)
+            axes.tick_params(labelsize=7)
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.yaxis.set_major_locator(MaxNLocator(4))
             if i == j:
                 bins = list(np.linspace(*limits[i], 41))
                 axes.hist(x[:, i], bins=bins, density=True, color=DATA, alpha=0.45)
@@ -194,7 +228,7 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
                 axes.set_yticks([])
             else:
                 points, colour = (x, DATA) if i > j else (y, SAMPLES)
-                axes.scatter(points[:1500, j], points[:1500, i], s=2, c=colour, alpha=0.35, linewidths=0)
+                axes.scatter(points[:1500, j], points[:1500, i], s=4, c=colour, alpha=0.5, linewidths=0)
                 axes.set_ylim(*limits[i])
             if i == size - 1:
                 axes.set_xlabel(short_name(columns[j]), fontsize=8, color=INK)

@@ -25,6 +25,13 @@ def log_weight_histogram(found: LogNormalizer, *, title: str, log_z: float | Non
 
     Raises:
         InvalidInput: if the estimate did not come from annealing.
+
+    Example:
+        >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> found = ep.log_normalizer(bell, samples=torch.randn(500, 2), method=ep.normalizing.BAR(64, temperatures=8))
+        >>> figure = ep.plots.log_weight_histogram(found, title="Log weights")
+        >>> figure.axes[0].get_xlabel()
+        'nats'
     """
     trace = _trace(found)
     figure = blank_figure(6.2, 3.6, title)
@@ -54,6 +61,12 @@ def temperature_plot(found: LogNormalizer, *, title: str) -> Figure:
 
     Raises:
         InvalidInput: if the estimate did not come from annealing.
+
+    Example:
+        >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> found = ep.log_normalizer(bell, samples=torch.randn(500, 2), method=ep.normalizing.BAR(64, temperatures=8))
+        >>> len(ep.plots.temperature_plot(found, title="Temperatures").axes)
+        2
     """
     trace = _trace(found)
     figure = blank_figure(8.6, 3.2, title)
@@ -81,6 +94,13 @@ def gap_plot(estimates: Mapping[str, Sequence[LogNormalizer]], *, title: str, lo
         estimates: by name, in order of their evaluations.
         title: of the figure.
         log_z: the truth, if it is known.
+
+    Example:
+        >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> x, methods = torch.randn(500, 2), [ep.normalizing.BAR(64, temperatures=count) for count in (4, 8)]
+        >>> found = [ep.log_normalizer(bell, samples=x, method=method) for method in methods]
+        >>> ep.plots.gap_plot({"a bell": found}, title="Bounds").axes[0].get_title()
+        'a bell'
     """
     figure = blank_figure(4.2 * len(estimates), 3.4, title)
     for axes, (name, found) in zip(panel_row(figure, len(estimates)), estimates.items(), strict=True):

@@ -284,6 +284,11 @@ class Bridge:
 
     Raises:
         InvalidInput: if beta leaves [0, 1] or the event shapes differ.
+
+    Example:
+        >>> wide, narrow = (ep.Energy(lambda x, s=s: s * (x * x).sum(-1), (1,)) for s in (0.5, 2.0))
+        >>> ep.potentials.Bridge(wide, narrow, 0.5)(torch.ones(1, 1))
+        tensor([1.2500])
     """
 
     base: Potential

@@ -21,6 +21,11 @@ class Standardized:
         potential: U, of standardized points.
         loc: where the points are centred, a number or a tensor that broadcasts against them.
         scale: the points' standard deviation, likewise.
+
+    Example:
+        >>> unit = ep.Energy(lambda z: 0.5 * (z * z).sum(-1), (1,))
+        >>> ep.potentials.Standardized(unit, torch.tensor([3.0]), torch.tensor([2.0]))(torch.tensor([[5.0]]))
+        tensor([0.5000])
     """
 
     potential: Potential
@@ -47,6 +52,11 @@ class LogSumExp:
 
     Raises:
         InvalidInput: for no potential, or others than there are weights.
+
+    Example:
+        >>> left, right = (ep.Energy(lambda x, c=c: 0.5 * (x - c).square().sum(-1), (1,)) for c in (-1.0, 1.0))
+        >>> ep.potentials.LogSumExp((left, right), (0.0, 0.0))(torch.zeros(1, 1))  # ½ − log 2
+        tensor([-0.1931])
     """
 
     potentials: tuple[Potential, ...]

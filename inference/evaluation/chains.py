@@ -58,6 +58,10 @@ def energy_drift(chains: Chains | Tensor) -> EnergyDrift:
 
     Raises:
         InvalidInput: for fewer than 10 draws, or fewer than two chains with finite energies.
+
+    Example:
+        >>> abs(ep.evaluation.energy_drift(torch.randn(20, 100)).z) < 5.0  # nothing drifts
+        True
     """
     energy = chains.energy if isinstance(chains, Chains) else chains
     if energy.dim() < 2:
@@ -98,6 +102,12 @@ def mode_occupancy(points: Tensor, assign: Callable[[Tensor], Tensor], number_of
 
     Raises:
         InvalidInput: if ``assign`` returns another shape, something other than whole numbers, or an index out of range.
+
+    Example:
+        >>> chains = torch.tensor([[[-1.0], [-1.2], [1.1], [0.9]]])  # one chain of four draws
+        >>> found = ep.evaluation.mode_occupancy(chains, lambda x: (x[..., 0] > 0).long(), 2)
+        >>> found.share, int(found.switches)
+        (tensor([0.5000, 0.5000]...), 1)
     """
     check_count("number_of_modes", number_of_modes)
     check_event("points", points, ())
@@ -126,6 +136,11 @@ def level_acceptance(ebm: Conditional, *, samples: int = 256, steps: int = 40) -
         ebm: the model.
         samples: chains to run.
         steps: moves at each level.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> ep.evaluation.level_acceptance(ebm, samples=8, steps=5).acceptance.shape
+        torch.Size([3])
     """
     check_count("samples", samples)
     with torch.no_grad():

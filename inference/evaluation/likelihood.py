@@ -49,6 +49,12 @@ def entropy(
 
     Raises:
         InvalidInput: as :func:`mean_log_likelihood`, and if a sample lies outside of the support of p.
+
+    Example:
+        >>> bell = ep.EnergyDistribution(ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (1,)))
+        >>> log_z = ep.log_normalizer(bell, samples=torch.randn(1_000, 1))
+        >>> abs(ep.evaluation.entropy(bell, torch.randn(1_000, 1), log_z).value - 1.419) < 0.2
+        True
     """
     return _mean(_own_energies(p, samples), _log_z("log_z", log_z), 1.0, confidence)
 
@@ -67,6 +73,12 @@ def kl_by_samples(
 
     Raises:
         InvalidInput: as :func:`mean_log_likelihood`, and if a sample lies outside of the support of p.
+
+    Example:
+        >>> p = ep.EnergyDistribution(ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (1,)))
+        >>> log_z = ep.log_normalizer(p, samples=torch.randn(1_000, 1))
+        >>> ep.evaluation.kl_by_samples(p, p, torch.randn(1_000, 1), log_z, log_z).value
+        0.0
     """
     ratio = _energies("q", q, samples) - _own_energies(p, samples)
     return _mean(ratio, _log_z("log_z_q", log_z_q) - _log_z("log_z_p", log_z_p), 1.0, None)

@@ -80,6 +80,10 @@ def fpr_at_95(inliers: Tensor, outliers: Tensor) -> float:
 
     Raises:
         InvalidInput: as :func:`auroc`.
+
+    Example:
+        >>> ep.evaluation.fpr_at_95(torch.arange(100.0), 1_000.0 + torch.arange(100.0))
+        0.0
     """
     sides = _sides(inliers, outliers)
     counts = [side.bincount(minlength=size)[None].double() for side, size in _places(*sides)]

@@ -72,6 +72,11 @@ def joint_scores(model: EnergyModel, x: Tensor, *, batch: int = 1000) -> Tensor:
 
     Raises:
         InvalidInput: for a model of one level, and as :func:`energy_scores`.
+
+    Example:
+        >>> ebm = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
+        >>> ep.evaluation.joint_scores(ebm, torch.randn(5, 2)).shape
+        torch.Size([5])
     """
     levels = getattr(model, "levels", 1) if _has_coordinates(model) else 1
     if levels < 2:

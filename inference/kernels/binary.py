@@ -68,6 +68,12 @@ class DiscreteLangevin:
 
     Args:
         step_size: α, a number or one for each chain, ``(*chains,)``.
+
+    Example:
+        >>> biased = ep.Energy(lambda x: -x.sum(-1), (4,))  # of vectors of zeros and ones
+        >>> start = torch.zeros(8, 4)
+        >>> ep.sampling.run_chain(ep.kernels.DiscreteLangevin(), biased, start, 10).state.x.unique().numel() <= 2
+        True
     """
 
     step_size: float | Tensor = 0.2

@@ -70,6 +70,12 @@ class Mixture:
 
     Raises:
         InvalidInput: without a kernel, or for weights that are not positive or not as many.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> either = ep.kernels.Mixture(ep.MALA(0.5), ep.HMC(0.3, steps=3), weights=(0.8, 0.2))
+        >>> ep.sampling.run_chain(either, normal, torch.randn(8, 2), 5).state.x.shape
+        torch.Size([8, 2])
     """
 
     kernels: tuple[Kernel, ...]
@@ -105,6 +111,13 @@ class Block:
     Args:
         kernel: moves the free coordinates, as a vector.
         free: boolean mask, ``(*event)``: True where the kernel moves.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> first = ep.kernels.Block(ep.MALA(0.5), free=torch.tensor([True, False]))
+        >>> end = ep.sampling.run_chain(first, normal, torch.zeros(8, 2), 5).state.x
+        >>> end[:, 1].abs().max()
+        tensor(0.)
     """
 
     kernel: Kernel

@@ -140,7 +140,13 @@ def middle_step(kernel: object) -> float:
 
 
 def evaluate(potential: Potential, x: Tensor, force_dtype: torch.dtype | None = None) -> State:
-    """Evaluate the state at ``x``, ``(*chains, *event)``, its gradient in ``force_dtype`` if one is given."""
+    """Evaluate the state at ``x``, ``(*chains, *event)``, its gradient in ``force_dtype`` if one is given.
+
+    Example:
+        >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> ep.kernels.evaluate(bell, torch.ones(1, 2)).energy
+        tensor([1.])
+    """
     check_event("x", x, potential.event_shape)
     x = x.detach()
     if force_dtype is None:
@@ -166,7 +172,15 @@ def casting(x: Tensor, dtype: torch.dtype | None) -> torch.autocast:
 
 
 def select(accepted: Tensor, new: State, old: State) -> State:
-    """Take the new state where ``accepted``, ``(*chains,)``, and the old one elsewhere."""
+    """Take the new state where ``accepted``, ``(*chains,)``, and the old one elsewhere.
+
+    Example:
+        >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (1,))
+        >>> old, new = (ep.kernels.evaluate(bell, x) for x in (torch.zeros(2, 1), torch.ones(2, 1)))
+        >>> ep.kernels.select(torch.tensor([True, False]), new, old).x
+        tensor([[1.],
+                [0.]])
+    """
     wide = append_dims(accepted, old.x).expand_as(old.x).contiguous()  # twice read: where is slow on a strided mask
     return State(
         torch.where(wide, new.x, old.x),
@@ -179,6 +193,13 @@ def metropolis(log_ratio: Tensor, new: State, old: State) -> tuple[State, Info]:
     """Accept with probability min(1, exp(log_ratio)); NaN, −∞ and a proposal of energy −∞ are rejected and flagged.
 
     A ratio of +∞ is a chain that started where the energy is infinite: it may leave.
+
+    Example:
+        >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> old, new = (ep.kernels.evaluate(bell, x) for x in (torch.ones(4, 2), torch.zeros(4, 2)))
+        >>> state, info = ep.kernels.metropolis(old.energy - new.energy, new, old)  # downhill is always accepted
+        >>> info.accepted
+        tensor([True, True, True, True])
     """
     legal = (log_ratio > -math.inf) & (new.energy > -math.inf)
     accept_prob = torch.where(legal, log_ratio.clamp(max=0.0).exp(), 0.0)
@@ -187,5 +208,10 @@ def metropolis(log_ratio: Tensor, new: State, old: State) -> tuple[State, Info]:
 
 
 def dot(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """Take the inner product over the event dimensions; ``like`` has the chains' dimensions only."""
+    """Take the inner product over the event dimensions; ``like`` has the chains' dimensions only.
+
+    Example:
+        >>> ep.kernels.dot(torch.ones(3, 2), torch.ones(3, 2), like=torch.zeros(3))
+        tensor([2., 2., 2.])
+    """
     return (a * b).sum(dim=tuple(range(like.dim(), a.dim()))) if a.dim() > like.dim() else a * b

@@ -29,6 +29,11 @@ class CrankNicolson:
         step_size: β in (0, 1], a number or one for each chain, ``(*chains,)``.
         reference_scale: standard deviation of the wide Gaussian around the origin, a number or ``(*chains,)``; 1 for
             standardized data.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(3), kernel=ep.kernels.CrankNicolson())
+        >>> ebm.recovery(torch.zeros(5, 2), level=1, steps=5).sample().shape
+        torch.Size([5, 2])
     """
 
     step_size: float | Tensor = 1.0
@@ -80,6 +85,12 @@ class CrankNicolsonLangevin:
         step_size: β in (0, 1], a number or one for each chain, ``(*chains,)``.
         reference_scale: as in :class:`CrankNicolson`.
         force_dtype: arithmetic of the drift, as in :class:`~energyppl.MALA`: the target stays exact.
+
+    Example:
+        >>> kernel = ep.kernels.CrankNicolsonLangevin()
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(3), kernel=kernel)
+        >>> ebm.recovery(torch.zeros(5, 2), level=1, steps=5).sample().shape
+        torch.Size([5, 2])
     """
 
     step_size: float | Tensor = 0.3

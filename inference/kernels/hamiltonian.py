@@ -279,6 +279,12 @@ class MALT:
         friction: γ, per unit of the whitened coordinates, a number or one for each chain; 0 is HMC.
         inverse_mass: as in :class:`HMC`.
         force_dtype: as in :class:`HMC`.
+
+    Example:
+        >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> chains = ep.sample_chains(ep.kernels.MALT(), bell, chains=8, draws=10, warmup=20, progress=False)
+        >>> chains.draws.shape
+        torch.Size([8, 10, 2])
     """
 
     step_size: float | Tensor = 0.1

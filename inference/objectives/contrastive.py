@@ -25,7 +25,12 @@ Points of a distribution with a support are unconstrained.
 
 
 def from_data(data: Tensor, noisy: Tensor) -> Tensor:
-    """Begin at the data point, an exact draw of the true recovery distribution: the stable choice."""
+    """Begin at the data point, an exact draw of the true recovery distribution: the stable choice.
+
+    Example:
+        >>> ep.objectives.from_data(torch.zeros(2), noisy=torch.ones(2))
+        tensor([0., 0.])
+    """
     return data
 
 

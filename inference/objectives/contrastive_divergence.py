@@ -33,6 +33,12 @@ class ContrastiveDivergence:
 
     Raises:
         InvalidInput: for steps below one, or a kernel without one step size.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> history = ep.fit(ebm, torch.randn(200, 2), ep.objectives.ContrastiveDivergence(), steps=3, progress=False)
+        >>> len(history.records)
+        3
     """
 
     kernel: TunableKernel | None = None

@@ -32,6 +32,11 @@ class ExactLikelihood:
 
     Raises:
         InvalidInput: for fewer than 8 points or a width that is not positive.
+
+    Example:
+        >>> ebm, objective = ep.EBM(ep.MLPEnergy((1,), levels=1)), ep.objectives.ExactLikelihood()
+        >>> len(ep.fit(ebm, torch.randn(200, 1), objective, steps=3, progress=False).records)
+        3
     """
 
     points: int = 128

@@ -42,6 +42,10 @@ def conditional_contrast(model: EnergyModel, data: Tensor, level: int = 0) -> fl
 
     Returns:
         Lower is better, and log 2 is what a constant energy gets; the noise is the same at every call.
+
+    Example:
+        >>> ep.objectives.conditional_contrast(ep.EBM(ep.MLPEnergy((2,), levels=1)), torch.randn(200, 2)) > 0.0
+        True
     """
     with fixed_noise(data):
         x = diffuse(model, data, level).detach()

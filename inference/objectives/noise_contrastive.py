@@ -55,6 +55,11 @@ class NoiseContrastive:
 
     Raises:
         InvalidInput: for a ratio below one or a base that is none.
+
+    Example:
+        >>> ebm, objective = ep.EBM(ep.MLPEnergy((2,), levels=1)), ep.objectives.NoiseContrastive()
+        >>> len(ep.fit(ebm, torch.randn(200, 2), objective, steps=3, progress=False).records)
+        3
     """
 
     base: Base | None = None

@@ -25,6 +25,10 @@ class ChainBuffer(nn.Module):
 
     Raises:
         InvalidInput: for no slots or no levels, or fewer slots than levels.
+
+    Example:
+        >>> ep.objectives.ChainBuffer(torch.Size((2,)), slots=16).x.shape
+        torch.Size([16, 2])
     """
 
     x: Tensor

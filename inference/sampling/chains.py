@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energyppl._checks import check_count
+from energyppl._html import summary_table
 from energyppl.arviz_export import Groups, to_inference_data
 from energyppl.inference.kernels.contract import Kernel
 from energyppl.inference.sampling.pyro_model import ModelPotential
@@ -68,8 +69,21 @@ class Chains:
             f"  {self.gradients:.0f} gradients a chain in {self.seconds:.1f} s, after {self.warmup_gradients:.0f} in "
             f"{self.warmup_seconds:.1f} s of warm-up; acceptance {float(self.acceptance.double().mean()):.2f}"
         )
-        remarks = [*self.notes, *(self.problems() or ["no problem noticed"])]
-        return "\n".join([*lines, *(f"  {remark}" for remark in remarks)])
+        return "\n".join([*lines, *(f"  {remark}" for remark in self._remarks())])
+
+    def _repr_html_(self) -> str:
+        chains, draws, *event = self.draws.shape
+        rows = {
+            "kernel": type(self.kernel).__name__,
+            "points": str(tuple(event)),
+            "sampling": f"{self.gradients:.0f} gradients a chain, {self.seconds:.1f} s",
+            "warm-up": f"{self.warmup_gradients:.0f} gradients a chain, {self.warmup_seconds:.1f} s",
+            "acceptance": f"{float(self.acceptance.double().mean()):.2f}",
+        }
+        return summary_table(f"Chains: {chains} of {draws} draws", rows, self._remarks())
+
+    def _remarks(self) -> list[str]:
+        return [*self.notes, *(self.problems() or ["no problem noticed"])]
 
     @property
     def samples(self) -> dict[str, Tensor]:

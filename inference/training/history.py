@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from energyppl._html import summary_table
 from energyppl.errors import InvalidInput
 
 __all__ = ["History", "Record"]
@@ -31,7 +32,14 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """Training history: the records of all updates, and why training stopped."""
+    """Training history: the records of all updates, and why training stopped.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> history = ep.fit(ebm, torch.randn(200, 2), ep.objectives.SlicedScoreMatching(), steps=3, progress=False)
+        >>> history.column("loss").shape
+        (3,)
+    """
 
     records: tuple[Record, ...]
     stopped: str
@@ -46,6 +54,28 @@ class History:
         return np.array([r.values.get(name, math.nan) for r in self.records], dtype=np.float64)
 
     def __repr__(self) -> str:
-        last = self.records[-1] if self.records else None
-        end = f", loss {last.loss:.4g}" if last else ""
-        return f"History({len(self.records)} steps{end}; {self.stopped})"
+        """Summarize in one line: many objectives' losses mean little by themselves, so the held-out measure leads."""
+        rows = self._summary()
+        shown = [f"{name} {rows[name]}" for name in ("held-out measure", "loss") if name in rows]
+        return f"History({'; '.join([f'{len(self.records)} steps', *shown, self.stopped])})"
+
+    def _repr_html_(self) -> str:
+        return summary_table(f"Training: {self.stopped}", self._summary())
+
+    def _summary(self) -> dict[str, str]:
+        """Describe the run: its best held-out measure, and means over the last tenth of the steps."""
+        if not self.records:
+            return {"steps": "0"}
+        rows = {"steps": str(len(self.records))}
+        measures = [(r.held_out, r.step) for r in self.records if math.isfinite(r.held_out)]
+        if measures:
+            best, step = min(measures)
+            rows["held-out measure"] = f"{best:.4g} at best, at step {step}"
+        last = self.records[-max(1, len(self.records) // 10) :]
+        rows["loss"] = f"{np.mean([r.loss for r in last]):.4g} in the last {len(last)} steps"
+        for name in last[-1].values:
+            values = [r.values.get(name, math.nan) for r in last]
+            known = [value for value in values if not math.isnan(value)]
+            if known:
+                rows[name.replace("_", " ")] = f"{np.mean(known):.4g}"
+        return rows

@@ -66,6 +66,11 @@ class ConvEnergy(Rebuildable, nn.Module):
     Raises:
         InvalidInput: for sizes below one, images whose sides can't be halved as often, a negative confinement, or
             levels, a confinement, an output scale or a conditioning of a continuous network.
+
+    Example:
+        >>> net = ep.ConvEnergy((1, 8, 8), levels=3, width=8)
+        >>> net(torch.rand(5, 1, 8, 8), torch.tensor(0)).shape
+        torch.Size([5])
     """
 
     output_scale: Tensor | None

@@ -49,6 +49,12 @@ class UNetInitializer(Rebuildable, nn.Module):
     Raises:
         InvalidInput: for sizes below one, images whose sides can't be halved as often, heights that don't occur, or a
             share outside [0, 1).
+
+    Example:
+        >>> net = ep.UNetInitializer((1, 8, 8), levels=3, width=8)
+        >>> shift, log_scale = net(torch.rand(5, 1, 8, 8), torch.tensor(0))
+        >>> shift.shape
+        torch.Size([5, 1, 8, 8])
     """
 
     @checked

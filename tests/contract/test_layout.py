@@ -30,7 +30,7 @@ SOURCES = sorted(
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TOP_LEVEL = {
     *("pyproject.toml", "constraints.txt", "Makefile", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"),
-    *(".ci", ".gitignore", ".pre-commit-config.yaml"),
+    *(".ci", ".github", ".gitignore", ".pre-commit-config.yaml", "CITATION.cff"),
     *("energyppl", "models", "inference", "tests", "tutorials"),
 }
 

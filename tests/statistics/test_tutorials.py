@@ -1,5 +1,6 @@
-"""Every tutorial on disk runs as a script, as it stands but for its sizes."""
+"""Every tutorial on disk runs as a script and as a notebook, as it stands but for its sizes."""
 
+import base64
 import re
 import runpy
 import subprocess
@@ -7,25 +8,14 @@ import sys
 import warnings
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
-RUNS = {
-    "01_two_dimensions.py": ["--steps", "10"],
-    "02_chains_and_arviz.py": ["--steps", "10", "--draws", "20"],
-    "03_inside_pyro.py": ["--steps", "10", "--draws", "20", "--chains", "50"],
-    "04_log_normalizers.py": ["--steps", "10"],
-    "05_cooperative.py": ["--steps", "10"],
-    "06_guidance_composition_inpainting.py": ["--steps", "10"],
-    "07_joint_ebm_long_runs.py": ["--steps", "10", "--long", "100"],
-    "08_score_matching.py": ["--steps", "10"],
-    "09_out_of_distribution.py": ["--steps", "10"],
-    "10_tables.py": ["--steps", "10"],
-    "11_images.py": ["--steps", "10"],
-    "12_conditional.py": ["--steps", "10"],
-    "13_latent_prior.py": ["--steps", "10"],
-    "14_simulation_based_inference.py": ["--steps", "10", "--draws", "5"],
-}
+NAMES = sorted(path.name for path in TUTORIALS.glob("*.py"))
+IN_SECONDS = {"01_two_dimensions.py", "04_log_normalizers.py"}  # run as notebooks with the others of this file
+FEW = {"STEPS": 10, "DRAWS": 20, "CHAINS": 50, "LONG": 100}  # in place of the constants of a first cell
 SHORT = "schedule=ep.levels.TemperatureSchedule(hot=5, cooling=5, quench=5)"
 SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option for
     "01_two_dimensions.py": {"generate((2_000,), steps=40)": "generate((400,), steps=5)"},
@@ -105,36 +95,55 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
 }
 
 
-def test_every_tutorial_is_listed() -> None:
-    assert {path.name for path in TUTORIALS.glob("*.py")} == set(RUNS)
-
-
-def smaller(name: str, folder: Path) -> Path:
-    """A tutorial with the sizes above, in ``folder``."""
+def smaller(name: str) -> str:
+    """Give a tutorial the sizes above."""
     text = (TUTORIALS / name).read_text(encoding="utf-8")
+    for constant, few in FEW.items():
+        text = re.sub(rf"^{constant} = [\d_]+", f"{constant} = {few}", text, flags=re.MULTILINE)
     for full, small in SMALLER.get(name, {}).items():
         assert full in text, full
         text = text.replace(full, small)
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
+    return text
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", NAMES)
+def test_tutorial_has_sizes_in_its_first_cell_and_needs_no_file(name: str) -> None:
+    text = (TUTORIALS / name).read_text(encoding="utf-8")
+    assert text.startswith("# %% [markdown]\n# # ")
+    assert re.search(r"^STEPS = [\d_]+", text, re.MULTILINE)
+    assert not re.search(r"__file__|argparse|sys\.argv|save_figure", text)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_tutorial_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, whose imports are made; what ArviZ says when it is imported, in one of its own."""
-    path = smaller(name, tmp_path)
-    arguments = [str(path), str(tmp_path), *RUNS[name]]
+    monkeypatch.setenv("ENERGYPPL_PICTURES", str(tmp_path))
+    path = tmp_path / name
+    path.write_text(smaller(name), encoding="utf-8")
     if "import arviz" in path.read_text(encoding="utf-8"):
-        command = [sys.executable, "-W", "error", *arguments]
+        command = [sys.executable, "-W", "error", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
     else:
-        monkeypatch.setattr(sys, "argv", arguments)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             runpy.run_path(str(path), run_name="__main__")
     assert len(list(tmp_path.glob("*.png"))) >= 5
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in IN_SECONDS else pytest.mark.slow) for n in NAMES])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Jupyter's own packages among themselves
+def test_tutorial_runs_as_a_notebook(name: str, tmp_path: Path) -> None:
+    """Every figure is shown beneath its cell, and no file is written."""
+    percent = runpy.run_path(str(TUTORIALS / "site" / "percent.py"))
+    notebook = nbformat.reads(percent["notebook"](smaller(name)), as_version=4)
+    nbformat.validate(notebook)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pictures = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) >= 5
+    assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
+    assert list(tmp_path.rglob("*.png")) == []
 
 
 def test_the_pictures_that_the_tutorials_show_exist() -> None:
