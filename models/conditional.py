@@ -19,8 +19,9 @@ from energyppl.integration.batched import Energies, log_integrals, quantiles
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._cache import WeightKeyedCache
 from energyppl.models._context import Contexts, context_shapes
+from energyppl.models._recovery_draws import default_kernel
 from energyppl.models.levels import LevelEnergies
-from energyppl.models.recovery import ConditionView, RecoveryEBM, default_kernel
+from energyppl.models.recovery import ConditionView, RecoveryEBM
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
 from energyppl.schedule import NoiseSchedule
@@ -61,6 +62,7 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
     """
 
     trained_without: Tensor
+    denoises = False  # samples come by chains
 
     @property
     def default_objective(self) -> type[RecoveryLikelihood] | type[LevelScoreMatching]:

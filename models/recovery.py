@@ -1,8 +1,7 @@
 """RecoveryEBM: an energy network at every level of a noise schedule, trained by recovery likelihood."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import pyro
@@ -14,19 +13,19 @@ from energyppl._checks import append_dims, check_count, check_data, check_event,
 from energyppl.distributions import RecoveryDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
-from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
+from energyppl.inference.kernels.crank_nicolson import CrankNicolson
 from energyppl.inference.levels.ancestral import descend_by_denoising
 from energyppl.inference.levels.coupling import moves_needed
 from energyppl.inference.levels.generation import Generation, LevelTuning, generate, tune_levels
-from energyppl.inference.levels.initializers import check_initializer, recovery_proposal, recovery_start
-from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt
+from energyppl.inference.levels.initializers import check_initializer, recovery_proposal
+from energyppl.inference.levels.recovery import tilt
 from energyppl.inference.objectives.contract import KernelState
 from energyppl.inference.objectives.contrastive import FromNegatives
 from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
-from energyppl.inference.sampling.run_chain import run_chain
 from energyppl.models._cache import KnownMoves, LevelIntegrals, WeightKeyedCache
-from energyppl.models._network_checks import check_label, event_shape_of
+from energyppl.models._network_checks import check_label
+from energyppl.models._recovery_draws import RecoveryDraws, default_kernel
 from energyppl.models.base import called_sentence
 from energyppl.models.levels import LevelEnergies
 from energyppl.potentials.algebra import Potential
@@ -35,7 +34,6 @@ from energyppl.schedule import NoiseSchedule
 
 __all__ = ["ConditionView", "RecoveryEBM", "RecoveryView"]
 
-_FEW_DIMENSIONS = 4  # up to here proposals from the tilt are accepted so often that a gradient doesn't pay
 _MOVES, _FEWEST_MOVES = 480, 8  # of a sample through all levels, and at each
 
 
@@ -99,8 +97,8 @@ class RecoveryEBM(LevelEnergies):
 
     @property
     def unconditional(self) -> "RecoveryEBM":
-        """The model that a class was asked of, or itself."""
-        return self
+        """The model that a condition was asked of, or itself."""
+        return self.base if isinstance(self, ConditionView) else self
 
     def given(self, label: int | Tensor, *, guidance: float = 0.0) -> "RecoveryEBM":
         """Return the model of one class, or of each point's own, sharpened by classifier-free guidance.
@@ -140,7 +138,7 @@ class RecoveryEBM(LevelEnergies):
         noisy = check_event("noisy", noisy, self.event_shape).to(self.loc)
         level = self._level_of(noisy, level)
         alpha, sigma = (append_dims(value.to(noisy)[level], noisy) for value in tilt(self.schedule))
-        draw = _RecoveryDraws(self, noisy, level, alpha, steps)
+        draw = RecoveryDraws(self, noisy, level, alpha, steps)
         return RecoveryDistribution(
             Standardized(self.potential(level), self.loc, self.scale * alpha),
             noisy,
@@ -322,37 +320,6 @@ class RecoveryEBM(LevelEnergies):
                 pyro.factor("level_tie", -objective.tie * objective.level_tie(self, pairs))
 
 
-@dataclass(frozen=True, eq=False)
-class _RecoveryDraws:
-    """Chains that draw from a recovery distribution, in the standardized coordinates that step sizes count in."""
-
-    model: RecoveryEBM
-    noisy: Tensor
-    level: Tensor
-    alpha: Tensor
-    steps: int
-
-    def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
-        model, levels = self.model, self.level.expand(shape)
-        points = model.to_unit(self.noisy).expand(*shape, *model.event_shape)
-        tilted = recovery_potential(model, points, levels)
-        return self._run(tilted, recovery_start(model, tilted, points, levels), levels).to(like)
-
-    def log_z(self, potential: Potential, value: Tensor) -> Tensor:
-        """Return a log Z whose gradient is that of recovery likelihood, from chains that begin at the value."""
-        model = self.model
-        levels = self.level.expand(value.shape[: value.dim() - len(model.event_shape)])
-        tilted = recovery_potential(model, model.to_unit(self.noisy).expand(value.shape), levels)
-        moved = self._run(tilted, (model.to_unit(value) / self.alpha).detach(), levels)
-        return FromNegatives(moved)(potential, value)
-
-    def _run(self, tilted: Potential, start: Tensor, levels: Tensor) -> Tensor:
-        model = self.model
-        kernel = recovery_kernel(model.level_kernel, model.schedule, levels)
-        x = run_chain(kernel, tilted, start, self.steps).state.x
-        return model.loc + model.scale * self.alpha * x
-
-
 class RecoveryView(RecoveryEBM):
     """A model that holds another one and overrides its energy; all else is looked up in the other.
 
@@ -419,11 +386,6 @@ class ConditionView(RecoveryView):
         """Whether samples come by the energy's own denoiser, as the other model's do."""
         return self.base.denoises
 
-    @property
-    def unconditional(self) -> RecoveryEBM:
-        """The model that the condition was asked of."""
-        return self.base
-
     def given(self, label: int | Tensor, *, guidance: float = 0.0) -> RecoveryEBM:
         """Return the model of another class."""
         return self.base.given(label, guidance=guidance)
@@ -435,9 +397,3 @@ class ConditionView(RecoveryView):
     def potential(self, level: int | Tensor = 0) -> Potential:
         """Return the condition's energy at a level, in standardized coordinates."""
         return self.base._at_level(level, self.conditions, self.guidance)
-
-
-def default_kernel(net: nn.Module, event_shape: Sequence[int] | None) -> TunableKernel:
-    """Return the kernel that moves recovery chains where none is chosen: with the gradient in many dimensions."""
-    few = math.prod(event_shape_of(net, event_shape)) <= _FEW_DIMENSIONS
-    return CrankNicolson() if few else CrankNicolsonLangevin()
