@@ -61,6 +61,7 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
     """
 
     trained_without: Tensor
+    denoises = False  # samples come by chains
 
     @property
     def default_objective(self) -> type[RecoveryLikelihood] | type[LevelScoreMatching]:

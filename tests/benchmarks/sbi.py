@@ -111,7 +111,7 @@ class Task:
 
 
 TASKS = {
-    "two_moons": Task(two_moons, 1.0, 2, 2, 8.0, {"frequency_range": (0.2, 32.0)}),
+    "two_moons": Task(two_moons, 1.0, 2, 2, 9.0, {}),
     "slcp": Task(slcp, 3.0, 5, 8, 8.0, {}),
 }
 

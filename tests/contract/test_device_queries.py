@@ -15,7 +15,6 @@ from torch.distributions import constraints
 
 import energyppl as ep
 from energyppl import plots
-from energyppl.cli.runs import FittedTable
 from energyppl.inference.evaluation.chains import level_acceptance
 from energyppl.inference.normalizing import forward, levels, mode_search, paths
 from energyppl.inference.normalizing.recovery import recovery_normalizers
@@ -194,8 +193,10 @@ def test_results_are_drawn_and_exported() -> None:
     plots.scatter_panels({"draws": model.sample((9,), steps=1)}, title="")
     plots.level_plot(level_acceptance(model, samples=4, steps=1).acceptance, title="")
     plots.score_histograms({"scores": ep.evaluation.energy_scores(model, data().to(DEVICE))})
-    empty = (np.empty(0),) * 2
-    FittedTable(model, ("a", "b"), np.zeros(2), np.ones(2), empty, np.eye(2), np.eye(2), {}).sample(5)
+    table = ep.data.table_from_array(np.random.default_rng(0).normal(size=(20, 2)))
+    fitted = ep.tables.TableModel(model, ep.data.TableTransform.fit(table), table, table.values)
+    fitted.sample(5)
+    fitted.encode(table.values)
 
 
 # --- Chains ---
