@@ -93,7 +93,8 @@ PARTS = {
         "Data",
         "Tables and images, read and checked.",
         "energyppl.data",
-        others="data.columns.Numbers data.columns.FewValues data.columns.TwoValues data.columns.Categories",
+        others="data.columns.Numbers data.columns.FewValues data.columns.TwoValues data.columns.Categories "
+        "data.monotone.Spline data.monotone.Atoms",
     ),
     "tables": Part(
         "Densities of tables", "Tables as they are: columns of all kinds, by transforms.", "energyppl.tables"
