@@ -23,7 +23,7 @@ from energyppl.autodiff.devices import device_of
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential, can_expand
-from energyppl.potentials.constrained import Constrained, constrain, contains, of_event_dim, unconstrain
+from energyppl.potentials.constrained import Constrained, check_ends, constrain, contains, of_event_dim, unconstrain
 from energyppl.potentials.points import dtype_of
 
 __all__ = ["EnergyDistribution", "LogZ", "RecoveryDistribution", "Sampler"]
@@ -289,6 +289,8 @@ def _check_parts(sampler: object, like: object, support: object) -> None:
             f"support must be a constraint of torch.distributions.constraints; got {support!r}: pass one such as "
             "constraints.positive"
         )
+    if support is not None:
+        check_ends(support)
 
 
 def _checked_log_z(log_z: Any) -> Any:

@@ -65,15 +65,9 @@ except ep.InvalidInput as refusal:
 # noise.
 
 # %%
-<<<<<<< HEAD
-net = ep.MLPEnergy(2, context_shape=2, frequency_range=(0.2, 32.0))
-ebm = ep.models.ConditionalEBM(net, ep.NoiseSchedule.cosine(16, log_snr_max=8.0, log_snr_min=-6.0))
-history = ep.fit(ebm, simulations, steps=STEPS, progress=False)
-=======
 net = ep.MLPEnergy(2, context_shape=2)
 ebm = ep.models.ConditionalEBM(net, ep.NoiseSchedule.cosine(16, log_snr_max=9.0, log_snr_min=-6.0))
-history = ep.fit(ebm, simulations, steps=args.steps, progress=False)
->>>>>>> wt-conditional
+history = ep.fit(ebm, simulations, steps=STEPS, progress=False)
 measure = history.column("held_out")
 at = np.flatnonzero(np.isfinite(measure))
 curves = {

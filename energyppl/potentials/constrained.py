@@ -31,7 +31,16 @@ from energyppl._checks import append_dims, is_number
 from energyppl.errors import InvalidInput
 from energyppl.potentials.algebra import Potential, as_potential, sum_event
 
-__all__ = ["Constrained", "bijection", "constrain", "contains", "latent_transform", "of_event_dim", "unconstrain"]
+__all__ = [
+    "Constrained",
+    "bijection",
+    "check_ends",
+    "constrain",
+    "contains",
+    "latent_transform",
+    "of_event_dim",
+    "unconstrain",
+]
 
 _SIMPLEX = type(constraints.simplex)
 
@@ -48,7 +57,8 @@ def bijection(support: constraints.Constraint) -> transforms.Transform:
         return transforms.IndependentTransform(bijection(support.base_constraint), support.reinterpreted_batch_ndims)
     if isinstance(support, (constraints.interval, constraints.half_open_interval)):
         low, high = support.lower_bound, support.upper_bound
-        _check_ends(low, high)
+        if is_number(low) and is_number(high) and not low < high:
+            raise InvalidInput(f"the ends of an interval must be two numbers, the lower first; got {low} and {high}")
         if is_number(low) and low == -math.inf:
             return bijection(constraints.real if is_number(high) and high == math.inf else constraints.less_than(high))
         if is_number(high) and high == math.inf:
@@ -65,13 +75,18 @@ def bijection(support: constraints.Constraint) -> transforms.Transform:
     return transform
 
 
-def _check_ends(low: float | Tensor, high: float | Tensor) -> None:
+def check_ends(support: constraints.Constraint) -> None:
     """Require the ends of an interval, or of one for each coordinate, to be numbers, the lower first.
 
     Raises:
         InvalidInput: otherwise; also for tensors of ends of which some are infinite, as torch's map onto an interval
             takes finite ones only.
     """
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if not isinstance(support, (constraints.interval, constraints.half_open_interval)):
+        return
+    low, high = support.lower_bound, support.upper_bound
     ends = torch.as_tensor(low, dtype=torch.float64), torch.as_tensor(high, dtype=torch.float64)
     if not bool((ends[0] < ends[1]).all()):
         raise InvalidInput(f"the ends of an interval must be two numbers, the lower first; got {low} and {high}")
@@ -197,11 +212,6 @@ def of_event_dim(support: constraints.Constraint, size: int) -> constraints.Cons
         raise InvalidInput(
             f"support must say where points lie; got {support}: pass one such as constraints.positive"
         ) from None
-    base = support
-    while isinstance(base, constraints.independent):
-        base = base.base_constraint
-    if isinstance(base, (constraints.interval, constraints.half_open_interval)):
-        _check_ends(base.lower_bound, base.upper_bound)
     with contextlib.suppress(InvalidInput):
         own = max(own, bijection(support).codomain.event_dim)  # Pyro's positive_ordered_vector says it has none
     if own > size:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -177,13 +178,14 @@ class TableModel:
             InvalidInput: for columns or categories that the table has not.
         """
         check_count("the number of samples", count)
-        with torch.random.fork_rng(enabled=seed is not None):
+        with torch.random.fork_rng() if seed is not None else nullcontext():
             if seed is not None:
                 torch.manual_seed(seed)
             if not given:
                 return self.table.frame(self.sample_values(count))
             values = np.repeat(self.given_row(given), count, 0)
-            return self.table.frame(self.fill(values, torch.Generator().manual_seed(seed or 0)))
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+            return self.table.frame(self.fill(values, generator))
 
     def given_row(self, given: Mapping[str, Any]) -> Array:
         """Return one row, ``(1, d)``, with values of some columns and the others missing."""

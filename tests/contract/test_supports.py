@@ -340,7 +340,9 @@ MIXED: dict[str, tuple[Callable[[], Any], str]] = {
         "ends of an interval must be two numbers, the lower first",
     ),
     "ends of which one is infinite": (
-        lambda: Constrained(PLANE, constraints.interval(torch.zeros(2), torch.tensor([1.0, math.inf]))),
+        lambda: ep.EnergyDistribution(
+            PLANE, support=constraints.interval(torch.zeros(2), torch.tensor([1.0, math.inf]))
+        ),
         r"put a constraint for each coordinate together by constraints\.stack",
     ),
     "distribution in a quadrature": (
