@@ -1,6 +1,7 @@
 """Gap to the true entropy in 5, 10 and 20 dimensions: RecoveryEBM with the defaults on densities that are known.
 
-``python -m tests.benchmarks truth [TARGET …] [--dimensions 5 10 20] [--rows 1000 10000 100000] [--steps N] [--seed N]``
+``python -m tests.benchmarks truth [TARGET …] [--dimensions 5 10 20] [--rows 1000 10000 100000] [--steps N]
+[--particles N] [--samples N] [--seed N]``
 
 The targets are a mixture of five correlated Gaussians, a product of bananas, and a ring times Gaussians.  The gap is
 the expected log density of level 0's truth less that of the model, KL(truth ‖ model), over 4,000 fresh rows: ± holds
@@ -60,19 +61,19 @@ def target(name: str, dimensions: int) -> Product:
     return Product((ep.toys.GaussianMixture(means, covariances, weights),))
 
 
-def measure(name: str, dimensions: int, rows: int, steps: int | None, seed: int) -> None:
+def measure(name: str, dimensions: int, rows: int, args: argparse.Namespace) -> None:
     """Train on one target and print its line."""
     truth = target(name, dimensions)
-    torch.manual_seed(seed)
+    torch.manual_seed(args.seed)
     data = truth.sample(rows)
     ebm = ep.RecoveryEBM(ep.MLPEnergy((dimensions,)), ep.NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0))
     ebm.standardize(data, isotropic=True)  # so that the truth at a level is the target with isotropic noise
     began = time.process_time()
-    history = ep.fit(ebm, data, steps=steps, progress=False)
+    history = ep.fit(ebm, data, steps=args.steps, progress=False)
     seconds = time.process_time() - began
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the warning is part of what is printed
-        log_z = ebm.log_normalizer()
+        log_z = ebm.log_normalizer(method=ep.normalizing.BAR(args.particles))
     fresh = ebm.diffuse(truth.sample(FRESH), 0)
     scale = float(ebm.scale.log().sum())
     alpha, sigma = float(ebm.schedule.alpha_bar[0]), float(ebm.schedule.sigma_bar[0] * ebm.scale[0])
@@ -80,8 +81,8 @@ def measure(name: str, dimensions: int, rows: int, steps: int | None, seed: int)
         own = ebm.implied_log_prob(fresh).double() + scale - log_z.estimate
         below = truth.log_prob(fresh - (1.0 - alpha) * ebm.loc, alpha, sigma) - own
     gap, error = float(below.mean()), math.hypot(float(below.std()) / math.sqrt(FRESH), log_z.standard_error)
-    samples = ebm.sample((1000,))
-    p_value = ep.metrics.energy_distance_test(samples, fresh[:1000]).p_value
+    samples = ebm.sample((args.samples,))
+    p_value = ep.metrics.energy_distance_test(samples, fresh[: args.samples]).p_value
     print(
         f"{name}, {dimensions}-D, {rows} rows: gap {gap:.3f} ± {error:.3f} (goal {0.02 * dimensions:.2f}); "
         f"log Z {log_z.estimate - scale:.3f} ± {log_z.standard_error:.3f}{', warns' if log_z.warning else ''}; "
@@ -98,6 +99,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dimensions", nargs="+", type=int, default=[5, 10, 20])
     parser.add_argument("--rows", nargs="+", type=int, default=[1000, 10_000, 100_000])
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--particles", type=int, default=ep.normalizing.BAR().particles, help="of log Z")
+    parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     if unknown := set(args.targets) - set(names):
@@ -106,4 +109,4 @@ def main(arguments: Sequence[str]) -> None:
     for name in args.targets:
         for dimensions in args.dimensions:
             for rows in args.rows:
-                measure(name, dimensions, rows, args.steps, args.seed)
+                measure(name, dimensions, rows, args)

@@ -30,8 +30,8 @@ SMALL = {
     "learned": "--steps 2 --particles 32 eight-gaussians",
     "likelihood": "{table} rows --steps 2 --splits 2",
     "log_z": "'banana, 2-D' --budget 2000 --repeats 1",
-    "truth": "mixture bananas ring --dimensions 5 --rows 200 --steps 2",
-    "masses": "--steps 2 --samples 20 --shares .1 --distances 3",
+    "truth": "mixture bananas ring --dimensions 5 --rows 200 --steps 2 --particles 32 --samples 20",
+    "masses": "--by both --steps 2 --size 2000 --samples 20 --shares .1 --distances 3",
     "microcanonical": "'banana, 2-D' --warmup 30 --draws 20",
     "processes": "--steps 2 --batch 64 --chains 16 --draws 10 --particles 32",
     "recovery": "--steps 2 --points 100 eight-gaussians",
@@ -45,7 +45,14 @@ SMALL = {
     "waiting": "--rows 200 --samples 5 --steps 2 --repeats 1 --chains 4 --samplers ours-chees --draws 20 --warmup 20",
 }
 
-HEAVY = {"cooperative", "cost", "images", "processes", "systems"}  # half a minute and more, whatever their options
+HEAVY = {
+    "cooperative",
+    "cost",
+    "images",
+    "processes",
+    "systems",
+    "waiting",
+}  # half a minute and more, whatever their options
 CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in SMALL]
 
 

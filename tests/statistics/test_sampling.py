@@ -6,6 +6,7 @@ sample size is needed.
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,10 @@ def test_the_warm_up_is_kept_on_request() -> None:
     assert sample(ep.NUTS(0.5), NORMAL, warmup=0, draws=10, keep_warmup=True).warmup is None
 
 
-def test_draws_as_one_for_predictive_and_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_draws_as_one_for_predictive_and_a_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # elsewhere progress is lines, the first after two seconds
     chains = sample(ep.HMC(0.5), NORMAL, chains=4, draws=25, warmup=10, progress=True)
     bar = capsys.readouterr().err
     assert "sampling" in bar
