@@ -145,6 +145,16 @@ def test_dtypes_come_back() -> None:
         table_from_frame(frame[["whole"]], like=table)
 
 
+def test_numbers_of_another_table_are_numbers_by_value() -> None:
+    table = table_from_frame(pd.DataFrame({"x": np.arange(N) % 7, "y": X}))
+    for x in (pd.Categorical([3, 5, 7] * 2), ["3", "5", "7"] * 2, pd.Categorical(["3", "5", "7"] * 2)):
+        found = table_from_frame(pd.DataFrame({"x": x, "y": X[:6]}), like=table)
+        assert found.values[:, 0].tolist() == [3.0, 5.0, 7.0] * 2
+    for x in (["low", "high"] * 3, pd.Categorical(["low", "high"] * 3), ["3", "high", "low"] * 2):
+        with pytest.raises(InvalidInput, match=r"'x' holds '(low|high)', and must hold numbers"):
+            table_from_frame(pd.DataFrame({"x": x, "y": X[:6]}), like=table)
+
+
 @pytest.mark.parametrize(("ending", "package"), [("parquet", "pyarrow"), ("xlsx", "openpyxl")])
 def test_an_engine_that_is_missing_is_named(ending: str, package: str, tmp_path: Path) -> None:
     path = tmp_path / f"t.{ending}"
