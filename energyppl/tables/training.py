@@ -18,15 +18,17 @@ from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table, require_different_columns
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import CheckpointError, InvalidInput
+from energyppl.inference.training._checks import move_to
 from energyppl.inference.training.fit import fit as fit_model
 from energyppl.inference.training.history import History
 from energyppl.inference.training.options import TrainingOptions, suited_options
+from energyppl.inference.training.run import Training
 from energyppl.models import MLPEnergy, RecoveryEBM
 from energyppl.schedule import NoiseSchedule
 from energyppl.tables.conditional import draw_unknown
 from energyppl.tables.model import Rows, TableModel, as_table, empty_like
 
-__all__ = ["FitSettings", "Prepared", "build", "fit", "gaussian_draws", "prepare", "train"]
+__all__ = ["FitSettings", "Prepared", "build", "fit", "gaussian_draws", "prepare", "require_same_run", "train"]
 
 _CURVES = ("step", "loss", "gradient_norm", "held_out")
 _CURVES_OF_SOME = ("energy_gap", "acceptance", "denoising", "tie")  # objectives
@@ -197,6 +199,26 @@ def train(
     own = empty_like(table, table.values[prepared.rows[:_KEPT_ROWS]])
     curves = {name: history.column(name) for name in kept}
     return TableModel(ebm, prepared.transform, own, table.values[prepared.held_out], curves), history
+
+
+def require_same_run(
+    prepared: Prepared, settings: FitSettings, checkpoint: Path, *, device: str | torch.device | None = None
+) -> None:
+    """Require a checkpoint that :func:`train` would go on from; nothing is changed.
+
+    Raises:
+        CheckpointError: if it is damaged, or one of other rows or settings.
+    """
+    settings = settings.resolved(prepared.transform.width)
+    assert settings.levels is not None
+    with torch.random.fork_rng():
+        ebm, z = build(prepared.transform.width, settings.levels), prepared.z
+        if bool(torch.isnan(z).any()):
+            z = _kept_rows(checkpoint, ebm, prepared, settings)
+        if device is not None:
+            move_to(ebm, device)
+        training = Training(ebm, z[prepared.rows], held_out=z[prepared.held_out], options=_options(settings, ebm))
+        training.load_state_dict(load_checkpoint(checkpoint))
 
 
 def _options(settings: FitSettings, ebm: RecoveryEBM) -> TrainingOptions:

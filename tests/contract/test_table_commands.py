@@ -96,6 +96,32 @@ def test_more_steps_extend_a_finished_run(tmp_path: Path, capsys: pytest.Capture
     assert json.loads((tmp_path / "run" / "run.json").read_text())["columns"] == ["age", "income"]
 
 
+def test_more_steps_on_another_table_leave_a_run_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("t", "wrong"):
+        people().to_csv(tmp_path / f"{name}.csv", index=False)
+    rest = ("--out", tmp_path / "run", "--levels", 2, "--drop", "kind,owner")
+    files = [tmp_path / "run" / name for name in ("training.ckpt", "run.json", "model.ckpt")]
+    assert run("fit", tmp_path / "t.csv", *rest, "--steps", 4) == 0
+    kept = [file.read_bytes() for file in files]
+    assert run("fit", tmp_path / "wrong.csv", *rest, "--steps", 8) == 2
+    assert "made with other data" in capsys.readouterr().err
+    assert [file.read_bytes() for file in files] == kept
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("energyppl.cli.runs.train", stopped)
+        run("fit", tmp_path / "t.csv", *rest, "--steps", 8)
+    assert (
+        json.loads(files[1].read_text())["settings"]["steps"] == ep.load_checkpoint(files[0])["options"]["steps"] == 8
+    )
+    assert run("fit", tmp_path / "t.csv", *rest) == 0
+    assert json.loads(files[1].read_text())["steps"] == 8
+
+
 def test_samples_have_the_table_s_names_dtypes_and_ranges(folder: Path, tmp_path: Path) -> None:
     assert run("sample", folder / "run", "-n", 50, "--out", tmp_path / "x.csv") == 0
     rows = pd.read_csv(tmp_path / "x.csv")
