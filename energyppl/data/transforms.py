@@ -26,6 +26,7 @@ _EDGE = 0.008  # of the rows in a fiftieth of the range, at an edge; a uniform c
 _FEWEST_ROWS = 100  # that a shape is judged by
 _SPIKE, _MAX_ATOMS = 0.02, 5
 _ROWS_A_KNOT = 15
+_ROOM = 3  # distances between the outermost rows that a column is left beyond its ends, for rows to come
 _MAX_KNOTS = 33
 
 
@@ -194,13 +195,16 @@ def _choose(name: str, x: Array, grid: Array, categories: int, dtype: str, kind:
     spread = smooth + gap * (np.random.default_rng(0).random(len(smooth)) - 0.5)
     if len(smooth) < _FEWEST_ROWS:
         atoms = None
-    base, quantile = _shape(name, x, spread, gap, kind if atoms is None else "quantile")
+    # The ends of a lattice are those of all rows, as its values are: a held-out row at an end has a density.
+    every = np.concatenate([x, grid])
+    ends = (float(every.min()), float(every.max()))
+    base, quantile = _shape(name, ends, len(x), spread, gap, kind if atoms is None else "quantile", len(grid) > 0)
     spline = None
     if quantile:
         knots = int(np.clip(len(spread) // _ROWS_A_KNOT, 5, _MAX_KNOTS))
         spline = fit_spline(base.forward(spread)[0], knots)
     named = "quantile" if quantile else ("none" if base.kind == "none" else base.kind)
-    low, high = _range(x, base, gap)
+    low, high = _range(ends, base, gap)
     return Numbers(named, base, spline, atoms, gap, low, high)
 
 
@@ -217,11 +221,11 @@ def _atoms(x: Array) -> Atoms | None:
     return Atoms(chosen, masses, below)
 
 
-def _range(x: Array, base: Base, gap: float) -> tuple[float, float]:
+def _range(ends: tuple[float, float], base: Base, gap: float) -> tuple[float, float]:
     """Return the least and the largest value that samples may take."""
     if gap:
-        return float(x.min()), float(x.max())
-    low, high = (0.0 if x.min() >= 0.0 else -np.inf), np.inf
+        return ends
+    low, high = (0.0 if ends[0] >= 0.0 else -np.inf), np.inf
     if base.kind == "logit" or (base.kind == "log" and base.sign > 0):
         low = max(low, base.low)
     if base.kind == "logit":
@@ -231,19 +235,22 @@ def _range(x: Array, base: Base, gap: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _shape(name: str, x: Array, spread: Array, gap: float, kind: str) -> tuple[Base, bool]:
+def _shape(
+    name: str, ends: tuple[float, float], count: int, spread: Array, gap: float, kind: str, on_grid: bool
+) -> tuple[Base, bool]:
     """Return a column's closed-form map, and whether a spline to normal scores follows it."""
-    low, high, extent = float(x.min()), float(x.max()), float(x.max() - x.min())
+    (low, high), extent = ends, ends[1] - ends[0]
     crowded = ((spread <= low + 0.02 * extent).mean(), (spread >= high - 0.02 * extent).mean())
-    few = len(x) < _FEWEST_ROWS
+    few = count < _FEWEST_ROWS
     at_low, at_high = (bool(share > _EDGE) and not few for share in crowded)
     # Cells reach half a gap beyond the ends, and a logarithm needs some room there.
-    margin = gap if gap else extent / max(len(x), 20)
-    lower = low - margin
+    margin = gap if gap else extent / max(count, 20)
+    below, above = (0.0, 0.0) if gap and on_grid else _edge_spacings(spread, extent)
+    lower = low - max(margin, below)
     if not gap and low > 0.0 and (low <= 5.0 * margin or not at_low):
         lower = 0.0
     natural = [end for end in (1.0, 100.0) if end - 5.0 * margin <= high < end and not gap]
-    upper = natural[0] if natural else high + margin
+    upper = natural[0] if natural else high + max(margin, above)
     if kind == "none":
         return Base("none"), False
     if kind == "log":
@@ -267,6 +274,16 @@ def _shape(name: str, x: Array, spread: Array, gap: float, kind: str) -> tuple[B
     if at_high and skew < -_SKEWED and not heavy:
         return Base("log", upper, sign=-1.0), True
     return Base("asinh", float(q[3]), float(half if heavy else width)), True
+
+
+def _edge_spacings(x: Array, extent: float) -> tuple[float, float]:
+    """Return how far the few lowest and the few highest rows lie apart, a twentieth of the range at most.
+
+    Another row lies beyond the ends by more than that with a probability of 2⁻³ over the number of rows, about, if the
+    density is even there.
+    """
+    x, few = np.sort(x), min(_ROOM, len(x) - 1)
+    return min(float(x[few] - x[0]), 0.05 * extent), min(float(x[-1] - x[-1 - few]), 0.05 * extent)
 
 
 _LEVELS = (0.005, 0.025, 0.25, 0.5, 0.75, 0.975, 0.995)

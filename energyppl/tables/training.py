@@ -17,7 +17,7 @@ from energyppl._checks import check_count, check_positive
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table, require_different_columns
 from energyppl.data.transforms import TableTransform
-from energyppl.errors import CheckpointError, InvalidInput
+from energyppl.errors import CheckpointError, InvalidInput, warn_user
 from energyppl.inference.training._checks import move_to
 from energyppl.inference.training.fit import fit as fit_model
 from energyppl.inference.training.history import History
@@ -97,8 +97,26 @@ def prepare(table: Table, transforms: Mapping[str, str] | None = None) -> Prepar
             f"every column of {table.source} must vary in the training rows; {', '.join(constant)} doesn't: drop it"
         )
     transform = TableTransform.fit(training, transforms)
-    z, _ = transform.encode(table.values, torch.Generator().manual_seed(0))
+    z, weight = transform.encode(table.values, torch.Generator().manual_seed(0))
+    rows, held_out = _within(rows, held_out, np.isneginf(weight), table.source)
     return Prepared(transform, torch.as_tensor(z, dtype=torch.float32), rows, held_out)
+
+
+def _within(
+    rows: NDArray[np.int64], held_out: NDArray[np.int64], outside: NDArray[np.bool_], source: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Leave out held-out rows that have no coordinates, and so no density; training rows stand in for the last two."""
+    lost = int(outside[held_out].sum())
+    if not lost:
+        return rows, held_out
+    warn_user(
+        f"{lost} of {len(held_out)} held-out rows of {source} lie outside of the range that the training rows leave "
+        "their columns: they judge nothing, and have the density 0 under the model (transforms={name: 'none'}, "
+        "--transform NAME=none, gives a column no end)"
+    )
+    held_out = held_out[~outside[held_out]]
+    few = max(0, 2 - len(held_out))
+    return rows[: len(rows) - few], np.concatenate([held_out, rows[len(rows) - few :]])
 
 
 def build(width: int, levels: int) -> RecoveryEBM:
