@@ -70,8 +70,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--steps",
         type=int,
         metavar="N",
-        help="training steps at most; more than a finished run made extend it (default: 1500, or 2000 above two "
-        "coordinates)",
+        help="training steps at most, after half as many with --missing impute; more than a finished run made extend "
+        "it (default: 1500, or 2000 above two coordinates)",
     )
     fit.add_argument("--levels", type=int, metavar="N", help="noise levels (default: 6, or 20 above two coordinates)")
     fit.add_argument(

@@ -162,10 +162,11 @@ def fit(
         columns: to learn, in this order; all if None.
         drop: columns to leave out.
         missing: of rows with missing cells: ``"drop"`` leaves them out; ``"impute"`` trains on them, their gaps filled
-            by draws of a Gaussian of the coordinates first and, once a first half of the steps is made, by conditional
-            chains of the model itself (a stochastic EM of two rounds; Celeux & Diebolt 1985).
+            by draws of a Gaussian of the coordinates first and, after a first training of half as many steps, by
+            conditional chains of the model itself (a stochastic EM of two rounds; Celeux & Diebolt 1985).
         transforms: for columns by name, how they are taken, as :meth:`energyppl.data.TableTransform.fit` says.
-        steps: updates at most; 1500, or 2000 above two coordinates, if None.
+        steps: updates at most; 1500, or 2000 above two coordinates, if None.  Half as many more come before them where
+            gaps are filled, and are no part of the model's ``curves``.
         levels: of noise; 6, or 20 above two coordinates, if None.
         batch_size: rows in a batch; 512, or 256 above two coordinates, if None.
         learning_rate: of Adam; .004, or .002 above two coordinates, if None.
