@@ -236,9 +236,19 @@ def _number(value: Any) -> float | None:
 def frame_of_columns(
     values: Array, names: Sequence[str], labels: Sequence[Sequence[Label]], dtypes: Iterable[str]
 ) -> pd.DataFrame:
-    """Return rows as a frame with a table's names and dtypes: categories by name, whole numbers as whole numbers."""
+    """Return rows as a frame with a table's names and dtypes: categories by name, whole numbers as whole numbers.
+
+    Raises:
+        InvalidInput: for a category's place that is none.
+    """
     frame: dict[str, Any] = {}
     for name, column, own, dtype in zip(names, values.T, labels, dtypes, strict=True):
+        odd = np.flatnonzero(~np.isnan(column) & ~np.isin(column, np.arange(len(own)))) if own else ()
+        if len(odd):
+            raise InvalidInput(
+                f"{name!r} must hold places of its categories {', '.join(map(str, own))}, 0 to {len(own) - 1}; got "
+                f"{column[odd[0]]:g} in row {odd[0]}: pass a frame with their names"
+            )
         frame[name] = _restored(column, own, dtype)
     return pd.DataFrame(frame)
 

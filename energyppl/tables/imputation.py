@@ -116,6 +116,7 @@ def impute(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
-        filled = model.fill(np.tile(incomplete, (draws, 1)), generator, tick=tick)
+        numbers = np.tile(np.flatnonzero(gaps), draws)
+        filled = model.fill(np.tile(incomplete, (draws, 1)), generator, numbers=numbers, tick=tick)
     filled = filled.reshape(draws, *incomplete.shape)
     return Imputation(table, np.argwhere(missing).astype(np.float64), filled[:, missing[gaps]])

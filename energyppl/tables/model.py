@@ -207,21 +207,40 @@ class TableModel:
             raise InvalidInput(f"{said} lies outside of what the table's columns can be: give values that occur in it")
         return table.values
 
-    def fill(self, values: Array, generator: torch.Generator, *, tick: Callable[[], object] = _NEVER) -> Array:
-        """Draw the missing cells of rows ``(n, d)``, once each, given the others, by conditional chains."""
-        parts = [
-            self._fill(part, generator, tick) for part in np.array_split(values, max(1, -(-len(values) // _CHAINS)))
-        ]
-        return np.concatenate(parts)
+    def fill(
+        self,
+        values: Array,
+        generator: torch.Generator,
+        *,
+        numbers: NDArray[np.int64] | None = None,
+        tick: Callable[[], object] = _NEVER,
+    ) -> Array:
+        """Draw the missing cells of rows ``(n, d)``, once each, given the others, by conditional chains.
+
+        Args:
+            values: as the table holds its values; NaN where a cell is missing.
+            generator: of the places within cells.
+            numbers: of the rows in their table, ``(n,)``, for messages; 0 to n − 1 if None.
+            tick: called along the way, :meth:`fill_rounds` times.
+
+        Raises:
+            InvalidInput: for a row outside of what the columns can be.
+        """
+        numbers = np.arange(len(values)) if numbers is None else numbers
+        chunks = max(1, -(-len(values) // _CHAINS))
+        parts = zip(np.array_split(values, chunks), np.array_split(numbers, chunks), strict=True)
+        return np.concatenate([self._fill(part, own, generator, tick) for part, own in parts])
 
     def fill_rounds(self, count: int) -> int:
         """Count the calls of ``tick`` in :meth:`fill` of so many rows."""
         return max(1, -(-count // _CHAINS)) * rounds(self.ebm)
 
-    def _fill(self, values: Array, generator: torch.Generator, tick: Callable[[], object]) -> Array:
+    def _fill(
+        self, values: Array, numbers: NDArray[np.int64], generator: torch.Generator, tick: Callable[[], object]
+    ) -> Array:
         z, weight = self.encode(values, generator)
         if np.isneginf(weight).any():
-            row = int(np.isneginf(weight).argmax())
+            row = int(numbers[np.isneginf(weight).argmax()])
             raise InvalidInput(f"row {row} lies outside of what the table's columns can be: mend its cells or drop it")
         spread = any(c.random and not np.isnan(x).all() for c, x in zip(self.transform.columns, values.T, strict=True))
 

@@ -233,6 +233,26 @@ def test_functions_take_what_people_have() -> None:
     assert model.log_prob(frame[:1].assign(income=-1.0), log_z)[0] == -np.inf
 
 
+def test_rows_that_cannot_be_are_named_by_their_place_in_the_table(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("energyppl.tables.model._CHAINS", 8)
+    model, frame = ep.tables.load(folder / "run"), pd.read_csv(folder / "whole.csv").head(40)
+    frame.loc[3::2, "income"] = np.nan
+    frame.loc[33, "age"] = 500
+    with pytest.raises(ep.InvalidInput, match="row 33 lies outside"):
+        ep.tables.impute(model, frame, draws=2)
+
+
+@pytest.mark.parametrize("code", [-1.0, 3.0, 0.7])
+def test_codes_of_categories_are_checked(code: float, folder: Path) -> None:
+    model = ep.tables.load(folder / "run")
+    rows = model.rows[~np.isnan(model.rows).any(1)][:4].copy()
+    rows[2, 1] = code
+    with pytest.raises(ep.InvalidInput, match=f"'kind' must hold places .*, 0 to 2; got {code:g} in row 2"):
+        model.log_prob(rows)
+
+
 def test_a_caller_s_random_numbers_go_on() -> None:
     state = torch.random.get_rng_state()
     model = ep.tables.fit(RNG.normal(size=(60, 2)), steps=2, levels=2, progress=False)
