@@ -43,7 +43,6 @@ class TableModel:
         held_out: rows that did not train the weights, ``(m, d)``, as the table holds its values.
         curves: of the training, by name.
         record: of the training: counts, settings, seconds, why it stopped.
-        log_normalizers: of these very weights, kept once they were estimated.
     """
 
     ebm: RecoveryEBM

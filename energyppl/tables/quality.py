@@ -213,7 +213,7 @@ def _verdict(found: dict[str, Any], model: TableModel) -> list[str]:
 def _beside(above: dict[str, float], what: str) -> str:
     amount = f"{abs(above['value']):.3f} ± {above['standard_error']:.3f} nats a row"
     if above["value"] > 2.0 * above["standard_error"]:
-        return f"good: held-out rows are likelier than under {what}, by {amount}"
+        return f"good: held-out rows are likelier than under {what}, by {amount}; they also chose the weights"
     if above["value"] < -2.0 * above["standard_error"]:
         return f"not good: {what} describe{'s' if what.startswith('a ') else ''} held-out rows better, by {amount}"
     return f"held-out rows are about as likely as under {what} ({amount})"

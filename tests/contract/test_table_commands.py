@@ -253,6 +253,15 @@ def test_codes_of_categories_are_checked(code: float, folder: Path) -> None:
         model.log_prob(rows)
 
 
+def test_a_verdict_says_that_held_out_rows_chose_the_weights() -> None:
+    """Two columns that are nearly one are learned better than independent ones."""
+    x = np.random.default_rng(0).normal(size=300)
+    model = ep.tables.fit(np.stack([x, x + 0.1 * RNG.normal(size=300)], 1), steps=60, levels=2, progress=False)
+    said = " ".join(ep.tables.quality(model)["verdict"])
+    assert "good: held-out rows are likelier than under independent columns" in said
+    assert "nats a row; they also chose the weights" in said
+
+
 def test_a_caller_s_random_numbers_go_on() -> None:
     state = torch.random.get_rng_state()
     model = ep.tables.fit(RNG.normal(size=(60, 2)), steps=2, levels=2, progress=False)
