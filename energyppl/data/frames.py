@@ -243,7 +243,9 @@ def frame_of_columns(
     """
     frame: dict[str, Any] = {}
     for name, column, own, dtype in zip(names, values.T, labels, dtypes, strict=True):
-        odd = np.flatnonzero(~np.isnan(column) & ~np.isin(column, np.arange(len(own)))) if own else ()
+        odd = (
+            np.flatnonzero(~np.isnan(column) & ~np.isin(column, np.arange(len(own)))) if own else np.empty(0, np.int64)
+        )
         if len(odd):
             raise InvalidInput(
                 f"{name!r} must hold places of its categories {', '.join(map(str, own))}, 0 to {len(own) - 1}; got "
