@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from energyppl._checks import check_data, shape_text
+from energyppl._seeds import seeded
 from energyppl.distributed import rank, shared_seed, world_size
 from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.training._checks import check_condition, is_conditional
@@ -110,8 +111,7 @@ class StreamedBatches:
             self._batches.sampler.set_epoch(seed % 2**31)  # type: ignore[attr-defined]
         generator = getattr(self._batches, "generator", None)
         self._generator = generator.get_state() if isinstance(generator, torch.Generator) else None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             items = iter(self._batches)
             for item in items:
                 if self._given == self._aside + skip:
