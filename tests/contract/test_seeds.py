@@ -13,6 +13,7 @@ import energyppl as ep
 from energyppl import distributed
 from energyppl._seeds import seeded
 from energyppl.inference.objectives.held_out import fixed_noise
+from energyppl.inference.training import processes
 
 
 class PretendedGenerators:
@@ -110,3 +111,16 @@ def test_gpus_that_are_not_in_use_yet_get_the_seed_they_would_have_had(monkeypat
         assert generators.numbers() == [3, 3]
     assert generators.numbers() == [5, 5]
     assert torch.rand(()) == following
+
+
+@pytest.mark.parametrize("in_use", [True, False])
+def test_all_processes_go_on_with_the_gpus_numbers_of_the_first(in_use: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(11)
+    first = torch.get_rng_state()
+    generators = PretendedGenerators(monkeypatch, in_use=in_use)
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "agreed", lambda value: (first, torch.tensor([9]) if in_use else None))
+    torch.manual_seed(4)
+    processes.end_together()
+    assert generators.numbers() == ([9, 4] if in_use else [11, 11])  # the other GPU is another process's
+    assert torch.equal(torch.get_rng_state(), first)
