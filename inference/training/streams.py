@@ -22,10 +22,10 @@ from energyppl.inference.training.contract import (
     MEASURED_ROWS,
     SETTLING_ROWS,
     Draw,
+    digests,
     held_out_places,
     rows_and_labels,
     sample_size,
-    sums,
 )
 
 __all__ = ["StreamedBatches"]
@@ -214,9 +214,9 @@ class StreamedBatches:
     # --- Keeping and continuing ---
 
     def key(self) -> list[Any]:
-        """Return the shape of a row, and a sum of held-out rows where they are the same in each process."""
+        """Return the shape of a row, and a digest of held-out rows where they are the same in each process."""
         known = not (self._once and self._own)
-        return [list(self.sample.shape[1:]), sums(self.held_out, self.held_out)[1] if known else 0.0]
+        return [list(self.sample.shape[1:]), digests(self.held_out, self.held_out_contexts) if known else []]
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many batches into which pass this is, and held-out rows that can't be read again."""
