@@ -22,9 +22,7 @@ from energyppl.inference.training.fit import fit
 from energyppl.inference.training.history import History
 from energyppl.inference.training.options import TrainingOptions, suited_options
 from energyppl.models.base import EnergyModel
-from energyppl.models.networks.mlp import MLPEnergy
-from energyppl.models.recovery import RecoveryEBM
-from energyppl.schedule import NoiseSchedule
+from energyppl.models.of_columns import model_of_columns
 
 __all__ = ["EnergyDensity"]
 
@@ -213,12 +211,7 @@ class EnergyDensity:
     def _build(self, columns: int) -> EnergyModel:
         if self.model is not None:
             return self.model(columns)
-        levels = self.levels or (6 if columns <= 2 else 20)
-        if columns <= 2:
-            net = MLPEnergy((columns,), hidden=self.hidden, depth=self.depth, levels=levels)
-            return RecoveryEBM(net, NoiseSchedule.cosine(levels))
-        net = MLPEnergy((columns,), hidden=self.hidden, depth=self.depth)
-        return RecoveryEBM(net, NoiseSchedule.cosine(levels, log_snr_max=4.6, log_snr_min=-6.0))
+        return model_of_columns(columns, levels=self.levels, hidden=self.hidden, depth=self.depth)
 
     def _options(self, objective: Any, model: EnergyModel) -> TrainingOptions:
         suited = suited_options(objective, model)
