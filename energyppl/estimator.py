@@ -32,8 +32,9 @@ _Self = TypeVar("_Self", bound="EnergyDensity")
 class EnergyDensity:
     """An energy-based density of rows of numbers, with the methods of scikit-learn's estimators.
 
-    By default a :class:`~energyppl.RecoveryEBM` as the command line trains it: recovery likelihood in one and two
-    columns, score matching at a continuous noise level above.  It goes into a ``Pipeline``, where the steps before it
+    By default the model of :func:`energyppl.models.model_of_columns`, trained by recovery likelihood in one and two
+    columns and by score matching above, on the rows as they are (:func:`energyppl.tables.fit` and the command line
+    train it on transformed columns).  It goes into a ``Pipeline``, where the steps before it
     transform the rows and their densities count in the transformed units, and into ``GridSearchCV``, which maximizes
     :meth:`score`.
 
@@ -42,14 +43,14 @@ class EnergyDensity:
         batch_size: rows in a batch.
         learning_rate: of Adam.
         weight_decay: of the network's weights.
-        levels: noise levels; 6 in one and two columns, 20 above, if None.
+        levels: noise levels, at least 1; 6 in one and two columns, 20 above, if None.
         hidden: width of the network's hidden layers.
         depth: number of hidden layers.
         model: a function of the number of columns that builds another model, in place of levels, hidden and depth.
         objective: what to minimize; the one that the model names if None.
         device: where to train, such as ``"cuda"``.
-        random_state: a whole number that makes :meth:`fit` and what it is asked for later the same at every call, or a
-            ``numpy.random.RandomState`` to draw one from; torch's own random numbers if None.
+        random_state: a whole number that makes :meth:`fit`, and scores and draws after it, the same at every call, or
+            a ``numpy.random.RandomState`` that ``fit`` draws one from; torch's own random numbers if None.
         progress: show a bar.
 
     Attributes:
@@ -157,11 +158,13 @@ class EnergyDensity:
 
         Args:
             n_samples: how many.
-            random_state: makes the draws the same at every call, as in :class:`EnergyDensity`.
+            random_state: a whole number that makes the draws the same at every call, or a
+                ``numpy.random.RandomState`` to draw one from; what ``fit`` used if None, so with a ``random_state`` of
+                the estimator's own every call gives the same rows.
         """
         self._require_fitted()
         check_count("n_samples", n_samples)
-        with self._random_numbers(_seed(random_state)):
+        with self._random_numbers(self._drawn_seed if random_state is None else _seed(random_state)):
             rows: NDArray[np.float64] = self.model_.sample((n_samples,)).double().cpu().numpy()
         return rows
 
