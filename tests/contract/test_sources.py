@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 import energyppl as ep
+from energyppl._checks import as_points
 from energyppl.errors import CheckpointError
 from energyppl.inference.training import parts
 from energyppl.inference.training.parts import WindowedBatches
@@ -251,6 +252,27 @@ def test_labels_come_along(tmp_path: Path) -> None:
         assert next(run).step == 0, name
 
 
+def test_whole_numbers_in_arrays_and_tables_are_taken_as_floats_and_as_labels() -> None:
+    counts, labels = np.arange(2 * COUNT).reshape(COUNT, 2), np.arange(COUNT) % 3
+    for data in (counts, counts.astype(">i2"), pd.DataFrame(counts), counts.astype(np.float16)):
+        source = source_of(with_classes(), data, pd.Series(labels), counts[:5], 16)
+        assert torch.equal(source.sample, torch.as_tensor(counts).float())
+        assert torch.equal(source.held_out, torch.as_tensor(counts[:5]).float())
+        drawn = source.draw()
+        assert drawn is not None
+        assert torch.equal(drawn[0][:, 0].long() // 2 % 3, drawn[1])
+
+
+def test_an_array_is_copied_only_where_it_must_be() -> None:
+    for dtype in (np.float32, np.float64):
+        array = np.zeros((4, 2), dtype)
+        assert as_points("x", array).data_ptr() == array.ctypes.data
+        array.flags.writeable = False  # torch would write where numpy must not
+        assert as_points("x", array).data_ptr() != array.ctypes.data
+    assert as_points("x", np.zeros((4, 2), ">f4")).dtype == torch.float32
+    assert as_points("x", np.zeros((4, 2))[::-1]).shape == (4, 2)
+
+
 def test_contexts_come_along(tmp_path: Path) -> None:
     contexts = torch.randn(COUNT, 3)
     values = torch.stack([contexts[:, 0], torch.randn(COUNT)], 1)  # the first column is the context's
@@ -302,7 +324,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "three things": (lambda _: [(GOOD, GOOD, GOOD)], r"a pair \(rows, labels\); got 3 things"),
     "a text": (lambda _: "rows.npy", "got str"),
     "another order in each pass": (lambda _: Shuffled(), "in another order in each pass"),
-    "a table of words": (lambda _: pd.DataFrame({"a": ["x", "y"]}), "a table must hold numbers"),
+    "a table of words": (lambda _: pd.DataFrame({"a": ["x", "y"]}), "data must hold numbers alone; got dtype object"),
     "a mapped array of whole numbers": (lambda p: mapped(p, torch.zeros(9, 2).int()), "floating point; got int32"),
     "a mapped array that is not finite": (lambda p: mapped(p, NAN[[0, 0, 0, 1]]), "array must be finite; .* row 3"),
     "a mapped array of two rows": (lambda p: mapped(p, GOOD[:2]), r"at least 3 row\(s\); got 2"),
