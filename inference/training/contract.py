@@ -71,7 +71,7 @@ def digests(sample: Tensor, *others: Tensor | None) -> list[Any]:
     """
     known = [tensor for tensor in (sample, *others) if tensor is not None]
     raw = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for tensor in known]
-    return [list(sample.shape), *map(crc32, raw)]
+    return [list(sample.shape), *(crc32(part) for part in raw)]
 
 
 def sample_size(row: Tensor) -> int:
