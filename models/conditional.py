@@ -206,6 +206,14 @@ class ConditionalDistribution(EnergyDistribution):
         )
         self._known: WeightKeyedCache[Tensor] = WeightKeyedCache()
 
+    def __repr__(self) -> str:
+        """Summarize in one line."""
+        guided = f", guidance {self.guidance:g}" if self.guidance else ""
+        return (
+            f"ConditionalDistribution(points {shape_text(self.event_shape)} given contexts "
+            f"{shape_text(self.context.shape)}{guided})"
+        )
+
     @property
     def is_far(self) -> Tensor:
         """Which contexts lie nowhere near one of the training, ``(*batch,)``."""
