@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from energyppl._checks import check_count
+from energyppl._seeds import seeded
 from energyppl.errors import InvalidInput
 from energyppl.inference.training.fit import fit
 from energyppl.inference.training.history import History
@@ -253,8 +254,7 @@ class EnergyDensity:
         if seed is None:
             yield None
             return
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             yield seed
 
     def _require_fitted(self) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from energyppl._checks import check_between, check_count
+from energyppl._seeds import seeded
 from energyppl.data.tables import Table
 from energyppl.errors import InvalidInput
 from energyppl.tables.model import Array, Rows, TableModel
@@ -121,8 +122,7 @@ def impute(
         raise InvalidInput(f"{table.source} must have missing cells to impute; got none: nothing is left to do")
     gaps = missing.any(1)
     incomplete = table.values[gaps]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         generator = torch.Generator().manual_seed(seed)
         filled = model.fill(np.tile(incomplete, (draws, 1)), generator, tick=tick)
     filled = filled.reshape(draws, *incomplete.shape)

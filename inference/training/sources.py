@@ -13,7 +13,7 @@ from energyppl._checks import check_data
 from energyppl.distributed import rank, world_size
 from energyppl.errors import InvalidInput
 from energyppl.inference.training._checks import check_condition, is_conditional, split_pair
-from energyppl.inference.training.contract import MEASURED_ROWS, Draw, Source, rows_and_labels, sums
+from energyppl.inference.training.contract import MEASURED_ROWS, Draw, Source, digests, rows_and_labels
 from energyppl.inference.training.parts import Batches
 from energyppl.inference.training.stored import ArrayReader, DatasetReader, Reader, StoredRows, mapping_of
 from energyppl.inference.training.streams import StreamedBatches
@@ -105,12 +105,8 @@ class TensorRows:
         return self.sample[rows], None if self._conditions is None else self._conditions[rows]
 
     def key(self) -> list[Any]:
-        """Return shape and sums, one of which tells the order of labels or contexts."""
-        if self.contexts is not None:
-            return sums(self.sample, self.held_out, self.contexts)
-        labels = self._conditions
-        order = -1 if labels is None else int((labels.cpu() * torch.arange(1, len(labels) + 1)).sum())
-        return [*sums(self.sample, self.held_out), order]
+        """Return shape and digests, of labels or contexts too."""
+        return digests(self.sample, self.held_out, self._conditions, self.held_out_contexts)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch's seed and the position in it."""
