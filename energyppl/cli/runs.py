@@ -25,7 +25,7 @@ from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged, wa
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.tables.model import TableModel
 from energyppl.tables.storage import load, save
-from energyppl.tables.training import FitSettings, Prepared, prepare, train
+from energyppl.tables.training import FitSettings, Prepared, prepare, require_same_run, train
 
 __all__ = [
     "Settings",
@@ -125,12 +125,15 @@ def _train(
     before = _steps_made(checkpoint) if checkpoint.exists() else None
     earlier = 0.0 if before is None else _seconds(run / "run.json")
     record = _begun(table, prepared, settings, earlier)
-    if before is None:  # else nothing is written until the checkpoint turned out to be of this table and these settings
-        write_json(run / "run.json", record)
-    else:
-        _extend(checkpoint, settings)
-    began = time.perf_counter()
     own = FitSettings(**{field.name: getattr(settings, field.name) for field in fields(FitSettings)})
+    extended = None if before is None else _extended(checkpoint, prepared, own, device)
+    # Of a checkpoint nothing is written until it turned out to be of this table and these settings.  Then run.json
+    # comes first: wherever that stops, it asks for steps that the checkpoint has or can still be given.
+    if before is None or extended is not None:
+        write_json(run / "run.json", record)
+    if extended is not None:
+        save_checkpoint(checkpoint, extended)
+    began = time.perf_counter()
     try:
         model, history = train(table, prepared, own, checkpoint=checkpoint, device=device, progress=progress)
     except TrainingDiverged as error:
@@ -163,28 +166,29 @@ def _begun(table: Table, prepared: Prepared, settings: Settings, seconds: float)
     }
 
 
-def _extend(checkpoint: Path, settings: Settings) -> None:
-    """Give a finished run's checkpoint more steps to make, if that is what the settings ask for.
+def _extended(checkpoint: Path, prepared: Prepared, settings: FitSettings, device: str | None) -> dict[str, Any] | None:
+    """Return a finished run's checkpoint with more steps to make, if that is what the settings ask for.
 
     Raises:
         InvalidInput: if they ask for fewer than it was begun with.
+        CheckpointError: if it is damaged, or one of another table or other settings.
     """
     tree = load_checkpoint(checkpoint)
     try:
         asked, options = settings.steps, tree["options"]
         if asked is None or asked == options["steps"]:
-            return
+            return None
         if asked < options["steps"]:
             raise InvalidInput(
                 f"steps must be more than the {options['steps']} that the run was begun with; got {asked}: leave "
                 "--steps out to go on, or choose another folder"
             )
+        require_same_run(prepared, replace(settings, steps=options["steps"]), checkpoint, device=device)
         # The early stop begins anew: what was clearly worse may come back once the rate is high again.
-        tree["options"] = {**options, "steps": asked, "evaluate_every": min(asked, max(10, asked // 40))}
-        tree["stopped"], tree["early"] = "", {**tree["early"], "stale": 0}
+        more = {**options, "steps": asked, "evaluate_every": min(asked, max(10, asked // 40))}
+        return {**tree, "options": more, "stopped": "", "early": {**tree["early"], "stale": 0}}
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint} is damaged ({error}): use another copy or begin again") from error
-    save_checkpoint(checkpoint, tree)
 
 
 def _seconds(path: Path) -> float:

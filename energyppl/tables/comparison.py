@@ -87,7 +87,8 @@ def _alike(one: Table, other: Table) -> tuple[Table, Table]:
             f"{', '.join(other.columns)}: choose those of both"
         )
     frames = [one.frame(), other.frame()[list(one.columns)]]
-    both = as_table(pd.concat(frames, ignore_index=True).astype(_common(frames)), columns=None, drop=(), missing=None)
+    rows = pd.concat(frames, ignore_index=True).astype(_common(frames))
+    both = as_table(rows, columns=one.columns, drop=(), missing=None)
     count = len(one.values)
     return empty_like(both, both.values[:count]), empty_like(both, both.values[count:])
 
