@@ -88,3 +88,17 @@ def test_answers_print_in_a_line_or_two(model: ep.tables.TableModel) -> None:
     compared = ep.tables.compare(FRAME[:60], FRAME[60:])
     assert str(compared).startswith("energy distance")
     assert len(str(compared)) < 2000
+
+
+def test_a_run_is_not_given_another_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One whose coordinates are the same: in other units, or with other names."""
+    others = {"units": FRAME.assign(income=1.2 * FRAME.income), "names": FRAME.replace({"sex": {"female": "f"}})}
+    record = (folder / "run" / "run.json").read_text()
+    for name, frame in others.items():
+        frame.to_csv(folder / f"{name}.csv", index=False)
+        assert run("fit", folder / f"{name}.csv", "--out", folder / "run") == 2
+        said = capsys.readouterr().err
+        assert "is a run of another table" in said
+        assert "table.csv" in said
+    assert (folder / "run" / "run.json").read_text() == record
+    assert run("fit", folder / "table.csv", "--out", folder / "run") == 0
