@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged, wa
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.tables.model import TableModel
 from energyppl.tables.storage import load, save
-from energyppl.tables.training import FitSettings, Prepared, prepare, train
+from energyppl.tables.training import FitSettings, Prepared, prepare, require_same_run, train
 
 __all__ = [
     "Settings",
@@ -123,14 +124,19 @@ def _train(
     """Train, and keep the model and the record."""
     checkpoint = run / "training.ckpt"
     before = _steps_made(checkpoint) if checkpoint.exists() else None
+    if before is not None:
+        _require_same_table(run / "run.json", table)
     earlier = 0.0 if before is None else _seconds(run / "run.json")
     record = _begun(table, prepared, settings, earlier)
-    if before is None:  # else nothing is written until the checkpoint turned out to be of this table and these settings
-        write_json(run / "run.json", record)
-    else:
-        _extend(checkpoint, settings)
-    began = time.perf_counter()
     own = FitSettings(**{field.name: getattr(settings, field.name) for field in fields(FitSettings)})
+    extended = None if before is None else _extended(checkpoint, prepared, own, device)
+    # Of a checkpoint nothing is written until it turned out to be of this table and these settings.  Then run.json
+    # comes first: wherever that stops, it asks for steps that the checkpoint has or can still be given.
+    if before is None or extended is not None:
+        write_json(run / "run.json", record)
+    if extended is not None:
+        save_checkpoint(checkpoint, extended)
+    began = time.perf_counter()
     try:
         model, history = train(table, prepared, own, checkpoint=checkpoint, device=device, progress=progress)
     except TrainingDiverged as error:
@@ -149,6 +155,26 @@ def _train(
     return record
 
 
+def _digest(table: Table) -> str:
+    """Return what tells a table from others: of its values in their order, names and categories."""
+    names = json.dumps([table.columns, [list(map(str, labels)) for labels in table.labels]])
+    return blake2b(np.ascontiguousarray(table.values).tobytes() + names.encode(), digest_size=16).hexdigest()
+
+
+def _require_same_table(path: Path, table: Table) -> None:
+    """Require the table that a run was begun with: the same coordinates may stand for other values.
+
+    Raises:
+        CheckpointError: for another one.
+    """
+    kept = read_json(path) if path.exists() else None
+    if kept is not None and kept.get("digest") not in (None, _digest(table)):
+        raise CheckpointError(
+            f"{path.parent} is a run of another table, {kept.get('source')}; got {table.source}, whose values, "
+            "columns, categories or order differ: choose another folder"
+        )
+
+
 def _begun(table: Table, prepared: Prepared, settings: Settings, seconds: float) -> dict[str, Any]:
     """Return the record of a training that begins, or goes on after ``seconds``."""
     return {
@@ -158,33 +184,35 @@ def _begun(table: Table, prepared: Prepared, settings: Settings, seconds: float)
         "columns": list(table.columns),
         "transforms": prepared.transform.words(),
         "missing": int(table.missing.sum()),
+        "digest": _digest(table),
         "settings": asdict(settings),
         "seconds": seconds,
     }
 
 
-def _extend(checkpoint: Path, settings: Settings) -> None:
-    """Give a finished run's checkpoint more steps to make, if that is what the settings ask for.
+def _extended(checkpoint: Path, prepared: Prepared, settings: FitSettings, device: str | None) -> dict[str, Any] | None:
+    """Return a finished run's checkpoint with more steps to make, if that is what the settings ask for.
 
     Raises:
         InvalidInput: if they ask for fewer than it was begun with.
+        CheckpointError: if it is damaged, or one of another table or other settings.
     """
     tree = load_checkpoint(checkpoint)
     try:
         asked, options = settings.steps, tree["options"]
         if asked is None or asked == options["steps"]:
-            return
+            return None
         if asked < options["steps"]:
             raise InvalidInput(
                 f"steps must be more than the {options['steps']} that the run was begun with; got {asked}: leave "
                 "--steps out to go on, or choose another folder"
             )
+        require_same_run(prepared, replace(settings, steps=options["steps"]), checkpoint, device=device)
         # The early stop begins anew: what was clearly worse may come back once the rate is high again.
-        tree["options"] = {**options, "steps": asked, "evaluate_every": min(asked, max(10, asked // 40))}
-        tree["stopped"], tree["early"] = "", {**tree["early"], "stale": 0}
+        more = {**options, "steps": asked, "evaluate_every": min(asked, max(10, asked // 40))}
+        return {**tree, "options": more, "stopped": "", "early": {**tree["early"], "stale": 0}}
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint} is damaged ({error}): use another copy or begin again") from error
-    save_checkpoint(checkpoint, tree)
 
 
 def _seconds(path: Path) -> float:

@@ -127,7 +127,11 @@ def _column(
         return Column(name, column.to_numpy(np.float64, na_value=np.nan), (), str(kind))
     if types.is_datetime64_any_dtype(kind) or types.is_timedelta64_dtype(kind) or "period" in str(kind):
         raise _Dates
-    if isinstance(kind, pd.CategoricalDtype) and not types.is_datetime64_any_dtype(kind.categories.dtype):
+    if (
+        known is None
+        and isinstance(kind, pd.CategoricalDtype)
+        and not types.is_datetime64_any_dtype(kind.categories.dtype)
+    ):
         return _of_labels(name, column, [_plain(label) for label in kind.categories])
     present = column[column.notna()]
     cells = [_plain(value) for value in present]
@@ -152,6 +156,9 @@ def _column(
         _refuse_words(name, column, texts, numbers, with_comma, line_of_row)
     if np.mean([bool(text.strip()) and _DATES.match(text) is not None for text in texts]) > 0.9:
         raise _Dates
+    if known is not None:
+        word = next(text for text, number in zip(texts, numbers, strict=True) if number is None)
+        raise ValueError(f"{name!r} holds {word!r}, and must hold numbers (pass numbers, as the model was fitted to)")
     return _of_labels(name, column, sorted(set(cells), key=str))
 
 

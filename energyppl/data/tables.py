@@ -175,9 +175,12 @@ def _table(
     """Select a frame's columns, make numbers of them, and say of all together which can't be learned."""
     if missing not in (None, "drop", "impute"):
         raise InvalidInput(f"missing must be 'drop', 'impute' or None; got {missing!r}")
-    if like is not None:
+    if like is None:
+        frame = select_columns(frame, columns, drop)
+    elif columns is None and not drop:
         frame = _in_order(frame, like, source)
-    frame = select_columns(frame, columns, drop)
+    else:
+        raise InvalidInput("the columns are those of the table like=…: leave columns and drop out")
     if len(frame) < (1 if like is not None else _FEWEST_ROWS):
         raise InvalidInput(
             f"{source} must have at least {_FEWEST_ROWS if like is None else 1} rows and a column; got shape "
@@ -199,9 +202,8 @@ def _table(
     if constant:
         problems.append(f"constant: {', '.join(constant)} (drop {'it' if len(constant) == 1 else 'them'})")
     if problems:
-        raise InvalidInput(
-            f"{source} can't be taken as it is: {'; '.join(problems)}. drop=[…] (--drop NAME,NAME) leaves columns out"
-        )
+        remedy = ". drop=[…] (--drop NAME,NAME) leaves columns out" if like is None else ""
+        raise InvalidInput(f"{source} can't be taken as it is: {'; '.join(problems)}{remedy}")
     names, values = tuple(c.name for c in found), np.stack([c.values for c in found], 1)
     grids = tuple(_grid_of(c) for c in found) if like is None else like.grids
     own = (tuple(c.labels for c in found), tuple(c.dtype for c in found))

@@ -34,6 +34,9 @@ class Comparison(NamedTuple):
     rows: pd.DataFrame  # table ("first", "second"), row, own_neighbours, p_value: rows where one table is alone
     verdict: list[str]
 
+    def __str__(self) -> str:
+        return "\n".join([f"energy distance {self.statistic:.4f}, p = {self.p_value:.3f}", *self.verdict])
+
 
 def compare(first: Rows, second: Rows, *, seed: int = 0) -> Comparison:
     """Test whether two tables are draws of one distribution, and find columns, pairs and rows that differ.
@@ -84,7 +87,8 @@ def _alike(one: Table, other: Table) -> tuple[Table, Table]:
             f"{', '.join(other.columns)}: choose those of both"
         )
     frames = [one.frame(), other.frame()[list(one.columns)]]
-    both = as_table(pd.concat(frames, ignore_index=True).astype(_common(frames)), columns=None, drop=(), missing=None)
+    rows = pd.concat(frames, ignore_index=True).astype(_common(frames))
+    both = as_table(rows, columns=one.columns, drop=(), missing=None)
     count = len(one.values)
     return empty_like(both, both.values[:count]), empty_like(both, both.values[count:])
 

@@ -30,6 +30,14 @@ class Imputation:
     places: Array
     draws: Array
 
+    def __repr__(self) -> str:
+        """Summarize in one line."""
+        missing = self.table.missing
+        return (
+            f"Imputation({len(self.draws)} draws of {len(self.places)} cells missing from {int(missing.any(1).sum())} "
+            f"of {len(missing)} rows)"
+        )
+
     def completed(self) -> list[pd.DataFrame]:
         """Return the table completed by each draw: multiple imputations, to be analysed one by one (Rubin 1987)."""
         return [self._filled(draw) for draw in self.draws]

@@ -252,7 +252,8 @@ def as_table(rows: Rows, *, columns: Sequence[str] | None, drop: Sequence[str], 
     if isinstance(rows, Table):
         if columns is None and not drop and (missing is None or not rows.missing.any()):
             return rows
-        rows = rows.frame()
+        # What a table holds was chosen once: its first column is no index, whatever it looks like.
+        rows, columns = rows.frame(), rows.columns if columns is None else columns
     if isinstance(rows, pd.DataFrame):
         return table_from_frame(rows, columns=columns, drop=drop, missing=missing)
     if columns is None and not drop and missing is None:

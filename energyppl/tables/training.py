@@ -1,10 +1,13 @@
 """Training of a table's density: rows are split, transformed, learned, and gaps filled along the way."""
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +17,17 @@ from energyppl._checks import check_count, check_positive
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table, require_different_columns
 from energyppl.data.transforms import TableTransform
-from energyppl.errors import InvalidInput
+from energyppl.errors import CheckpointError, InvalidInput
+from energyppl.inference.training._checks import move_to
 from energyppl.inference.training.fit import fit as fit_model
 from energyppl.inference.training.history import History
 from energyppl.inference.training.options import TrainingOptions, suited_options
+from energyppl.inference.training.run import Training
 from energyppl.models import RecoveryEBM, model_of_columns
 from energyppl.tables.conditional import draw_unknown
 from energyppl.tables.model import Rows, TableModel, as_table, empty_like
 
-__all__ = ["FitSettings", "Prepared", "build", "fit", "gaussian_draws", "prepare", "train"]
+__all__ = ["FitSettings", "Prepared", "build", "fit", "gaussian_draws", "prepare", "require_same_run", "train"]
 
 _CURVES = ("step", "loss", "gradient_norm", "held_out")
 _CURVES_OF_SOME = ("energy_gap", "acceptance", "denoising", "tie")  # objectives
@@ -143,12 +148,14 @@ def fit(
         batch_size: rows in a batch; 512, or 256 above two coordinates, if None.
         learning_rate: of Adam; .004, or .002 above two coordinates, if None.
         seed: of everything random.
-        checkpoint: a file to keep the run in; if it exists the run goes on from it.
+        checkpoint: a file to keep the run in; if it exists the run goes on from it.  Filled gaps are kept beside it, in
+            a file of its name that ends in ``.completed.ckpt``.
         device: where to train, such as ``"cuda"``.
         progress: show a bar.
 
     Raises:
         InvalidInput: for columns that can't be learned, all of them named.
+        CheckpointError: for a checkpoint of other rows or settings.
         TrainingDiverged: see :func:`energyppl.fit`.
     """
     table = as_table(rows, columns=columns, drop=drop, missing=missing)
@@ -190,6 +197,26 @@ def train(
     return TableModel(ebm, prepared.transform, own, table.values[prepared.held_out], curves), history
 
 
+def require_same_run(
+    prepared: Prepared, settings: FitSettings, checkpoint: Path, *, device: str | torch.device | None = None
+) -> None:
+    """Require a checkpoint that :func:`train` would go on from; nothing is changed.
+
+    Raises:
+        CheckpointError: if it is damaged, or one of other rows or settings.
+    """
+    settings = settings.resolved(prepared.transform.width)
+    assert settings.levels is not None
+    with torch.random.fork_rng():
+        ebm, z = build(prepared.transform.width, settings.levels), prepared.z
+        if bool(torch.isnan(z).any()):
+            z = _kept_rows(checkpoint, ebm, prepared, settings)
+        if device is not None:
+            move_to(ebm, device)
+        training = Training(ebm, z[prepared.rows], held_out=z[prepared.held_out], options=_options(settings, ebm))
+        training.load_state_dict(load_checkpoint(checkpoint))
+
+
 def _options(settings: FitSettings, ebm: RecoveryEBM) -> TrainingOptions:
     assert settings.steps is not None
     assert settings.batch_size is not None
@@ -215,16 +242,15 @@ def _completed(
     progress: bool,
 ) -> torch.Tensor:
     """Fill gaps by draws of the model itself, which is first trained on gaps filled by a Gaussian; its weights stay."""
-    kept = None if checkpoint is None else checkpoint.with_name("completed.ckpt")
-    if kept is not None and kept.exists():
-        tree = load_checkpoint(kept)
-        ebm.load_state_dict(tree["weights"])
-        completed: torch.Tensor = tree["z"]
-        return completed
+    kept = None if checkpoint is None else _beside(checkpoint, "completed")
+    if checkpoint is not None and checkpoint.exists():
+        return _kept_rows(checkpoint, ebm, prepared, settings)
+    if kept is not None and kept.exists() and _is_of(tree := load_checkpoint(kept), prepared, settings):
+        return _taken(tree, ebm)
     assert settings.steps is not None
     first = replace(settings, steps=max(1, math.ceil(settings.steps / 2)))
     z = gaussian_draws(prepared.z, torch.Generator().manual_seed(settings.seed))
-    early = None if checkpoint is None else checkpoint.with_name("training_first.ckpt")
+    early = None if checkpoint is None else _beside(checkpoint, "first")
     fit_model(
         ebm,
         z[prepared.rows],
@@ -237,10 +263,51 @@ def _completed(
     gaps = torch.isnan(prepared.z).any(1)
     z[gaps] = draw_unknown(ebm, prepared.z[gaps]).to(z)
     if kept is not None:
-        save_checkpoint(kept, {"z": z, "weights": dict(ebm.state_dict())})
+        save_checkpoint(kept, {"key": _key(prepared, settings), "z": z, "weights": dict(ebm.state_dict())})
         if early is not None:
             early.unlink(missing_ok=True)
     return z
+
+
+def _beside(checkpoint: Path, what: str) -> Path:
+    """Return a file of a run's gaps, named after its checkpoint: a folder may hold several runs."""
+    return checkpoint.with_name(f"{checkpoint.stem}.{what}.ckpt")
+
+
+def _key(prepared: Prepared, settings: FitSettings) -> str:
+    """Return a digest of what filled gaps depend on; steps may be added to a run, so they are none of it."""
+    rest = [prepared.transform.tree(), settings.seed, settings.levels]
+    digest = blake2b(prepared.z.numpy().tobytes(), digest_size=16)
+    digest.update(json.dumps(rest, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _is_of(tree: Any, prepared: Prepared, settings: FitSettings) -> bool:
+    return isinstance(tree, dict) and tree.get("key") == _key(prepared, settings)
+
+
+def _kept_rows(checkpoint: Path, ebm: RecoveryEBM, prepared: Prepared, settings: FitSettings) -> torch.Tensor:
+    """Return the filled rows that a run goes on with.
+
+    Raises:
+        CheckpointError: if they are missing, or those of other rows or settings.
+    """
+    kept = _beside(checkpoint, "completed")
+    tree = load_checkpoint(kept) if kept.exists() else None
+    if not _is_of(tree, prepared, settings):
+        why = "is missing" if tree is None else "was made with other rows, transforms, seed or levels"
+        raise CheckpointError(
+            f"{kept}, which holds the filled rows that {checkpoint} was trained on, {why}: continue with the same, or "
+            "write to another place"
+        )
+    return _taken(tree, ebm)
+
+
+def _taken(tree: dict[str, Any], ebm: RecoveryEBM) -> torch.Tensor:
+    """Load the weights that filled the gaps, and return the rows."""
+    ebm.load_state_dict(tree["weights"])
+    completed: torch.Tensor = tree["z"]
+    return completed
 
 
 def gaussian_draws(z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -163,6 +163,10 @@ class LevelScoreMatching:
             record["tie"] = float((high - low) * error.detach())
         return Loss(value, record)
 
+    def ties_levels(self, model: LevelModel) -> bool:
+        """Tell whether the loss ties the levels of a model, so that log Z is known from the noisiest one."""
+        return is_continuous(model) and self._tie(model) > 0.0
+
     def _tie(self, model: LevelModel) -> float:
         return float(not is_image(model)) if self.tie is None else self.tie
 

@@ -145,6 +145,31 @@ def test_dtypes_come_back() -> None:
         table_from_frame(frame[["whole"]], like=table)
 
 
+def test_numbers_of_another_table_are_numbers_by_value() -> None:
+    table = table_from_frame(pd.DataFrame({"x": np.arange(N) % 7, "y": X}))
+    for x in (pd.Categorical([3, 5, 7] * 2), ["3", "5", "7"] * 2, pd.Categorical(["3", "5", "7"] * 2)):
+        found = table_from_frame(pd.DataFrame({"x": x, "y": X[:6]}), like=table)
+        assert found.values[:, 0].tolist() == [3.0, 5.0, 7.0] * 2
+    for x in (["low", "high"] * 3, pd.Categorical(["low", "high"] * 3), ["3", "high", "low"] * 2):
+        with pytest.raises(InvalidInput, match=r"'x' holds '(low|high)', and must hold numbers"):
+            table_from_frame(pd.DataFrame({"x": x, "y": X[:6]}), like=table)
+
+
+def test_years_that_were_chosen_are_no_index() -> None:
+    """Neither in rows to be scored, nor in a table that is taken again or compared."""
+    years = pd.DataFrame({"year": np.arange(2000, 2000 + N), "x": X, "y": np.roll(X, 5)})
+    table = table_from_frame(years, columns=["year", "x", "y"])
+    few = table_from_frame(years[:3], like=table)
+    assert few.values[:, 0].tolist() == [2000.0, 2001.0, 2002.0]
+    with pytest.raises(InvalidInput, match="leave columns and drop out"):
+        table_from_frame(years, columns=["x"], like=table)
+    model = ep.tables.fit(table, drop=["y"], steps=2, levels=2, progress=False)
+    assert model.columns == ("year", "x")
+    half = N // 2
+    parts = (table_from_frame(part, columns=["year", "x"]) for part in (years[:half], years[half:]))
+    assert set(ep.tables.compare(*parts).columns.column) == {"year", "x"}
+
+
 @pytest.mark.parametrize(("ending", "package"), [("parquet", "pyarrow"), ("xlsx", "openpyxl")])
 def test_an_engine_that_is_missing_is_named(ending: str, package: str, tmp_path: Path) -> None:
     path = tmp_path / f"t.{ending}"

@@ -13,6 +13,7 @@ import energyppl as ep
 from energyppl._progress import doing, progress_bar
 from energyppl.cli.main import main
 from energyppl.cli.runs import fit_table, settings_for
+from energyppl.errors import CheckpointError
 
 RNG = np.random.default_rng(4)
 N = 120
@@ -50,10 +51,28 @@ def test_a_run_with_gaps_keeps_its_completed_rows(folder: Path) -> None:
     assert record["missing"] == 14 + 11
     assert record["settings"]["missing"] == "impute"
     assert "3 categories" in record["transforms"]["kind"]
-    assert not (folder / "run" / "training_first.ckpt").exists()
-    assert ep.load_checkpoint(folder / "run" / "completed.ckpt")["z"].shape == (N, 6)
+    assert not (folder / "run" / "training.first.ckpt").exists()
+    assert ep.load_checkpoint(folder / "run" / "training.completed.ckpt")["z"].shape == (N, 6)
     again, _ = fit_table(folder / "gaps.csv", folder / "run", settings_for(folder / "run", {}), progress=False)
     assert again["steps_before"] == again["steps"] == 6
+
+
+def test_filled_rows_are_of_their_own_run(tmp_path: Path) -> None:
+    """Two runs of equal size in one folder, and one whose rows were edited."""
+    one, other = (pd.DataFrame(RNG.normal(size=(40, 2)) + far, columns=["a", "b"]) for far in (0.0, 50.0))
+    for frame in (one, other):
+        frame.loc[::5, "a"] = np.nan
+    options: dict[str, Any] = {"missing": "impute", "steps": 2, "levels": 2, "progress": False}
+    for name, frame in (("a", one), ("b", other)):
+        model = ep.tables.fit(frame, checkpoint=tmp_path / f"{name}.ckpt", **options)
+        kept = ep.load_checkpoint(tmp_path / f"{name}.completed.ckpt")["z"]
+        whole = np.arange(40) % 5 > 0
+        np.testing.assert_allclose(model.decode(kept[whole]), frame[whole], rtol=1e-4, atol=1e-4)
+    edited = one.assign(b=one.b * np.where(np.arange(40) == 3, -1.0, 1.0))
+    with pytest.raises(CheckpointError, match=r"a\.completed\.ckpt, which holds the filled rows .* other rows"):
+        ep.tables.fit(edited, checkpoint=tmp_path / "a.ckpt", **options)
+    (tmp_path / "a.ckpt").unlink()
+    ep.tables.fit(edited, checkpoint=tmp_path / "a.ckpt", **options)  # nothing is left to go on with: filled anew
 
 
 def test_gaps_are_refused_without_a_word(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +94,32 @@ def test_more_steps_extend_a_finished_run(tmp_path: Path, capsys: pytest.Capture
     assert len(tree["records"]) == 20
     assert tree["options"]["steps"] == 20
     assert json.loads((tmp_path / "run" / "run.json").read_text())["columns"] == ["age", "income"]
+
+
+def test_more_steps_on_another_table_leave_a_run_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("t", "wrong"):
+        people().to_csv(tmp_path / f"{name}.csv", index=False)
+    rest = ("--out", tmp_path / "run", "--levels", 2, "--drop", "kind,owner")
+    files = [tmp_path / "run" / name for name in ("training.ckpt", "run.json", "model.ckpt")]
+    assert run("fit", tmp_path / "t.csv", *rest, "--steps", 4) == 0
+    kept = [file.read_bytes() for file in files]
+    assert run("fit", tmp_path / "wrong.csv", *rest, "--steps", 8) == 2
+    assert "is a run of another table" in capsys.readouterr().err
+    assert [file.read_bytes() for file in files] == kept
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("energyppl.cli.runs.train", stopped)
+        run("fit", tmp_path / "t.csv", *rest, "--steps", 8)
+    assert (
+        json.loads(files[1].read_text())["settings"]["steps"] == ep.load_checkpoint(files[0])["options"]["steps"] == 8
+    )
+    assert run("fit", tmp_path / "t.csv", *rest) == 0
+    assert json.loads(files[1].read_text())["steps"] == 8
 
 
 def test_samples_have_the_table_s_names_dtypes_and_ranges(folder: Path, tmp_path: Path) -> None:
