@@ -70,7 +70,7 @@ def digests(sample: Tensor, *others: Tensor | None) -> list[Any]:
     They are CRC-32 of the tensors' bytes, the same on every device, and others if rows or columns change places.
     """
     known = [tensor for tensor in (sample, *others) if tensor is not None]
-    raw = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for tensor in known]
+    raw = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data for tensor in known]
     return [list(sample.shape), *(crc32(part) for part in raw)]
 
 
