@@ -57,7 +57,12 @@ def quality(
         >>> len(ep.tables.quality(model)["verdict"]) >= 3
         True
     """
-    torch.manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _measured(model, samples, log_z, seed)
+
+
+def _measured(model: TableModel, samples: Array | None, log_z: LogNormalizer | None, seed: int) -> dict[str, Any]:
     held_out = model.held_out[~np.isnan(model.held_out).any(1)]
     if len(held_out) < 2:
         raise EnergyPPLError("fewer than two held-out rows are without missing cells: there is nothing to compare with")

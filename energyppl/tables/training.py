@@ -177,19 +177,20 @@ def train(
     """Train on a prepared table; see :func:`fit`."""
     settings = settings.resolved(prepared.transform.width)
     assert settings.levels is not None
-    torch.manual_seed(settings.seed)
-    ebm, z = build(prepared.transform.width, settings.levels), prepared.z
-    if bool(torch.isnan(z).any()):
-        z = _completed(ebm, prepared, settings, checkpoint, device, progress)
-    history = fit_model(
-        ebm,
-        z[prepared.rows],
-        held_out=z[prepared.held_out],
-        options=_options(settings, ebm),
-        checkpoint=checkpoint,
-        device=device,
-        progress=progress,
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        ebm, z = build(prepared.transform.width, settings.levels), prepared.z
+        if bool(torch.isnan(z).any()):
+            z = _completed(ebm, prepared, settings, checkpoint, device, progress)
+        history = fit_model(
+            ebm,
+            z[prepared.rows],
+            held_out=z[prepared.held_out],
+            options=_options(settings, ebm),
+            checkpoint=checkpoint,
+            device=device,
+            progress=progress,
+        )
     recorded = history.records[-1].values if history.records else {}
     kept = [*_CURVES, *(name for name in _CURVES_OF_SOME if name in recorded)]
     own = empty_like(table, table.values[prepared.rows[:_KEPT_ROWS]])

@@ -233,6 +233,16 @@ def test_functions_take_what_people_have() -> None:
     assert model.log_prob(frame[:1].assign(income=-1.0), log_z)[0] == -np.inf
 
 
+def test_a_caller_s_random_numbers_go_on() -> None:
+    state = torch.random.get_rng_state()
+    model = ep.tables.fit(RNG.normal(size=(60, 2)), steps=2, levels=2, progress=False)
+    assert torch.equal(state, torch.random.get_rng_state())
+    found = ep.tables.quality(model, seed=3)
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.rand(1)
+    assert ep.tables.quality(model, seed=3) == found
+
+
 # --- Progress ---
 
 
