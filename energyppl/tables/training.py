@@ -295,7 +295,7 @@ def _kept_rows(checkpoint: Path, ebm: RecoveryEBM, prepared: Prepared, settings:
     """
     kept = _beside(checkpoint, "completed")
     tree = load_checkpoint(kept) if kept.exists() else None
-    if not _is_of(tree, prepared, settings):
+    if tree is None or not _is_of(tree, prepared, settings):
         why = "is missing" if tree is None else "was made with other rows, transforms, seed or levels"
         raise CheckpointError(
             f"{kept}, which holds the filled rows that {checkpoint} was trained on, {why}: continue with the same, or "
