@@ -105,20 +105,31 @@ def check_event(name: str, value: Tensor, event_shape: Sequence[int]) -> Tensor:
     return value
 
 
-def as_points(name: str, value: Any) -> Any:
-    """Return a numpy array or a pandas frame of numbers as a tensor, in the precision that it has; all else as it is.
+def as_points(name: str, value: Any, *, whole: bool = False) -> Any:
+    """Return a numpy array or a pandas frame of numbers as a tensor; all else as it is.
+
+    Numbers in float32 stay so and all others become float64.  The tensor shares the array's memory where nothing has to
+    be converted and the array may be written to.
+
+    Args:
+        name: of the value, for the error.
+        value: an array or a frame, or anything else.
+        whole: leave whole numbers and booleans as they are, as labels need it.
 
     Raises:
         InvalidInput: for an array or a frame that does not hold real numbers alone.
     """
-    if not isinstance(value, np.ndarray) and not (hasattr(value, "to_numpy") and hasattr(value, "dtypes")):
+    if not isinstance(value, np.ndarray) and not hasattr(value, "to_numpy"):
         return value
     array = value if isinstance(value, np.ndarray) else value.to_numpy()
     if array.dtype.kind not in "biuf":
         raise InvalidInput(
             f"{name} must hold numbers alone; got dtype {array.dtype}: ep.tables.fit takes texts and categories"
         )
-    return torch.as_tensor(np.array(array, np.float32 if array.dtype == np.float32 else np.float64))
+    kind = array.dtype.newbyteorder("=")
+    if kind != np.float32 and not (whole and kind.kind in "biu"):
+        kind = np.dtype(np.float64)
+    return torch.from_numpy(np.require(array, kind, ["C", "W"]))
 
 
 def check_data(name: str, value: Tensor, event_shape: Sequence[int], *, at_least: int = 1) -> Tensor:

@@ -1,13 +1,11 @@
 """Files that are kept: written whole or not at all, in a folder that one process at a time may hold."""
 
-import csv
 import errno
-import io
 import json
 import os
 import secrets
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["locked", "whole_file", "write_csv", "write_json"]
+__all__ = ["locked", "whole_file", "write_json"]
 
 _LOCK = ".lock"
 
@@ -51,16 +49,6 @@ def write_json(path: str | os.PathLike[str], record: Any) -> None:
     """Write a record as indented JSON, whole or not at all."""
     with whole_file(path) as file:
         file.write((json.dumps(record, indent=2) + "\n").encode())
-
-
-def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a header and rows as CSV, whole or not at all."""
-    with whole_file(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.writer(text)
-        writer.writerow(header)
-        writer.writerows(rows)
-        text.detach()  # flushes it; whole_file syncs and closes the file
 
 
 @contextmanager

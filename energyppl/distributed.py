@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from energyppl._seeds import seeded
 from energyppl.errors import EnergyPPLError, first_line
 
 __all__ = [
@@ -257,8 +258,7 @@ def own_numbers() -> Iterator[None]:
         yield
         return
     seed = shared_seed()
-    with torch.random.fork_rng():
-        torch.manual_seed((seed + rank()) % 2**63)
+    with seeded((seed + rank()) % 2**63):
         yield
 
 

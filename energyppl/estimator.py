@@ -16,14 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from energyppl._checks import check_count
+from energyppl._seeds import seeded
 from energyppl.errors import InvalidInput
 from energyppl.inference.training.fit import fit
 from energyppl.inference.training.history import History
 from energyppl.inference.training.options import TrainingOptions, suited_options
 from energyppl.models.base import EnergyModel
-from energyppl.models.networks.mlp import MLPEnergy
-from energyppl.models.recovery import RecoveryEBM
-from energyppl.schedule import NoiseSchedule
+from energyppl.models.of_columns import model_of_columns
 
 __all__ = ["EnergyDensity"]
 
@@ -33,8 +32,9 @@ _Self = TypeVar("_Self", bound="EnergyDensity")
 class EnergyDensity:
     """An energy-based density of rows of numbers, with the methods of scikit-learn's estimators.
 
-    By default a :class:`~energyppl.RecoveryEBM` as the command line trains it: recovery likelihood in one and two
-    columns, score matching at a continuous noise level above.  It goes into a ``Pipeline``, where the steps before it
+    By default the model of :func:`energyppl.models.model_of_columns`, trained by recovery likelihood in one and two
+    columns and by score matching above, on the rows as they are (:func:`energyppl.tables.fit` and the command line
+    train it on transformed columns).  It goes into a ``Pipeline``, where the steps before it
     transform the rows and their densities count in the transformed units, and into ``GridSearchCV``, which maximizes
     :meth:`score`.
 
@@ -43,14 +43,14 @@ class EnergyDensity:
         batch_size: rows in a batch.
         learning_rate: of Adam.
         weight_decay: of the network's weights.
-        levels: noise levels; 6 in one and two columns, 20 above, if None.
+        levels: noise levels, at least 1; 6 in one and two columns, 20 above, if None.
         hidden: width of the network's hidden layers.
         depth: number of hidden layers.
         model: a function of the number of columns that builds another model, in place of levels, hidden and depth.
         objective: what to minimize; the one that the model names if None.
         device: where to train, such as ``"cuda"``.
-        random_state: a whole number that makes :meth:`fit` and what it is asked for later the same at every call, or a
-            ``numpy.random.RandomState`` to draw one from; torch's own random numbers if None.
+        random_state: a whole number that makes :meth:`fit`, and scores and draws after it, the same at every call, or
+            a ``numpy.random.RandomState`` that ``fit`` draws one from; torch's own random numbers if None.
         progress: show a bar.
 
     Attributes:
@@ -158,11 +158,13 @@ class EnergyDensity:
 
         Args:
             n_samples: how many.
-            random_state: makes the draws the same at every call, as in :class:`EnergyDensity`.
+            random_state: a whole number that makes the draws the same at every call, or a
+                ``numpy.random.RandomState`` to draw one from; what ``fit`` used if None, so with a ``random_state`` of
+                the estimator's own every call gives the same rows.
         """
         self._require_fitted()
         check_count("n_samples", n_samples)
-        with self._random_numbers(_seed(random_state)):
+        with self._random_numbers(self._drawn_seed if random_state is None else _seed(random_state)):
             rows: NDArray[np.float64] = self.model_.sample((n_samples,)).double().cpu().numpy()
         return rows
 
@@ -212,12 +214,7 @@ class EnergyDensity:
     def _build(self, columns: int) -> EnergyModel:
         if self.model is not None:
             return self.model(columns)
-        levels = self.levels or (6 if columns <= 2 else 20)
-        if columns <= 2:
-            net = MLPEnergy((columns,), hidden=self.hidden, depth=self.depth, levels=levels)
-            return RecoveryEBM(net, NoiseSchedule.cosine(levels))
-        net = MLPEnergy((columns,), hidden=self.hidden, depth=self.depth)
-        return RecoveryEBM(net, NoiseSchedule.cosine(levels, log_snr_max=4.6, log_snr_min=-6.0))
+        return model_of_columns(columns, levels=self.levels, hidden=self.hidden, depth=self.depth)
 
     def _options(self, objective: Any, model: EnergyModel) -> TrainingOptions:
         suited = suited_options(objective, model)
@@ -253,8 +250,7 @@ class EnergyDensity:
         if seed is None:
             yield None
             return
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             yield seed
 
     def _require_fitted(self) -> None:

@@ -15,6 +15,7 @@ from energyppl.models.networks.mlp import MLPEnergy
 from energyppl.models.networks.mlp_initializer import MLPInitializer
 from energyppl.models.networks.unet import UNetInitializer
 from energyppl.models.networks.unet_energy import UNetEnergy
+from energyppl.models.of_columns import model_of_columns
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.models.simulation import Simulations, posterior, simulate
 from energyppl.models.storage import load, save
@@ -38,6 +39,7 @@ __all__ = [
     "load",
     "measured",
     "mixture",
+    "model_of_columns",
     "posterior",
     "product",
     "save",

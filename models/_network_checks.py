@@ -84,7 +84,8 @@ def needs_level_for_each(
         ) from error
     except (TypeError, RuntimeError, ValueError) as error:
         raise InvalidInput(
-            f"the network must take points {shape_text(points.shape)} and whole levels (3,)"
+            f"the network must take points and their noise levels, as forward(self, x, level) does, here "
+            f"{shape_text(points.shape)} and {'log-SNRs' if log_snr is not None else 'whole levels'} (3,)"
             f"{''.join(f' and contexts {shape_text(c.shape)}' for c in condition)}; it raised: {error}"
         ) from error
 

@@ -236,11 +236,17 @@ class EnergyModel(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def grid_points(self, level: int = 0) -> Tensor | None:
+        """Return standardized points that stand for equal shares of a level's mass, ``(16384, *event)``, without noise.
+
+        They come from a grid, in one and two dimensions; None above.
+        """
+        return self._integrals.quantiles(self, level) if self._has_grid else None
+
     def negatives(self, level: int) -> Tensor:
         """Return standardized points of a level's own density: from a grid up to two dimensions, else samples."""
-        if self._has_grid:
-            return self._integrals.quantiles(self, level)
-        return self.to_unit(self.sample((_NEGATIVES,), level=level))
+        points = self.grid_points(level)
+        return self.to_unit(self.sample((_NEGATIVES,), level=level)) if points is None else points
 
     def _log_z(self, level: int) -> float:
         """Return the estimate of :meth:`log_normalizer`, which a density needs at every call."""

@@ -61,6 +61,7 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
     """
 
     trained_without: Tensor
+    tied: Tensor
     denoises = False  # samples come by chains
 
     @property
@@ -87,7 +88,8 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
         super().__init__(net, schedule, event_shape, kernel)
         self.initializer = None
         self.contexts = Contexts(self.context_shape, encoder, self.loc)
-        self.register_buffer("trained_without", torch.zeros((), dtype=torch.bool, device=self.loc.device))
+        for name in ("trained_without", "tied"):  # whether training hid contexts, and whether it had a level tie
+            self.register_buffer(name, torch.zeros((), dtype=torch.bool, device=self.loc.device))
 
     def _trial_condition(self) -> tuple[Tensor, ...]:
         return (torch.zeros(3, *self.feature_shape).to(self.loc),)
@@ -203,6 +205,14 @@ class ConditionalDistribution(EnergyDistribution):
             like=model.loc,
         )
         self._known: WeightKeyedCache[Tensor] = WeightKeyedCache()
+
+    def __repr__(self) -> str:
+        """Summarize in one line."""
+        guided = f", guidance {self.guidance:g}" if self.guidance else ""
+        return (
+            f"ConditionalDistribution(points {shape_text(self.event_shape)} given contexts "
+            f"{shape_text(self.context.shape)}{guided})"
+        )
 
     @property
     def is_far(self) -> Tensor:
@@ -349,6 +359,11 @@ class _LogZ:
             raise NotNormalized(
                 "guided energies have no log Z that training implies: pass dist.normalized(dist.anneal()), or ask for "
                 "dist.unnormalized() where it cancels"
+            )
+        if not bool(self.of.model.tied):
+            raise NotNormalized(
+                "log Z of each context is implied by a level tie, without which the model was trained: pass "
+                "dist.normalized(dist.anneal()), or ask for dist.unnormalized() where it cancels"
             )
         return self.of.implied_log_normalizer()
 

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from energyppl._checks import check_count, check_event, check_flag, shape_text
 from energyppl.distributions import EnergyDistribution
-from energyppl.errors import InvalidInput
+from energyppl.errors import InvalidInput, warn_user
 from energyppl.models.conditional import ConditionalEBM
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.bases import DistributionBase
@@ -23,6 +23,7 @@ from energyppl.potentials.constrained import unconstrain
 __all__ = ["Simulations", "posterior", "simulate"]
 
 _NAMED = 5  # rows in a message
+_EFFECTIVE = 100  # draws of the prior that resampled ones should be worth
 _TRIALS, _AT_LEAST, _AT_MOST, _AT_ONCE = 100, 10_000, 1_000_000, 16_384  # draws of the prior that chains begin from
 
 
@@ -91,8 +92,8 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
 
     Its energy is ``−log prior(θ) + Σ_i [U(x_i; θ) + log Z(θ)]`` over the rows of ``observed``, which are independent
     given θ.  log Z(θ) is integrated if an x is one number, and what training with a level tie implies above.
-    ``sample`` draws from the prior and resamples by the likelihood: chains begin there, in every mode by its mass, and
-    their draws are the posterior's own.
+    ``sample`` draws from the prior and resamples by the likelihood: chains begin there, in every mode by its mass.  Its
+    own draws are the posterior's where the likelihood is not far narrower than the prior; a warning says where it is.
 
     Args:
         ebm: trained on ``simulate(...)``: its contexts are the parameters.
@@ -100,7 +101,8 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
         observed: one x, ``(*event)``, or several, ``(m, *event)``.
 
     Raises:
-        InvalidInput: for another model, a prior of another shape, or data that are not finite.
+        InvalidInput: for another model, a prior of another shape, or data that are not finite; for data of more than
+            one number if the model was trained without a level tie, since log Z(θ) is not known then.
 
     Example:
         >>> prior = torch.distributions.Independent(torch.distributions.Uniform(-torch.ones(2), torch.ones(2)), 1)
@@ -116,6 +118,11 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
     if not isinstance(ebm, ConditionalEBM):
         raise InvalidInput(
             f"ebm must be a ConditionalEBM of data given parameters; got {type(ebm).__name__}: train one"
+        )
+    if ebm.event_shape != (1,) and not bool(ebm.tied):
+        raise InvalidInput(
+            "the model was not trained with a level tie, so its log Z for each parameter is not known: train it by "
+            "LevelScoreMatching on a continuous network, or by RecoveryLikelihood with its tie"
         )
     _check_prior(prior)
     if prior.event_shape != ebm.context_shape:
@@ -204,7 +211,14 @@ class _Resampled:
     def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
         count = min(_AT_MOST, max(_AT_LEAST, _TRIALS * shape.numel()))
         tried = self.prior.sample((count,)).to(like)
-        energies = torch.cat([self.likelihood(part) for part in tried.split(_AT_ONCE)])
+        at_once = max(1, _AT_ONCE // len(self.likelihood.observed))
+        energies = torch.cat([self.likelihood(part) for part in tried.split(at_once)])
         weights = torch.softmax(-energies.double(), 0)
+        effective = 1.0 / float(weights.square().sum())
+        if effective < min(_EFFECTIVE, shape.numel()):
+            warn_user(
+                f"of {count:,} draws of the prior about {effective:.0f} are likely: draws by resampling are copies of "
+                "those, so run chains from them with a warm-up, or pass a narrower prior"
+            )
         chosen = tried[torch.multinomial(weights, max(1, shape.numel()), replacement=True)[: shape.numel()]]
         return unconstrain(potential, chosen.reshape(*shape, *self.likelihood.model.context_shape))

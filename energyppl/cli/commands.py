@@ -110,11 +110,11 @@ def sample(options: argparse.Namespace) -> None:
     if is_image_run(options.run):
         _sample_images(options)
         return
+    model = load_run(options.run, device=options.device)
     if options.label is not None or options.guidance is not None:
         raise ep.InvalidInput(
             f"only images have classes; {options.run} is of a table: leave --label and --guidance out"
         )
-    model = load_run(options.run, device=options.device)
     check_kind_of_file(options.out)
     check_count("the number of samples", options.n)
     torch.manual_seed(options.seed)
@@ -142,6 +142,8 @@ def impute(options: argparse.Namespace) -> None:
     require_table_run(options.run, "impute")
     model = load_run(options.run, device=options.device)
     check_kind_of_file(options.out)
+    check_count("--draws", options.draws)
+    check_count("--multiple", options.multiple, at_least=0)
     settings = Settings(array=options.array, decimal=options.decimal or ".", missing="impute")
     with doing(f"reading {options.file}", show=not options.quiet):
         table = settings.read(options.file, model.table)
@@ -172,6 +174,10 @@ def impute(options: argparse.Namespace) -> None:
 def compare(options: argparse.Namespace) -> None:
     """Test whether two tables are of one distribution, and print what differs."""
     chosen = {name: value for name in ("columns", "drop", "missing") if (value := getattr(options, name)) is not None}
+    check_count("--first-rows", options.first_rows, at_least=0)
+    for file in (options.first, options.second):
+        if holds_images(file):
+            raise ep.InvalidInput(f"energyppl compare is for tables, and {file} holds images")
     settings = Settings(decimal=options.decimal, **chosen)
     with doing(f"reading {options.first} and {options.second}", show=not options.quiet):
         one, other = (settings.read(file) for file in (options.first, options.second))
@@ -286,13 +292,16 @@ def score(options: argparse.Namespace) -> None:
     chosen = {name: getattr(options, name) for name in ("first", "seed", "device")}
     with _warnings_of_log_z_ignored():
         report = score_run(options.run, options.file, options.out, settings, progress=not options.quiet, **chosen)
-    log_z, count = report["log_z"], len(report["rows"])
+    log_z, impossible = report["log_z"], report["impossible"]
+    left_out = f"; {impossible} more have density 0, by a value that their column can't be" if impossible else ""
+    rows = f"{len(report['rows']) - impossible} rows{left_out}"
     _table(
         str(options.file),
         {
-            "mean log density": f"{report['mean']:.4f} ± {report['standard_error']:.2g} nats, {count} rows",
+            "mean log density": f"{report['mean']:.4f} ± {report['standard_error']:.2g} nats, {rows}",
             "held-out rows": f"{report['held_out_mean']:.4f} nats on average",
-            "log Z": f"{log_z.estimate:.4f} ± {log_z.standard_error:.2g} nats, by {log_z.method}",
+            "log Z": f"{log_z.estimate:.4f} ± {log_z.standard_error:.2g} nats in the columns' coordinates, by "
+            f"{log_z.method}",
             **({"warning": log_z.warning} if log_z.warning else {}),
             "written": str(options.out),
         },
@@ -313,7 +322,7 @@ def _warnings_of_log_z_ignored() -> Iterator[None]:
 def _quality(found: dict[str, Any]) -> dict[str, str]:
     log_z, test = found["log_z"], found["energy_distance"]
     density, rows = found["log_density"], test["rows"]
-    mean, of_log_z = (f"{value['value']:.3f} ± {value['standard_error']:.3f}" for value in (density, log_z))
+    mean, of_log_z = (f"{value['value']:.3f} ± {value['standard_error']:.2g}" for value in (density, log_z))
     return {
         "log density": f"{mean} nats, held-out rows on average, log Z's error included; they also chose the weights. A "
         "density for each unit of continuous columns, a probability for each value of the others",

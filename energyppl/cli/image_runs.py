@@ -131,7 +131,8 @@ def image_settings(run: Path, chosen: dict[str, Any]) -> ImageSettings:
             settings = ImageSettings(**kept["settings"])
     unknown = set(chosen) - {field.name for field in fields(ImageSettings)}
     if unknown:
-        raise InvalidInput(f"images have no {', '.join(sorted(unknown))}: leave it out")
+        named = ", ".join(f"--{name.replace('_', '-').removesuffix('s')}" for name in sorted(unknown))
+        raise InvalidInput(f"{named} is for tables, and these are images: leave it out")
     return replace(settings, **chosen)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,8 @@ def _train(
     """Train, and keep the model and the record."""
     checkpoint = run / "training.ckpt"
     before = _steps_made(checkpoint) if checkpoint.exists() else None
+    if before is not None:
+        _require_same_table(run / "run.json", table)
     earlier = 0.0 if before is None else _seconds(run / "run.json")
     record = _begun(table, prepared, settings, earlier)
     own = FitSettings(**{field.name: getattr(settings, field.name) for field in fields(FitSettings)})
@@ -152,6 +155,26 @@ def _train(
     return record
 
 
+def _digest(table: Table) -> str:
+    """Return what tells a table from others: of its values in their order, names and categories."""
+    names = json.dumps([table.columns, [list(map(str, labels)) for labels in table.labels]])
+    return blake2b(np.ascontiguousarray(table.values).tobytes() + names.encode(), digest_size=16).hexdigest()
+
+
+def _require_same_table(path: Path, table: Table) -> None:
+    """Require the table that a run was begun with: the same coordinates may stand for other values.
+
+    Raises:
+        CheckpointError: for another one.
+    """
+    kept = read_json(path) if path.exists() else None
+    if kept is not None and kept.get("digest") not in (None, _digest(table)):
+        raise CheckpointError(
+            f"{path.parent} is a run of another table, {kept.get('source')}; got {table.source}, whose values, "
+            "columns, categories or order differ: choose another folder"
+        )
+
+
 def _begun(table: Table, prepared: Prepared, settings: Settings, seconds: float) -> dict[str, Any]:
     """Return the record of a training that begins, or goes on after ``seconds``."""
     return {
@@ -161,6 +184,7 @@ def _begun(table: Table, prepared: Prepared, settings: Settings, seconds: float)
         "columns": list(table.columns),
         "transforms": prepared.transform.words(),
         "missing": int(table.missing.sum()),
+        "digest": _digest(table),
         "settings": asdict(settings),
         "seconds": seconds,
     }

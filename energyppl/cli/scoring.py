@@ -88,7 +88,8 @@ def score_run(
     error = float(finite.std(ddof=1)) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
     return {
         "rows": found,
-        "mean": float(scores.mean()),
+        "mean": float(finite.mean()) if len(finite) else -math.inf,
+        "impossible": len(scores) - len(finite),
         "standard_error": math.hypot(error, log_z.standard_error),
         "held_out_mean": float(reference.mean()),
         "log_z": log_z,

@@ -216,7 +216,8 @@ class LogNormalizer:
         if self.lower_bound is None and self.upper_bound is None:
             return ""
         ends = (f"{end:.3f}" if end is not None else "unknown" for end in (self.lower_bound, self.upper_bound))
-        return " to ".join(ends)
+        crossed = self.lower_bound is not None and self.upper_bound is not None and self.lower_bound > self.upper_bound
+        return " to ".join(ends) + (", which cross within their errors" if crossed else "")
 
     def _costs(self) -> list[str]:
         costs = [f"{self.evaluations:,} evaluations"]

@@ -34,6 +34,9 @@ class Comparison(NamedTuple):
     rows: pd.DataFrame  # table ("first", "second"), row, own_neighbours, p_value: rows where one table is alone
     verdict: list[str]
 
+    def __str__(self) -> str:
+        return "\n".join([f"energy distance {self.statistic:.4f}, p = {self.p_value:.3f}", *self.verdict])
+
 
 def compare(first: Rows, second: Rows, *, seed: int = 0) -> Comparison:
     """Test whether two tables are draws of one distribution, and find columns, pairs and rows that differ.

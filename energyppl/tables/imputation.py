@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from energyppl._checks import check_between, check_count
+from energyppl._seeds import seeded
 from energyppl.data.tables import Table
 from energyppl.errors import InvalidInput
 from energyppl.tables.model import Array, Rows, TableModel
@@ -28,6 +29,14 @@ class Imputation:
     table: Table
     places: Array
     draws: Array
+
+    def __repr__(self) -> str:
+        """Summarize in one line."""
+        missing = self.table.missing
+        return (
+            f"Imputation({len(self.draws)} draws of {len(self.places)} cells missing from {int(missing.any(1).sum())} "
+            f"of {len(missing)} rows)"
+        )
 
     def completed(self) -> list[pd.DataFrame]:
         """Return the table completed by each draw: multiple imputations, to be analysed one by one (Rubin 1987)."""
@@ -113,8 +122,7 @@ def impute(
         raise InvalidInput(f"{table.source} must have missing cells to impute; got none: nothing is left to do")
     gaps = missing.any(1)
     incomplete = table.values[gaps]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         generator = torch.Generator().manual_seed(seed)
         numbers = np.tile(np.flatnonzero(gaps), draws)
         filled = model.fill(np.tile(incomplete, (draws, 1)), generator, numbers=numbers, tick=tick)

@@ -16,6 +16,7 @@ __all__ = ["Surprise", "score", "surprises"]
 
 _GRID = np.linspace(-6.0, 6.0, 241)  # of a coordinate of about unit variance
 _DRAWS = 16  # within each cell
+_OUTSIDE = "outside"
 _RARE = 0.01  # of what a column's values are given the others: below, it is a reason
 
 
@@ -85,19 +86,26 @@ def reasons(found: list[Surprise]) -> str:
     rare = [own for own in found if own.probability < _RARE]
     if not rare:
         return "no column by itself"
-    return "; ".join(f"{own.column} = {own.value} (given the others {own.usual})" for own in rare[:3])
+    return "; ".join(
+        f"{own.column} = {own.value} ({'' if own.usual.startswith(_OUTSIDE) else 'given the others '}{own.usual})"
+        for own in rare[:3]
+    )
 
 
 def surprises(model: TableModel, row: Array, *, seed: int = 0) -> list[Surprise]:
     """Compare each column of one row, ``(d,)``, with its conditional distribution given the others, the rarest first.
 
     A column's values are tried one after another on a grid of its coordinate, or each category and small number of
-    values by draws within its cell; the others stay as they are.
+    values by draws within its cell; the others stay as they are.  Values outside of what a column can be come first,
+    with probability 0, and for the other columns the nearest value of the training rows stands in their place.
     """
     generator = torch.Generator().manual_seed(seed)
+    found, row = _outside(model, row, generator)
+    outside = {own.column for own in found}
     base, _ = model.transform.encode(row[None], generator)
-    found = []
     for j, (name, column) in enumerate(zip(model.columns, model.transform.columns, strict=True)):
+        if name in outside:
+            continue
         if isinstance(column, Numbers):
             values, mass, own = _on_a_grid(model, base, row, j)
         else:
@@ -105,6 +113,22 @@ def surprises(model: TableModel, row: Array, *, seed: int = 0) -> list[Surprise]
         probability = float(mass[mass <= mass[own] * (1.0 + 1e-9)].sum())
         found.append(Surprise(name, _words(model, j, row[j]), probability, _usual(model, j, values, mass)))
     return sorted(found, key=lambda surprise: surprise.probability)
+
+
+def _outside(model: TableModel, row: Array, generator: torch.Generator) -> tuple[list[Surprise], Array]:
+    """Return the columns whose value is outside of what they can be, and the row with the nearest ones that occur."""
+    rows = model.rows[~np.isnan(model.rows).any(1)]
+    found, inside = [], row.copy()
+    for j, name in enumerate(model.columns):
+        alone = rows[:1].copy()  # a row that can be, but for this column
+        alone[:, j] = row[j]
+        if np.isneginf(model.transform.encode(alone, generator)[1][0]):
+            nearest = rows[np.abs(rows[:, j] - row[j]).argmin(), j]
+            low, high = (_words(model, j, value) for value in (rows[:, j].min(), rows[:, j].max()))
+            usual = f"{_OUTSIDE} of what the column can be: {low} to {high} in the training rows"
+            found.append(Surprise(name, _words(model, j, row[j]), 0.0, usual))
+            inside[j] = nearest
+    return found, inside
 
 
 def _on_a_grid(model: TableModel, base: Array, row: Array, j: int) -> tuple[Array, Array, int]:

@@ -23,8 +23,7 @@ from energyppl.inference.training.fit import fit as fit_model
 from energyppl.inference.training.history import History
 from energyppl.inference.training.options import TrainingOptions, suited_options
 from energyppl.inference.training.run import Training
-from energyppl.models import MLPEnergy, RecoveryEBM
-from energyppl.schedule import NoiseSchedule
+from energyppl.models import RecoveryEBM, model_of_columns
 from energyppl.tables.conditional import draw_unknown
 from energyppl.tables.model import Rows, TableModel, as_table, empty_like
 
@@ -121,10 +120,7 @@ def _within(
 
 def build(width: int, levels: int) -> RecoveryEBM:
     """Build the model of so many coordinates that ``fit`` trains."""
-    if width <= 2:
-        return RecoveryEBM(MLPEnergy((width,), levels=levels), NoiseSchedule.cosine(levels))
-    # In many columns the edges and spikes of a table are too many to be learned to a hundredth of its spread.
-    return RecoveryEBM(MLPEnergy((width,)), NoiseSchedule.cosine(levels, log_snr_max=4.6, log_snr_min=-6.0))
+    return model_of_columns(width, levels=levels)
 
 
 def fit(

@@ -11,6 +11,7 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from energyppl._checks import check_event, check_positive, check_shape
+from energyppl._seeds import seeded
 from energyppl.errors import InvalidInput
 
 # Largest number of (point, node) pairs held at once, so that a million points don't ask for gigabytes.
@@ -238,9 +239,7 @@ def monte_carlo_entropy(toy: Density) -> float:
 
 
 def _own_log_probs(toy: Density, count: int) -> Tensor:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():  # the caller's draws must not move
-        torch.manual_seed(0)
+    with seeded(0), torch.no_grad():  # the caller's draws must not move
         return toy.log_prob(toy._draw(count))
 
 

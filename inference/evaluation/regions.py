@@ -22,7 +22,6 @@ _FALSE_ALARMS = 1e-3  # of all comparisons of one call together
 _RATIO = 1.25  # of two masses, below which a difference is small, however certain
 _CLUSTERED = 10_000  # points that the regions are found from, at most
 _RESOLUTION = 1e-4  # smallest share that the density's points resolve
-_GRID = 2  # dimensions up to which the density is known from a grid
 _PARTICLES = 4096
 
 
@@ -161,7 +160,7 @@ def region_masses(
 
 
 def _some(rows: Tensor) -> Tensor:
-    return rows[: _CLUSTERED // 2]
+    return rows[torch.randperm(len(rows))[: _CLUSTERED // 2]]  # rows may be sorted
 
 
 def _clusters(points: Tensor, count: int) -> Tensor:
@@ -185,9 +184,10 @@ def _nearest(points: Tensor, centers: Tensor) -> Tensor:
 
 def _density_shares(model: EnergyModel, centers: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, int]:
     """Return the regions' shares of the density, their standard errors, ``(regions,)`` each, and the number of runs."""
-    if len(centers[0]) <= _GRID and hasattr(model, "negatives"):
-        points = model.negatives(0).flatten(1).double().cpu()  # of equal mass each, from a grid
-        return _counts(points, centers) / len(points), torch.zeros(len(centers), dtype=torch.float64), 1
+    on_grid = model.grid_points(0) if hasattr(model, "grid_points") else None
+    if on_grid is not None:
+        shares = _counts(on_grid.flatten(1).double().cpu(), centers) / len(on_grid)
+        return shares, torch.zeros(len(centers), dtype=torch.float64), 1
     base = MixtureBase.fitted(pooled.to(model.loc).reshape(-1, *model.event_shape), model.event_shape)
     found = independent_runs((model.potential(0),), base, SMC(), _PARTICLES)
     runs, particles = found.log_weights.shape

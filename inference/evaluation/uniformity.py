@@ -102,7 +102,7 @@ def chi_square_test(ranks: Tensor, draws: int, bins: int | None = None) -> float
         bins: a divisor of ``draws + 1``; the largest of at most 20 that leaves five ranks to a bin if None.
 
     Raises:
-        InvalidInput: for ranks outside of 0 to ``draws``, or bins that don't divide ``draws + 1``.
+        InvalidInput: for ranks outside of 0 to ``draws``, or if no bins divide ``draws + 1``.
 
     Example:
         >>> ep.evaluation.chi_square_test(torch.arange(64), draws=63) > 0.99
@@ -114,7 +114,11 @@ def chi_square_test(ranks: Tensor, draws: int, bins: int | None = None) -> float
     if bins is None:
         most = max(2.0, min(20.0, len(ranks) / _EXPECTED))
         fitting = [b for b in range(2, int(most) + 1) if (draws + 1) % b == 0]
-        bins = max(fitting, default=draws + 1)
+        if not fitting:
+            raise InvalidInput(
+                f"no number of bins up to {int(most)} divides the {draws + 1} possible ranks: take 63 draws"
+            )
+        bins = max(fitting)
     check_count("bins", bins, at_least=2)
     if (draws + 1) % bins:
         raise InvalidInput(f"bins must divide the {draws + 1} possible ranks; got {bins}: take 63 draws and 16 bins")

@@ -82,10 +82,8 @@ def descend_by_denoising(
     # The noisiest marginal has no energy: the top level begins at white noise, as its chains do.
     level = torch.tensor(top - 1, device=like.device)
     start = gaussian_start(recovery_potential(model, white, level), schedule.marginal_std[-2].to(like))
-    path, acceptance, evaluations = [white], like.new_zeros(schedule.levels), 0.0
     found = come_down(model, start, top - 1, last, moves=moves, denoise=denoise, noise=noise, above=white)
-    acceptance += found.acceptance
-    return Generation(found.x, (*path, *found.path), acceptance, round(evaluations + found.evaluations))
+    return found._replace(path=(white, *found.path))
 
 
 def come_down(

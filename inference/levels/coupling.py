@@ -6,12 +6,11 @@ by L moves, the time τ at which they meet bounds how far the chain is from its 
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from energyppl._seeds import seeded
 from energyppl.autodiff.bound import bind
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.levels.contract import Conditional
@@ -41,8 +40,7 @@ def moves_needed(model: Conditional, most: int) -> tuple[int, ...]:
     """
     schedule, like = model.schedule, model.loc
     needed: list[int] = []
-    with _own_random_numbers(like.device), torch.no_grad():
-        torch.manual_seed(0)
+    with seeded(0), torch.no_grad():
         noise = torch.randn(_PAIRS, *model.event_shape, dtype=like.dtype, device=like.device)
         x = schedule.marginal_std[-1].to(like) * noise
         for t in reversed(range(schedule.levels)):
@@ -54,12 +52,6 @@ def moves_needed(model: Conditional, most: int) -> tuple[int, ...]:
             meeting, x = _meetings(kernel, bind(potential), start, most, distance)
             needed.append(_moves_for(meeting, most))
     return tuple(reversed(needed))
-
-
-@contextmanager
-def _own_random_numbers(device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
 
 
 def _meetings(

@@ -17,7 +17,7 @@ from energyppl.inference.normalizing.annealing import Weights, effective_size, l
 from energyppl.inference.normalizing.bennett import bennett
 from energyppl.inference.normalizing.methods import AIS, BAR, ISLANDS, SMC, Annealing, ReverseAIS
 from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path, is_binary
-from energyppl.inference.normalizing.processes import own_share
+from energyppl.inference.normalizing.shared_particles import own_share
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
 from energyppl.integration.pareto import pareto_k
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential

@@ -81,7 +81,7 @@ class ExactLikelihood:
 
     def measure(self, model: EnergyModel, state: nn.Module, data: Tensor) -> float:
         """Return the same of held-out ``data``, ``(n, *event)``, on a grid twice as fine."""
-        with fixed_noise(data), torch.no_grad():
+        with fixed_noise(), torch.no_grad():
             shift = torch.zeros(math.prod(model.event_shape))
             return float(self._likelihood(model, data, 2 * self.points, shift).value)
 

@@ -1,13 +1,13 @@
 """Measures of held-out data with the same noise at every call."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from energyppl._checks import append_dims
+from energyppl._seeds import seeded
 from energyppl.autodiff.gradient import energy_only, gradient_only
 from energyppl.inference.levels.contract import EnergyModel, LevelModel
 from energyppl.inference.objectives.contract import diffuse
@@ -19,12 +19,9 @@ _OUTLYING = 50.0  # widths of a column
 MEASURE_SEED = 7_482_913  # nobody's: data drawn after manual_seed(0) would be the very noise that seed 0 gives
 
 
-@contextmanager
-def fixed_noise(like: Tensor) -> Iterator[None]:
-    """Make random numbers on the device of ``like`` the same at every call; outside they go on undisturbed."""
-    with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
-        torch.manual_seed(MEASURE_SEED)
-        yield
+def fixed_noise() -> AbstractContextManager[None]:
+    """Make random numbers the same at every call; outside they go on undisturbed."""
+    return seeded(MEASURE_SEED)
 
 
 def conditional_contrast(model: EnergyModel, data: Tensor, level: int = 0) -> float:
@@ -47,7 +44,7 @@ def conditional_contrast(model: EnergyModel, data: Tensor, level: int = 0) -> fl
         >>> ep.objectives.conditional_contrast(ep.EBM(ep.MLPEnergy((2,), levels=1)), torch.randn(200, 2)) > 0.0
         True
     """
-    with fixed_noise(data):
+    with fixed_noise():
         x = diffuse(model, data, level).detach()
         length = _NEAR * (_FAR / _NEAR) ** append_dims(torch.rand(len(x), device=x.device).to(x), x)
         y = x + length / math.sqrt(max(1, x[0].numel())) * torch.randn_like(x)

@@ -163,6 +163,10 @@ class LevelScoreMatching:
             record["tie"] = float((high - low) * error.detach())
         return Loss(value, record)
 
+    def ties_levels(self, model: LevelModel) -> bool:
+        """Tell whether the loss ties the levels of a model, so that log Z is known from the noisiest one."""
+        return is_continuous(model) and self._tie(model) > 0.0
+
     def _tie(self, model: LevelModel) -> float:
         return float(not is_image(model)) if self.tie is None else self.tie
 
@@ -195,14 +199,14 @@ class LevelScoreMatching:
             return denoising_error(model, data)
         if is_image(model):
             return self._weighted_error(model, data[:_MEASURED_IMAGES])
-        with fixed_noise(data):
+        with fixed_noise():
             if model.event_shape == (1,) and getattr(model, "conditions", None) is not None:
                 return _normalized(cast(Conditional, model), data) + _log_scale(model)
             return max(-implied_log_likelihood(model, data), evidence_bound(model, data)) + _log_scale(model)
 
     def _weighted_error(self, model: LevelModel, data: Tensor) -> float:
         """Return the weighted denoising error of held-out images, evenly over the log-SNRs."""
-        with fixed_noise(data):
+        with fixed_noise():
             clean = model.to_unit(data)
             log_snr = spread_log_snr(model, (torch.randperm(len(clean)) + 0.5) / len(clean)).to(clean)
             noise = torch.randn_like(clean)

@@ -107,7 +107,7 @@ class NoiseContrastive:
 
     def measure(self, model: EnergyModel, state: NoiseState, data: Tensor) -> float:
         """Return the same of held-out ``data``, ``(n, *event)``, with noise that is the same at every call."""
-        with fixed_noise(data), torch.no_grad():
+        with fixed_noise(), torch.no_grad():
             return float(self.loss(model, state, data).value)
 
     def log_normalizer(self, model: EnergyModel, state: NoiseState) -> float:

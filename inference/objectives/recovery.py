@@ -185,6 +185,10 @@ class RecoveryLikelihood:
             record["level_tie"] = float(tie.detach())
         return Loss(value, record, float(gap.detach()), float(state.level_kernel.step_sizes.min()))
 
+    def ties_levels(self, model: LevelModel) -> bool:
+        """Tell whether the loss ties the levels of a model, so that log Z is known from the noisiest one."""
+        return self.ties
+
     @property
     def ties(self) -> bool:
         """Presence of a level tie in the loss."""

@@ -68,7 +68,7 @@ class ExactScoreMatching:
     def measure(self, model: EnergyModel, state: nn.Module, data: Tensor) -> float:
         """Return the same of held-out ``data``, ``(n, *event)``: the Fisher divergence up to a constant."""
         total = 0.0
-        with fixed_noise(data):
+        with fixed_noise():
             for rows in diffuse(model, data, self.level).detach().split(_ROWS):
                 x = rows.requires_grad_()
                 score = differentiable_score(model.potential(self.level), x)
@@ -124,7 +124,7 @@ class SlicedScoreMatching:
     def measure(self, model: EnergyModel, state: nn.Module, data: Tensor) -> float:
         """Return the same of held-out ``data``, ``(n, *event)``, along directions that are the same at every call."""
         total = 0.0
-        with fixed_noise(data):
+        with fixed_noise():
             for rows in diffuse(model, data, self.level).split(_ROWS):
                 total += len(rows) * float(self._sliced(model, rows, create_graph=False).value.detach())
         return total / len(data)
@@ -188,7 +188,7 @@ class DenoisingScoreMatching:
 
     def measure(self, model: EnergyModel, state: nn.Module, data: Tensor) -> float:
         """Return the same of held-out ``data``, ``(n, *event)``, with noise that is the same at every call."""
-        with fixed_noise(data):
+        with fixed_noise():
             x = diffuse(model, data, self.level)
             noise = torch.randn_like(x)
         grad = gradient_only(model.potential(self.level), x + self.sigma * noise)

@@ -67,7 +67,7 @@ def check_second_order(
         InvalidInput: if one of them fails; the message names the layer or the parameter where it can be told.
     """
     potential(model)  # which checks the level
-    with torch.inference_mode(False), torch.enable_grad(), fixed_noise(model.loc), _trial(model, potential) as trial:
+    with torch.inference_mode(False), torch.enable_grad(), fixed_noise(), _trial(model, potential) as trial:
         if len(trial.x):
             _check_weights(trial)
             if curvature:
@@ -144,7 +144,7 @@ def _double_copy(model: Any, potential: Callable[[Any], Callable[[Tensor], Tenso
     """Return a copy of the model in float64 and evaluation mode; None if there is none that gives energies."""
     try:
         twin = copy.deepcopy(model).double().eval()
-        with fixed_noise(x):
+        with fixed_noise():
             energy = potential(twin)(x.double())
     except torch.cuda.OutOfMemoryError:
         raise
@@ -167,7 +167,7 @@ def _perturbed(net: nn.Module, energy: Callable[[Tensor], Tensor], x: Tensor) ->
 def _finite_rows(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Tell where energy and gradient are finite, ``(n,)``."""
     x = x.detach().requires_grad_()
-    with fixed_noise(x):
+    with fixed_noise():
         values = energy(x)
     finite = values.isfinite()
     if values.requires_grad:

@@ -171,7 +171,7 @@ def layer_at_fault(
         def output(a: Tensor, module: nn.Module = module, rest: Any = args[1:], kwargs: Any = kwargs) -> Any:
             return module(a.clone(), *rest, **kwargs)  # a copy, for layers that write in place
 
-        with fixed_noise(start):
+        with fixed_noise():
             made = output(start)
         if not isinstance(made, Tensor) or not made.is_floating_point():
             continue
@@ -205,7 +205,7 @@ def _calls(net: nn.Module, energy: Function, x: Tensor) -> list[tuple[str, nn.Mo
 
     hooks = [module.register_forward_pre_hook(look, with_kwargs=True) for module in names]
     try:
-        with fixed_noise(x):
+        with fixed_noise():
             energy(x.detach().requires_grad_())
     finally:
         for hook in hooks:

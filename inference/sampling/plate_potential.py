@@ -61,7 +61,7 @@ class PlatePotential:
 
         Raises:
             InvalidInput: for a model without latent sites, or with some outside of one plate, in several, in a plate
-                that subsamples, or not real.
+                that subsamples, or not real; for observed sites that are not one value for each row.
         """
         frame, drawn = _latent_sites(model, args, kwargs)
         sites = tuple(RowSite(name, value.shape[1:]) for name, value in drawn.items())
@@ -155,4 +155,23 @@ def _latent_sites(
         raise InvalidInput(
             f"the model must have latent sites in one plate of rows; got {len(drawn)} sites in {len(frames)} plates"
         )
-    return frames.pop(), drawn
+    frame = frames.pop()
+    for name, node in nodes.items():
+        if node["type"] == "sample" and node["is_observed"] and not site_is_subsample(node):
+            _require_rows(name, node, frame)
+    return frame, drawn
+
+
+def _require_rows(name: str, node: Any, frame: Frame) -> None:
+    """Require an observed site to have one log density for each row.
+
+    Raises:
+        InvalidInput: for one outside of the plate of rows, or in another one too.
+    """
+    plates, batch = [own.name for own in node["cond_indep_stack"]], tuple(node["fn"].batch_shape)
+    if plates != [frame.name] or batch not in ((frame.size,), (1,)):
+        raise InvalidInput(
+            f"observed site {name!r} must lie in the plate {frame.name!r} alone, a value for each row; got plates "
+            f"{', '.join(plates) or 'none'} and batch {shape_text(batch)}: make what a row consists of an event by "
+            ".to_event(1), and leave out what belongs to no row"
+        )

@@ -22,8 +22,8 @@ from energyppl.inference.adaptation.warmup import untuned, warm_up
 from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, combined, middle_step
 from energyppl.inference.kernels.mass import MassEstimate, low_rank_mass
 from energyppl.inference.sampling.chains import Chains
-from energyppl.inference.sampling.processes import joined, own_share
 from energyppl.inference.sampling.pyro_model import ModelPotential
+from energyppl.inference.sampling.shared_chains import joined, own_share
 from energyppl.inference.sampling.targets import Init, Target
 from energyppl.potentials.algebra import Potential
 

@@ -11,6 +11,7 @@ from energyppl.errors import CheckpointError, InvalidInput, first_line
 from energyppl.inference.objectives.contract import Objective, Paced
 
 _DECLARED = ("sigmas", "base_sigma")  # of a model's state: what it is built with and no training changes
+_MEASURED = ("moves",)
 
 
 def check_trainable(model: nn.Module) -> None:
@@ -195,8 +196,13 @@ def check_same_run(theirs: Any, ours: dict[str, Any]) -> None:
                 "continue with the same, or write to another place"
             )
     for part in ("model", "state"):
-        _check_same_tensors(theirs[part], ours[part])
+        _check_same_tensors(_declared_or_trained(theirs[part]), _declared_or_trained(ours[part]))
     _check_declared(theirs["model"], ours["model"])
+
+
+def _declared_or_trained(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state without what is measured once training has ended, and goes with the weights of then."""
+    return {name: value for name, value in state.items() if name.rpartition(".")[2] not in _MEASURED}
 
 
 def _check_same_tensors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable
 from typing import Any, Protocol
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -18,10 +19,10 @@ __all__ = [
     "Draw",
     "Readable",
     "Source",
+    "digests",
     "held_out_places",
     "rows_and_labels",
     "sample_size",
-    "sums",
 ]
 
 MEASURED_ROWS = 4096  # of the held-out data
@@ -63,13 +64,14 @@ class Source(Protocol):
         ...
 
 
-def sums(sample: Tensor, held_out: Tensor, contexts: Tensor | None = None) -> list[Any]:
-    """Return the shape and the sums that tell a source's rows, and contexts in their order, from others."""
-    totals = [float(rows.cpu().double().sum()) for rows in (sample, held_out)]  # a GPU adds up in an order of its own
-    if contexts is not None:
-        places = torch.arange(1, len(contexts) + 1, dtype=torch.float64)
-        totals.append(float((contexts.cpu().double().flatten(1).sum(1) * places).sum()))
-    return [list(sample.shape), *totals]
+def digests(sample: Tensor, *others: Tensor | None) -> list[Any]:
+    """Return the shape and the numbers that tell a source's rows, and what stands beside them, from others.
+
+    They are CRC-32 of the tensors' bytes, the same on every device, and others if rows or columns change places.
+    """
+    known = [tensor for tensor in (sample, *others) if tensor is not None]
+    raw = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data for tensor in known]
+    return [list(sample.shape), *(crc32(part) for part in raw)]
 
 
 def sample_size(row: Tensor) -> int:

@@ -37,8 +37,16 @@ def end_together(*parts: nn.Module) -> None:
 
 def _adopt_numbers() -> None:
     """Go on with the random numbers of the first process, so that what follows is the same in all."""
-    if world_size() > 1:
-        torch.set_rng_state(agreed(torch.get_rng_state()))
+    if world_size() == 1:
+        return
+    numbers, on_device = agreed(
+        (torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None)
+    )
+    torch.set_rng_state(numbers)
+    if on_device is None:  # GPUs not in use yet, which have each process's own seed waiting for them
+        torch.cuda.manual_seed_all(torch.initial_seed())
+    else:
+        torch.cuda.set_rng_state(on_device)  # of this process's own GPU
 
 
 def over_processes(loss: Loss) -> Loss:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from energyppl._checks import check_data
+from energyppl._checks import as_points, check_data
 from energyppl.distributed import rank, world_size
 from energyppl.errors import InvalidInput
 from energyppl.inference.training._checks import check_condition, is_conditional, split_pair
-from energyppl.inference.training.contract import MEASURED_ROWS, Draw, Source, rows_and_labels, sums
+from energyppl.inference.training.contract import MEASURED_ROWS, Draw, Source, digests, rows_and_labels
 from energyppl.inference.training.parts import Batches
 from energyppl.inference.training.stored import ArrayReader, DatasetReader, Reader, StoredRows, mapping_of
 from energyppl.inference.training.streams import StreamedBatches
@@ -36,11 +36,12 @@ def source_of(model: nn.Module, data: Any, labels: Any, held_out: Any, batch_siz
         InvalidInput: for anything else, and for data or labels that can't be used.
     """
     data, contexts = split_pair(model, "data", data)
-    data, beside = _in_memory(data), labels if contexts is None else contexts
+    data, beside = _in_memory("data", data), labels if contexts is None else contexts
     if held_out is not None:
         held_out = _first_rows(model, held_out)
     if isinstance(data, Tensor):
-        return TensorRows(model, data, _in_memory(beside), held_out, batch_size)
+        beside = _in_memory("labels" if contexts is None else "contexts", beside, whole=contexts is None)
+        return TensorRows(model, data, beside, held_out, batch_size)
     if isinstance(data, np.ndarray):
         return StoredRows(model, ArrayReader(data, beside), held_out, batch_size)
     if beside is not None:
@@ -105,12 +106,8 @@ class TensorRows:
         return self.sample[rows], None if self._conditions is None else self._conditions[rows]
 
     def key(self) -> list[Any]:
-        """Return shape and sums, one of which tells the order of labels or contexts."""
-        if self.contexts is not None:
-            return sums(self.sample, self.held_out, self.contexts)
-        labels = self._conditions
-        order = -1 if labels is None else int((labels.cpu() * torch.arange(1, len(labels) + 1)).sum())
-        return [*sums(self.sample, self.held_out), order]
+        """Return shape and digests, of labels or contexts too."""
+        return digests(self.sample, self.held_out, self._conditions, self.held_out_contexts)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch's seed and the position in it."""
@@ -121,20 +118,11 @@ class TensorRows:
         self._batches.load_state_dict(state)
 
 
-def _in_memory(value: Any) -> Any:
-    """Return arrays and tables that lie in memory as tensors, and all else as it is."""
-    if hasattr(value, "to_numpy"):  # a DataFrame or a Series
-        value = value.to_numpy()
-        if value.dtype.kind not in "fiub":
-            raise InvalidInput(
-                f"a table must hold numbers to be trained on; got values of dtype {value.dtype}: encode or drop its "
-                "other columns, or train on it as it is by ep.tables.fit"
-            )
-    if isinstance(value, np.ndarray) and mapping_of(value) is None:
-        if value.dtype.kind not in "fiub":
-            raise InvalidInput(f"an array must hold numbers to be trained on; got dtype {value.dtype}: convert it")
-        return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))  # copies if it must
-    return value
+def _in_memory(name: str, value: Any, *, whole: bool = False) -> Any:
+    """Return arrays and tables that lie in memory as tensors, and all else as it is, mapped arrays too."""
+    if isinstance(value, np.ndarray) and mapping_of(value) is not None:
+        return value
+    return as_points(name, value, whole=whole)
 
 
 def _dataset_reader(dataset: Any) -> Reader:
@@ -155,7 +143,7 @@ def _first_rows(model: nn.Module, held_out: Any) -> Draw:
         InvalidInput: for rows of the wrong shape or dtype, none, or some that are not finite.
     """
     rows, beside = split_pair(model, "held_out", held_out)
-    rows, beside = _in_memory(rows), _in_memory(beside)
+    rows, beside = _in_memory("held_out", rows), _in_memory("contexts of held_out", beside)
     if isinstance(rows, IterableDataset):
         rows = DataLoader(rows, batch_size=MEASURED_ROWS)
     if isinstance(rows, (np.ndarray, Dataset)):

@@ -15,10 +15,10 @@ from energyppl.inference.training._checks import check_condition, is_conditional
 from energyppl.inference.training.contract import (
     SETTLING_ROWS,
     Draw,
+    digests,
     held_out_places,
     rows_and_labels,
     sample_size,
-    sums,
 )
 from energyppl.inference.training.parts import WindowedBatches
 
@@ -76,7 +76,7 @@ class StoredRows:
         conditional = is_conditional(model)
         self.contexts = conditions if conditional else None
         self.held_out_contexts = held_out_conditions if conditional else None
-        self._key = [count, *sums(few, self.held_out, contexts if conditional else None)]
+        self._key = [count, *digests(few, self.held_out, contexts, self.held_out_contexts)]
 
     def draw(self) -> Draw:
         """Return the next batch, or this process's share of it."""
@@ -102,7 +102,7 @@ class StoredRows:
         return rows, check_condition(self._model, self._reader.what, rows, labels)
 
     def key(self) -> list[Any]:
-        """Return how many rows there are, and sums of those that were looked at."""
+        """Return how many rows there are, and digests of those that were looked at."""
         return self._key
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from energyppl._checks import check_data, shape_text
+from energyppl._seeds import seeded
 from energyppl.distributed import rank, shared_seed, world_size
 from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.training._checks import check_condition, is_conditional
@@ -21,10 +22,10 @@ from energyppl.inference.training.contract import (
     MEASURED_ROWS,
     SETTLING_ROWS,
     Draw,
+    digests,
     held_out_places,
     rows_and_labels,
     sample_size,
-    sums,
 )
 
 __all__ = ["StreamedBatches"]
@@ -61,7 +62,7 @@ class StreamedBatches:
         self._seed, self._position, self._last = 0, 0, 0.0
         self._aside, self._given = 0, 0  # batches of each pass that are held out, batches that this pass gave
         self._pass: Iterator[Any] | None = None
-        self._generator: Tensor | None = None  # of a loader with one of its own, at the beginning of the pass
+        self._states: list[Tensor] = []  # of a loader's own generators, at the beginning of the pass
         self._waiting: deque[Draw] = deque()  # of an iterator, read to standardize and not yet trained on
         if held_out is None and isinstance(batches, DataLoader) and _is_plain(batches):
             self._batches, held_out = self._without_some(batches)
@@ -108,10 +109,8 @@ class StreamedBatches:
         self._seed, self._position, self._given = seed, skip, 0
         if self._is_shared:
             self._batches.sampler.set_epoch(seed % 2**31)  # type: ignore[attr-defined]
-        generator = getattr(self._batches, "generator", None)
-        self._generator = generator.get_state() if isinstance(generator, torch.Generator) else None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        self._states = [generator.get_state() for generator in _own_generators(self._batches)]
+        with seeded(seed):
             items = iter(self._batches)
             for item in items:
                 if self._given == self._aside + skip:
@@ -215,9 +214,9 @@ class StreamedBatches:
     # --- Keeping and continuing ---
 
     def key(self) -> list[Any]:
-        """Return the shape of a row, and a sum of held-out rows where they are the same in each process."""
+        """Return the shape of a row, and a digest of held-out rows where they are the same in each process."""
         known = not (self._once and self._own)
-        return [list(self.sample.shape[1:]), sums(self.held_out, self.held_out)[1] if known else 0.0]
+        return [list(self.sample.shape[1:]), digests(self.held_out, self.held_out_contexts) if known else []]
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many batches into which pass this is, and held-out rows that can't be read again."""
@@ -225,7 +224,7 @@ class StreamedBatches:
             "seed": self._seed,
             "position": self._position,
             "last": self._last,
-            "generator": self._generator,
+            "generators": self._states,
             "held_out": [self.held_out, self.held_out_contexts] if self._once and self._own else None,
         }
 
@@ -250,8 +249,8 @@ class StreamedBatches:
         if position == 0:
             self._pass, self._seed, self._position = None, seed, 0
             return
-        if state["generator"] is not None and getattr(self._batches, "generator", None) is not None:
-            self._batches.generator.set_state(state["generator"])  # type: ignore[attr-defined]
+        for generator, beginning in zip(_own_generators(self._batches), state["generators"], strict=False):
+            generator.set_state(beginning)
         self._pass = None
         self._begin(seed, skip=position)
         if self._last != last:
@@ -312,12 +311,21 @@ def _is_plain(loader: "DataLoader[Any]") -> bool:
     )
 
 
+def _own_generators(batches: Any) -> list[torch.Generator]:
+    """Return the generators that a loader and its sampler have instead of torch's, each once."""
+    found = [getattr(owner, "generator", None) for owner in (batches, getattr(batches, "sampler", None))]
+    return list(dict.fromkeys(own for own in found if isinstance(own, torch.Generator)))
+
+
 def _rebuilt(loader: "DataLoader[Any]", dataset: Dataset[Any]) -> "DataLoader[Any]":
     """Return a loader as this one of another dataset."""
+    sampler = None
+    if isinstance(loader.sampler, RandomSampler):  # whose order may follow from a generator of its own
+        sampler = RandomSampler(dataset, generator=loader.sampler.generator)  # type: ignore[arg-type]
     return DataLoader(
         dataset,
         batch_size=loader.batch_size,
-        shuffle=isinstance(loader.sampler, RandomSampler),
+        sampler=sampler,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

@@ -215,7 +215,7 @@ def test_run_of_other_data_or_settings_is_left_alone(
     assert "another model" in fails(capsys, "fit", run.parent / "table.npz", "--out", run, "--levels", 4)
     other = table.with_name("other.npz")
     np.savez(other, rows=ROWS + 1.0 * (ROWS > 1e6))
-    assert "other data" in fails(capsys, "fit", other, "--out", run)
+    assert "is a run of another table" in fails(capsys, "fit", other, "--out", run)
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 

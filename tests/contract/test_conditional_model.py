@@ -40,6 +40,7 @@ class OfTheUser(nn.Module):
 def test_a_batch_of_contexts_is_a_batch_of_distributions() -> None:
     for event in (1, 3):
         ebm = model(event)
+        ebm.tied.fill_(True)  # as training by LevelScoreMatching does
         p = ebm.given(torch.rand(2, 5, 2))
         assert (p.batch_shape, p.event_shape) == ((2, 5), (event,))
         y = p.sample((4,))
@@ -74,6 +75,7 @@ def test_densities_of_one_dimension_are_normalized_for_each_context() -> None:
 @pytest.mark.filterwarnings("ignore:log Z")  # of few particles; its estimate holds all the same
 def test_quadrature_in_two_dimensions_and_annealing_agree() -> None:
     ebm = model(2)
+    ebm.tied.fill_(True)
     p = ebm.given(torch.rand(2, 2))
     exact, found = p.quadrature(), p.anneal(method=ep.normalizing.BAR(64))
     for one, value in zip(found, exact.tolist(), strict=True):
@@ -225,3 +227,18 @@ def test_a_users_network_needs_only_the_call() -> None:
 def test_bad_input_is_said(make: object, message: str) -> None:
     with pytest.raises(ep.InvalidInput, match=message):
         make()  # type: ignore[operator]
+
+
+def test_without_a_level_tie_no_log_z_is_implied() -> None:
+    """Of several numbers log Z is what the tie implies: an objective without one leaves it unknown."""
+    untied = ep.RecoveryLikelihood(tie=0.0)
+    for objective, known in ((untied, False), (ep.RecoveryLikelihood(), True), (untied, False)):
+        ebm, rows = model(2), pairs(event=2)
+        ep.fit(ebm, rows, objective, steps=2, progress=False)
+        assert bool(ebm.tied) == known
+    p = ebm.given(torch.rand(3, 2))
+    with pytest.raises(ep.NotNormalized, match="implied by a level tie, without which the model was trained"):
+        p.log_prob(torch.zeros(3, 2))
+    prior = torch.distributions.Independent(torch.distributions.Uniform(torch.zeros(2), torch.ones(2)), 1)
+    with pytest.raises(ep.InvalidInput, match="was not trained with a level tie"):
+        ep.models.posterior(ebm, prior, torch.zeros(2))

@@ -102,6 +102,10 @@ def test_a_seed_makes_all_of_it_the_same_and_leaves_other_numbers_alone() -> Non
     second = clone(first).fit(x)
     assert np.array_equal(first.score_samples(x), second.score_samples(x))
     assert np.array_equal(first.sample(3, random_state=4), second.sample(3, random_state=4))
+    assert np.array_equal(first.sample(3), second.sample(3))
+    assert not np.array_equal(first.sample(3), first.sample(3, random_state=4))
+    unseeded = quick(random_state=None).fit(x)
+    assert not np.array_equal(unseeded.sample(3), unseeded.sample(3))
     torch.manual_seed(1)
     assert torch.rand(()) == drawn
     generator = np.random.RandomState(0)
@@ -133,6 +137,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a constant column": (lambda: quick().fit(np.stack([X[:, 0], np.ones(20)], 1)), r"coordinate\(s\) \[1\]"),
     "two rows": (lambda: quick().fit(X[:2]), "n_samples=2"),
     "a seed": (lambda: quick(random_state="a").fit(X), "random_state must be None, a whole number"),
+    "levels": (lambda: quick(levels=0).fit(X), "levels must be a whole number"),
     "steps": (lambda: quick(steps=0).fit(X), "steps must be a whole number"),
     "an argument": (lambda: quick().set_params(width=3), "Invalid parameter 'width' for EnergyDensity: choose from"),
     "another width": (lambda: quick().fit(X).score(X[:, :1]), "X has 1 features, but EnergyDensity is expecting 2"),

@@ -137,6 +137,18 @@ def normal(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
+def observed_for_no_row(x: Tensor) -> None:
+    normal(x)
+    pyro.sample("all", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+
+def observed_in_two_plates(x: Tensor) -> None:
+    with pyro.plate("rows", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("features", 3, dim=-2):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(3, len(x)))
+
+
 def drawn(model: Any, **options: Any) -> Callable[[], Any]:
     return lambda: ep.objectives.PosteriorGuide(model, **options).draw(torch.zeros(4))
 
@@ -149,6 +161,11 @@ MESSAGES: dict[str, tuple[Callable[[], Any], str]] = {
     "no plate": (drawn(outside_of_a_plate), "'z' must lie in one plate of independent rows; got plates none"),
     "a plate that subsamples": (drawn(subsampled), "plate 'rows' subsamples its rows"),
     "a positive site": (drawn(positive), "latent site 'z' must be real"),
+    "an observed site of no row": (
+        drawn(observed_for_no_row),
+        "observed site 'all' must lie in the plate 'rows' alone",
+    ),
+    "an observed site in two plates": (drawn(observed_in_two_plates), "an event by .to_event"),
     "no latent site": (drawn(observed), "must have latent sites in one plate"),
     "a guide without the site": (drawn(normal, start=lambda x: None), "the guide must give site 'z' values"),
     "a model's class": (drawn(Decoded), "model must be a Pyro program"),

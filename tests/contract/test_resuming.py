@@ -143,6 +143,30 @@ def test_training_by_one_then_another_is_the_other_from_its_weights(kind: str, f
     assert torch.equal(*ends)
 
 
+def test_a_fine_tuned_model_goes_on_from_before_its_moves_are_measured_anew(tmp_path: Path) -> None:
+    """``fit`` measures them at its end, for the weights of the end: no checkpoint within a run knows of them."""
+    model: Any = MODELS["RecoveryEBM"]()
+    ep.fit(model, torch.randn(40, 2), RECOVERY, options=OPTIONS, progress=False)
+    ep.save(model, tmp_path / "model.ebm")
+    run, other = (training("RecoveryEBM", RECOVERY, ep.load(tmp_path / "model.ebm")) for _ in range(2))
+    assert "moves" in other.model.state_dict()
+    for _ in range(4):
+        next(run)
+    other.load_state_dict(run.state_dict())
+    assert "moves" not in other.model.state_dict()  # those were of other weights
+    assert len(list(other)) == 4
+
+
+def test_a_run_that_ended_is_found_ended_by_the_same_model(tmp_path: Path) -> None:
+    model, data = MODELS["RecoveryEBM"](), torch.randn(40, 2)
+    options: dict[str, Any] = {"options": OPTIONS, "checkpoint": tmp_path / "run.ckpt", "progress": False}
+    ends = []
+    for _ in range(2):
+        history = ep.fit(model, data, RECOVERY, **options)
+        ends.append((history.stopped, len(history.records), model.checksum(), model.moves))
+    assert ends[0] == ends[1]
+
+
 def _moments(state: dict[str, Any], change: Callable[[Tensor], Tensor]) -> None:
     entry = state["optimizer"]["state"][0]
     entry["exp_avg"] = change(entry["exp_avg"])

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 import energyppl as ep
+from energyppl._checks import as_points
+from energyppl.errors import CheckpointError
 from energyppl.inference.training import parts
 from energyppl.inference.training.parts import WindowedBatches
 from energyppl.inference.training.sources import source_of
@@ -67,6 +69,17 @@ def weighted() -> "DataLoader[Any]":
     return DataLoader(TensorDataset(rows()), 16, sampler=sampler)
 
 
+def sampler_with_generator() -> "DataLoader[Any]":
+    pairs = TensorDataset(rows())
+    return DataLoader(pairs, 16, sampler=RandomSampler(pairs, generator=torch.Generator().manual_seed(7)))
+
+
+def weighted_with_generator() -> "DataLoader[Any]":
+    own = torch.Generator().manual_seed(7)
+    sampler = torch.utils.data.WeightedRandomSampler(torch.ones(COUNT), COUNT, generator=own)
+    return DataLoader(TensorDataset(rows()), 16, sampler=sampler)
+
+
 # What is made of a folder, and whether held-out rows must come along.
 SOURCES: dict[str, tuple[Callable[[Path], Any], bool]] = {
     "tensor": (lambda _: rows(), False),
@@ -79,7 +92,9 @@ SOURCES: dict[str, tuple[Callable[[Path], Any], bool]] = {
     "loader": (lambda _: DataLoader(TensorDataset(rows()), batch_size=16), False),
     "shuffled loader": (lambda _: DataLoader(TensorDataset(rows()), batch_size=16, shuffle=True), False),
     "loader with a generator": (lambda _: own_generator(), False),
+    "sampler with a generator": (lambda _: sampler_with_generator(), False),
     "weighted loader": (lambda _: weighted(), True),
+    "weighted loader with a generator": (lambda _: weighted_with_generator(), True),
     "list": (lambda _: list(rows().split(16)), False),
     "list of arrays": (lambda _: [part.numpy() for part in rows().split(16)], False),
     "shuffled batches": (lambda _: Shuffled(), True),
@@ -176,6 +191,44 @@ def test_an_iterable_that_changes_between_processes_says_so() -> None:
         other.load_state_dict(run.state_dict())
 
 
+OF_ROWS: dict[str, Callable[[Path, Tensor], Any]] = {
+    "tensor": lambda _, x: x,
+    "mapped array": mapped,
+    "dataset": lambda _, x: TensorDataset(x),
+}
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_run_on_the_same_numbers_in_other_places_is_another_run(name: str, axis: int, tmp_path: Path) -> None:
+    aside = torch.randn(20, 2, generator=torch.Generator().manual_seed(1))
+    run = ep.Training(model(), OF_ROWS[name](tmp_path, rows()), QUICK, held_out=aside, options=OPTIONS)
+    state = run.state_dict()
+    for data, held_out in ((rows().flip(axis), aside), (rows(), aside.flip(axis))):
+        other = ep.Training(model(), OF_ROWS[name](tmp_path, data), QUICK, held_out=held_out, options=OPTIONS)
+        with pytest.raises(CheckpointError, match="made with other data"):
+            other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_batches_with_the_same_held_out_numbers_in_other_places_are_of_another_run(axis: int) -> None:
+    aside, batches = torch.randn(20, 2), list(rows().split(16))
+    state = ep.Training(model(), batches, QUICK, held_out=aside, options=OPTIONS).state_dict()
+    other = ep.Training(model(), batches, QUICK, held_out=aside.flip(axis), options=OPTIONS)
+    with pytest.raises(CheckpointError, match="made with other data"):
+        other.load_state_dict(state)
+
+
+def test_a_loader_keeps_the_order_of_its_samplers_own_generator() -> None:
+    orders = []
+    for seed in (1, 2):  # torch's own random numbers say nothing
+        torch.manual_seed(seed)
+        source = source_of(model(), sampler_with_generator(), None, None, 16)
+        drawn = [source.draw() for _ in range(9)]
+        orders.append([int(number) for batch in drawn if batch is not None for number in batch[0][:, 1]])
+    assert orders[0] == orders[1]
+
+
 def test_labels_come_along(tmp_path: Path) -> None:
     labels = torch.arange(COUNT) % 3
     values = torch.stack([labels.float(), torch.randn(COUNT)], 1)  # the first column is the label
@@ -197,6 +250,27 @@ def test_labels_come_along(tmp_path: Path) -> None:
             assert torch.equal(drawn[0][:, 0].long(), drawn[1]), name
         run = ep.Training(with_classes(), data, labels=given, options=OPTIONS)
         assert next(run).step == 0, name
+
+
+def test_whole_numbers_in_arrays_and_tables_are_taken_as_floats_and_as_labels() -> None:
+    counts, labels = np.arange(2 * COUNT).reshape(COUNT, 2), np.arange(COUNT) % 3
+    for data in (counts, counts.astype(">i2"), pd.DataFrame(counts), counts.astype(np.float16)):
+        source = source_of(with_classes(), data, pd.Series(labels), counts[:5], 16)
+        assert torch.equal(source.sample, torch.as_tensor(counts).float())
+        assert torch.equal(source.held_out, torch.as_tensor(counts[:5]).float())
+        drawn = source.draw()
+        assert drawn is not None
+        assert torch.equal(drawn[0][:, 0].long() // 2 % 3, drawn[1])
+
+
+def test_an_array_is_copied_only_where_it_must_be() -> None:
+    for dtype in (np.float32, np.float64):
+        array = np.zeros((4, 2), dtype)
+        assert as_points("x", array).data_ptr() == array.ctypes.data
+        array.flags.writeable = False  # torch would write where numpy must not
+        assert as_points("x", array).data_ptr() != array.ctypes.data
+    assert as_points("x", np.zeros((4, 2), ">f4")).dtype == torch.float32
+    assert as_points("x", np.zeros((4, 2))[::-1]).shape == (4, 2)
 
 
 def test_contexts_come_along(tmp_path: Path) -> None:
@@ -250,7 +324,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "three things": (lambda _: [(GOOD, GOOD, GOOD)], r"a pair \(rows, labels\); got 3 things"),
     "a text": (lambda _: "rows.npy", "got str"),
     "another order in each pass": (lambda _: Shuffled(), "in another order in each pass"),
-    "a table of words": (lambda _: pd.DataFrame({"a": ["x", "y"]}), "a table must hold numbers"),
+    "a table of words": (lambda _: pd.DataFrame({"a": ["x", "y"]}), "data must hold numbers alone; got dtype object"),
     "a mapped array of whole numbers": (lambda p: mapped(p, torch.zeros(9, 2).int()), "floating point; got int32"),
     "a mapped array that is not finite": (lambda p: mapped(p, NAN[[0, 0, 0, 1]]), "array must be finite; .* row 3"),
     "a mapped array of two rows": (lambda p: mapped(p, GOOD[:2]), r"at least 3 row\(s\); got 2"),

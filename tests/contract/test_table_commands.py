@@ -106,7 +106,7 @@ def test_more_steps_on_another_table_leave_a_run_as_it_was(
     assert run("fit", tmp_path / "t.csv", *rest, "--steps", 4) == 0
     kept = [file.read_bytes() for file in files]
     assert run("fit", tmp_path / "wrong.csv", *rest, "--steps", 8) == 2
-    assert "made with other data" in capsys.readouterr().err
+    assert "is a run of another table" in capsys.readouterr().err
     assert [file.read_bytes() for file in files] == kept
 
     def stopped(*_: Any, **__: Any) -> None:
