@@ -110,11 +110,11 @@ def sample(options: argparse.Namespace) -> None:
     if is_image_run(options.run):
         _sample_images(options)
         return
-    model = load_run(options.run, device=options.device)
-    if options.label is not None or options.guidance is not None:
+    if options.run.is_dir() and (options.label is not None or options.guidance is not None):
         raise ep.InvalidInput(
             f"only images have classes; {options.run} is of a table: leave --label and --guidance out"
         )
+    model = load_run(options.run, device=options.device)
     check_kind_of_file(options.out)
     check_count("the number of samples", options.n)
     torch.manual_seed(options.seed)
