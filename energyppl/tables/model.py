@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energyppl._checks import check_count
+from energyppl._seeds import seeded
 from energyppl.data.tables import Table, table_from_array, table_from_frame
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import EnergyPPLError, InvalidInput
@@ -177,9 +178,7 @@ class TableModel:
             InvalidInput: for columns or categories that the table has not.
         """
         check_count("the number of samples", count)
-        with torch.random.fork_rng() if seed is not None else nullcontext():
-            if seed is not None:
-                torch.manual_seed(seed)
+        with nullcontext() if seed is None else seeded(seed):
             if not given:
                 return self.table.frame(self.sample_values(count))
             values = np.repeat(self.given_row(given), count, 0)

@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from energyppl._seeds import seeded
 from energyppl.data.tables import Table
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import EnergyPPLError
@@ -57,8 +58,7 @@ def quality(
         >>> len(ep.tables.quality(model)["verdict"]) >= 3
         True
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return _measured(model, samples, log_z, seed)
 
 

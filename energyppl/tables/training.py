@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from energyppl._checks import check_count, check_positive
+from energyppl._seeds import seeded
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table, require_different_columns
 from energyppl.data.transforms import TableTransform
@@ -196,8 +197,7 @@ def train(
     """Train on a prepared table; see :func:`fit`."""
     settings = settings.resolved(prepared.transform.width)
     assert settings.levels is not None
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         ebm, z = build(prepared.transform.width, settings.levels), prepared.z
         if bool(torch.isnan(z).any()):
             z = _completed(ebm, prepared, settings, checkpoint, device, progress)
@@ -227,7 +227,7 @@ def require_same_run(
     """
     settings = settings.resolved(prepared.transform.width)
     assert settings.levels is not None
-    with torch.random.fork_rng():
+    with seeded(settings.seed):
         ebm, z = build(prepared.transform.width, settings.levels), prepared.z
         if bool(torch.isnan(z).any()):
             z = _kept_rows(checkpoint, ebm, prepared, settings)
