@@ -13,8 +13,6 @@ from energyppl.autodiff.private import is_transformed
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, NotNormalized, warn_user
 from energyppl.inference.kernels.contract import TunableKernel
-from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
-from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.integration.batched import Energies, log_integrals, quantiles
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._cache import WeightKeyedCache
@@ -64,10 +62,7 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
     tied: Tensor
     denoises = False  # samples come by chains
 
-    @property
-    def default_objective(self) -> type[RecoveryLikelihood] | type[LevelScoreMatching]:
-        """Objective of `fit` where none is passed: score matching tied across levels, if the network allows it."""
-        return LevelScoreMatching if getattr(self.net, "continuous", False) else RecoveryLikelihood
+    default_objective = RecoveryEBM.default_objective
 
     def __init__(
         self,

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import append_dims, check_event, shape_text
-from energyppl.autodiff.gradient import gradient_only
+from energyppl._checks import check_event, shape_text
 from energyppl.errors import CheckpointError
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
+from energyppl.inference.levels.generation import clean_mean
 from energyppl.inference.normalizing.levels import anneal_through_levels
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import check_parts, event_shape_of, needs_level_for_each
@@ -111,13 +111,8 @@ class LevelEnergies(KernelModel):
 
     def denoised_unit(self, noisy: Tensor, level: int | Tensor) -> Tensor:
         """Return :meth:`denoised` in standardized coordinates."""
-        level = torch.as_tensor(level, device=self.loc.device)
-        grad = gradient_only(self.potential(level), noisy)
-        alpha, sigma = (
-            append_dims(value.to(noisy)[level], noisy) for value in (self.schedule.alpha_bar, self.schedule.sigma_bar)
-        )
         low, high = ((end - self.loc) / self.scale for end in (self.low, self.high))
-        return ((noisy - sigma**2 * grad) / alpha).clamp(low, high)
+        return clean_mean(self, noisy, torch.as_tensor(level, device=self.loc.device)).clamp(low, high)
 
     def _at_level(self, level: int | Tensor, condition: Tensor | None, guidance: float) -> AtLevel:
         self.schedule.check_level(level, marginal=self.levels > self.schedule.levels)

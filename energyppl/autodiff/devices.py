@@ -1,9 +1,11 @@
-"""Devices of potentials and distributions, and points moved to them."""
+"""Devices of models, potentials and distributions, and points moved to them."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from energyppl._checks import check_kind
 from energyppl.autodiff.structure import Untraceable, structure
+from energyppl.errors import InvalidInput, first_line
 
 __all__ = []
 
@@ -29,3 +31,19 @@ def beside(owner: object, x: Tensor) -> Tensor:
     """Move points to the device of a potential or distribution, as far as that can be told."""
     device = device_of(owner)
     return x if device is None else x.to(device)
+
+
+def move_to(model: nn.Module, device: str | torch.device) -> None:
+    """Move a model to a device.
+
+    Raises:
+        InvalidInput: if there is no such device here.
+    """
+    check_kind("device", device, str | int | torch.device)
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        reason = first_line(error)
+        raise InvalidInput(
+            f"device {str(device)!r} can't be used ({reason}): leave it out to stay where it is"
+        ) from error

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from energyppl._checks import check_count, check_positive
+from energyppl.autodiff.devices import move_to
 from energyppl.autodiff.private import has_fast_bfloat16
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.cli.runs import damaged_json, read_json
@@ -152,7 +153,7 @@ def load_image_run(run: Path, device: str | None = None) -> ImageRun:
         raise CheckpointError(f"there is no finished model in {run}: give the same fit command again")
     ebm = load(run / "model.ebm")
     if device is not None:
-        ebm.to(device)
+        move_to(ebm, device)
     record = read_json(run / "run.json")
     tree = load_checkpoint(run / "images.ckpt")
     try:

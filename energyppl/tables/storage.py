@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from energyppl._checks import as_path
+from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import CheckpointError, first_line
-from energyppl.inference.training._checks import move_to
 from energyppl.tables.model import TableModel
 from energyppl.tables.training import build
 

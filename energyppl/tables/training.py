@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from energyppl._checks import check_count, check_positive
 from energyppl._seeds import seeded
+from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table, require_different_columns
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import CheckpointError, InvalidInput, warn_user
-from energyppl.inference.training._checks import move_to
 from energyppl.inference.training.fit import fit as fit_model
 from energyppl.inference.training.history import History
 from energyppl.inference.training.options import TrainingOptions, suited_options

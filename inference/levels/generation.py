@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count
-from energyppl.autodiff.gradient import energy_and_grad
+from energyppl._checks import append_dims, check_count
+from energyppl.autodiff.gradient import gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.inference.adaptation.step_size import group_means
 from energyppl.inference.adaptation.warmup import adapt
@@ -19,7 +19,7 @@ from energyppl.inference.levels.initializers import flat_conditions, model_of_ro
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt_widths
 from energyppl.inference.sampling.run_chain import run_chain
 
-__all__ = ["Generation", "LevelTuning", "generate", "tune_levels"]
+__all__ = ["Generation", "LevelTuning", "clean_mean", "generate", "tune_levels"]
 
 
 class Generation(NamedTuple):
@@ -108,11 +108,22 @@ def _descend(model: Conditional, shape: torch.Size, moves: Sequence[int], last: 
         evaluations += chain.evaluations
         path.append(x)
     if denoise and last == 0:
-        # Tweedie: E[x0 | x_0] with the score −∇U of level 0.
-        _, grad = energy_and_grad(model.potential(torch.tensor(0, device=like.device)), x)
-        alpha, sigma = schedule.alpha_bar[0].to(like), schedule.sigma_bar[0].to(like)
-        x, evaluations = (x - sigma**2 * grad) / alpha, evaluations + 1
+        x, evaluations = clean_mean(model, x, torch.tensor(0, device=like.device)), evaluations + 1
     return Generation(x, tuple(path), acceptance, round(evaluations))
+
+
+def clean_mean(model: LevelModel, noisy: Tensor, level: Tensor) -> Tensor:
+    """Return E[x_0 | x_t = noisy] = (x_t − σ̄_t² ∇U(x_t)) / ᾱ_t by Tweedie's formula, in standardized coordinates.
+
+    Args:
+        model: energies at the levels.
+        noisy: x_t, ``(*batch, *event)``.
+        level: t, ``()`` or ``(*batch,)``.
+    """
+    grad = gradient_only(model.potential(level), noisy)
+    marginals = (model.schedule.alpha_bar, model.schedule.sigma_bar)
+    alpha, sigma = (append_dims(value.to(noisy)[level], noisy) for value in marginals)
+    return (noisy - sigma**2 * grad) / alpha
 
 
 def tune_levels(model: LevelModel, kernel: TunableKernel, data: Tensor, steps: int = 100) -> LevelTuning:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_kind, shape_text
-from energyppl.errors import CheckpointError, InvalidInput, first_line
+from energyppl._checks import shape_text
+from energyppl.errors import CheckpointError, InvalidInput
 from energyppl.inference.objectives.contract import Objective, Paced
 
 _DECLARED = ("sigmas", "base_sigma")  # of a model's state: what it is built with and no training changes
@@ -107,22 +107,6 @@ def clipped_apart(model: nn.Module, weights: list[Tensor]) -> list[list[Tensor]]
     started = set() if initializer is None else {id(p) for p in initializer.parameters()}
     parts = [[p for p in weights if (id(p) in started) == own] for own in (False, True)]
     return [part for part in parts if part]
-
-
-def move_to(model: nn.Module, device: str | torch.device) -> None:
-    """Move a model to a device.
-
-    Raises:
-        InvalidInput: if there is no such device here.
-    """
-    check_kind("device", device, str | int | torch.device)
-    try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = first_line(error)
-        raise InvalidInput(
-            f"device {str(device)!r} can't be used ({reason}): leave it out to stay where it is"
-        ) from error
 
 
 def require_no_classes(model: Any) -> None:

@@ -1,10 +1,11 @@
-"""What a model is given beside the rows that it is trained on: each row's class or context."""
+"""Conditions of a model in training: the class or context of each row."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from energyppl.inference.objectives.contract import Objective
 from energyppl.inference.training._checks import is_conditional
 from energyppl.inference.training.options import TrainingOptions
 
@@ -27,16 +28,20 @@ class Conditions:
         usual = 0.0 if self._conditional else _HIDDEN_LABELS
         self._dropped = usual if options.label_drop is None else options.label_drop
 
-    def prepare(self, rows: Tensor, contexts: Tensor | None) -> None:
-        """Give the model its coordinates, and tell it whether it learns the energy without a context."""
+    def prepare(self, rows: Tensor, contexts: Tensor | None, objective: Objective) -> None:
+        """Give the model its coordinates, and one of contexts what its training does: hides some, ties the levels."""
         model = self._model
         fresh = hasattr(model, "standardize") and not bool(model.is_standardized)
         if fresh and self._conditional:
             model.standardize_context(contexts)
         if fresh:
             model.standardize(rows)
-        if self._conditional and self._dropped > 0.0:
+        if not self._conditional:
+            return
+        if self._dropped > 0.0:
             model.trained_without.fill_(True)
+        ties = getattr(objective, "ties_levels", None)
+        model.tied.fill_(ties is not None and ties(model))
 
     def given(self, contexts: Tensor | None) -> Any:
         """Return the model given each row's context; one without contexts as it is."""

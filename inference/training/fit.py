@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_flag
 from energyppl._progress import progress_bar
+from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.distributed import agreed, rank, world_size
 from energyppl.inference.objectives.contract import Objective
-from energyppl.inference.training._checks import check_trainable, move_to
+from energyppl.inference.training._checks import check_trainable
 from energyppl.inference.training.contract import Readable
 from energyppl.inference.training.history import History
 from energyppl.inference.training.options import TrainingOptions

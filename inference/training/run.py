@@ -104,10 +104,7 @@ class Training:
         broadcast(self.state.parameters())  # its buffers, such as chains, are each process's own
         self._source = source_of(model, data, labels, held_out, self.options.batch_size)
         self._conditions = Conditions(model, self.options)
-        self._conditions.prepare(self._source.sample, self._source.contexts)
-        if hasattr(model, "tied"):  # whose log Z is what a level tie implies
-            ties = getattr(self.objective, "ties_levels", None)
-            self.model.tied.fill_(ties is not None and ties(self.model))
+        self._conditions.prepare(self._source.sample, self._source.contexts, self.objective)
         broadcast(model.buffers())
         self.records: list[Record] = []
         self.stopped = ""
