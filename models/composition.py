@@ -203,7 +203,7 @@ class _Measurement(RecoveryView):
 
     @property
     def denoises(self) -> bool:
-        """Whether samples come by the prior's own denoiser, corrected by the measurement."""
+        """True if samples come by the prior's own denoiser, corrected by the measurement."""
         return self.base.denoises
 
     def denoised_unit(self, noisy: Tensor, level: int | Tensor) -> Tensor:

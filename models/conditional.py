@@ -211,7 +211,7 @@ class ConditionalDistribution(EnergyDistribution):
 
     @property
     def is_far(self) -> Tensor:
-        """Which contexts lie nowhere near one of the training, ``(*batch,)``."""
+        """Mask of the contexts that lie nowhere near one of the training, ``(*batch,)``."""
         return self.model.contexts.far(self.context)
 
     def implied_log_prob(self, y: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class RecoveryEBM(LevelEnergies):
 
     @property
     def denoises(self) -> bool:
-        """Whether samples come by the energy's own denoiser: of a continuous network of images, without initializer."""
+        """True if samples come by the energy's own denoiser: of a continuous network of images, without initializer."""
         continuous = bool(getattr(self.net, "continuous", False))
         return continuous and len(self.event_shape) == 3 and self.initializer is None
 
@@ -344,7 +344,7 @@ class RecoveryView(RecoveryEBM):
 
     @property
     def denoises(self) -> bool:
-        """Whether samples come by the energy's own denoiser; a combined energy at a noisy level knows none."""
+        """True if samples come by the energy's own denoiser; a combined energy at a noisy level knows none."""
         return False
 
     def potential(self, level: int | Tensor = 0) -> Potential:
@@ -378,7 +378,7 @@ class ConditionView(RecoveryView):
 
     @property
     def denoises(self) -> bool:
-        """Whether samples come by the energy's own denoiser, as the other model's do."""
+        """True if samples come by the energy's own denoiser, as the other model's do."""
         return self.base.denoises
 
     def given(self, label: int | Tensor, *, guidance: float = 0.0) -> RecoveryEBM:

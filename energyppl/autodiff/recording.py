@@ -22,7 +22,7 @@ _aten = torch.ops.aten
 
 
 class Kind(NamedTuple):
-    """What is known of a recorded tensor without its values."""
+    """Shape, dtype and device of a recorded tensor, without its values."""
 
     shape: torch.Size
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""What ``energyppl fit``, ``sample`` and ``show`` do with a folder of pictures or a file of images.
+"""``energyppl fit``, ``sample`` and ``show`` on a folder of pictures or a file of images.
 
 A run's folder holds ``run.json`` for people, ``training.ckpt`` to go on from, ``model.ebm``, which ``energyppl.load``
 reads too, ``images.ckpt`` with held-out and some training images, and sheets of pictures.

@@ -56,7 +56,7 @@ class Numbers:
 
     @property
     def random(self) -> bool:
-        """Whether encoding a value draws from its cell."""
+        """True if encoding a value draws from its cell."""
         return self.gap > 0.0 or self.atoms is not None
 
     def words(self) -> str:

@@ -192,7 +192,7 @@ class _Dialect:
         self.names = first if self.named else [f"c{i}" for i in range(len(first))]
         if not self.named and comments:  # as numpy.savetxt writes them
             said = self._split([comments[-1]])[0] if comments[-1] else []
-            if len(said) == len(first) and not any(is_number(name) for name in said):
+            if len(said) == len(first) and not any(_is_numeral(name) for name in said):
                 self.names = said
         self.unnamed = not self.named and self.names[0] == "c0"
 
@@ -237,13 +237,13 @@ def _delimiter(lines: list[str]) -> str:
 def _has_names(rows: list[list[str]]) -> bool:
     """Tell whether the first row holds names: a word where others have numbers, or words that no other row has."""
     if len(rows) < 2:
-        return any(not is_number(field) for field in rows[0])
+        return any(not _is_numeral(field) for field in rows[0])
     columns = [
         [row[j] for row in rows[1:] if j < len(row) and row[j].lower() not in MISSING]
         for j in range(max(map(len, rows[:2])))
     ]
-    numeric = [bool(column) and sum(map(is_number, column)) > 0.5 * len(column) for column in columns]
-    words = [bool(name) and not is_number(name) and name.lower() not in MISSING for name in rows[0]]
+    numeric = [bool(column) and sum(map(_is_numeral, column)) > 0.5 * len(column) for column in columns]
+    words = [bool(name) and not _is_numeral(name) and name.lower() not in MISSING for name in rows[0]]
     offset = 0 if len(rows[1]) == len(rows[0]) else 1  # R's row names
     shifted = zip(rows[0], words, numeric[offset:], columns[offset:], strict=False)
     if any(word and number and name not in column for name, word, number, column in shifted):
@@ -252,7 +252,7 @@ def _has_names(rows: list[list[str]]) -> bool:
     return not any(numeric) and all(words) and new
 
 
-def is_number(field: str) -> bool:
+def _is_numeral(field: str) -> bool:
     """Tell whether a text is a number, with a decimal comma or a point."""
     try:
         float(field.replace(",", "."))

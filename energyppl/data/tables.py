@@ -58,7 +58,7 @@ class Table:
 
     @property
     def missing(self) -> NDArray[np.bool_]:
-        """Whether a cell is missing, ``(n, d)``."""
+        """Mask of missing cells, ``(n, d)``."""
         return np.isnan(self.values)
 
     def spikes(self) -> dict[str, float]:

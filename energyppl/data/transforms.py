@@ -104,7 +104,7 @@ class TableTransform:
 
     @property
     def random(self) -> bool:
-        """Whether rows are spread over cells, so that encoding them draws."""
+        """True if rows are spread over cells, so that encoding them draws."""
         return any(column.random for column in self.columns)
 
     def places(self) -> tuple[slice, ...]:

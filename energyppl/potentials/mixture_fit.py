@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["fit_mixture", "mixture_log_density"]
+__all__ = ["fit_mixture", "spread_out"]
 
 _CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
 _ROWS_EACH = 12  # draws that a component needs at least, plus one for each dimension
@@ -56,11 +56,6 @@ def fit_mixture(x: Tensor, groups: Tensor | None = None, *, defensive: bool = Tr
     factors = torch.cat([_INFLATION * factors, _DEFENSIVE_WIDTH * wide[1]])
     weights = torch.cat([(1.0 - _DEFENSIVE_WEIGHT) * weights, _DEFENSIVE_WEIGHT * wide[2]])
     return (loc + scale * means).to(dtype), (scale[:, None] * factors).to(dtype), weights.to(dtype)
-
-
-def mixture_log_density(x: Tensor, means: Tensor, factors: Tensor, weights: Tensor) -> Tensor:
-    """Return the log density of a mixture that :func:`fit_mixture` found, ``(n, d)`` to ``(n,)``, in nats."""
-    return torch.logsumexp(_log_joint(x, means, factors, weights), 1)
 
 
 def _split(rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ __all__ = ["Rows", "TableModel"]
 
 Array = NDArray[np.float64]
 Rows: TypeAlias = "Table | pd.DataFrame | NDArray[Any]"
-"""What a model takes as rows: a frame or a table by its names, an array by the order of its columns."""
+"""Rows that a model takes: a frame or a table by its names, an array by the order of its columns."""
 
 _SPREADS = 16  # draws of a row's place within its cells that its density is averaged over
 _BLOCK = 65_536  # points whose energies are asked at a time
@@ -184,6 +184,15 @@ class TableModel:
             values = np.repeat(self.given_row(given), count, 0)
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
             return self.table.frame(self.fill(values, generator))
+
+    def words(self, j: int, value: float) -> str:
+        """Return a value of column number ``j``, as the table holds it, in words: a category's name, a short number."""
+        labels = self.table.labels[j]
+        if labels:
+            return str(labels[int(value)])
+        if self.table.dtypes[j] in ("bool", "boolean"):
+            return str(value > 0.5)
+        return f"{value:.5g}"
 
     def given_row(self, given: Mapping[str, Any]) -> Array:
         """Return one row, ``(1, d)``, with values of some columns and the others missing."""

@@ -111,7 +111,7 @@ def surprises(model: TableModel, row: Array, *, seed: int = 0) -> list[Surprise]
         else:
             values, mass, own = _by_cells(model, row, j, generator)
         probability = float(mass[mass <= mass[own] * (1.0 + 1e-9)].sum())
-        found.append(Surprise(name, _words(model, j, row[j]), probability, _usual(model, j, values, mass)))
+        found.append(Surprise(name, model.words(j, row[j]), probability, _usual(model, j, values, mass)))
     return sorted(found, key=lambda surprise: surprise.probability)
 
 
@@ -124,9 +124,9 @@ def _outside(model: TableModel, row: Array, generator: torch.Generator) -> tuple
         alone[:, j] = row[j]
         if np.isneginf(model.transform.encode(alone, generator)[1][0]):
             nearest = rows[np.abs(rows[:, j] - row[j]).argmin(), j]
-            low, high = (_words(model, j, value) for value in (rows[:, j].min(), rows[:, j].max()))
+            low, high = (model.words(j, value) for value in (rows[:, j].min(), rows[:, j].max()))
             usual = f"{_OUTSIDE} of what the column can be: {low} to {high} in the training rows"
-            found.append(Surprise(name, _words(model, j, row[j]), 0.0, usual))
+            found.append(Surprise(name, model.words(j, row[j]), 0.0, usual))
             inside[j] = nearest
     return found, inside
 
@@ -166,20 +166,11 @@ def _tensor(model: TableModel, points: Array) -> Tensor:
     return torch.as_tensor(points).to(model.ebm.loc)
 
 
-def _words(model: TableModel, j: int, value: float) -> str:
-    labels = model.table.labels[j]
-    if labels:
-        return str(labels[int(value)])
-    if model.table.dtypes[j] in ("bool", "boolean"):
-        return str(value > 0.5)
-    return f"{value:.5g}"
-
-
 def _usual(model: TableModel, j: int, values: Array, mass: Array) -> str:
     """Say where the most of a column's conditional mass is."""
     if model.table.labels[j] or len(values) <= 2:
         likely = np.argsort(-mass)[:2]
-        return "mostly " + " or ".join(_words(model, j, values[i]) for i in likely[: 1 if mass[likely[0]] > 0.8 else 2])
+        return "mostly " + " or ".join(model.words(j, values[i]) for i in likely[: 1 if mass[likely[0]] > 0.8 else 2])
     total = np.cumsum(mass)
     low, high = (values[min(int(np.searchsorted(total, q)), len(values) - 1)] for q in (0.025, 0.975))
-    return f"{_words(model, j, low)} to {_words(model, j, high)}"
+    return f"{model.words(j, low)} to {model.words(j, high)}"

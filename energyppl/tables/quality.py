@@ -16,7 +16,8 @@ from energyppl.errors import EnergyPPLError
 from energyppl.inference.evaluation.regions import region_masses
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.metrics.two_sample import energy_distance_test
-from energyppl.potentials.mixture_fit import fit_mixture, mixture_log_density
+from energyppl.potentials.bases import MixtureBase
+from energyppl.potentials.mixture_fit import fit_mixture
 from energyppl.tables.model import Array, TableModel
 
 __all__ = ["column_tests", "pair_tests", "quality"]
@@ -111,24 +112,19 @@ def _regions(model: TableModel, rows: Tensor, samples: Tensor) -> list[str]:
         """Name the columns in which a region's centre is farthest from the mean."""
         away = ((center.double() - middle) / spread).abs()
         farthest = sorted(range(len(model.columns)), key=lambda j: -float(away[model.transform.places()[j]].max()))
-        frame = model.table.frame(model.decode(center[None]))
-        return ", ".join(f"{model.columns[j]} = {_short(frame.iloc[0, j])}" for j in sorted(farthest[:_NAMED]))
+        values = model.decode(center[None])[0]
+        return ", ".join(f"{model.columns[j]} = {model.words(j, values[j])}" for j in sorted(farthest[:_NAMED]))
 
     return masses.problems(describe)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _mixture(rows: Tensor, blocks: list[slice]) -> Callable[[Tensor], Array]:
     """Return the log density of mixtures fitted to blocks of coordinates, each independent of the others."""
-    fitted = [(block, fit_mixture(rows[:, block].cpu(), defensive=False)) for block in blocks]
+    fitted = [(block, MixtureBase(*fit_mixture(rows[:, block].cpu(), defensive=False))) for block in blocks]
 
     def log_density(z: Tensor) -> Array:
         points = z.double().cpu()
-        total: Array = sum(mixture_log_density(points[:, block], *own) for block, own in fitted).numpy()  # type: ignore[union-attr]
-        return total
+        return -torch.stack([mixture(points[:, block]) for block, mixture in fitted]).sum(0).numpy()
 
     return log_density
 

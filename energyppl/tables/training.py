@@ -38,7 +38,7 @@ _AUGMENTATIONS = 30  # draws of gaps by a Gaussian before the first training
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a table is trained on; None is what suits the number of coordinates."""
+    """Settings of a training on a table; None is what suits the number of coordinates."""
 
     seed: int = 0
     steps: int | None = None

@@ -70,7 +70,7 @@ class Calibration:
 
     @property
     def passed(self) -> bool:
-        """Whether the ranks of all quantities may be uniform."""
+        """True if the ranks of all quantities may be uniform."""
         return min(self.p_values.values()) >= self.threshold
 
     def chi_square(self, bins: int | None = None) -> dict[str, float]:

@@ -129,7 +129,7 @@ class CrankNicolsonLangevin:
 
 
 class _Proposal(NamedTuple):
-    """What a kernel's proposals are made of, the same at every step: broadcastable against the points."""
+    """Constants of a kernel's proposals, the same at every step: broadcastable against the points."""
 
     kernel: "CrankNicolson | CrankNicolsonLangevin"  # that it is of
     mean: Tensor  # m of the reference

@@ -1,4 +1,4 @@
-"""How many moves a level's chains need, by coupling them (Biswas, Jacob & Vanetti 2019).
+"""Numbers of moves that the levels' chains need, by coupling them (Biswas, Jacob & Vanetti 2019).
 
 Two chains that use the same random numbers end up at the same place, and then stay together.  If one of them is ahead
 by L moves, the time τ at which they meet bounds how far the chain is from its target after k moves, in total variation:

@@ -33,7 +33,7 @@ Draw = tuple[Tensor, Tensor | None]
 """Rows ``(n, *event)``, and their labels ``(n,)`` or contexts ``(n, *context)`` if they have any."""
 
 Readable = Tensor | NDArray[Any] | Dataset[Any] | Iterable[Any] | tuple[Any, Any]
-"""What a run can be trained on: rows in memory, rows that are read by number, or batches one after another.
+"""Data that a run can be trained on: rows in memory, rows that are read by number, or batches one after another.
 
 A conditional model takes a pair of rows and contexts, both in memory or mapped from files.
 """

@@ -1,4 +1,4 @@
-"""What the processes of one run must agree on, and what each of them has for itself."""
+"""State of a run that its processes share, and state that each has for itself."""
 
 from typing import Any
 

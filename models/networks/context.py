@@ -18,7 +18,7 @@ _LIMITS = (0.5, 4.0)  # of the angular frequencies: what a context says varies o
 
 
 class ContextConditioning(nn.Module):
-    """What a context of about unit variance makes of a network: a Gaussian base, and rows of modulations (FiLM).
+    """Conditioning on a context of about unit variance: a Gaussian base, and rows of modulations (FiLM).
 
     One perceptron gives both, all of them zero at first.  Its inputs are the context's coordinates and both phases of
     some frequencies along each, as those of a table's columns are; for the modulations, the log-SNR too.  "No context"
