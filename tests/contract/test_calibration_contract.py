@@ -229,7 +229,7 @@ def test_posterior_predictive_draws_in_arviz(model: Any) -> None:
     drawn = data.posterior_predictive["y"]
     assert drawn.shape == (4, 30, len(args[-1]))
     assert len(np.unique(drawn.values)) > 5, "drawn anew for each draw"
-    assert "posterior_predictive" not in chains.to_arviz().groups()
+    assert "posterior_predictive" not in chains.to_arviz()
     if model is line:  # of few counts ArviZ draws no densities
         az.plot_ppc(data, num_pp_samples=5)
         plt.close("all")
