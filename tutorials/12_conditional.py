@@ -71,7 +71,11 @@ normal, weights = modes(asked)
 true = (normal.log_prob(levels[:, None, None]).exp() * weights).sum(-1)
 plots.show(
     plots.density_grid(
-        {"truth": [true], "model": [learned]}, ["p(y | c): c across, y up"], extent=(-3, 3, -3, 3), title="Densities"
+        {"truth": [true], "model": [learned]},
+        ["p(y | c)"],
+        extent=(-3, 3, -3, 3),
+        title="Densities",
+        labels=("context c", "y"),
     ),
     "12_densities",
 )

@@ -42,7 +42,7 @@ def rank_histogram(ranks: Mapping[str, Values], draws: int, *, title: str, bins:
         axes.stairs(high, edges, baseline=low, fill=True, color=INK, alpha=0.15)
         axes.stairs(counts, edges, color=DATA, fill=True, alpha=0.75)
         axes.stairs(len(own) * shares, edges, color=INK, linewidth=0.8, linestyle="--", baseline=None)
-        axes.set_title(short_name(name, 32), fontsize=9)
+        axes.set_title(short_name(name, 40), fontsize=9)
         axes.set_xlabel("rank of the truth", fontsize=8)
         axes.tick_params(labelsize=7)
     return figure
@@ -79,7 +79,7 @@ def rank_ecdf(
             at, low, high = map(as_numpy, bands)
             axes.fill_between(at, low - at, high - at, color=INK, alpha=0.15, linewidth=0, step="mid")
         axes.plot(share, (own[:, None] < below).mean(0) - share, color=DATA, linewidth=1.4)
-        axes.set_title(short_name(name, 32), fontsize=9)
+        axes.set_title(short_name(name, 40), fontsize=9)
         axes.set_xlabel("share of the ranks", fontsize=8)
         axes.tick_params(labelsize=7)
     panels[0].set_ylabel("ranks below, less the share", fontsize=8)

@@ -64,7 +64,7 @@ def score_histograms(scores: Mapping[str, Values], *, title: str = "", inlier: s
             label=_label(name, sets[name], low, high),
         )
     axes.set_xlim(low, high)
-    axes.set_ylim(bottom=0.0)
+    axes.set_ylim(0.0, (1.05 + 0.06 * len(sets)) * axes.dataLim.ymax)  # room for the legend
     axes.legend(fontsize=8)
     axes.set_xlabel("score, higher for stranger rows", fontsize=9, color=INK)
     axes.set_yticks([])

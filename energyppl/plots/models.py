@@ -72,7 +72,14 @@ def scatter_panels(
     return figure
 
 
-def density_grid(rows: Mapping[str, Sequence[Values]], titles: Sequence[str], *, extent: Extent, title: str) -> Figure:
+def density_grid(
+    rows: Mapping[str, Sequence[Values]],
+    titles: Sequence[str],
+    *,
+    extent: Extent,
+    title: str,
+    labels: tuple[str, str] = ("$x_1$", "$x_2$"),
+) -> Figure:
     """Plot heat maps of densities, one row for each name and one column for each noise level.
 
     Args:
@@ -81,6 +88,7 @@ def density_grid(rows: Mapping[str, Sequence[Values]], titles: Sequence[str], *,
         titles: of the columns.
         extent: left, right, bottom and top of every map.
         title: of the figure.
+        labels: of the two axes.
 
     Example:
         >>> maps = {"truth": [torch.rand(9, 9)], "model": [torch.rand(9, 9)]}
@@ -103,9 +111,9 @@ def density_grid(rows: Mapping[str, Sequence[Values]], titles: Sequence[str], *,
             if i == 0:
                 axes.set_title(column_title, **_STYLE)
             if j == 0:
-                axes.set_ylabel(f"{name}\n$x_2$" if len(maps) > 1 else "$x_2$", **_STYLE)
+                axes.set_ylabel(f"{name}\n{labels[1]}" if len(maps) > 1 else labels[1], **_STYLE)
             if i == len(maps) - 1:
-                axes.set_xlabel("$x_1$", **_STYLE)
+                axes.set_xlabel(labels[0], **_STYLE)
     return figure
 
 
