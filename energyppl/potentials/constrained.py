@@ -52,10 +52,6 @@ class _MixtureSupport(constraints.Constraint):
         self.base_constraint = base_constraint
         super().__init__()
 
-    @property
-    def event_dim(self) -> int:
-        return self.base_constraint.event_dim
-
 
 _MIXTURES: Any = (_MixtureSupport, getattr(constraints, "MixtureSameFamilyConstraint", _MixtureSupport))
 

@@ -175,7 +175,7 @@ def write_reference() -> dict[str, str]:
     for page, found in find_entries().items():
         part = PARTS[page]
         lines = [part.title, "=" * len(part.title), "", part.intro, "", ".. autosummary::", "   :nosignatures:", ""]
-        lines += [f"   {name}" for name, _ in found] + [""]
+        lines += [f"   ~{name}" for name, _ in found] + [""]
         for name, value in sorted(found, key=lambda entry: not inspect.isclass(entry[1])):
             lines += _entry(name, value)
         pages[page] = "\n".join(lines) + "\n"
