@@ -70,13 +70,13 @@ def fit(options: argparse.Namespace) -> None:
         raise ep.InvalidInput(f"only images have labels; {options.file} is a table: leave --labels out")
     settings = settings_for(options.out, chosen)
     try:
-        record, _ = fit_table(options.file, options.out, settings, device=options.device, progress=talk)
+        model = fit_table(options.file, options.out, settings, device=options.device, progress=talk)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted(options.out)) from None
-    before = record["steps_before"]
+    record, before = model.record, model.record["steps_before"]
     try:
         with _warnings_of_log_z_ignored():
-            found = quality_of_run(options.out, seed=record["settings"]["seed"], device=options.device, progress=talk)
+            found = quality_of_run(options.out, model, seed=record["settings"]["seed"], progress=talk)
         measured, verdict = _quality(found), found["verdict"]
     except ep.EnergyPPLError as error:
         measured, verdict = {}, [f"the model is trained, but how good it is could not be measured: {error}"]
@@ -322,10 +322,10 @@ def _warnings_of_log_z_ignored() -> Iterator[None]:
 def _quality(found: dict[str, Any]) -> dict[str, str]:
     log_z, test = found["log_z"], found["energy_distance"]
     density, rows = found["log_density"], test["rows"]
+    chose = "; these rows also chose the weights" if found["held_out_chose_weights"] else ""
     mean, of_log_z = (f"{value['value']:.3f} ± {value['standard_error']:.2g}" for value in (density, log_z))
     return {
-        "log density": f"{mean} nats, held-out rows on average, log Z's error included; they also chose the weights. A "
-        "density for each unit of continuous columns, a probability for each value of the others",
+        "log density": f"{mean} nats a held-out row, log Z's error included{chose}",
         "log Z": f"{of_log_z} in standardized coordinates, where training alone implies 0, by {log_z['method']}",
         "energy distance": f"{test['statistic']:.4f}, p = {test['p_value']:.3f} ({rows[0]} held-out rows, {rows[1]} "
         "samples)",
@@ -344,8 +344,9 @@ def _listed(chains: list[int], count: int) -> str:
 
 
 def _about(record: dict[str, Any]) -> dict[str, str]:
+    rows = dict(zip(("for training", "that chose the weights", "held out"), record["rows"].values(), strict=True))
     lines = {
-        "rows": f"{record['rows']['training']} for training, {record['rows']['held_out']} held out",
+        "rows": ", ".join(f"{count:,} {of}" for of, count in rows.items() if count),
         "columns": ", ".join(record["columns"]),
         "training": f"{record['steps']} steps in {record['seconds']:.0f} s; {record['stopped']}",
     }

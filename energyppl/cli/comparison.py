@@ -20,9 +20,8 @@ __all__ = ["quality_of_run", "show_run"]
 _SAMPLES = 1000
 
 
-def quality_of_run(run: Path, *, seed: int = 0, device: str | None = None, progress: bool = True) -> dict[str, Any]:
-    """Measure a run on its held-out rows, by as many samples."""
-    fitted = load_run(run, device=device)
+def quality_of_run(run: Path, fitted: TableModel, *, seed: int = 0, progress: bool = True) -> dict[str, Any]:
+    """Measure the model of a run on its held-out rows."""
     torch.manual_seed(seed)
     with doing(f"drawing {_SAMPLES:,} samples", show=progress):
         samples = fitted.sample_values(_SAMPLES)

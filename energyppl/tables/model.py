@@ -30,6 +30,7 @@ Rows: TypeAlias = "Table | pd.DataFrame | NDArray[Any]"
 _SPREADS = 16  # draws of a row's place within its cells that its density is averaged over
 _BLOCK = 65_536  # points whose energies are asked at a time
 _CHAINS = 8192  # conditional chains at a time
+_NAMED = 6  # columns that a model's summary names
 _NEVER: Callable[[], object] = lambda: None  # noqa: E731
 
 
@@ -44,6 +45,7 @@ class TableModel:
         held_out: rows that did not train the weights, ``(m, d)``, as the table holds its values.
         curves: of the training, by name.
         record: of the training: counts, settings, seconds, why it stopped.
+        validation: rows that chose the weights among those of all steps, ``(k, d)``; None if the held-out rows did.
     """
 
     ebm: RecoveryEBM
@@ -52,6 +54,16 @@ class TableModel:
     held_out: Array
     curves: dict[str, Array] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    validation: Array | None = None
+
+    def __repr__(self) -> str:
+        """Summarize in one line."""
+        names = ", ".join(self.columns[:_NAMED]) + (", …" if len(self.columns) > _NAMED else "")
+        chose = "" if self.validation is None else f", {len(self.validation)} that chose the weights"
+        return (
+            f"TableModel({len(self.columns)} columns: {names}; {len(self.rows)} training rows kept{chose}, "
+            f"{len(self.held_out)} held out)"
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:

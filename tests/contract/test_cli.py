@@ -89,7 +89,7 @@ def test_fit_sample_show(table: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert record["status"] == "finished"
     assert record["transforms"]["rooms"] == "4 values, by their shares of the normal scores"
     assert record["settings"]["batch_size"] == 32
-    assert record["rows"] == {"training": 72, "held_out": 8}
+    assert record["rows"] == {"training": 72, "validation": 0, "held_out": 8}
     printed = capsys.readouterr().out
     for word in (
         "rooms 4 values, by their shares of the normal scores",

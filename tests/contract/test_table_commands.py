@@ -53,7 +53,7 @@ def test_a_run_with_gaps_keeps_its_completed_rows(folder: Path) -> None:
     assert "3 categories" in record["transforms"]["kind"]
     assert not (folder / "run" / "training.first.ckpt").exists()
     assert ep.load_checkpoint(folder / "run" / "training.completed.ckpt")["z"].shape == (N, 6)
-    again, _ = fit_table(folder / "gaps.csv", folder / "run", settings_for(folder / "run", {}), progress=False)
+    again = fit_table(folder / "gaps.csv", folder / "run", settings_for(folder / "run", {}), progress=False).record
     assert again["steps_before"] == again["steps"] == 6
 
 
