@@ -46,10 +46,10 @@ def quality(
         ``log_density``, the mean over held-out rows in nats and the table's units, with its standard error, log Z's
         included; ``mixture`` and ``independent``, by how much that is above a mixture of Gaussians and above the
         columns' own mixtures multiplied, both fitted to the same coordinates of the training rows;
-        ``held_out_chose_weights``, true of tables of fewer than 1000 rows, whose figures are a little too good; ``log_z``, where
-        training alone implies 0; ``energy_distance``, a two-sample test of samples and held-out rows; ``worst_column``
-        and ``worst_pair``, which differ most; ``regions``, where the density's masses differ from those of rows or
-        samples; ``verdict``, sentences.
+        ``held_out_chose_weights``, true of tables of fewer than 1000 rows, whose figures are a little too good;
+        ``log_z``, where training alone implies 0; ``energy_distance``, a two-sample test of samples and held-out rows;
+        ``worst_column`` and ``worst_pair``, which differ most; ``regions``, where the density's masses differ from
+        those of rows or samples; ``verdict``, sentences.
 
     Raises:
         EnergyPPLError: if fewer than two held-out rows are complete.

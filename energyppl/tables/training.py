@@ -85,7 +85,7 @@ class Prepared:
 def prepare(table: Table, transforms: Mapping[str, str] | None = None) -> Prepared:
     """Split and transform by fixed seeds: a continued run must see the same numbers in the same rows.
 
-    A tenth of the rows is held out; from 1000 rows on another tenth chooses the weights, and below the held-out rows do.
+    A tenth of the rows is held out; from 1000 rows on another tenth chooses the weights, below the held-out rows do.
     """
     require_different_columns(table)
     order = np.random.default_rng(0).permutation(len(table.values))
