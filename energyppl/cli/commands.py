@@ -4,6 +4,7 @@ import argparse
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -160,7 +161,7 @@ def impute(options: argparse.Namespace) -> None:
     if options.cells is not None:
         write_frame(found.cells(), options.cells)
         written.append(str(options.cells))
-    counts = pd.Series(found.table.missing.sum(0), index=list(model.columns))
+    counts = {name: int((found.places[:, 1] == j).sum()) for j, name in enumerate(model.columns)}
     _table(
         str(options.file),
         {
@@ -173,14 +174,18 @@ def impute(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Test whether two tables are of one distribution, and print what differs."""
-    chosen = {name: value for name in ("columns", "drop", "missing") if (value := getattr(options, name)) is not None}
+    names = ("array", "columns", "drop", "missing")
+    chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
     check_count("--first-rows", options.first_rows, at_least=0)
     for file in (options.first, options.second):
         if holds_images(file):
             raise ep.InvalidInput(f"energyppl compare is for tables, and {file} holds images")
     settings = Settings(decimal=options.decimal, **chosen)
     with doing(f"reading {options.first} and {options.second}", show=not options.quiet):
-        one, other = (settings.read(file) for file in (options.first, options.second))
+        one, other = (
+            replace(settings, array=settings.array if file.suffix.lower() == ".npz" else None).read(file)
+            for file in (options.first, options.second)
+        )
     with doing("comparing", show=not options.quiet):
         found = ep.tables.compare(one, other, seed=options.seed)
     if options.out is not None:
@@ -215,8 +220,8 @@ def show(options: argparse.Namespace) -> None:
     if "largest_correlation_difference" in report:
         worst = report["largest_correlation_difference"]
         lines["correlation"] = (
-            f"worst for {' and '.join(worst['columns'])}: held-out {worst['held_out']:+.3f} (error about "
-            f"{worst['standard_error']:.2f}), samples {worst['samples']:+.3f}"
+            f"of the columns as they are, worst for {' and '.join(worst['columns'])}: held-out "
+            f"{worst['held_out']:+.3f} (error about {worst['standard_error']:.2f}), samples {worst['samples']:+.3f}"
         )
     lines |= _quality(report)
     lines["pictures"] = ", ".join(report["pictures"])
@@ -326,6 +331,7 @@ def _quality(found: dict[str, Any]) -> dict[str, str]:
     mean, of_log_z = (f"{value['value']:.3f} ± {value['standard_error']:.2g}" for value in (density, log_z))
     return {
         "log density": f"{mean} nats a held-out row, log Z's error included{chose}",
+        "counted as": "a density for each unit of a continuous column, a probability for each value of another",
         "log Z": f"{of_log_z} in standardized coordinates, where training alone implies 0, by {log_z['method']}",
         "energy distance": f"{test['statistic']:.4f}, p = {test['p_value']:.3f} ({rows[0]} held-out rows, {rows[1]} "
         "samples)",

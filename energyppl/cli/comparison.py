@@ -67,7 +67,7 @@ def show_run(
     rows = fitted.rows[~np.isnan(fitted.rows).any(1)]
     with doing("drawing pictures", show=progress):
         figures = {
-            "pairs.png": plots.pair_plot(rows, samples, fitted.columns, title=name),
+            "pairs.png": plots.pair_plot(rows, samples, fitted.columns, title=name, categories=fitted.table.labels),
             "training.png": plots.training_curves(
                 {title: (step, fitted.curves[key]) for title, key in titles.items() if key in fitted.curves},
                 title=f"{name}: training",

@@ -234,8 +234,8 @@ def _of_samples(found: dict[str, Any]) -> list[str]:
         )
     if pair is not None and pair["p_value"] < _WORST:
         said.append(
-            f"the worst pair is {' and '.join(map(repr, pair['columns']))}: correlation {pair['one']:+.2f} in held-out "
-            f"rows, {pair['other']:+.2f} in samples"
+            f"the worst pair is {' and '.join(map(repr, pair['columns']))}: correlation of the transformed columns "
+            f"{pair['one']:+.2f} in held-out rows, {pair['other']:+.2f} in samples"
         )
     return said
 
@@ -249,11 +249,12 @@ def _remedies(found: dict[str, Any], model: TableModel) -> list[str]:
     steps, stopped = len(model.curves.get("step", ())), str(model.record.get("stopped", ""))
     tries = []
     if stopped.startswith("all"):
-        tries.append(f"more steps (--steps {2 * steps} goes on with this run)")
+        tries.append(f"more steps (steps={2 * steps}; --steps {2 * steps} goes on with a run)")
     elif stopped.startswith("worse"):
         tries.append("more rows: training stopped because held-out rows got worse")
     if len(model.rows) < _FEW_ROWS:
         tries.append(f"fewer columns, since {len(model.rows)} rows say little about {len(model.columns)} at once")
     if found["worst_column"]["p_value"] < _WORST:
-        tries.append(f"another transform of {found['worst_column']['column']!r} (--transform NAME=quantile)")
+        name = found["worst_column"]["column"]
+        tries.append(f"another transform of {name!r} (transforms=, --transform NAME=quantile)")
     return [f"try {', or '.join(tries)}"] if tries else []

@@ -17,7 +17,7 @@ from energyppl._checks import check_count, check_positive
 from energyppl._seeds import seeded
 from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
-from energyppl.data.tables import Table, require_different_columns
+from energyppl.data.tables import Table, require_different_columns, table_from_rows
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import CheckpointError, InvalidInput, warn_user
 from energyppl.inference.training.fit import fit as fit_model
@@ -26,7 +26,7 @@ from energyppl.inference.training.options import TrainingOptions, suited_options
 from energyppl.inference.training.run import Training
 from energyppl.models import RecoveryEBM, model_of_columns
 from energyppl.tables.conditional import draw_unknown
-from energyppl.tables.model import Rows, TableModel, as_table, empty_like
+from energyppl.tables.model import Rows, TableModel, empty_like
 
 __all__ = ["FitSettings", "Prepared", "fit", "gaussian_draws", "prepare", "require_same_run", "train"]
 
@@ -185,7 +185,7 @@ def fit(
         CheckpointError: for a checkpoint of other rows or settings.
         TrainingDiverged: see :func:`energyppl.fit`.
     """
-    table = as_table(rows, columns=columns, drop=drop, missing=missing)
+    table = table_from_rows(rows, columns=columns, drop=drop, missing=missing)
     settings = FitSettings(seed, steps, levels, batch_size, learning_rate, transforms)
     prepared = prepare(table, transforms)
     path = None if checkpoint is None else Path(checkpoint)
