@@ -257,7 +257,7 @@ class TableModel:
     def outside(self, row: Array) -> list[int]:
         """Return the numbers of the columns whose value in a row, ``(d,)``, is outside of what they can be."""
         alone = np.where(np.eye(len(row), dtype=bool), row, np.nan)
-        return np.flatnonzero(np.isneginf(self.encode(alone)[1])).tolist()
+        return [int(j) for j in np.flatnonzero(np.isneginf(self.encode(alone)[1]))]
 
     def fill_rounds(self, count: int) -> int:
         """Count the calls of ``tick`` in :meth:`fill` of so many rows."""
