@@ -151,7 +151,7 @@ def make_parser() -> argparse.ArgumentParser:
     compare = command("compare", "Test whether two tables are of one distribution, and find what differs.")
     compare.add_argument("first", type=Path, metavar="A", help=f"{_READ} table")
     compare.add_argument("second", type=Path, metavar="B", help="another one with the same columns")
-    compare.add_argument("--array", metavar="NAME", help="which array of .npz files that hold several")
+    compare.add_argument("--array", metavar="NAME", help="which array of .npz files, or sheet of .xlsx ones")
     compare.add_argument("--columns", type=_names, metavar="A,B", help="columns to compare (default: all)")
     compare.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
     compare.add_argument("--missing", choices=("drop",), help="leave rows with missing cells out")
@@ -170,7 +170,9 @@ _WRITTEN = "a .csv, .npy, .npz or .parquet"
 def _table_file(parser: argparse.ArgumentParser, more: str = "") -> None:
     """Add the options of reading a table."""
     parser.add_argument("file", type=Path, metavar="FILE", help=f"{_READ} table; text may be gzipped{more}")
-    parser.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
+    parser.add_argument(
+        "--array", metavar="NAME", help="which array of an .npz, or sheet of an .xlsx, that holds several"
+    )
     parser.add_argument("--decimal", metavar="MARK", help="mark of decimals in text, a point or a comma (default: .)")
 
 
