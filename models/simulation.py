@@ -1,7 +1,7 @@
 """Simulation-based inference: unnormalized neural likelihoods and the posteriors that they give (Glaser et al. 2022).
 
-A :class:`~energyppl.models.ConditionalEBM` of data x given parameters θ is trained on simulations; its level tie makes
-log Z(θ) known, so that ``prior(θ) exp(−U(x; θ)) / Z(θ)`` is a posterior for chains, without any simulation more.
+A :class:`~energyppl.models.ConditionalEBM` of data x given parameters θ is trained on simulations, which normalizes it
+for every θ: ``prior(θ) exp(−U(x; θ)) / Z(θ)`` is a posterior for chains, without any simulation more.
 """
 
 from collections.abc import Callable
@@ -91,7 +91,7 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
     """Return the posterior of parameters θ given observed data, for ``sample_chains`` with many chains.
 
     Its energy is ``−log prior(θ) + Σ_i [U(x_i; θ) + log Z(θ)]`` over the rows of ``observed``, which are independent
-    given θ.  log Z(θ) is integrated if an x is one number, and what training with a level tie implies above.
+    given θ.  log Z(θ) is integrated if an x is one number, and what training implies above.
     ``sample`` draws from the prior and resamples by the likelihood: chains begin there, in every mode by its mass.  Its
     own draws are the posterior's where the likelihood is not far narrower than the prior; a warning says where it is.
 
@@ -102,7 +102,7 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
 
     Raises:
         InvalidInput: for another model, a prior of another shape, or data that are not finite; for data of more than
-            one number if the model was trained without a level tie, since log Z(θ) is not known then.
+            one number if training did not normalize the model, since log Z(θ) is not known then.
 
     Example:
         >>> prior = torch.distributions.Independent(torch.distributions.Uniform(-torch.ones(2), torch.ones(2)), 1)
@@ -122,7 +122,7 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
     if ebm.event_shape != (1,) and not bool(ebm.tied):
         raise InvalidInput(
             "the model was not trained with a level tie, so its log Z for each parameter is not known: train it by "
-            "LevelScoreMatching on a continuous network, or by RecoveryLikelihood with its tie"
+            "ProposalContrastive, by LevelScoreMatching on a continuous network, or by RecoveryLikelihood with its tie"
         )
     _check_prior(prior)
     if prior.event_shape != ebm.context_shape:
