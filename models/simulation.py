@@ -20,7 +20,7 @@ from energyppl.potentials.algebra import Potential
 from energyppl.potentials.bases import DistributionBase
 from energyppl.potentials.constrained import unconstrain
 
-__all__ = ["Simulations", "posterior", "simulate"]
+__all__ = ["Resampled", "Simulations", "posterior", "simulate"]
 
 _NAMED = 5  # rows in a message
 _EFFECTIVE = 100  # draws of the prior that resampled ones should be worth
@@ -142,7 +142,7 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
     likelihood = _Likelihood(ebm, rows)
     return EnergyDistribution(
         _Posterior(DistributionBase(prior), likelihood),
-        sampler=_Resampled(prior, likelihood),
+        sampler=Resampled(prior, likelihood, at_once=max(1, _AT_ONCE // len(rows))),
         like=ebm.loc,
         support=None if _is_real(support) else support,
     )
@@ -202,17 +202,36 @@ class _Posterior:
 
 
 @dataclass(frozen=True, eq=False)
-class _Resampled:
-    """Draws of the prior, resampled by the likelihood (sampling importance resampling, Rubin 1988)."""
+class Resampled:
+    """Draws of a prior, resampled by a likelihood (sampling importance resampling, Rubin 1988): where chains begin.
+
+    A sampler of :class:`~energyppl.EnergyDistribution`, for the posterior of any likelihood.
+
+    Args:
+        prior: of one vector.
+        likelihood: minus a log likelihood, of parameters ``(n, *parameters)``.
+        tried: draws of the prior; 100 for each wanted, at least 10,000 and at most a million, if None.
+        at_once: parameters that the likelihood is asked for at once.
+
+    Example:
+        >>> prior = torch.distributions.Independent(torch.distributions.Uniform(-torch.ones(2), torch.ones(2)), 1)
+        >>> begin = ep.models.Resampled(prior, lambda theta: 50.0 * theta.square().sum(-1))
+        >>> begin(ep.potentials.DistributionBase(prior), torch.Size((3,)), torch.zeros(())).shape
+        torch.Size([3, 2])
+    """
 
     prior: Distribution
-    likelihood: _Likelihood
+    likelihood: Callable[[Tensor], Tensor]
+    tried: int | None = None
+    at_once: int = _AT_ONCE
 
+    @torch.no_grad()
     def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
-        count = min(_AT_MOST, max(_AT_LEAST, _TRIALS * shape.numel()))
+        """Draw unconstrained parameters, ``(*shape, *parameters)``."""
+        usual = min(_AT_MOST, max(_AT_LEAST, _TRIALS * shape.numel()))
+        count = usual if self.tried is None else self.tried
         tried = self.prior.sample((count,)).to(like)
-        at_once = max(1, _AT_ONCE // len(self.likelihood.observed))
-        energies = torch.cat([self.likelihood(part) for part in tried.split(at_once)])
+        energies = torch.cat([self.likelihood(part) for part in tried.split(self.at_once)])
         weights = torch.softmax(-energies.double(), 0)
         effective = 1.0 / float(weights.square().sum())
         if effective < min(_EFFECTIVE, shape.numel()):
@@ -221,4 +240,4 @@ class _Resampled:
                 "those, so run chains from them with a warm-up, or pass a narrower prior"
             )
         chosen = tried[torch.multinomial(weights, max(1, shape.numel()), replacement=True)[: shape.numel()]]
-        return unconstrain(potential, chosen.reshape(*shape, *self.likelihood.model.context_shape))
+        return unconstrain(potential, chosen.reshape(*shape, *self.prior.event_shape))

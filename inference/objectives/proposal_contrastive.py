@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import append_dims, check_count, check_fields
+from energyppl._checks import check_count, check_fields
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import Conditional, LevelModel
 from energyppl.inference.levels.step_sizes import LevelKernel
@@ -110,7 +110,7 @@ class ProposalContrastive:
     ) -> tuple[Tensor, Tensor]:
         """Return the log-odds of data, ``(n,)``, and of noise, ``(ratio, n)``."""
         with torch.no_grad():
-            points = torch.cat([x.unsqueeze(0), proposal.draw(ratio, log_snr)])
+            points = torch.cat([x.unsqueeze(0), proposal.draw(ratio, len(x), log_snr)])
             log_noise = proposal.log_prob(points, log_snr, wider=_WIDER)
         odds = -at_log_snr(model, log_snr)(points) - log_noise - math.log(ratio)
         return odds[0], odds[1:]
@@ -167,8 +167,8 @@ class _Proposal:
         self.mean, self.log_sd, self.event_shape = mean, log_sd, model.event_shape
 
     def _at(self, log_snr: Tensor | float, wider: float) -> tuple[Tensor, Tensor]:
-        level = torch.as_tensor(log_snr).to(self.mean)
-        alpha2, sigma2 = (append_dims(v.sigmoid(), self.mean) if v.dim() else v.sigmoid() for v in (level, -level))
+        level = torch.as_tensor(log_snr).to(self.mean).unsqueeze(-1)
+        alpha2, sigma2 = level.sigmoid(), (-level).sigmoid()
         return alpha2.sqrt() * self.mean, wider * (alpha2 * (2.0 * self.log_sd).exp() + sigma2).sqrt()
 
     def log_prob(self, x: Tensor, log_snr: Tensor | float, wider: float = 1.0) -> Tensor:
@@ -177,11 +177,8 @@ class _Proposal:
         flat = x.flatten(x.dim() - len(self.event_shape))
         return (-0.5 * ((flat - mean) / sd).square() - sd.log() - 0.5 * math.log(2.0 * math.pi)).sum(-1)
 
-    def draw(self, count: int, log_snr: Tensor) -> Tensor:
-        """Draw noise, ``(count, n, *event)``."""
+    def draw(self, count: int, rows: int, log_snr: Tensor) -> Tensor:
+        """Draw noise for each of n rows, ``(count, n, *event)``."""
         mean, sd = self._at(log_snr, _WIDER)
-        rows = log_snr.shape if log_snr.dim() else mean.shape[:-1]
-        shape = torch.broadcast_shapes((*rows, 1), mean.shape, sd.shape)
-        return (mean + sd * torch.randn(count, *shape, device=mean.device, dtype=mean.dtype)).reshape(
-            count, *shape[:-1], *self.event_shape
-        )
+        noise = torch.randn(count, rows, mean.shape[-1], device=mean.device, dtype=mean.dtype)
+        return (mean + sd * noise).reshape(count, rows, *self.event_shape)

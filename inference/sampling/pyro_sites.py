@@ -91,7 +91,7 @@ class Fill(Messenger):
         msg["value"], msg["is_observed"], msg["infer"] = value, True, {**msg["infer"], "was_latent": True}
 
 
-class RedrawData(UnconditionMessenger):  # type: ignore[misc]
+class RedrawData(UnconditionMessenger):
     """Draws observed sites anew, but for those that are observed by construction: deterministic sites and factors.
 
     Pyro's ``uncondition`` draws a deterministic site of a plate with the plate's shape once more.

@@ -159,16 +159,8 @@ class NegativeLogLikelihood:
 
 def by_likelihood(task: Task, energy: Callable[[Tensor], Tensor], tried: int) -> ep.EnergyDistribution:
     """The posterior of minus a log likelihood, whose chains begin at resampled draws of the prior."""
-
-    def begin(potential: Any, shape: torch.Size, like: Tensor) -> Tensor:
-        theta = task.prior.sample((tried,))
-        with torch.no_grad():
-            weights = torch.softmax(-torch.cat([energy(part) for part in theta.split(20_000)]).double(), 0)
-        chosen = theta[torch.multinomial(weights, shape.numel(), replacement=True)]
-        found: Tensor = potential.unconstrain(chosen.reshape(*shape, task.parameters))
-        return found
-
     potential = Known(energy, torch.Size((task.parameters,)))
+    begin = ep.models.Resampled(task.prior, energy, tried)
     return ep.EnergyDistribution(potential, sampler=begin, like=torch.zeros(()), support=task.prior.support)
 
 
