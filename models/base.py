@@ -25,7 +25,7 @@ from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.levels.step_sizes import LevelKernel
-from energyppl.inference.normalizing.log_normalizer import Annealing
+from energyppl.inference.normalizing.methods import Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
