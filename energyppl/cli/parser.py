@@ -185,6 +185,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=_names, metavar="A,B", help="columns to compare (default: all)")
     parser.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
     parser.add_argument("--missing", choices=("drop",), help="leave rows with missing cells out")
+    parser.add_argument("--array", metavar="NAME", help="which array of .npz files that hold several")
     parser.add_argument("--decimal", default=".", metavar="MARK", help="mark of decimals in text")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a .csv file for the rows that differ")
     parser.add_argument("--first-rows", type=int, default=10, metavar="N", help="how many of these to print")

@@ -80,7 +80,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore")  # chains this short earn every one
-@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.usefixtures("_one_thread", "short_searches")
 @pytest.mark.parametrize("name", CASES)
 def test_benchmark_runs(name: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [part.format(**files) for part in shlex.split(SMALL[name])]

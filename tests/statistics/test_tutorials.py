@@ -114,6 +114,7 @@ def test_tutorial_has_sizes_in_its_first_cell_and_needs_no_file(name: str) -> No
     assert not re.search(r"__file__|argparse|sys\.argv|save_figure", text)
 
 
+@pytest.mark.usefixtures("short_searches")
 @pytest.mark.parametrize("name", NAMES)
 def test_tutorial_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, whose imports are made; what ArviZ says when it is imported, in one of its own."""
