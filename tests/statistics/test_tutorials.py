@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
 NAMES = sorted(path.name for path in TUTORIALS.glob("*.py"))
-IN_SECONDS = {"01_two_dimensions.py", "04_log_normalizers.py"}  # run as notebooks with the others of this file
+IN_SECONDS = {"01_two_dimensions.py"}  # run as a notebook with the other tests; the slow ones are all
 FEW = {"STEPS": 10, "DRAWS": 20, "CHAINS": 50, "LONG": 100}  # in place of the constants of a first cell
 SHORT = "schedule=ep.levels.TemperatureSchedule(hot=5, cooling=5, quench=5)"
 SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option for
