@@ -25,7 +25,7 @@ from energyppl.models.networks.fourier import (
     through_layers,
 )
 from energyppl.models.networks.recipe import Rebuildable
-from energyppl.models.networks.tails import ScaleMixture
+from energyppl.models.networks.scale_mixture import ScaleMixture
 
 __all__ = ["MLPEnergy"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import energyppl as ep
-from energyppl.models.networks.tails import ScaleMixture
+from energyppl.models.networks.scale_mixture import ScaleMixture
 
 SCHEDULE = ep.NoiseSchedule.cosine(4)
 
@@ -28,6 +28,16 @@ def test_the_mixture_is_normalized_at_every_level(log_snr: float) -> None:
     mass = float((-mixture(grid, torch.tensor(log_snr))).double().exp().sum()) * 0.02
     assert mixture.fitted
     assert mass == pytest.approx(1.0, abs=1e-3)
+
+
+def test_many_rows_are_thinned_without_losing_the_tail() -> None:
+    rows = heavy_rows(40_000)
+    many, few = ScaleMixture(3), ScaleMixture(3)
+    many.fit(rows)
+    few.fit(rows[:2000])
+    torch.testing.assert_close(many.log_weights.logsumexp(-1), torch.zeros(3), atol=1e-5, rtol=0.0)
+    assert float(many.scales[-1]) == pytest.approx(float(rows.abs().max()))
+    assert float(few.scales[-1]) == pytest.approx(float(rows[:2000].abs().max()))
 
 
 def test_noise_of_the_mixtures_draws_gives_its_own_marginal() -> None:

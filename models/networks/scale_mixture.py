@@ -11,6 +11,7 @@ __all__ = ["ScaleMixture"]
 _COMPONENTS = 6
 _FAR = 6.0  # widths: beyond it a Gaussian column has one row in 500 million
 _ROUNDS = 30  # of expectation maximization
+_LARGEST, _MOST_ROWS = 256, 8192  # numbers of a column that all count, and about how many of the others do
 
 
 class ScaleMixture(nn.Module):
@@ -43,15 +44,15 @@ class ScaleMixture(nn.Module):
         The scales run from 1 to the farthest row's, evenly on a log scale; weights are found by expectation
         maximization, with one row more that all components share.
         """
-        rows = rows.double()
-        farthest = float(rows.abs().max())
+        sizes, counted = _thinned(rows.double().abs())
+        farthest = float(sizes.max())
         self.fitted = farthest > _FAR
         scales = torch.logspace(0.0, math.log10(max(farthest, 1.0)) if self.fitted else 0.0, _COMPONENTS).double()
-        scales = scales.to(rows)
+        scales = scales.to(sizes)
         log_weights = torch.full_like(self.log_weights, -math.log(_COMPONENTS), dtype=torch.float64)
         for _ in range(_ROUNDS if self.fitted else 0):
-            joint = log_weights - 0.5 * (rows.unsqueeze(-1) / scales).square() - scales.log()
-            counts = joint.softmax(-1).sum(0) + 1.0 / _COMPONENTS
+            joint = log_weights - 0.5 * (sizes.unsqueeze(-1) / scales).square() - scales.log()
+            counts = (counted * joint.softmax(-1)).sum(0) + 1.0 / _COMPONENTS
             log_weights = (counts / (len(rows) + 1.0)).log()
         self.scales.copy_(scales)
         self.log_weights.copy_(log_weights)
@@ -69,4 +70,18 @@ class ScaleMixture(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        self.buffers_changed()
+
+    def buffers_changed(self) -> None:
+        """Take notice of buffers that were written from outside, as from another process."""
         self.fitted = bool(self.scales.max() > 1.0)
+
+
+def _thinned(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each column's largest numbers and some of the others, ``(m, size)``, and how many rows each stands for."""
+    ordered = sizes.sort(0, descending=True).values
+    step = max(1, len(sizes) // _MOST_ROWS)
+    kept = torch.cat([ordered[:_LARGEST], ordered[_LARGEST::step]])
+    counted = torch.ones(len(kept), 1, 1).to(kept)
+    counted[_LARGEST:] = float(max(0, len(sizes) - _LARGEST)) / max(1, len(kept) - _LARGEST)
+    return kept, counted
