@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,8 @@ def through_layers(
     hidden = torch.cat([points, phase.sin(), phase.cos()], -1)
     for number, (layer, (scale, shift)) in enumerate(zip(layers, modulation, strict=True)):
         if number == 0 and amplitude is not None:  # scaling the weights costs less than scaling every point
-            hidden = nn.functional.linear(hidden, layer.weight * amplitude, layer.bias)
+            dense = cast(nn.Linear, layer)
+            hidden = nn.functional.linear(hidden, dense.weight * amplitude, dense.bias)
         else:
             hidden = layer(hidden)
         hidden = nn.functional.silu(torch.addcmul(shift, hidden, 1.0 + scale))

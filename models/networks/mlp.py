@@ -236,5 +236,6 @@ class MLPEnergy(Rebuildable, nn.Module):
         if log_snr is None:
             return f + 0.5 * self.confinement * square
         if tails is not None:
-            return level_weight(log_snr, self.log_snr_min) * f + tails(base, log_snr)
+            known: Tensor = tails(base, log_snr)
+            return level_weight(log_snr, self.log_snr_min) * f + known
         return near_gaussian(f, square, log_snr, self.log_snr_min, x.shape[-1]) + log_scale

@@ -69,7 +69,7 @@ class ScaleMixture(nn.Module):
         return x * torch.rsqrt(1.0 + (x / _FAR).square())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
         self.buffers_changed()
 
     def buffers_changed(self) -> None:
