@@ -30,7 +30,7 @@ import energyppl as ep
 from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_strips
 from tests.benchmarks.budget import training_within
-from tests.benchmarks.images import classifier
+from tests.benchmarks.image_judge import classifier
 
 SHAPE, LEVELS, NOISE, BATCH, SAMPLES, ROWS = (1, 28, 28), 6, 0.03, 64, 256, 1000
 SLOTS = 256  # as many chains as the few updates can keep up
