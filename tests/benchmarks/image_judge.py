@@ -1,7 +1,7 @@
-"""Images of a file, and the classifier whose features and names judge those that a model draws."""
+"""Images of a file, the classifier that judges those that a model draws, and chains that begin at real ones."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,3 +66,28 @@ def classifier(x: Tensor, y: Tensor, steps: int = 2000) -> tuple[nn.Sequential, 
         loss.backward()
         optimizer.step()
     return body.requires_grad_(False), head.requires_grad_(False)
+
+
+class LongRuns(NamedTuple):
+    """Chains at level 0 that began at images with the level's noise; energies in nats."""
+
+    draws: Tensor  # (chains, kept, 1, 28, 28)
+    energies: Tensor  # (kept, chains)
+    fresh: Tensor  # (8, chains), of the same images noised anew
+
+    def drift(self) -> tuple[float, float]:
+        """Return by how much energies changed, and its standard error."""
+        change = self.energies[-1] - self.fresh.mean(0)
+        return float(change.mean()), float(change.std() / len(change) ** 0.5)
+
+
+def long_runs(model: Any, clean: Tensor, moves: int, kernel: ep.MALA, kept: int = 20) -> LongRuns:
+    """Move images ``(chains, 1, 28, 28)`` by a model's energy at level 0."""
+    kept = min(kept, moves)
+    potential = ep.potentials.Standardized(model.potential(0), model.loc, model.scale)
+    fresh = torch.stack([ep.autodiff.energy_only(potential, model.diffuse(clean, 0)) for _ in range(8)])
+    start = model.diffuse(clean, 0)
+    options = {"chains": len(clean), "draws": kept, "thin": moves // kept, "warmup": 100, "progress": False}
+    draws = ep.sample_chains(kernel, potential, init=start, **options).draws
+    energies = torch.stack([ep.autodiff.energy_only(potential, draws[:, i]) for i in range(kept)])
+    return LongRuns(draws, energies, fresh)

@@ -17,7 +17,7 @@ Long runs: ``--chains`` chains of ``--moves`` MALA moves at level 0, begun at te
 the energy changed, by how many nats a fresh noising moves it, and the share of chains whose class is still the first
 one.  Detection: AUROC of the level-0 energy, 1,000 test images against what is no such image, and against OTHER's.
 
-``--rate`` needs no file, but ``pip install --no-deps ebmkit``: see ``image_rates.py``.
+``--rate [IMAGES]`` needs no file, but ``pip install --no-deps ebmkit``: see ``image_rates.py``.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import energyppl as ep
 from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_grid, image_strips, neighbour_grid
-from tests.benchmarks.image_judge import CLASSES, RECOGNIZED, Data, Judge, classifier, read
+from tests.benchmarks.image_judge import CLASSES, RECOGNIZED, Data, Judge, classifier, long_runs, read
 from tests.benchmarks.image_rates import rates
 from tests.benchmarks.image_training import kept_back, train, with_levels
 
@@ -127,33 +127,26 @@ def samples_table(
 # --- Chains that stay, and strangers ---
 
 
-def long_runs(
+def stayed(
     ebm: ep.RecoveryEBM, judge: Judge, data: Data, chains: int, moves: int
 ) -> tuple[list[str], dict[str, list[Tensor]]]:
     """Sentences about chains at level 0 that begin at test images, and pictures of some."""
     torch.manual_seed(4)
     clean = data.test[:chains]
-    start = ebm.diffuse(clean, 0)
-    potential = ep.potentials.Standardized(ebm.potential(0), ebm.loc, ebm.scale)
-    fresh = torch.stack([ep.autodiff.energy_only(potential, ebm.diffuse(clean, 0)) for _ in range(8)])
-    kept = min(20, moves)
     began = time.process_time()
-    run = ep.sample_chains(
-        ep.MALA(0.1), potential, chains=chains, draws=kept, thin=moves // kept, warmup=100, init=start, progress=False
-    )
+    draws, energies, fresh = run = long_runs(ebm, clean, moves, ep.MALA(0.1))
     spent = time.process_time() - began
-    draws = run.draws
-    energies = torch.stack([ep.autodiff.energy_only(potential, draws[:, i]) for i in range(kept)])
-    change = energies[-1] - fresh.mean(0)
-    first = judge.shares(ebm.denoised(start, 0)).argmax(1)
+    drift, error = run.drift()
     ends = ebm.denoised(draws[:, -1], 0)
-    same = float((judge.shares(ends).argmax(1) == first).float().mean())
+    same = judge.shares(ends).argmax(1) == judge.shares(ebm.denoised(ebm.diffuse(clean, 0), 0)).argmax(1)
+    kept = len(energies)
     halves = [float(part.mean()) for part in energies.split(-(-kept // 2))]
     text = [
         f"{chains} chains, {moves} moves, {spent:.0f} s: energy {float(fresh.mean()):.1f} to "
-        f"{float(energies[-1].mean()):.1f} nats, drift {float(change.mean()):+.1f} ± "
-        f"{float(change.std() / chains**0.5):.1f}; halves of the run {halves[0]:.1f}, {halves[-1]:.1f}",
-        f"a fresh noising moves an image's energy by {float(fresh.std(0).mean()):.1f}; class kept {same:.3f}",
+        f"{float(energies[-1].mean()):.1f} nats, drift {drift:+.1f} ± {error:.1f}; halves of the run {halves[0]:.1f}, "
+        f"{halves[-1]:.1f}",
+        f"a fresh noising moves an image's energy by {float(fresh.std(0).mean()):.1f}; class kept "
+        f"{float(same.float().mean()):.3f}",
     ]
     columns = [clean[:8], *(ebm.denoised(draws[:8, i], 0) for i in (0, kept // 4, kept // 2, kept - 1))]
     return text, {str(i): [column[i] for column in columns] for i in range(min(8, chains))}
@@ -224,7 +217,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="images", description=__doc__)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("other", type=Path, nargs="?")
-    parser.add_argument("--rate", action="store_true")
+    parser.add_argument("--rate", type=int, nargs="?", const=128, metavar="IMAGES", help="in a batch")
     parser.add_argument("--seconds", type=float, default=2400.0)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--corrected", type=int, default=0, help="also sample with so many moves a level")
@@ -237,8 +230,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sheet", type=Path)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if args.rate:
-        rates()
+    if args.rate is not None:
+        rates(args.rate)
         return
     if args.file is None:
         parser.error("FILE.npz is missing")
@@ -266,7 +259,7 @@ def main(arguments: list[str]) -> None:
         print(line, flush=True)
     lines, completed = completions(ebm, judge, data, args.completed)
     print(*lines, sep="\n", flush=True)
-    lines, chains = long_runs(ebm, judge, data, args.chains, args.moves)
+    lines, chains = stayed(ebm, judge, data, args.chains, args.moves)
     print(*lines, sep="\n", flush=True)
     titles = ["samples", "gradients", "ms", "Fréchet", "of the floor", "kernel", "recognized", "as asked", "labels off"]
     titles += ["pixels vary", "nearest", "mean"]
