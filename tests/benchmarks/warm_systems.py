@@ -86,6 +86,34 @@ class ScoreAndChains:
         return ep.objectives.LevelScoreMatching().measure(model, state, data)
 
 
+@dataclass(frozen=True)
+class ScoreAtLevel0:
+    """Score matching at every level, and as many rows once more at level 0, where long chains are run."""
+
+    score: ep.objectives.LevelScoreMatching
+
+    def init(self, model: Any) -> KernelState:
+        """Make the state of score matching."""
+        return self.score.init(model)
+
+    def loss(self, model: Any, state: KernelState, batch: Tensor) -> Loss:
+        """Return the loss of ``batch``, ``(n, *event)``, level 0's in the likelihood's weighting."""
+        part = self.score.loss(model, state, batch)
+        schedule, clean = model.schedule, model.to_unit(batch)
+        noise, sigma = torch.randn_like(clean), float(schedule.sigma_bar[0])
+        noisy = (float(schedule.alpha_bar[0]) * clean + sigma * noise).requires_grad_()
+        with casting(clean, BRIEF):
+            (slope,) = torch.autograd.grad(model.potential(0)(noisy).sum(), noisy, create_graph=True)
+        error = (noise - sigma * slope).flatten(1).square().sum(1).mean()
+        span = float(schedule.log_snr[0] - schedule.log_snr[-1])
+        record = part.record | {"level_0": float(error.detach())}
+        return Loss(part.value + 0.5 * span * error, record)
+
+    def measure(self, model: Any, state: KernelState, data: Tensor) -> float:
+        """Return the score's error on held-out data."""
+        return self.score.measure(model, state, data)
+
+
 # --- The joint energy of points and levels ---
 
 
@@ -165,6 +193,7 @@ def warm_systems() -> dict[str, WarmSystem]:
     return {
         "as it is": WarmSystem(unchanged, None, 0.0),
         "score": WarmSystem(unchanged, lambda model, x: score, 2.0),
+        "score, level 0": WarmSystem(unchanged, lambda model, x: ScoreAtLevel0(score), 4.0),
         "recovery": WarmSystem(unchanged, lambda model, x: recovery, recovery.steps + 2.0),
         "cooperative": WarmSystem(
             with_initializer,
