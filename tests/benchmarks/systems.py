@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_strips
 from tests.benchmarks.budget import training_within
 from tests.benchmarks.image_judge import RECOGNIZED, Judge, classifier, long_runs, read
-from tests.benchmarks.warm_systems import RATE, warm_systems
+from tests.benchmarks.warm_systems import RATE, unlabelled, warm_systems
 
 SHAPE, LEVELS, NOISE, BATCH, SAMPLES, ROWS = (1, 28, 28), 6, 0.03, 64, 256, 1000
 SLOTS = 256  # as many chains as the few updates can keep up
@@ -194,7 +194,7 @@ def measured(model: Any, drawn: Tensor, footing: Footing) -> tuple[list[str], Te
 def begun_warm(name: str, file: Path, x: Tensor, seconds: float) -> tuple[ep.RecoveryEBM, float]:
     """The weights of a file, trained on for so many seconds by a system, and millions of gradients taken."""
     torch.manual_seed(1)
-    ebm, system, taken = cast(ep.RecoveryEBM, ep.load(file)), warm_systems()[name], 0.0
+    ebm, system, taken = unlabelled(file, x), warm_systems()[name], 0.0
     if system.tied:
         tied = ep.objectives.LevelScoreMatching(tie=1.0, autocast=BRIEF)
         taken += 2.0 * trained_on(ebm, tied, x, system.tied * seconds)
@@ -252,7 +252,7 @@ def main(arguments: list[str]) -> None:
     judge = Judge(*classifier(data.x, data.y, args.classifier_steps))
     generator = torch.Generator().manual_seed(3)
     x, test = (images[torch.randperm(len(images), generator=generator)] for images in (data.x, data.test))
-    warm = None if args.warm is None else cast(ep.RecoveryEBM, ep.load(args.warm))
+    warm = None if args.warm is None else unlabelled(args.warm, x)
     # A model of noise levels has the noise of level 0; the others' images have some of their own.
     noisy = blurred if warm is None else lambda images: warm.diffuse(images, 0)
     x = x if warm is not None else blurred(x)

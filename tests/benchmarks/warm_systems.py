@@ -6,6 +6,7 @@ of the file's noise levels, sampled by its own denoiser.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -114,13 +115,43 @@ class ScoreAtLevel0:
         return self.score.measure(model, state, data)
 
 
+# --- The weights ---
+
+
+class Unlabelled(nn.Module):
+    """A network with classes, asked about no class."""
+
+    continuous, levels = True, None
+
+    def __init__(self, net: ep.models.UNetEnergy) -> None:
+        super().__init__()
+        self.net, self.event_shape = net, net.event_shape
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """Evaluate the energies at log-SNRs."""
+        energy: Tensor = self.net(x, level)
+        return energy
+
+    def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor) -> Tensor:
+        """Evaluate the energies at levels of a table of log-SNRs."""
+        return self.net.at_levels(x, level, log_snr)
+
+
+def unlabelled(file: Path, x: Tensor) -> ep.RecoveryEBM:
+    """The energy of no class of a file that the images benchmark wrote, whose training images were ``x``."""
+    ebm = cast(ep.RecoveryEBM, ep.load(file))
+    model = ep.RecoveryEBM(Unlabelled(cast(ep.models.UNetEnergy, ebm.net)), ebm.schedule)
+    model.standardize(x, isotropic=True)
+    return model
+
+
 # --- The joint energy of points and levels ---
 
 
 class AtWholeLevels(nn.Module):
     """A network that is continuous in the log-SNR, asked by whole levels."""
 
-    def __init__(self, net: ep.models.UNetEnergy, log_snr: Tensor) -> None:
+    def __init__(self, net: Unlabelled, log_snr: Tensor) -> None:
         super().__init__()
         self.net, self.event_shape = net, net.event_shape
         self.register_buffer("log_snr", log_snr)
@@ -149,7 +180,7 @@ def close_levels(first: ep.NoiseSchedule, dimensions: int, apart: float = 2.2) -
 def joint(ebm: ep.RecoveryEBM, x: Tensor) -> ep.JointEBM:
     """A joint energy over points and closer levels, the level's offsets fitted so that they tell data's levels."""
     schedule = close_levels(ebm.schedule, ebm.event_shape.numel())
-    net = AtWholeLevels(cast(ep.models.UNetEnergy, ebm.net), schedule.log_snr.float())
+    net = AtWholeLevels(cast(Unlabelled, ebm.net), schedule.log_snr.float())
     model = ep.JointEBM(net, schedule)
     model.standardize(x, isotropic=True)
     clean = x[torch.randperm(len(x))[: SLOTS_A_LEVEL * model.levels]]
