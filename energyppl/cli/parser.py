@@ -151,6 +151,7 @@ def make_parser() -> argparse.ArgumentParser:
     compare = command("compare", "Test whether two tables are of one distribution, and find what differs.")
     compare.add_argument("first", type=Path, metavar="A", help=f"{_READ} table")
     compare.add_argument("second", type=Path, metavar="B", help="another one with the same columns")
+    compare.add_argument("--array", metavar="NAME", help="which array of .npz files that hold several")
     compare.add_argument("--columns", type=_names, metavar="A,B", help="columns to compare (default: all)")
     compare.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
     compare.add_argument("--missing", choices=("drop",), help="leave rows with missing cells out")

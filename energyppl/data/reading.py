@@ -15,6 +15,7 @@ import pandas as pd
 
 from energyppl._checks import as_path
 from energyppl.data.arrays import check_unpacked, member_shapes, read_member, read_npy, refused
+from energyppl.data.frames import frame_of_array
 from energyppl.errors import InvalidInput
 
 __all__ = ["KINDS", "MISSING", "line_of_row", "read_frame"]
@@ -71,10 +72,10 @@ def read_frame(
         if kind in _ENGINES:
             return _read_by_engine(path, kind, columns)
         if kind == ".npy":
-            return _of_array(read_npy(path), str(path))
+            return frame_of_array(read_npy(path), str(path))
         with zipfile.ZipFile(path) as archive:
             name = _choose(member_shapes(archive), path, array)
-            return _of_array(read_member(archive, name), f"{path}, array {name}")
+            return frame_of_array(read_member(archive, name), f"{path}, array {name}")
 
 
 def line_of_row(path: Path, row: int) -> tuple[int, list[str]] | None:
@@ -88,21 +89,6 @@ def line_of_row(path: Path, row: int) -> tuple[int, list[str]] | None:
         if number == row + dialect.named:
             return line, fields
     return None
-
-
-def _of_array(values: Any, source: str) -> pd.DataFrame:
-    """Return an array as a frame whose columns are numbered, c0 and so on."""
-    values = values[:, None] if values.ndim == 1 else values
-    if values.ndim != 2:
-        raise InvalidInput(f"{source} must be a table, rows by columns; got shape {values.shape}: reshape it first")
-    if values.dtype.kind not in "biuf":
-        raise InvalidInput(
-            f"{source} must hold real numbers; got dtype {values.dtype}: convert or drop what is not a number"
-        )
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    frame = pd.DataFrame(values, columns=[f"c{i}" for i in range(values.shape[1])])
-    frame.attrs["unnamed"] = True
-    return frame
 
 
 def _choose(shapes: dict[str, tuple[int, ...]], path: Path, array: str | None) -> str:

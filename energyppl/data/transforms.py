@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from energyppl.data.columns import KINDS, Categories, Coordinates, FewValues, Numbers, TwoValues
+from energyppl.data.grids import decimals_of
 from energyppl.data.monotone import Atoms, Base, fit_spline
 from energyppl.data.tables import Table
 from energyppl.errors import InvalidInput
@@ -205,7 +206,7 @@ def _choose(name: str, x: Array, grid: Array, categories: int, dtype: str, kind:
         spline = fit_spline(base.forward(spread)[0], knots)
     named = "quantile" if quantile else ("none" if base.kind == "none" else base.kind)
     low, high = _range(ends, base, gap)
-    return Numbers(named, base, spline, atoms, gap, low, high)
+    return Numbers(named, base, spline, atoms, gap, low, high, None if gap else decimals_of(smooth))
 
 
 def _atoms(x: Array) -> Atoms | None:

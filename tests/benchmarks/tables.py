@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-from energyppl.cli.runs import Settings, fit_table, load_run
+from energyppl.cli.runs import Settings, fit_table
 from energyppl.metrics.two_sample import energy_distance_test
 
 
@@ -45,8 +45,8 @@ def main(arguments: list[str]) -> None:
             path = Path(folder) / f"{name}.npy"
             np.save(path, values)
             begin = time.perf_counter()
-            record, _ = fit_table(path, Path(folder) / "run", Settings(steps=args.steps), progress=False)
-            fitted = load_run(Path(folder) / "run")
+            fitted = fit_table(path, Path(folder) / "run", Settings(steps=args.steps), progress=False)
+            record = fitted.record
             samples = fitted.sample_values(len(fitted.held_out))
         print(
             f"{name} {values.shape}, {time.perf_counter() - begin:.0f} s, {record['steps']} steps ({record['stopped']})"

@@ -141,7 +141,7 @@ def test_dtypes_come_back() -> None:
     assert again.values.tolist() == [table.values[3].tolist()]
     with pytest.raises(InvalidInput, match="'text' holds 'Rom', which is none of its categories Bonn, "):
         table_from_frame(frame.assign(text="Rom"), like=table)
-    with pytest.raises(InvalidInput, match="must have the 6 columns of the run, whole, yes"):
+    with pytest.raises(InvalidInput, match="must have the 6 columns of the model, whole, yes"):
         table_from_frame(frame[["whole"]], like=table)
 
 

@@ -120,8 +120,8 @@ def test_bad_csv_is_refused_by_name(tmp_path: Path, text: str, message: str) -> 
         (np.zeros((20, 0)), "at least 10 rows and a column"),
         (SMOOTH + 1j, "real numbers"),
         (SMOOTH.astype(str), "real numbers"),
-        (np.where(HOLE, np.nan, SMOOTH), "row 7 of column 'c1'"),
-        (np.where(HOLE, np.inf, SMOOTH), "row 7 of column 'c1'"),
+        (np.where(HOLE, np.nan, SMOOTH), r"in 1 of 50 rows: 'c1' \(1, the first in row 7\)"),
+        (np.where(HOLE, np.inf, SMOOTH), r"in 1 of 50 rows: 'c1' \(1, the first in row 7\)"),
         (SMOOTH * [1, 0], "constant: 'c1'"),
         (SMOOTH * [1, 1e-16] + [0, 1], "constant: 'c1'"),  # but for the last digit
     ],
