@@ -47,7 +47,9 @@ _WRITTEN = "a .csv, .npy, .npz or .parquet"
 def _table_file(parser: argparse.ArgumentParser, more: str = "") -> None:
     """Add the options of reading a table."""
     parser.add_argument("file", type=Path, metavar="FILE", help=f"{_READ} table; text may be gzipped{more}")
-    parser.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
+    parser.add_argument(
+        "--array", metavar="NAME", help="which array of an .npz, or sheet of an .xlsx, that holds several"
+    )
     parser.add_argument("--decimal", metavar="MARK", help="mark of decimals in text, a point or a comma (default: .)")
 
 
@@ -183,7 +185,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=_names, metavar="A,B", help="columns to compare (default: all)")
     parser.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
     parser.add_argument("--missing", choices=("drop",), help="leave rows with missing cells out")
-    parser.add_argument("--array", metavar="NAME", help="which array of .npz files that hold several")
+    parser.add_argument("--array", metavar="NAME", help="which array of .npz files, or sheet of .xlsx ones")
     parser.add_argument("--decimal", default=".", metavar="MARK", help="mark of decimals in text")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a .csv file for the rows that differ")
     parser.add_argument("--first-rows", type=int, default=10, metavar="N", help="how many of these to print")

@@ -45,6 +45,7 @@ SMALL = {
     "systems": "{images} {images} contrastive --seconds 0.01 --steps 20 --classifier-steps 5",
     "tables": "{table} --steps 2",
     "temperature": "--scale 0.07",
+    "verdicts": "--only 'three rows' 'twelve rows' dates 'a constant' --seconds 0.01 --whole",
     "waiting": "--rows 200 --samples 5 --steps 2 --repeats 1 --chains 4 --samplers ours-chees --draws 20 --warmup 20",
 }
 
