@@ -35,7 +35,13 @@ __all__ = [
 
 
 class Loss(NamedTuple):
-    """Loss: a differentiable value, with the numbers that training guards and records."""
+    """Loss: a differentiable value, with the numbers that training guards and records.
+
+    Example:
+        >>> loss = ep.objectives.Loss(torch.tensor(0.7), {"accuracy": 0.5}, energy_gap=0.1)
+        >>> loss.columns()
+        {'energy_gap': 0.1, 'accuracy': 0.5}
+    """
 
     value: Tensor  # (), differentiable, nats unless the objective says otherwise
     record: Mapping[str, float] = MappingProxyType({})
@@ -54,6 +60,13 @@ class Objective(Protocol):
     It may have more, of which training makes use: ``keeps_best = True`` leaves the model with the weights of its best
     ``measure`` in place of the averaged ones; ``default_options(model)`` returns arguments of ``TrainingOptions``;
     ``settle(model, state, data)`` is called once when training ends; and see :class:`Paced`.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> objective: ep.objectives.Objective = ep.objectives.SlicedScoreMatching()
+        >>> state = objective.init(ebm)
+        >>> objective.loss(ebm, state, torch.randn(32, 2)).value.shape
+        torch.Size([])
     """
 
     def init(self, model: Any) -> nn.Module:
@@ -75,7 +88,13 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Paced(Protocol):
-    """Objective that knows which learning rate suits it."""
+    """Objective that knows which learning rate suits it.
+
+    Example:
+        >>> from energyppl.inference.objectives.contract import Paced
+        >>> isinstance(ep.PersistentLikelihood(), Paced), isinstance(ep.objectives.SlicedScoreMatching(), Paced)
+        (True, False)
+    """
 
     def default_learning_rate(self, model: Any) -> float | None:
         """Return the largest one; None for what points of these dimensions usually take."""
@@ -87,6 +106,11 @@ class KernelState(nn.Module):
 
     Args:
         level_kernel: moves the chains.
+
+    Example:
+        >>> state = ep.RecoveryLikelihood().init(ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3)))
+        >>> state.level_kernel.step_sizes.shape
+        torch.Size([3])
     """
 
     def __init__(self, level_kernel: LevelKernel) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+
 @pytest.fixture(scope="module", autouse=True)
 def _short(short_searches: None) -> None:
     """See ``tests/conftest.py``."""

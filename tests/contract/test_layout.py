@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import packages_distributions
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -158,9 +158,9 @@ def test_every_import_is_declared() -> None:
     modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
     foreign = {name.split(".")[0] for name in modules} - sys.stdlib_module_names - {"energyppl"}
-    homes = packages_distributions()  # "pyro" -> ["pyro-ppl"]
     declared = {re.match(r"[\w-]+", line)[0] for line in PROJECT["project"]["dependencies"]}
-    assert {name for name in foreign if not declared & set(homes.get(name, []))} == set()
+    files = [file for name in declared for file in distribution(name).files or []]
+    assert foreign - {file.parts[0].removesuffix(".py") for file in files} == set()
 
 
 def test_version_is_declared_once() -> None:
