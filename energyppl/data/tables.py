@@ -44,6 +44,13 @@ class Table:
         source: where it came from, in words.
         labels: the categories of each column, none of a column of numbers.
         dtypes: as pandas calls those that the columns had.
+
+    Example:
+        >>> import pandas as pd
+        >>> pets = pd.DataFrame({"age": [3, 1, 2, 3, 5, 4] * 2, "kind": ["cat", "dog"] * 6})
+        >>> table = ep.data.table_from_frame(pets)
+        >>> table.columns, table.values.shape, table.labels[1]
+        (('age', 'kind'), (12, 2), ('cat', 'dog'))
     """
 
     values: Array
