@@ -21,6 +21,7 @@ torch.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -210,9 +211,19 @@ if not TYPE_CHECKING:  # type checkers and IDEs read the imports above
         elif name in _HOMES:
             value = getattr(import_module(_HOMES[name]), name)
         else:
-            raise AttributeError(f"module 'energyppl' has no attribute {name!r}")
+            raise AttributeError(f"module 'energyppl' has no attribute {name!r}{_hint(name)}")
         globals()[name] = value
         return value
+
+    def _hint(name: str) -> str:
+        """Say in which sub-packages a public name is that the top level has not; nothing of modules and other names."""
+        if name.startswith("_") or find_spec(f"energyppl.{name}") is not None:
+            return ""
+        homes = [f"energyppl.{own}.{name}" for own, home in _SUB_PACKAGES.items() if _exports(home, name)]
+        return f"; there is {' and '.join(homes)}" if homes else ""
+
+    def _exports(module: str, name: str) -> bool:
+        return name in getattr(import_module(module), "__all__", ())
 
     def __dir__() -> list[str]:
         """List what users may ask for, imported or not."""

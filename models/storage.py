@@ -21,22 +21,24 @@ from energyppl.models.base import EnergyModel
 from energyppl.models.conditional import ConditionalEBM
 from energyppl.models.ebm import EBM
 from energyppl.models.joint import JointEBM
+from energyppl.models.latent import LatentPrior
 from energyppl.models.multiscale import MultiscaleEBM
 from energyppl.models.networks.recipe import rebuilt
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.safetensors_files import is_safetensors, load_safetensors, save_safetensors
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["load", "save"]
+__all__ = ["load", "model_of_tree", "save", "tree_of_model"]
 
 _FORMAT = "energyppl-model-1"
 _MODELS: dict[str, type[Any]] = {
-    cls.__name__: cls for cls in (ConditionalEBM, EBM, JointEBM, MultiscaleEBM, RecoveryEBM)
+    cls.__name__: cls for cls in (ConditionalEBM, EBM, JointEBM, LatentPrior, MultiscaleEBM, RecoveryEBM)
 }
 _NETWORKS: dict[str, type[Any]] = {name: getattr(networks, name) for name in networks.__all__}
 _KERNELS: dict[str, type[Any]] = {
     name: cls for name in kernels.__all__ if is_dataclass(cls := getattr(kernels, name)) and isinstance(cls, type)
 }
+_OF_PRIOR = ("num_steps", "adaptation_rate")  # arguments of a LatentPrior
 _CONFIDENCE = 0.95  # of the log Z that is kept: the default
 
 
@@ -59,12 +61,26 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
     True
 
     Args:
-        model: an ``EBM``, ``RecoveryEBM``, ``ConditionalEBM``, ``JointEBM`` or ``MultiscaleEBM``, on any device.
+        model: an ``EBM``, ``RecoveryEBM``, ``ConditionalEBM``, ``JointEBM``, ``MultiscaleEBM`` or ``LatentPrior`` (with
+            its chains), on any device.
         path: of the file; its folder is made if it is not there, and an older file is replaced.
 
     Raises:
         InvalidInput: for another object, a view of a model (of a class, a product or the like), or a kernel that is
             not this library's.
+    """
+    tree = tree_of_model(model)
+    if is_safetensors(path):
+        save_safetensors(path, tree, tree["weights"])
+    else:
+        save_checkpoint(path, tree)
+
+
+def tree_of_model(model: EnergyModel) -> dict[str, Any]:
+    """Return all that :func:`save` writes of a model, as tensors, numbers and strings.
+
+    Raises:
+        InvalidInput: as :func:`save`.
     """
     kind = type(model).__name__
     if _MODELS.get(kind) is not type(model):
@@ -73,8 +89,8 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
             "again after loading"
         )
     initializer = getattr(model, "initializer", None)
-    schedule, weights = getattr(model, "schedule", None), dict(model.state_dict())
-    tree = {
+    schedule = getattr(model, "schedule", None)
+    return {
         "format": _FORMAT,
         "kind": kind,
         "event_shape": list(model.event_shape),
@@ -84,14 +100,11 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
         "schedule": None if schedule is None else {f.name: getattr(schedule, f.name) for f in fields(schedule)},
         "kernels": [_packed(k) for k in (model.initial_kernel, model.kernel)] if hasattr(model, "kernel") else None,
         "base_sigma": getattr(model, "base_sigma", None),
-        "weights": weights,
+        "prior": {name: getattr(model, name) for name in _OF_PRIOR} if isinstance(model, LatentPrior) else None,
+        "weights": dict(model.state_dict()),
         "in_training": [name for name, module in model.named_modules() if module.training],
         "log_z": _known_log_z(model),
     }
-    if is_safetensors(path):
-        save_safetensors(path, tree, weights)
-    else:
-        save_checkpoint(path, tree)
 
 
 def load(
@@ -129,7 +142,24 @@ def load(
     if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
         found = tree.get("format", "a training run") if isinstance(tree, dict) else type(tree).__name__
         raise CheckpointError(f"{path} must hold a model that save wrote; it holds {found}: pass another file")
-    with _refused(path), torch.random.fork_rng(devices=[]):  # building networks draws weights that are overwritten
+    with _refused(path):
+        return model_of_tree(tree, net, initializer=initializer, encoder=encoder)
+
+
+def model_of_tree(
+    tree: Mapping[str, Any],
+    net: nn.Module | None = None,
+    *,
+    initializer: nn.Module | None = None,
+    encoder: nn.Module | None = None,
+) -> Any:
+    """Build a model of what :func:`tree_of_model` returned, with networks of the caller's own as in :func:`load`.
+
+    Raises:
+        InvalidInput: as :func:`load`.
+        AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError: for a tree of something else.
+    """
+    with torch.random.fork_rng(devices=[]):  # building networks draws weights that are overwritten
         weights = tree["weights"]
         prefix = "net.net." if tree["kind"] == "JointEBM" else "net."
         net = _fitting("net", net, tree["net"], _under(prefix, weights))
@@ -161,6 +191,8 @@ def _build(tree: Mapping[str, Any], net: nn.Module, initializer: nn.Module | Non
         model = cls(net, tree["weights"]["sigmas"].double(), base_sigma=tree["base_sigma"], **options)
     elif cls is EBM:
         model = cls(net, **options)
+    elif cls is LatentPrior:
+        model = cls(net, chains=tree["weights"]["chain_points"].shape[1], **tree["prior"], **options)
     else:
         model = cls(net, NoiseSchedule(**tree["schedule"]), **options)
     if tree["kernels"] is not None:

@@ -4,6 +4,7 @@ import argparse
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -70,13 +71,13 @@ def fit(options: argparse.Namespace) -> None:
         raise ep.InvalidInput(f"only images have labels; {options.file} is a table: leave --labels out")
     settings = settings_for(options.out, chosen)
     try:
-        record, _ = fit_table(options.file, options.out, settings, device=options.device, progress=talk)
+        model = fit_table(options.file, options.out, settings, device=options.device, progress=talk)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted(options.out)) from None
-    before = record["steps_before"]
+    record, before = model.record, model.record["steps_before"]
     try:
         with _warnings_of_log_z_ignored():
-            found = quality_of_run(options.out, seed=record["settings"]["seed"], device=options.device, progress=talk)
+            found = quality_of_run(options.out, model, seed=record["settings"]["seed"], progress=talk)
         measured, verdict = _quality(found), found["verdict"]
     except ep.EnergyPPLError as error:
         measured, verdict = {}, [f"the model is trained, but how good it is could not be measured: {error}"]
@@ -160,7 +161,7 @@ def impute(options: argparse.Namespace) -> None:
     if options.cells is not None:
         write_frame(found.cells(), options.cells)
         written.append(str(options.cells))
-    counts = pd.Series(found.table.missing.sum(0), index=list(model.columns))
+    counts = {name: int((found.places[:, 1] == j).sum()) for j, name in enumerate(model.columns)}
     _table(
         str(options.file),
         {
@@ -173,14 +174,18 @@ def impute(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Test whether two tables are of one distribution, and print what differs."""
-    chosen = {name: value for name in ("columns", "drop", "missing") if (value := getattr(options, name)) is not None}
+    names = ("array", "columns", "drop", "missing")
+    chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
     check_count("--first-rows", options.first_rows, at_least=0)
     for file in (options.first, options.second):
         if holds_images(file):
             raise ep.InvalidInput(f"energyppl compare is for tables, and {file} holds images")
     settings = Settings(decimal=options.decimal, **chosen)
     with doing(f"reading {options.first} and {options.second}", show=not options.quiet):
-        one, other = (settings.read(file) for file in (options.first, options.second))
+        one, other = (
+            replace(settings, array=settings.array if file.suffix.lower() in (".npz", ".xlsx") else None).read(file)
+            for file in (options.first, options.second)
+        )
     with doing("comparing", show=not options.quiet):
         found = ep.tables.compare(one, other, seed=options.seed)
     if options.out is not None:
@@ -215,8 +220,8 @@ def show(options: argparse.Namespace) -> None:
     if "largest_correlation_difference" in report:
         worst = report["largest_correlation_difference"]
         lines["correlation"] = (
-            f"worst for {' and '.join(worst['columns'])}: held-out {worst['held_out']:+.3f} (error about "
-            f"{worst['standard_error']:.2f}), samples {worst['samples']:+.3f}"
+            f"of the columns as they are, worst for {' and '.join(worst['columns'])}: held-out "
+            f"{worst['held_out']:+.3f} (error about {worst['standard_error']:.2f}), samples {worst['samples']:+.3f}"
         )
     lines |= _quality(report)
     lines["pictures"] = ", ".join(report["pictures"])
@@ -322,10 +327,11 @@ def _warnings_of_log_z_ignored() -> Iterator[None]:
 def _quality(found: dict[str, Any]) -> dict[str, str]:
     log_z, test = found["log_z"], found["energy_distance"]
     density, rows = found["log_density"], test["rows"]
+    chose = "; these rows also chose the weights" if found["held_out_chose_weights"] else ""
     mean, of_log_z = (f"{value['value']:.3f} ± {value['standard_error']:.2g}" for value in (density, log_z))
     return {
-        "log density": f"{mean} nats, held-out rows on average, log Z's error included; they also chose the weights. A "
-        "density for each unit of continuous columns, a probability for each value of the others",
+        "log density": f"{mean} nats a held-out row, log Z's error included{chose}",
+        "counted as": "a density for each unit of a continuous column, a probability for each value of another",
         "log Z": f"{of_log_z} in standardized coordinates, where training alone implies 0, by {log_z['method']}",
         "energy distance": f"{test['statistic']:.4f}, p = {test['p_value']:.3f} ({rows[0]} held-out rows, {rows[1]} "
         "samples)",
@@ -344,8 +350,9 @@ def _listed(chains: list[int], count: int) -> str:
 
 
 def _about(record: dict[str, Any]) -> dict[str, str]:
+    rows = dict(zip(("for training", "that chose the weights", "held out"), record["rows"].values(), strict=True))
     lines = {
-        "rows": f"{record['rows']['training']} for training, {record['rows']['held_out']} held out",
+        "rows": ", ".join(f"{count:,} {of}" for of, count in rows.items() if count),
         "columns": ", ".join(record["columns"]),
         "training": f"{record['steps']} steps in {record['seconds']:.0f} s; {record['stopped']}",
     }

@@ -20,9 +20,8 @@ __all__ = ["quality_of_run", "show_run"]
 _SAMPLES = 1000
 
 
-def quality_of_run(run: Path, *, seed: int = 0, device: str | None = None, progress: bool = True) -> dict[str, Any]:
-    """Measure a run on its held-out rows, by as many samples."""
-    fitted = load_run(run, device=device)
+def quality_of_run(run: Path, fitted: TableModel, *, seed: int = 0, progress: bool = True) -> dict[str, Any]:
+    """Measure the model of a run on its held-out rows."""
     torch.manual_seed(seed)
     with doing(f"drawing {_SAMPLES:,} samples", show=progress):
         samples = fitted.sample_values(_SAMPLES)
@@ -68,7 +67,7 @@ def show_run(
     rows = fitted.rows[~np.isnan(fitted.rows).any(1)]
     with doing("drawing pictures", show=progress):
         figures = {
-            "pairs.png": plots.pair_plot(rows, samples, fitted.columns, title=name),
+            "pairs.png": plots.pair_plot(rows, samples, fitted.columns, title=name, categories=_value_names(fitted)),
             "training.png": plots.training_curves(
                 {title: (step, fitted.curves[key]) for title, key in titles.items() if key in fitted.curves},
                 title=f"{name}: training",
@@ -77,6 +76,12 @@ def show_run(
         report["pictures"] = [str(plots.save_figure(figure, run / file)) for file, figure in figures.items()]
     write_json(run / "report.json", report)
     return report
+
+
+def _value_names(fitted: TableModel) -> list[tuple[object, ...]]:
+    """Return the names of each column's categories, of a column of booleans too; none of a column of numbers."""
+    parts = zip(fitted.table.labels, fitted.table.dtypes, strict=True)
+    return [(False, True) if not labels and dtype in ("bool", "boolean") else labels for labels, dtype in parts]
 
 
 def _compare(fitted: TableModel, samples: NDArray[np.float64]) -> dict[str, Any]:

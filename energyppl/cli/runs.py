@@ -92,13 +92,13 @@ def settings_for(run: Path, chosen: dict[str, Any]) -> Settings:
 
 def fit_table(
     file: Path, run: Path, settings: Settings, *, device: str | None = None, progress: bool = True
-) -> tuple[dict[str, Any], Table]:
+) -> TableModel:
     """Train on the table in ``file`` and keep everything in ``run``; go on if it holds a checkpoint.
 
     A finished run whose ``settings`` ask for more steps than it made is extended, its learning rate falling anew.
 
     Returns:
-        The record in ``run.json`` at the end, and the table as it was read.
+        The model as ``model.ckpt`` has it, whose ``record`` is that in ``run.json``.
 
     Raises:
         InvalidInput: for a table that can't be used; nothing is written then.
@@ -111,7 +111,7 @@ def fit_table(
         prepared = prepare(table, settings.transforms)
     settings = replace(settings, **_numbers(settings.resolved(prepared.transform.width)))
     with locked(run):
-        return _train(table, prepared, run, settings, device, progress), table
+        return _train(table, prepared, run, settings, device, progress)
 
 
 def _numbers(settings: FitSettings) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _numbers(settings: FitSettings) -> dict[str, Any]:
 
 def _train(
     table: Table, prepared: Prepared, run: Path, settings: Settings, device: str | None, progress: bool
-) -> dict[str, Any]:
+) -> TableModel:
     """Train, and keep the model and the record."""
     checkpoint = run / "training.ckpt"
     before = _steps_made(checkpoint) if checkpoint.exists() else None
@@ -150,9 +150,10 @@ def _train(
         "stopped": history.stopped,
         "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__},
     }
-    save(replace(model, record=record), run / "model.ckpt")
+    model = replace(model, record=record)
+    save(model, run / "model.ckpt")
     write_json(run / "run.json", record)
-    return record
+    return model
 
 
 def _digest(table: Table) -> str:
@@ -180,7 +181,11 @@ def _begun(table: Table, prepared: Prepared, settings: Settings, seconds: float)
     return {
         "status": "training",
         "source": table.source,
-        "rows": {"training": len(prepared.rows), "held_out": len(prepared.held_out)},
+        "rows": {
+            "training": len(prepared.rows),
+            "validation": 0 if prepared.validation is None else len(prepared.validation),
+            "held_out": len(prepared.held_out),
+        },
         "columns": list(table.columns),
         "transforms": prepared.transform.words(),
         "missing": int(table.missing.sum()),
@@ -273,6 +278,7 @@ def known_log_z(
         with doing("estimating log Z", show=progress and tolerance is None):  # in one batch of runs
             found = model.log_normalizer(tolerance=tolerance, progress=progress and tolerance is not None)
         write_json(run / _LOG_Z, {"model": model.ebm.checksum(), "log_z": found.to_dict()})
+        save(model, run / "model.ckpt")  # which knows it too from now on
     return found
 
 

@@ -3,7 +3,7 @@
 from energyppl.data.grids import requantize
 from energyppl.data.images import Images, images_from_array, read_images
 from energyppl.data.reading import read_frame
-from energyppl.data.tables import Table, dequantize, read_table, table_from_array, table_from_frame
+from energyppl.data.tables import Table, dequantize, read_table, table_from_array, table_from_frame, table_from_rows
 from energyppl.data.transforms import TableTransform
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "requantize",
     "table_from_array",
     "table_from_frame",
+    "table_from_rows",
 ]

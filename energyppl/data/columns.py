@@ -43,6 +43,7 @@ class Numbers:
         gap: between a lattice's values; 0 for a continuous column.
         low: the least value that is returned.
         high: the largest.
+        decimals: that values of a continuous column are rounded to; None to leave all digits.
 
     Example:
         >>> import numpy as np
@@ -58,6 +59,7 @@ class Numbers:
     gap: float
     low: float
     high: float
+    decimals: int | None = None
     width: ClassVar[int] = 1
 
     @property
@@ -76,6 +78,10 @@ class Numbers:
                 for value, mass in zip(self.atoms.values, self.atoms.masses, strict=True)
             )
         return said
+
+    def nearest(self, value: float) -> float:
+        """Return the nearest value of the column's lattice, beyond its ends too; of a continuous column the value."""
+        return self.low + round((value - self.low) / self.gap) * self.gap if self.gap else value
 
     def encode(self, x: Array, u: Array) -> tuple[Array, Array]:
         """Return coordinates ``(n, 1)`` and log weights ``(n,)`` of values ``(n,)``, by uniform numbers ``(n, 1)``."""
@@ -100,7 +106,7 @@ class Numbers:
         return z[:, None], weight
 
     def decode(self, z: Array, *, rounded: bool = True) -> Array:
-        """Return the values of coordinates ``(n, 1)``, on the lattice unless not ``rounded``."""
+        """Return the values of coordinates ``(n, 1)``, on the lattice and in its decimals unless not ``rounded``."""
         t, atom = z[:, 0], None
         if self.atoms is not None:
             atom, t = self.atoms.find(t)
@@ -113,18 +119,21 @@ class Numbers:
             return x
         if self.gap:
             x = self.low + np.rint((x - self.low) / self.gap) * self.gap
+        elif self.decimals is not None:
+            x = self.base.inside(np.round(x, self.decimals), 10.0**-self.decimals)
         return np.clip(x, self.low, self.high)
 
     def tree(self) -> dict[str, Any]:
         """Return the column as lists, numbers and strings."""
         parts = {name: None if (own := getattr(self, name)) is None else tree_of(own) for name in _PARTS}
-        return {"class": "Numbers", "kind": self.kind, "gap": self.gap, "low": self.low, "high": self.high, **parts}
+        rest = {name: getattr(self, name) for name in ("kind", "gap", "low", "high", "decimals")}
+        return {"class": "Numbers", **rest, **parts}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Numbers":
         """Build a column from :meth:`tree`."""
         parts = {name: from_tree(part, tree[name]) for name, part in _PARTS.items()}
-        return cls(tree["kind"], **parts, gap=tree["gap"], low=tree["low"], high=tree["high"])
+        return cls(**parts, **{name: tree[name] for name in ("kind", "gap", "low", "high", "decimals")})
 
 
 _PARTS: dict[str, type[Any]] = {"base": Base, "spline": Spline, "atoms": Atoms}

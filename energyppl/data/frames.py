@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from energyppl._checks import is_number
-from energyppl.errors import InvalidInput, warn_user
+from energyppl.errors import InvalidInput, first_line, warn_user
 
-__all__ = ["Column", "columns_of_frame", "frame_of_columns", "select_columns"]
+__all__ = ["Column", "columns_of_frame", "frame_of_array", "frame_of_columns", "frame_of_rows", "select_columns"]
 
 Array = NDArray[np.float64]
 Label = str | float | int | bool
@@ -38,6 +39,61 @@ class Column:
     values: Array
     labels: tuple[Label, ...]
     dtype: str
+
+
+def frame_of_array(values: Any, source: str) -> pd.DataFrame:
+    """Return an array of numbers, ``(n, d)`` or ``(n,)``, as a frame whose columns are numbered, c0 and so on.
+
+    Raises:
+        InvalidInput: for another shape, or other things than numbers.
+    """
+    values = values[:, None] if values.ndim == 1 else values
+    if values.dtype.kind not in "biuf":
+        raise InvalidInput(
+            f"{source} must hold real numbers; got dtype {values.dtype}: convert or drop what is not a number"
+        )
+    if values.ndim != 2:
+        raise InvalidInput(
+            f"{source} must be a table, rows by columns; got shape {values.shape}: reshape it to two dimensions"
+        )
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return _numbered(pd.DataFrame(values))
+
+
+def frame_of_rows(rows: Any) -> pd.DataFrame:
+    """Return rows, in whichever form people hold them in memory, as a frame.
+
+    Args:
+        rows: a frame of pandas, or of a library whose frames have ``to_pandas``; an array or a tensor ``(n, d)`` of
+            numbers; an array of objects, a list of rows, or a dictionary of columns.
+
+    Raises:
+        InvalidInput: for anything else.
+    """
+    if isinstance(rows, pd.DataFrame):
+        return rows
+    if isinstance(rows, torch.Tensor):
+        rows = rows.detach().cpu().numpy()
+    if hasattr(rows, "to_pandas"):
+        return pd.DataFrame(rows.to_pandas())
+    if isinstance(rows, np.ndarray) and rows.dtype.kind not in "OV":
+        return frame_of_array(rows, "the array")
+    if not isinstance(rows, (list, tuple, Mapping, np.ndarray)):
+        raise InvalidInput(
+            f"rows must be a frame, an array, a list of rows or the path of a file; got {type(rows).__name__}: pass one"
+        )
+    try:
+        frame = pd.DataFrame(rows)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"rows can't be made a table ({first_line(error)}): pass equally long rows") from error
+    return _numbered(frame) if isinstance(frame.columns, pd.RangeIndex) else frame
+
+
+def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Name columns c0 and so on, and remember that they had no names."""
+    frame.columns = pd.Index([f"c{i}" for i in range(frame.shape[1])])
+    frame.attrs["unnamed"] = True
+    return frame
 
 
 def select_columns(frame: pd.DataFrame, columns: Sequence[str] | None, drop: Sequence[str]) -> pd.DataFrame:

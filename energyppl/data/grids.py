@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["find_grid", "requantize", "smallest_gaps"]
+__all__ = ["decimals_of", "find_grid", "requantize", "smallest_gaps"]
 
 Array = NDArray[np.float64]
 
 _FEW_VALUES = 20  # up to so many distinct values, most of them repeated, make a column discrete without a lattice
 _LONGEST_GRID = 100_000
+_MOST_DECIMALS = 9  # beyond, numbers were computed and not written down
 
 
 def find_grid(column: Array) -> Array:
@@ -24,9 +25,7 @@ def find_grid(column: Array) -> Array:
     # Numbers that were computed differ in their last digits: float32 keeps about seven.  Of the size of most rows, or
     # one sentinel of 1e12 would make all others one value.
     size = np.maximum(np.abs(values), np.quantile(np.abs(column), 0.95))
-    with np.errstate(over="ignore", under="ignore"):
-        single = bool((column.astype(np.float32) == column).all() and (column != np.round(column)).any())
-    new = np.diff(values, prepend=-np.inf) > (1e-6 if single else 1e-12) * size
+    new = np.diff(values, prepend=-np.inf) > _last_digit(column) * size
     counts = np.add.reduceat(counts, np.flatnonzero(new))
     values = values[new]
     if len(values) < 2 or counts[counts > 1].sum() <= 0.5 * len(column):
@@ -40,6 +39,31 @@ def find_grid(column: Array) -> Array:
         grid[steps.astype(np.int64)] = values  # these to the last digit
         return grid
     return values if len(values) <= _FEW_VALUES else np.empty(0)
+
+
+def _last_digit(column: Array) -> float:
+    """Return how far off numbers may be, of their size: float32 keeps about seven digits."""
+    with np.errstate(over="ignore", under="ignore"):
+        single = bool((column.astype(np.float32) == column).all() and (column != np.round(column)).any())
+    return 1e-6 if single else 1e-12
+
+
+def decimals_of(column: Array) -> int | None:
+    """Return how many decimals a column's numbers, without NaN, were written with; None if they keep all their digits.
+
+    >>> import numpy as np
+    >>> from energyppl.data.grids import decimals_of
+    >>> decimals_of(np.array([1.25, 3.5, -2.0])), decimals_of(np.array([1 / 3]))
+    (2, None)
+    """
+    tolerance = _last_digit(column) * np.abs(column)
+    for decimals in range(_MOST_DECIMALS):
+        unit = 10.0**-decimals
+        if (tolerance > 0.01 * unit).any():
+            return None
+        if (np.abs(np.round(column, decimals) - column) <= tolerance).all():
+            return decimals
+    return None
 
 
 def smallest_gaps(grids: Sequence[Array]) -> tuple[float, ...]:

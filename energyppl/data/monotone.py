@@ -56,6 +56,15 @@ class Base:
             return self.low + self.high * np.sinh(np.clip(t, -700.0, 700.0))
         return t
 
+    def inside(self, x: Array, unit: float) -> Array:
+        """Return rounded values, those at a bound, where there is no density, a unit farther in."""
+        if self.kind == "log":
+            return np.where(self.sign * (x - self.low) <= 0.0, x + self.sign * unit, x)
+        if self.kind == "logit":
+            x = np.where(x <= self.low, x + unit, x)
+            return np.where(x >= self.high, x - unit, x)
+        return x
+
 
 @dataclass(frozen=True, eq=False)
 class Spline:

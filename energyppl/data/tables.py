@@ -1,9 +1,10 @@
 """Tables: rows of numbers and categories from files, frames and arrays, checked once."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,19 +12,25 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from energyppl._checks import as_path
-from energyppl.data.frames import Column, Label, columns_of_frame, frame_of_columns, select_columns
+from energyppl.data.frames import (
+    Column,
+    Label,
+    columns_of_frame,
+    frame_of_array,
+    frame_of_columns,
+    frame_of_rows,
+    select_columns,
+)
 from energyppl.data.grids import find_grid, smallest_gaps
 from energyppl.data.reading import line_of_row, read_frame
 from energyppl.errors import InvalidInput, warn_user
 
-__all__ = ["Table", "dequantize", "read_table", "table_from_array", "table_from_frame"]
+__all__ = ["Table", "dequantize", "read_table", "table_from_array", "table_from_frame", "table_from_rows"]
 
 Array = NDArray[np.float64]
 
 _FEWEST_ROWS = 10
 _ROUNDING = 1e-14  # of the largest value: a column that varies no more is constant in float64
-_SAME = 1e-12  # a correlation this close to ±1 is one
-_FARTHEST = 10.0  # in widths of a column: rows beyond count as at it in correlations
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +141,41 @@ def read_table(
     return _table(frame, str(path), columns, drop, missing, like, partial(line_of_row, path))
 
 
+def table_from_rows(
+    rows: "Table | pd.DataFrame | ArrayLike | Mapping[str, Sequence[Any]] | str | os.PathLike[str]",
+    *,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    missing: str | None = None,
+    like: Table | None = None,
+) -> Table:
+    """Make a checked table from rows in any form: a file, a frame, an array, a list of rows.
+
+    >>> ep.data.table_from_rows([[0.1 * i, "ab"[i % 2]] for i in range(20)]).labels
+    ((), ('a', 'b'))
+
+    Args:
+        rows: the path of a file that :func:`read_table` reads; a table; a frame of pandas, or of another library that
+            makes such; an array or tensor ``(n, d)``; a list of rows; a dictionary of columns.
+        columns: to take, in this order; all if None.
+        drop: columns to leave out.
+        missing: as in :func:`read_table`.
+        like: a table whose columns and categories this one is to have.
+
+    Raises:
+        InvalidInput: as :func:`read_table`, and for anything else.
+    """
+    if isinstance(rows, (str, os.PathLike)):
+        return read_table(rows, columns=columns, drop=drop, missing=missing, like=like)
+    source = rows.source if isinstance(rows, Table) else "the table"
+    if isinstance(rows, Table):
+        if columns is None and not drop and like is None and (missing is None or not rows.missing.any()):
+            return rows
+        # What a table holds was chosen once: its first column is no index, whatever it looks like.
+        rows, columns = rows.frame(), rows.columns if columns is None and like is None else columns
+    return table_from_frame(frame_of_rows(rows), columns=columns, drop=drop, missing=missing, like=like, source=source)
+
+
 def table_from_frame(
     frame: pd.DataFrame,
     *,
@@ -164,10 +206,14 @@ def table_from_frame(
         ((), ('cat', 'dog'))
     """
     if not isinstance(frame, pd.DataFrame):
-        raise InvalidInput(f"frame must be a pandas DataFrame; got {type(frame).__name__}: use table_from_array")
+        raise InvalidInput(f"frame must be a pandas DataFrame; got {type(frame).__name__}: use table_from_rows")
     names = list(map(str, frame.columns))
     _checked_names(names, len(names), source)
-    return _table(frame, source, columns, drop, missing, like, lambda row: None)
+    return _table(frame, source, columns, drop, missing, like, _nowhere)
+
+
+def _nowhere(row: int) -> None:
+    """Tell the line of a row that is in no file."""
 
 
 def _table(
@@ -178,38 +224,41 @@ def _table(
     missing: str | None,
     like: Table | None,
     line: Callable[[int], tuple[int, list[str]] | None],
+    *,
+    advise: bool = True,
 ) -> Table:
-    """Select a frame's columns, make numbers of them, and say of all together which can't be learned."""
+    """Select a frame's columns, make numbers of them, and say of all together which can't be learned.
+
+    Advice names ``columns``, ``drop`` and ``missing`` where the caller has them.
+    """
     if missing not in (None, "drop", "impute"):
         raise InvalidInput(f"missing must be 'drop', 'impute' or None; got {missing!r}")
+    fewest = _FEWEST_ROWS if like is None else 1
+    if len(frame) < fewest or not frame.shape[1]:
+        raise InvalidInput(f"{source} must have at least {fewest} rows and a column; got shape {frame.shape}")
     if like is None:
         frame = select_columns(frame, columns, drop)
     elif columns is None and not drop:
         frame = _in_order(frame, like, source)
     else:
         raise InvalidInput("the columns are those of the table like=…: leave columns and drop out")
-    if len(frame) < (1 if like is not None else _FEWEST_ROWS):
-        raise InvalidInput(
-            f"{source} must have at least {_FEWEST_ROWS if like is None else 1} rows and a column; got shape "
-            f"{frame.shape}"
-        )
     labels = None if like is None else dict(zip(like.columns, like.labels, strict=True))
     found, problems = columns_of_frame(frame, source, line_of_row=line, labels=labels)
     found = [replace(column, values=np.where(np.isinf(column.values), np.nan, column.values)) for column in found]
     gaps = np.any([np.isnan(column.values) for column in found], axis=0) if found else np.zeros(len(frame), bool)
     if gaps.any() and missing is None:
-        problems.append(_missing_cells(found, gaps, line))
+        problems.append(f"{_missing_cells(found, gaps, line)} ({_about_gaps(like is None and advise)})")
     if missing == "drop" and gaps.any():
         kept = ~gaps
         found = [replace(column, values=column.values[kept]) for column in found]
         warn_user(f"{int(gaps.sum())} of {len(gaps)} rows of {source} have missing cells and are left out")
-        if kept.sum() < (1 if like is not None else _FEWEST_ROWS):
-            raise InvalidInput(f"{source} must have {_FEWEST_ROWS} rows without missing cells; got {int(kept.sum())}")
+        if kept.sum() < fewest:
+            raise InvalidInput(f"{source} must have {fewest} rows without missing cells; got {int(kept.sum())}")
     constant = [] if like is not None else [repr(c.name) for c in found if _is_constant(c.values)]
     if constant:
         problems.append(f"constant: {', '.join(constant)} (drop {'it' if len(constant) == 1 else 'them'})")
     if problems:
-        remedy = ". drop=[…] (--drop NAME,NAME) leaves columns out" if like is None else ""
+        remedy = ". drop=[…] (--drop NAME,NAME) leaves columns out" if like is None and advise else ""
         raise InvalidInput(f"{source} can't be taken as it is: {'; '.join(problems)}{remedy}")
     names, values = tuple(c.name for c in found), np.stack([c.values for c in found], 1)
     grids = tuple(_grid_of(c) for c in found) if like is None else like.grids
@@ -224,7 +273,7 @@ def _in_order(frame: pd.DataFrame, like: Table, source: str) -> pd.DataFrame:
         return frame.set_axis(names, axis=1)[wanted]
     if len(names) != len(wanted):
         raise InvalidInput(
-            f"{source} must have the {len(wanted)} columns of the run, {', '.join(wanted)}; got {len(names)}: "
+            f"{source} must have the {len(wanted)} columns of the model, {', '.join(wanted)}; got {len(names)}: "
             f"{', '.join(names)}"
         )
     numbered = [f"c{i}" for i in range(len(names))]
@@ -244,10 +293,14 @@ def _missing_cells(
             where = line(int(rows[0]))
             place = f"row {rows[0]}" + ("" if where is None else f", line {where[0]}")
             parts.append(f"{column.name!r} ({len(rows)}, the first in {place})")
-    return (
-        f"missing or infinite cells in {int(gaps.sum())} of {len(gaps)} rows: {', '.join(parts)} (missing='drop', "
-        "--missing drop, leaves those rows out; impute keeps them)"
-    )
+    return f"missing or infinite cells in {int(gaps.sum())} of {len(gaps)} rows: {', '.join(parts)}"
+
+
+def _about_gaps(choosable: bool) -> str:
+    """Say what can be done about missing cells, where ``missing`` can be chosen and where it can't."""
+    if choosable:
+        return "missing='drop', --missing drop, leaves those rows out; fit can train on them too, by 'impute'"
+    return "leave those rows out, or impute them first"
 
 
 def _is_constant(column: Array) -> bool:
@@ -282,57 +335,9 @@ def table_from_array(values: ArrayLike, columns: Sequence[str] | None = None, *,
     Raises:
         InvalidInput: if it is not numeric, not finite, too short, or if a column is constant or a name occurs twice.
     """
-    raw = np.asarray(values)
-    if raw.dtype.kind not in "biuf":
-        raise InvalidInput(
-            f"{source} must hold real numbers; got dtype {raw.dtype}: convert or drop what is not a number"
-        )
-    if raw.ndim == 1:
-        raw = raw[:, None]
-    if raw.ndim != 2:
-        raise InvalidInput(
-            f"{source} must be a table, rows by columns; got shape {raw.shape}: reshape it to two dimensions"
-        )
-    if len(raw) < _FEWEST_ROWS or not raw.shape[1]:
-        raise InvalidInput(f"{source} must have at least {_FEWEST_ROWS} rows and a column; got shape {raw.shape}")
-    table, names = raw.astype(np.float64), _checked_names(columns, raw.shape[1], source)
-    bad = np.argwhere(~np.isfinite(table))
-    if len(bad):
-        row, column = bad[0]
-        raise InvalidInput(
-            f"{source} must have no missing or infinite values; got {len(bad)}, the first in row {row} of column "
-            f"{names[column]!r}: drop or impute those rows"
-        )
-    constant = [repr(name) for name, column in zip(names, table.T, strict=True) if _is_constant(column)]
-    if constant:
-        raise InvalidInput(f"{source} must vary in every column; constant: {', '.join(constant)}: drop them")
-    dtypes = (str(raw.dtype.newbyteorder("=")),) * len(names)
-    return Table(table, names, tuple(find_grid(column) for column in table.T), source, dtypes=dtypes)
-
-
-def require_different_columns(table: Table) -> None:
-    """Require that no column is another one, up to units: all rows would lie on a plane and have no density.
-
-    Discrete columns are spread out by noise of their own before they are learned, so only exact copies count.
-
-    Raises:
-        InvalidInput: for two such columns, by name.
-    """
-    values = np.where(table.missing, np.nanmedian(table.values, 0), table.values)
-    rows = values / np.abs(values).max(0)
-    # Counted in a column's own width: else a row that many columns share, as of a sentinel of 1e12, is all that counts.
-    off = rows - np.median(rows, 0)
-    width = [np.median(np.abs(column[column != 0.0])) for column in off.T]
-    correlation = np.atleast_2d(np.corrcoef((off / width).clip(-_FARTHEST, _FARTHEST).T))
-    for i, j in np.argwhere(np.triu(np.abs(correlation) > 1.0 - _SAME, 1)):
-        one, other = table.columns[i], table.columns[j]
-        if np.array_equal(table.values[:, i], table.values[:, j], equal_nan=True):
-            raise InvalidInput(f"{table.source} must not have a column twice; {other!r} is a copy of {one!r}: drop it")
-        if not table.discrete[i] or not table.discrete[j]:
-            raise InvalidInput(
-                f"{table.source} must not have a column twice; {other!r} is {one!r} in other units (correlation "
-                f"{correlation[i, j]:+.0f}): drop one"
-            )
+    frame = frame_of_array(np.asarray(values), source)
+    names = _checked_names(columns, frame.shape[1], source)
+    return _table(frame.set_axis(list(names), axis=1), source, names, (), None, None, _nowhere, advise=False)
 
 
 def _checked_names(columns: Sequence[str] | None, count: int, source: str) -> tuple[str, ...]:

@@ -99,9 +99,9 @@ def panel_row(figure: Figure, count: int) -> list[Axes]:
     return list(figure.subplots(1, count, squeeze=False)[0])
 
 
-def short_name(name: str, limit: int = 16) -> str:
+def short_name(name: str, letters: int = 16) -> str:
     """Shorten a name to so many letters."""
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+    return name if len(name) <= letters else name[: letters - 1] + "…"
 
 
 def as_numpy(values: Values) -> NDArray[Any]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from energyppl.plots.base import (
@@ -40,6 +41,7 @@ __all__ = [
 
 
 _MAX_COLUMNS = 8
+_TICK_LETTERS = 8  # of a category's name beside an axis
 
 
 def scatter_panels(
@@ -248,7 +250,14 @@ def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, 
     return figure
 
 
-def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: str) -> Figure:
+def pair_plot(
+    data: Values,
+    samples: Values,
+    columns: Sequence[str],
+    *,
+    title: str,
+    categories: Sequence[Sequence[object]] | None = None,
+) -> Figure:
     """Plot every pair of columns, data below the diagonal and samples above it, with histograms of both on it.
 
     Args:
@@ -256,6 +265,7 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
         samples: ``(m, d)``.
         columns: d names.
         title: of the figure.
+        categories: for each column the names of its values 0, 1, …; none of a column of numbers.
 
     Example:
         >>> figure = ep.plots.pair_plot(torch.randn(50, 3), torch.randn(50, 3), ["a", "b", "c"], title="A table")
@@ -275,8 +285,8 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
             axes: Axes = grid[i, j]
             axes.set_xlim(*limits[j])
             axes.tick_params(labelsize=7)
-            axes.xaxis.set_major_locator(MaxNLocator(3))
-            axes.yaxis.set_major_locator(MaxNLocator(4))
+            for axis, k, ticks in ((axes.xaxis, j, 3), (axes.yaxis, i, 4)):
+                _name_ticks(axis, () if categories is None else categories[k], ticks)
             if i == j:
                 bins = list(np.linspace(*limits[i], 41))
                 axes.hist(x[:, i], bins=bins, density=True, color=DATA, alpha=0.45)
@@ -289,12 +299,22 @@ def pair_plot(data: Values, samples: Values, columns: Sequence[str], *, title: s
             if i == size - 1:
                 axes.set_xlabel(short_name(columns[j]), fontsize=8, color=INK)
             else:
-                axes.set_xticklabels([])
+                axes.tick_params(labelbottom=False)
             if j == 0:
                 axes.set_ylabel(short_name(columns[i]) if size > 1 else "density", fontsize=8, color=INK)
             else:
-                axes.set_yticklabels([])
+                axes.tick_params(labelleft=False)
     return figure
+
+
+def _name_ticks(axis: Axis, names: Sequence[object], count: int) -> None:
+    """Mark so many places of an axis about, or the categories that its values stand for, by name."""
+    if not names:
+        axis.set_major_locator(MaxNLocator(count))
+        return
+    shown = range(0, len(names), -(-len(names) // (2 * count)))
+    axis.set_major_locator(FixedLocator(list(shown)))
+    axis.set_major_formatter(FixedFormatter([short_name(str(names[k]), _TICK_LETTERS) for k in shown]))
 
 
 def _cloud(

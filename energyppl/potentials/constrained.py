@@ -308,7 +308,9 @@ class Constrained:
         except (ValueError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
             # Far out maps over- and underflow, off the support, where torch's densities raise.
             energy = self._energy_of_legal(inside)
-        return energy - sum_event(jacobian, kept)
+        energy = energy - sum_event(jacobian, kept)
+        # An infinite density is that of an edge, met by rounding: a place without mass, where no chain may stay.
+        return torch.where(energy == -math.inf, math.inf, energy)
 
     def _energy_of_legal(self, inside: Tensor) -> Tensor:
         """Evaluate points on the support only; the energy of others is infinite."""

@@ -1,5 +1,6 @@
 """Two tables: whether they come from one distribution, where they differ, and which rows do."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,11 +10,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from energyppl._checks import check_count
-from energyppl.data.tables import Table
+from energyppl.data.tables import Table, table_from_rows
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import InvalidInput
 from energyppl.metrics.two_sample import energy_distance_test
-from energyppl.tables.model import Rows, as_table, empty_like
+from energyppl.tables.model import Rows, empty_like
 from energyppl.tables.quality import column_tests, pair_tests
 
 __all__ = ["Comparison", "compare"]
@@ -46,7 +47,15 @@ class Comparison(NamedTuple):
         return "\n".join([f"energy distance {self.statistic:.4f}, p = {self.p_value:.3f}", *self.verdict])
 
 
-def compare(first: Rows, second: Rows, *, seed: int = 0) -> Comparison:
+def compare(
+    first: Rows,
+    second: Rows,
+    *,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    missing: str | None = None,
+    seed: int = 0,
+) -> Comparison:
     """Test whether two tables are draws of one distribution, and find columns, pairs and rows that differ.
 
     The energy distance of up to 2000 rows of each, in coordinates of both tables together, is tested by relabelling.
@@ -56,6 +65,9 @@ def compare(first: Rows, second: Rows, *, seed: int = 0) -> Comparison:
     Args:
         first: a table with independent rows.
         second: another one, with the first one's columns.
+        columns: to compare; all if None.
+        drop: columns to leave out.
+        missing: ``"drop"`` leaves rows with missing cells out; None refuses them.
         seed: of the rows that are taken, and of the relabellings.
 
     Raises:
@@ -69,8 +81,9 @@ def compare(first: Rows, second: Rows, *, seed: int = 0) -> Comparison:
         (True, 'c1')
     """
     check_count("seed", seed, at_least=0)
-    one = as_table(first, columns=None, drop=(), missing=None)
-    other = as_table(second, columns=None, drop=(), missing=None)
+    if missing not in (None, "drop"):
+        raise InvalidInput(f"missing must be 'drop' or None; got {missing!r}: impute the tables first to keep all rows")
+    one, other = (table_from_rows(rows, columns=columns, drop=drop, missing=missing) for rows in (first, second))
     one, other = _alike(one, other)
     both = empty_like(one, np.concatenate([one.values, other.values]))
     transform = TableTransform.fit(both)
@@ -81,10 +94,10 @@ def compare(first: Rows, second: Rows, *, seed: int = 0) -> Comparison:
     values = [own.values[rows] for own, rows in zip((one, other), chosen, strict=True)]
     z = [torch.as_tensor(transform.encode(own, generator)[0]) for own in values]
     test = energy_distance_test(z[0], z[1], generator=generator)
-    columns = pd.DataFrame(column_tests(both, *values))
+    tests = pd.DataFrame(column_tests(both, *values))
     pairs = pd.DataFrame(pair_tests(transform, *values), columns=["columns", "one", "other", "p_value"])
     rows = _odd_rows(z, chosen)
-    return Comparison(test.p_value, test.statistic, columns, pairs, rows, _verdict(test.p_value, columns, pairs, rows))
+    return Comparison(test.p_value, test.statistic, tests, pairs, rows, _verdict(test.p_value, tests, pairs, rows))
 
 
 def _alike(one: Table, other: Table) -> tuple[Table, Table]:
@@ -96,7 +109,7 @@ def _alike(one: Table, other: Table) -> tuple[Table, Table]:
         )
     frames = [one.frame(), other.frame()[list(one.columns)]]
     rows = pd.concat(frames, ignore_index=True).astype(_common(frames))
-    both = as_table(rows, columns=one.columns, drop=(), missing=None)
+    both = table_from_rows(rows, columns=one.columns)
     count = len(one.values)
     return empty_like(both, both.values[:count]), empty_like(both, both.values[count:])
 
@@ -150,7 +163,7 @@ def _verdict(p_value: float, columns: pd.DataFrame, pairs: pd.DataFrame, rows: p
         pair = pairs.iloc[0]
         said.append(
             f"the pair that differs most is {' and '.join(map(repr, pair['columns']))}: correlation {pair['one']:+.2f} "
-            f"and {pair['other']:+.2f}"
+            f"and {pair['other']:+.2f} of the transformed columns"
         )
     if len(rows):
         said.append(f"{len(rows)} rows lie where the other table has hardly any, the oddest first in the list")

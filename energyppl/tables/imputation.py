@@ -6,14 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from energyppl._checks import check_between, check_count
 from energyppl._seeds import seeded
+from energyppl.data.grids import decimals_of
 from energyppl.data.tables import Table
-from energyppl.errors import InvalidInput
+from energyppl.errors import InvalidInput, warn_user
 from energyppl.tables.model import Array, Rows, TableModel
 
 __all__ = ["Imputation", "impute"]
+
+_NAMED = 5  # rows that a warning names
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +44,9 @@ class Imputation:
 
     def __repr__(self) -> str:
         """Summarize in one line."""
-        missing = self.table.missing
         return (
-            f"Imputation({len(self.draws)} draws of {len(self.places)} cells missing from {int(missing.any(1).sum())} "
-            f"of {len(missing)} rows)"
+            f"Imputation({len(self.draws)} draws of {len(self.places)} cells missing from "
+            f"{len(np.unique(self.places[:, 0]))} of {len(self.table.values)} rows)"
         )
 
     def completed(self) -> list[pd.DataFrame]:
@@ -53,18 +56,20 @@ class Imputation:
     def best(self) -> pd.DataFrame:
         """Return the table completed by one value for each cell: a mean, or the value that most draws have.
 
-        Discrete columns get the median of their draws, rounded to a value that was drawn, and categories the commonest.
+        Discrete columns get the median of their draws, rounded to a value that was drawn, and categories the commonest;
+        a mean has as many decimals as the draws.
         """
-        cells = []
-        for (_, j), draws in zip(self.places.astype(int), self.draws.T, strict=True):
+        cells, columns = np.empty(len(self.places)), self.places[:, 1].astype(int)
+        for j in np.unique(columns).tolist():
+            draws = self.draws[:, columns == j]
             if self.table.labels[j] or self.table.dtypes[j] in ("bool", "boolean"):
-                values, counts = np.unique(draws, return_counts=True)
-                cells.append(float(values[counts.argmax()]))
+                cells[columns == j] = [_commonest(own) for own in draws.T]
             elif len(self.table.grids[j]) or self.table.dtypes[j].lower().startswith(("int", "uint")):
-                cells.append(float(np.sort(draws)[len(draws) // 2]))
+                cells[columns == j] = np.sort(draws, 0)[len(draws) // 2]
             else:
-                cells.append(float(draws.mean()))
-        return self._filled(np.array(cells))
+                decimals = decimals_of(draws.ravel())
+                cells[columns == j] = draws.mean(0) if decimals is None else draws.mean(0).round(decimals)
+        return self._filled(cells)
 
     def cells(self, confidence: float = 0.95) -> pd.DataFrame:
         """Return a line for each missing cell: row, column, mean, standard deviation, interval, commonest category.
@@ -104,6 +109,8 @@ def impute(
 
     Each draw of each row is a chain of its own, so draws are independent and keep the correlations of a row's missing
     cells.  Cells are drawn from the model: what it does not know, such as the error of its own weights, is not in them.
+    A row with a value that its column can't be has no density, so nothing can be drawn given it: its cells stay
+    missing, with a warning that names it.
 
     >>> import numpy as np, pandas as pd
     >>> x = np.random.default_rng(0).normal(size=200)
@@ -121,13 +128,17 @@ def impute(
         tick: called along the way, ``model.fill_rounds(draws × incomplete rows)`` times.
 
     Raises:
-        InvalidInput: for other columns, unknown categories, values that a column can't be, or no missing cell.
+        InvalidInput: for other columns, unknown categories, no missing cell, or none that can be drawn.
     """
     check_count("draws", draws)
     table = model.rows_of(rows, missing=True)
     missing = table.missing
     if not missing.any():
         raise InvalidInput(f"{table.source} must have missing cells to impute; got none: nothing is left to do")
+    impossible = missing.any(1) & np.isneginf(model.encode(table.values)[1])
+    if impossible.any():
+        missing = missing & ~impossible[:, None]
+        _say_impossible(model, table, np.flatnonzero(impossible), left=bool(missing.any()))
     gaps = missing.any(1)
     incomplete = table.values[gaps]
     with seeded(seed):
@@ -136,3 +147,22 @@ def impute(
         filled = model.fill(np.tile(incomplete, (draws, 1)), generator, numbers=numbers, tick=tick)
     filled = filled.reshape(draws, *incomplete.shape)
     return Imputation(table, np.argwhere(missing).astype(np.float64), filled[:, missing[gaps]])
+
+
+def _commonest(draws: Array) -> float:
+    values, counts = np.unique(draws, return_counts=True)
+    return float(values[counts.argmax()])
+
+
+def _say_impossible(model: TableModel, table: Table, rows: NDArray[np.int64], *, left: bool) -> None:
+    """Name rows that hold values which their columns can't be; refuse them if no other rows are left."""
+    parts = []
+    for row in rows[:_NAMED].tolist():
+        own = table.values[row]
+        values = [f"{table.columns[j]} = {model.words(j, own[j])}" for j in model.outside(own)]
+        parts.append(f"{row} ({', '.join(values)})")
+    said = f"{len(rows)} row(s) with missing cells hold values that their columns can't be: {', '.join(parts)}"
+    said += ", …" if len(rows) > _NAMED else ""
+    if not left:
+        raise InvalidInput(f"{said}; no other row has missing cells: mend these values")
+    warn_user(f"{said}; their cells stay missing: mend these values, or leave them out to draw them too")

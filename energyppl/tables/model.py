@@ -1,6 +1,7 @@
 """A trained model of a table: rows in, densities, samples and missing cells out, in the table's own units."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -9,12 +10,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from energyppl._checks import check_count
 from energyppl._seeds import seeded
-from energyppl.data.tables import Table, table_from_array, table_from_frame
+from energyppl.data.columns import Numbers
+from energyppl.data.tables import Table, table_from_frame, table_from_rows
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.integration.estimates import LogNormalizer
@@ -24,12 +26,14 @@ from energyppl.tables.conditional import draw_unknown, rounds
 __all__ = ["Rows", "TableModel"]
 
 Array = NDArray[np.float64]
-Rows: TypeAlias = "Table | pd.DataFrame | NDArray[Any]"
-"""Rows that a model takes: a frame or a table by its names, an array by the order of its columns."""
+Rows: TypeAlias = "Table | pd.DataFrame | ArrayLike | Mapping[str, Sequence[Any]] | str | os.PathLike[str]"
+"""Rows that a model takes: a frame, a table or a file by its names, an array or lists by the order of their columns."""
 
 _SPREADS = 16  # draws of a row's place within its cells that its density is averaged over
 _BLOCK = 65_536  # points whose energies are asked at a time
 _CHAINS = 8192  # conditional chains at a time
+_OFF = 0.02  # of the steps of a column: how far a value may be from one
+_NAMED = 6  # columns that a model's summary names
 _NEVER: Callable[[], object] = lambda: None  # noqa: E731
 
 
@@ -44,6 +48,7 @@ class TableModel:
         held_out: rows that did not train the weights, ``(m, d)``, as the table holds its values.
         curves: of the training, by name.
         record: of the training: counts, settings, seconds, why it stopped.
+        validation: rows that chose the weights among those of all steps, ``(k, d)``; None if the held-out rows did.
 
     Example:
         >>> import numpy as np, pandas as pd
@@ -60,6 +65,16 @@ class TableModel:
     held_out: Array
     curves: dict[str, Array] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    validation: Array | None = None
+
+    def __repr__(self) -> str:
+        """Summarize in one line."""
+        names = ", ".join(self.columns[:_NAMED]) + (", …" if len(self.columns) > _NAMED else "")
+        chose = "" if self.validation is None else f", {len(self.validation)} that chose the weights"
+        return (
+            f"TableModel({len(self.columns)} columns: {names}; {len(self.rows)} training rows kept{chose}, "
+            f"{len(self.held_out)} held out)"
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -79,24 +94,18 @@ class TableModel:
         Raises:
             InvalidInput: for other columns, categories that the model has not seen, or missing cells.
         """
-        if isinstance(rows, Table):
-            if rows.columns == self.columns and rows.labels == self.table.labels:
-                if rows.missing.any() and not missing:
-                    raise InvalidInput(f"{rows.source} has missing cells: impute them first")
-                return rows
-            rows = rows.frame()
-        if isinstance(rows, np.ndarray):
-            if rows.ndim != 2 or rows.shape[1] != len(self.columns) or rows.dtype.kind not in "biuf":
+        if isinstance(rows, Table) and rows.columns == self.columns and rows.labels == self.table.labels:
+            if rows.missing.any() and not missing:
+                raise InvalidInput(f"{rows.source} has missing cells: impute them first")
+            return rows
+        if isinstance(rows, np.ndarray) and any(self.table.labels) and rows.dtype.kind in "biuf":
+            if rows.ndim != 2 or rows.shape[1] != len(self.columns):
                 raise InvalidInput(
-                    f"rows must be numbers (n, {len(self.columns)}), in the order {', '.join(self.columns)}; got "
-                    f"{rows.dtype} {rows.shape}: pass a frame for categories by name"
+                    f"rows must have shape (n, {len(self.columns)}), in the order {', '.join(self.columns)}; got "
+                    f"{rows.shape}: pass a frame for categories by name"
                 )
-            rows = (
-                self.table.frame(np.asarray(rows, np.float64))
-                if any(self.table.labels)
-                else pd.DataFrame(rows, columns=list(self.columns))
-            )
-        return table_from_frame(rows, like=self.table, missing="impute" if missing else None, source="the rows")
+            rows = self.table.frame(np.asarray(rows, np.float64))
+        return table_from_rows(rows, like=self.table, missing="impute" if missing else None)
 
     def encode(self, values: Array, generator: torch.Generator | None = None) -> tuple[Tensor, Array]:
         """Draw coordinates of rows, ``(n, D)``, on the model's device, and their log weights, ``(n,)``."""
@@ -211,11 +220,18 @@ class TableModel:
                 f"{', '.join(self.columns)}"
             )
         parts = zip(self.columns, self.table.labels, self.table.dtypes, strict=True)
-        cells = {name: pd.Series([_cell(given.get(name), bool(labels), dtype)]) for name, labels, dtype in parts}
-        table = self.rows_of(pd.DataFrame(cells), missing=True)
+        cells = {name: pd.Series([_cell(name, given.get(name), bool(labels), dtype)]) for name, labels, dtype in parts}
+        table = table_from_frame(pd.DataFrame(cells), like=self.table, missing="impute", source="the given row")
         for name in given:
-            if np.isnan(table.values[0, self.columns.index(name)]):
+            j = self.columns.index(name)
+            if np.isnan(table.values[0, j]):
                 raise InvalidInput(f"{name} must be a value; got {given[name]!r}: leave it out to draw it")
+            column, value = self.transform.columns[j], table.values[0, j]
+            if isinstance(column, Numbers) and abs((nearest := column.nearest(value)) - value) > _OFF * column.gap:
+                raise InvalidInput(
+                    f"{name} must be one of its column's values, which come in steps of {self.words(j, column.gap)}; "
+                    f"got {given[name]}: give {self.words(j, nearest)}, or another one"
+                )
         _, weight = self.encode(table.values)
         if not np.isfinite(weight).all():
             said = ", ".join(f"{name}={value}" for name, value in given.items())
@@ -246,6 +262,11 @@ class TableModel:
         parts = zip(np.array_split(values, chunks), np.array_split(numbers, chunks), strict=True)
         return np.concatenate([self._fill(part, own, generator, tick) for part, own in parts])
 
+    def outside(self, row: Array) -> list[int]:
+        """Return the numbers of the columns whose value in a row, ``(d,)``, is outside of what they can be."""
+        alone = np.where(np.eye(len(row), dtype=bool), row, np.nan)
+        return [int(j) for j in np.flatnonzero(np.isneginf(self.encode(alone)[1]))]
+
     def fill_rounds(self, count: int) -> int:
         """Count the calls of ``tick`` in :meth:`fill` of so many rows."""
         return max(1, -(-count // _CHAINS)) * rounds(self.ebm)
@@ -267,33 +288,18 @@ class TableModel:
         return np.where(np.isnan(values), self.decode(chained), values)
 
 
-def _cell(value: Any, labelled: bool, dtype: str) -> Any:
+def _cell(name: str, value: Any, labelled: bool, dtype: str) -> Any:
     """Return a value as a frame of the table's kind holds it; texts, as a command line has them, for numbers too."""
     if value is None:
         return None if labelled else np.nan
     if not labelled and dtype in ("bool", "boolean") and isinstance(value, str):
-        return {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}.get(value.strip().lower(), value)
+        known = {"true": 1.0, "yes": 1.0, "1": 1.0, "false": 0.0, "no": 0.0, "0": 0.0}
+        if value.strip().lower() not in known:
+            raise InvalidInput(f"{name} must be true or false; got {value!r}: give one of them")
+        return known[value.strip().lower()]
     return value
 
 
 def empty_like(table: Table, values: Array) -> Table:
     """Return a table of other rows with the same columns."""
     return Table(values, table.columns, table.grids, table.source, table.labels, table.dtypes)
-
-
-def as_table(rows: Rows, *, columns: Sequence[str] | None, drop: Sequence[str], missing: str | None) -> Table:
-    """Return rows as a checked table with the columns that are asked for."""
-    if isinstance(rows, Table):
-        if columns is None and not drop and (missing is None or not rows.missing.any()):
-            return rows
-        # What a table holds was chosen once: its first column is no index, whatever it looks like.
-        rows, columns = rows.frame(), rows.columns if columns is None else columns
-    if isinstance(rows, pd.DataFrame):
-        return table_from_frame(rows, columns=columns, drop=drop, missing=missing)
-    if columns is None and not drop and missing is None:
-        return table_from_array(rows)
-    array: NDArray[Any] = np.asarray(rows)
-    array = array[:, None] if array.ndim == 1 else array
-    frame = pd.DataFrame(array, columns=[f"c{i}" for i in range(array.shape[-1])])
-    frame.attrs["unnamed"] = True
-    return table_from_frame(frame, columns=columns, drop=drop, missing=missing, source="the array")

@@ -115,7 +115,7 @@ def surprises(model: TableModel, row: Array, *, seed: int = 0) -> list[Surprise]
         ['b', 'a']
     """
     generator = torch.Generator().manual_seed(seed)
-    found, row = _outside(model, row, generator)
+    found, row = _outside(model, row)
     outside = {own.column for own in found}
     base, _ = model.transform.encode(row[None], generator)
     for j, (name, column) in enumerate(zip(model.columns, model.transform.columns, strict=True)):
@@ -130,19 +130,15 @@ def surprises(model: TableModel, row: Array, *, seed: int = 0) -> list[Surprise]
     return sorted(found, key=lambda surprise: surprise.probability)
 
 
-def _outside(model: TableModel, row: Array, generator: torch.Generator) -> tuple[list[Surprise], Array]:
+def _outside(model: TableModel, row: Array) -> tuple[list[Surprise], Array]:
     """Return the columns whose value is outside of what they can be, and the row with the nearest ones that occur."""
-    rows = model.rows[~np.isnan(model.rows).any(1)]
     found, inside = [], row.copy()
-    for j, name in enumerate(model.columns):
-        alone = rows[:1].copy()  # a row that can be, but for this column
-        alone[:, j] = row[j]
-        if np.isneginf(model.transform.encode(alone, generator)[1][0]):
-            nearest = rows[np.abs(rows[:, j] - row[j]).argmin(), j]
-            low, high = (model.words(j, value) for value in (rows[:, j].min(), rows[:, j].max()))
-            usual = f"{_OUTSIDE} of what the column can be: {low} to {high} in the training rows"
-            found.append(Surprise(name, model.words(j, row[j]), 0.0, usual))
-            inside[j] = nearest
+    for j in model.outside(row):
+        rows = model.rows[~np.isnan(model.rows[:, j]), j]
+        low, high = (model.words(j, value) for value in (rows.min(), rows.max()))
+        usual = f"{_OUTSIDE} of what the column can be: {low} to {high} in the training rows"
+        found.append(Surprise(model.columns[j], model.words(j, row[j]), 0.0, usual))
+        inside[j] = rows[np.abs(rows - row[j]).argmin()]
     return found, inside
 
 

@@ -29,6 +29,7 @@ _TESTED = 1000  # rows on each side of the two-sample test
 _REGIONS, _NAMED = 12, 3  # regions whose masses are compared, and columns that name one
 _FEWEST_ROWS = 100  # for that
 _FEW_ROWS = 500  # below, a simpler model may well be the better one
+_FEW_HELD_OUT = 30  # below, tests of samples see gross differences alone
 
 
 def quality(
@@ -45,10 +46,11 @@ def quality(
     Returns:
         ``log_density``, the mean over held-out rows in nats and the table's units, with its standard error, log Z's
         included; ``mixture`` and ``independent``, by how much that is above a mixture of Gaussians and above the
-        columns' own mixtures multiplied, both fitted to the same coordinates of the training rows; ``log_z``, where
-        training alone implies 0; ``energy_distance``, a two-sample test of samples and held-out rows; ``worst_column``
-        and ``worst_pair``, which differ most; ``regions``, where the density's masses differ from those of rows or
-        samples; ``verdict``, sentences.
+        columns' own mixtures multiplied, both fitted to the same coordinates of the training rows;
+        ``held_out_chose_weights``, true of tables of fewer than 1000 rows, whose figures are a little too good;
+        ``log_z``, where training alone implies 0; ``energy_distance``, a two-sample test of samples and held-out rows;
+        ``worst_column`` and ``worst_pair``, which differ most; ``regions``, where the density's masses differ from
+        those of rows or samples; ``verdict``, sentences.
 
     Raises:
         EnergyPPLError: if fewer than two held-out rows are complete.
@@ -86,6 +88,7 @@ def _measured(model: TableModel, samples: Array | None, log_z: LogNormalizer | N
     found: dict[str, Any] = {
         "log_density": _mean(own, log_z.standard_error),
         **{name: _mean(difference, log_z.standard_error) for name, difference in above.items()},
+        "held_out_chose_weights": model.validation is None,
         "log_z": {
             "value": log_z.estimate - jacobian,
             "standard_error": log_z.standard_error,
@@ -164,7 +167,8 @@ def pair_tests(transform: TableTransform, one: Array, other: Array) -> list[dict
     with np.errstate(invalid="ignore", divide="ignore"):  # a rare value can be missing from few rows
         here, there = (np.nan_to_num(np.atleast_2d(np.corrcoef(z.T))) for z in coordinates)
     places = transform.places()
-    error = math.sqrt(sum(1.0 / max(len(v) - 3, 1) for v in (one, other)))
+    few = min(len(one), len(other)) <= 3  # which any correlation may be of
+    error = math.inf if few else math.sqrt(sum(1.0 / (len(v) - 3) for v in (one, other)))
     found = []
     for i, first in enumerate(places):
         for j in range(i):
@@ -190,7 +194,11 @@ def _mean(values: Array, more: float) -> dict[str, float]:
 
 def _verdict(found: dict[str, Any], model: TableModel) -> list[str]:
     mixture, log_z = found["mixture"], found["log_z"]
-    said = [_beside(mixture, "a mixture of Gaussians"), _beside(found["independent"], "independent columns")]
+    chose = "; they also chose the weights" if found["held_out_chose_weights"] else ""
+    said = [
+        _beside(mixture, "a mixture of Gaussians", chose),
+        _beside(found["independent"], "independent columns", chose),
+    ]
     if not math.isfinite(mixture["value"]) or not math.isfinite(mixture["standard_error"]):
         said = ["the log density of held-out rows is not known: some have none under the model, or log Z is refuted"]
     said += _of_samples(found)
@@ -206,10 +214,10 @@ def _verdict(found: dict[str, Any], model: TableModel) -> list[str]:
     return [*said, *_remedies(found, model)]
 
 
-def _beside(above: dict[str, float], what: str) -> str:
+def _beside(above: dict[str, float], what: str, chose: str) -> str:
     amount = f"{abs(above['value']):.3f} ± {above['standard_error']:.3f} nats a row"
     if above["value"] > 2.0 * above["standard_error"]:
-        return f"good: held-out rows are likelier than under {what}, by {amount}; they also chose the weights"
+        return f"good: held-out rows are likelier than under {what}, by {amount}{chose}"
     if above["value"] < -2.0 * above["standard_error"]:
         return f"not good: {what} describe{'s' if what.startswith('a ') else ''} held-out rows better, by {amount}"
     return f"held-out rows are about as likely as under {what} ({amount})"
@@ -217,8 +225,11 @@ def _beside(above: dict[str, float], what: str) -> str:
 
 def _of_samples(found: dict[str, Any]) -> list[str]:
     p_value, column, pair = found["energy_distance"]["p_value"], found["worst_column"], found["worst_pair"]
+    rows = found["energy_distance"]["rows"][0]
     said = []
-    if p_value >= _LIKE:
+    if p_value >= _LIKE and rows < _FEW_HELD_OUT:
+        said.append(f"{rows} held-out rows are too few to tell whether samples are like them (p = {p_value:.3f})")
+    elif p_value >= _LIKE:
         said.append(f"good: the two-sample test can't tell samples from held-out rows (p = {p_value:.3f})")
     else:
         said.append(f"not good: samples differ from held-out rows (p = {p_value:.3f})")
@@ -228,8 +239,8 @@ def _of_samples(found: dict[str, Any]) -> list[str]:
         )
     if pair is not None and pair["p_value"] < _WORST:
         said.append(
-            f"the worst pair is {' and '.join(map(repr, pair['columns']))}: correlation {pair['one']:+.2f} in held-out "
-            f"rows, {pair['other']:+.2f} in samples"
+            f"the worst pair is {' and '.join(map(repr, pair['columns']))}: correlation of the transformed columns "
+            f"{pair['one']:+.2f} in held-out rows, {pair['other']:+.2f} in samples"
         )
     return said
 
@@ -243,11 +254,12 @@ def _remedies(found: dict[str, Any], model: TableModel) -> list[str]:
     steps, stopped = len(model.curves.get("step", ())), str(model.record.get("stopped", ""))
     tries = []
     if stopped.startswith("all"):
-        tries.append(f"more steps (--steps {2 * steps} goes on with this run)")
+        tries.append(f"more steps (steps={2 * steps}; --steps {2 * steps} goes on with a run)")
     elif stopped.startswith("worse"):
         tries.append("more rows: training stopped because held-out rows got worse")
     if len(model.rows) < _FEW_ROWS:
         tries.append(f"fewer columns, since {len(model.rows)} rows say little about {len(model.columns)} at once")
     if found["worst_column"]["p_value"] < _WORST:
-        tries.append(f"another transform of {found['worst_column']['column']!r} (--transform NAME=quantile)")
+        name = found["worst_column"]["column"]
+        tries.append(f"another transform of {name!r} (transforms=, --transform NAME=quantile)")
     return [f"try {', or '.join(tries)}"] if tries else []

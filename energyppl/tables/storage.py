@@ -11,16 +11,19 @@ from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import CheckpointError, first_line
+from energyppl.models.recovery import RecoveryEBM
+from energyppl.models.storage import model_of_tree, tree_of_model
 from energyppl.tables.model import TableModel
-from energyppl.tables.training import build
 
 __all__ = ["load", "save"]
 
-_FORMAT = "energyppl-table-4"
+_FORMAT = "energyppl-table-5"
 
 
 def save(model: TableModel, path: str | os.PathLike[str]) -> None:
     """Write a model of a table to one file, whole or not at all; it holds some of the training rows.
+
+    Kept as well are the kernel and log Z, if it was estimated, so that densities are the same after :func:`load`.
 
     Args:
         model: that :func:`fit` trained.
@@ -43,10 +46,10 @@ def save(model: TableModel, path: str | os.PathLike[str]) -> None:
         "grids": [torch.as_tensor(grid) for grid in table.grids],
         "source": table.source,
         "transform": model.transform.tree(),
-        "levels": model.ebm.schedule.levels,
-        "weights": dict(model.ebm.state_dict()),
+        "ebm": tree_of_model(model.ebm),
         "rows": torch.as_tensor(table.values),
         "held_out": torch.as_tensor(model.held_out),
+        "validation": None if model.validation is None else torch.as_tensor(model.validation),
         "curves": {name: torch.as_tensor(values) for name, values in model.curves.items()},
         "record": model.record,
     }
@@ -90,15 +93,18 @@ def _built(tree: dict[str, Any]) -> TableModel:
     """Build the model of a file's tree."""
     columns = tuple(str(name) for name in tree["columns"])
     rows, held_out = (tree[name].double().numpy() for name in ("rows", "held_out"))
+    validation = None if tree["validation"] is None else tree["validation"].double().numpy()
     grids = tuple(grid.double().numpy() for grid in tree["grids"])
     labels = tuple(tuple(own) for own in tree["labels"])
     dtypes = tuple(str(dtype) for dtype in tree["dtypes"])
     transform = TableTransform.from_tree(tree["transform"])
-    widths = {len(part) for part in (columns, grids, labels, dtypes, transform.columns, rows.T, held_out.T)}
+    kept = (rows.T, held_out.T, held_out.T if validation is None else validation.T)
+    widths = {len(part) for part in (columns, grids, labels, dtypes, transform.columns, *kept)}
     if len(widths) != 1 or len(held_out) < 2 or len(rows) < 2:
         raise ValueError(f"its parts are of different widths, {sorted(widths)}")
-    ebm = build(transform.width, tree["levels"])
-    ebm.load_state_dict(tree["weights"])
+    ebm = model_of_tree(tree["ebm"])
+    if not isinstance(ebm, RecoveryEBM) or tuple(ebm.event_shape) != (transform.width,):
+        raise ValueError(f"its model is a {type(ebm).__name__} of points {tuple(ebm.event_shape)}")
     if not all(bool(torch.isfinite(value).all()) for value in ebm.state_dict().values()):
         raise ValueError("its weights are not finite")
     curves = {str(name): values.numpy() for name, values in tree["curves"].items()}
@@ -106,4 +112,4 @@ def _built(tree: dict[str, Any]) -> TableModel:
         raise KeyError("curves")
     record = dict(tree["record"])
     table = Table(rows, columns, grids, str(tree["source"]), labels, dtypes)
-    return TableModel(ebm, transform, table, held_out, curves, record)
+    return TableModel(ebm, transform, table, held_out, curves, record, validation)

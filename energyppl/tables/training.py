@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from energyppl._checks import check_count, check_positive
 from energyppl._seeds import seeded
 from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
-from energyppl.data.tables import Table, require_different_columns
+from energyppl.data.dependence import require_different_columns, require_no_sums
+from energyppl.data.tables import Table, table_from_rows
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import CheckpointError, InvalidInput, warn_user
 from energyppl.inference.training.fit import fit as fit_model
@@ -26,13 +27,15 @@ from energyppl.inference.training.options import TrainingOptions, suited_options
 from energyppl.inference.training.run import Training
 from energyppl.models import RecoveryEBM, model_of_columns
 from energyppl.tables.conditional import draw_unknown
-from energyppl.tables.model import Rows, TableModel, as_table, empty_like
+from energyppl.tables.model import Rows, TableModel, empty_like
 
-__all__ = ["FitSettings", "Prepared", "build", "fit", "gaussian_draws", "prepare", "require_same_run", "train"]
+__all__ = ["FitSettings", "Prepared", "fit", "gaussian_draws", "prepare", "require_same_run", "train"]
 
 _CURVES = ("step", "loss", "gradient_norm", "held_out")
 _CURVES_OF_SOME = ("energy_gap", "acceptance", "denoising", "tie")  # objectives
+_MANY = 8  # coordinates, as for LevelScoreMatching's options
 _KEPT_ROWS = 4000  # training rows kept with the model
+_SPLIT_IN_THREE = 1000  # rows: from here a tenth is enough to choose the weights, and another to judge them
 _AUGMENTATIONS = 30  # draws of gaps by a Gaussian before the first training
 
 
@@ -58,10 +61,14 @@ class FitSettings:
             check_positive("learning_rate", self.learning_rate)
         if self.transforms is not None and not isinstance(self.transforms, Mapping):
             raise InvalidInput(f"transforms must be a dictionary from columns to words; got {self.transforms!r}")
+        if self.transforms is not None:
+            object.__setattr__(self, "transforms", dict(self.transforms))
 
     def resolved(self, width: int) -> "FitSettings":
         """Return the settings for so many coordinates, with a number wherever there was None."""
         steps, levels, batch_size = (1500, 6, 512) if width <= 2 else (2000, 20, 256)
+        if width > _MANY:
+            steps, batch_size = 1200, 512
         return replace(
             self,
             steps=self.steps or steps,
@@ -77,15 +84,23 @@ class Prepared:
     transform: TableTransform
     z: torch.Tensor  # (n, D), float32; NaN where a cell is missing
     rows: NDArray[np.int64]  # numbers of the training rows
-    held_out: NDArray[np.int64]
+    held_out: NDArray[np.int64]  # of those that judge the model
+    validation: NDArray[np.int64] | None  # of those that choose the weights; None if the held-out rows do
 
 
 def prepare(table: Table, transforms: Mapping[str, str] | None = None) -> Prepared:
-    """Split and transform by fixed seeds: a continued run must see the same numbers in the same rows."""
+    """Split and transform by fixed seeds: a continued run must see the same numbers in the same rows.
+
+    A tenth of the rows is held out; from 1000 rows on another tenth chooses the weights, below the held-out rows do.
+    """
     require_different_columns(table)
+    require_no_sums(table)
     order = np.random.default_rng(0).permutation(len(table.values))
     aside = min(max(2, len(order) // 10), 10_000)
     held_out, rows = order[:aside], order[aside:]
+    validation = None
+    if len(order) >= _SPLIT_IN_THREE:
+        validation, rows = rows[:aside], rows[aside:]
     training = empty_like(table, table.values[rows])
     constant = [
         repr(name)
@@ -98,30 +113,28 @@ def prepare(table: Table, transforms: Mapping[str, str] | None = None) -> Prepar
         )
     transform = TableTransform.fit(training, transforms)
     z, weight = transform.encode(table.values, torch.Generator().manual_seed(0))
-    rows, held_out = _within(rows, held_out, np.isneginf(weight), table.source)
-    return Prepared(transform, torch.as_tensor(z, dtype=torch.float32), rows, held_out)
+    outside = np.isneginf(weight)
+    rows, held_out = _within(rows, held_out, outside, table.source)
+    if validation is not None:
+        rows, validation = _within(rows, validation, outside, table.source)
+    return Prepared(transform, torch.as_tensor(z, dtype=torch.float32), rows, held_out, validation)
 
 
 def _within(
-    rows: NDArray[np.int64], held_out: NDArray[np.int64], outside: NDArray[np.bool_], source: str
+    rows: NDArray[np.int64], aside: NDArray[np.int64], outside: NDArray[np.bool_], source: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Leave out held-out rows that have no coordinates, and so no density; training rows stand in for the last two."""
-    lost = int(outside[held_out].sum())
+    """Leave out rows aside that have no coordinates, and so no density; training rows stand in for the last two."""
+    lost = int(outside[aside].sum())
     if not lost:
-        return rows, held_out
+        return rows, aside
     warn_user(
-        f"{lost} of {len(held_out)} held-out rows of {source} lie outside of the range that the training rows leave "
+        f"{lost} of {len(aside)} held-out rows of {source} lie outside of the range that the training rows leave "
         "their columns: they judge nothing, and have the density 0 under the model (transforms={name: 'none'}, "
         "--transform NAME=none, gives a column no end)"
     )
-    held_out = held_out[~outside[held_out]]
-    few = max(0, 2 - len(held_out))
-    return rows[: len(rows) - few], np.concatenate([held_out, rows[len(rows) - few :]])
-
-
-def build(width: int, levels: int) -> RecoveryEBM:
-    """Build the model of so many coordinates that ``fit`` trains."""
-    return model_of_columns(width, levels=levels)
+    aside = aside[~outside[aside]]
+    few = max(0, 2 - len(aside))
+    return rows[: len(rows) - few], np.concatenate([aside, rows[len(rows) - few :]])
 
 
 def fit(
@@ -142,8 +155,9 @@ def fit(
 ) -> TableModel:
     """Train a density of a table's rows: numbers, counts, booleans and categories, each by a transform of its own.
 
-    A tenth of the rows is held out, which chooses the weights.  Above two coordinates the network is continuous in the
-    noise level and trained by score matching tied across levels (``tutorials/10_tables.py``).
+    A tenth of the rows is held out to judge the model, and from 1000 rows on another tenth chooses the weights, which
+    in smaller tables the held-out rows do.  Above two coordinates the network is continuous in the noise level and
+    trained by score matching tied across levels (``tutorials/10_tables.py``).
 
     >>> import numpy as np, pandas as pd
     >>> rng = np.random.default_rng(0)
@@ -162,11 +176,11 @@ def fit(
             by draws of a Gaussian of the coordinates first and, after a first training of half as many steps, by
             conditional chains of the model itself (a stochastic EM of two rounds; Celeux & Diebolt 1985).
         transforms: for columns by name, how they are taken, as :meth:`energyppl.data.TableTransform.fit` says.
-        steps: updates at most; 1500, or 2000 above two coordinates, if None.  Half as many more come before them where
-            gaps are filled, and are no part of the model's ``curves``.
+        steps: updates at most; 1500, 2000 above two coordinates, or 1200 above eight, if None.  Half as many more come
+            before them where gaps are filled, and are no part of the model's ``curves``.
         levels: of noise; 6, or 20 above two coordinates, if None.
-        batch_size: rows in a batch; 512, or 256 above two coordinates, if None.
-        learning_rate: of Adam; .004, or .002 above two coordinates, if None.
+        batch_size: rows in a batch; 512, or 256 for three to eight coordinates, if None.
+        learning_rate: of Adam; .004, .002 above two coordinates, or .003 above eight, if None.
         seed: of everything random.
         checkpoint: a file to keep the run in; if it exists the run goes on from it.  Filled gaps are kept beside it, in
             a file of its name that ends in ``.completed.ckpt``.
@@ -178,7 +192,7 @@ def fit(
         CheckpointError: for a checkpoint of other rows or settings.
         TrainingDiverged: see :func:`energyppl.fit`.
     """
-    table = as_table(rows, columns=columns, drop=drop, missing=missing)
+    table = table_from_rows(rows, columns=columns, drop=drop, missing=missing)
     settings = FitSettings(seed, steps, levels, batch_size, learning_rate, transforms)
     prepared = prepare(table, transforms)
     path = None if checkpoint is None else Path(checkpoint)
@@ -198,13 +212,13 @@ def train(
     settings = settings.resolved(prepared.transform.width)
     assert settings.levels is not None
     with seeded(settings.seed):
-        ebm, z = build(prepared.transform.width, settings.levels), prepared.z
+        ebm, z = model_of_columns(prepared.transform.width, levels=settings.levels), prepared.z
         if bool(torch.isnan(z).any()):
             z = _completed(ebm, prepared, settings, checkpoint, device, progress)
         history = fit_model(
             ebm,
             z[prepared.rows],
-            held_out=z[prepared.held_out],
+            held_out=z[_choosing(prepared)],
             options=_options(settings, ebm),
             checkpoint=checkpoint,
             device=device,
@@ -214,7 +228,15 @@ def train(
     kept = [*_CURVES, *(name for name in _CURVES_OF_SOME if name in recorded)]
     own = empty_like(table, table.values[prepared.rows[:_KEPT_ROWS]])
     curves = {name: history.column(name) for name in kept}
-    return TableModel(ebm, prepared.transform, own, table.values[prepared.held_out], curves), history
+    held_out, validation = table.values[prepared.held_out], prepared.validation
+    chose = None if validation is None else table.values[validation]
+    record = {"steps": len(history.records), "stopped": history.stopped, "settings": asdict(settings)}
+    return TableModel(ebm, prepared.transform, own, held_out, curves, record, chose), history
+
+
+def _choosing(prepared: Prepared) -> NDArray[np.int64]:
+    """Return the numbers of the rows that choose the weights."""
+    return prepared.held_out if prepared.validation is None else prepared.validation
 
 
 def require_same_run(
@@ -228,12 +250,12 @@ def require_same_run(
     settings = settings.resolved(prepared.transform.width)
     assert settings.levels is not None
     with seeded(settings.seed):
-        ebm, z = build(prepared.transform.width, settings.levels), prepared.z
+        ebm, z = model_of_columns(prepared.transform.width, levels=settings.levels), prepared.z
         if bool(torch.isnan(z).any()):
             z = _kept_rows(checkpoint, ebm, prepared, settings)
         if device is not None:
             move_to(ebm, device)
-        training = Training(ebm, z[prepared.rows], held_out=z[prepared.held_out], options=_options(settings, ebm))
+        training = Training(ebm, z[prepared.rows], held_out=z[_choosing(prepared)], options=_options(settings, ebm))
         training.load_state_dict(load_checkpoint(checkpoint))
 
 
@@ -274,7 +296,7 @@ def _completed(
     fit_model(
         ebm,
         z[prepared.rows],
-        held_out=z[prepared.held_out],
+        held_out=z[_choosing(prepared)],
         options=_options(first, ebm),
         checkpoint=early,
         device=device,

@@ -6,7 +6,9 @@ that state and to nothing else.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -42,14 +44,14 @@ class Loss(NamedTuple):
     """
 
     value: Tensor  # (), differentiable, nats unless the objective says otherwise
-    record: dict[str, float]
+    record: Mapping[str, float] = MappingProxyType({})
     energy_gap: float | None = None  # energy of data less that of negatives, nats: training stops where it runs away
     smallest_step: float | None = None  # of all levels' step sizes: training stops where chains no longer move
 
     def columns(self) -> dict[str, float]:
         """Return all that is to be written down, by name."""
         own = {"energy_gap": self.energy_gap, "smallest_step": self.smallest_step}
-        return {name: value for name, value in own.items() if value is not None} | self.record
+        return {name: value for name, value in own.items() if value is not None} | dict(self.record)
 
 
 class Objective(Protocol):

@@ -57,8 +57,8 @@ def fit(
         objective: what to minimize; the one that the model names, with its defaults, if None.
         labels: each row's class, whole numbers, ``(n,)``, for a model whose network has classes.
         held_out: rows for the measure that can stop training early, of which the first 4096 count; anything that
-            ``data`` may be.  If None they are set aside: a tenth of ``data`` at random (at most 4096 of rows that are
-            read by number, which includes those of a plain ``DataLoader``), or an iterable's first batches.
+            ``data`` may be.  If None they are set aside: a tenth of ``data`` at random, at most 4096 rows (a plain
+            ``DataLoader`` included), or an iterable's first batches.
         options: how to optimize; those that suit the objective if None.
         steps: updates at most, with the other options as they suit the objective.
         optimizer: makes an optimizer of a list of parameters, such as ``functools.partial(torch.optim.SGD, lr=0.01)``;

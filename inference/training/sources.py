@@ -13,7 +13,14 @@ from energyppl._checks import as_points, check_data
 from energyppl.distributed import rank, world_size
 from energyppl.errors import InvalidInput
 from energyppl.inference.training._checks import check_condition, is_conditional, split_pair
-from energyppl.inference.training.contract import MEASURED_ROWS, Draw, Source, digests, rows_and_labels
+from energyppl.inference.training.contract import (
+    MEASURED_ROWS,
+    Draw,
+    Source,
+    digests,
+    held_out_places,
+    rows_and_labels,
+)
 from energyppl.inference.training.parts import Batches
 from energyppl.inference.training.stored import ArrayReader, DatasetReader, Reader, StoredRows, mapping_of
 from energyppl.inference.training.streams import StreamedBatches
@@ -68,7 +75,7 @@ class TensorRows:
         model: that is trained.
         data: ``(n, *event)``.
         conditions: labels ``(n,)``, for a model with classes, or contexts ``(n, *context)``, for a conditional one.
-        held_out: rows to evaluate on, and contexts; a tenth of ``data`` is set aside if None.
+        held_out: rows to evaluate on, and contexts; if None a tenth of ``data``, 4096 rows at most, is set aside.
         size: rows in a batch, at most.
 
     Raises:
@@ -84,9 +91,8 @@ class TensorRows:
         data = data.detach().to(next(model.parameters()))
         conditions = check_condition(model, "data", data, conditions)
         if held_out is None:
-            # Always the same split, so that a continued run has the same rows.
-            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
-            aside, kept = order[: max(1, len(data) // 10)], order[max(1, len(data) // 10) :]
+            aside = torch.from_numpy(held_out_places(len(data))).to(data.device)
+            kept = torch.ones(len(data), dtype=torch.bool, device=data.device).index_fill_(0, aside, False)
             held_out = data[aside], None if conditions is None else conditions[aside]
             data, conditions = data[kept], None if conditions is None else conditions[kept]
         self.sample, self._conditions = data, conditions

@@ -89,7 +89,7 @@ def test_fit_sample_show(table: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert record["status"] == "finished"
     assert record["transforms"]["rooms"] == "4 values, by their shares of the normal scores"
     assert record["settings"]["batch_size"] == 32
-    assert record["rows"] == {"training": 72, "held_out": 8}
+    assert record["rows"] == {"training": 72, "validation": 0, "held_out": 8}
     printed = capsys.readouterr().out
     for word in (
         "rooms 4 values, by their shares of the normal scores",
@@ -172,7 +172,7 @@ def test_interrupted_run_goes_on_bit_for_bit(
 
     assert main(["fit", str(table), "--out", str(run)]) == 0  # the settings are remembered
     assert "steps 10 to 30" in capsys.readouterr().out
-    ours, theirs = (ep.load_checkpoint(folder / "model.ckpt")["weights"] for folder in (run, whole))
+    ours, theirs = (ep.load_checkpoint(folder / "model.ckpt")["ebm"]["weights"] for folder in (run, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
     assert main(["fit", str(table), "--out", str(run)]) == 0
@@ -260,10 +260,10 @@ def test_damaged_checkpoints(name: str, run: Path, tmp_path: Path, capsys: pytes
 
 def test_damaged_weights_and_notes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = ep.load_checkpoint(run / "model.ckpt")
+    weights = tree["ebm"]["weights"]
     changes: dict[str, Any] = {
-        "levels": 5,
         "columns": ["a"],
-        "weights": {**tree["weights"], "net.film": tree["weights"]["net.film"] * torch.nan},
+        "ebm": {**tree["ebm"], "weights": {**weights, "net.film": weights["net.film"] * torch.nan}},
         "curves": {},
         "format": "x",
     }

@@ -98,6 +98,8 @@ def test_a_name_that_does_not_exist_is_refused() -> None:
         ep.RecoverEBM  # noqa: B018
     with pytest.raises(ImportError, match="cannot import name 'RecoverEBM'"):
         from energyppl import RecoverEBM  # noqa: F401
+    with pytest.raises(AttributeError, match=r"no attribute 'ConditionalEBM'; there is energyppl\.models\.Conditional"):
+        ep.ConditionalEBM  # noqa: B018
 
 
 def test_help_shows_the_names() -> None:

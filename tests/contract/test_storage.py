@@ -70,6 +70,9 @@ MODELS: dict[str, Callable[[], EnergyModel]] = {
     "ebm": lambda: ep.EBM(ep.MLPEnergy((2,), **SMALL), kernel=MALA(0.2, force_dtype=torch.bfloat16)),
     "ebm by a Hamiltonian kernel": lambda: ep.EBM(ep.MLPEnergy((2,), **SMALL), kernel=HMC(0.1, 3, inverse_mass=mass())),
     "multiscale": lambda: ep.MultiscaleEBM(ep.MLPEnergy((2,), **SMALL), [2.0, 1.0, 0.3], base_sigma=0.5),
+    "the prior of latents": lambda: ep.models.LatentPrior(
+        ep.MLPEnergy((2,), **{**SMALL, "levels": 1}), chains=9, num_steps=3, adaptation_rate=0.2
+    ),
     "a scalar": lambda: ep.EBM(ep.MLPEnergy((), **SMALL)),
 }
 
