@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from energyppl._checks import check_count, check_positive
 from energyppl._seeds import seeded
 from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
-from energyppl.data.tables import Table, require_different_columns, table_from_rows
+from energyppl.data.dependence import require_different_columns, require_no_sums
+from energyppl.data.tables import Table, table_from_rows
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import CheckpointError, InvalidInput, warn_user
 from energyppl.inference.training.fit import fit as fit_model
@@ -60,6 +61,8 @@ class FitSettings:
             check_positive("learning_rate", self.learning_rate)
         if self.transforms is not None and not isinstance(self.transforms, Mapping):
             raise InvalidInput(f"transforms must be a dictionary from columns to words; got {self.transforms!r}")
+        if self.transforms is not None:
+            object.__setattr__(self, "transforms", dict(self.transforms))
 
     def resolved(self, width: int) -> "FitSettings":
         """Return the settings for so many coordinates, with a number wherever there was None."""
@@ -91,6 +94,7 @@ def prepare(table: Table, transforms: Mapping[str, str] | None = None) -> Prepar
     A tenth of the rows is held out; from 1000 rows on another tenth chooses the weights, below the held-out rows do.
     """
     require_different_columns(table)
+    require_no_sums(table)
     order = np.random.default_rng(0).permutation(len(table.values))
     aside = min(max(2, len(order) // 10), 10_000)
     held_out, rows = order[:aside], order[aside:]
@@ -226,7 +230,8 @@ def train(
     curves = {name: history.column(name) for name in kept}
     held_out, validation = table.values[prepared.held_out], prepared.validation
     chose = None if validation is None else table.values[validation]
-    return TableModel(ebm, prepared.transform, own, held_out, curves, validation=chose), history
+    record = {"steps": len(history.records), "stopped": history.stopped, "settings": asdict(settings)}
+    return TableModel(ebm, prepared.transform, own, held_out, curves, record, chose), history
 
 
 def _choosing(prepared: Prepared) -> NDArray[np.int64]:

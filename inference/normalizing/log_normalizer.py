@@ -15,7 +15,7 @@ from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.normalizing.annealing import Weights, effective_size, log_mean_exp
 from energyppl.inference.normalizing.bennett import bennett
-from energyppl.inference.normalizing.methods import AIS, BAR, ISLANDS, SMC, Annealing, ReverseAIS
+from energyppl.inference.normalizing.methods import BAR, ISLANDS, SMC, Annealing
 from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path, is_binary
 from energyppl.inference.normalizing.shared_particles import own_share
 from energyppl.inference.normalizing.tails import out_of_reach
@@ -25,7 +25,7 @@ from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potent
 from energyppl.potentials.bases import Base, GaussianBase
 from energyppl.potentials.constrained import Constrained
 
-__all__ = ["AIS", "BAR", "SMC", "Annealing", "ReverseAIS", "log_normalizer"]
+__all__ = ["log_normalizer"]
 
 _UNSEEN = 0.05  # of the reverse runs that no forward run is like
 _APART = 6.0  # standard errors between forward runs and the bridge; those come from 8 islands, so t with 7 degrees

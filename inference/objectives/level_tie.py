@@ -40,6 +40,13 @@ def level_tie(
         level: t, ``(n,)``.
         upper: u, ``(n,)``, noisier than t and at most the schedule's noisiest marginal.
         clean_energy: energies of ``clean`` at ``level``, ``(n,)``, where they are known.
+
+    Example:
+        >>> from energyppl.inference.objectives.level_tie import level_tie
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> pairs = ep.RecoveryLikelihood().pairs(ebm, torch.randn(64, 2))
+        >>> level_tie(ebm, pairs.clean, pairs.noisy, pairs.level, pairs.upper).shape
+        torch.Size([])
     """
     top = model.schedule.levels
     std = model.schedule.marginal_std.to(clean)

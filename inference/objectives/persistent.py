@@ -42,6 +42,11 @@ class PersistentState(KernelState):
     Args:
         level_kernel: moves the chains.
         chains: those that last from update to update.
+
+    Example:
+        >>> state = ep.PersistentLikelihood(slots=64).init(ep.EBM(ep.MLPEnergy((2,), levels=1)))
+        >>> len(state.chains)
+        64
     """
 
     def __init__(self, level_kernel: LevelKernel, chains: ChainBuffer) -> None:
