@@ -25,7 +25,7 @@ from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.levels.step_sizes import LevelKernel
-from energyppl.inference.normalizing.log_normalizer import Annealing
+from energyppl.inference.normalizing.methods import Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
@@ -79,7 +79,9 @@ class EnergyModel(nn.Module):
         of rows say, the median and their width take its place, with a warning that names it.
 
         ``fit`` does so once, unless you have; with ``isotropic`` all coordinates share one scale, so that some may be
-        constant, as the edges of images are: level 0 has noise of its own.
+        constant, as the edges of images are: level 0 has noise of its own.  The pixels of an image's channel then share
+        one mean as well: less a mean of its own, a pixel's background would differ from place to place, and a
+        convolution does not know where it is.
 
         Raises:
             InvalidInput: if a coordinate is constant, which no density can describe (with ``isotropic``: all of them),
@@ -96,15 +98,19 @@ class EnergyModel(nn.Module):
                 f"data must vary in every coordinate; coordinate(s) {constant[:20]} are constant in {self.loc.dtype}: "
                 "drop them, subtract a large offset, or give all one scale by ebm.standardize(data, isotropic=True)"
             )
-        loc = rows.mean(0)
+        image = isotropic and len(self.event_shape) == 3
+        loc = rows.mean((0, 2, 3))[:, None, None].expand(self.event_shape) if image else rows.mean(0)
         if not isotropic:
             loc, scale = robust_scaling(rows, loc, scale)
             if len(self.event_shape) == 1:
                 check_spanning("data", ((rows - loc) / scale).clamp(-_FARTHEST, _FARTHEST))
         self.loc.copy_(loc)
-        self.scale.copy_(scale.square().mean().sqrt() if isotropic else scale)
+        self.scale.copy_((rows - loc).square().mean().sqrt() if isotropic else scale)
         self.low.copy_(rows.min())
         self.high.copy_(rows.max())
+        fit_tails = getattr(self.net, "fit_tails", None)
+        if fit_tails is not None:
+            fit_tails(self.to_unit(data.to(self.loc)))
         self.is_standardized.fill_(True)
 
     def to_unit(self, data: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ _TESTED = 1000  # rows on each side of the two-sample test
 _REGIONS, _NAMED = 12, 3  # regions whose masses are compared, and columns that name one
 _FEWEST_ROWS = 100  # for that
 _FEW_ROWS = 500  # below, a simpler model may well be the better one
+_FEW_HELD_OUT = 30  # below, tests of samples see gross differences alone
 
 
 def quality(
@@ -166,7 +167,8 @@ def pair_tests(transform: TableTransform, one: Array, other: Array) -> list[dict
     with np.errstate(invalid="ignore", divide="ignore"):  # a rare value can be missing from few rows
         here, there = (np.nan_to_num(np.atleast_2d(np.corrcoef(z.T))) for z in coordinates)
     places = transform.places()
-    error = math.sqrt(sum(1.0 / max(len(v) - 3, 1) for v in (one, other)))
+    few = min(len(one), len(other)) <= 3  # which any correlation may be of
+    error = math.inf if few else math.sqrt(sum(1.0 / (len(v) - 3) for v in (one, other)))
     found = []
     for i, first in enumerate(places):
         for j in range(i):
@@ -223,8 +225,11 @@ def _beside(above: dict[str, float], what: str, chose: str) -> str:
 
 def _of_samples(found: dict[str, Any]) -> list[str]:
     p_value, column, pair = found["energy_distance"]["p_value"], found["worst_column"], found["worst_pair"]
+    rows = found["energy_distance"]["rows"][0]
     said = []
-    if p_value >= _LIKE:
+    if p_value >= _LIKE and rows < _FEW_HELD_OUT:
+        said.append(f"{rows} held-out rows are too few to tell whether samples are like them (p = {p_value:.3f})")
+    elif p_value >= _LIKE:
         said.append(f"good: the two-sample test can't tell samples from held-out rows (p = {p_value:.3f})")
     else:
         said.append(f"not good: samples differ from held-out rows (p = {p_value:.3f})")

@@ -12,14 +12,17 @@ from tests.support.objectives import loss_of
 LEVELS = 6
 
 
-def rates() -> None:
-    """Chains alone, and updates with 10 moves, in CPU time of one thread: other processes don't count."""
+def rates(count: int) -> None:
+    """Chains alone, and updates of ``count`` images with 10 moves, in CPU time of one thread.
+
+    Other processes don't count.
+    """
     from ebm.losses import DiffusionRecoveryLikelihood
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     shape, moves = (1, 28, 28), 10
-    net, x = ep.ConvEnergy(shape, width=24, levels=LEVELS), torch.randn(128, *shape)
+    net, x = ep.ConvEnergy(shape, width=24, levels=LEVELS), torch.randn(count, *shape)
 
     class Told(nn.Module):
         """The network as ebmkit calls it; its noise levels make no difference to the cost."""

@@ -4,121 +4,40 @@
 [--chains N] [--completed N] [--weights FILE] [--pictures FOLDER] [--sheet FILE.png]``
 
 The files hold ``x_train``, ``y_train``, ``x_test``, ``y_test`` (n, 28, 28), as MNIST and Fashion-MNIST.  One network
-with classes learns FILE for ``--seconds`` of CPU time of one thread, and is kept in ``--weights`` if that is given; if
-that file is there already, it is judged as it is.  A small convolutional classifier learns on the training images; on
-its 64 last features lie the Fréchet and kernel distances, of ``--samples`` samples to as many random test images,
-beside those of random training images to the same: the floor.  Then, for samples without a class, of classes drawn, and
-of each class with guidance: the share that the classifier recognizes with 90 % confidence, the share recognized as
-asked, the balance of labels, how much a class's pixels vary, and how near samples come to training images.
+with classes learns FILE for ``--seconds`` of CPU time of one thread, and is kept in ``--weights`` if that is given (the
+run on its way beside it, in a file ending in .run, from which a killed one goes on); if that file is there already, it
+is judged as it is.  The number of levels that samples come down is chosen on training images kept back.  A small
+convolutional classifier learns on the training images; on its 64 last features lie the Fréchet and kernel distances, of
+``--samples`` samples to as many random test images, beside those of random training images to the same: the floor.
+Then, for samples without a class, of classes drawn, and of each class with guidance: the share that the classifier
+recognizes with 90 % confidence, the share recognized as asked, the balance of labels, how much a class's pixels vary,
+and how near samples come to training images.
 
 Long runs: ``--chains`` chains of ``--moves`` MALA moves at level 0, begun at test images with the level's noise: how
 the energy changed, by how many nats a fresh noising moves it, and the share of chains whose class is still the first
 one.  Detection: AUROC of the level-0 energy, 1,000 test images against what is no such image, and against OTHER's.
 
-``--rate`` needs no file, but ``pip install --no-deps ebmkit``: see ``image_rates.py``.
+``--rate [IMAGES]`` needs no file, but ``pip install --no-deps ebmkit``: see ``image_rates.py``.
 """
 
 import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import energyppl as ep
 from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_grid, image_strips, neighbour_grid
-from tests.benchmarks.budget import training_within
+from tests.benchmarks.image_judge import CLASSES, RECOGNIZED, Data, Judge, classifier, long_runs, read
 from tests.benchmarks.image_rates import rates
+from tests.benchmarks.image_training import kept_back, train, with_levels
 
-CLASSES, GUIDANCE, LABEL_DROP, LEVELS, TOP_LOG_SNR, ROWS = 10, 1.0, 0.2, 50, 5.0, 1000
-BRIEF = torch.bfloat16
-RECOGNIZED = 0.9
-
-
-class Data(NamedTuple):
-    """Images in [0, 1], ``(n, 1, 28, 28)``, and their labels."""
-
-    x: Tensor
-    y: Tensor
-    test: Tensor
-    y_test: Tensor
-
-
-class Judge(NamedTuple):
-    """A classifier's body and head."""
-
-    body: nn.Module
-    head: nn.Module
-
-    def features(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([self.body(part.clamp(0.0, 1.0)) for part in x.split(1000)])
-
-    def shares(self, x: Tensor) -> Tensor:
-        """Return each class's probability, ``(n, classes)``."""
-        with torch.no_grad():
-            probabilities: Tensor = self.head(self.features(x)).softmax(1)
-        return probabilities
-
-
-def read(path: Path) -> Data:
-    """The arrays of a file."""
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
-    x, test = (ep.data.images_from_array(arrays[name]).x for name in ("x_train", "x_test"))
-    y, y_test = (torch.as_tensor(arrays[name].astype(np.int64)) for name in ("y_train", "y_test"))
-    return Data(x, y, test, y_test)
-
-
-def features() -> nn.Sequential:
-    """The classifier's body: 64 numbers for each image."""
-    return nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(32 * 49, 64), nn.ReLU()),
-    )
-
-
-def classifier(x: Tensor, y: Tensor, steps: int = 2000) -> tuple[nn.Sequential, nn.Linear]:
-    """Trained on real images with a little noise."""
-    body, head = features(), nn.Linear(64, int(y.max()) + 1)
-    optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()], lr=1e-3)
-    for _ in range(steps):
-        rows = torch.randint(len(x), (128,))
-        loss = nn.functional.cross_entropy(head(body(x[rows] + 0.05 * torch.randn_like(x[rows]))), y[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return body.requires_grad_(False), head.requires_grad_(False)
-
-
-def train(data: Data, seconds: float, classes: int = CLASSES) -> tuple[ep.RecoveryEBM, ep.History]:
-    """A model trained for so many seconds; the first 1,000 images choose its weights."""
-
-    def build(updates: int) -> ep.Training:
-        torch.manual_seed(1)
-        net = ep.models.UNetEnergy(data.x.shape[1:], classes=classes)
-        ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(LEVELS, log_snr_max=TOP_LOG_SNR, log_snr_min=-6.0))
-        ebm.standardize(data.x, isotropic=True)
-        objective = ep.objectives.LevelScoreMatching(autocast=BRIEF)
-        options = ep.TrainingOptions(
-            **objective.default_options(ebm)
-            | {"steps": updates, "label_drop": LABEL_DROP, "evaluate_every": max(200, updates // 20)}
-        )
-        labels = data.y[1000:] if classes else None
-        return ep.Training(ebm, data.x[1000:], objective, labels=labels, held_out=data.x[:1000], options=options)
-
-    training = training_within(seconds, build, skip=5)
-    began = time.process_time()
-    for record in training:
-        if (record.step + 1) % training.options.evaluate_every == 0:
-            spent, error = time.process_time() - began, record.values["denoising"]
-            shown = f"{record.step + 1:6} updates, {spent:5.0f} s: error {error:.4f}, held out {record.held_out:.4f}"
-            print(f"  {shown}", flush=True)
-    return cast(ep.RecoveryEBM, training.model), training.finish()
+GUIDANCE, ROWS = 1.0, 1000
+LEVELS = (25, 35, 50)  # to choose from: guided samples then take at most 100 gradients
 
 
 # --- Samples ---
@@ -131,6 +50,24 @@ def sampled(model: ep.RecoveryEBM, count: int, steps: int | None = None) -> tupl
     made = model.generate((count,), steps=steps, denoise=True, micro_batch=100)
     spent = (time.process_time() - began) / count
     return model.from_unit(made.x).clamp(0.0, 1.0), made.evaluations, spent
+
+
+def chosen_levels(ebm: ep.RecoveryEBM, judge: Judge, data: Data, count: int) -> ep.RecoveryEBM:
+    """The model with the levels whose samples of no class lie nearest to training images kept back."""
+    _, rows = kept_back(data)
+    real = judge.features(data.x[rows])
+    models = {levels: with_levels(cast(ep.models.UNetEnergy, ebm.net), data.x, levels) for levels in LEVELS}
+    found = {
+        levels: ep.metrics.frechet_distance(judge.features(sampled(model, count)[0]), real)
+        for levels, model in models.items()
+    }
+    best = min(found, key=found.__getitem__)
+    shown = ", ".join(f"{levels} {distance:.1f}" for levels, distance in found.items())
+    print(f"levels, Fréchet to training images kept back: {shown}: {best} are taken", flush=True)
+    if best == ebm.schedule.levels:
+        return ebm
+    models[best].tune(data.x[rows][: 4 * best], steps=30)
+    return models[best]
 
 
 def spread(x: Tensor, y: Tensor) -> float:
@@ -190,33 +127,26 @@ def samples_table(
 # --- Chains that stay, and strangers ---
 
 
-def long_runs(
+def stayed(
     ebm: ep.RecoveryEBM, judge: Judge, data: Data, chains: int, moves: int
 ) -> tuple[list[str], dict[str, list[Tensor]]]:
     """Sentences about chains at level 0 that begin at test images, and pictures of some."""
     torch.manual_seed(4)
     clean = data.test[:chains]
-    start = ebm.diffuse(clean, 0)
-    potential = ep.potentials.Standardized(ebm.potential(0), ebm.loc, ebm.scale)
-    fresh = torch.stack([ep.autodiff.energy_only(potential, ebm.diffuse(clean, 0)) for _ in range(8)])
-    kept = min(20, moves)
     began = time.process_time()
-    run = ep.sample_chains(
-        ep.MALA(0.1), potential, chains=chains, draws=kept, thin=moves // kept, warmup=100, init=start, progress=False
-    )
+    draws, energies, fresh = run = long_runs(ebm, clean, moves, ep.MALA(0.1))
     spent = time.process_time() - began
-    draws = run.draws
-    energies = torch.stack([ep.autodiff.energy_only(potential, draws[:, i]) for i in range(kept)])
-    change = energies[-1] - fresh.mean(0)
-    first = judge.shares(ebm.denoised(start, 0)).argmax(1)
+    drift, error = run.drift()
     ends = ebm.denoised(draws[:, -1], 0)
-    same = float((judge.shares(ends).argmax(1) == first).float().mean())
+    same = judge.shares(ends).argmax(1) == judge.shares(ebm.denoised(ebm.diffuse(clean, 0), 0)).argmax(1)
+    kept = len(energies)
     halves = [float(part.mean()) for part in energies.split(-(-kept // 2))]
     text = [
         f"{chains} chains, {moves} moves, {spent:.0f} s: energy {float(fresh.mean()):.1f} to "
-        f"{float(energies[-1].mean()):.1f} nats, drift {float(change.mean()):+.1f} ± "
-        f"{float(change.std() / chains**0.5):.1f}; halves of the run {halves[0]:.1f}, {halves[-1]:.1f}",
-        f"a fresh noising moves an image's energy by {float(fresh.std(0).mean()):.1f}; class kept {same:.3f}",
+        f"{float(energies[-1].mean()):.1f} nats, drift {drift:+.1f} ± {error:.1f}; halves of the run {halves[0]:.1f}, "
+        f"{halves[-1]:.1f}",
+        f"a fresh noising moves an image's energy by {float(fresh.std(0).mean()):.1f}; class kept "
+        f"{float(same.float().mean()):.3f}",
     ]
     columns = [clean[:8], *(ebm.denoised(draws[:8, i], 0) for i in (0, kept // 4, kept // 2, kept - 1))]
     return text, {str(i): [column[i] for column in columns] for i in range(min(8, chains))}
@@ -287,7 +217,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="images", description=__doc__)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("other", type=Path, nargs="?")
-    parser.add_argument("--rate", action="store_true")
+    parser.add_argument("--rate", type=int, nargs="?", const=128, metavar="IMAGES", help="in a batch")
     parser.add_argument("--seconds", type=float, default=2400.0)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--corrected", type=int, default=0, help="also sample with so many moves a level")
@@ -300,8 +230,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sheet", type=Path)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if args.rate:
-        rates()
+    if args.rate is not None:
+        rates(args.rate)
         return
     if args.file is None:
         parser.error("FILE.npz is missing")
@@ -313,11 +243,13 @@ def main(arguments: list[str]) -> None:
     if args.weights is not None and args.weights.exists():
         ebm = cast(ep.RecoveryEBM, ep.load(args.weights))
     else:
-        ebm, history = train(data, args.seconds)
+        kept = None if args.weights is None else args.weights.with_suffix(".run")
+        ebm, history = train(data, args.seconds, kept=kept)
         print(f"trained: {len(history.records)} updates, {history.stopped}", flush=True)
         if args.weights is not None:
             ep.save(ebm, args.weights)
 
+    ebm = chosen_levels(ebm, judge, data, args.samples)
     table, guided = samples_table(ebm, judge, data, args.samples, args.corrected)
     if args.sheet is not None:
         title = f"Ten classes, guidance {GUIDANCE:g}"
@@ -327,7 +259,7 @@ def main(arguments: list[str]) -> None:
         print(line, flush=True)
     lines, completed = completions(ebm, judge, data, args.completed)
     print(*lines, sep="\n", flush=True)
-    lines, chains = long_runs(ebm, judge, data, args.chains, args.moves)
+    lines, chains = stayed(ebm, judge, data, args.chains, args.moves)
     print(*lines, sep="\n", flush=True)
     titles = ["samples", "gradients", "ms", "Fréchet", "of the floor", "kernel", "recognized", "as asked", "labels off"]
     titles += ["pixels vary", "nearest", "mean"]

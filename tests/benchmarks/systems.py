@@ -1,15 +1,18 @@
 """All ways of training beside each other on real images: samples, long chains, and strangers told apart.
 
-``python -m tests.benchmarks systems FILE.npz OTHER.npz [SYSTEM …] [--seconds N] [--steps N] [--pictures FOLDER]``
+``python -m tests.benchmarks systems FILE.npz OTHER.npz [SYSTEM …] [--warm WEIGHTS] [--seconds N] [--steps N]
+[--samples N] [--chains N] [--pictures FOLDER]``
 
 Both files hold ``x_train``, ``y_train``, ``x_test``, ``y_test`` (n, 28, 28), as MNIST and Fashion-MNIST.  Every system
 learns FILE with one convolutional network for ``--seconds`` of CPU time of one thread, from images with noise of
-standard deviation .03 (as the baselines of Zhang, Tan & Ou 2023 have; without it they have no density).  Then:
+standard deviation .03 (as the baselines of Zhang, Tan & Ou 2023 have; without it they have no density).  With
+``--warm`` each begins at the weights that ``images --weights WEIGHTS`` has learned by score matching instead, see
+``warm_systems.py``, and has the noise of their level 0.  Then:
 
-- samples: Fréchet distance of 256 to as many test images, on the 64 features of a classifier trained on FILE, beside
-  that of as many training images;
-- long chains: 64 of MALA from data at level 0, ``--steps`` moves: how the mean energy changed, and how many images the
-  classifier still recognizes with 90 % confidence;
+- samples: Fréchet distance of 256 (``--samples``) to as many test images, on the 64 features of a classifier trained on
+  FILE, beside that of as many training images, all of them random rows;
+- long chains: 64 (``--chains``) of MALA from test images at level 0, ``--steps`` moves: by how much their energy
+  changed from that of the same images noised anew, and how many the classifier still recognizes with 90 % confidence;
 - AUROC of the level-0 energy (for ``joint`` also of the energy of all levels together) and of typicality, 1,000 test
   images of FILE against as many of OTHER and of four other kinds, with intervals at 95 %;
 - millions of images whose gradient was taken in training.
@@ -20,17 +23,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import energyppl as ep
 from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_strips
 from tests.benchmarks.budget import training_within
-from tests.benchmarks.images import classifier
+from tests.benchmarks.image_judge import RECOGNIZED, Judge, classifier, long_runs, read
+from tests.benchmarks.warm_systems import RATE, unlabelled, warm_systems
 
 SHAPE, LEVELS, NOISE, BATCH, SAMPLES, ROWS = (1, 28, 28), 6, 0.03, 64, 256, 1000
 SLOTS = 256  # as many chains as the few updates can keep up
@@ -138,17 +141,95 @@ def blurred(x: Tensor) -> Tensor:
     return x + NOISE * torch.randn_like(x)
 
 
-def scores(name: str, model: Any, known: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+def scores(model: Any, known: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     """The scores of a model by name."""
     yield "energy", lambda x: ep.evaluation.energy_scores(model, x)
-    if name == "joint":
+    if isinstance(model, ep.JointEBM):
         yield "all levels", lambda x: ep.evaluation.joint_scores(model, x)
     yield "typicality", lambda x: ep.evaluation.typicality_scores(model, x, known)
 
 
-def frechet(body: nn.Module, a: Tensor, b: Tensor) -> float:
-    """On the classifier's features, of images within their range."""
-    return ep.metrics.frechet_distance(body(a.clamp(0.0, 1.0)), body(b.clamp(0.0, 1.0)))
+class Footing(NamedTuple):
+    """What every system is measured on."""
+
+    judge: Judge
+    real: Tensor  # test images that samples are compared with
+    begin: Tensor  # test images where long chains begin
+    own: Tensor  # test images with the noise that the density has
+    odd: dict[str, Tensor]  # strangers, likewise
+    known: Tensor  # training images, likewise
+    moves: int  # of each chain
+
+    def frechet(self, images: Tensor) -> float:
+        """Return the distance of images, within their range, to the real ones."""
+        return ep.metrics.frechet_distance(self.judge.features(images), self.judge.features(self.real))
+
+    def recognized(self, images: Tensor) -> float:
+        """Return the share that the classifier is sure of."""
+        return float((self.judge.shares(images).amax(1) > RECOGNIZED).float().mean())
+
+
+def measured(model: Any, drawn: Tensor, footing: Footing) -> tuple[list[str], Tensor]:
+    """A row of the table, without the gradients of training, and the ends of chains that began at data."""
+    quality = footing.frechet(drawn)
+    print(f"  samples: Fréchet {quality:.1f}, recognized {footing.recognized(drawn):.3f}", flush=True)
+    run = long_runs(model, footing.begin, footing.moves, ep.MALA(0.1))
+    (drift, error), ends = run.drift(), run.draws[:, -1]
+    kept, anew = footing.recognized(ends), float(run.fresh.std(0).mean())
+    change = f"energy {float(run.fresh.mean()):.1f} to {float(run.energies[-1].mean()):.1f} nats, drift {drift:+.1f}"
+    print(f"  {len(ends)} long chains: {change} ± {error:.1f} (a fresh noising: {anew:.1f}), recognized {kept:.3f}")
+    columns = []
+    for score, function in scores(model, footing.known):
+        inliers = function(footing.own)
+        found = {
+            kind: ep.evaluation.detection_report(inliers, function(images), repeats=400)
+            for kind, images in footing.odd.items()
+        }
+        columns.append([found[kind].auroc.value for kind in footing.odd])
+        shown = (f"{k} {r.auroc.value:.3f} [{r.auroc.lower:.3f}, {r.auroc.upper:.3f}]" for k, r in found.items())
+        print(f"  {score}: {', '.join(shown)}", flush=True)
+    return [f"{quality:.0f}", f"{drift:+.0f} ± {error:.0f}", f"{kept:.2f}", *(f"{v:.2f}" for v in columns[0])], ends
+
+
+def begun_warm(name: str, file: Path, x: Tensor, seconds: float) -> tuple[ep.RecoveryEBM, float]:
+    """The weights of a file, trained on for so many seconds by a system, and millions of gradients taken."""
+    torch.manual_seed(1)
+    ebm, system, taken = unlabelled(file, x), warm_systems()[name], 0.0
+    if system.tied:
+        tied = ep.objectives.LevelScoreMatching(tie=1.0, autocast=BRIEF)
+        taken += 2.0 * trained_on(ebm, tied, x, system.tied * seconds)
+    if system.objective is not None:
+        model = system.model(ebm, x)
+        taken += system.gradients * trained_on(model, system.objective(model, x), x, (1.0 - system.tied) * seconds)
+    return ebm, taken
+
+
+def trained_on(model: Any, objective: Any, x: Tensor, seconds: float) -> float:
+    """Train a model on from its weights, which ``training_within`` tries and puts back; return millions of images."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def build(updates: int) -> ep.Training:
+        model.load_state_dict(before)
+        torch.manual_seed(1)
+        options = ep.TrainingOptions(
+            steps=updates,
+            batch_size=BATCH,
+            learning_rate=RATE,
+            ema=0.99 if updates < 2000 else 0.999,
+            evaluate_every=max(50, updates // 10),
+            patience=1000,
+        )
+        return ep.Training(model, x[500:], objective, held_out=x[:500], options=options)
+
+    training = training_within(seconds, build, skip=2, over=8, least=5)
+    for _ in training:
+        pass
+    history = training.finish()
+    print(f"  {len(history.records)} updates, {history.stopped}", flush=True)
+    for which, record in (("first", history.records[0]), ("last", history.records[-1])):
+        shown = ", ".join(f"{key} {value:.3g}" for key, value in record.numbers().items())
+        print(f"    {which}: {shown}", flush=True)
+    return len(history.records) * BATCH / 1e6
 
 
 def main(arguments: list[str]) -> None:
@@ -156,72 +237,54 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="systems", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("other", type=Path)
-    parser.add_argument("names", nargs="*", default=list(systems()))
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--warm", type=Path, metavar="WEIGHTS")
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--chains", type=int, default=64)
     parser.add_argument("--classifier-steps", type=int, default=2000)
     parser.add_argument("--pictures", type=Path)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with np.load(args.file, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in ("x_train", "y_train", "x_test")}
-    with np.load(args.other, allow_pickle=False) as archive:
-        other = ep.data.images_from_array(archive["x_test"]).x[:ROWS]
-    x, test = (ep.data.images_from_array(arrays[name]).x for name in ("x_train", "x_test"))
-    body, head = classifier(x, torch.as_tensor(arrays["y_train"].astype(np.int64)), args.classifier_steps)
-    x, real, own = blurred(x), blurred(test[ROWS : ROWS + SAMPLES]), blurred(test[:ROWS])
-    odd = {kind: blurred(images) for kind, images in strangers(test[:ROWS], other).items()}
-
-    def recognized(images: Tensor) -> float:
-        return float((head(body(images.clamp(0.0, 1.0))).softmax(1).amax(1) > 0.9).float().mean())
-
-    print(f"real images: Fréchet {frechet(body, x[-SAMPLES:], real):.1f}, recognized {recognized(own):.3f}", flush=True)
-    table, pictures = [], {"data": list(own[:8])}
-    for name in args.names:
+    data, other = read(args.file), read(args.other).test[:ROWS]
+    judge = Judge(*classifier(data.x, data.y, args.classifier_steps))
+    generator = torch.Generator().manual_seed(3)
+    x, test = (images[torch.randperm(len(images), generator=generator)] for images in (data.x, data.test))
+    warm = None if args.warm is None else unlabelled(args.warm, x)
+    # A model of noise levels has the noise of level 0; the others' images have some of their own.
+    noisy = blurred if warm is None else lambda images: warm.diffuse(images, 0)
+    x = x if warm is not None else blurred(x)
+    real, begin = test[-args.samples :], test[: args.chains]
+    odd = {kind: noisy(images) for kind, images in strangers(test[:ROWS], other).items()}
+    known = x[:2000] if warm is None else noisy(x[:2000])
+    footing = Footing(judge, real, begin, noisy(test[:ROWS]), odd, known, args.steps)
+    floor, sure = footing.frechet(x[-len(real) :]), footing.recognized(test[:ROWS])
+    print(f"real images: Fréchet {floor:.1f}, recognized {sure:.3f}", flush=True)
+    table, pictures = [], {"data": list(begin[:8])}
+    for name in args.names or list(systems() if warm is None else warm_systems()):
+        print(f"{name}:", flush=True)
         try:
-            model, history = train(name, x, args.seconds)
+            if warm is None:
+                model, history = train(name, x, args.seconds)
+                taken = len(history.records) * BATCH * systems()[name].gradients / 1e6
+                print(f"  {len(history.records)} updates, {history.stopped}", flush=True)
+            else:
+                model, taken = begun_warm(name, args.warm, x, args.seconds)
         except ep.TrainingDiverged as error:
-            print(f"{name}: diverged: {error}", flush=True)
+            print(f"  diverged: {error}", flush=True)
             table.append([name, "diverged"])
             continue
-        system = systems()[name]
-        count = len(history.records)
-        taken = count * BATCH * system.gradients / 1e6
-        print(f"{name}: {count} updates, {history.stopped}, {taken:.2f} million gradients", flush=True)
         torch.manual_seed(2)
+        how = systems()[name].sample if warm is None else {"denoise": True, "micro_batch": 100}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            drawn = model.sample((SAMPLES,), **system.sample)
-        quality = frechet(body, drawn, real)
-        print(
-            f"  samples: Fréchet {quality:.1f}, recognized {recognized(drawn):.3f}",
-            *(f"({str(warning.message)[:90]})" for warning in caught),
-            flush=True,
-        )
-        run = ep.long_run(
-            model, own, steps=args.steps, kept=20, chains=64, kernel=ep.MALA(0.1, force_dtype=BRIEF), progress=False
-        )
-        group, ends = run.from_data, run.from_data.chains.draws[:, -1]
-        drift = group.drift.last - group.drift.first
-        kept = recognized(ends)
-        print(
-            f"  long chains from data: energy {group.drift.first:.1f} to {group.drift.last:.1f} nats (z "
-            f"{group.drift.z:.1f}), recognized {kept:.3f}; {'; '.join(run.problems)}",
-            flush=True,
-        )
-        columns = []
-        for score, function in scores(name, model, x[:2000]):
-            inliers = function(own)
-            found = {
-                kind: ep.evaluation.detection_report(inliers, function(images), repeats=400)
-                for kind, images in odd.items()
-            }
-            columns.append([found[kind].auroc.value for kind in odd])
-            shown = (f"{k} {r.auroc.value:.3f} [{r.auroc.lower:.3f}, {r.auroc.upper:.3f}]" for k, r in found.items())
-            print(f"  {score}: {', '.join(shown)}", flush=True)
-        numbers = [f"{quality:.0f}", f"{drift:+.0f}", f"{kept:.2f}", *(f"{v:.2f}" for v in columns[0]), f"{taken:.1f}"]
-        table.append([name, *numbers])
+            drawn = model.sample((len(real),), **how)
+        for warning in caught:
+            print(f"  ({str(warning.message)[:90]})", flush=True)
+        numbers, ends = measured(model, drawn, footing)
+        table.append([name, *numbers, f"{taken:.1f}"])
         pictures |= {f"{name}: samples": list(drawn[:8]), f"{name}: long chains": list(ends[:8])}
     titles = ["system", "Fréchet", "drift", "recognized", *odd, "million gradients"]
     for row in (titles, ["---"] * len(titles), *table):

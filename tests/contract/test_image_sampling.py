@@ -91,6 +91,19 @@ def test_images_with_constant_edges_are_standardized_by_one_scale() -> None:
         ebm.standardize(torch.zeros(50, *SHAPE), isotropic=True)
 
 
+def test_pixels_of_a_channel_share_one_mean_and_all_have_unit_variance_about_it() -> None:
+    shape = (2, 6, 5)
+    ebm = ep.RecoveryEBM(ConvEnergy(shape, width=4, levels=3), ep.NoiseSchedule.cosine(3))
+    images = torch.rand(50, *shape) * torch.linspace(0.0, 1.0, 5)  # darker on the left
+    images[:, 1] += 3.0
+    ebm.standardize(images, isotropic=True)
+    unit = ebm.to_unit(images)
+    assert torch.allclose(unit.mean((0, 2, 3)), torch.zeros(2), atol=1e-5)
+    assert abs(float(unit.square().mean()) - 1.0) < 1e-4
+    assert torch.equal(ebm.loc, ebm.loc[:, :1, :1].expand(shape))  # black is the same everywhere
+    assert not torch.allclose(unit.mean(0), torch.zeros(shape), atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

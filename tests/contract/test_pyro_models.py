@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to
 
 import energyppl as ep
 from energyppl.errors import EnergyPPLError, InvalidInput
@@ -137,8 +137,7 @@ def by_pyro(potential: ep.sampling.ModelPotential, model: Any, args: tuple[Any, 
     total = float(trace.log_prob_sum())
     for name, value in values.items():
         support = trace.nodes[name]["fn"].support
-        if isinstance(support, constraints.MixtureSameFamilyConstraint):
-            support = support.base_constraint
+        support = getattr(support, "base_constraint", support) if "Mixture" in type(support).__name__ else support
         transform = biject_to(support)
         total += float(transform.log_abs_det_jacobian(transform.inv(value), value).sum())
     return -total

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+import energyppl as ep
+
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 WITH_MAIN = {path.stem for path in FOLDER.glob("*.py") if "\ndef main(arguments" in path.read_text(encoding="utf-8")}
 
@@ -22,7 +24,8 @@ SMALL = {
     "density": "--steps 2 eight-gaussians",
     "generation": "--steps 2 --size 20 eight-gaussians",
     "guided": "{digits} --steps 2 --count 10",
-    "images": "{images} --seconds 0.01 --samples 40 --classifier-steps 5 --moves 20 --chains 4 --completed 1",
+    "images": "{images} --seconds 0.01 --samples 40 --classifier-steps 5 --moves 20 --chains 4 --completed 1 "
+    "--weights {folder}/weights.ebm",
     "imputation": "{table} rows --steps 2 --draws 3 --rows 40",
     "joint": "persistent --seconds 0.01 --steps 50 --chains 8 --samples 50 --repeats 0 --widths 0.15",
     "larger_than_memory": "--gigabytes 0.0005 --columns 2 --steps 2",
@@ -42,6 +45,7 @@ SMALL = {
     "systems": "{images} {images} contrastive --seconds 0.01 --steps 20 --classifier-steps 5",
     "tables": "{table} --steps 2",
     "temperature": "--scale 0.07",
+    "verdicts": "--only 'three rows' 'twelve rows' dates 'a constant' --seconds 0.01 --whole",
     "waiting": "--rows 200 --samples 5 --steps 2 --repeats 1 --chains 4 --samplers ours-chees --draws 20 --warmup 20",
 }
 
@@ -63,14 +67,14 @@ def test_every_benchmark_is_listed() -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random images, digits and rows, in the form that the benchmarks read."""
+    """Random images, digits and rows, in the form that the benchmarks read, and their folder."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("files")
     images = rng.integers(0, 256, (1400, 28, 28), dtype=np.uint8)
     labels = np.arange(1400) % 10
     np.savez(folder / "images.npz", x_train=images, y_train=labels, x_test=images[:1300], y_test=labels[:1300])
     np.savez(folder / "digits.npz", x=rng.integers(0, 17, (1500, 8, 8)), y=np.arange(1500) % 10)
     np.savez(folder / "table.npz", rows=rng.normal(size=(300, 2)))
-    return {name: folder / f"{name}.npz" for name in ("images", "digits", "table")}
+    return {"folder": folder} | {name: folder / f"{name}.npz" for name in ("images", "digits", "table")}
 
 
 @pytest.fixture
@@ -80,9 +84,38 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore")  # chains this short earn every one
-@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.usefixtures("_one_thread", "short_searches")
 @pytest.mark.parametrize("name", CASES)
 def test_benchmark_runs(name: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [part.format(**files) for part in shlex.split(SMALL[name])]
     importlib.import_module(f"tests.benchmarks.{name}").main(arguments)
     assert re.search(r"\d", capsys.readouterr().out), "no figure was printed"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_one_thread")
+def test_image_rates_run(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ebm", reason="the peer is installed by hand: pip install --no-deps ebmkit")
+    importlib.import_module("tests.benchmarks.images").main(["--rate", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5  # ebmkit, and two kernels of ours in two arithmetics
+    assert lines[0].startswith("ebmkit: ")
+    assert all(float(rate) > 0.0 for line in lines for rate in re.findall(r": (\d+) moves of a chain a second", line))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.slow
+def test_systems_begin_at_weights(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "weights.ebm"
+    net = ep.models.UNetEnergy((1, 28, 28), width=4, classes=10)
+    ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(4, log_snr_max=5.0, log_snr_min=-6.0))
+    ebm.standardize(torch.rand(50, 1, 28, 28), isotropic=True)
+    ep.save(ebm, weights)
+    names = ["as it is", "joint", "score, persistent"]
+    small = "--seconds 0.01 --steps 20 --classifier-steps 5 --samples 40 --chains 4"
+    importlib.import_module("tests.benchmarks.systems").main(
+        [str(files["images"]), str(files["images"]), *names, "--warm", str(weights), *shlex.split(small)]
+    )
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == ["system", "---", *names]

@@ -88,3 +88,12 @@ def test_the_worst_column_and_pair_are_found_and_others_are_not() -> None:
     column, pair = column_tests(table, x, y)[0], pair_tests(transform, x, y)[0]
     assert (column["column"], pair["columns"]) == ("b", ["c", "d"])
     assert max(column["p_value"], pair["p_value"]) < 1e-4
+
+
+def test_few_held_out_rows_tell_little() -> None:
+    """Two rows have a correlation of one, and no test sees a difference: neither is a finding."""
+    x = RNG(7).normal(size=(400, 2))
+    transform = ep.data.TableTransform.fit(table_from_array(x))
+    assert pair_tests(transform, x[:2], x)[0]["p_value"] == 1.0
+    said = " ".join(judged(RNG(2).normal(size=(20, 2)), RNG(3).normal(size=(1000, 2)))["verdict"])
+    assert "20 held-out rows are too few to tell whether samples are like them" in said

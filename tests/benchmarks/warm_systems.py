@@ -1,0 +1,253 @@
+"""Systems of the table that begin at the weights of score matching, instead of from scratch.
+
+All share one network that is continuous in the log-SNR, so that whatever trains it on is judged as the same model: that
+of the file's noise levels, sampled by its own denoiser.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+import energyppl as ep
+from energyppl.inference.kernels.contract import casting
+from energyppl.inference.levels.step_sizes import LevelKernel
+from energyppl.inference.objectives.contract import KernelState, Loss
+from energyppl.inference.sampling.run_chain import run_chain
+
+BRIEF, RATE = torch.bfloat16, 1e-3
+CHAINS, COUNT, MOVES = 64, 32, 10  # persistent chains at level 0: all, moved at each update, and how often
+SLOTS_A_LEVEL = 4
+
+
+@dataclass(frozen=True)
+class WarmSystem:
+    """What trains the weights of a file on, and how many gradients it takes for each image of a batch."""
+
+    model: Callable[[ep.RecoveryEBM, Tensor], Any]
+    objective: Callable[[Any, Tensor], Any] | None  # None leaves the weights as they are
+    gradients: float
+    tied: float = 0.0  # share of the seconds that goes to score matching with a level tie before
+
+
+# --- Score matching with persistent chains at level 0 ---
+
+
+class ChainState(KernelState):
+    """Step sizes, and chains at level 0."""
+
+    def __init__(self, level_kernel: LevelKernel, chains: ep.objectives.ChainBuffer) -> None:
+        super().__init__(level_kernel)
+        self.chains = chains
+
+
+@dataclass(frozen=True)
+class ScoreAndChains:
+    """Score matching at every level, plus the likelihood of level 0 by persistent chains that begin at data.
+
+    Args:
+        score: the other part; None for the chains alone.
+        weight: of the chains' part, which is in nats as the score's evidence bound is.
+    """
+
+    score: ep.objectives.LevelScoreMatching | None = None
+    weight: float = 1.0
+
+    def init(self, model: Any) -> ChainState:
+        """Make room for chains, which begin when they are first visited."""
+        chains = ep.objectives.ChainBuffer(model.event_shape, CHAINS)
+        return ChainState(LevelKernel(ep.MALA(0.02), model.schedule.levels, model.loc), chains)
+
+    def loss(self, model: Any, state: ChainState, batch: Tensor) -> Loss:
+        """Return the loss of ``batch``, ``(n, *event)``, and move some chains."""
+        chains, potential = state.chains, model.potential(0)
+        slots = chains.draw(min(COUNT, len(batch)))
+        level = torch.zeros(len(slots), dtype=torch.long)
+        data = model.schedule.diffuse(model.to_unit(batch[: len(slots)]), 0)
+        new = (chains.age[slots] == 0)[:, None, None, None]
+        start = torch.where(new, model.schedule.diffuse(model.to_unit(batch[: len(slots)]), 0), chains.x[slots])
+        run = run_chain(state.level_kernel.at(level), potential, start, MOVES)
+        chains.store(slots, run.state.x, level, MOVES)
+        state.level_kernel.adapt(run.accept_prob, level, 0.1)
+        with casting(data, BRIEF):
+            own, theirs = potential(torch.stack([data, run.state.x])).to(data.dtype).mean(1)
+        gap = own - theirs
+        record = {"acceptance": float(run.accept_prob.mean())}
+        value = self.weight * gap
+        if self.score is not None:
+            part = self.score.loss(model, state, batch)
+            value, record = value + part.value, record | part.record
+        return Loss(value, record, float(gap.detach()), float(state.level_kernel.step_sizes[0]))
+
+    def measure(self, model: Any, state: ChainState, data: Tensor) -> float:
+        """Return the score's error on held-out data."""
+        return ep.objectives.LevelScoreMatching().measure(model, state, data)
+
+
+@dataclass(frozen=True)
+class ScoreAtLevel0:
+    """Score matching at every level, and as many rows once more at level 0, where long chains are run."""
+
+    score: ep.objectives.LevelScoreMatching
+
+    def init(self, model: Any) -> KernelState:
+        """Make the state of score matching."""
+        return self.score.init(model)
+
+    def loss(self, model: Any, state: KernelState, batch: Tensor) -> Loss:
+        """Return the loss of ``batch``, ``(n, *event)``, level 0's in the likelihood's weighting."""
+        part = self.score.loss(model, state, batch)
+        schedule, clean = model.schedule, model.to_unit(batch)
+        noise, sigma = torch.randn_like(clean), float(schedule.sigma_bar[0])
+        noisy = (float(schedule.alpha_bar[0]) * clean + sigma * noise).requires_grad_()
+        with casting(clean, BRIEF):
+            (slope,) = torch.autograd.grad(model.potential(0)(noisy).sum(), noisy, create_graph=True)
+        error = (noise - sigma * slope).flatten(1).square().sum(1).mean()
+        span = float(schedule.log_snr[0] - schedule.log_snr[-1])
+        record = part.record | {"level_0": float(error.detach())}
+        return Loss(part.value + 0.5 * span * error, record)
+
+    def measure(self, model: Any, state: KernelState, data: Tensor) -> float:
+        """Return the score's error on held-out data."""
+        return self.score.measure(model, state, data)
+
+
+# --- The weights ---
+
+
+class Unlabelled(nn.Module):
+    """A network with classes, asked about no class."""
+
+    continuous, levels = True, None
+
+    def __init__(self, net: ep.models.UNetEnergy) -> None:
+        super().__init__()
+        self.net, self.event_shape = net, net.event_shape
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """Evaluate the energies at log-SNRs."""
+        energy: Tensor = self.net(x, level)
+        return energy
+
+    def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor) -> Tensor:
+        """Evaluate the energies at levels of a table of log-SNRs."""
+        return self.net.at_levels(x, level, log_snr)
+
+
+def unlabelled(file: Path, x: Tensor) -> ep.RecoveryEBM:
+    """The energy of no class of a file that the images benchmark wrote, whose training images were ``x``."""
+    ebm = cast(ep.RecoveryEBM, ep.load(file))
+    model = ep.RecoveryEBM(Unlabelled(cast(ep.models.UNetEnergy, ebm.net)), ebm.schedule)
+    model.standardize(x, isotropic=True)
+    return model
+
+
+# --- The joint energy of points and levels ---
+
+
+class AtWholeLevels(nn.Module):
+    """A network that is continuous in the log-SNR, asked by whole levels."""
+
+    def __init__(self, net: Unlabelled, log_snr: Tensor) -> None:
+        super().__init__()
+        self.net, self.event_shape = net, net.event_shape
+        self.register_buffer("log_snr", log_snr)
+
+    log_snr: Tensor
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """Evaluate the energies."""
+        return self.net.at_levels(x, level, self.log_snr)
+
+
+def close_levels(first: ep.NoiseSchedule, dimensions: int, apart: float = 2.2) -> ep.NoiseSchedule:
+    """Noise levels so close that a point's own noise tells neighbours apart by so many standard errors.
+
+    A pixel of unit variance that the noise hides has about ½ α⁴ + ¼ α² σ² of Fisher information on the log-SNR.
+    """
+    log_snr = [float(first.log_snr[0])]
+    while log_snr[-1] > float(first.log_snr[-1]):
+        alpha2 = torch.sigmoid(torch.tensor(log_snr[-1]))
+        information = dimensions * alpha2 * (0.5 * alpha2 + 0.25 * (1.0 - alpha2))
+        log_snr.append(max(log_snr[-1] - apart / float(information.sqrt()), float(first.log_snr[-1])))
+    table = torch.tensor(log_snr, dtype=torch.float64)
+    return ep.NoiseSchedule(table.sigmoid().sqrt(), (-table).sigmoid().sqrt())
+
+
+def joint(ebm: ep.RecoveryEBM, x: Tensor) -> ep.JointEBM:
+    """A joint energy over points and closer levels, the level's offsets fitted so that they tell data's levels."""
+    schedule = close_levels(ebm.schedule, ebm.event_shape.numel())
+    net = AtWholeLevels(cast(Unlabelled, ebm.net), schedule.log_snr.float())
+    model = ep.JointEBM(net, schedule)
+    model.standardize(x, isotropic=True)
+    clean = x[torch.randperm(len(x))[: SLOTS_A_LEVEL * model.levels]]
+    level = torch.arange(len(clean)) % model.levels
+    with torch.no_grad():
+        energies = torch.cat([model.level_energies(part) for part in model.diffuse(clean, level).split(16)])
+    offset = torch.zeros(model.levels, requires_grad=True)
+    optimizer = torch.optim.LBFGS([offset], max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = nn.functional.cross_entropy(-(energies + offset), level) + 1e-6 * offset.square().sum()
+        value.backward()
+        return value
+
+    final = float(optimizer.step(loss))
+    print(f"  {model.levels} levels told apart with a log loss of {final:.2f} nats", flush=True)
+    with torch.no_grad():
+        own = cast(Any, model.net)
+        own.offset.copy_(offset / own.factor)
+    return model
+
+
+def joint_chains(model: ep.JointEBM, x: Tensor) -> ep.PersistentLikelihood:
+    """Persistent likelihood whose chains begin at data of all levels."""
+    chains = ep.objectives.ChainBuffer(model.event_shape, SLOTS_A_LEVEL * model.levels, model.levels)
+    clean = model.to_unit(x[torch.randperm(len(x))[: len(chains)]])
+    chains.x.copy_(model.schedule.diffuse(clean, chains.level))
+    return ep.PersistentLikelihood(ep.MALA(0.1), buffer=chains, sweeps=1, num_steps=MOVES, autocast=BRIEF)
+
+
+# --- The table ---
+
+
+def warm_systems() -> dict[str, WarmSystem]:
+    """What goes on from score matching, by name."""
+    score = ep.objectives.LevelScoreMatching(autocast=BRIEF)
+    kernel = ep.kernels.CrankNicolsonLangevin(force_dtype=BRIEF)
+    recovery = ep.RecoveryLikelihood(kernel, tie=0.0, autocast=BRIEF)  # its levels are tied by nothing before
+    chains = COUNT / 64 * (MOVES + 2.0)
+    return {
+        "as it is": WarmSystem(unchanged, None, 0.0),
+        "score": WarmSystem(unchanged, lambda model, x: score, 2.0),
+        "score, level 0": WarmSystem(unchanged, lambda model, x: ScoreAtLevel0(score), 4.0),
+        "recovery": WarmSystem(unchanged, lambda model, x: recovery, recovery.steps + 2.0),
+        "cooperative": WarmSystem(
+            with_initializer,
+            lambda model, x: ep.CooperativeRecovery(recipe=recovery, initializer_fraction=1.0),
+            recovery.steps + 2.0,
+        ),
+        "joint": WarmSystem(joint, joint_chains, MOVES + 2.0, tied=1 / 3),
+        "persistent": WarmSystem(unchanged, lambda model, x: ScoreAndChains(), chains),
+        "score, persistent": WarmSystem(
+            unchanged, lambda model, x: ScoreAndChains(score), COUNT / 64 * (MOVES + 2.0) + 2.0
+        ),
+    }
+
+
+def unchanged(ebm: ep.RecoveryEBM, x: Tensor) -> ep.RecoveryEBM:
+    """The model of the file."""
+    return ebm
+
+
+def with_initializer(ebm: ep.RecoveryEBM, x: Tensor) -> ep.RecoveryEBM:
+    """CDRL's six levels and its second network."""
+    schedule = ep.NoiseSchedule.cosine(6, log_snr_max=5.0, log_snr_min=-6.0)
+    initializer = ep.UNetInitializer(ebm.event_shape, width=8, levels=6, learn_scale=True)
+    model = ep.RecoveryEBM(ebm.net, schedule, initializer=initializer)
+    model.standardize(x, isotropic=True)
+    return model
