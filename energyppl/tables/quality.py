@@ -220,7 +220,8 @@ def _beside(above: dict[str, float], what: str, chose: str) -> str:
         return f"good: held-out rows are likelier than under {what}, by {amount}{chose}"
     if above["value"] < -2.0 * above["standard_error"]:
         return f"not good: {what} describe{'s' if what.startswith('a ') else ''} held-out rows better, by {amount}"
-    return f"held-out rows are about as likely as under {what} ({amount})"
+    difference = f"{above['value']:+.3f} ± {above['standard_error']:.3f} nats a row"
+    return f"held-out rows are about as likely as under {what} ({difference})"
 
 
 def _of_samples(found: dict[str, Any]) -> list[str]:
@@ -234,13 +235,12 @@ def _of_samples(found: dict[str, Any]) -> list[str]:
     else:
         said.append(f"not good: samples differ from held-out rows (p = {p_value:.3f})")
     if column["p_value"] < _WORST:
-        said.append(
-            f"the worst column is {column['column']!r}: held-out {column['said']} (p = {column['p_value']:.2g})"
-        )
+        difference = f"held-out {column['said']} (p = {column['p_value']:.2g})"
+        said.append(f"not good: the worst column is {column['column']!r}: {difference}")
     if pair is not None and pair["p_value"] < _WORST:
         said.append(
-            f"the worst pair is {' and '.join(map(repr, pair['columns']))}: correlation of the transformed columns "
-            f"{pair['one']:+.2f} in held-out rows, {pair['other']:+.2f} in samples"
+            f"not good: the worst pair is {' and '.join(map(repr, pair['columns']))}: correlation of the transformed "
+            f"columns {pair['one']:+.2f} in held-out rows, {pair['other']:+.2f} in samples"
         )
     return said
 
@@ -248,18 +248,21 @@ def _of_samples(found: dict[str, Any]) -> list[str]:
 def _remedies(found: dict[str, Any], model: TableModel) -> list[str]:
     """Say what to try, if something is not good."""
     below = any(found[name]["value"] < -2.0 * found[name]["standard_error"] for name in ("mixture", "independent"))
-    differ = found["energy_distance"]["p_value"] < _LIKE
+    worst = [found[name]["p_value"] for name in ("worst_column", "worst_pair") if found[name] is not None]
+    differ = found["energy_distance"]["p_value"] < _LIKE or min(worst) < _WORST
     if not (below or differ):
         return []
     steps, stopped = len(model.curves.get("step", ())), str(model.record.get("stopped", ""))
     tries = []
-    if stopped.startswith("all"):
-        tries.append(f"more steps (steps={2 * steps}; --steps {2 * steps} goes on with a run)")
-    elif stopped.startswith("worse"):
+    if stopped.startswith("worse"):
         tries.append("more rows: training stopped because held-out rows got worse")
+    else:
+        tries.append(
+            f"more steps (steps={2 * steps}; --steps {2 * steps} goes on with a run)" if steps else "more steps"
+        )
     if len(model.rows) < _FEW_ROWS:
         tries.append(f"fewer columns, since {len(model.rows)} rows say little about {len(model.columns)} at once")
     if found["worst_column"]["p_value"] < _WORST:
         name = found["worst_column"]["column"]
         tries.append(f"another transform of {name!r} (transforms=, --transform NAME=quantile)")
-    return [f"try {', or '.join(tries)}"] if tries else []
+    return [f"try {', or '.join(tries)}"]
