@@ -12,7 +12,7 @@ import torch
 
 import energyppl as ep
 from energyppl._checks import check_count
-from energyppl._progress import doing, progress_bar
+from energyppl._progress import doing
 from energyppl.cli.comparison import quality_of_run, show_run
 from energyppl.cli.demo import run_demo
 from energyppl.cli.diagnosis import diagnose_run
@@ -149,9 +149,7 @@ def impute(options: argparse.Namespace) -> None:
     with doing(f"reading {options.file}", show=not options.quiet):
         table = settings.read(options.file, model.table)
     draws = max(options.draws, options.multiple)
-    rounds = model.fill_rounds(draws * int(table.missing.any(1).sum()))
-    with progress_bar(total=rounds, desc="imputing", disable=options.quiet) as bar:
-        found = ep.tables.impute(model, table, draws=draws, seed=options.seed, tick=bar.update)
+    found = ep.tables.impute(model, table, draws=draws, seed=options.seed, progress=not options.quiet)
     write_frame(found.best(), options.out)
     written = [str(options.out)]
     for number, frame in enumerate(found.completed()[: options.multiple], 1):

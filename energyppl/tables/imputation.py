@@ -1,6 +1,5 @@
 """Missing cells, drawn by conditional chains several times: draws, means, intervals, completed tables."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,9 +101,7 @@ class Imputation:
         return self.table.frame(values)
 
 
-def impute(
-    model: TableModel, rows: Rows, *, draws: int = 20, seed: int = 0, tick: Callable[[], object] = lambda: None
-) -> Imputation:
+def impute(model: TableModel, rows: Rows, *, draws: int = 20, seed: int = 0, progress: bool = False) -> Imputation:
     """Draw the missing cells of rows by chains on the model's density given the cells that are there.
 
     Each draw of each row is a chain of its own, so draws are independent and keep the correlations of a row's missing
@@ -125,7 +122,7 @@ def impute(
         rows: with the model's columns; NaN or None where a cell is missing.
         draws: of each missing cell.
         seed: of the chains.
-        tick: called along the way, ``model.fill_rounds(draws × incomplete rows)`` times.
+        progress: show a bar.
 
     Raises:
         InvalidInput: for other columns, unknown categories, no missing cell, or none that can be drawn.
@@ -144,7 +141,7 @@ def impute(
     with seeded(seed):
         generator = torch.Generator().manual_seed(seed)
         numbers = np.tile(np.flatnonzero(gaps), draws)
-        filled = model.fill(np.tile(incomplete, (draws, 1)), generator, numbers=numbers, tick=tick)
+        filled = model.fill(np.tile(incomplete, (draws, 1)), generator, numbers=numbers, progress=progress)
     filled = filled.reshape(draws, *incomplete.shape)
     return Imputation(table, np.argwhere(missing).astype(np.float64), filled[:, missing[gaps]])
 

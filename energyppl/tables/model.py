@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from energyppl._checks import check_count
+from energyppl._progress import progress_bar
 from energyppl._seeds import seeded
 from energyppl.data.columns import Numbers
 from energyppl.data.tables import Table, table_from_frame, table_from_rows
@@ -34,7 +35,6 @@ _BLOCK = 65_536  # points whose energies are asked at a time
 _CHAINS = 8192  # conditional chains at a time
 _OFF = 0.02  # of the steps of a column: how far a value may be from one
 _NAMED = 6  # columns that a model's summary names
-_NEVER: Callable[[], object] = lambda: None  # noqa: E731
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +244,7 @@ class TableModel:
         generator: torch.Generator,
         *,
         numbers: NDArray[np.int64] | None = None,
-        tick: Callable[[], object] = _NEVER,
+        progress: bool = False,
     ) -> Array:
         """Draw the missing cells of rows ``(n, d)``, once each, given the others, by conditional chains.
 
@@ -252,7 +252,7 @@ class TableModel:
             values: as the table holds its values; NaN where a cell is missing.
             generator: of the places within cells.
             numbers: of the rows in their table, ``(n,)``, for messages; 0 to n − 1 if None.
-            tick: called along the way, :meth:`fill_rounds` times.
+            progress: show a bar.
 
         Raises:
             InvalidInput: for a row outside of what the columns can be.
@@ -260,16 +260,13 @@ class TableModel:
         numbers = np.arange(len(values)) if numbers is None else numbers
         chunks = max(1, -(-len(values) // _CHAINS))
         parts = zip(np.array_split(values, chunks), np.array_split(numbers, chunks), strict=True)
-        return np.concatenate([self._fill(part, own, generator, tick) for part, own in parts])
+        with progress_bar(total=chunks * rounds(self.ebm), desc="imputing", disable=not progress) as bar:
+            return np.concatenate([self._fill(part, own, generator, bar.update) for part, own in parts])
 
     def outside(self, row: Array) -> list[int]:
         """Return the numbers of the columns whose value in a row, ``(d,)``, is outside of what they can be."""
         alone = np.where(np.eye(len(row), dtype=bool), row, np.nan)
         return [int(j) for j in np.flatnonzero(np.isneginf(self.encode(alone)[1]))]
-
-    def fill_rounds(self, count: int) -> int:
-        """Count the calls of ``tick`` in :meth:`fill` of so many rows."""
-        return max(1, -(-count // _CHAINS)) * rounds(self.ebm)
 
     def _fill(
         self, values: Array, numbers: NDArray[np.int64], generator: torch.Generator, tick: Callable[[], object]
