@@ -17,7 +17,7 @@ from energyppl.models.networks.unet import UNetInitializer
 from energyppl.models.networks.unet_energy import UNetEnergy
 from energyppl.models.of_columns import model_of_columns
 from energyppl.models.recovery import RecoveryEBM
-from energyppl.models.simulation import Simulations, posterior, simulate
+from energyppl.models.simulation import Resampled, Simulations, posterior, simulate
 from energyppl.models.storage import load, save
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "MLPInitializer",
     "MultiscaleEBM",
     "RecoveryEBM",
+    "Resampled",
     "Simulations",
     "UNetEnergy",
     "UNetInitializer",

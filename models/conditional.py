@@ -13,6 +13,9 @@ from energyppl.autodiff.private import is_transformed
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, NotNormalized, warn_user
 from energyppl.inference.kernels.contract import TunableKernel
+from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
+from energyppl.inference.objectives.proposal_contrastive import ProposalContrastive, has_proposal
+from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.integration.batched import Energies, log_integrals, quantiles
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._cache import WeightKeyedCache
@@ -25,13 +28,15 @@ from energyppl.schedule import NoiseSchedule
 
 __all__ = ["ConditionalDistribution", "ConditionalEBM"]
 
+_PROPOSED = 16  # numbers of a point: of more a Gaussian of independent coordinates is told from data at a glance
+
 
 class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
     """Energies U(y, t; c) of points y given a context c, at every level of a noise schedule.
 
     A context goes in and a distribution comes out: ``ebm.given(context)`` is one over y for a batch of contexts, with
-    their batch shape.  Train it on pairs by ``fit(ebm, (y, context))``: as a :class:`RecoveryEBM` is trained, given
-    each row's context.  Contexts are standardized as points are, once, to the training rows.
+    their batch shape.  Train it on pairs by ``fit(ebm, (y, context))``, by :attr:`default_objective` or another that
+    trains a :class:`RecoveryEBM`.  Contexts are standardized as points are, once, to the training rows.
 
     Args:
         net: any module ``net(y, level, condition)``, as for :class:`RecoveryEBM`, told contexts of about unit variance
@@ -62,7 +67,17 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
     tied: Tensor
     denoises = False  # samples come by chains
 
-    default_objective = RecoveryEBM.default_objective
+    @property
+    def default_objective(self) -> type[ProposalContrastive] | type[LevelScoreMatching] | type[RecoveryLikelihood]:
+        """Objective of `fit` where none is passed.
+
+        Noise-contrastive estimation with a learned proposal for 2 to 16 numbers, if the network has a Gaussian given
+        the context; else score matching tied across levels, if the network allows it.
+        """
+        if not getattr(self.net, "continuous", False):
+            return RecoveryLikelihood
+        few = len(self.event_shape) < 3 and 2 <= self.event_shape.numel() <= _PROPOSED
+        return ProposalContrastive if few and has_proposal(self.net) else LevelScoreMatching
 
     def __init__(
         self,
@@ -177,9 +192,10 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
 class ConditionalDistribution(EnergyDistribution):
     """p(y | c) of a :class:`ConditionalEBM` for a batch of contexts; made by its ``given``.
 
-    ``log_prob`` is normalized.  In one dimension log Z is integrated for each context; above, it is what training with
-    a level tie implies, 0 in coordinates of unit variance, which costs nothing and is about right: check it by
-    :meth:`quadrature` in two dimensions, or by :meth:`anneal`, and put what these find in by :meth:`normalized`.
+    ``log_prob`` is normalized.  In one dimension log Z is integrated for each context; above, it is what training
+    implies (by noise-contrastive estimation, or a level tie), 0 in coordinates of unit variance, which costs nothing
+    and is about right: check it by :meth:`quadrature` in two dimensions, or by :meth:`anneal`, and put what these find
+    in by :meth:`normalized`.
 
     Args:
         model: the model.

@@ -1,7 +1,7 @@
 """Simulation-based inference: unnormalized neural likelihoods and the posteriors that they give (Glaser et al. 2022).
 
-A :class:`~energyppl.models.ConditionalEBM` of data x given parameters θ is trained on simulations; its level tie makes
-log Z(θ) known, so that ``prior(θ) exp(−U(x; θ)) / Z(θ)`` is a posterior for chains, without any simulation more.
+A :class:`~energyppl.models.ConditionalEBM` of data x given parameters θ is trained on simulations, which normalizes it
+for every θ: ``prior(θ) exp(−U(x; θ)) / Z(θ)`` is a posterior for chains, without any simulation more.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from energyppl.potentials.algebra import Potential
 from energyppl.potentials.bases import DistributionBase
 from energyppl.potentials.constrained import unconstrain
 
-__all__ = ["Simulations", "posterior", "simulate"]
+__all__ = ["Resampled", "Simulations", "posterior", "simulate"]
 
 _NAMED = 5  # rows in a message
 _EFFECTIVE = 100  # draws of the prior that resampled ones should be worth
@@ -91,7 +91,7 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
     """Return the posterior of parameters θ given observed data, for ``sample_chains`` with many chains.
 
     Its energy is ``−log prior(θ) + Σ_i [U(x_i; θ) + log Z(θ)]`` over the rows of ``observed``, which are independent
-    given θ.  log Z(θ) is integrated if an x is one number, and what training with a level tie implies above.
+    given θ.  log Z(θ) is integrated if an x is one number, and what training implies above.
     ``sample`` draws from the prior and resamples by the likelihood: chains begin there, in every mode by its mass.  Its
     own draws are the posterior's where the likelihood is not far narrower than the prior; a warning says where it is.
 
@@ -102,7 +102,7 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
 
     Raises:
         InvalidInput: for another model, a prior of another shape, or data that are not finite; for data of more than
-            one number if the model was trained without a level tie, since log Z(θ) is not known then.
+            one number if training did not normalize the model, since log Z(θ) is not known then.
 
     Example:
         >>> prior = torch.distributions.Independent(torch.distributions.Uniform(-torch.ones(2), torch.ones(2)), 1)
@@ -122,7 +122,7 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
     if ebm.event_shape != (1,) and not bool(ebm.tied):
         raise InvalidInput(
             "the model was not trained with a level tie, so its log Z for each parameter is not known: train it by "
-            "LevelScoreMatching on a continuous network, or by RecoveryLikelihood with its tie"
+            "ProposalContrastive, by LevelScoreMatching on a continuous network, or by RecoveryLikelihood with its tie"
         )
     _check_prior(prior)
     if prior.event_shape != ebm.context_shape:
@@ -142,7 +142,7 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
     likelihood = _Likelihood(ebm, rows)
     return EnergyDistribution(
         _Posterior(DistributionBase(prior), likelihood),
-        sampler=_Resampled(prior, likelihood),
+        sampler=Resampled(prior, likelihood, at_once=max(1, _AT_ONCE // len(rows))),
         like=ebm.loc,
         support=None if _is_real(support) else support,
     )
@@ -202,17 +202,36 @@ class _Posterior:
 
 
 @dataclass(frozen=True, eq=False)
-class _Resampled:
-    """Draws of the prior, resampled by the likelihood (sampling importance resampling, Rubin 1988)."""
+class Resampled:
+    """Draws of a prior, resampled by a likelihood (sampling importance resampling, Rubin 1988): where chains begin.
+
+    A sampler of :class:`~energyppl.EnergyDistribution`, for the posterior of any likelihood.
+
+    Args:
+        prior: of one vector.
+        likelihood: minus a log likelihood, of parameters ``(n, *parameters)``.
+        tried: draws of the prior; 100 for each wanted, at least 10,000 and at most a million, if None.
+        at_once: parameters that the likelihood is asked for at once.
+
+    Example:
+        >>> prior = torch.distributions.Independent(torch.distributions.Uniform(-torch.ones(2), torch.ones(2)), 1)
+        >>> begin = ep.models.Resampled(prior, lambda theta: 50.0 * theta.square().sum(-1))
+        >>> begin(ep.potentials.DistributionBase(prior), torch.Size((3,)), torch.zeros(())).shape
+        torch.Size([3, 2])
+    """
 
     prior: Distribution
-    likelihood: _Likelihood
+    likelihood: Callable[[Tensor], Tensor]
+    tried: int | None = None
+    at_once: int = _AT_ONCE
 
+    @torch.no_grad()
     def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
-        count = min(_AT_MOST, max(_AT_LEAST, _TRIALS * shape.numel()))
+        """Draw unconstrained parameters, ``(*shape, *parameters)``."""
+        usual = min(_AT_MOST, max(_AT_LEAST, _TRIALS * shape.numel()))
+        count = usual if self.tried is None else self.tried
         tried = self.prior.sample((count,)).to(like)
-        at_once = max(1, _AT_ONCE // len(self.likelihood.observed))
-        energies = torch.cat([self.likelihood(part) for part in tried.split(at_once)])
+        energies = torch.cat([self.likelihood(part) for part in tried.split(self.at_once)])
         weights = torch.softmax(-energies.double(), 0)
         effective = 1.0 / float(weights.square().sum())
         if effective < min(_EFFECTIVE, shape.numel()):
@@ -221,4 +240,4 @@ class _Resampled:
                 "those, so run chains from them with a warm-up, or pass a narrower prior"
             )
         chosen = tried[torch.multinomial(weights, max(1, shape.numel()), replacement=True)[: shape.numel()]]
-        return unconstrain(potential, chosen.reshape(*shape, *self.likelihood.model.context_shape))
+        return unconstrain(potential, chosen.reshape(*shape, *self.prior.event_shape))

@@ -2,9 +2,9 @@
 # # Simulation-based inference
 #
 # A simulator draws data from parameters, and its likelihood is not known.  An unnormalized neural likelihood is learned
-# from simulations (Glaser et al. 2022): an energy U(x; θ) whose log Z(θ) training ties down, so that it is a likelihood
-# for any observation, and any prior, without simulating more.  The task is the "two moons" of the public sbi benchmark
-# (Lueckmann et al. 2021), whose posterior is known.
+# from simulations (Glaser et al. 2022): an energy U(x; θ) whose log Z(θ) training brings to 0, so that it is a
+# likelihood for any observation, and any prior, without simulating more.  The task is the "two moons" of the public sbi
+# benchmark (Lueckmann et al. 2021), whose posterior is known.
 #
 # It takes about two minutes on one core; smaller numbers in the first cell make it shorter.
 
@@ -62,22 +62,23 @@ except ep.InvalidInput as refusal:
 # ## The likelihood
 #
 # A conditional energy of x whose context is θ.  The crescent is a hundredth wide, so the sharpest level has little
-# noise.
+# noise.  `fit` trains it by telling simulations from draws of a Gaussian given θ, which is learned beside it: that
+# normalizes the energy for every θ.
 
 # %%
 net = ep.MLPEnergy(2, context_shape=2)
-ebm = ep.models.ConditionalEBM(net, ep.NoiseSchedule.cosine(16, log_snr_max=9.0, log_snr_min=-6.0))
+ebm = ep.models.ConditionalEBM(net, ep.NoiseSchedule.cosine(16, log_snr_max=12.0, log_snr_min=-6.0))
 history = ep.fit(ebm, simulations, steps=STEPS, progress=False)
 measure = history.column("held_out")
 at = np.flatnonzero(np.isfinite(measure))
 curves = {
-    "denoising error": (np.arange(len(measure)), history.column("denoising")),
+    "contrast": (np.arange(len(measure)), history.column("contrast")),
     "held-out nats for each row": (at, measure[at]),
 }
 plots.show(plots.training_curves(curves, title="Training"), "14_training")
 
 # %% [markdown]
-# Two dimensions of x can be integrated, so what the tie implies of log Z(θ) can be checked.
+# Two dimensions of x can be integrated, so what training implies of log Z(θ) can be checked.
 
 # %%
 some = prior.sample((20,))

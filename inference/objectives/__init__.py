@@ -13,6 +13,7 @@ from energyppl.inference.objectives.noise_contrastive import NoiseContrastive
 from energyppl.inference.objectives.persistent import PersistentLikelihood
 from energyppl.inference.objectives.persistent_chains import ChainBuffer
 from energyppl.inference.objectives.posterior_guide import PosteriorGuide
+from energyppl.inference.objectives.proposal_contrastive import ProposalContrastive
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.objectives.score_matching import (
     DenoisingScoreMatching,
@@ -37,6 +38,7 @@ __all__ = [
     "Objective",
     "PersistentLikelihood",
     "PosteriorGuide",
+    "ProposalContrastive",
     "RecoveryLikelihood",
     "SlicedScoreMatching",
     "conditional_contrast",

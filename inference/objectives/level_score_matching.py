@@ -131,7 +131,7 @@ class LevelScoreMatching:
                 "noise levels"
             )
         if continuous:
-            _check_schedule(schedule)
+            check_noisy_end(schedule)
         check_second_order(model, lambda model: model.potential(0))
         check_second_order(model, lambda model: model.potential(levels - 1))
         return KernelState(LevelKernel(model.initial_kernel, schedule.levels, model.loc))
@@ -147,7 +147,7 @@ class LevelScoreMatching:
         parts = (torch.randperm(len(clean)) + torch.rand(len(clean))) / len(clean)
         log_snr = spread_log_snr(model, parts).to(clean).requires_grad_()
         noise = torch.randn_like(clean)
-        x, sigma = _diffuse(clean, noise, log_snr.detach())
+        x, sigma = noised(clean, noise, log_snr.detach())
         tie = self._tie(model)
         with casting(clean, self.autocast):
             energy = at_log_snr(model, log_snr)(x.requires_grad_())
@@ -201,7 +201,7 @@ class LevelScoreMatching:
             return self._weighted_error(model, data[:_MEASURED_IMAGES])
         with fixed_noise():
             if model.event_shape == (1,) and getattr(model, "conditions", None) is not None:
-                return _normalized(cast(Conditional, model), data) + _log_scale(model)
+                return integrated_error(cast(Conditional, model), data) + _log_scale(model)
             return max(-implied_log_likelihood(model, data), evidence_bound(model, data)) + _log_scale(model)
 
     def _weighted_error(self, model: LevelModel, data: Tensor) -> float:
@@ -210,7 +210,7 @@ class LevelScoreMatching:
             clean = model.to_unit(data)
             log_snr = spread_log_snr(model, (torch.randperm(len(clean)) + 0.5) / len(clean)).to(clean)
             noise = torch.randn_like(clean)
-        x, sigma = _diffuse(clean, noise, log_snr)
+        x, sigma = noised(clean, noise, log_snr)
         rows = torch.arange(len(x), device=x.device).split(_IMAGES_AT_A_TIME)
         grad = torch.cat([gradient_only(at_log_snr(model, log_snr[part]), x[part]) for part in rows])
         error = self._noise_weight(model, log_snr) * (noise - sigma * grad).reshape(len(x), -1).square().mean(1)
@@ -278,7 +278,7 @@ def implied_log_likelihood(model: LevelModel, data: Tensor) -> float:
     return -weighted_mean(energy_only(model.potential(0), model.schedule.diffuse(rows, 0)), rows)
 
 
-def _normalized(model: Conditional, data: Tensor) -> float:
+def integrated_error(model: Conditional, data: Tensor) -> float:
     """Return minus the mean log likelihood of some rows given their contexts, log Z integrated for each, in nats."""
     rows = model.to_unit(data[:_INTEGRATED_ROWS])
     each = torch.arange(len(rows), device=rows.device)
@@ -304,11 +304,11 @@ def evidence_bound(model: LevelModel, data: Tensor) -> float:
     low, high = log_snr_range(model)
     log_snr = (low + (high - low) * (torch.randperm(len(clean)) + 0.5) / len(clean)).to(clean)
     noise = torch.randn_like(clean)
-    x, sigma = _diffuse(clean, noise, log_snr)
+    x, sigma = noised(clean, noise, log_snr)
     grad = gradient_only(at_log_snr(model, log_snr), x)
     denoising = weighted_mean((noise - sigma * grad).reshape(len(clean), -1).square().sum(1), clean)
     d = clean[0].numel()
-    last, _ = _diffuse(clean, noise, torch.full_like(log_snr, low))
+    last, _ = noised(clean, noise, torch.full_like(log_snr, low))
     prior = 0.5 * (weighted_mean(last.reshape(len(clean), -1).square().sum(1), clean) + d * math.log(2.0 * math.pi))
     softplus = math.log1p(math.exp(high)) - math.log1p(math.exp(low))
     return prior + 0.5 * (high - low) * denoising - 0.5 * d * softplus
@@ -319,7 +319,7 @@ def at_log_snr(model: LevelModel, log_snr: Tensor) -> AtLogSNR:
     return AtLogSNR(model.net, log_snr, model.event_shape, getattr(model, "conditions", None))
 
 
-def _diffuse(clean: Tensor, noise: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+def noised(clean: Tensor, noise: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
     """Return α x_0 + σ ε with α² = sigmoid λ, σ² = sigmoid −λ, and σ beside the points."""
     alpha, sigma = (append_dims(value.sqrt(), clean) for value in (log_snr.sigmoid(), (-log_snr).sigmoid()))
     return alpha * clean + sigma * noise, sigma
@@ -336,10 +336,15 @@ def _log_scale(model: LevelModel) -> float:
     return float(model.scale.log().expand(model.event_shape).sum())
 
 
-def _check_schedule(schedule: NoiseSchedule) -> None:
+def check_noisy_end(schedule: NoiseSchedule) -> None:
+    """Require a schedule whose noisy end is Gaussian whatever the data are.
+
+    Raises:
+        InvalidInput: for another one.
+    """
     if not float(schedule.log_snr[-1]) <= _NOISY:
         raise InvalidInput(
-            f"score matching of a continuous network needs a schedule with a noisy end, of a log-SNR of {_NOISY:g} at "
+            f"training of a continuous network needs a schedule with a noisy end, of a log-SNR of {_NOISY:g} at "
             f"most, where the density is known to be Gaussian; got {float(schedule.log_snr[-1]):.3g}: pass one such as "
             "NoiseSchedule.cosine"
         )

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from energyppl._checks import shape_text
 from energyppl.autodiff.structure import modules_read_by
 from energyppl.errors import EnergyPPLError, InvalidInput, first_line, warn_user
-from energyppl.inference.sampling.pyro_sites import Fill, Groups, Site, groups_of, origin, refuse_discrete
+from energyppl.inference.sampling.pyro_sites import (
+    Fill,
+    Groups,
+    RedrawData,
+    Site,
+    groups_of,
+    origin,
+    refuse_discrete,
+)
 from energyppl.potentials.constrained import latent_transform
 
 __all__ = ["ModelPotential", "unvalidated"]
@@ -243,7 +251,7 @@ class ModelPotential:
         latent = {site.name: nodes[site.name]["value"] for site in self.sites}
         args, kwargs = self.arguments.value
         with unvalidated():
-            drawn = poutine.trace(poutine.condition(poutine.uncondition(self.model), latent)).get_trace(*args, **kwargs)
+            drawn = poutine.trace(poutine.condition(RedrawData()(self.model), latent)).get_trace(*args, **kwargs)
         return {name: torch.as_tensor(drawn.nodes[name]["value"], device=z.device) for name in self.groups.data}
 
     # --- Where chains begin ---

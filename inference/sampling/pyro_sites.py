@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions.transforms import IndependentTransform, Transform
@@ -16,7 +17,7 @@ from energyppl._checks import append_dims, broadcast_shapes
 from energyppl.errors import InvalidInput
 from energyppl.potentials.constrained import latent_transform
 
-__all__ = ["Fill", "Groups", "Site", "groups_of", "origin", "refuse_discrete"]
+__all__ = ["Fill", "Groups", "RedrawData", "Site", "groups_of", "is_random", "origin", "refuse_discrete"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +89,24 @@ class Fill(Messenger):
             self.masks[msg["name"]] = append_dims(mask, z).expand(z.shape)
         self.jacobians[msg["name"]] = _log_jacobian(transform, z, value, self._idle.get(msg["name"]))
         msg["value"], msg["is_observed"], msg["infer"] = value, True, {**msg["infer"], "was_latent": True}
+
+
+class RedrawData(UnconditionMessenger):
+    """Draws observed sites anew, but for those that are observed by construction: deterministic sites and factors.
+
+    Pyro's ``uncondition`` draws a deterministic site of a plate with the plate's shape once more.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_random(msg["fn"]):
+            super()._pyro_sample(msg)
+
+
+def is_random(fn: Any) -> bool:
+    """Tell the distribution of a random site from what is observed by construction."""
+    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return not isinstance(fn, dist.Delta | dist.Unit)
 
 
 def _log_jacobian(transform: Transform, z: Tensor, value: Tensor, idle: Tensor | None) -> Tensor:

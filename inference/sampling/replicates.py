@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
@@ -13,6 +12,7 @@ from torch import Tensor
 from energyppl._checks import shape_text
 from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.sampling.pyro_model import ModelPotential, unvalidated
+from energyppl.inference.sampling.pyro_sites import RedrawData, is_random
 
 __all__ = ["ReplicatedModel", "simulate_replicates"]
 
@@ -109,7 +109,7 @@ def simulate_replicates(
     given = None if prior is None else _checked_prior(prior(count), count)
     drawn = {} if given is None else given
     names = _data_sites(_conditioned(model, drawn, 0), args, kwargs, observed, latent=drawn.keys())
-    source = poutine.uncondition(model if simulator is None else simulator)
+    source = RedrawData()(model if simulator is None else simulator)
     latent: dict[str, list[Tensor]] = {}
     data: dict[str, list[Tensor]] = {name: [] for name in names}
     with torch.no_grad():
@@ -148,7 +148,7 @@ def _data_sites(
         nodes = poutine.trace(model).get_trace(*args, **kwargs).nodes
     sites = {name: node for name, node in nodes.items() if node["type"] == "sample" and not site_is_subsample(node)}
     if observed is None:
-        found = [n for n, node in sites.items() if node["is_observed"] and n not in latent and _is_random(node)]
+        found = [n for n, node in sites.items() if node["is_observed"] and n not in latent and is_random(node["fn"])]
         if not found:
             raise InvalidInput(
                 "the model observes nothing with these arguments: name the sites that are data, observed=('y',)"
@@ -161,14 +161,6 @@ def _data_sites(
             f"observed must name sites of the model, {', '.join(sites)}; got {', '.join(map(repr, unknown)) or 'none'}"
         )
     return names
-
-
-def _is_random(node: Any) -> bool:
-    """Tell data from what is observed by construction: deterministic sites and factors."""
-    fn = node["fn"]
-    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return not isinstance(fn, dist.Delta | dist.Unit)
 
 
 def _checked_prior(drawn: Any, count: int) -> dict[str, Tensor]:

@@ -67,15 +67,27 @@ class ContextConditioning(nn.Module):
             InvalidInput: for contexts of another shape, dtype or batch.
         """
         if context is None:
+            return self.without, *self.base(None)
+        entered = self._entered(check_context(context, self.context_shape, batch))
+        rows = self.readout(self._deeper(entered if log_snr is None else entered + self.embedding(log_snr)))
+        return rows, *self._gaussian(entered)
+
+    def base(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation of the base, ``(*contexts, dimensions)``; zeros for no context."""
+        if context is None:
             nothing = self.without.new_zeros(self.gaussian.out_features // 2)
-            return self.without, nothing, nothing
-        context = check_context(context, self.context_shape, batch)
+            return nothing, nothing
+        return self._gaussian(self._entered(context))
+
+    def _entered(self, context: Tensor) -> Tensor:
         flat = context.reshape(*context.shape[: context.dim() - len(self.context_shape)], -1)
         phase = flat @ self.frequencies
-        entered = self.first(torch.cat([flat, phase.sin(), phase.cos()], -1))
+        entered: Tensor = self.first(torch.cat([flat, phase.sin(), phase.cos()], -1))
+        return entered
+
+    def _gaussian(self, entered: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw = self.gaussian(self._deeper(entered)).chunk(2, -1)
-        rows = self.readout(self._deeper(entered if log_snr is None else entered + self.embedding(log_snr)))
-        return rows, mean, soft_log_scale(raw)
+        return mean, soft_log_scale(raw)
 
     def _deeper(self, entered: Tensor) -> Tensor:
         silu = nn.functional.silu

@@ -176,6 +176,22 @@ class MLPEnergy(Rebuildable, nn.Module):
         rows = nn.functional.embedding(level, self._rows(log_snr))
         return self._energy(x, rows, log_snr[level], condition)
 
+    def proposal(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviations of the Gaussian that a context gives, ``(*contexts, d)`` each.
+
+        f is what the density has beyond it.  Without a context it is N(0, I).
+
+        Args:
+            context: ``(*contexts, *context_shape)``.
+
+        Raises:
+            InvalidInput: for a network without contexts.
+        """
+        if self.context_film is None:
+            raise InvalidInput("this network is told no context: build it with context_shape=…")
+        found: tuple[Tensor, Tensor] = self.context_film.base(context)
+        return found
+
     def _rows(self, log_snr: Tensor) -> Tensor:
         assert self.log_snr_film is not None
         check_log_snr(log_snr)

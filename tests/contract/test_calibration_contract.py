@@ -18,6 +18,7 @@ from torch import Tensor
 
 import energyppl as ep
 from energyppl.errors import InvalidInput
+from energyppl.inference.sampling.replicates import simulate_replicates
 from tests.support.chains import SOME_DIVERGE
 
 evaluation = ep.evaluation
@@ -207,6 +208,23 @@ def test_pictures(tmp_path: Path) -> None:
     }.items():
         picture = matplotlib.image.imread(ep.plots.save_figure(figure, tmp_path / f"{name}.png"))
         assert picture.std() > 0.01
+
+
+def counties(y: Tensor) -> None:
+    """A deterministic site in a plate, which another plate looks up."""
+    with pyro.plate("counties", 3):
+        eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
+        alpha = pyro.deterministic("alpha", 2.0 * eta)
+    with pyro.plate("houses", len(y)):
+        pyro.sample("y", dist.Normal(alpha[torch.arange(len(y)) % 3], 0.5), obs=y)
+
+
+def test_deterministic_sites_of_a_plate_keep_their_shape_where_data_are_drawn_anew() -> None:
+    replicates, truth = simulate_replicates(counties, (torch.zeros(7),), {}, 5)
+    assert replicates.values[0].shape == (5, 7)
+    assert truth.shape == (5, 3)
+    chains = ep.sample_chains(ep.MALA(0.1), counties, (torch.zeros(7),), chains=4, draws=3, warmup=0, progress=False)
+    assert chains.potential.predictive(chains.draws)["y"].shape == (4, 3, 7)
 
 
 # --- Posterior predictive draws ---

@@ -187,9 +187,28 @@ def test_a_users_network_needs_only_the_call() -> None:
     assert ebm.given(torch.rand(3, 2)).sample().shape == (3, 1)
 
 
+def test_a_learned_proposal_is_the_default_where_a_gaussian_comes_near() -> None:
+    proposal, score = ep.objectives.ProposalContrastive, ep.objectives.LevelScoreMatching
+    assert [model(event).default_objective for event in (1, 2, 16, 17)] == [score, proposal, proposal, score]
+    assert ConditionalEBM(OfTheUser(), SCHEDULE).default_objective is ep.RecoveryLikelihood
+    ebm = model(2)
+    ep.fit(ebm, pairs(event=2), options=ep.TrainingOptions(steps=3, label_drop=0.5), progress=False)
+    assert bool(ebm.tied)
+    assert ebm.given(torch.rand(3, 2), guidance=1.0).sample().shape == (3, 2)
+    mean, log_sd = ebm.net.proposal(torch.rand(5, 2))  # type: ignore[operator]
+    assert mean.shape == log_sd.shape == (5, 2)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: ep.fit(ConditionalEBM(OfTheUser(), SCHEDULE), pairs(), ep.objectives.ProposalContrastive()),
+            "has a Gaussian given the context; got OfTheUser",
+        ),
+        (lambda: ep.objectives.ProposalContrastive(ratio=0), "ratio must be"),
+        (lambda: ep.objectives.ProposalContrastive(level0_fraction=1.5), "level0_fraction must lie in"),
+        (lambda: MLPEnergy(2).proposal(None), "told no context"),
         (lambda: model().given(torch.rand(3)), r"end in the shape of one context, \(2,\); got \(3,\)"),
         (lambda: model().given(torch.zeros(3, 2).long()), "context must be floating point; got torch.int64"),
         (lambda: model().given(torch.full((3, 2), torch.nan)), "NaN or infinity in 3 of 3 contexts"),
