@@ -105,6 +105,23 @@ def check_event(name: str, value: Tensor, event_shape: Sequence[int]) -> Tensor:
     return value
 
 
+def check_context(context: object, context_shape: torch.Size) -> Tensor:
+    """Require contexts ``(*batch, *context_shape)``, floating point.
+
+    Raises:
+        InvalidInput: for anything else.
+    """
+    if not isinstance(context, Tensor):
+        raise InvalidInput(f"context must be a torch tensor; got {type(context).__name__}: use torch.as_tensor")
+    kept = context.dim() - len(context_shape)
+    if kept < 0 or context.shape[kept:] != context_shape:
+        raise InvalidInput(
+            f"context must end in the shape of one context, {shape_text(context_shape)}; got "
+            f"{shape_text(context.shape)}: pass what the model was trained with, the same columns in the same order"
+        )
+    return check_event("context", context, context_shape)
+
+
 def as_points(name: str, value: Any, *, whole: bool = False) -> Any:
     """Return a numpy array or a pandas frame of numbers as a tensor; all else as it is.
 

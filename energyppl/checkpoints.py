@@ -69,6 +69,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> _Tree:
     Raises:
         CheckpointError: if there is no such file, it is truncated or damaged, or it is something else, such as a
             pickle, which is never executed.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "state.ckpt"
+        >>> ep.save_checkpoint(file, {"step": 3})
+        >>> ep.load_checkpoint(file)
+        {'step': 3}
     """
     path = as_path(path)
     with _refused(path), path.open("rb") as file:

@@ -182,6 +182,10 @@ def mean(numbers: Mapping[str, float]) -> dict[str, float]:
 
     Raises:
         EnergyPPLError: if another process has ended or does not answer.
+
+    Example:
+        >>> ep.distributed.mean({"loss": 0.5})  # in one process, its own
+        {'loss': 0.5}
     """
     world = world_size()
     if world == 1:
@@ -198,6 +202,12 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
     Raises:
         EnergyPPLError: if another process has ended or does not answer.
+
+    Example:
+        >>> weights = [torch.ones(2)]
+        >>> ep.distributed.broadcast(weights)  # in one process they stay as they are
+        >>> weights
+        [tensor([1., 1.])]
     """
     if world_size() == 1:
         return
@@ -213,6 +223,10 @@ def agreed(value: _T) -> _T:
 
     Raises:
         EnergyPPLError: if another process has ended or does not answer.
+
+    Example:
+        >>> ep.distributed.agreed({"seed": 3})  # in one process, its own
+        {'seed': 3}
     """
     if world_size() == 1:
         return value
@@ -227,6 +241,10 @@ def everyone(value: _T) -> list[_T]:
 
     Raises:
         EnergyPPLError: if another process has ended or does not answer.
+
+    Example:
+        >>> ep.distributed.everyone("done")  # in one process, a list of one
+        ['done']
     """
     world = world_size()
     if world == 1:
@@ -241,19 +259,36 @@ def everyone(value: _T) -> list[_T]:
 
 
 def shared_seed() -> int:
-    """Draw a seed from torch's random numbers, the same one in each process."""
+    """Draw a seed from torch's random numbers, the same one in each process.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> ep.distributed.shared_seed() < 2**62
+        True
+    """
     return agreed(int(torch.randint(2**62, ())))
 
 
 def own_stream() -> None:
-    """Give each process random numbers of its own, for what they share; one process keeps those that it has."""
+    """Give each process random numbers of its own, for what they share; one process keeps those that it has.
+
+    Example:
+        >>> ep.distributed.own_stream()  # in one process nothing changes
+    """
     if world_size() > 1:
         torch.manual_seed((shared_seed() + rank()) % 2**63)
 
 
 @contextmanager
 def own_numbers() -> Iterator[None]:
-    """Use random numbers of each process's own inside; outside they go on as they were."""
+    """Use random numbers of each process's own inside; outside they go on as they were.
+
+    Example:
+        >>> with ep.distributed.own_numbers():
+        ...     rows = torch.randint(1000, (32,))  # of this process's share
+        >>> rows.shape
+        torch.Size([32])
+    """
     if world_size() == 1:
         yield
         return

@@ -30,7 +30,15 @@ __all__ = ["EnergyDistribution", "LogZ", "RecoveryDistribution", "Sampler"]
 
 
 class Sampler(Protocol):
-    """Sampler of a distribution: chains, a progressive sampler, anything that respects the potential."""
+    """Sampler of a distribution: chains, a progressive sampler, anything that respects the potential.
+
+    Example:
+        >>> def exact(potential, shape, like):  # of the standard normal
+        ...     return torch.randn(*shape, *potential.event_shape).to(like)
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> ep.EnergyDistribution(normal, sampler=exact).sample((5,)).shape
+        torch.Size([5, 2])
+    """
 
     def __call__(self, potential: Potential, shape: torch.Size, like: Tensor, /) -> Tensor:
         """Draw ``(*shape, *event)`` with the dtype and device of ``like``."""

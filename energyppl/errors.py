@@ -23,13 +23,27 @@ class EnergyPPLError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind if it says nothing."""
+    r"""Return the first line of an error's message, or its kind if it says nothing.
+
+    Example:
+        >>> ep.errors.first_line(ValueError("one\ntwo")), ep.errors.first_line(ValueError())
+        ('one', 'ValueError')
+    """
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the user's own line: the innermost that is not of energyppl, nor of torch or Pyro in between."""
+    """Warn at the user's own line: the innermost that is not of energyppl, nor of torch or Pyro in between.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     ep.errors.warn_user("chains are few", ep.errors.ChainWarning)
+        >>> str(caught[0].message)
+        'chains are few'
+    """
     frame, depth = sys._getframe(1), 2  # as warnings counts
     while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN:
         frame, depth = frame.f_back, depth + 1
@@ -72,7 +86,15 @@ class NotNormalizable(EnergyPPLError, ValueError):
 
 
 class QuadratureError(EnergyPPLError, RuntimeError):
-    """Error of a grid that can't carry the integral: mass leaks out of the box, or the grid is too coarse."""
+    """Error of a grid that can't carry the integral: mass leaks out of the box, or the grid is too coarse.
+
+    Example:
+        >>> flat = ep.Energy(lambda x: 0.0 * x.sum(-1), (1,))
+        >>> ep.quadrature(flat, ep.Grid((-1.0,), (1.0,), (64,)))
+        Traceback (most recent call last):
+            ...
+        energyppl.errors.QuadratureError: ...
+    """
 
 
 class TrainingDiverged(EnergyPPLError, RuntimeError):
@@ -89,7 +111,14 @@ class TrainingDiverged(EnergyPPLError, RuntimeError):
 
 
 class CheckpointError(EnergyPPLError, RuntimeError):
-    """Error of a checkpoint that is damaged, of another model, or holds what is never loaded (pickled objects)."""
+    """Error of a checkpoint that is damaged, of another model, or holds what is never loaded (pickled objects).
+
+    Example:
+        >>> ep.load_checkpoint("there_is_no_such_file.ckpt")
+        Traceback (most recent call last):
+            ...
+        energyppl.errors.CheckpointError: ...
+    """
 
 
 class ChainWarning(UserWarning):

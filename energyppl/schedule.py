@@ -30,7 +30,13 @@ _MAX_LOG_SNR = 1000.0  # beyond, alpha_bar or sigma_bar is zero in float64
 
 
 class NoisyPair(NamedTuple):
-    """Neighbouring levels of the same data."""
+    """Neighbouring levels of the same data.
+
+    Example:
+        >>> pair = ep.NoiseSchedule.cosine(levels=3).pairs(torch.randn(5, 2), torch.zeros(5, dtype=torch.long))
+        >>> pair.clean.shape, pair.noisy.shape
+        (torch.Size([5, 2]), torch.Size([5, 2]))
+    """
 
     clean: Tensor  # x_t, (*batch, *event)
     noisy: Tensor  # x_{t+1}, (*batch, *event)

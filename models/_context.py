@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_data, check_event, check_shape, shape_text
+from energyppl._checks import check_context, check_data, check_shape, shape_text
 from energyppl.autodiff.private import is_transformed
 from energyppl.errors import InvalidInput
 from energyppl.models._scaling import robust_scaling
@@ -115,15 +115,8 @@ class Contexts(nn.Module):
         Raises:
             InvalidInput: for anything else.
         """
-        if not isinstance(context, Tensor):
-            raise InvalidInput(f"context must be a torch tensor; got {type(context).__name__}: use torch.as_tensor")
+        context = check_context(context, self.shape)
         kept = context.dim() - len(self.shape)
-        if kept < 0 or context.shape[kept:] != self.shape:
-            raise InvalidInput(
-                f"context must end in the shape of one context, {shape_text(self.shape)}; got "
-                f"{shape_text(context.shape)}: pass what the model was trained with, the same columns in the same order"
-            )
-        check_event("context", context, self.shape)
         if is_transformed():  # values can't be read there
             return context
         bad = ~torch.isfinite(context).reshape(*context.shape[:kept], -1).all(-1)

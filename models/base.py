@@ -25,7 +25,7 @@ from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.levels.step_sizes import LevelKernel
-from energyppl.inference.normalizing.log_normalizer import Annealing
+from energyppl.inference.normalizing.methods import Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
@@ -108,6 +108,9 @@ class EnergyModel(nn.Module):
         self.scale.copy_((rows - loc).square().mean().sqrt() if isotropic else scale)
         self.low.copy_(rows.min())
         self.high.copy_(rows.max())
+        fit_tails = getattr(self.net, "fit_tails", None)
+        if fit_tails is not None:
+            fit_tails(self.to_unit(data.to(self.loc)))
         self.is_standardized.fill_(True)
 
     def to_unit(self, data: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """ConditionalEBM: energies U(y, t; c) given a context c, as distributions over y for batches of contexts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -13,9 +13,8 @@ from energyppl.autodiff.private import is_transformed
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, NotNormalized, warn_user
 from energyppl.inference.kernels.contract import TunableKernel
-from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
-from energyppl.inference.objectives.proposal_contrastive import ProposalContrastive, has_proposal
-from energyppl.inference.objectives.recovery import RecoveryLikelihood
+from energyppl.inference.objectives.contract import Objective
+from energyppl.inference.objectives.proposal_contrastive import suited_objective
 from energyppl.integration.batched import Energies, log_integrals, quantiles
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._cache import WeightKeyedCache
@@ -27,8 +26,6 @@ from energyppl.potentials.composed import Standardized
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["ConditionalDistribution", "ConditionalEBM"]
-
-_PROPOSED = 16  # numbers of a point: of more a Gaussian of independent coordinates is told from data at a glance
 
 
 class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
@@ -68,16 +65,9 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
     denoises = False  # samples come by chains
 
     @property
-    def default_objective(self) -> type[ProposalContrastive] | type[LevelScoreMatching] | type[RecoveryLikelihood]:
-        """Objective of `fit` where none is passed.
-
-        Noise-contrastive estimation with a learned proposal for 2 to 16 numbers, if the network has a Gaussian given
-        the context; else score matching tied across levels, if the network allows it.
-        """
-        if not getattr(self.net, "continuous", False):
-            return RecoveryLikelihood
-        few = len(self.event_shape) < 3 and 2 <= self.event_shape.numel() <= _PROPOSED
-        return ProposalContrastive if few and has_proposal(self.net) else LevelScoreMatching
+    def default_objective(self) -> Callable[[], Objective]:
+        """Objective of `fit` where none is passed, :func:`suited_objective`."""
+        return suited_objective(self)
 
     def __init__(
         self,
@@ -202,6 +192,13 @@ class ConditionalDistribution(EnergyDistribution):
         context: ``(*batch, *context_shape)``.
         guidance: the weight w.
         log_z: log Z of each context in data coordinates, ``(*batch,)``; as above if None.
+
+    Example:
+        >>> net, schedule = ep.MLPEnergy(1, context_shape=1), ep.NoiseSchedule.cosine(levels=3, log_snr_min=-6.0)
+        >>> ebm = ep.models.ConditionalEBM(net, schedule)
+        >>> _ = ep.fit(ebm, (torch.randn(100, 1), torch.rand(100, 1)), steps=2, progress=False)
+        >>> ebm.given(torch.rand(3, 1)).quadrature().shape
+        torch.Size([3])
     """
 
     def __init__(self, model: ConditionalEBM, context: Tensor, guidance: float, log_z: Tensor | None = None) -> None:

@@ -28,7 +28,13 @@ _TRIALS, _AT_LEAST, _AT_MOST, _AT_ONCE = 100, 10_000, 1_000_000, 16_384  # draws
 
 
 class Simulations(NamedTuple):
-    """Simulated data and their parameters, row by row: the pair that ``fit`` takes."""
+    """Simulated data and their parameters, row by row: the pair that ``fit`` takes.
+
+    Example:
+        >>> rows = ep.models.Simulations(torch.randn(100, 2), torch.rand(100, 1))
+        >>> rows.x.shape, rows.parameters.shape
+        (torch.Size([100, 2]), torch.Size([100, 1]))
+    """
 
     x: Tensor  # (n, *event)
     parameters: Tensor  # (n, *parameters)

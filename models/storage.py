@@ -129,6 +129,13 @@ def load(
     Raises:
         CheckpointError: if there is no such file, or it is damaged or of another kind.
         InvalidInput: if a network of your own is missing, or differs in the names, shapes or dtypes of its weights.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "rings.ebm"
+        >>> ep.save(ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3)), file)
+        >>> ep.load(file).schedule.levels
+        3
     """
     path = as_path(path)
     tree = load_safetensors(path) if is_safetensors(path) else load_checkpoint(path)

@@ -13,6 +13,8 @@ import pyro
 import pytest
 import torch
 
+from energyppl.inference.normalizing import forward, levels
+
 torch.set_num_threads(1)  # sums come out bit for bit the same on any number of cores
 
 
@@ -32,6 +34,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for path in sorted(files, key=lambda path: (path.parent.name != "statistics", -len(files[path]))):
         min(parts, key=len).extend(files[path])
     items[:] = [item for part in parts for item in part]
+
+
+@pytest.fixture(scope="module")
+def short_searches() -> Iterator[None]:
+    """Let annealing search little: for tests of shapes and words. What it finds is tested in ``tests/statistics``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "_STARTS", 16)
+        patch.setattr(forward, "_SEARCHES", 2)
+        patch.setattr(forward, "_MORE", 1)
+        patch.setattr(levels, "_RELAXED", 20)
+        yield
 
 
 @pytest.fixture(autouse=True)

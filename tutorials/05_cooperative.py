@@ -46,7 +46,7 @@ for steps in (1, 3, 10):
     shares = {name: float(toy.on_support(x).float().mean()) for name, x in clouds.items()}
     print(f"{steps:2} moves a level: {shares['without']:.3f} on the support without, {shares['with']:.3f} with")
     panels = {"data": data[:4000], **{f"{name} an initializer": x for name, x in clouds.items()}}
-    plots.show(plots.scatter_panels(panels, title=f"{steps} moves at each level"), f"05_samples_{steps}")
+    plots.show(plots.scatter_panels(panels, title=f"Moves at each level: {steps}"), f"05_samples_{steps}")
 
 # %% [markdown]
 # ## Is it any good?

@@ -159,3 +159,12 @@ chains = run.from_data.chains.draws
 strips = {str(i): [ebm.denoised(chain[k], 0) for k in (0, 6, 13, 19)] for i, chain in enumerate(chains[:6])}
 titles = ["early", "a third", "two thirds", "end"]
 plots.show(plots.image_strips(strips, titles=titles, title="Long chains"), "11_chains")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Interpolate at `level=6` and at `level=22`. Which ends are still the digits that went in, and which middles are a
+#    mere overlay?
+# 2. Hide the left half of a digit, or every second pixel, in place of the lower half. Where do the draws differ most?
+# 3. Train for a quarter of the steps. Which suffers first: digits as asked, distances to training images, or the drift
+#    of the long chains?

@@ -71,7 +71,11 @@ normal, weights = modes(asked)
 true = (normal.log_prob(levels[:, None, None]).exp() * weights).sum(-1)
 plots.show(
     plots.density_grid(
-        {"truth": [true], "model": [learned]}, ["p(y | c): c across, y up"], extent=(-3, 3, -3, 3), title="Densities"
+        {"truth": [true], "model": [learned]},
+        ["p(y | c)"],
+        extent=(-3, 3, -3, 3),
+        title="Densities",
+        labels=("context c", "y"),
     ),
     "12_densities",
 )
@@ -88,7 +92,10 @@ print(f"distance in total variation, averaged over contexts: {0.5 * float(distan
 with torch.no_grad():
     off = p.quadrature() - p.implied_log_normalizer()
 plots.show(
-    plots.training_curves({"log Z less what is implied, by context": (asked, off)}, title="Implied log Z"), "12_log_z"
+    plots.line_plot(
+        {"off": (asked, off)}, title="Implied log Z", labels=("context c", "log Z less what is implied, nats")
+    ),
+    "12_log_z",
 )
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it is part of the estimate, and printed
@@ -106,7 +113,7 @@ print(f"{float(ebm.given(torch.tensor([1.0])).quadrature().detach()):.3f}; {anne
 again = 6.0 * torch.rand(1500) - 3.0
 drawn = ebm.given(again[:, None]).sample()
 clouds = {"rows": torch.stack([context, y[:, 0]], -1)[:1500], "samples": torch.stack([again, drawn[:, 0]], -1)}
-plots.show(plots.scatter_panels(clouds, title="Rows and samples"), "12_samples")
+plots.show(plots.scatter_panels(clouds, title="Rows and samples", labels=("context c", "y")), "12_samples")
 print("far:", ebm.given_unchecked(torch.tensor([[0.0], [9.0]])).is_far.tolist())
 
 # %% [markdown]
@@ -140,10 +147,11 @@ print(
 )
 middle = p.quantiles(torch.tensor(0.5))
 ends = {
-    "median and target": torch.stack([middle, progression[test, 0]], -1),
-    "median and width of the interval": torch.stack([middle, high - low], -1),
+    "target": torch.stack([middle, progression[test, 0]], -1),
+    "width of the interval": torch.stack([middle, high - low], -1),
 }
-plots.show(plots.scatter_panels(ends, title="Progression"), "12_intervals")
+figure = plots.scatter_panels(ends, title="Progression of held-out patients", labels=("median", "progression"))
+plots.show(figure, "12_intervals")
 
 # %% [markdown]
 # One patient's density, beside the same patient with another body mass: what the model says of a change of one number,
@@ -156,4 +164,13 @@ grid = torch.linspace(0.0, 400.0, 201)
 with torch.no_grad():
     densities = patients.given_unchecked(one).log_prob(grid[:, None, None].expand(-1, 5, 1)).exp()
 named = {f"body mass index {int(mass)}": (grid, densities[:, i]) for i, mass in enumerate(one[:, 2])}
-plots.show(plots.training_curves(named, title="One patient's progression"), "12_patient")
+labels = ("progression", "density")
+plots.show(plots.line_plot(named, title="One patient, with five body masses", labels=labels), "12_patient")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Train the two modes on contexts between −1 and 1 only. At which contexts is `is_far` set, and how wrong is the
+#    density at c = 2?
+# 2. Train the patients' model without `held_out`, for all `STEPS` updates. How many targets do the intervals hold now?
+# 3. Give the patients' model nothing but the body mass. How many nats each do the other nine measurements add?

@@ -112,7 +112,7 @@ def exact(x: torch.Tensor, count: int) -> torch.Tensor:
 
 truth = exact(observed, 4000)
 pair = {"exact posterior": truth[:2000], "chains": theta[torch.randperm(len(theta))[:2000]]}
-plots.show(plots.scatter_panels(pair, title="Two moons"), "14_posterior")
+plots.show(plots.scatter_panels(pair, title="Two moons", labels=("$θ_1$", "$θ_2$")), "14_posterior")
 count = min(len(theta), len(truth)) // 2
 both = torch.cat([theta[torch.randperm(len(theta))[: 2 * count]], truth[: 2 * count]]).numpy()
 labels = np.repeat([0, 1], 2 * count)
@@ -146,5 +146,13 @@ def model(x: torch.Tensor) -> None:
 
 found = ep.sample_chains(ep.HMC(steps=5), model, (several,), chains=100, draws=DRAWS, warmup=100, progress=False)
 shared = found.samples["shared"].flatten(0, 1)
-plots.show(plots.scatter_panels({"chains of a Pyro model": shared[:2000]}, title="Three observations"), "14_site")
+cloud = {"chains of a Pyro model": shared[:2000]}
+plots.show(plots.scatter_panels(cloud, title="Three observations", labels=("$θ_1$", "$θ_2$")), "14_site")
 print(f"mean of |θ₁ + θ₂|: {float(shared.sum(-1).abs().mean()):.2f}; it was 0.5")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Observe (−0.6, 0.4) in place of (0, 0). Where are the two moons now, and does the classifier tell them apart?
+# 2. Train on 1,000 simulations. By how much does log Z(θ) get worse, and by how much the posterior?
+# 3. Double the three observations of the last model. How much narrower does |θ₁ + θ₂| become?

@@ -46,6 +46,12 @@ class BoundPotential(Wrapper):
 
     Attributes:
         unbound: the potential that it was made from.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> bound = ep.autodiff.bind(normal)
+        >>> bound.unbound is normal, bound(torch.ones(3, 2))
+        (True, tensor([1., 1., 1.]))
     """
 
     unbound: Function

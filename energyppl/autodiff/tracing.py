@@ -59,7 +59,7 @@ class Trace:
         _own_results(graph, point)
         read = [n for n in graph.nodes if n.op == "get_attr"]
         calls = [n for n in graph.nodes if n.op == "call_function"]
-        results: list[Node] = list(graph.output_node().args[0])  # type: ignore[arg-type]
+        results: list[Node] = list(_output(graph).args[0])  # type: ignore[arg-type]
         depends = _depending(graph, point)
         body = [n for n in calls if n in depends]
         needed = [used for node in body for used in node.all_input_nodes]
@@ -109,9 +109,15 @@ def _depending(graph: torch.fx.Graph, point: Node) -> set[Node]:
     return depends
 
 
+def _output(graph: torch.fx.Graph) -> Node:
+    """Return a graph's last node, which torch before 2.5 has no method for."""
+    last: Node = next(iter(reversed(graph.nodes)))
+    return last
+
+
 def _own_results(graph: torch.fx.Graph, point: Node) -> None:
     """Copy a result that is a view of the points or the same at every call, so that a caller may write to it."""
-    depends, output = _depending(graph, point), graph.output_node()
+    depends, output = _depending(graph, point), _output(graph)
     for result in dict.fromkeys(output.all_input_nodes):
         source = result
         while source is not point and source in depends and _is_view(source):

@@ -183,7 +183,7 @@ def compare(options: argparse.Namespace) -> None:
     settings = Settings(decimal=options.decimal, **chosen)
     with doing(f"reading {options.first} and {options.second}", show=not options.quiet):
         one, other = (
-            replace(settings, array=settings.array if file.suffix.lower() == ".npz" else None).read(file)
+            replace(settings, array=settings.array if file.suffix.lower() in (".npz", ".xlsx") else None).read(file)
             for file in (options.first, options.second)
         )
     with doing("comparing", show=not options.quiet):

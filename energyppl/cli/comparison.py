@@ -67,7 +67,7 @@ def show_run(
     rows = fitted.rows[~np.isnan(fitted.rows).any(1)]
     with doing("drawing pictures", show=progress):
         figures = {
-            "pairs.png": plots.pair_plot(rows, samples, fitted.columns, title=name, categories=fitted.table.labels),
+            "pairs.png": plots.pair_plot(rows, samples, fitted.columns, title=name, categories=_value_names(fitted)),
             "training.png": plots.training_curves(
                 {title: (step, fitted.curves[key]) for title, key in titles.items() if key in fitted.curves},
                 title=f"{name}: training",
@@ -76,6 +76,12 @@ def show_run(
         report["pictures"] = [str(plots.save_figure(figure, run / file)) for file, figure in figures.items()]
     write_json(run / "report.json", report)
     return report
+
+
+def _value_names(fitted: TableModel) -> list[tuple[object, ...]]:
+    """Return the names of each column's categories, of a column of booleans too; none of a column of numbers."""
+    parts = zip(fitted.table.labels, fitted.table.dtypes, strict=True)
+    return [(False, True) if not labels and dtype in ("bool", "boolean") else labels for labels, dtype in parts]
 
 
 def _compare(fitted: TableModel, samples: NDArray[np.float64]) -> dict[str, Any]:

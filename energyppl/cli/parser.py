@@ -1,9 +1,11 @@
 """The commands' options: a parser that imports neither torch nor what the commands do.
 
-A new command is a parser here and a function of the same name in ``commands.py``.
+A new command is a function of its options and a row of ``_COMMANDS`` here, and a function of the same name in
+``commands.py``.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from energyppl import __version__
@@ -31,135 +33,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"energyppl {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
+    for name, (text, add_options) in _COMMANDS.items():
         added = commands.add_parser(name, help=text, description=text, formatter_class=_Formatter)
         added.set_defaults(command=name)
-        return added
-
-    demo = command("demo", "Train a small model on a 2-D toy whose truth is known, measure it and draw it.")
-    demo.add_argument("--data", default="checkerboard", metavar="NAME", help=f"one of {', '.join(TOYS)}")
-    demo.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for pictures and report.json"
-    )
-    demo.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random")
-    demo.add_argument("--steps", type=int, default=1500, metavar="N", help="training steps at most")
-
-    fit = command("fit", "Train a model on a table or on images, or go on with an earlier run, and say how good it is.")
-    _table_file(fit, "; or images: a folder of PNGs and JPEGs, an IDX file, an array")
-    fit.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to keep the run in")
-    fit.add_argument("--columns", type=_names, metavar="A,B", help="columns to learn, in this order (default: all)")
-    fit.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
-    fit.add_argument(
-        "--missing",
-        choices=("drop", "impute"),
-        help="what becomes of rows with missing cells: left out, or trained on with the gaps drawn by the model along "
-        "the way (default: they are refused)",
-    )
-    fit.add_argument(
-        "--transform",
-        type=_transforms,
-        dest="transforms",
-        metavar="A=KIND,B=KIND",
-        help="how columns are taken: none, log, logit, quantile or auto (default: auto)",
-    )
-    fit.add_argument(
-        "--labels", metavar="FILE", help="classes of images: an .npy or IDX file, or the name of an .npz's array"
-    )
-    fit.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
-    fit.add_argument(
-        "--steps",
-        type=int,
-        metavar="N",
-        help="training steps at most, after half as many with --missing impute; more than a finished run made extend "
-        "it (default: 1500, or 2000 above two coordinates)",
-    )
-    fit.add_argument("--levels", type=int, metavar="N", help="noise levels (default: 6, or 20 above two coordinates)")
-    fit.add_argument(
-        "--batch-size", type=int, metavar="N", help="rows in a batch (default: 512, or 256 above two coordinates)"
-    )
-    fit.add_argument(
-        "--learning-rate",
-        type=float,
-        metavar="X",
-        help="Adam's learning rate (default: .004, above two coordinates .002)",
-    )
-    _where(fit)
-
-    sample = command("sample", "Draw samples from a trained run, in the units of its table or as images.")
-    sample.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
-    sample.add_argument("-n", type=int, default=1000, metavar="N", help="how many")
-    sample.add_argument(
-        "--given", type=_values, metavar="A=1,B=x", help="values of some columns, given which the others are drawn"
-    )
-    sample.add_argument("--label", metavar="NAME", help="draw images of this class")
-    sample.add_argument("--guidance", type=float, metavar="W", help="how much to sharpen the class (default: 1)")
-    sample.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=f"{_WRITTEN} file to write; of images .npy, .npz, or .png for a sheet",
-    )
-    sample.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
-    sample.add_argument("--raw", action="store_true", help="leave discrete columns continuous instead of rounding them")
-    _where(sample)
-
-    show = command("show", "Compare a trained run with held-out rows or images: measures, pictures, a verdict.")
-    show.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
-    show.add_argument("-n", type=int, default=2000, metavar="N", help="how many samples to compare")
-    show.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
-    _where(show)
-
-    diagnose = command("diagnose", "Run long Markov chains on a trained run's energy and diagnose them.")
-    diagnose.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
-    diagnose.add_argument(
-        "--chains", type=int, default=64, metavar="N", help="how many chains; half begin at held-out data"
-    )
-    diagnose.add_argument("--draws", type=int, default=1000, metavar="N", help="draws of each chain")
-    diagnose.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the chains")
-    diagnose.add_argument("--out", type=Path, metavar="DIR", help="folder to write into (default: RUN)")
-    _where(diagnose)
-
-    logz = command("logz", "Estimate a trained run's normalizing constant, and keep it for score.")
-    logz.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
-    logz.add_argument("--tolerance", type=float, metavar="NATS", help="half-width of the interval for log Z to reach")
-    logz.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the runs")
-    _where(logz)
-
-    score = command("score", "Score a table's rows by normalized log density, outliers first, and say what is odd.")
-    score.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
-    _table_file(score)
-    score.add_argument("--out", type=Path, default=Path("scores.csv"), metavar="FILE", help="a .csv file to write")
-    score.add_argument("--first", type=int, default=10, metavar="N", help="how many rows to print and to explain")
-    score.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the spread of discrete values")
-    _where(score)
-
-    impute = command("impute", "Fill a table's missing cells by draws given the cells that are there.")
-    impute.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
-    _table_file(impute)
-    impute.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"{_WRITTEN} file for the best values")
-    impute.add_argument("--draws", type=int, default=20, metavar="M", help="of each missing cell")
-    impute.add_argument(
-        "--multiple", type=int, default=0, metavar="M", help="completed tables to write besides, one for each draw"
-    )
-    impute.add_argument(
-        "--cells", type=Path, metavar="FILE", help="a .csv file for each cell's mean, deviation and 95 %% interval"
-    )
-    impute.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws")
-    _where(impute)
-
-    compare = command("compare", "Test whether two tables are of one distribution, and find what differs.")
-    compare.add_argument("first", type=Path, metavar="A", help=f"{_READ} table")
-    compare.add_argument("second", type=Path, metavar="B", help="another one with the same columns")
-    compare.add_argument("--array", metavar="NAME", help="which array of .npz files that hold several")
-    compare.add_argument("--columns", type=_names, metavar="A,B", help="columns to compare (default: all)")
-    compare.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
-    compare.add_argument("--missing", choices=("drop",), help="leave rows with missing cells out")
-    compare.add_argument("--decimal", default=".", metavar="MARK", help="mark of decimals in text")
-    compare.add_argument("--out", type=Path, metavar="FILE", help="a .csv file for the rows that differ")
-    compare.add_argument("--first-rows", type=int, default=10, metavar="N", help="how many of these to print")
-    compare.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the test")
-    compare.add_argument("--quiet", action="store_true", help="say nothing on the way")
+        add_options(added)
     return parser
 
 
@@ -170,13 +47,149 @@ _WRITTEN = "a .csv, .npy, .npz or .parquet"
 def _table_file(parser: argparse.ArgumentParser, more: str = "") -> None:
     """Add the options of reading a table."""
     parser.add_argument("file", type=Path, metavar="FILE", help=f"{_READ} table; text may be gzipped{more}")
-    parser.add_argument("--array", metavar="NAME", help="which array of an .npz that holds several")
+    parser.add_argument(
+        "--array", metavar="NAME", help="which array of an .npz, or sheet of an .xlsx, that holds several"
+    )
     parser.add_argument("--decimal", metavar="MARK", help="mark of decimals in text, a point or a comma (default: .)")
 
 
 def _where(parser: argparse.ArgumentParser) -> None:
     """Add where to work, and how quietly."""
     parser.add_argument("--device", metavar="NAME", help="where to work, such as cuda (default: the CPU)")
+    parser.add_argument("--quiet", action="store_true", help="say nothing on the way")
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", default="checkerboard", metavar="NAME", help=f"one of {', '.join(TOYS)}")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for pictures and report.json"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random")
+    parser.add_argument("--steps", type=int, default=1500, metavar="N", help="training steps at most")
+
+
+def _fit(parser: argparse.ArgumentParser) -> None:
+    _table_file(parser, "; or images: a folder of PNGs and JPEGs, an IDX file, an array")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to keep the run in")
+    parser.add_argument("--columns", type=_names, metavar="A,B", help="columns to learn, in this order (default: all)")
+    parser.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
+    parser.add_argument(
+        "--missing",
+        choices=("drop", "impute"),
+        help="what becomes of rows with missing cells: left out, or trained on with the gaps drawn by the model along "
+        "the way (default: they are refused)",
+    )
+    parser.add_argument(
+        "--transform",
+        type=_transforms,
+        dest="transforms",
+        metavar="A=KIND,B=KIND",
+        help="how columns are taken: none, log, logit, quantile or auto (default: auto)",
+    )
+    parser.add_argument(
+        "--labels", metavar="FILE", help="classes of images: an .npy or IDX file, or the name of an .npz's array"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="training steps at most, after half as many with --missing impute; more than a finished run made extend "
+        "it (default: 1500, 2000 above two coordinates, 1200 above eight)",
+    )
+    parser.add_argument(
+        "--levels", type=int, metavar="N", help="noise levels (default: 6, or 20 above two coordinates)"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: 512, 256 for 3 to 8)")
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        help="Adam's learning rate (default: .004, above two coordinates .002)",
+    )
+    _where(parser)
+
+
+def _sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    parser.add_argument("-n", type=int, default=1000, metavar="N", help="how many")
+    parser.add_argument(
+        "--given", type=_values, metavar="A=1,B=x", help="values of some columns, given which the others are drawn"
+    )
+    parser.add_argument("--label", metavar="NAME", help="draw images of this class")
+    parser.add_argument("--guidance", type=float, metavar="W", help="how much to sharpen the class (default: 1)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=f"{_WRITTEN} file to write; of images .npy, .npz, or .png for a sheet",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
+    parser.add_argument("--raw", action="store_true", help="leave discrete columns continuous instead of rounding them")
+    _where(parser)
+
+
+def _show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    parser.add_argument("-n", type=int, default=2000, metavar="N", help="how many samples to compare")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
+    _where(parser)
+
+
+def _diagnose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    parser.add_argument(
+        "--chains", type=int, default=64, metavar="N", help="how many chains; half begin at held-out data"
+    )
+    parser.add_argument("--draws", type=int, default=1000, metavar="N", help="draws of each chain")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the chains")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write into (default: RUN)")
+    _where(parser)
+
+
+def _logz(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    parser.add_argument("--tolerance", type=float, metavar="NATS", help="half-width of the interval for log Z to reach")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the runs")
+    _where(parser)
+
+
+def _score(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    _table_file(parser)
+    parser.add_argument("--out", type=Path, default=Path("scores.csv"), metavar="FILE", help="a .csv file to write")
+    parser.add_argument("--first", type=int, default=10, metavar="N", help="how many rows to print and to explain")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the spread of discrete values")
+    _where(parser)
+
+
+def _impute(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    _table_file(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"{_WRITTEN} file for the best values")
+    parser.add_argument("--draws", type=int, default=20, metavar="M", help="of each missing cell")
+    parser.add_argument(
+        "--multiple", type=int, default=0, metavar="M", help="completed tables to write besides, one for each draw"
+    )
+    parser.add_argument(
+        "--cells", type=Path, metavar="FILE", help="a .csv file for each cell's mean, deviation and 95 %% interval"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws")
+    _where(parser)
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", type=Path, metavar="A", help=f"{_READ} table")
+    parser.add_argument("second", type=Path, metavar="B", help="another one with the same columns")
+    parser.add_argument("--columns", type=_names, metavar="A,B", help="columns to compare (default: all)")
+    parser.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
+    parser.add_argument("--missing", choices=("drop",), help="leave rows with missing cells out")
+    parser.add_argument("--array", metavar="NAME", help="which array of .npz files, or sheet of .xlsx ones")
+    parser.add_argument("--decimal", default=".", metavar="MARK", help="mark of decimals in text")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="a .csv file for the rows that differ")
+    parser.add_argument("--first-rows", type=int, default=10, metavar="N", help="how many of these to print")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the test")
     parser.add_argument("--quiet", action="store_true", help="say nothing on the way")
 
 
@@ -203,3 +216,16 @@ class _Formatter(argparse.HelpFormatter):
         if action.default in (None, False, argparse.SUPPRESS) or not action.option_strings:
             return action.help
         return f"{action.help} (default: %(default)s)"
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "demo": ("Train a small model on a 2-D toy whose truth is known, measure it and draw it.", _demo),
+    "fit": ("Train a model on a table or on images, or go on with an earlier run, and say how good it is.", _fit),
+    "sample": ("Draw samples from a trained run, in the units of its table or as images.", _sample),
+    "show": ("Compare a trained run with held-out rows or images: measures, pictures, a verdict.", _show),
+    "diagnose": ("Run long Markov chains on a trained run's energy and diagnose them.", _diagnose),
+    "logz": ("Estimate a trained run's normalizing constant, and keep it for score.", _logz),
+    "score": ("Score a table's rows by normalized log density, outliers first, and say what is odd.", _score),
+    "impute": ("Fill a table's missing cells by draws given the cells that are there.", _impute),
+    "compare": ("Test whether two tables are of one distribution, and find what differs.", _compare),
+}

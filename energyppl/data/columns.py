@@ -44,6 +44,12 @@ class Numbers:
         low: the least value that is returned.
         high: the largest.
         decimals: that values of a continuous column are rounded to; None to leave all digits.
+
+    Example:
+        >>> import numpy as np
+        >>> table = ep.data.table_from_array(np.exp(np.random.default_rng(0).normal(size=(500, 1))))
+        >>> type(ep.data.TableTransform.fit(table).columns[0]).__name__
+        'Numbers'
     """
 
     kind: str
@@ -140,6 +146,12 @@ class FewValues:
     Attributes:
         values: ``(k,)``, increasing.
         edges: the probabilities between which they lie, from 0 to 1, ``(k + 1,)``.
+
+    Example:
+        >>> table = ep.data.table_from_array((torch.arange(60) % 4).numpy())
+        >>> column = ep.data.TableTransform.fit(table).columns[0]
+        >>> column.values, column.edges
+        (array([0., 1., 2., 3.]), array([0.  , 0.25, 0.5 , 0.75, 1.  ]))
     """
 
     values: Array
@@ -198,6 +210,11 @@ class TwoValues:
 
     Attributes:
         values: both, ``(2,)``, increasing.
+
+    Example:
+        >>> table = ep.data.table_from_array((torch.arange(60) % 2).numpy())
+        >>> ep.data.TableTransform.fit(table).columns[0].values
+        array([0., 1.])
     """
 
     values: Array
@@ -246,6 +263,12 @@ class Categories:
 
     Attributes:
         count: of the categories, k; each has a coordinate.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = ep.data.table_from_frame(pd.DataFrame({"kind": ["cat", "dog", "owl"] * 20}))
+        >>> ep.data.TableTransform.fit(table).columns[0].count
+        3
     """
 
     count: int

@@ -33,6 +33,11 @@ class Images:
         levels: how many grey values there are: 256 for bytes.
         source: where they came from, in words.
         classes: the labels' names, or none.
+
+    Example:
+        >>> images = ep.data.images_from_array(torch.randint(256, (5, 28, 28)), [0, 1, 2, 3, 4], value_range=(0, 255))
+        >>> images.x.shape, images.labels.tolist()
+        (torch.Size([5, 1, 28, 28]), [0, 1, 2, 3, 4])
     """
 
     x: Tensor
@@ -102,6 +107,13 @@ def read_images(
     Raises:
         InvalidInput: if there is no such file, it is of another kind, damaged or pickled, its images are not finite,
             lie outside ``value_range`` or differ in size, there are not as many labels, or ``size`` does not fit.
+
+    Example:
+        >>> import numpy as np, pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "digits.npy"
+        >>> np.save(file, np.random.default_rng(0).integers(256, size=(5, 8, 8)).astype(np.uint8))
+        >>> ep.data.read_images(file).x.shape
+        torch.Size([5, 1, 8, 8])
     """
     path = as_path(path)
     kind = "folder" if path.is_dir() else path.suffix.lower()

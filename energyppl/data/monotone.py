@@ -74,6 +74,14 @@ class Spline:
         x: knots, increasing, ``(k,)``.
         y: their values, increasing.
         slope: their slopes, positive.
+
+    Example:
+        >>> import numpy as np
+        >>> from energyppl.data.monotone import Spline
+        >>> spline = Spline(x=np.array([0.0, 1.0, 2.0]), y=np.array([0.0, 3.0, 4.0]), slope=np.array([2.0, 2.0, 1.0]))
+        >>> y, _ = spline.forward(np.array([0.5, 1.0]))
+        >>> y[1], np.allclose(spline.inverse(y), [0.5, 1.0])
+        (np.float64(3.0), True)
     """
 
     x: Array
@@ -142,6 +150,14 @@ class Atoms:
         values: ``(a,)``, increasing.
         masses: their shares of the rows.
         below: the shares of the continuous rows below each.
+
+    Example:
+        >>> import numpy as np
+        >>> from energyppl.data.monotone import Atoms
+        >>> zero = Atoms(values=np.array([0.0]), masses=np.array([0.5]), below=np.array([0.4]))  # half are 0
+        >>> start, end = zero.spans()
+        >>> round(float(start[0]), 3), round(float(end[0]), 3)
+        (0.2, 0.7)
     """
 
     values: Array

@@ -6,6 +6,8 @@ import io
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ def read_frame(
 
     Args:
         path: of the file.
-        array: which array of an ``.npz`` archive that holds several.
+        array: which array of an ``.npz`` archive, or sheet of a workbook, that holds several.
         decimal: the mark of decimals in text, a point or a comma.
         columns: to read alone, where the format allows it (Parquet); others are read and left to the caller.
 
@@ -64,13 +66,17 @@ def read_frame(
     if kind not in (_TEXT if packed else KINDS):
         kinds = f"{', '.join(KINDS)} or {_TEXT[0]}.gz"
         raise InvalidInput(f"{path} must end in {kinds}; got {path.suffix or 'no ending'!r}: convert it first")
-    if array is not None and kind != ".npz":
-        raise InvalidInput(f"only an .npz archive has named arrays; {path} is one table: leave the name {array!r} out")
+    if array is not None and kind not in (".npz", ".xlsx"):
+        raise InvalidInput(
+            f"only an .npz archive or an .xlsx workbook has tables with names, and {path} is one table: leave the name "
+            f"{array!r} out"
+        )
     with refused(path, "a table", "write it again with numpy.save, numpy.savez, DataFrame.to_parquet or as text"):
         if kind in _TEXT:
             return _read_text(path, decimal, packed)
         if kind in _ENGINES:
-            return _read_by_engine(path, kind, columns)
+            _require_engine(path, kind)
+            return _read_parquet(path, columns) if kind == ".parquet" else _read_excel(path, array, decimal)
         if kind == ".npy":
             return frame_of_array(read_npy(path), str(path))
         with zipfile.ZipFile(path) as archive:
@@ -101,20 +107,61 @@ def _choose(shapes: dict[str, tuple[int, ...]], path: Path, array: str | None) -
     return next(iter(shapes)) if array is None else array
 
 
-def _read_by_engine(path: Path, kind: str, columns: Sequence[str] | None) -> pd.DataFrame:
+def _require_engine(path: Path, kind: str) -> None:
     package = _ENGINES[kind]
     if find_spec(package) is None:
         raise InvalidInput(
             f"{path} needs the package {package}, which is not installed: pip install {package}, or write the table as "
             ".csv"
         )
-    if kind == ".parquet":
-        frame = pd.read_parquet(path, engine="pyarrow", columns=None if columns is None else list(columns))
-    else:
-        frame = pd.read_excel(path, engine="openpyxl")
-    frame.columns = [str(name) for name in frame.columns]
-    frame.columns = ["" if name.startswith("Unnamed:") else name for name in frame.columns]
+
+
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
+    """Read a Parquet file; an index with a name of its own is a column like others."""
+    parquet: Any = import_module("pyarrow.parquet")
+    known = parquet.read_schema(path).names
+    wanted = list(columns) if columns is not None and set(columns) <= set(known) else None
+    frame = pd.read_parquet(path, engine="pyarrow", columns=wanted)
+    if any(name is not None for name in frame.index.names):
+        frame = frame.reset_index()
+    frame.columns = ["" if str(name).startswith("Unnamed:") else str(name) for name in frame.columns]
     return _named(frame, str(path))
+
+
+def _read_excel(path: Path, sheet: str | None, decimal: str) -> pd.DataFrame:
+    """Read a sheet of a workbook as a text file's table is read: empty rows don't count, names are found out."""
+    with pd.ExcelFile(path, engine="openpyxl") as book:
+        sheets = ", ".join(map(str, book.sheet_names))
+        if sheet is not None and sheet not in book.sheet_names:
+            raise InvalidInput(f"{path} has no sheet {sheet!r}; its sheets: {sheets}")
+        if sheet is None and len(book.sheet_names) > 1:
+            raise InvalidInput(f"{path} must hold one sheet, or be told which (--array NAME); its sheets: {sheets}")
+        options: dict[str, Any] = {"header": None, "dtype": object, "na_values": _marks(), "keep_default_na": False}
+        cells = pd.read_excel(book, sheet_name=sheet or 0, **options)
+    cells = cells.dropna(how="all")
+    if cells.empty:
+        raise InvalidInput(f"{path} is empty: pass a table with at least {_FEWEST_ROWS} rows")
+    head = [["" if value != value else str(value).strip() for value in row] for row in cells[:_SAMPLE].to_numpy()]
+    named = _has_names(head)
+    frame = cells[1:] if named else cells
+    frame = frame.map(partial(_plain_cell, decimal=decimal)).reset_index(drop=True).infer_objects()
+    frame.columns = pd.Index(head[0] if named else [f"c{i}" for i in range(frame.shape[1])])
+    frame = _named(frame, str(path))
+    frame.attrs["unnamed"] = not named
+    return frame
+
+
+def _plain_cell(value: Any, decimal: str) -> Any:
+    """Return a text without spaces around it, and with a point in a number that has a decimal comma."""
+    if not isinstance(value, str):
+        return value
+    value = value.strip()
+    return value.replace(",", ".") if decimal == "," and _is_numeral(value) else value
+
+
+def _marks() -> list[str]:
+    """Return the texts that mark a missing cell, as pandas takes them."""
+    return sorted({form for mark in MISSING for form in (mark, mark.upper(), mark.title(), "NaN", "N/a")})
 
 
 def _named(frame: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -252,7 +299,6 @@ def _read_text(path: Path, decimal: str, packed: bool) -> pd.DataFrame:
     dialect = _Dialect(text, path)
     names = _named(pd.DataFrame(columns=dialect.names), str(path))
     skipped = [i for i, line in enumerate(io.StringIO(text)) if line.startswith("#")]
-    marks = sorted({form for mark in MISSING for form in (mark, mark.upper(), mark.title(), "NaN", "N/a")})
     options: dict[str, Any] = {"sep": r"\s+"} if dialect.delimiter == " " else {"sep": dialect.delimiter}
     if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):  # from then on every text is read to its last digit
         options["float_precision"] = "round_trip"
@@ -268,7 +314,7 @@ def _read_text(path: Path, decimal: str, packed: bool) -> pd.DataFrame:
             index_col=False,
             skiprows=skipped,
             decimal=decimal,
-            na_values=marks,
+            na_values=_marks(),
             keep_default_na=False,
             skipinitialspace=True,
             low_memory=False,

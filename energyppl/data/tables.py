@@ -31,8 +31,6 @@ Array = NDArray[np.float64]
 
 _FEWEST_ROWS = 10
 _ROUNDING = 1e-14  # of the largest value: a column that varies no more is constant in float64
-_SAME = 1e-12  # a correlation this close to ±1 is one
-_FARTHEST = 10.0  # in widths of a column: rows beyond count as at it in correlations
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +44,13 @@ class Table:
         source: where it came from, in words.
         labels: the categories of each column, none of a column of numbers.
         dtypes: as pandas calls those that the columns had.
+
+    Example:
+        >>> import pandas as pd
+        >>> pets = pd.DataFrame({"age": [3, 1, 2, 3, 5, 4] * 2, "kind": ["cat", "dog"] * 6})
+        >>> table = ep.data.table_from_frame(pets)
+        >>> table.columns, table.values.shape, table.labels[1]
+        (('age', 'kind'), (12, 2), ('cat', 'dog'))
     """
 
     values: Array
@@ -333,31 +338,6 @@ def table_from_array(values: ArrayLike, columns: Sequence[str] | None = None, *,
     frame = frame_of_array(np.asarray(values), source)
     names = _checked_names(columns, frame.shape[1], source)
     return _table(frame.set_axis(list(names), axis=1), source, names, (), None, None, _nowhere, advise=False)
-
-
-def require_different_columns(table: Table) -> None:
-    """Require that no column is another one, up to units: all rows would lie on a plane and have no density.
-
-    Discrete columns are spread out by noise of their own before they are learned, so only exact copies count.
-
-    Raises:
-        InvalidInput: for two such columns, by name.
-    """
-    values = np.where(table.missing, np.nanmedian(table.values, 0), table.values)
-    rows = values / np.abs(values).max(0)
-    # Counted in a column's own width: else a row that many columns share, as of a sentinel of 1e12, is all that counts.
-    off = rows - np.median(rows, 0)
-    width = [np.median(np.abs(column[column != 0.0])) for column in off.T]
-    correlation = np.atleast_2d(np.corrcoef((off / width).clip(-_FARTHEST, _FARTHEST).T))
-    for i, j in np.argwhere(np.triu(np.abs(correlation) > 1.0 - _SAME, 1)):
-        one, other = table.columns[i], table.columns[j]
-        if np.array_equal(table.values[:, i], table.values[:, j], equal_nan=True):
-            raise InvalidInput(f"{table.source} must not have a column twice; {other!r} is a copy of {one!r}: drop it")
-        if not table.discrete[i] or not table.discrete[j]:
-            raise InvalidInput(
-                f"{table.source} must not have a column twice; {other!r} is {one!r} in other units (correlation "
-                f"{correlation[i, j]:+.0f}): drop one"
-            )
 
 
 def _checked_names(columns: Sequence[str] | None, count: int, source: str) -> tuple[str, ...]:

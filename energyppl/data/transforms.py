@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 _CHOICES = ("auto", "none", "log", "logit", "quantile")
 _FEW = 20  # distinct values, at most, of a column that is taken value by value
 _HEAVY = 8.0  # of the central 99 % over the central half: a Gaussian's is 3.8, a logistic's 4.8, Cauchy's 64
+_WILD = 30.0  # central halves from the median to an end: one such cell would set the scale of all others
 _SKEWED = 0.35  # of the quantile skewness of the central 95 %; an exponential's is .58
 _NEAR = 5.0  # widths from the median to a bound: beyond, a Gaussian does not reach it
 _EDGE = 0.008  # of the rows in a fiftieth of the range, at an edge; a uniform column has .02, a Gaussian .0005
@@ -262,7 +263,8 @@ def _shape(
         return Base("logit", lower, upper), False
     q = np.quantile(spread, _LEVELS)
     width, half = max((q[5] - q[1]) / 3.92, 1e-300), max(q[4] - q[2], 1e-300)
-    heavy = (q[6] - q[0]) / half > _HEAVY
+    wild = max(high - q[3], q[3] - low) / half > _WILD
+    heavy = (q[6] - q[0]) / half > _HEAVY or wild
     skew = (q[5] + q[1] - 2.0 * q[3]) / (3.92 * width)
     if kind == "auto" and at_low and at_high and not heavy and abs(skew) < _SKEWED:
         return Base("logit", lower, upper), False
@@ -270,7 +272,7 @@ def _shape(
         base = Base("log", lower)
         plain = kind == "auto" and (few or ((lower == 0.0 or gap > 0.0) and _better_in_logs(base, spread)))
         return base, not plain
-    if kind == "auto" and (few or not (heavy or abs(skew) > _SKEWED)):
+    if kind == "auto" and not wild and (few or not (heavy or abs(skew) > _SKEWED)):
         return Base("none"), False
     if at_high and skew < -_SKEWED and not heavy:
         return Base("log", upper, sign=-1.0), True

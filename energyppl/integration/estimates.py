@@ -28,6 +28,13 @@ class AnnealingTrace:
         acceptance: of the kernel after each change of temperature, ``(moves,)``.
         conditional_size: conditional effective sample size of each change, ``(temperatures,)``, as a share.
         effective_size: effective sample size after it, ``(temperatures,)``, as a share.
+
+    Example:
+        >>> toy = ep.toys.Banana()
+        >>> method = ep.normalizing.BAR(64, temperatures=8)
+        >>> trace = ep.log_normalizer(toy, samples=toy.sample((500,)), method=method).trace
+        >>> trace.forward.shape, trace.betas.shape
+        (torch.Size([64]), torch.Size([9]))
     """
 
     betas: Tensor

@@ -128,6 +128,13 @@ class GridOptions:
 
     Raises:
         InvalidInput: for numbers out of range.
+
+    Example:
+        >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (1,))
+        >>> options = ep.integration.GridOptions(tolerance=1e-6)
+        >>> grid = ep.Grid((-9.0,), (9.0,), (64,))
+        >>> round(float(ep.integration.expectation(lambda x: x.square().sum(-1), bell, grid, options=options)), 4)
+        1.0
     """
 
     tolerance: float = 1e-3

@@ -40,6 +40,11 @@ class Quadrature:
         entropy: of exp(-U)/Z, in nats.
         leak: estimated share of the mass at and beyond the box's faces.
         evaluations: number of points at which the potential was evaluated.
+
+    Example:
+        >>> bell = ep.quadrature(lambda x: 0.5 * x.square().sum(-1), ep.Grid((-9.0,), (9.0,), (64,)))
+        >>> round(bell.log_normalizer, 4), round(bell.entropy, 4), bell.error < 1e-3
+        (0.9189, 1.4189, True)
     """
 
     grid: Grid

@@ -29,14 +29,26 @@ _ROWS = 1024  # of a kernel matrix at a time
 
 
 class KernelDistance(NamedTuple):
-    """An estimate of the squared kernel distance, with its standard error."""
+    """An estimate of the squared kernel distance, with its standard error.
+
+    Example:
+        >>> found = ep.metrics.kernel_distance(torch.randn(200, 3), 2.0 + torch.randn(200, 3))
+        >>> found.value > 5.0 * found.standard_error
+        True
+    """
 
     value: float  # the squared distance; below 0 by chance where the two hardly differ
     standard_error: float
 
 
 class LabelBalance(NamedTuple):
-    """Shares of classes, and their differences from the expected shares."""
+    """Shares of classes, and their differences from the expected shares.
+
+    Example:
+        >>> found = ep.metrics.label_balance(torch.tensor([0] * 90 + [1] * 10), classes=2)
+        >>> found.shares.tolist(), found.p_value < 0.01
+        ([0.9, 0.1], True)
+    """
 
     shares: Tensor  # (classes,), float64
     standard_errors: Tensor  # (classes,), of the shares
@@ -45,14 +57,28 @@ class LabelBalance(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """The nearest training points, the nearest first."""
+    """The nearest training points, the nearest first.
+
+    Example:
+        >>> training = torch.arange(10.0)[:, None]
+        >>> found = ep.metrics.nearest_neighbours(torch.tensor([[3.2], [7.9]]), training)
+        >>> found.indices[:, 0].tolist(), found.distance.shape
+        ([3, 8], torch.Size([2, 1]))
+    """
 
     indices: Tensor  # (n, k), rows of the training data
     distance: Tensor  # (n, k), Euclidean, float64
 
 
 class Memorization(NamedTuple):
-    """Distances to the nearest training point, in the data's units."""
+    """Distances to the nearest training point, in the data's units.
+
+    Example:
+        >>> training, held_out = torch.randn(2, 500, 4)
+        >>> found = ep.metrics.memorized(training[:100], training, held_out)  # copies
+        >>> found.sample_median, found.held_out_median > 0.1
+        (0.0, True)
+    """
 
     sample_median: float
     held_out_median: float

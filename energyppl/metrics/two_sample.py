@@ -14,7 +14,14 @@ _ENTRIES = 2**24  # largest number of values in one block of permutations
 
 
 class TwoSampleTest(NamedTuple):
-    """The statistic and the p-value of a two-sample test."""
+    """The statistic and the p-value of a two-sample test.
+
+    Example:
+        >>> x, y = torch.linspace(0, 1, 50)[:, None], torch.linspace(0.5, 1.5, 50)[:, None]
+        >>> found = ep.metrics.energy_distance_test(x, y)
+        >>> found.statistic > 0.1, found.p_value < 0.05
+        (True, True)
+    """
 
     statistic: float  # the squared energy distance, in units of the data; 0 for equal samples
     p_value: float  # share of relabellings at least as far apart, in [1 / (permutations + 1), 1]

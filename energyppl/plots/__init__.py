@@ -8,6 +8,7 @@ from energyppl.plots.images import image_grid, image_strips, neighbour_grid
 from energyppl.plots.models import (
     density_grid,
     energy_landscape,
+    line_plot,
     noise_to_data,
     pair_plot,
     scatter_panels,
@@ -25,6 +26,7 @@ __all__ = [
     "image_grid",
     "image_strips",
     "level_plot",
+    "line_plot",
     "log_weight_histogram",
     "neighbour_grid",
     "noise_to_data",

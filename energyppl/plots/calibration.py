@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
-from energyppl.plots.base import DATA, INK, SAMPLES, Values, as_numpy, blank_figure, short_name
+from energyppl.plots.base import DATA, INK, INKS, Values, as_numpy, blank_figure, short_name
 
 __all__ = ["coverage_plot", "rank_ecdf", "rank_histogram"]
 
@@ -42,7 +42,7 @@ def rank_histogram(ranks: Mapping[str, Values], draws: int, *, title: str, bins:
         axes.stairs(high, edges, baseline=low, fill=True, color=INK, alpha=0.15)
         axes.stairs(counts, edges, color=DATA, fill=True, alpha=0.75)
         axes.stairs(len(own) * shares, edges, color=INK, linewidth=0.8, linestyle="--", baseline=None)
-        axes.set_title(short_name(name), fontsize=9)
+        axes.set_title(short_name(name, 40), fontsize=9)
         axes.set_xlabel("rank of the truth", fontsize=8)
         axes.tick_params(labelsize=7)
     return figure
@@ -79,7 +79,7 @@ def rank_ecdf(
             at, low, high = map(as_numpy, bands)
             axes.fill_between(at, low - at, high - at, color=INK, alpha=0.15, linewidth=0, step="mid")
         axes.plot(share, (own[:, None] < below).mean(0) - share, color=DATA, linewidth=1.4)
-        axes.set_title(short_name(name), fontsize=9)
+        axes.set_title(short_name(name, 40), fontsize=9)
         axes.set_xlabel("share of the ranks", fontsize=8)
         axes.tick_params(labelsize=7)
     panels[0].set_ylabel("ranks below, less the share", fontsize=8)
@@ -102,8 +102,7 @@ def coverage_plot(coverages: Mapping[str, tuple[Values, Values, Values, Values]]
     figure = blank_figure(4.4, 4.2, title)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--")
-    inks = (DATA, SAMPLES, "#7a9e3f", "#8d6a9f")
-    for place, ((name, parts), ink) in enumerate(zip(coverages.items(), inks, strict=False)):
+    for place, ((name, parts), ink) in enumerate(zip(coverages.items(), INKS[:4], strict=False)):
         nominal, observed, lower, upper = map(as_numpy, parts)
         bars = np.stack([observed - lower, upper - observed]).clip(min=0.0)
         axes.errorbar(

@@ -14,7 +14,7 @@ from energyppl.plots.base import DATA, INK, INKS, Values, as_numpy, blank_figure
 __all__ = ["score_histograms"]
 
 _ROOM = 2.0  # widths of the reference's central part that are shown on each side of it
-_BINS = 80
+_BINS = (12, 80)  # at least, at most
 
 
 def score_histograms(scores: Mapping[str, Values], *, title: str = "", inlier: str | None = None) -> Figure:
@@ -46,7 +46,8 @@ def score_histograms(scores: Mapping[str, Values], *, title: str = "", inlier: s
         raise InvalidInput(f"inlier must name one of the sets {', '.join(sets)}; got {inlier!r}")
     finite = {name: values[np.isfinite(values)] for name, values in sets.items()}
     low, high = _range(finite, inlier)
-    bins = np.linspace(low, high, _BINS + 1)
+    fewest = min(len(values) for values in finite.values())
+    bins = np.linspace(low, high, int(np.clip(2.0 * np.sqrt(fewest), *_BINS)) + 1)
     figure = blank_figure(6.8, 3.8, title)
     axes = figure.subplots()
     inks = cycle(INKS[1:])
@@ -63,7 +64,7 @@ def score_histograms(scores: Mapping[str, Values], *, title: str = "", inlier: s
             label=_label(name, sets[name], low, high),
         )
     axes.set_xlim(low, high)
-    axes.set_ylim(bottom=0.0)
+    axes.set_ylim(0.0, (1.05 + 0.06 * len(sets)) * axes.dataLim.ymax)  # room for the legend
     axes.legend(fontsize=8)
     axes.set_xlabel("score, higher for stranger rows", fontsize=9, color=INK)
     axes.set_yticks([])
@@ -95,7 +96,7 @@ def _range(sets: Mapping[str, NDArray[np.float64]], inlier: str | None) -> tuple
 
 def _label(name: str, values: NDArray[np.float64], low: float, high: float) -> str:
     finite = values[np.isfinite(values)]
-    words = [f"{short_name(name)} ({len(values):,} scores)"]
+    words = [f"{short_name(name, 32)} ({len(values):,} scores)"]
     for side, share in (("left", np.mean(finite < low)), ("right", np.mean(finite > high))):
         if share > 0:
             words.append(

@@ -5,6 +5,7 @@ in threads, in notebooks and without a display.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from energyppl.plots.base import (
     _STYLE,
     DATA,
     INK,
+    INKS,
     SAMPLES,
     Extent,
     Values,
@@ -27,14 +29,28 @@ from energyppl.plots.base import (
     short_name,
 )
 
-__all__ = ["density_grid", "energy_landscape", "noise_to_data", "pair_plot", "scatter_panels", "training_curves"]
+__all__ = [
+    "density_grid",
+    "energy_landscape",
+    "line_plot",
+    "noise_to_data",
+    "pair_plot",
+    "scatter_panels",
+    "training_curves",
+]
 
 
 _MAX_COLUMNS = 8
 _TICK_LETTERS = 8  # of a category's name beside an axis
 
 
-def scatter_panels(panels: Mapping[str, Values], *, title: str, extent: Extent | None = None) -> Figure:
+def scatter_panels(
+    panels: Mapping[str, Values],
+    *,
+    title: str,
+    extent: Extent | None = None,
+    labels: tuple[str, str] = ("$x_1$", "$x_2$"),
+) -> Figure:
     """Plot clouds of points ``(n, 2)`` side by side on the same axes, each under its name.
 
     >>> figure = ep.plots.scatter_panels({"data": torch.randn(50, 2), "samples": torch.randn(50, 2)}, title="a toy")
@@ -45,6 +61,7 @@ def scatter_panels(panels: Mapping[str, Values], *, title: str, extent: Extent |
         panels: points by name; the first ones have the colour of data, the others that of samples.
         title: of the figure.
         extent: left, right, bottom and top of every panel; wide enough for nearly all points if None.
+        labels: of the two axes.
     """
     clouds = {name: as_numpy(points) for name, points in panels.items()}
     box = _extent(np.concatenate(list(clouds.values()))) if extent is None else extent
@@ -52,19 +69,28 @@ def scatter_panels(panels: Mapping[str, Values], *, title: str, extent: Extent |
     for axes, (name, points), colour in zip(
         panel_row(figure, len(clouds)), clouds.items(), [DATA, *[SAMPLES] * len(clouds)], strict=False
     ):
-        _cloud(axes, points, box, colour)
+        _cloud(axes, points, box, colour, labels)
         axes.set_title(f"{name} ({len(points):,} points)", **_STYLE)
     return figure
 
 
-def density_grid(rows: Mapping[str, Sequence[Values]], titles: Sequence[str], *, extent: Extent, title: str) -> Figure:
+def density_grid(
+    rows: Mapping[str, Sequence[Values]],
+    titles: Sequence[str],
+    *,
+    extent: Extent,
+    title: str,
+    labels: tuple[str, str] = ("$x_1$", "$x_2$"),
+) -> Figure:
     """Plot heat maps of densities, one row for each name and one column for each noise level.
 
     Args:
-        rows: for each name, densities ``(height, width)`` with the first row at the bottom; all in one unit.
+        rows: for each name, densities ``(height, width)`` with the first row at the bottom; all in one unit.  The name
+            is shown if there are several.
         titles: of the columns.
         extent: left, right, bottom and top of every map.
         title: of the figure.
+        labels: of the two axes.
 
     Example:
         >>> maps = {"truth": [torch.rand(9, 9)], "model": [torch.rand(9, 9)]}
@@ -82,12 +108,14 @@ def density_grid(rows: Mapping[str, Sequence[Values]], titles: Sequence[str], *,
             axes: Axes = grid[i, j]
             axes.imshow(row[j], origin="lower", extent=extent, cmap="viridis", vmin=0.0, vmax=top, aspect="auto")
             axes.tick_params(labelsize=7)
+            for axis in (axes.xaxis, axes.yaxis):  # none at the ends, where it would touch the neighbour's
+                axis.set_major_locator(MaxNLocator(5, prune="both"))
             if i == 0:
                 axes.set_title(column_title, **_STYLE)
             if j == 0:
-                axes.set_ylabel(f"{name}\n$x_2$", **_STYLE)
+                axes.set_ylabel(f"{name}\n{labels[1]}" if len(maps) > 1 else labels[1], **_STYLE)
             if i == len(maps) - 1:
-                axes.set_xlabel("$x_1$", **_STYLE)
+                axes.set_xlabel(labels[0], **_STYLE)
     return figure
 
 
@@ -156,6 +184,34 @@ def training_curves(curves: Mapping[str, tuple[Values, Values]], *, title: str) 
     return figure
 
 
+def line_plot(curves: Mapping[str, tuple[Values, Values]], *, title: str, labels: tuple[str, str]) -> Figure:
+    """Plot curves on the same axes, each in a colour of its own and named in the legend if there are several.
+
+    Args:
+        curves: abscissas and ordinates, ``(n,)`` each, by name.
+        title: of the figure.
+        labels: of the two axes.
+
+    Example:
+        >>> x = torch.linspace(-3, 3, 100)
+        >>> bells = {f"width {w}": (x, (-0.5 * (x / w) ** 2).exp()) for w in (1, 2)}
+        >>> figure = ep.plots.line_plot(bells, title="Two bells", labels=("x", "density"))
+        >>> len(figure.axes[0].lines)
+        2
+    """
+    figure = blank_figure(6.2, 3.6, title)
+    axes = figure.subplots()
+    for (name, (x, y)), ink in zip(curves.items(), cycle(INKS), strict=False):
+        axes.plot(as_numpy(x), as_numpy(y), color=ink, linewidth=1.4, label=name)
+    if len(curves) > 1:
+        axes.legend(fontsize=8)
+    axes.set_xlabel(labels[0], **_STYLE)
+    axes.set_ylabel(labels[1], **_STYLE)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.tick_params(labelsize=8)
+    return figure
+
+
 def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, trajectories: int = 8) -> Figure:
     """Plot chains on their way from noise to data: the cloud after each level, and the tracks of a few chains.
 
@@ -181,7 +237,7 @@ def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, 
         axes.set_title(name, **_STYLE)
     last = grid[len(stops)]
     for i in range(min(trajectories, stops.shape[1])):
-        last.plot(stops[:, i, 0], stops[:, i, 1], linewidth=0.9, alpha=0.8)
+        last.plot(stops[:, i, 0], stops[:, i, 1], color=INKS[i % len(INKS)], linewidth=0.9, alpha=0.8)
     last.scatter(*stops[0, :trajectories].T, s=14, c=DATA, zorder=3, label="noise")
     last.scatter(*stops[-1, :trajectories].T, s=14, c=SAMPLES, zorder=3, label="end")
     last.legend(fontsize=7, loc="upper right")
@@ -261,16 +317,19 @@ def _name_ticks(axis: Axis, names: Sequence[object], count: int) -> None:
     axis.set_major_formatter(FixedFormatter([short_name(str(names[k]), _TICK_LETTERS) for k in shown]))
 
 
-def _cloud(axes: Axes, points: NDArray[Any], extent: Extent, colour: str) -> None:
-    axes.scatter(points[:, 0], points[:, 1], s=3.0, c=colour, alpha=0.45, linewidths=0)
-    _name_axes(axes, extent)
+def _cloud(
+    axes: Axes, points: NDArray[Any], extent: Extent, colour: str, labels: tuple[str, str] = ("$x_1$", "$x_2$")
+) -> None:
+    size = float(np.clip(3000.0 / max(1, len(points)), 3.0, 15.0))  # a few points would not be seen otherwise
+    axes.scatter(points[:, 0], points[:, 1], s=size, c=colour, alpha=0.45, linewidths=0)
+    _name_axes(axes, extent, labels)
 
 
-def _name_axes(axes: Axes, extent: Extent) -> None:
+def _name_axes(axes: Axes, extent: Extent, labels: tuple[str, str] = ("$x_1$", "$x_2$")) -> None:
     axes.set_xlim(extent[0], extent[1])
     axes.set_ylim(extent[2], extent[3])
-    axes.set_xlabel("$x_1$", **_STYLE)
-    axes.set_ylabel("$x_2$", **_STYLE)
+    axes.set_xlabel(labels[0], **_STYLE)
+    axes.set_ylabel(labels[1], **_STYLE)
     axes.tick_params(labelsize=8)
 
 

@@ -18,6 +18,8 @@ _SHOWN = 10.0  # nats on each side of log Z
 def log_weight_histogram(found: LogNormalizer, *, title: str, log_z: float | None = None) -> Figure:
     """Plot histograms of the log weights of forward and reverse runs; they cross at log Z (Crooks 1999).
 
+    Ten nats on either side of the estimate are shown; the legend says how many runs lie beyond.
+
     Args:
         found: by annealing.
         title: of the figure.
@@ -45,7 +47,10 @@ def log_weight_histogram(found: LogNormalizer, *, title: str, log_z: float | Non
     bins = list(np.linspace(low - margin, high + margin, 61))
     for (name, values), ink in zip(sides.items(), (DATA, SAMPLES), strict=True):
         if len(values):
-            axes.hist(values, bins=bins, density=True, color=ink, alpha=0.5, label=f"{name} ({len(values):,} runs)")
+            beyond = np.mean((values < bins[0]) | (values > bins[-1]))
+            label = f"{name} ({len(values):,} runs" + (f", {beyond:.0%} beyond the ends)" if beyond >= 0.005 else ")")
+            each = np.full(len(values), 1.0 / len(values))  # shares of all runs, those beyond the ends too
+            axes.hist(values, bins=bins, weights=each, color=ink, alpha=0.5, label=label)
     axes.axvline(found.estimate, color=INK, linewidth=1.2, label=f"estimate {found.estimate:.3f}")
     if log_z is not None:
         axes.axvline(log_z, color=INK, linewidth=1.2, linestyle="--", label=f"truth {log_z:.3f}")

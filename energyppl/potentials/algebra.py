@@ -29,7 +29,11 @@ __all__ = ["Affine", "Bridge", "Conditioned", "Energy", "Potential", "RecoveryPo
 
 @runtime_checkable
 class Potential(Protocol):
-    """An energy: a callable from ``(*batch, *event_shape)`` to ``(*batch,)``, in nats."""
+    """An energy: a callable from ``(*batch, *event_shape)`` to ``(*batch,)``, in nats.
+
+    >>> isinstance(ep.toys.Rings(), ep.potentials.Potential)
+    True
+    """
 
     @property
     def event_shape(self) -> torch.Size:
@@ -194,6 +198,11 @@ class Affine:
 
     Raises:
         InvalidInput: if shapes don't fit, or the diagonal of F is not positive.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
+        >>> ep.potentials.Affine(normal, loc=torch.ones(2), factor=torch.eye(2))(torch.zeros(2))  # U(1, 1)
+        tensor(1.)
     """
 
     potential: Potential

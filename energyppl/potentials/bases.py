@@ -32,7 +32,13 @@ _LOG_2PI = math.log(2.0 * math.pi)
 
 @runtime_checkable
 class Base(Potential, Protocol):
-    """Protocol of a potential of log Z = 0 that can be drawn from."""
+    """Protocol of a potential of log Z = 0 that can be drawn from.
+
+    Example:
+        >>> base: ep.potentials.Base = ep.potentials.GaussianBase(torch.zeros(2), torch.ones(2))
+        >>> isinstance(base, ep.potentials.Base), base.sample(5).shape
+        (True, torch.Size([5, 2]))
+    """
 
     def sample(self, count: int) -> Tensor:
         """Draw independently, ``(count, *batch, *event)``."""

@@ -91,6 +91,13 @@ class Measured:
         observed: what was measured, ``(m,)``.
         gain: by which points are multiplied before, ``()`` or ``(*batch,)``.
         precision: one over the noise's variance, ``(m,)`` or ``(*batch, m)``.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
+        >>> row, seen = torch.tensor([[1.0, 1.0]]), torch.tensor([2.0])
+        >>> given = ep.potentials.Measured(normal, row, seen, gain=torch.tensor(1.0), precision=torch.tensor([4.0]))
+        >>> given(torch.zeros(2))  # ½ · 4 · 2²
+        tensor(8.)
     """
 
     potential: Potential

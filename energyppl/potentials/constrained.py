@@ -45,13 +45,24 @@ __all__ = [
 _SIMPLEX = type(constraints.simplex)
 
 
+class _MixtureSupport(constraints.Constraint):
+    """The support of a mixture before torch 2.8, which calls the components' own, with all of their ends, that."""
+
+    def __init__(self, base_constraint: constraints.Constraint) -> None:
+        self.base_constraint = base_constraint
+        super().__init__()
+
+
+_MIXTURES: Any = (_MixtureSupport, getattr(constraints, "MixtureSameFamilyConstraint", _MixtureSupport))
+
+
 def bijection(support: constraints.Constraint) -> transforms.Transform:
     """Find the map from ℝⁿ onto a support.
 
     Raises:
         InvalidInput: if none is known, as for integers, spheres and positive definite matrices.
     """
-    if isinstance(support, constraints.MixtureSameFamilyConstraint):  # for which torch has none
+    if isinstance(support, _MIXTURES):  # for which torch has none
         return bijection(_of_one_component(support))
     if isinstance(support, constraints.independent):
         return transforms.IndependentTransform(bijection(support.base_constraint), support.reinterpreted_batch_ndims)
@@ -116,6 +127,8 @@ def latent_transform(distribution: Distribution) -> transforms.Transform:
     if isinstance(distribution, TransformedDistribution) and not _states_its_image(distribution):
         return transforms.ComposeTransform([latent_transform(distribution.base_dist), *distribution.transforms])
     support: Any = distribution.support
+    if isinstance(distribution, MixtureSameFamily) and not isinstance(support, _MIXTURES):
+        support = _MixtureSupport(support)
     return bijection(support)
 
 
@@ -141,7 +154,7 @@ def _of_coordinates(support: constraints.Constraint) -> constraints.Constraint:
     return support
 
 
-def _of_one_component(support: constraints.MixtureSameFamilyConstraint) -> constraints.Constraint:
+def _of_one_component(support: Any) -> constraints.Constraint:
     """Return the support that all components of a mixture share.
 
     Raises:
@@ -184,7 +197,7 @@ def contains(support: constraints.Constraint, x: Tensor) -> Tensor:
     The sum over a simplex may differ from one by the rounding of the points' dtype, which grows with their number
     (torch allows 1e-6, which float32 draws of a few hundred categories exceed).
     """
-    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+    if isinstance(support, _MIXTURES):
         return contains(_of_one_component(support), x)
     if isinstance(support, constraints.independent):
         inside = contains(support.base_constraint, x)
@@ -295,7 +308,9 @@ class Constrained:
         except (ValueError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
             # Far out maps over- and underflow, off the support, where torch's densities raise.
             energy = self._energy_of_legal(inside)
-        return energy - sum_event(jacobian, kept)
+        energy = energy - sum_event(jacobian, kept)
+        # An infinite density is that of an edge, met by rounding: a place without mass, where no chain may stay.
+        return torch.where(energy == -math.inf, math.inf, energy)
 
     def _energy_of_legal(self, inside: Tensor) -> Tensor:
         """Evaluate points on the support only; the energy of others is infinite."""

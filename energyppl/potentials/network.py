@@ -62,6 +62,12 @@ class AtLevel:
     Raises:
         InvalidInput: if ``net`` can't be called, ``level`` is no tensor of whole numbers, or ``condition`` is neither
             that nor floating point.
+
+    Example:
+        >>> net = ep.MLPEnergy((2,), levels=3)
+        >>> sharp = ep.potentials.AtLevel(net, torch.tensor(0), torch.Size((2,)))
+        >>> sharp(torch.randn(5, 2)).shape
+        torch.Size([5])
     """
 
     net: Callable[..., Tensor]
@@ -139,6 +145,11 @@ class AtLogSNR:
         log_snr: ``()`` or ``(*batch,)``.
         event_shape: shape of one point.
         condition: as for :class:`AtLevel`.
+
+    Example:
+        >>> net = ep.MLPEnergy((2,), continuous=True)
+        >>> ep.potentials.AtLogSNR(net, torch.tensor(1.5), torch.Size((2,)))(torch.randn(5, 2)).shape
+        torch.Size([5])
     """
 
     net: Callable[..., Tensor]

@@ -26,7 +26,15 @@ _FALSE_ROWS = 0.1  # share of the rows that are named as odd, though they are no
 
 
 class Comparison(NamedTuple):
-    """Findings of :func:`compare`."""
+    """Findings of :func:`compare`.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> found = ep.tables.compare(rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + [0.0, 2.0])
+        >>> found.columns.column[0], len(found.verdict) > 0
+        ('c1', True)
+    """
 
     p_value: float  # of the two-sample test
     statistic: float  # the squared energy distance, in coordinates of unit variance

@@ -28,6 +28,14 @@ class Imputation:
         table: the rows as they came.
         places: rows and columns of the missing cells, ``(k, 2)``.
         draws: ``(m, k)``, as the table holds its values.
+
+    Example:
+        >>> import numpy as np, pandas as pd
+        >>> x = np.random.default_rng(0).normal(size=(200, 2))
+        >>> model = ep.tables.fit(pd.DataFrame(x, columns=["a", "b"]), steps=5, progress=False)
+        >>> found = ep.tables.impute(model, pd.DataFrame({"a": [1.0, 0.5], "b": [np.nan, 0.4]}), draws=3)
+        >>> found.places, found.draws.shape, len(found.completed())
+        (array([[0., 1.]]), (3, 1), 3)
     """
 
     table: Table

@@ -49,6 +49,14 @@ class TableModel:
         curves: of the training, by name.
         record: of the training: counts, settings, seconds, why it stopped.
         validation: rows that chose the weights among those of all steps, ``(k, d)``; None if the held-out rows did.
+
+    Example:
+        >>> import numpy as np, pandas as pd
+        >>> rng = np.random.default_rng(0)
+        >>> frame = pd.DataFrame({"income": np.exp(rng.normal(10, 1, 200)), "rooms": rng.integers(1, 6, 200)})
+        >>> model = ep.tables.fit(frame, steps=5, progress=False)
+        >>> model.columns, model.sample(3, given={"rooms": 2}, seed=0).rooms.tolist()
+        (('income', 'rooms'), [2, 2, 2])
     """
 
     ebm: RecoveryEBM

@@ -28,6 +28,14 @@ class Surprise(NamedTuple):
         value: what it is, in words.
         probability: that a draw given the others is no likelier than the value.
         usual: what it mostly is there: the central 95 % of a number, the likeliest categories.
+
+    Example:
+        >>> import numpy as np, pandas as pd
+        >>> x = np.random.default_rng(0).normal(size=(200, 2))
+        >>> model = ep.tables.fit(pd.DataFrame(x, columns=["a", "b"]), steps=5, progress=False)
+        >>> found = ep.tables.surprises(model, np.array([0.0, 30.0]))
+        >>> found[0].column, found[0].probability < 0.01
+        ('b', True)
     """
 
     column: str
@@ -98,6 +106,13 @@ def surprises(model: TableModel, row: Array, *, seed: int = 0) -> list[Surprise]
     A column's values are tried one after another on a grid of its coordinate, or each category and small number of
     values by draws within its cell; the others stay as they are.  Values outside of what a column can be come first,
     with probability 0, and for the other columns the nearest value of the training rows stands in their place.
+
+    Example:
+        >>> import numpy as np, pandas as pd
+        >>> x = np.random.default_rng(0).normal(size=(200, 2))
+        >>> model = ep.tables.fit(pd.DataFrame(x, columns=["a", "b"]), steps=5, progress=False)
+        >>> [surprise.column for surprise in ep.tables.surprises(model, np.array([0.0, 30.0]))]
+        ['b', 'a']
     """
     generator = torch.Generator().manual_seed(seed)
     found, row = _outside(model, row)

@@ -29,6 +29,7 @@ _TESTED = 1000  # rows on each side of the two-sample test
 _REGIONS, _NAMED = 12, 3  # regions whose masses are compared, and columns that name one
 _FEWEST_ROWS = 100  # for that
 _FEW_ROWS = 500  # below, a simpler model may well be the better one
+_FEW_HELD_OUT = 30  # below, tests of samples see gross differences alone
 
 
 def quality(
@@ -166,7 +167,8 @@ def pair_tests(transform: TableTransform, one: Array, other: Array) -> list[dict
     with np.errstate(invalid="ignore", divide="ignore"):  # a rare value can be missing from few rows
         here, there = (np.nan_to_num(np.atleast_2d(np.corrcoef(z.T))) for z in coordinates)
     places = transform.places()
-    error = math.sqrt(sum(1.0 / max(len(v) - 3, 1) for v in (one, other)))
+    few = min(len(one), len(other)) <= 3  # which any correlation may be of
+    error = math.inf if few else math.sqrt(sum(1.0 / (len(v) - 3) for v in (one, other)))
     found = []
     for i, first in enumerate(places):
         for j in range(i):
@@ -218,24 +220,27 @@ def _beside(above: dict[str, float], what: str, chose: str) -> str:
         return f"good: held-out rows are likelier than under {what}, by {amount}{chose}"
     if above["value"] < -2.0 * above["standard_error"]:
         return f"not good: {what} describe{'s' if what.startswith('a ') else ''} held-out rows better, by {amount}"
-    return f"held-out rows are about as likely as under {what} ({amount})"
+    difference = f"{above['value']:+.3f} ± {above['standard_error']:.3f} nats a row"
+    return f"held-out rows are about as likely as under {what} ({difference})"
 
 
 def _of_samples(found: dict[str, Any]) -> list[str]:
     p_value, column, pair = found["energy_distance"]["p_value"], found["worst_column"], found["worst_pair"]
+    rows = found["energy_distance"]["rows"][0]
     said = []
-    if p_value >= _LIKE:
+    if p_value >= _LIKE and rows < _FEW_HELD_OUT:
+        said.append(f"{rows} held-out rows are too few to tell whether samples are like them (p = {p_value:.3f})")
+    elif p_value >= _LIKE:
         said.append(f"good: the two-sample test can't tell samples from held-out rows (p = {p_value:.3f})")
     else:
         said.append(f"not good: samples differ from held-out rows (p = {p_value:.3f})")
     if column["p_value"] < _WORST:
-        said.append(
-            f"the worst column is {column['column']!r}: held-out {column['said']} (p = {column['p_value']:.2g})"
-        )
+        difference = f"held-out {column['said']} (p = {column['p_value']:.2g})"
+        said.append(f"not good: the worst column is {column['column']!r}: {difference}")
     if pair is not None and pair["p_value"] < _WORST:
         said.append(
-            f"the worst pair is {' and '.join(map(repr, pair['columns']))}: correlation of the transformed columns "
-            f"{pair['one']:+.2f} in held-out rows, {pair['other']:+.2f} in samples"
+            f"not good: the worst pair is {' and '.join(map(repr, pair['columns']))}: correlation of the transformed "
+            f"columns {pair['one']:+.2f} in held-out rows, {pair['other']:+.2f} in samples"
         )
     return said
 
@@ -243,18 +248,21 @@ def _of_samples(found: dict[str, Any]) -> list[str]:
 def _remedies(found: dict[str, Any], model: TableModel) -> list[str]:
     """Say what to try, if something is not good."""
     below = any(found[name]["value"] < -2.0 * found[name]["standard_error"] for name in ("mixture", "independent"))
-    differ = found["energy_distance"]["p_value"] < _LIKE
+    worst = [found[name]["p_value"] for name in ("worst_column", "worst_pair") if found[name] is not None]
+    differ = found["energy_distance"]["p_value"] < _LIKE or min(worst) < _WORST
     if not (below or differ):
         return []
     steps, stopped = len(model.curves.get("step", ())), str(model.record.get("stopped", ""))
     tries = []
-    if stopped.startswith("all"):
-        tries.append(f"more steps (steps={2 * steps}; --steps {2 * steps} goes on with a run)")
-    elif stopped.startswith("worse"):
+    if stopped.startswith("worse"):
         tries.append("more rows: training stopped because held-out rows got worse")
+    else:
+        tries.append(
+            f"more steps (steps={2 * steps}; --steps {2 * steps} goes on with a run)" if steps else "more steps"
+        )
     if len(model.rows) < _FEW_ROWS:
         tries.append(f"fewer columns, since {len(model.rows)} rows say little about {len(model.columns)} at once")
     if found["worst_column"]["p_value"] < _WORST:
         name = found["worst_column"]["column"]
         tries.append(f"another transform of {name!r} (transforms=, --transform NAME=quantile)")
-    return [f"try {', or '.join(tries)}"] if tries else []
+    return [f"try {', or '.join(tries)}"]

@@ -65,6 +65,14 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device | None = No
 
     Raises:
         CheckpointError: if it is damaged or something else.
+
+    Example:
+        >>> import numpy as np, pathlib, tempfile
+        >>> model = ep.tables.fit(np.random.default_rng(0).normal(size=(50, 2)), steps=2, progress=False)
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "model.ckpt"
+        >>> ep.tables.save(model, file)
+        >>> ep.tables.load(file).columns == model.columns
+        True
     """
     path = as_path(path)
     path = path / "model.ckpt" if path.is_dir() else path

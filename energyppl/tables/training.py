@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from energyppl._checks import check_count, check_positive
 from energyppl._seeds import seeded
 from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
-from energyppl.data.tables import Table, require_different_columns, table_from_rows
+from energyppl.data.dependence import require_different_columns, require_no_sums
+from energyppl.data.tables import Table, table_from_rows
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import CheckpointError, InvalidInput, warn_user
 from energyppl.inference.training.fit import fit as fit_model
@@ -32,6 +33,7 @@ __all__ = ["FitSettings", "Prepared", "fit", "gaussian_draws", "prepare", "requi
 
 _CURVES = ("step", "loss", "gradient_norm", "held_out")
 _CURVES_OF_SOME = ("energy_gap", "acceptance", "denoising", "tie")  # objectives
+_MANY = 8  # coordinates, as for LevelScoreMatching's options
 _KEPT_ROWS = 4000  # training rows kept with the model
 _SPLIT_IN_THREE = 1000  # rows: from here a tenth is enough to choose the weights, and another to judge them
 _AUGMENTATIONS = 30  # draws of gaps by a Gaussian before the first training
@@ -59,10 +61,14 @@ class FitSettings:
             check_positive("learning_rate", self.learning_rate)
         if self.transforms is not None and not isinstance(self.transforms, Mapping):
             raise InvalidInput(f"transforms must be a dictionary from columns to words; got {self.transforms!r}")
+        if self.transforms is not None:
+            object.__setattr__(self, "transforms", dict(self.transforms))
 
     def resolved(self, width: int) -> "FitSettings":
         """Return the settings for so many coordinates, with a number wherever there was None."""
         steps, levels, batch_size = (1500, 6, 512) if width <= 2 else (2000, 20, 256)
+        if width > _MANY:
+            steps, batch_size = 1200, 512
         return replace(
             self,
             steps=self.steps or steps,
@@ -88,6 +94,7 @@ def prepare(table: Table, transforms: Mapping[str, str] | None = None) -> Prepar
     A tenth of the rows is held out; from 1000 rows on another tenth chooses the weights, below the held-out rows do.
     """
     require_different_columns(table)
+    require_no_sums(table)
     order = np.random.default_rng(0).permutation(len(table.values))
     aside = min(max(2, len(order) // 10), 10_000)
     held_out, rows = order[:aside], order[aside:]
@@ -169,11 +176,11 @@ def fit(
             by draws of a Gaussian of the coordinates first and, after a first training of half as many steps, by
             conditional chains of the model itself (a stochastic EM of two rounds; Celeux & Diebolt 1985).
         transforms: for columns by name, how they are taken, as :meth:`energyppl.data.TableTransform.fit` says.
-        steps: updates at most; 1500, or 2000 above two coordinates, if None.  Half as many more come before them where
-            gaps are filled, and are no part of the model's ``curves``.
+        steps: updates at most; 1500, 2000 above two coordinates, or 1200 above eight, if None.  Half as many more come
+            before them where gaps are filled, and are no part of the model's ``curves``.
         levels: of noise; 6, or 20 above two coordinates, if None.
-        batch_size: rows in a batch; 512, or 256 above two coordinates, if None.
-        learning_rate: of Adam; .004, or .002 above two coordinates, if None.
+        batch_size: rows in a batch; 512, or 256 for three to eight coordinates, if None.
+        learning_rate: of Adam; .004, .002 above two coordinates, or .003 above eight, if None.
         seed: of everything random.
         checkpoint: a file to keep the run in; if it exists the run goes on from it.  Filled gaps are kept beside it, in
             a file of its name that ends in ``.completed.ckpt``.
@@ -223,7 +230,8 @@ def train(
     curves = {name: history.column(name) for name in kept}
     held_out, validation = table.values[prepared.held_out], prepared.validation
     chose = None if validation is None else table.values[validation]
-    return TableModel(ebm, prepared.transform, own, held_out, curves, validation=chose), history
+    record = {"steps": len(history.records), "stopped": history.stopped, "settings": asdict(settings)}
+    return TableModel(ebm, prepared.transform, own, held_out, curves, record, chose), history
 
 
 def _choosing(prepared: Prepared) -> NDArray[np.int64]:

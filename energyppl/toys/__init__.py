@@ -47,3 +47,4 @@ TWO_DIMENSIONAL: Mapping[str, Callable[[], Toy]] = MappingProxyType(
         "two-moons": TwoMoons,
     }
 )
+"""The toys in the plane by the names that the command line takes: ``ep.toys.TWO_DIMENSIONAL["rings"]()`` is one."""

@@ -20,7 +20,13 @@ _EMPTY = torch.Size()
 
 
 class NoisyToy(Protocol):
-    """The density of alpha * x0 + sigma * noise, where x0 is a toy's draw."""
+    """The density of alpha * x0 + sigma * noise, where x0 is a toy's draw.
+
+    Example:
+        >>> noisy: ep.toys.NoisyToy = ep.toys.TwoMoons().diffused(alpha=0.9, sigma=0.4)
+        >>> noisy.sample((5,)).shape, noisy.log_prob(torch.zeros(5, 2)).shape
+        (torch.Size([5, 2]), torch.Size([5]))
+    """
 
     @property
     def event_shape(self) -> torch.Size:
@@ -58,7 +64,14 @@ class NoisyToy(Protocol):
 
 
 class Toy(NoisyToy, Protocol):
-    """A density whose normalizer and entropy are known; called as a function, it is its own energy."""
+    """A density whose normalizer and entropy are known; called as a function, it is its own energy.
+
+    Example:
+        >>> toy: ep.toys.Toy = ep.toys.Rings()
+        >>> x = toy.sample((1000,))
+        >>> bool(torch.equal(toy(x), -toy.log_prob(x))), toy.modes(x).unique().tolist()
+        (True, [0, 1, 2, 3])
+    """
 
     def entropy(self) -> float:
         """Return the differential entropy in nats."""
@@ -69,6 +82,16 @@ class Density:
     """Base of the toys: a subclass gives the density and the draws of rows ``(n, d)``, this class the shapes.
 
     ``_log_density`` must be normalized, in nats, and differentiable where it is finite.
+
+    Example:
+        >>> from energyppl.toys.base import Density
+        >>> class Square(Density):  # uniform on the unit square
+        ...     def _draw(self, count):
+        ...         return torch.rand(count, 2)
+        ...     def _log_density(self, x):
+        ...         return torch.where(((x >= 0) & (x <= 1)).all(-1), 0.0, -torch.inf)
+        >>> Square().sample((3,)).shape, Square().log_prob(torch.tensor([[0.5, 0.5], [2.0, 0.0]]))
+        (torch.Size([3, 2]), tensor([0., -inf]))
     """
 
     @property

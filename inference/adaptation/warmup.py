@@ -44,7 +44,14 @@ class Tuned(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Adaptation(Generic[_K]):
-    """A tuned kernel, and what the tuning did."""
+    """A tuned kernel, and what the tuning did.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> found = ep.adapt(ep.HMC(), normal, torch.randn(8, 2), 50)
+        >>> found.state.x.shape, len(found.step_sizes), float(found.kernel.step_size) > 0.0
+        (torch.Size([8, 2]), 50, True)
+    """
 
     kernel: _K
     state: State  # where the chains are now, for the kernel to go on from

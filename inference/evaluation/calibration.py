@@ -35,7 +35,15 @@ Quantities = Callable[[Values], Values]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
-    """Ranks of the truth among posterior draws, one of each replicate, and whether they are uniform."""
+    """Ranks of the truth among posterior draws, one of each replicate, and whether they are uniform.
+
+    Example:
+        >>> def posterior(y, draws):  # of y ~ N(mu, 1) and mu ~ N(0, 1): N(y / 2, 1 / 2)
+        ...     return y[:, None] / 2 + 0.5**0.5 * torch.randn(len(y), draws)
+        >>> found = ep.evaluation.calibrate_sampler(torch.randn, lambda mu: mu + torch.randn(len(mu)), posterior)
+        >>> found.passed, found.draws
+        (True, 63)
+    """
 
     ranks: Mapping[str, Tensor]  # (replicates,) from 0 to draws, by quantity; entries of a site are told apart
     draws: int  # L, of each posterior

@@ -19,7 +19,14 @@ _FEWEST_DRAWS = 10  # a tenth of which is one
 
 
 class EnergyDrift(NamedTuple):
-    """Energy drift: the change of chains' mean energy over a run, in nats."""
+    """Energy drift: the change of chains' mean energy over a run, in nats.
+
+    Example:
+        >>> rising = torch.linspace(0, 1, 100) + 0.1 * torch.randn(20, 100)  # by a nat in 100 draws
+        >>> found = ep.evaluation.energy_drift(rising)
+        >>> found.z > 5.0, found.last > found.first
+        (True, True)
+    """
 
     slope: float  # nats per 1,000 draws: mean over chains of each one's least-squares line
     standard_error: float  # of the slope, from how the chains' slopes differ
@@ -31,7 +38,14 @@ class EnergyDrift(NamedTuple):
 
 
 class ModeOccupancy(NamedTuple):
-    """Mode occupancy: the shares of draws in a density's modes, and the changes between these."""
+    """Mode occupancy: the shares of draws in a density's modes, and the changes between these.
+
+    Example:
+        >>> chains = torch.tensor([[[-1.0], [-1.2], [1.1], [0.9]]])  # one chain of four draws
+        >>> found = ep.evaluation.mode_occupancy(chains, lambda x: (x[..., 0] > 0).long(), 2)
+        >>> found.by_chain.shape, int(found.switches)
+        (torch.Size([1, 2]), 1)
+    """
 
     share: Tensor  # (modes,), of all draws
     by_chain: Tensor  # (chains, modes), of each chain's draws
@@ -39,7 +53,14 @@ class ModeOccupancy(NamedTuple):
 
 
 class LevelAcceptance(NamedTuple):
-    """Acceptance and divergences of each noise level's chains while samples are made from white noise."""
+    """Acceptance and divergences of each noise level's chains while samples are made from white noise.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> found = ep.evaluation.level_acceptance(ebm, samples=8, steps=5)
+        >>> found.acceptance.shape, found.step_sizes.shape
+        (torch.Size([3]), torch.Size([3]))
+    """
 
     acceptance: Tensor  # (levels,), mean acceptance probability
     step_sizes: Tensor  # (levels,), in widths of each level's tilt; 0 where training has not tuned one

@@ -21,6 +21,12 @@ class Coverage:
 
     The nominal coverage is that of the ranks which an interval holds, so it is exact for any number of draws: of 99
     draws the ranks 5 to 94 make 90 of 100.
+
+    Example:
+        >>> truth = torch.linspace(0.005, 0.995, 100)
+        >>> found = ep.evaluation.coverage(truth, torch.linspace(0.01, 0.99, 99).expand(100, 99), nominal=(0.5, 0.9))
+        >>> found.observed, found.problems()
+        (tensor([0.5000, 0.9000]), [])
     """
 
     nominal: Tensor  # (k,), in (0, 1)
@@ -108,7 +114,13 @@ def rank_coverage(
     groups: Tensor | None = None,
     confidence: float = 0.95,
 ) -> Coverage:
-    """Do as :func:`coverage` from ranks of the truth among draws, ``(n,)`` from 0 to ``draws``."""
+    """Do as :func:`coverage` from ranks of the truth among draws, ``(n,)`` from 0 to ``draws``.
+
+    Example:
+        >>> found = ep.evaluation.rank_coverage(torch.arange(100), draws=99, nominal=(0.5, 0.9))
+        >>> found.nominal, found.observed
+        (tensor([0.5000, 0.9000]), tensor([0.5000, 0.9000]))
+    """
     check_count("draws", draws)
     check_between("confidence", confidence, 0.0, 1.0)
     outside = []

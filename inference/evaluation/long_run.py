@@ -29,7 +29,14 @@ _Z, _APART = 4.0, 0.5  # standard errors and nats beyond which a difference is s
 
 
 class Group(NamedTuple):
-    """Chains that began alike, and how they fared; energies in nats."""
+    """Chains that began alike, and how they fared; energies in nats.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> found = ep.long_run(ebm, torch.randn(50, 2), steps=20, kept=10, chains=4, progress=False)
+        >>> found.from_noise._fields
+        ('chains', 'drift', 'occupancy')
+    """
 
     chains: Chains  # has ``to_arviz()``; its draws are pictures along the way
     drift: EnergyDrift
@@ -37,7 +44,14 @@ class Group(NamedTuple):
 
 
 class LongRun(NamedTuple):
-    """Chains from data and chains from noise."""
+    """Chains from data and chains from noise.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> found = ep.long_run(ebm, torch.randn(50, 2), steps=20, kept=10, chains=4, progress=False)
+        >>> found.from_data.chains.draws.shape, isinstance(found.problems, tuple)
+        (torch.Size([4, 10, 2]), True)
+    """
 
     from_data: Group
     from_noise: Group

@@ -38,6 +38,13 @@ class RegionMasses:
         data: shares of the data.
         rows: how many samples and how many data were counted.
         runs: how many independent runs the density's errors come from.
+
+    Example:
+        >>> half = torch.tensor([0.5, 0.5], dtype=torch.float64)
+        >>> centers, zero = torch.tensor([[-1.0], [1.0]]), torch.zeros(2, dtype=torch.float64)
+        >>> found = ep.evaluation.RegionMasses(centers, half, zero, half, half, rows=(1000, 1000))
+        >>> round(found.gap, 3), found.problems()
+        (0.0, [])
     """
 
     centers: Tensor

@@ -18,7 +18,13 @@ _ENTRIES = 2**22  # largest number of counts in one block of resamples
 
 
 class Bootstrapped(NamedTuple):
-    """Bootstrap estimate: a number and its percentile interval."""
+    """Bootstrap estimate: a number and its percentile interval.
+
+    Example:
+        >>> report = ep.evaluation.detection_report(torch.arange(50.0), torch.arange(50.0) + 25.0)
+        >>> report.auroc._fields
+        ('value', 'lower', 'upper', 'standard_error')
+    """
 
     value: float
     lower: float
@@ -27,7 +33,13 @@ class Bootstrapped(NamedTuple):
 
 
 class DetectionReport(NamedTuple):
-    """Detection report: AUROC and false-positive rate of scores, with bootstrap intervals."""
+    """Detection report: AUROC and false-positive rate of scores, with bootstrap intervals.
+
+    Example:
+        >>> report = ep.evaluation.detection_report(torch.arange(50.0), torch.arange(50.0) + 25.0)
+        >>> report.auroc.lower < report.auroc.value < report.auroc.upper
+        True
+    """
 
     auroc: Bootstrapped
     fpr_at_95: Bootstrapped

@@ -25,7 +25,13 @@ Array = NDArray[np.float64]
 
 
 class EcdfBands(NamedTuple):
-    """Simultaneous bands for the empirical distribution function of uniform ranks."""
+    """Simultaneous bands for the empirical distribution function of uniform ranks.
+
+    Example:
+        >>> bands = ep.evaluation.ecdf_bands(100, draws=63)
+        >>> bands.confidence, bands.lower.shape == bands.thresholds.shape
+        (0.95, True)
+    """
 
     thresholds: Tensor  # (k,), in (0, 1): shares of the ranks that lie below
     lower: Tensor  # (k,)

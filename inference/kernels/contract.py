@@ -38,7 +38,14 @@ __all__ = [
 
 
 class State(NamedTuple):
-    """Chain state: what the next step needs."""
+    """Chain state: what the next step needs.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> state = ep.MALA(0.5).init(normal, torch.ones(4, 2))
+        >>> state.energy, state.grad.shape
+        (tensor([1., 1., 1., 1.]), torch.Size([4, 2]))
+    """
 
     x: Tensor  # (*chains, *event)
     energy: Tensor  # (*chains,), nats
@@ -47,7 +54,15 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """Step record: what diagnostics need, one entry for each chain."""
+    """Step record: what diagnostics need, one entry for each chain.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> kernel = ep.MALA(0.5)
+        >>> state, info = kernel.step(normal, kernel.init(normal, torch.ones(4, 2)))
+        >>> info.accept_prob.shape, info.cost()
+        (torch.Size([4]), 1.0)
+    """
 
     accept_prob: Tensor  # (*chains,), in [0, 1]
     accepted: Tensor  # (*chains,), bool
@@ -73,7 +88,17 @@ def combined(infos: Sequence[Info]) -> Info:
 
 
 class Kernel(Protocol):
-    """One Markov transition for a batch of chains: all that :func:`~energyppl.sample_chains` asks of a kernel."""
+    """One Markov transition for a batch of chains: all that :func:`~energyppl.sample_chains` asks of a kernel.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> kernel: ep.kernels.Kernel = ep.MALA(0.5)
+        >>> state = kernel.init(normal, torch.zeros(4, 2))
+        >>> for _ in range(10):
+        ...     state, info = kernel.step(normal, state)
+        >>> state.x.shape
+        torch.Size([4, 2])
+    """
 
     def init(self, potential: Potential, x: Tensor) -> State:
         """Evaluate the potential at the chains' positions ``(*chains, *event)``."""
@@ -90,6 +115,10 @@ class StepSizeTunable(Kernel, Protocol):
 
     A class attribute ``step_size_limit`` is the largest step size that is valid, 1 for the β of Crank–Nicolson; without
     it a step size may be any positive number.
+
+    Example:
+        >>> [isinstance(kernel, ep.kernels.StepSizeTunable) for kernel in (ep.MALA(0.1), ep.kernels.BinaryGibbs())]
+        [True, False]
     """
 
     target_acceptance: ClassVar[float | None]
@@ -107,7 +136,12 @@ class StepSizeTunable(Kernel, Protocol):
 
 @runtime_checkable
 class Unadjusted(StepSizeTunable, Protocol):
-    """A kernel that never rejects: its step size is judged by the acceptance that its proposals would have."""
+    """A kernel that never rejects: its step size is judged by the acceptance that its proposals would have.
+
+    Example:
+        >>> ep.Langevin(0.5).adjusted()
+        MALA(step_size=0.5...)
+    """
 
     def adjusted(self) -> StepSizeTunable:
         """Return the kernel that makes the same proposals and accepts them by Metropolis and Hastings."""
@@ -115,7 +149,14 @@ class Unadjusted(StepSizeTunable, Protocol):
 
 
 class TunableKernel(StepSizeTunable, Protocol):
-    """A kernel whose step size can be set for each noise level."""
+    """A kernel whose step size can be set for each noise level.
+
+    Example:
+        >>> kernel: ep.kernels.TunableKernel = ep.MALA(0.1)
+        >>> step, one = torch.tensor([0.1, 0.2]), torch.ones(2)
+        >>> kernel.resized(step, width=0.5 * one, marginal_std=one).step_size.shape
+        torch.Size([2])
+    """
 
     max_step_size: ClassVar[float]
     """The largest step size that makes sense, in widths of the target."""

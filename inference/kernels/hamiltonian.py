@@ -48,7 +48,15 @@ class Proposal(NamedTuple):
 
 
 class LongProposal(NamedTuple):
-    """One trajectory as the adaptation of its length needs it."""
+    """One trajectory as the adaptation of its length needs it.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> kernel = ep.ChEES()
+        >>> proposal = kernel.propose(normal, kernel.init(normal, torch.ones(4, 2)), 0.5)
+        >>> proposal.velocity.shape
+        torch.Size([4, 2])
+    """
 
     state: State
     info: Info
@@ -58,7 +66,12 @@ class LongProposal(NamedTuple):
 
 @runtime_checkable
 class LengthTunable(StepSizeTunable, Protocol):
-    """A kernel of trajectories, all of one length, which :func:`~energyppl.adapt` learns by comparing chains."""
+    """A kernel of trajectories, all of one length, which :func:`~energyppl.adapt` learns by comparing chains.
+
+    Example:
+        >>> isinstance(ep.ChEES(), ep.kernels.LengthTunable), isinstance(ep.HMC(), ep.kernels.LengthTunable)
+        (True, False)
+    """
 
     @property
     def length(self) -> float:

@@ -89,7 +89,12 @@ InverseMass = Tensor | LowRankMass | None
 
 @runtime_checkable
 class MassTunable(StepSizeTunable, Protocol):
-    """A kernel of leapfrog steps with an inverse mass, which :func:`~energyppl.adapt` estimates from the draws."""
+    """A kernel of leapfrog steps with an inverse mass, which :func:`~energyppl.adapt` estimates from the draws.
+
+    Example:
+        >>> isinstance(ep.HMC(), ep.kernels.MassTunable), isinstance(ep.MALA(0.1), ep.kernels.MassTunable)
+        (True, False)
+    """
 
     @property
     def inverse_mass(self) -> InverseMass:

@@ -57,7 +57,15 @@ class TemperatureSchedule:
 
 
 class AnnealedPoints(NamedTuple):
-    """Points at the end of annealing, with their divergences and cost."""
+    """Points at the end of annealing, with their divergences and cost.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> schedule = ep.levels.TemperatureSchedule(start=4.0, hot=2, cooling=5, quench=2)
+        >>> found = ep.levels.anneal_temperature(normal, torch.randn(8, 2), schedule, step_size=0.1)
+        >>> found.x.shape, int(found.diverging.sum()), found.evaluations
+        (torch.Size([8, 2]), 0, 9)
+    """
 
     x: Tensor  # (*batch, *event)
     diverging: Tensor  # (*batch,), bool: a move to a point that is not finite was asked for, and not made
@@ -134,6 +142,11 @@ def denoising_jump(
         x: points, ``(*batch, *event)``.
         base_sigma: σ0, in units of x.
         force_dtype: as in :func:`anneal_temperature`.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> ep.levels.denoising_jump(normal, torch.ones(3, 2), base_sigma=0.5)[0]
+        tensor([0.7500, 0.7500])
     """
     check_positive("base_sigma", base_sigma)
     return x - base_sigma**2 * gradient_only(potential, x, force_dtype)

@@ -19,7 +19,13 @@ __all__ = ["Conditional", "EnergyModel", "LevelModel"]
 
 
 class EnergyModel(Protocol):
-    """A network's energy of points that are standardized to the data, ``(x − loc) / scale``."""
+    """A network's energy of points that are standardized to the data, ``(x − loc) / scale``.
+
+    Example:
+        >>> model: "EnergyModel" = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> model.potential()(model.to_unit(torch.randn(5, 2))).shape
+        torch.Size([5])
+    """
 
     event_shape: torch.Size
     net: nn.Module
@@ -48,7 +54,13 @@ class EnergyModel(Protocol):
 
 
 class LevelModel(EnergyModel, Protocol):
-    """Energies at the levels of a noise schedule, and the kernel that moves chains there."""
+    """Energies at the levels of a noise schedule, and the kernel that moves chains there.
+
+    Example:
+        >>> model: "LevelModel" = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
+        >>> model.levels, model.potential(2)(torch.randn(5, 2)).shape
+        (4, torch.Size([5]))
+    """
 
     schedule: NoiseSchedule
     levels: int  # how many have an energy
@@ -58,7 +70,14 @@ class LevelModel(EnergyModel, Protocol):
 
 
 class Conditional(LevelModel, Protocol):
-    """A level model that can be asked for a condition, a class or a context, or that was."""
+    """A level model that can be asked for a condition, a class or a context, or that was.
+
+    Example:
+        >>> net = ep.MLPEnergy((2,), levels=3, classes=10)
+        >>> model: "Conditional" = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(levels=3))
+        >>> model.view(torch.tensor(7), guidance=1.0).guidance
+        1.0
+    """
 
     conditions: Tensor | None  # the class or context asked for, or each point's own
     condition_dims: int  # dimensions of one condition: none for a class

@@ -23,7 +23,14 @@ __all__ = ["Generation", "LevelTuning", "clean_mean", "generate", "tune_levels"]
 
 
 class Generation(NamedTuple):
-    """Samples and how they came about, in the coordinates of ``model.to_unit``."""
+    """Samples and how they came about, in the coordinates of ``model.to_unit``.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> found = ebm.generate((8,), steps=5)
+        >>> found.x.shape, len(found.path)  # white noise and the ends of three levels
+        (torch.Size([8, 2]), 4)
+    """
 
     x: Tensor  # (*shape, *event), data at level 0 (or without noise, after the Tweedie step)
     path: tuple[Tensor, ...]  # white noise, then x_t at the end of each level, from the top level down to 0
@@ -36,7 +43,14 @@ Descent = Callable[[Any, torch.Size, Sequence[int], int, bool], Generation]
 
 
 class LevelTuning(NamedTuple):
-    """Step sizes of all noise levels, and the acceptance that each gave."""
+    """Step sizes of all noise levels, and the acceptance that each gave.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> found = ebm.tune(torch.randn(100, 2), steps=5)
+        >>> found.step_sizes.shape, found.acceptance.shape
+        (torch.Size([3]), torch.Size([3]))
+    """
 
     step_sizes: Tensor  # (levels,), in widths of each level's recovery distribution, as kernels' ``resized`` takes them
     acceptance: Tensor  # (levels,)
@@ -66,6 +80,11 @@ def generate(
 
     Raises:
         InvalidInput: for steps below one, or below none where they only correct what another way draws.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> ep.levels.generate(ebm, torch.Size((8,)), steps=[10, 5, 5]).x.shape
+        torch.Size([8, 2])
     """
     moves = tuple(steps) if isinstance(steps, Sequence) else (steps,) * model.schedule.levels
     for count in moves:

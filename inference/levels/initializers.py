@@ -132,6 +132,12 @@ def recovery_proposal(
 
     Raises:
         InvalidInput: if the model has none.
+
+    Example:
+        >>> schedule = ep.NoiseSchedule.cosine(levels=3)
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), schedule, initializer=ep.MLPInitializer((2,)))
+        >>> ep.levels.recovery_proposal(ebm, torch.randn(5, 2), torch.tensor(0)).sample().shape
+        torch.Size([5, 2])
     """
     if model.initializer is None:
         raise InvalidInput(

@@ -19,7 +19,15 @@ __all__ = ["JointTrajectory", "draw_levels", "level_energies", "move_jointly"]
 
 
 class JointTrajectory(NamedTuple):
-    """Ends of joint chains over points and levels, and the levels that they visited."""
+    """Ends of joint chains over points and levels, and the levels that they visited.
+
+    Example:
+        >>> ebm = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
+        >>> level = torch.zeros(8, dtype=torch.long)
+        >>> end = ep.levels.move_jointly(ebm, torch.randn(8, 2), level, sweeps=5, num_steps=2)
+        >>> end.x.shape, end.path.shape
+        (torch.Size([8, 2]), torch.Size([5, 8]))
+    """
 
     x: Tensor  # (chains, *event)
     level: Tensor  # (chains,)
@@ -29,14 +37,26 @@ class JointTrajectory(NamedTuple):
 
 
 def level_energies(model: LevelModel, x: Tensor) -> Tensor:
-    """Evaluate U(x, t) at every level, ``(levels, chains)`` in nats, at standardized points ``(chains, *event)``."""
+    """Evaluate U(x, t) at every level, ``(levels, chains)`` in nats, at standardized points ``(chains, *event)``.
+
+    Example:
+        >>> ebm = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
+        >>> ep.levels.level_energies(ebm, torch.randn(5, 2)).shape
+        torch.Size([4, 5])
+    """
     levels = torch.arange(model.levels, device=x.device)
     each = levels[:, None].expand(model.levels, len(x))
     return energy_only(model.potential(each), x.expand(model.levels, *x.shape))
 
 
 def draw_levels(model: LevelModel, x: Tensor) -> Tensor:
-    """Draw from p(t | x) exactly for every point, ``(chains, *event)`` to ``(chains,)``."""
+    """Draw from p(t | x) exactly for every point, ``(chains, *event)`` to ``(chains,)``.
+
+    Example:
+        >>> ebm = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
+        >>> ep.levels.draw_levels(ebm, torch.randn(5, 2)).shape
+        torch.Size([5])
+    """
     if model.levels == 1:
         return torch.zeros(len(x), dtype=torch.long, device=x.device)
     energies = level_energies(model, x)
@@ -63,6 +83,12 @@ def move_jointly(
         sweeps: how often.
         num_steps: of the kernel in each sweep.
         level_kernel: moves the chains; the model's own if None.
+
+    Example:
+        >>> ebm = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
+        >>> x, level = torch.randn(8, 2), torch.zeros(8, dtype=torch.long)
+        >>> ep.levels.move_jointly(ebm, x, level, sweeps=2, num_steps=2).level.shape
+        torch.Size([8])
     """
     check_count("sweeps", sweeps)
     kernel = model.level_kernel if level_kernel is None else level_kernel

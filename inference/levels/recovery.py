@@ -49,6 +49,12 @@ def recovery_potential(
         noisy: standardized points of the noisier marginal, ``(*batch, *event)``.
         level: t, ``()`` or ``(*batch,)``.
         upper: the noisier marginal; t + 1 if None.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> tilted = ep.levels.recovery_potential(ebm, torch.randn(5, 2), torch.tensor(0))
+        >>> tilted(torch.randn(5, 2)).shape
+        torch.Size([5])
     """
     schedule = model.schedule
     if upper is None:

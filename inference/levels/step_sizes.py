@@ -19,6 +19,12 @@ class LevelKernel(nn.Module):
         kernel: its own step size is where every level begins.
         levels: how many levels.
         like: gives the step sizes' dtype and device.
+
+    Example:
+        >>> from energyppl.inference.levels.step_sizes import LevelKernel
+        >>> kernel = LevelKernel(ep.MALA(0.1), levels=3, like=torch.zeros(2))
+        >>> kernel.step_sizes
+        tensor([0.1000, 0.1000, 0.1000])
     """
 
     step_sizes: Tensor  # (levels,), relative to the width of what is sampled there

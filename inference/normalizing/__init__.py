@@ -2,8 +2,9 @@
 
 from energyppl.inference.normalizing.annealing import AnnealingSchedule, PilotRun, Weights, anneal, pilot_run
 from energyppl.inference.normalizing.bennett import bennett
-from energyppl.inference.normalizing.log_normalizer import AIS, BAR, SMC, Annealing, ReverseAIS, log_normalizer
+from energyppl.inference.normalizing.log_normalizer import log_normalizer
 from energyppl.inference.normalizing.marginal import MarginalLikelihood, marginal_log_likelihood
+from energyppl.inference.normalizing.methods import AIS, BAR, SMC, Annealing, ReverseAIS
 from energyppl.inference.normalizing.recovery import process_log_likelihood, recovery_normalizers
 
 __all__ = [

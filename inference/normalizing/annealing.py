@@ -34,7 +34,15 @@ _RESAMPLED_BELOW = 0.5  # of the particles, effective
 
 
 class AnnealingSchedule(NamedTuple):
-    """Temperatures and the step sizes that suit them, frozen before any weight is worked out."""
+    """Temperatures and the step sizes that suit them, frozen before any weight is worked out.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> wide = ep.potentials.GaussianBase(torch.zeros(2), torch.full((2,), 2.0))
+        >>> schedule = ep.normalizing.pilot_run(wide, normal, wide.sample(256), ep.MALA(0.5)).schedule
+        >>> float(schedule.betas[0]), float(schedule.betas[-1])
+        (0.0, 1.0)
+    """
 
     betas: Tensor  # (temperatures + 1,), from 0 to 1, float64
     step_sizes: Tensor  # (temperatures + 1,)
@@ -49,7 +57,15 @@ class AnnealingSchedule(NamedTuple):
 
 
 class PilotRun(NamedTuple):
-    """Pilot run: the temperatures and the step sizes that it found."""
+    """Pilot run: the temperatures and the step sizes that it found.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> wide = ep.potentials.GaussianBase(torch.zeros(2), torch.full((2,), 2.0))
+        >>> pilot = ep.normalizing.pilot_run(wide, normal, wide.sample(256), ep.MALA(0.5))
+        >>> pilot.x.shape, pilot.evaluations > 0
+        (torch.Size([256, 2]), True)
+    """
 
     schedule: AnnealingSchedule
     x: Tensor  # (particles, *batch, *event), where its particles ended, resampled: about the target
@@ -57,7 +73,16 @@ class PilotRun(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Log weights of a run's particles, where they ended, and how the run went."""
+    """Log weights of a run's particles, where they ended, and how the run went.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> wide, kernel = ep.potentials.GaussianBase(torch.zeros(2), torch.full((2,), 2.0)), ep.MALA(0.5)
+        >>> schedule = ep.normalizing.pilot_run(wide, normal, wide.sample(256), kernel).schedule
+        >>> weights = ep.normalizing.anneal(wide, normal, schedule, wide.sample(256), kernel)
+        >>> weights.log_weights.shape, weights.x.shape
+        (torch.Size([256]), torch.Size([256, 2]))
+    """
 
     log_weights: Tensor  # (particles, *batch), float64, nats
     x: Tensor  # (particles, *batch, *event)
@@ -166,6 +191,13 @@ def pilot_run(
     Raises:
         InvalidInput: if the target's energy is finite at none of the base's draws.
         EnergyPPLError: if the path doesn't arrive, as where the target is not normalizable.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> wide = ep.potentials.GaussianBase(torch.zeros(2), torch.full((2,), 2.0))
+        >>> pilot = ep.normalizing.pilot_run(wide, normal, wide.sample(256), ep.MALA(0.5), betas=(0.0, 0.5, 1.0))
+        >>> pilot.schedule.betas.tolist()
+        [0.0, 0.5, 1.0]
     """
     path = _Path(base, target, kernel, x)
     if not bool(torch.isfinite(path.parts.target).any()):
@@ -287,6 +319,14 @@ def anneal(
             Monte Carlo); the groups' mean weights are then independent, the particles' are not.
         before: log weights that the particles bring from an earlier stretch of the path, ``(particles, *batch)``.
         goes_on: move the particles at the last temperature too, for another stretch that begins there.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))  # log Z = log 2π = 1.838
+        >>> wide, kernel = ep.potentials.GaussianBase(torch.zeros(2), torch.full((2,), 2.0)), ep.MALA(0.5)
+        >>> schedule = ep.normalizing.pilot_run(wide, normal, wide.sample(256), kernel).schedule
+        >>> weights = ep.normalizing.anneal(wide, normal, schedule, wide.sample(1024), kernel)
+        >>> abs(float(weights.log_weights.exp().mean().log()) - 1.838) < 0.3
+        True
     """
     check_event("x", x, target.event_shape)
     path = _Path(base, target, kernel, x)

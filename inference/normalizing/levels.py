@@ -18,7 +18,8 @@ from energyppl.inference.adaptation.warmup import adapt
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.normalizing.forward import combined, forward_runs
-from energyppl.inference.normalizing.log_normalizer import BAR, Annealing, log_normalizer
+from energyppl.inference.normalizing.log_normalizer import log_normalizer
+from energyppl.inference.normalizing.methods import BAR, Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.potentials.algebra import Potential

@@ -15,16 +15,17 @@ from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.normalizing.annealing import Weights, effective_size, log_mean_exp
 from energyppl.inference.normalizing.bennett import bennett
-from energyppl.inference.normalizing.methods import AIS, BAR, ISLANDS, SMC, Annealing, ReverseAIS
+from energyppl.inference.normalizing.methods import BAR, ISLANDS, SMC, Annealing
 from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path, is_binary
 from energyppl.inference.normalizing.shared_particles import own_share
+from energyppl.inference.normalizing.tails import out_of_reach
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
 from energyppl.integration.pareto import pareto_k
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential
 from energyppl.potentials.bases import Base, GaussianBase
 from energyppl.potentials.constrained import Constrained
 
-__all__ = ["AIS", "BAR", "SMC", "Annealing", "ReverseAIS", "log_normalizer"]
+__all__ = ["log_normalizer"]
 
 _UNSEEN = 0.05  # of the reverse runs that no forward run is like
 _APART = 6.0  # standard errors between forward runs and the bridge; those come from 8 islands, so t with 7 degrees
@@ -138,7 +139,7 @@ def _estimate(
             before = runs.evaluations
             _batch(path, runs, method, draws)
             bar.update(runs.evaluations - before)
-            found = _conclude(path, runs, method, confidence)
+            found = _conclude(target, path, runs, method, confidence)
             bar.set_postfix_str(f"{found.estimate:.4f} ± {found.standard_error:.2g}")
             stopped = agreed(
                 _why_stop(found, runs, method, tolerance, max_evaluations, runs.evaluations - before, draws)
@@ -257,7 +258,9 @@ class _Interval(NamedTuple):
     trouble: list[str]
 
 
-def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, confidence: float) -> LogNormalizer:
+def _conclude(
+    target: Potential, path: AnnealingPath, runs: _Runs, method: Annealing, confidence: float
+) -> LogNormalizer:
     """Put together what the runs so far say."""
     forward, reverse = runs.forward, runs.reverse
     if method.forward and not bool(torch.isfinite(forward).any()):
@@ -274,6 +277,9 @@ def _conclude(path: AnnealingPath, runs: _Runs, method: Annealing, confidence: f
         trouble.append(f"particles hardly move at some temperature (acceptance {slowest:.2f}): use another kernel")
     if path.warning is not None:
         trouble.append(path.warning)
+    piled = out_of_reach(target, path.from_unit(runs.last[-1].x.flatten(0, -1 - len(target.event_shape))))
+    if piled is not None:
+        trouble.append(piled)
     weights = forward if method.forward else reverse
     return LogNormalizer(
         estimate=found.estimate,

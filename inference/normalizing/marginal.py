@@ -24,7 +24,18 @@ _PILOT = 32  # particles
 
 @dataclass(frozen=True, eq=False)
 class MarginalLikelihood:
-    """Estimates of log p(x_i) in nats."""
+    """Estimates of log p(x_i) in nats.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("rows", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> found = ep.normalizing.marginal_log_likelihood(model, (torch.zeros(5),))
+        >>> found.log_likelihood.shape, found.standard_error.shape
+        (torch.Size([5]), torch.Size([5]))
+    """
 
     log_likelihood: Tensor  # (n,), float64: logarithms of unbiased estimates, below log p(x_i) on average
     standard_error: Tensor  # (n,), of annealing, by the delta method

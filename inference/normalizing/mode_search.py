@@ -29,6 +29,7 @@ _NEGLIGIBLE = 30.0  # nats below the best basin's mass, about
 _MATTERS = 5.0  # nats below the best basin's mass: what is new there changes log Z
 _FASTER, _SLOWER = 2.0, 0.4  # factors of a step of a descent while the slope keeps its sign, and where it turns
 _FEWEST_ROUNDS, _ROUNDS = 4, 8  # of starts
+_AGAIN = 4  # one in so many starts of later rounds is scattered as in the first
 _QUIET = 2  # rounds one after another that end in no new place, after which no more are made
 _LOST = 1e12  # widths from which no descent comes back
 _MAX_CURVED = 64  # dimensions up to which all second derivatives are worth their cost
@@ -56,8 +57,8 @@ class _Round(NamedTuple):
 def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
     """Search for basins of an energy by descents from many distances.
 
-    Rounds of descents follow each other while they end in new places; from the second on they begin between and around
-    the ends of those before.
+    Rounds of descents follow each other while they end in new places. From the second on most begin between and around
+    the ends of those before; the others are scattered as in the first, since what lies beside all ends is not between.
 
     Args:
         target: the energy U.
@@ -70,9 +71,8 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
     framed, cost = _first_basin(target, x)
     radius, tried = _reach(framed, x)
     cost += tried
-    far = torch.exp(math.log(radius) * torch.rand(starts, *[1] * (x.dim() - 1))).to(x)
-    begin = far * torch.randn(starts, *x.shape[1:]).to(x)
-    step, rounds, new = (0.1 * far).expand_as(begin), list[_Round](), [1.0]
+    begin, step = _scattered(x, starts, radius)
+    rounds, new = list[_Round](), [1.0]
     while True:
         ends, energy = _descend(framed, begin, step, _STEPS)
         ends = ends[torch.isfinite(energy) & (ends.reshape(len(ends), -1).abs().amax(1) < _LOST)]
@@ -86,8 +86,10 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
         quiet = len(rounds) >= _FEWEST_ROUNDS and not any(new[-_QUIET:])
         if quiet or len(rounds) == _ROUNDS or len(ends) == 0:
             break
-        begin = _between(torch.cat([each.ends for each in rounds])[_held(rounds)[1]], starts)
-        step = torch.full_like(begin, 0.2)
+        again = starts // _AGAIN
+        between = _between(torch.cat([each.ends for each in rounds])[_held(rounds)[1]], starts - again)
+        far, far_step = _scattered(x, again, radius)
+        begin, step = torch.cat([between, far]), torch.cat([torch.full_like(between, 0.2), far_step])
     states, held = _held(rounds)
     rows = framed.from_unit(states.flatten(0, 1))
     weight = _evening_weights(torch.cat([each.ends for each in rounds])[held]).repeat(_KEPT)
@@ -124,6 +126,17 @@ def _evening_weights(ends: Tensor) -> Tensor:
     return 1.0 / near.to(rows).sum(1).clamp(min=1.0)
 
 
+def _scattered(x: Tensor, count: int, radius: float) -> tuple[Tensor, Tensor]:
+    """Draw starts around the first minimum, evenly over the logarithms of their distances up to ``radius`` widths.
+
+    Returns:
+        Points ``(count, *event)``, and the first step of a descent from each.
+    """
+    far = torch.exp(math.log(radius) * torch.rand(count, *[1] * (x.dim() - 1))).to(x)
+    begin = far * torch.randn(count, *x.shape[1:]).to(x)
+    return begin, (0.1 * far).expand_as(begin)
+
+
 def _between(ends: Tensor, count: int) -> Tensor:
     """Draw starts between and around ends ``(n, *event)``, places where many ended counting as one."""
     rows = ends.reshape(len(ends), -1)
@@ -132,7 +145,8 @@ def _between(ends: Tensor, count: int) -> Tensor:
     mean = (weights / weights.sum()) @ rows
     share = torch.rand(count, 1).to(rows)
     along = one + (2.0 * share - 0.5) * (two - one) + torch.randn_like(one)
-    spread = ((weights / weights.sum()) @ (rows - mean).square()).sqrt() + 1.0
+    variance = (weights / weights.sum()) @ (rows - mean).square()
+    spread = torch.maximum(variance, variance.mean()).sqrt() + 1.0  # modes may lie where no end has been yet
     around = mean + 1.5 * share * spread * torch.randn_like(one)
     half = (torch.arange(count, device=rows.device) % 2 == 0).unsqueeze(1)
     return torch.where(half, along, around).reshape(count, *ends.shape[1:])
@@ -173,8 +187,8 @@ def _correlation_factor(framed: Potential) -> Tensor:
 
 
 def _energy(target: Potential, x: Tensor) -> Tensor:
-    """Return energies, +∞ where they are not numbers."""
-    return energy_only(target, x).nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    """Return energies, +∞ where they are not finite: −∞ is where a support's map has met an edge."""
+    return energy_only(target, x).nan_to_num(nan=math.inf, posinf=math.inf, neginf=math.inf)
 
 
 def _descend(target: Potential, x: Tensor, step: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -110,6 +110,11 @@ class AnnealingPath(NamedTuple):
         target = self.stops[-1]
         return target.to_unit(x) if isinstance(target, Affine) else x
 
+    def from_unit(self, x: Tensor) -> Tensor:
+        """Return points of the coordinates of the runs in those of the target."""
+        target = self.stops[-1]
+        return target.from_unit(x) if isinstance(target, Affine) else x
+
     def stretched(self, temperatures: float) -> "AnnealingPath":
         """Return the same path with about as many temperatures."""
         share = temperatures / self.temperatures

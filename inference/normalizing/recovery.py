@@ -29,7 +29,15 @@ _PILOT = 64  # particles
 
 
 class RecoveryNormalizers(NamedTuple):
-    """log Z of a batch of recovery distributions, in nats, ``(*batch,)`` each."""
+    """log Z of a batch of recovery distributions, in nats, ``(*batch,)`` each.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> target = ebm.recovery(torch.randn(4, 2), 0)
+        >>> found = ep.normalizing.recovery_normalizers(target, particles=16, temperatures=4)
+        >>> found.standard_error.shape, found.upper_bound  # which takes draws of the distributions
+        (torch.Size([4]), None)
+    """
 
     estimate: Tensor  # logarithm of an unbiased estimate of Z: below log Z on average
     standard_error: Tensor  # by the delta method
@@ -56,6 +64,12 @@ def recovery_normalizers(
 
     Raises:
         InvalidInput: if a tilt is infinitely wide: such a level has no base of its own.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> target = ebm.recovery(torch.randn(4, 2), 0)
+        >>> ep.normalizing.recovery_normalizers(target, particles=16, temperatures=4).estimate.shape
+        torch.Size([4])
     """
     check_count("particles", particles, at_least=4)
     potential = target.potential if isinstance(target, RecoveryDistribution) else target
@@ -81,7 +95,15 @@ def recovery_normalizers(
 
 
 class ProcessLikelihood(NamedTuple):
-    """The bound on the mean log-likelihood of the sampling process, from two sides."""
+    """The bound on the mean log-likelihood of the sampling process, from two sides.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> x = ebm.diffuse(torch.randn(20, 2), level=0)
+        >>> found = ep.normalizing.process_log_likelihood(ebm, x, particles=8, temperatures=4, steps=2)
+        >>> found.evaluations > 0
+        True
+    """
 
     lower: Estimate
     """With reverse runs: not above the process's log-likelihood on average, if the chains are draws of the model."""

@@ -10,12 +10,15 @@ from energyppl.errors import NotNormalizable
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.constrained import Constrained
 
-__all__ = ["require_normalizable"]
+__all__ = ["out_of_reach", "require_normalizable"]
 
 _NEAR, _FAR = 1e3, 1e6  # distances, in spreads of the points
 _MAX_AXES = 64
 _MARGIN = 0.01  # that the slope must exceed what is needed by: the borderline itself is not normalizable
 _FLAT = 0.05  # below it a slope is rounding
+_PILED = 5.0  # nats that the energy rises by at least, so that 1 % of the mass at most lies beyond
+_EDGES = 2.0 ** torch.arange(10.0, -4.0, -0.25)  # distances at which a map is tried, in spreads
+_ROWS = 8
 _SATURATED = tuple(2.0**power for power in range(6, -4, -1))  # distances for supports whose map saturates, in spreads
 
 
@@ -51,6 +54,48 @@ def require_normalizable(potential: Potential, x: Tensor) -> None:
             if _most(slope < 1.0 + _MARGIN):
                 place = f"along coordinate {axis}, towards {'plus' if sign > 0 else 'minus'} infinity"
                 raise NotNormalizable(_words(float(slope.nan_to_num(posinf=1e9).median()), 1, place))
+
+
+def out_of_reach(potential: Potential, x: Tensor) -> str | None:
+    """Say where the density of a support piles up at an edge beyond what the dtype can tell from the edge; None if not.
+
+    Along each coordinate the map onto the support finds back from an unconstrained point up to some distance only: a
+    float32 near 1 can't be nearer to it than 6e-8. What mass lies beyond is lost to every estimate. Where the energy
+    rises by less than 5 nats up to there, as for Gamma(.01) and Beta(.01, .01), that is more than a percent of it.
+
+    Args:
+        potential: the energy U.
+        x: points about where its mass is, ``(n, *event)``, unconstrained.
+    """
+    if not isinstance(potential, Constrained):
+        return None
+    shape, some = potential.event_shape, x[torch.isfinite(x).reshape(len(x), -1).all(1)][:_ROWS]
+    rows = some.reshape(len(some), -1)
+    if len(rows) < 2:
+        return None
+    spread, dim = rows.std(0).clamp(min=1e-6), rows.shape[1]
+    for axis in range(dim) if dim <= _MAX_AXES else torch.randperm(dim)[:_MAX_AXES].tolist():
+        for sign in (1.0, -1.0):
+            along = torch.zeros_like(rows)
+            along[:, axis] = sign * spread[axis]
+            points = rows + _EDGES.to(rows)[:, None, None] * along
+            try:
+                back = potential.unconstrain(potential.constrain(points.reshape(-1, *shape)))
+            except RuntimeError:  # LinAlgError, as below
+                continue
+            miss = (back.reshape(points.shape) - points)[..., axis].abs()
+            (energy,), (here,) = (eager_energy(potential, part.reshape(-1, *shape)) for part in (points, rows))
+            energy = energy.reshape(miss.shape)
+            found = (miss <= 0.01 + 0.01 * points[..., axis].abs()) & torch.isfinite(energy)
+            # The first distance, from the farthest, whose point is found again; without an end it is far up.
+            edge = energy.gather(0, found.int().argmax(0, keepdim=True))[0]
+            if _most(found.any(0) & (edge - here < _PILED)):
+                return (
+                    f"much of the mass lies closer to the edge of the support along coordinate {axis} than "
+                    f"{rows.dtype} can tell from the edge, so that log Z is too low: use float64, a density of the "
+                    "logarithm or the logit, or one that does not pile up at an edge"
+                )
+    return None
 
 
 def _slope(potential: Potential, begin: Tensor, direction: Tensor, shape: torch.Size) -> Tensor:

@@ -6,7 +6,9 @@ that state and to nothing else.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -33,17 +35,23 @@ __all__ = [
 
 
 class Loss(NamedTuple):
-    """Loss: a differentiable value, with the numbers that training guards and records."""
+    """Loss: a differentiable value, with the numbers that training guards and records.
+
+    Example:
+        >>> loss = ep.objectives.Loss(torch.tensor(0.7), {"accuracy": 0.5}, energy_gap=0.1)
+        >>> loss.columns()
+        {'energy_gap': 0.1, 'accuracy': 0.5}
+    """
 
     value: Tensor  # (), differentiable, nats unless the objective says otherwise
-    record: dict[str, float]
+    record: Mapping[str, float] = MappingProxyType({})
     energy_gap: float | None = None  # energy of data less that of negatives, nats: training stops where it runs away
     smallest_step: float | None = None  # of all levels' step sizes: training stops where chains no longer move
 
     def columns(self) -> dict[str, float]:
         """Return all that is to be written down, by name."""
         own = {"energy_gap": self.energy_gap, "smallest_step": self.smallest_step}
-        return {name: value for name, value in own.items() if value is not None} | self.record
+        return {name: value for name, value in own.items() if value is not None} | dict(self.record)
 
 
 class Objective(Protocol):
@@ -52,6 +60,13 @@ class Objective(Protocol):
     It may have more, of which training makes use: ``keeps_best = True`` leaves the model with the weights of its best
     ``measure`` in place of the averaged ones; ``default_options(model)`` returns arguments of ``TrainingOptions``;
     ``settle(model, state, data)`` is called once when training ends; and see :class:`Paced`.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> objective: ep.objectives.Objective = ep.objectives.SlicedScoreMatching()
+        >>> state = objective.init(ebm)
+        >>> objective.loss(ebm, state, torch.randn(32, 2)).value.shape
+        torch.Size([])
     """
 
     def init(self, model: Any) -> nn.Module:
@@ -73,7 +88,13 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Paced(Protocol):
-    """Objective that knows which learning rate suits it."""
+    """Objective that knows which learning rate suits it.
+
+    Example:
+        >>> from energyppl.inference.objectives.contract import Paced
+        >>> isinstance(ep.PersistentLikelihood(), Paced), isinstance(ep.objectives.SlicedScoreMatching(), Paced)
+        (True, False)
+    """
 
     def default_learning_rate(self, model: Any) -> float | None:
         """Return the largest one; None for what points of these dimensions usually take."""
@@ -85,6 +106,11 @@ class KernelState(nn.Module):
 
     Args:
         level_kernel: moves the chains.
+
+    Example:
+        >>> state = ep.RecoveryLikelihood().init(ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3)))
+        >>> state.level_kernel.step_sizes.shape
+        torch.Size([3])
     """
 
     def __init__(self, level_kernel: LevelKernel) -> None:

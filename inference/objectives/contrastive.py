@@ -57,6 +57,13 @@ class FromNegatives:
 
     Raises:
         InvalidInput: if ``negatives`` is no tensor of floating point, or ``particles`` no whole number.
+
+    Example:
+        >>> net = ep.MLPEnergy((2,), levels=1)
+        >>> bell = ep.potentials.AtLevel(net, torch.tensor(0), torch.Size((2,)))
+        >>> log_z = ep.objectives.FromNegatives(negatives=torch.randn(8, 2))(bell, torch.randn(8, 2))
+        >>> log_z.shape, log_z.requires_grad
+        (torch.Size([8]), True)
     """
 
     negatives: Tensor
@@ -103,6 +110,13 @@ class Contrastive:
 
     Raises:
         InvalidInput: for an argument of another kind.
+
+    Example:
+        >>> net = ep.MLPEnergy((2,), levels=1)
+        >>> bell = ep.potentials.AtLevel(net, torch.tensor(0), torch.Size((2,)))
+        >>> log_z = ep.objectives.Contrastive(ep.MALA(0.5), steps=2)(bell, torch.randn(8, 2))
+        >>> log_z.shape, log_z.requires_grad
+        (torch.Size([8]), True)
     """
 
     kernel: Kernel

@@ -111,7 +111,7 @@ class CooperativeRecovery:
             chain = self.recipe.negatives(state, model, pairs)
             learned = self.initializer_loss(model, state, pairs, None if self.extra_chain_fraction else chain)
         own = self.recipe.contrast(model, state, pairs, chain)
-        return own._replace(value=own.value + self.weight * learned.value, record=own.record | learned.record)
+        return own._replace(value=own.value + self.weight * learned.value, record={**own.record, **learned.record})
 
     def initializer_loss(
         self, model: Conditional, state: KernelState, pairs: RecoveryPairs, chain: Trajectory | None = None

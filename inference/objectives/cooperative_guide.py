@@ -30,6 +30,16 @@ class CooperativeGuide:
 
     Raises:
         InvalidInput: if the model has no initializer, or the objective takes the energy's negatives from it.
+
+    Example:
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> schedule = ep.NoiseSchedule.cosine(levels=3)
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), schedule, initializer=ep.MLPInitializer((2,)))
+        >>> ebm.standardize(torch.randn(500, 2))
+        >>> guide = ep.objectives.CooperativeGuide(ebm)
+        >>> svi = SVI(ebm, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+        >>> isinstance(svi.step(torch.randn(32, 2)), float)
+        True
     """
 
     model: Conditional

@@ -16,7 +16,7 @@ from energyppl._checks import append_dims
 from energyppl.inference.levels.contract import LevelModel
 from energyppl.potentials.algebra import sum_event
 
-__all__ = ["level_tie"]
+__all__ = ["level_classification", "level_tie"]
 
 
 def level_tie(
@@ -40,6 +40,13 @@ def level_tie(
         level: t, ``(n,)``.
         upper: u, ``(n,)``, noisier than t and at most the schedule's noisiest marginal.
         clean_energy: energies of ``clean`` at ``level``, ``(n,)``, where they are known.
+
+    Example:
+        >>> from energyppl.inference.objectives.level_tie import level_tie
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> pairs = ep.RecoveryLikelihood().pairs(ebm, torch.randn(64, 2))
+        >>> level_tie(ebm, pairs.clean, pairs.noisy, pairs.level, pairs.upper).shape
+        torch.Size([])
     """
     top = model.schedule.levels
     std = model.schedule.marginal_std.to(clean)
@@ -55,3 +62,24 @@ def level_tie(
     difference = torch.where(upper == top, known, learned) + jacobian[upper] - lower_energy
     sign = difference.new_tensor([1.0, -1.0])[:, None]
     return torch.nn.functional.softplus(-sign * difference).mean()
+
+
+def level_classification(model: LevelModel, x: Tensor, level: Tensor) -> Tensor:
+    """Return the mean log loss of telling a point's level among all, ``()``, in nats: −log p(t | x) of a joint model.
+
+    Of one energy over points and levels p(t | x) = softmax(−U(x, t)) is exact, and −log p(x, t) is −log p(x) plus it.
+
+    Args:
+        model: energies at the levels, with one normalizer.
+        x: points, ``(n, *event)``, standardized.
+        level: the one that each is from, ``(n,)``.
+
+    Example:
+        >>> from energyppl.inference.objectives.level_tie import level_classification
+        >>> ebm = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
+        >>> level_classification(ebm, torch.randn(8, 2), torch.arange(8) % 4).shape
+        torch.Size([])
+    """
+    levels = torch.arange(model.levels, device=x.device)[:, None].expand(model.levels, len(x))
+    energies = model.potential(levels)(x.expand(model.levels, *x.shape))
+    return torch.nn.functional.cross_entropy(-energies.T, level)

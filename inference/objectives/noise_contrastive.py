@@ -27,6 +27,11 @@ class NoiseState(nn.Module):
 
     Args:
         like: gives the dtype, device and shape of a point.
+
+    Example:
+        >>> state = ep.objectives.NoiseContrastive().init(ep.EBM(ep.MLPEnergy((2,), levels=1)))
+        >>> state.log_z.item(), state.noise.shape
+        (0.0, torch.Size([2, 2]))
     """
 
     noise: Tensor  # (2, *event), mean and standard deviations of the Gaussian noise; zero until the first batch

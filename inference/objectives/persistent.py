@@ -21,13 +21,16 @@ from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.objectives.contract import (
     KernelState,
     Loss,
+    check_fraction,
     check_model,
+    check_tie,
     check_tunable,
     diffuse,
     training_hint,
 )
 from energyppl.inference.objectives.held_out import conditional_contrast
 from energyppl.inference.objectives.level_allocation import allocate_levels
+from energyppl.inference.objectives.level_tie import level_classification
 from energyppl.inference.objectives.persistent_chains import ChainBuffer, chain_contrast
 
 __all__ = ["PersistentLikelihood", "PersistentState"]
@@ -39,6 +42,11 @@ class PersistentState(KernelState):
     Args:
         level_kernel: moves the chains.
         chains: those that last from update to update.
+
+    Example:
+        >>> state = ep.PersistentLikelihood(slots=64).init(ep.EBM(ep.MLPEnergy((2,), levels=1)))
+        >>> len(state.chains)
+        64
     """
 
     def __init__(self, level_kernel: LevelKernel, chains: ChainBuffer) -> None:
@@ -62,12 +70,16 @@ class PersistentLikelihood:
         room: nats for each dimension by which a chain's energy may exceed the data's of its level, until it counts as
             one of these: no place is e^room times as large, in every direction, as where the data are.  Without a limit
             a chain that is stuck is pushed up for ever, and training runs away; infinity takes it off.
+        tie: weight of :func:`~energyppl.inference.objectives.level_tie.level_classification`, the log loss of telling
+            the level of noisy data, which is exact for a joint model (Yadin et al. 2024): it sees the masses of
+            separated regions, which chains that don't cross between them don't. 0 leaves it out.
+        tie_fraction: share of each batch whose levels are told.
         adaptation_rate: how fast: log step size moves by ``adaptation_rate * (acceptance − target)`` at each update.
         autocast: arithmetic of the loss, as in :class:`RecoveryLikelihood`.
 
     Raises:
-        InvalidInput: for fewer moves than sweeps, a share outside [0, 1], a kernel without one step size, adaptation of
-            one that never rejects, or chains that are no buffer.
+        InvalidInput: for fewer moves than sweeps, a share outside [0, 1], a negative tie, a kernel without one step
+            size, adaptation of one that never rejects, or chains that are no buffer.
 
     Example:
         >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
@@ -86,6 +98,8 @@ class PersistentLikelihood:
     rejuvenate: float = 0.0
     adapt: bool = True
     room: float = 4.6
+    tie: float = 0.0
+    tie_fraction: float = 0.25
     adaptation_rate: float = 0.1
     autocast: torch.dtype | None = None
 
@@ -97,6 +111,8 @@ class PersistentLikelihood:
             )
         check_fields(self)
         check_positive("adaptation_rate", self.adaptation_rate)
+        check_tie(self.tie)
+        check_fraction("tie_fraction", self.tie_fraction, closed=True)
         check_count("slots", self.slots)
         check_count("sweeps", self.sweeps)
         check_count("num_steps", self.num_steps, at_least=self.sweeps)
@@ -164,7 +180,12 @@ class PersistentLikelihood:
             "level_changed": float((run.level != run.path[-1]).float().mean()),  # near 0 if levels lie too far apart
             "chain_age": float(chains.age.double().mean()),
         }
-        return Loss(gap, record, float(gap.detach()), float(state.level_kernel.step_sizes.min()))
+        value = gap
+        if self.tie and model.levels > 1:
+            some = max(1, int(self.tie_fraction * len(data)))  # levels are allotted in random order
+            tie = level_classification(model, data[:some], level[:some])
+            value, record["level_tie"] = gap + self.tie * tie, float(tie.detach())
+        return Loss(value, record, float(gap.detach()), float(state.level_kernel.step_sizes.min()))
 
     def measure(self, model: LevelModel, state: PersistentState, data: Tensor) -> float:
         """Return the conditional noise contrast of held-out data at level 0: lower is better."""

@@ -1,6 +1,7 @@
 """Noise-contrastive estimation with a learned proposal: energies given a context beside a Gaussian given it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -11,7 +12,7 @@ from energyppl._checks import check_count, check_fields
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import Conditional, LevelModel
 from energyppl.inference.levels.step_sizes import LevelKernel
-from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model
+from energyppl.inference.objectives.contract import KernelState, Loss, Objective, check_fraction, check_model
 from energyppl.inference.objectives.held_out import fixed_noise, weighted_mean
 from energyppl.inference.objectives.level_score_matching import (
     LevelScoreMatching,
@@ -22,10 +23,12 @@ from energyppl.inference.objectives.level_score_matching import (
     log_snr_range,
     noised,
 )
+from energyppl.inference.objectives.recovery import RecoveryLikelihood
 
-__all__ = ["ProposalContrastive"]
+__all__ = ["ProposalContrastive", "suited_objective"]
 
 _WIDER = 1.2  # than the proposal is the noise, whose tails should cover the data's
+_MOST_NUMBERS = 16  # of more a Gaussian of independent coordinates is told from data at a glance
 _MEASURED = 16  # noise points for each held-out row
 
 
@@ -148,6 +151,18 @@ class ProposalContrastive:
     def settle(self, model: LevelModel, state: KernelState, data: Tensor) -> None:
         """Give the chains step sizes that suit the trained energies, from some rows of the training data."""
         LevelScoreMatching().settle(model, state, data)
+
+
+def suited_objective(model: Any) -> Callable[[], Objective]:
+    """Return the objective that suits a conditional model.
+
+    Noise-contrastive estimation with a learned proposal for 2 to 16 numbers, if the network has a Gaussian given the
+    context; else score matching tied across levels, if the network allows it.
+    """
+    if not is_continuous(model):
+        return RecoveryLikelihood
+    few = len(model.event_shape) < 3 and 2 <= model.event_shape.numel() <= _MOST_NUMBERS
+    return ProposalContrastive if few and has_proposal(model.net) else LevelScoreMatching
 
 
 def has_proposal(net: nn.Module) -> bool:

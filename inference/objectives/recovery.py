@@ -38,7 +38,14 @@ __all__ = ["RecoveryLikelihood", "RecoveryPairs"]
 
 
 class RecoveryPairs(NamedTuple):
-    """Data at their levels, and what they are to be recovered from."""
+    """Data at their levels, and what they are to be recovered from.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
+        >>> pairs = ep.RecoveryLikelihood().pairs(ebm, torch.randn(8, 2))
+        >>> pairs.noisy.shape, bool((pairs.upper > pairs.level).all())
+        (torch.Size([8, 2]), True)
+    """
 
     clean: Tensor  # x_t, (n, *event), standardized
     noisy: Tensor  # the noisier marginal, likewise

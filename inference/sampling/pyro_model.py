@@ -36,6 +36,16 @@ class ModelPotential:
 
     Entries of latent sites that a mask takes out of the density, and on which nothing else depends, are no coordinates:
     they stay where the site's support has its origin.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     with pyro.plate("rows", len(y)):
+        ...         pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+        >>> potential = ep.sampling.ModelPotential.trace(model, torch.ones(5))
+        >>> potential.event_shape, [site.name for site in potential.sites]
+        (torch.Size([1]), ['scale'])
     """
 
     model: Callable[..., Any] = field(metadata={"pure": True}, repr=False)

@@ -22,7 +22,16 @@ __all__ = ["Fill", "Groups", "RedrawData", "Site", "groups_of", "is_random", "or
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A latent site: where its unconstrained values lie in the vector of all."""
+    """A latent site: where its unconstrained values lie in the vector of all.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model():
+        ...     pyro.sample("shares", dist.Dirichlet(torch.ones(3)))
+        >>> site = ep.sampling.ModelPotential.trace(model).sites[0]
+        >>> site.shape, site.constrained_shape  # a simplex of three shares has two free numbers
+        (torch.Size([2]), torch.Size([3]))
+    """
 
     name: str
     start: int

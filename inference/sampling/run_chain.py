@@ -15,7 +15,14 @@ __all__ = ["MarkovSampler", "Trajectory", "run_chain"]
 
 
 class Trajectory(NamedTuple):
-    """End of a run: where the chains are and how they fared."""
+    """End of a run: where the chains are and how they fared.
+
+    Example:
+        >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
+        >>> end = ep.sampling.run_chain(ep.MALA(0.5), normal, torch.zeros(8, 2), 20)
+        >>> end.state.x.shape, int(end.diverging.sum())
+        (torch.Size([8, 2]), 0)
+    """
 
     state: State
     accept_prob: Tensor  # (*chains,), mean over the steps

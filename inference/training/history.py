@@ -14,7 +14,14 @@ __all__ = ["History", "Record"]
 
 
 class Record(NamedTuple):
-    """Record of one update: the objective's numbers, and the optimizer's own."""
+    """Record of one update: the objective's numbers, and the optimizer's own.
+
+    Example:
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> history = ep.fit(ebm, torch.randn(200, 2), ep.objectives.SlicedScoreMatching(), steps=3, progress=False)
+        >>> history.records[-1].step, sorted(history.records[-1].numbers())[:2]
+        (2, ['gradient_norm', 'held_out'])
+    """
 
     step: int
     loss: float

@@ -10,7 +10,7 @@ from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.objectives.contract import Loss
 from energyppl.inference.training.options import TrainingOptions
 
-__all__ = ["begin_together", "end_together", "over_processes", "own_parts", "take_own_part"]
+__all__ = ["begin_together", "end_together", "over_processes", "own_parts", "share_buffers", "take_own_part"]
 
 
 def begin_together(model: nn.Module, options: TrainingOptions) -> None:
@@ -26,6 +26,15 @@ def begin_together(model: nn.Module, options: TrainingOptions) -> None:
         )
     broadcast([*model.parameters(), *model.buffers()])
     own_stream()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the buffers of the first, and tell the modules that keep something besides of them."""
+    broadcast(model.buffers())
+    for part in model.modules() if world_size() > 1 else ():
+        changed: Any = getattr(part, "buffers_changed", None)
+        if changed is not None:
+            changed()
 
 
 def end_together(*parts: nn.Module) -> None:

@@ -31,6 +31,7 @@ from energyppl.inference.training.processes import (
     end_together,
     over_processes,
     own_parts,
+    share_buffers,
     take_own_part,
 )
 from energyppl.inference.training.sources import source_of
@@ -105,7 +106,7 @@ class Training:
         self._source = source_of(model, data, labels, held_out, self.options.batch_size)
         self._conditions = Conditions(model, self.options)
         self._conditions.prepare(self._source.sample, self._source.contexts, self.objective)
-        broadcast(model.buffers())
+        share_buffers(model)
         self.records: list[Record] = []
         self.stopped = ""
         self._guard = Guard(self.options.max_gap * math.prod(self._source.sample.shape[1:]))

@@ -241,6 +241,11 @@ def check_log_snr(log_snr: Tensor) -> None:
         )
 
 
+def level_weight(log_snr: Tensor, log_snr_min: float) -> Tensor:
+    """Return ``sigmoid λ − sigmoid λ_min``, how much a network says at log-SNRs λ: nothing at λ_min."""
+    return torch.sigmoid(log_snr) - 1.0 / (1.0 + math.exp(-log_snr_min))
+
+
 def near_gaussian(f: Tensor, square: Tensor, log_snr: Tensor, log_snr_min: float, dimensions: int) -> Tensor:
     """Return ``½ |x|² + (d/2) log 2π + (sigmoid λ − sigmoid λ_min) f``, the energy of N(0, I) at λ_min, ``(*batch,)``.
 
@@ -251,8 +256,7 @@ def near_gaussian(f: Tensor, square: Tensor, log_snr: Tensor, log_snr_min: float
         log_snr_min: λ_min.
         dimensions: d.
     """
-    weight = torch.sigmoid(log_snr) - 1.0 / (1.0 + math.exp(-log_snr_min))
-    return weight * f + 0.5 * (square + dimensions * math.log(2.0 * math.pi))
+    return level_weight(log_snr, log_snr_min) * f + 0.5 * (square + dimensions * math.log(2.0 * math.pi))
 
 
 class LogSNRTable(nn.Module):

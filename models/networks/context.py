@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_count, check_shape, shape_text
+from energyppl._checks import check_context, check_count, check_shape, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.models.networks.conditioning import LogSNRConditioning
 from energyppl.models.networks.fourier import axis_frequencies
 from energyppl.models.networks.mlp_initializer import soft_log_scale
 
-__all__ = ["ContextConditioning", "check_context", "standardized"]
+__all__ = ["ContextConditioning", "standardized"]
 
 _LIMITS = (0.5, 4.0)  # of the angular frequencies: what a context says varies over its whole range
 
@@ -51,7 +51,7 @@ class ContextConditioning(nn.Module):
     frequencies: Tensor
 
     def forward(
-        self, context: int | Tensor | None, batch: torch.Size, log_snr: Tensor | None = None
+        self, context: Tensor | None, batch: torch.Size, log_snr: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return rows, and mean and log standard deviation of the base, of contexts ``(*contexts, *context_shape)``.
 
@@ -68,7 +68,7 @@ class ContextConditioning(nn.Module):
         """
         if context is None:
             return self.without, *self.base(None)
-        entered = self._entered(check_context(context, self.context_shape, batch))
+        entered = self._entered(_fitting(context, self.context_shape, batch))
         rows = self.readout(self._deeper(entered if log_snr is None else entered + self.embedding(log_snr)))
         return rows, *self._gaussian(entered)
 
@@ -104,28 +104,21 @@ def standardized(x: Tensor, mean: Tensor, log_sd: Tensor, log_snr: Tensor) -> tu
     return (x - alpha2.sqrt() * mean) * (-0.5 * log_variance).exp(), 0.5 * log_variance.sum(-1)
 
 
-def check_context(context: object, context_shape: torch.Size, batch: torch.Size) -> Tensor:
-    """Require contexts ``(*contexts, *context_shape)``, floating point, whose batch broadcasts to the points'.
+def _fitting(context: Tensor | None, context_shape: torch.Size, batch: torch.Size) -> Tensor:
+    """Require contexts ``(*contexts, *context_shape)`` whose batch broadcasts to the points'.
 
     Raises:
         InvalidInput: for anything else.
     """
-    if not isinstance(context, Tensor) or not context.dtype.is_floating_point:
-        came = context.dtype if isinstance(context, Tensor) else type(context).__name__
-        raise InvalidInput(f"a context must be a floating-point tensor; got {came}: call .float() on it")
-    kept = context.dim() - len(context_shape)
-    if kept < 0 or context.shape[kept:] != context_shape:
-        raise InvalidInput(
-            f"contexts must end in context_shape {shape_text(context_shape)}; got {shape_text(context.shape)}: pass "
-            "contexts of the shape that the network was built for"
-        )
+    context = check_context(context, context_shape)
+    own = context.shape[: context.dim() - len(context_shape)]
     try:
-        fits = torch.broadcast_shapes(context.shape[:kept], batch) == batch
+        fits = torch.broadcast_shapes(own, batch) == batch
     except RuntimeError:
         fits = False
     if not fits:
         raise InvalidInput(
             f"contexts must be one for all points, or broadcast to their batch {shape_text(batch)}; got a batch of "
-            f"{shape_text(context.shape[:kept])}: pass one context, or one for each point"
+            f"{shape_text(own)}: pass one context, or one for each point"
         )
     return context

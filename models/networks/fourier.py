@@ -3,13 +3,14 @@
 import itertools
 import math
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from energyppl.errors import InvalidInput
 
-__all__ = ["axis_frequencies", "feature_layers", "random_frequencies", "through_layers"]
+__all__ = ["amplitudes", "axis_frequencies", "feature_layers", "random_frequencies", "through_layers"]
 
 
 def random_frequencies(size: int, count: int, limits: tuple[float, float]) -> Tensor:
@@ -26,6 +27,22 @@ def axis_frequencies(size: int, count: int, limits: tuple[float, float]) -> Tens
     return torch.kron(torch.eye(size), _frequencies(count, limits)[None])
 
 
+def amplitudes(size: int, random: int, along: Tensor, decay: float) -> Tensor:
+    """Return amplitudes of coordinates, of sines and of cosines, ``(size + 2 (random + count),)``.
+
+    A feature along a coordinate with an angular frequency ω above 1 has the amplitude ``ω ** −decay``, all others 1: a
+    smooth density is learned before a rough one, as by a kernel whose spectrum falls likewise (Rahimi & Recht 2007).
+
+    Args:
+        size: number of coordinates.
+        random: number of features in random directions, which come first.
+        along: frequencies along coordinates, ``(size, count)``.
+        decay: the power.
+    """
+    phases = torch.cat([torch.ones(random), along.norm(dim=0).clamp(min=1.0) ** -decay])
+    return torch.cat([torch.ones(size), phases, phases])
+
+
 def _frequencies(count: int, limits: tuple[float, float]) -> Tensor:
     low, high = limits
     if not 0 < low <= high:
@@ -40,7 +57,11 @@ def feature_layers(size: int, frequencies: int, hidden: int, depth: int) -> nn.M
 
 
 def through_layers(
-    points: Tensor, frequencies: Tensor, layers: nn.ModuleList, modulation: Iterable[tuple[Tensor, Tensor]]
+    points: Tensor,
+    frequencies: Tensor,
+    layers: nn.ModuleList,
+    modulation: Iterable[tuple[Tensor, Tensor]],
+    amplitude: Tensor | None = None,
 ) -> Tensor:
     """Take points ``(*batch, size)`` through the features and the layers, ``(*batch, hidden)``.
 
@@ -49,9 +70,15 @@ def through_layers(
         frequencies: of the features, ``(size, count)``.
         layers: from :func:`feature_layers`.
         modulation: scale and shift of each layer's units before its SiLU, ``(*batch, hidden)`` or ``(hidden,)``.
+        amplitude: of the coordinates and the features, from :func:`amplitudes`; all 1 if None.
     """
     phase = points @ frequencies
     hidden = torch.cat([points, phase.sin(), phase.cos()], -1)
-    for layer, (scale, shift) in zip(layers, modulation, strict=True):
-        hidden = nn.functional.silu(torch.addcmul(shift, layer(hidden), 1.0 + scale))
+    for number, (layer, (scale, shift)) in enumerate(zip(layers, modulation, strict=True)):
+        if number == 0 and amplitude is not None:  # scaling the weights costs less than scaling every point
+            dense = cast(nn.Linear, layer)
+            hidden = nn.functional.linear(hidden, dense.weight * amplitude, dense.bias)
+        else:
+            hidden = layer(hidden)
+        hidden = nn.functional.silu(torch.addcmul(shift, hidden, 1.0 + scale))
     return hidden

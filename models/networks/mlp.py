@@ -12,14 +12,24 @@ from energyppl.models.networks.conditioning import (
     LogSNRConditioning,
     check_log_snr,
     class_rows,
+    level_weight,
     near_gaussian,
     table_rows,
 )
 from energyppl.models.networks.context import ContextConditioning, standardized
-from energyppl.models.networks.fourier import axis_frequencies, feature_layers, random_frequencies, through_layers
+from energyppl.models.networks.fourier import (
+    amplitudes,
+    axis_frequencies,
+    feature_layers,
+    random_frequencies,
+    through_layers,
+)
 from energyppl.models.networks.recipe import Rebuildable
+from energyppl.models.networks.scale_mixture import ScaleMixture
 
 __all__ = ["MLPEnergy"]
+
+_MANY = 8  # coordinates
 
 
 class MLPEnergy(Rebuildable, nn.Module):
@@ -30,6 +40,8 @@ class MLPEnergy(Rebuildable, nn.Module):
     (sigmoid λ − sigmoid λ_min) f(x, λ)``, N(0, I) at λ_min, so that its noisiest level is normalized by construction.
     It has a derivative in λ, and any noise schedule can be laid on it.  f grows at most linearly, so every level has a
     finite normalizer.  What a level makes of it is worked out once while chains run there, and not once a step.
+    Where data have heavy tails, rows beyond 6 standard deviations in some column, a product of Gaussian scale mixtures
+    fitted to the columns, noised exactly, takes the place of N(0, I) at every level.
 
     With a ``context_shape`` it is U(x, λ; c), for :class:`~energyppl.models.ConditionalEBM`: a second perceptron makes
     of a context c the scales and shifts of every layer (FiLM), beside those of the level, and mean m and standard
@@ -46,6 +58,9 @@ class MLPEnergy(Rebuildable, nn.Module):
             None in one and two dimensions, 8 above, if None.
         frequency_range: lowest and highest angular frequency, spread evenly on a log scale; 0.2 to 16 in one and two
             dimensions and 0.3 to 12 above if None.
+        feature_decay: power by which the amplitude of the features along coordinates falls with their frequency above
+            1, so that smooth densities are learned first; 0 leaves all alike. If None 1 for a continuous network of
+            more than 8 coordinates without contexts, whose features are many, and 0 else.
         levels: rows of the table of noise levels, at least the schedule's; 64 if None and it is not continuous.
         continuous: whether the noise level is continuous; if None, above two dimensions and where there are contexts,
             unless ``levels`` is given.
@@ -77,6 +92,7 @@ class MLPEnergy(Rebuildable, nn.Module):
         frequencies: int | None = None,
         axis_features: int | None = None,
         frequency_range: tuple[float, float] | None = None,
+        feature_decay: float | None = None,
         levels: int | None = None,
         continuous: bool | None = None,
         log_snr_min: float = -6.0,
@@ -119,6 +135,11 @@ class MLPEnergy(Rebuildable, nn.Module):
         limits = frequency_range or ((0.2, 16.0) if plane else (0.3, 12.0))
         parts = [random_frequencies(size, frequencies, limits), axis_frequencies(size, axis_features, limits)]
         self.register_buffer("frequencies", torch.cat(parts, 1))
+        if feature_decay is None:
+            feature_decay = float(continuous and size > _MANY and context_shape is None)
+        check_number("feature_decay", feature_decay)
+        amplitude = amplitudes(size, frequencies, parts[1], feature_decay) if feature_decay else None
+        self.register_buffer("amplitude", amplitude, persistent=False)
         self.layers = feature_layers(size, self.frequencies.shape[1], hidden, depth)
         # Of each level (scale, shift) of every layer's hidden units; zero leaves the layers as they are.
         modulations = depth * 2 * hidden
@@ -136,12 +157,14 @@ class MLPEnergy(Rebuildable, nn.Module):
             self.context_film = ContextConditioning(
                 self.context_shape, modulations, size, frequencies=context_frequencies, hidden=hidden
             )
+        self.tails = ScaleMixture(size) if self.continuous and context_shape is None else None
         self.readout = nn.Linear(hidden, 1)
         if self.continuous:  # it begins as the Gaussian that every level has if nothing is known
             nn.init.zeros_(self.readout.weight)
             nn.init.zeros_(self.readout.bias)
 
     frequencies: Tensor
+    amplitude: Tensor | None
 
     def forward(self, x: Tensor, level: Tensor, condition: int | Tensor | None = None) -> Tensor:
         """Evaluate energies in nats.
@@ -163,6 +186,14 @@ class MLPEnergy(Rebuildable, nn.Module):
             return self._energy(x, self._rows(level), level, condition)
         # Splitting once costs one concatenation on the way back, where indexing would fill a table for each piece.
         return self._energy(x, nn.functional.embedding(level, self.film), None, condition)
+
+    def fit_tails(self, rows: Tensor) -> None:
+        """Fit the tails of a continuous network without contexts to standardized rows ``(n, *event)``.
+
+        Models call it when they are standardized. Where no row lies beyond 6 widths in some column nothing changes.
+        """
+        if self.tails is not None:
+            self.tails.fit(rows.reshape(len(rows), -1))
 
     def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor, condition: int | Tensor | None = None) -> Tensor:
         """Evaluate a continuous network at whole levels of a table of log-SNRs, whose modulations are worked out once.
@@ -207,12 +238,20 @@ class MLPEnergy(Rebuildable, nn.Module):
             asked, mean, log_sd = self.context_film(condition, x.shape[:-1], log_snr)
             if log_snr is not None:
                 x, log_scale = standardized(x, mean, log_sd, log_snr)
+        tails = self.tails if self.tails is not None and self.tails.fitted else None
+        base = x
+        if tails is not None:
+            x = tails.saturated(x)
         square = (x * x).sum(-1)
         if self.saturation_radius < math.inf:
             x = x * torch.rsqrt(1.0 + square / (self.saturation_radius**2 * x.shape[-1])).unsqueeze(-1)
         film = (rows if asked is None else rows + asked).chunk(2 * len(self.layers), -1)
-        hidden = through_layers(x, self.frequencies, self.layers, zip(film[0::2], film[1::2], strict=True))
+        modulation = zip(film[0::2], film[1::2], strict=True)
+        hidden = through_layers(x, self.frequencies, self.layers, modulation, self.amplitude)
         f: Tensor = self.readout(hidden).squeeze(-1)
         if log_snr is None:
             return f + 0.5 * self.confinement * square
+        if tails is not None:
+            known: Tensor = tails(base, log_snr)
+            return level_weight(log_snr, self.log_snr_min) * f + known
         return near_gaussian(f, square, log_snr, self.log_snr_min, x.shape[-1]) + log_scale

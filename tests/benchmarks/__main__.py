@@ -31,6 +31,7 @@ NAMES = (
     "tables",
     "temperature",
     "truth",
+    "verdicts",
     "waiting",
 )
 

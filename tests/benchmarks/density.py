@@ -95,7 +95,7 @@ class ExactLikelihood:
         grid = grid + (torch.rand_like(grid) - 0.5) * (2 * half / self.nodes)
         potential = model.potential(0)
         log_z = torch.logsumexp(-potential(grid), 0) + 2 * math.log(2 * half / self.nodes)
-        return ep.objectives.Loss(potential(x).mean() + log_z, {})
+        return ep.objectives.Loss(potential(x).mean() + log_z)
 
     def measure(self, model: ep.RecoveryEBM, state: nn.Module, data: Tensor) -> float:
         """The same on held-out data, with the same noise and jitter each time."""

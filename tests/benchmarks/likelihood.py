@@ -1,6 +1,6 @@
 """Held-out log likelihood of real tables: RecoveryEBM beside a neural spline flow and a mixture of Gaussians.
 
-``python -m tests.benchmarks likelihood FILE.npz [ARRAY …] [--splits N] [--steps N]``
+``python -m tests.benchmarks likelihood FILE.npz [ARRAY …] [--splits N] [--first N] [--steps N] [--peers PEER …]``
 
 For each split a tenth of the rows is held out, another tenth validates; columns are standardized by the training rows,
 and discrete ones spread over their gaps.  Level 0 of the EBM is the density of rows with a little noise (standard
@@ -24,7 +24,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from torch import Tensor
 import energyppl as ep
 from energyppl.data.tables import dequantize, table_from_array
 
+PEERS = ("NSF", "GMM")
 TABLES = ("airfoil", "concrete", "wine", "energy", "skillcraft")
 BATCH = 512
 COPIES = 4  # of the training rows, each with its own noise, for the mixture, which can't draw it anew
@@ -125,7 +126,9 @@ def mixture(train: Tensor, valid: Tensor) -> tuple[Rows, str]:
     return log_prob, f"{best} components, {time.perf_counter() - began:.0f} s"
 
 
-def compare(name: str, values: NDArray[np.float64], steps: int | None, seed: int) -> dict[str, tuple[float, float]]:
+def compare(
+    name: str, values: NDArray[np.float64], steps: int | None, seed: int, peers: Sequence[str] = PEERS
+) -> dict[str, tuple[float, float]]:
     """Print a split's line; return what the peers are below the EBM, in nats, with standard errors."""
     train, valid, test, notes = split(values, seed)
     torch.manual_seed(seed)
@@ -163,6 +166,8 @@ def compare(name: str, values: NDArray[np.float64], steps: int | None, seed: int
         ("NSF", lambda: flow(train, noisy_valid, noise, seconds)),
         ("GMM", lambda: mixture(noise(train.repeat(COPIES, 1)), noisy_valid)),
     ):
+        if label not in peers:
+            continue
         try:
             peer(label, *build())
         except ImportError as missing:
@@ -191,12 +196,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("arrays", nargs="*", default=list(TABLES))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first split's number, which is its seed")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with np.load(args.file, allow_pickle=False) as archive:
         chosen = {name: archive[name] for name in args.arrays}
     for name, values in chosen.items():
-        found = [compare(name, values, args.steps, seed) for seed in range(args.splits)]
+        seeds = range(args.first, args.first + args.splits)
+        found = [compare(name, values, args.steps, seed, args.peers) for seed in seeds]
         for label in sorted({label for one in found for label in one}):
             means, errors = zip(*(one[label] for one in found), strict=True)
             error = math.sqrt(sum(e * e for e in errors)) / len(errors)

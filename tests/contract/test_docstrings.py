@@ -1,10 +1,11 @@
-"""Docstring examples run as they stand, and what the README and the tutorials use has one."""
+"""Docstring examples run as they stand, and every public name has one."""
 
 import doctest
 import importlib
 import inspect
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import pyro
@@ -37,21 +38,21 @@ def test_example_runs(example: doctest.DocTest) -> None:
     assert not failed, "".join(report)
 
 
-def used() -> dict[str, object]:
-    """The classes and functions that a reader meets first, by the name that is written there."""
-    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *ROOT.glob("tutorials/*.py"))]
-    found = {}
-    for name in re.findall(r"\bep\.((?:[a-z_]+\.)?[A-Za-z]\w*)", "\n".join(texts)):
-        value: object = ep
-        for part in name.split("."):
-            value = getattr(value, part)
-        if inspect.isclass(value) or inspect.isfunction(value):
-            found[name] = value
-    return found
+def documented() -> dict[str, object]:
+    """The classes and functions of the reference, which has every public name, by the name that is written there."""
+    sys.path.insert(0, str(ROOT / "tutorials" / "site"))
+    try:
+        entries = importlib.import_module("reference").find_entries()
+    finally:
+        sys.path.pop(0)
+    found = {name: value for page in entries.values() for name, value in page}
+    return {name: value for name, value in found.items() if inspect.isclass(value) or inspect.isroutine(value)}
 
 
-def test_what_is_used_has_an_example() -> None:
-    without = {name for name, value in used().items() if ">>>" not in (inspect.getdoc(value) or "")}
+def test_every_public_name_has_an_example() -> None:
+    found = documented()
+    assert len(found) > 300
+    without = {name for name, value in found.items() if ">>>" not in (inspect.getdoc(value) or "")}
     assert without == set(), "add an example to its docstring"
 
 

@@ -1,13 +1,14 @@
 """The layout: what lies where, what may import what, and what reaches the wheel."""
 
 import ast
+import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import packages_distributions
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ TOP_LEVEL = {
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
 def git_files() -> list[str]:
@@ -81,36 +91,42 @@ def test_top_level_holds_only_what_belongs_there() -> None:
     assert {name.split("/")[0] for name in git_files()} <= TOP_LEVEL
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_source_file_is_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+def test_files_are_short() -> None:
+    lines = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in (*SOURCES, *TESTS)}
+    assert {name: count for name, count in lines.items() if count > 400} == {}
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_test_file_is_short_and_imports_no_other(path: Path) -> None:
-    """What tests share lies in ``tests/support/`` (or in the benchmark that they check)."""
-    text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 400
-    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+def imports_of(path: Path) -> list[str]:
+    """Every module that a file imports, and every name that it imports from one."""
+    nodes = [node for node in ast.walk(tree_of(path)) if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = [alias.name for node in nodes for alias in node.names]
-    modules = names + [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
-    assert [name for name in modules if name.split(".")[-1].startswith("test_")] == []
-    assert [name for name in modules if name.startswith(("tests.contract", "tests.statistics"))] == []
+    return names + [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_source_file_does_not_import_the_face(path: Path) -> None:
-    """``from energyppl import toys`` names a module and is fine; ``from energyppl import fit`` invites a circle."""
-    if path.parent.name == "cli" or path == ROOT / "energyppl" / "__init__.py":  # a command is written as a script is
-        return
+def test_test_files_import_no_other() -> None:
+    """What tests share lies in ``tests/support/`` (or in the benchmark that they check)."""
+    found = [(name_of(path), name) for path in TESTS for name in imports_of(path)]
+    wrong = ("tests.contract", "tests.statistics")
+    assert [pair for pair in found if pair[1].split(".")[-1].startswith("test_") or pair[1].startswith(wrong)] == []
+
+
+def face_imports(path: Path) -> list[str]:
+    """Names that a file imports from ``energyppl`` itself, which are no modules."""
     imported = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             imported += [alias.name for alias in node.names if alias.name == "energyppl"]
         elif isinstance(node, ast.ImportFrom) and node.module == "energyppl":
             modules = {path.stem for path in (ROOT / "energyppl").iterdir()}
             imported += [alias.name for alias in node.names if alias.name not in modules]
-    assert imported == []
+    return imported
+
+
+def test_source_files_do_not_import_the_face() -> None:
+    """``from energyppl import toys`` names a module and is fine; ``from energyppl import fit`` invites a circle."""
+    inside = [path for path in SOURCES if path.parent.name != "cli"]  # a command is written as a script is
+    inside.remove(ROOT / "energyppl" / "__init__.py")
+    assert {name_of(path): face_imports(path) for path in inside if face_imports(path)} == {}
 
 
 NOUNS = {"A", "An", "The", "What", "Where", "Whether", "How", "Which"}
@@ -127,9 +143,9 @@ def not_imperative(tree: ast.AST) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_docstring_of_a_function_begins_with_a_verb(path: Path) -> None:
-    assert not_imperative(ast.parse(path.read_text(encoding="utf-8"))) == []
+def test_docstrings_of_functions_begin_with_a_verb() -> None:
+    found = {name_of(path): not_imperative(tree_of(path)) for path in SOURCES}
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
 
 
 def test_docstring_that_begins_with_a_noun_is_found() -> None:
@@ -138,14 +154,13 @@ def test_docstring_that_begins_with_a_noun_is_found() -> None:
 
 
 def test_every_import_is_declared() -> None:
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
+    nodes = [node for path in SOURCES for node in ast.walk(tree_of(path))]
     modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
     foreign = {name.split(".")[0] for name in modules} - sys.stdlib_module_names - {"energyppl"}
-    homes = packages_distributions()  # "pyro" -> ["pyro-ppl"]
     declared = {re.match(r"[\w-]+", line)[0] for line in PROJECT["project"]["dependencies"]}
-    assert {name for name in foreign if not declared & set(homes.get(name, []))} == set()
+    files = [file for name in declared for file in distribution(name).files or []]
+    assert foreign - {file.parts[0].removesuffix(".py") for file in files} == set()
 
 
 def test_version_is_declared_once() -> None:

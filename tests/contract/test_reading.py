@@ -182,11 +182,46 @@ def test_an_engine_that_is_missing_is_named(ending: str, package: str, tmp_path:
 
 
 def test_parquet(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason="pyarrow, which reads Parquet, is not installed")
     frame = pd.DataFrame({"income": X, "town": TOWNS})
     frame.to_parquet(tmp_path / "t.parquet")
     table = read_table(tmp_path / "t.parquet")
     assert table.frame().equals(frame)
+    frame.set_index("income").to_parquet(tmp_path / "index.parquet")  # a column that became the index is one
+    assert read_table(tmp_path / "index.parquet").columns == ("income", "town")
+    assert read_table(tmp_path / "t.parquet", columns=["income"]).columns == ("income",)
+    with pytest.raises(InvalidInput, match="there is no column 'wage'; the columns: income, town"):
+        read_table(tmp_path / "t.parquet", columns=["wage"])
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:200])
+    with pytest.raises(InvalidInput, match="can't be read as a table"):
+        read_table(tmp_path / "cut.parquet")
+
+
+def test_excel(tmp_path: Path) -> None:
+    """As text is read: names found out, empty rows left out, marks of missing cells, decimal commas, sheets by name."""
+    pytest.importorskip("openpyxl", reason="openpyxl, which reads workbooks, is not installed")
+    frame = pd.DataFrame({"income": X, "rooms": np.arange(N) % 4, "town": TOWNS})
+    path = tmp_path / "t.xlsx"
+    frame.to_excel(path, index=False, startrow=2)
+    assert read_table(path).frame().equals(frame)
+    frame.to_excel(path, index=False, header=False)
+    assert read_table(path).columns == ("c0", "c1", "c2")
+    frame.astype({"income": str}).replace(r"\.", ",", regex=True).to_excel(path, index=False)
+    assert read_table(path, decimal=",").values[:, 0].tolist() == X.tolist()
+    with pytest.raises(InvalidInput, match="--decimal ,"):
+        read_table(path)
+    gaps = frame.astype(object)
+    gaps.loc[3] = "?"
+    gaps.to_excel(path)
+    with pytest.warns(UserWarning, match="the first column, 'c0', is left out"):
+        assert np.isnan(read_table(path, missing="impute").values[3]).all()
+    with pd.ExcelWriter(path) as book:
+        for name in ("one", "two"):
+            frame.to_excel(book, sheet_name=name, index=False)
+    assert read_table(path, array="two").frame().equals(frame)
+    for array, message in ((None, r"--array NAME\); its sheets: one, two"), ("three", "no sheet 'three'")):
+        with pytest.raises(InvalidInput, match=message):
+            read_table(path, array=array)
 
 
 def test_what_is_no_text_or_no_option_is_refused(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from energyppl.data.dependence import require_different_columns, require_no_sums
 from energyppl.data.grids import requantize
-from energyppl.data.tables import dequantize, read_table, require_different_columns, table_from_array
+from energyppl.data.tables import dequantize, read_table, table_from_array
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import InvalidInput
 from energyppl.tables.training import prepare
@@ -187,6 +188,21 @@ def test_discrete_columns_are_one_only_if_they_are_equal() -> None:
     require_different_columns(table_from_array(np.column_stack([yes, ~yes])))
     with pytest.raises(InvalidInput, match="'c1' is a copy of 'c0'"):
         require_different_columns(table_from_array(np.column_stack([yes, yes])))
+
+
+@pytest.mark.parametrize("outlier", [0.0, 1e12])
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_columns_that_determine_each_other_are_named(kind: Any, outlier: float) -> None:
+    """Shares that sum to one, beside a column that has nothing to do with them; rounded to a percent they don't."""
+    rng = np.random.default_rng(1)
+    shares = rng.dirichlet([2.0, 3.0, 4.0], 300)
+    values = np.column_stack([rng.normal(size=300), shares]).astype(kind)
+    values[7, 0] += outlier
+    with pytest.raises(InvalidInput, match="sum of others, which no density has; 'sand', 'silt', 'clay' determine"):
+        require_no_sums(table_from_array(values, ["depth", "sand", "silt", "clay"]))
+    require_no_sums(table_from_array(values[:, :3]))
+    require_no_sums(table_from_array(values.astype(np.float64).round(2)))
+    require_no_sums(table_from_array(np.append(SMOOTH, [[outlier, outlier]], 0)))
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:

@@ -172,3 +172,19 @@ def test_a_transform_may_be_chosen() -> None:
         TableTransform.fit(table, {"c0": "sqrt", "c9": "log"})
     with pytest.raises(InvalidInput, match="'c0' must be positive for its logarithm; got -"):
         TableTransform.fit(table_from_array(np.log(values)), {"c0": "log"})
+
+
+@pytest.mark.parametrize("count", [60, 2000])
+@pytest.mark.parametrize("whole", [False, True])
+def test_one_wild_cell_does_not_set_the_scale(count: int, whole: bool) -> None:
+    """Coordinates of the other rows keep a spread of about one; without the cell the column is taken as it is."""
+    x = 100.0 + 10.0 * np.random.default_rng(2).normal(size=count)
+    x = np.rint(x) if whole else x
+    plain = TableTransform.fit(table_from_array(x[:, None]))
+    assert plain.words()["c0"].startswith("as it is")
+    table = table_from_array(np.append(x, -1e8)[:, None])
+    transform = TableTransform.fit(table)
+    z, weight = transform.encode(table.values, torch.Generator().manual_seed(0))
+    assert np.isfinite(weight).all()
+    assert 0.5 < z[:-1].std() < 1.5
+    assert np.abs(z).max() < 10.0

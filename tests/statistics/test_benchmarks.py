@@ -45,6 +45,7 @@ SMALL = {
     "systems": "{images} {images} contrastive --seconds 0.01 --steps 20 --classifier-steps 5",
     "tables": "{table} --steps 2",
     "temperature": "--scale 0.07",
+    "verdicts": "--only 'three rows' 'twelve rows' dates 'a constant' --seconds 0.01 --whole",
     "waiting": "--rows 200 --samples 5 --steps 2 --repeats 1 --chains 4 --samplers ours-chees --draws 20 --warmup 20",
 }
 
@@ -83,7 +84,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore")  # chains this short earn every one
-@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.usefixtures("_one_thread", "short_searches")
 @pytest.mark.parametrize("name", CASES)
 def test_benchmark_runs(name: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [part.format(**files) for part in shlex.split(SMALL[name])]

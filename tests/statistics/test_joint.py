@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import energyppl as ep
 from energyppl.inference.kernels.contract import Info, State
 from energyppl.inference.levels.joint import draw_levels, level_energies, move_jointly
+from energyppl.inference.objectives.level_tie import level_classification
 from tests.support.objectives import loss_of
 
 LIMIT = 4.5  # standard errors: a false alarm in 150,000 for each number
@@ -355,3 +356,22 @@ def test_long_runs_stay_where_the_model_has_its_mass() -> None:
     ).from_data.occupancy
     assert occupied is not None
     assert float(occupied.share.sum()) == pytest.approx(1.0)
+
+
+def test_the_tie_is_exact_where_levels_have_equal_masses() -> None:
+    """N(0, I) stays what it is under noise: p(t | x) is a quarter each, its loss is log 4 and its gradient 0.
+
+    Negative control: with other heights the gradient is a quarter less their softmax.
+    """
+    level = torch.arange(4).repeat(100)
+    for heights in (torch.zeros(4), torch.tensor([0.0, 0.7, -0.4, 0.2])):
+        joint = bells(heights=heights)
+        loss = level_classification(joint, torch.randn(400, 2), level)
+        (grad,) = torch.autograd.grad(loss, joint.net.net.heights)  # type: ignore[union-attr]
+        torch.testing.assert_close(grad, 0.25 - torch.softmax(-heights, 0), atol=1e-5, rtol=0.0)
+    objective = ep.PersistentLikelihood(slots=64, tie=2.0)
+    loss_with = loss_of(objective, bells(heights=torch.zeros(4)), torch.randn(64, 2))
+    assert loss_with.record["level_tie"] == pytest.approx(math.log(4.0), abs=1e-5)
+    assert float(loss_with.value.detach()) == pytest.approx(loss_with.energy_gap + 2.0 * math.log(4.0), abs=1e-4)
+    with pytest.raises(ep.InvalidInput, match="tie must be"):
+        ep.PersistentLikelihood(tie=-1.0)

@@ -15,7 +15,7 @@ from energyppl import log_normalizer
 from energyppl.errors import InvalidInput
 from energyppl.inference.normalizing import bennett
 from energyppl.inference.normalizing.annealing import AnnealingSchedule, anneal, pilot_run
-from energyppl.inference.normalizing.log_normalizer import BAR
+from energyppl.inference.normalizing.methods import BAR
 from energyppl.inference.normalizing.recovery import recovery_normalizers
 from energyppl.potentials.bases import GaussianBase
 from tests.support.normalizing import METHODS

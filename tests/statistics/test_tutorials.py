@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
 NAMES = sorted(path.name for path in TUTORIALS.glob("*.py"))
-IN_SECONDS = {"01_two_dimensions.py", "04_log_normalizers.py"}  # run as notebooks with the others of this file
+IN_SECONDS = {"01_two_dimensions.py"}  # run as a notebook with the other tests; the slow ones are all
 FEW = {"STEPS": 10, "DRAWS": 20, "CHAINS": 50, "LONG": 100}  # in place of the constants of a first cell
 SHORT = "schedule=ep.levels.TemperatureSchedule(hot=5, cooling=5, quench=5)"
 SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option for
@@ -114,6 +114,7 @@ def test_tutorial_has_sizes_in_its_first_cell_and_needs_no_file(name: str) -> No
     assert not re.search(r"__file__|argparse|sys\.argv|save_figure", text)
 
 
+@pytest.mark.usefixtures("short_searches")
 @pytest.mark.parametrize("name", NAMES)
 def test_tutorial_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, whose imports are made; what ArviZ says when it is imported, in one of its own."""

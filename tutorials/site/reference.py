@@ -1,11 +1,14 @@
 """The reference: a page for each part of the library, with every public name, found by walking the namespaces."""
 
+import argparse
 import importlib
 import inspect
+import os
 import types
 from typing import NamedTuple
 
 import energyppl as ep
+from energyppl.cli.parser import make_parser
 
 _FOREIGN = (  # bases whose methods are left out
     "Module, TorchDistributionMixin, TorchDistribution, Distribution, Protocol, tuple, dict, Exception, object"
@@ -40,7 +43,8 @@ PARTS = {
         "energyppl.objectives",
         others="inference.objectives.contract.KernelState inference.objectives.recovery.RecoveryPairs "
         "inference.objectives.noise_contrastive.NoiseState inference.objectives.persistent.PersistentState "
-        "inference.objectives.contract.Paced inference.objectives.level_tie.level_tie",
+        "inference.objectives.contract.Paced inference.objectives.level_tie.level_tie "
+        "inference.objectives.level_tie.level_classification",
     ),
     "kernels": Part("Kernels", "Markov transitions; :doc:`/choosing` says which suits what.", "energyppl.kernels"),
     "sampling": Part(
@@ -98,6 +102,9 @@ PARTS = {
     ),
     "tables": Part(
         "Densities of tables", "Tables as they are: columns of all kinds, by transforms.", "energyppl.tables"
+    ),
+    "estimator": Part(
+        "scikit-learn", "A density estimator for pipelines and searches of settings.", "energyppl.estimator"
     ),
     "distributed": Part("Several processes", "One run in several processes of torchrun.", "energyppl.distributed"),
     "toys": Part("Toys", "Densities whose truth is known.", "energyppl.toys", others="toys.base.Density"),
@@ -165,11 +172,11 @@ def find_entries() -> dict[str, list[tuple[str, object]]]:
 
 def write_reference() -> dict[str, str]:
     """Return the pages of the reference by name."""
-    pages = {"index": _index()}
+    pages = {"index": _index(), "commands": _commands()}
     for page, found in find_entries().items():
         part = PARTS[page]
         lines = [part.title, "=" * len(part.title), "", part.intro, "", ".. autosummary::", "   :nosignatures:", ""]
-        lines += [f"   {name}" for name, _ in found] + [""]
+        lines += [f"   ~{name}" for name, _ in found] + [""]
         for name, value in sorted(found, key=lambda entry: not inspect.isclass(entry[1])):
             lines += _entry(name, value)
         pages[page] = "\n".join(lines) + "\n"
@@ -185,6 +192,18 @@ def _entry(name: str, value: object) -> list[str]:
     return [*heading, f".. auto{kind}:: {name}", ""]
 
 
+def _commands() -> str:
+    """Return the help texts of the command line, as a terminal of 100 columns shows them."""
+    title = "Command line"
+    lines = [title, "=" * len(title), "", "``energyppl COMMAND --help`` says the same in a terminal.", ""]
+    os.environ["COLUMNS"] = "100"
+    groups = [action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    for name, parser in groups[0].choices.items():
+        lines += [name, "-" * len(name), "", ".. code-block:: text", ""]
+        lines += [f"   {line}".rstrip() for line in parser.format_help().splitlines()] + [""]
+    return "\n".join(lines) + "\n"
+
+
 def _index() -> str:
     title = "Reference"
     lines = [title, "=" * len(title), "", "Every public name, with an example of its use.", ""]
@@ -198,5 +217,6 @@ def _index() -> str:
     ]
     for page, part in PARTS.items():
         lines += [f"   * - :doc:`{page}`", f"     - {part.intro}"]
-    lines += ["", ".. toctree::", "   :hidden:", "", *[f"   {page}" for page in PARTS]]
+    lines += ["   * - :doc:`commands`", "     - What ``energyppl`` does in a shell."]
+    lines += ["", ".. toctree::", "   :hidden:", "", *[f"   {page}" for page in PARTS], "   commands"]
     return "\n".join(lines) + "\n"

@@ -1,0 +1,95 @@
+"""Columns with heavy tails: the Gaussian scale mixture of a continuous network."""
+
+import copy
+
+import pytest
+import torch
+
+import energyppl as ep
+from energyppl.models.networks.scale_mixture import ScaleMixture
+
+SCHEDULE = ep.NoiseSchedule.cosine(4)
+
+
+def heavy_rows(count: int = 2000) -> torch.Tensor:
+    """Two Gaussian columns and one of Student's t with two degrees of freedom."""
+    rows = torch.randn(count, 3)
+    rows[:, 2] = torch.distributions.StudentT(2.0).sample((count,))
+    rows[0, 2] = 40.0
+    return rows
+
+
+@pytest.mark.parametrize("log_snr", [-6.0, 0.0, 4.6])
+def test_the_mixture_is_normalized_at_every_level(log_snr: float) -> None:
+    """A sum over a grid that reaches 12 of the widest component, spaced by .02: exact but for float32."""
+    mixture = ScaleMixture(1)
+    mixture.fit(heavy_rows()[:, 2:])
+    grid = torch.arange(-600.0, 600.0, 0.02)[:, None]
+    mass = float((-mixture(grid, torch.tensor(log_snr))).double().exp().sum()) * 0.02
+    assert mixture.fitted
+    assert mass == pytest.approx(1.0, abs=1e-3)
+
+
+def test_many_rows_are_thinned_without_losing_the_tail() -> None:
+    rows = heavy_rows(40_000)
+    many, few = ScaleMixture(3), ScaleMixture(3)
+    many.fit(rows)
+    few.fit(rows[:2000])
+    torch.testing.assert_close(many.log_weights.logsumexp(-1), torch.zeros(3), atol=1e-5, rtol=0.0)
+    assert float(many.scales[-1]) == pytest.approx(float(rows.abs().max()))
+    assert float(few.scales[-1]) == pytest.approx(float(rows[:2000].abs().max()))
+
+
+def test_noise_of_the_mixtures_draws_gives_its_own_marginal() -> None:
+    """Characteristic functions: φ at a level is φ_0(α t) exp(−σ² t²/2), by sums over a grid."""
+    mixture = ScaleMixture(1).double()
+    mixture.fit(heavy_rows()[:, 2:])
+    grid = torch.arange(-600.0, 600.0, 0.01, dtype=torch.float64)
+
+    def characteristic(log_snr: float, t: float) -> float:
+        density = (-mixture(grid[:, None], torch.tensor(log_snr, dtype=torch.float64))).exp()
+        return float((density * (t * grid).cos()).sum()) * 0.01
+
+    log_snr = torch.tensor(1.0, dtype=torch.float64)
+    alpha, noise = float(log_snr.sigmoid().sqrt()), float((-log_snr).sigmoid())
+    for t in (0.3, 1.0):
+        exact = characteristic(30.0, alpha * t) * float(torch.tensor(-0.5 * noise * t * t).exp())
+        assert characteristic(1.0, t) == pytest.approx(exact, abs=1e-4)
+
+
+def test_a_far_row_costs_what_its_tail_is_worth() -> None:
+    """Under N(0, I) it would cost 800 nats, under Student's t about 12; light columns leave the energy as it was."""
+    torch.manual_seed(0)
+    heavy, light = (ep.RecoveryEBM(ep.MLPEnergy((3,)), SCHEDULE) for _ in range(2))
+    rows = heavy_rows()
+    heavy.standardize(rows / rows.std(0) * torch.tensor([1.0, 1.0, 2.5]))
+    light.standardize(torch.randn(2000, 3))
+    far = torch.tensor([[0.0, 0.0, 40.0]])
+    with torch.no_grad():
+        heavy_cost, light_cost = (
+            float(ebm.potential(0)(far) - ebm.potential(0)(torch.zeros(1, 3))) for ebm in (heavy, light)
+        )
+    assert heavy_cost < 30.0
+    assert light_cost == pytest.approx(800.0, abs=1.0)
+
+
+def test_tails_travel_with_the_weights_and_an_energy_seen_before_is_seen_anew() -> None:
+    ebm = ep.RecoveryEBM(ep.MLPEnergy((3,)), SCHEDULE)
+    other, x = copy.deepcopy(ebm), 5.0 * torch.randn(10, 3)
+    before = ep.energy_and_grad(ebm.potential(0), x)[0]
+    ebm.standardize(heavy_rows())
+    after = ep.energy_and_grad(ebm.potential(0), x)[0]
+    assert float((after - before).abs().max()) > 0.1
+    other.load_state_dict(ebm.state_dict())
+    torch.testing.assert_close(ep.energy_and_grad(other.potential(0), x)[0], after)
+
+
+def test_the_amplitude_of_features_falls_with_their_frequency_in_many_columns() -> None:
+    many, few = ep.MLPEnergy((9,)), ep.MLPEnergy((8,))
+    assert few.amplitude is None
+    assert many.amplitude is not None
+    assert many.amplitude[:9].tolist() == [1.0] * 9
+    assert float(many.amplitude.min()) == pytest.approx(1.0 / 12.0)
+    assert ep.MLPEnergy((9,), levels=4).amplitude is None
+    with pytest.raises(ep.InvalidInput, match="feature_decay"):
+        ep.MLPEnergy((9,), feature_decay=float("nan"))
