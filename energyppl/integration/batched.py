@@ -97,17 +97,18 @@ def quantiles(energy: Energies, count: int, like: Tensor, probabilities: Tensor,
 
 def _solve(energy: Energies, count: int, size: int, like: Tensor, tolerance: float) -> Iterator[_Solved]:
     """Yield the energies as soon as their grid is good enough."""
-    pending = [(torch.arange(count, device=like.device), 0, 0)] if count else []
+    pending = [(torch.arange(count, device=like.device), 0, 0, 0.0)] if count else []
     while pending:
-        rows, wide, fine = pending.pop()
+        rows, wide, fine, half = pending.pop()  # the last is where they were tried
         if wide == len(_HALF_WIDTHS) or fine == len(_POINTS[size]):
             raise QuadratureError(
                 f"{len(rows)} of {count} energies can't be integrated to {tolerance:g} nats on "
-                f"{_POINTS[size][fine - 1]} points a side within {_HALF_WIDTHS[wide - 1]:g} standard deviations: train "
+                f"{_POINTS[size][fine - 1]} points a side within {half:g} standard deviations: train "
                 "the model longer, or give it noisier levels"
             )
         coarse, wider = [], []
-        for part, leak in _on_grid(energy, rows, _HALF_WIDTHS[wide], _POINTS[size][fine], size, like):
+        half = _HALF_WIDTHS[wide]
+        for part, leak in _on_grid(energy, rows, half, _POINTS[size][fine], size, like):
             leaks, good = leak > tolerance, (part.error <= tolerance) & (leak <= tolerance)
             yield _Solved(part.rows[good], part.log_z[good], part.error[good], part.edges, part.log_mass[:, good])
             wider.append(part.rows[leaks])
@@ -115,7 +116,7 @@ def _solve(energy: Energies, count: int, size: int, like: Tensor, tolerance: flo
         # A wider box needs more points for cells as small.
         for rest, box in ((torch.cat(wider), wide + 1), (torch.cat(coarse), wide)):
             if len(rest):
-                pending.append((rest, box, fine + 1))
+                pending.append((rest, box, fine + 1, half))
 
 
 def _on_grid(
