@@ -194,13 +194,11 @@ class ConditionalDistribution(EnergyDistribution):
         log_z: log Z of each context in data coordinates, ``(*batch,)``; as above if None.
 
     Example:
-        >>> context = torch.rand(100, 1)
-        >>> schedule = ep.NoiseSchedule.cosine(levels=3, log_snr_min=-6.0)
-        >>> ebm = ep.models.ConditionalEBM(ep.MLPEnergy(1, context_shape=1), schedule)
-        >>> _ = ep.fit(ebm, (context + 0.1 * torch.randn(100, 1), context), steps=2, progress=False)
-        >>> p = ebm.given(context[:3])
-        >>> p.batch_shape, p.quadrature().shape
-        (torch.Size([3]), torch.Size([3]))
+        >>> net, schedule = ep.MLPEnergy(1, context_shape=1), ep.NoiseSchedule.cosine(levels=3, log_snr_min=-6.0)
+        >>> ebm = ep.models.ConditionalEBM(net, schedule)
+        >>> _ = ep.fit(ebm, (torch.randn(100, 1), torch.rand(100, 1)), steps=2, progress=False)
+        >>> ebm.given(torch.rand(3, 1)).quadrature().shape
+        torch.Size([3])
     """
 
     def __init__(self, model: ConditionalEBM, context: Tensor, guidance: float, log_z: Tensor | None = None) -> None:

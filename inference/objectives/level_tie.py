@@ -73,6 +73,12 @@ def level_classification(model: LevelModel, x: Tensor, level: Tensor) -> Tensor:
         model: energies at the levels, with one normalizer.
         x: points, ``(n, *event)``, standardized.
         level: the one that each is from, ``(n,)``.
+
+    Example:
+        >>> from energyppl.inference.objectives.level_tie import level_classification
+        >>> ebm = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
+        >>> level_classification(ebm, torch.randn(8, 2), torch.arange(8) % 4).shape
+        torch.Size([])
     """
     levels = torch.arange(model.levels, device=x.device)[:, None].expand(model.levels, len(x))
     energies = model.potential(levels)(x.expand(model.levels, *x.shape))

@@ -14,6 +14,7 @@ from energyppl import distributed
 from energyppl._seeds import seeded
 from energyppl.inference.objectives.held_out import fixed_noise
 from energyppl.inference.training import processes
+from tests.support.versions import OLD_TORCH
 
 
 class PretendedGenerators:
@@ -84,6 +85,7 @@ USERS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.skipif(OLD_TORCH and torch.version.cuda is not None, reason="torch 2.4 for CUDA asks for its driver")
 @pytest.mark.parametrize("name", USERS)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_generators_of_all_gpus_are_left_as_they_were(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,7 @@ def test_a_run_continued_at_half_is_the_same_run(name: str, tmp_path: Path) -> N
     assert other.model.checksum() == alone.model.checksum()
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")
 def test_learning_rates_are_the_schedulers() -> None:
     rates = {name: [r.learning_rate for r in training(*PAIRS[name])] for name in PAIRS}
     assert rates["SGD"] == [0.01] * 12

@@ -43,7 +43,8 @@ PARTS = {
         "energyppl.objectives",
         others="inference.objectives.contract.KernelState inference.objectives.recovery.RecoveryPairs "
         "inference.objectives.noise_contrastive.NoiseState inference.objectives.persistent.PersistentState "
-        "inference.objectives.contract.Paced inference.objectives.level_tie.level_tie",
+        "inference.objectives.contract.Paced inference.objectives.level_tie.level_tie "
+        "inference.objectives.level_tie.level_classification",
     ),
     "kernels": Part("Kernels", "Markov transitions; :doc:`/choosing` says which suits what.", "energyppl.kernels"),
     "sampling": Part(
