@@ -154,6 +154,11 @@ figure = plots.scatter_panels(ends, title="Progression of held-out patients", la
 plots.show(figure, "12_intervals")
 
 # %% [markdown]
+# Of a table in a file the command line does the same, whatever its columns are: `energyppl fit table.csv --predict
+# price --out RUN` learns p(price | rest) and says how well, and `energyppl predict RUN table.csv --out predictions.csv`
+# writes means and intervals (`ep.tables.fit_conditional` in Python).
+
+# %% [markdown]
 # One patient's density, beside the same patient with another body mass: what the model says of a change of one number,
 # all others being equal.
 

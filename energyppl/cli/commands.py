@@ -18,6 +18,7 @@ from energyppl.cli.demo import run_demo
 from energyppl.cli.diagnosis import diagnose_run
 from energyppl.cli.image_runs import holds_images, is_image_run, require_table_run
 from energyppl.cli.images import fit_images, sample_images, show_images
+from energyppl.cli.predictions import fit_predictions, predict_run
 from energyppl.cli.runs import (
     Settings,
     check_kind_of_file,
@@ -29,7 +30,7 @@ from energyppl.cli.runs import (
 )
 from energyppl.cli.scoring import logz_run, score_run
 
-__all__ = ["compare", "demo", "diagnose", "fit", "impute", "logz", "sample", "score", "show"]
+__all__ = ["compare", "demo", "diagnose", "fit", "impute", "logz", "predict", "sample", "score", "show"]
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -55,7 +56,7 @@ def demo(options: argparse.Namespace) -> None:
 
 
 _OF_FIT = (
-    *("array", "columns", "drop", "missing", "decimal", "transforms", "labels"),
+    *("array", "columns", "drop", "predict", "missing", "decimal", "transforms", "labels"),
     *("seed", "steps", "levels", "batch_size", "learning_rate"),
 )
 
@@ -70,6 +71,9 @@ def fit(options: argparse.Namespace) -> None:
     if options.labels is not None:
         raise ep.InvalidInput(f"only images have labels; {options.file} is a table: leave --labels out")
     settings = settings_for(options.out, chosen)
+    if settings.predict is not None:
+        _fit_predictions(options, settings)
+        return
     try:
         model = fit_table(options.file, options.out, settings, device=options.device, progress=talk)
     except KeyboardInterrupt:
@@ -104,6 +108,28 @@ def _fit_images(options: argparse.Namespace, chosen: dict[str, Any]) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted(options.out)) from None
     _table(str(options.file), lines)
+
+
+def _fit_predictions(options: argparse.Namespace, settings: Settings) -> None:
+    where = {"device": options.device, "progress": not options.quiet}
+    try:
+        model, found = fit_predictions(options.file, options.out, settings, **where)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(interrupted(options.out)) from None
+    lines = {"predicted": ", ".join(model.targets), **_about(model.record)}
+    if "log_density" in found:
+        lines["log density"] = "{value:.3f} ± {standard_error:.2g} nats a held-out row".format(**found["log_density"])
+    _table(model.record["source"], {**lines, "next": f"energyppl predict {options.out} TABLE --out predictions.csv"})
+    _say(found["verdict"])
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Predict columns of a table's rows from the others, and write a line for each row."""
+    check_kind_of_file(options.out)
+    settings = Settings(array=options.array, decimal=options.decimal or ".")
+    chosen = {name: getattr(options, name) for name in ("draws", "confidence", "seed", "device")}
+    model, found = predict_run(options.run, options.file, options.out, settings, progress=not options.quiet, **chosen)
+    print(f"{', '.join(model.targets)} of {len(found)} rows, {found.far.sum()} of them far, in {options.out}")
 
 
 def sample(options: argparse.Namespace) -> None:

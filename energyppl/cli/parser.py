@@ -74,6 +74,9 @@ def _fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=_names, metavar="A,B", help="columns to learn, in this order (default: all)")
     parser.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
     parser.add_argument(
+        "--predict", type=_names, metavar="A,B", help="columns to predict from all others, for energyppl predict"
+    )
+    parser.add_argument(
         "--missing",
         choices=("drop", "impute"),
         help="what becomes of rows with missing cells: left out, or trained on with the gaps drawn by the model along "
@@ -179,6 +182,16 @@ def _impute(parser: argparse.ArgumentParser) -> None:
     _where(parser)
 
 
+def _predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit --predict made")
+    _table_file(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"{_WRITTEN} file to write")
+    parser.add_argument("--draws", type=int, default=200, metavar="N", help="for each row")
+    parser.add_argument("--confidence", type=float, default=0.9, metavar="P", help="of the intervals")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws")
+    _where(parser)
+
+
 def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", type=Path, metavar="A", help=f"{_READ} table")
     parser.add_argument("second", type=Path, metavar="B", help="another one with the same columns")
@@ -227,5 +240,6 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "logz": ("Estimate a trained run's normalizing constant, and keep it for score.", _logz),
     "score": ("Score a table's rows by normalized log density, outliers first, and say what is odd.", _score),
     "impute": ("Fill a table's missing cells by draws given the cells that are there.", _impute),
+    "predict": ("Predict columns of a table's rows from the others, with intervals.", _predict),
     "compare": ("Test whether two tables are of one distribution, and find what differs.", _compare),
 }

@@ -24,19 +24,24 @@ from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table, read_table
 from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged, warn_user
 from energyppl.integration.estimates import LogNormalizer
+from energyppl.tables.conditional_model import ConditionalTableModel
 from energyppl.tables.model import TableModel
 from energyppl.tables.storage import load, save
 from energyppl.tables.training import FitSettings, Prepared, prepare, require_same_run, train
 
 __all__ = [
     "Settings",
+    "begun",
     "check_kind_of_file",
     "damaged_json",
     "fit_table",
     "interrupted",
     "known_log_z",
+    "load_any_run",
     "load_run",
     "read_json",
+    "require_same_table",
+    "seconds_before",
     "settings_for",
     "write_frame",
 ]
@@ -53,12 +58,13 @@ class Settings(FitSettings):
     drop: tuple[str, ...] = ()
     missing: str | None = None
     decimal: str = "."
+    predict: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.array, str | None):
             raise InvalidInput(f"array must be the name of an array; got {self.array!r}")
-        for name in ("columns", "drop"):
+        for name in ("columns", "drop", "predict"):
             chosen = getattr(self, name)
             if not isinstance(chosen, list | tuple | None) or not all(isinstance(one, str) for one in chosen or ()):
                 raise InvalidInput(f"{name} must be names of columns; got {chosen!r}")
@@ -125,9 +131,9 @@ def _train(
     checkpoint = run / "training.ckpt"
     before = _steps_made(checkpoint) if checkpoint.exists() else None
     if before is not None:
-        _require_same_table(run / "run.json", table)
-    earlier = 0.0 if before is None else _seconds(run / "run.json")
-    record = _begun(table, prepared, settings, earlier)
+        require_same_table(run / "run.json", table)
+    earlier = 0.0 if before is None else seconds_before(run / "run.json")
+    record = begun(table, prepared, settings, earlier)
     own = FitSettings(**{field.name: getattr(settings, field.name) for field in fields(FitSettings)})
     extended = None if before is None else _extended(checkpoint, prepared, own, device)
     # Of a checkpoint nothing is written until it turned out to be of this table and these settings.  Then run.json
@@ -162,7 +168,7 @@ def _digest(table: Table) -> str:
     return blake2b(np.ascontiguousarray(table.values).tobytes() + names.encode(), digest_size=16).hexdigest()
 
 
-def _require_same_table(path: Path, table: Table) -> None:
+def require_same_table(path: Path, table: Table) -> None:
     """Require the table that a run was begun with: the same coordinates may stand for other values.
 
     Raises:
@@ -176,7 +182,7 @@ def _require_same_table(path: Path, table: Table) -> None:
         )
 
 
-def _begun(table: Table, prepared: Prepared, settings: Settings, seconds: float) -> dict[str, Any]:
+def begun(table: Table, prepared: Prepared, settings: Settings, seconds: float) -> dict[str, Any]:
     """Return the record of a training that begins, or goes on after ``seconds``."""
     return {
         "status": "training",
@@ -220,7 +226,7 @@ def _extended(checkpoint: Path, prepared: Prepared, settings: FitSettings, devic
         raise CheckpointError(f"{checkpoint} is damaged ({error}): use another copy or begin again") from error
 
 
-def _seconds(path: Path) -> float:
+def seconds_before(path: Path) -> float:
     """Return the time that earlier sessions of a run took, 0 where ``run.json`` was lost."""
     kept = read_json(path) if path.exists() else None
     if kept is None:
@@ -244,8 +250,20 @@ def load_run(run: Path, *, device: str | None = None) -> TableModel:
     """Load the model that :func:`fit_table` kept in ``run``.
 
     Raises:
+        InvalidInput: if the run predicts some columns from others, which is no density of rows.
         CheckpointError: if there is no finished model, or its file is damaged or something else.
     """
+    model = load_any_run(run, device=device)
+    if isinstance(model, ConditionalTableModel):
+        raise InvalidInput(
+            f"{run} predicts {', '.join(model.targets)} from other columns and has no density of whole rows: use "
+            f"energyppl predict {run} TABLE --out FILE"
+        )
+    return model
+
+
+def load_any_run(run: Path, *, device: str | None = None) -> TableModel | ConditionalTableModel:
+    """Load the model of a run of either kind, as :func:`load_run`."""
     path = run / "model.ckpt"
     if not path.exists():
         unfinished = (run / "training.ckpt").exists()

@@ -1,6 +1,6 @@
 """Transforms of a table's columns to coordinates in which a smooth density can be learned, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ _SPIKE, _MAX_ATOMS = 0.02, 5
 _ROWS_A_KNOT = 15
 _ROOM = 3  # distances between the outermost rows that a column is left beyond its ends, for rows to come
 _MAX_KNOTS = 33
+_BEYOND = 4.0  # standard deviations: where a value beyond its column's ends is put, if it has no coordinate
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +143,30 @@ class TableTransform:
         outside = ~np.isfinite(np.where(np.isnan(z), 0.0, z)).all(1) | np.isnan(weight)
         z = np.where(np.isinf(z), 0.0, (z - self.loc) / self.scale)
         return z, np.where(outside, -np.inf, weight)
+
+    def middles(self, values: Array) -> tuple[Array, NDArray[np.bool_]]:
+        """Return the middles of the cells of rows, for a model that is told the rows and has no density of them.
+
+        Args:
+            values: ``(n, d)``, as :class:`Table` holds them, without missing cells.
+
+        Returns:
+            Coordinates ``(n, D)``, the same at every call; and which rows have a value that its column can't be,
+            ``(n,)``, which is put at the nearest one that it can be.
+        """
+        z, outside = np.empty((len(values), self.width)), np.zeros(len(values), bool)
+        for x, column, place in zip(values.T, self.columns, self.places(), strict=True):
+            with np.errstate(invalid="ignore"):
+                own, log_weight = column.encode(x, np.full((len(x), column.width), 0.5))
+            z[:, place] = own
+            outside |= ~np.isfinite(own).all(1) | ~np.isfinite(log_weight)
+        return np.nan_to_num((z - self.loc) / self.scale, posinf=_BEYOND, neginf=-_BEYOND), outside
+
+    def part(self, names: Sequence[str]) -> "TableTransform":
+        """Return the transform of some of the columns, in the order of ``names``."""
+        chosen, places = [self.names.index(name) for name in names], self.places()
+        loc, scale = (np.concatenate([own[places[j]] for j in chosen]) for own in (self.loc, self.scale))
+        return TableTransform(tuple(names), tuple(self.columns[j] for j in chosen), loc, scale)
 
     def decode(self, z: Array, *, rounded: bool = True) -> Array:
         """Return the rows ``(n, d)`` of coordinates ``(n, D)``; discrete columns on their values if ``rounded``."""

@@ -1,6 +1,9 @@
-"""Densities of tables: train on a frame, then score, sample, impute and compare in the table's own units."""
+"""Densities of tables: train on a frame, then score, sample, impute, predict and compare in the table's own units."""
 
 from energyppl.tables.comparison import Comparison, compare
+from energyppl.tables.conditional_model import ConditionalTableModel
+from energyppl.tables.conditional_quality import prediction_quality
+from energyppl.tables.conditional_training import fit_conditional
 from energyppl.tables.imputation import Imputation, impute
 from energyppl.tables.model import TableModel
 from energyppl.tables.outliers import Surprise, score, surprises
@@ -10,13 +13,16 @@ from energyppl.tables.training import fit
 
 __all__ = [
     "Comparison",
+    "ConditionalTableModel",
     "Imputation",
     "Surprise",
     "TableModel",
     "compare",
     "fit",
+    "fit_conditional",
     "impute",
     "load",
+    "prediction_quality",
     "quality",
     "save",
     "score",

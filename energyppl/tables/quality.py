@@ -20,7 +20,7 @@ from energyppl.potentials.bases import MixtureBase
 from energyppl.potentials.mixture_fit import fit_mixture
 from energyppl.tables.model import Array, TableModel
 
-__all__ = ["column_tests", "pair_tests", "quality"]
+__all__ = ["column_tests", "mean_and_error", "mixture_log_density", "pair_tests", "quality"]
 
 _LIKE = 0.05  # p-values below say that samples differ
 _WORST = 0.01  # the same of the worst of several columns or pairs, after Bonferroni's correction
@@ -77,8 +77,8 @@ def _measured(model: TableModel, samples: Array | None, log_z: LogNormalizer | N
     training = model.encode(rows, generator)[0].double()
     places = model.transform.places()
     baselines = {
-        "mixture": _mixture(training, [slice(None)]),
-        "independent": _mixture(training, list(places)),
+        "mixture": mixture_log_density(training, [slice(None)]),
+        "independent": mixture_log_density(training, list(places)),
     }
     above = {name: own - model.mean_over_cells(held_out, base, seed=seed) for name, base in baselines.items()}
     x, y = (model.encode(v[:_TESTED], generator)[0].double().cpu() for v in (held_out, samples))
@@ -86,8 +86,8 @@ def _measured(model: TableModel, samples: Array | None, log_z: LogNormalizer | N
     ebm = model.ebm
     jacobian = float(ebm.scale.log().sum()) + len(ebm.scale) * math.log(float(ebm.schedule.marginal_std[0]))
     found: dict[str, Any] = {
-        "log_density": _mean(own, log_z.standard_error),
-        **{name: _mean(difference, log_z.standard_error) for name, difference in above.items()},
+        "log_density": mean_and_error(own, log_z.standard_error),
+        **{name: mean_and_error(difference, log_z.standard_error) for name, difference in above.items()},
         "held_out_chose_weights": model.validation is None,
         "log_z": {
             "value": log_z.estimate - jacobian,
@@ -121,7 +121,7 @@ def _regions(model: TableModel, rows: Tensor, samples: Tensor) -> list[str]:
     return masses.problems(describe)
 
 
-def _mixture(rows: Tensor, blocks: list[slice]) -> Callable[[Tensor], Array]:
+def mixture_log_density(rows: Tensor, blocks: list[slice]) -> Callable[[Tensor], Array]:
     """Return the log density of mixtures fitted to blocks of coordinates, each independent of the others."""
     fitted = [(block, MixtureBase(*fit_mixture(rows[:, block].cpu(), defensive=False))) for block in blocks]
 
@@ -184,7 +184,8 @@ def pair_tests(transform: TableTransform, one: Array, other: Array) -> list[dict
     return sorted(tests, key=lambda test: test["p_value"])
 
 
-def _mean(values: Array, more: float) -> dict[str, float]:
+def mean_and_error(values: Array, more: float = 0.0) -> dict[str, float]:
+    """Return the mean of values, ``(n,)``, and its standard error, to which another one is added."""
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
     return {"value": float(values.mean()), "standard_error": math.hypot(error, more)}
 

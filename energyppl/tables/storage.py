@@ -11,22 +11,25 @@ from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import CheckpointError, first_line
+from energyppl.models.conditional import ConditionalEBM
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.models.storage import model_of_tree, tree_of_model
-from energyppl.tables.model import TableModel
+from energyppl.tables.conditional_model import ConditionalTableModel
+from energyppl.tables.model import Array, TableModel
 
 __all__ = ["load", "save"]
 
 _FORMAT = "energyppl-table-5"
+_CONDITIONAL = "energyppl-conditional-table-1"
 
 
-def save(model: TableModel, path: str | os.PathLike[str]) -> None:
+def save(model: TableModel | ConditionalTableModel, path: str | os.PathLike[str]) -> None:
     """Write a model of a table to one file, whole or not at all; it holds some of the training rows.
 
     Kept as well are the kernel and log Z, if it was estimated, so that densities are the same after :func:`load`.
 
     Args:
-        model: that :func:`fit` trained.
+        model: that :func:`fit` or :func:`fit_conditional` trained.
         path: of the file.
 
     Example:
@@ -38,14 +41,22 @@ def save(model: TableModel, path: str | os.PathLike[str]) -> None:
         True
     """
     table = model.table
+    if isinstance(model, ConditionalTableModel):
+        own: dict[str, Any] = {
+            "format": _CONDITIONAL,
+            "target": model.target.tree(),
+            "context": model.context.tree(),
+            "varying": torch.as_tensor(model.varying),
+        }
+    else:
+        own = {"format": _FORMAT, "transform": model.transform.tree()}
     tree = {
-        "format": _FORMAT,
+        **own,
         "columns": list(table.columns),
-        "labels": [list(own) for own in table.labels],
+        "labels": [list(labels) for labels in table.labels],
         "dtypes": list(table.dtypes),
         "grids": [torch.as_tensor(grid) for grid in table.grids],
         "source": table.source,
-        "transform": model.transform.tree(),
         "ebm": tree_of_model(model.ebm),
         "rows": torch.as_tensor(table.values),
         "held_out": torch.as_tensor(model.held_out),
@@ -56,8 +67,10 @@ def save(model: TableModel, path: str | os.PathLike[str]) -> None:
     save_checkpoint(path, tree)
 
 
-def load(path: str | os.PathLike[str], *, device: str | torch.device | None = None) -> TableModel:
-    """Read a model that :func:`save`, or the command ``fit``, wrote.
+def load(
+    path: str | os.PathLike[str], *, device: str | torch.device | None = None
+) -> TableModel | ConditionalTableModel:
+    """Read a model that :func:`save`, or the command ``fit``, wrote: a :class:`ConditionalTableModel` if it is one.
 
     Args:
         path: of the file, or of a run's folder, whose ``model.ckpt`` it is then.
@@ -78,7 +91,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device | None = No
     path = path / "model.ckpt" if path.is_dir() else path
     tree = load_checkpoint(path)
     try:
-        if tree["format"] != _FORMAT:
+        if tree["format"] not in (_FORMAT, _CONDITIONAL):
             raise ValueError(f"its format is {tree['format']!r}")
         model = _built(tree)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -89,27 +102,47 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device | None = No
     return model
 
 
-def _built(tree: dict[str, Any]) -> TableModel:
+def _built(tree: dict[str, Any]) -> TableModel | ConditionalTableModel:
     """Build the model of a file's tree."""
+    table, held_out, validation = _table(tree)
+    ebm = model_of_tree(tree["ebm"])
+    if not all(bool(torch.isfinite(value).all()) for value in ebm.state_dict().values()):
+        raise ValueError("its weights are not finite")
+    curves = {str(name): values.numpy() for name, values in tree["curves"].items()}
+    if not {"step", "held_out"} <= curves.keys():
+        raise KeyError("curves")
+    judged = (table, held_out, curves, dict(tree["record"]), validation)
+    if tree["format"] == _CONDITIONAL:
+        target, context = (TableTransform.from_tree(tree[name]) for name in ("target", "context"))
+        varying = tree["varying"].numpy()
+        if target.names + context.names != table.columns or not ((varying >= 0) & (varying < context.width)).all():
+            raise ValueError("its transforms are of other columns")
+        _require_kind(ebm, ConditionalEBM, target.width)
+        if tuple(ebm.context_shape) != (len(varying),):
+            raise ValueError(f"its model is told contexts {tuple(ebm.context_shape)}")
+        return ConditionalTableModel(ebm, target, context, varying, *judged)
+    transform = TableTransform.from_tree(tree["transform"])
+    if len(transform.columns) != len(table.columns):
+        raise ValueError(f"its parts are of different widths, {len(table.columns)} and {len(transform.columns)}")
+    _require_kind(ebm, RecoveryEBM, transform.width)
+    return TableModel(ebm, transform, *judged)
+
+
+def _require_kind(ebm: Any, kind: type[Any], width: int) -> None:
+    if not isinstance(ebm, kind) or tuple(ebm.event_shape) != (width,):
+        raise ValueError(f"its model is a {type(ebm).__name__} of points {tuple(ebm.event_shape)}")
+
+
+def _table(tree: dict[str, Any]) -> tuple[Table, Array, Array | None]:
+    """Return the table of a file's tree, its held-out rows, and those that chose the weights."""
     columns = tuple(str(name) for name in tree["columns"])
     rows, held_out = (tree[name].double().numpy() for name in ("rows", "held_out"))
     validation = None if tree["validation"] is None else tree["validation"].double().numpy()
     grids = tuple(grid.double().numpy() for grid in tree["grids"])
     labels = tuple(tuple(own) for own in tree["labels"])
     dtypes = tuple(str(dtype) for dtype in tree["dtypes"])
-    transform = TableTransform.from_tree(tree["transform"])
     kept = (rows.T, held_out.T, held_out.T if validation is None else validation.T)
-    widths = {len(part) for part in (columns, grids, labels, dtypes, transform.columns, *kept)}
+    widths = {len(part) for part in (columns, grids, labels, dtypes, *kept)}
     if len(widths) != 1 or len(held_out) < 2 or len(rows) < 2:
         raise ValueError(f"its parts are of different widths, {sorted(widths)}")
-    ebm = model_of_tree(tree["ebm"])
-    if not isinstance(ebm, RecoveryEBM) or tuple(ebm.event_shape) != (transform.width,):
-        raise ValueError(f"its model is a {type(ebm).__name__} of points {tuple(ebm.event_shape)}")
-    if not all(bool(torch.isfinite(value).all()) for value in ebm.state_dict().values()):
-        raise ValueError("its weights are not finite")
-    curves = {str(name): values.numpy() for name, values in tree["curves"].items()}
-    if not {"step", "held_out"} <= curves.keys():
-        raise KeyError("curves")
-    record = dict(tree["record"])
-    table = Table(rows, columns, grids, str(tree["source"]), labels, dtypes)
-    return TableModel(ebm, transform, table, held_out, curves, record, validation)
+    return Table(rows, columns, grids, str(tree["source"]), labels, dtypes), held_out, validation

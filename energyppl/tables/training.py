@@ -29,12 +29,22 @@ from energyppl.models import RecoveryEBM, model_of_columns
 from energyppl.tables.conditional import draw_unknown
 from energyppl.tables.model import Rows, TableModel, empty_like
 
-__all__ = ["FitSettings", "Prepared", "fit", "gaussian_draws", "prepare", "require_same_run", "train"]
+__all__ = [
+    "KEPT_ROWS",
+    "FitSettings",
+    "Prepared",
+    "choosing",
+    "fit",
+    "gaussian_draws",
+    "prepare",
+    "require_same_run",
+    "train",
+]
 
 _CURVES = ("step", "loss", "gradient_norm", "held_out")
 _CURVES_OF_SOME = ("energy_gap", "acceptance", "denoising", "tie")  # objectives
 _MANY = 8  # coordinates, as for LevelScoreMatching's options
-_KEPT_ROWS = 4000  # training rows kept with the model
+KEPT_ROWS = 4000  # training rows kept with the model
 _SPLIT_IN_THREE = 1000  # rows: from here a tenth is enough to choose the weights, and another to judge them
 _AUGMENTATIONS = 30  # draws of gaps by a Gaussian before the first training
 
@@ -218,7 +228,7 @@ def train(
         history = fit_model(
             ebm,
             z[prepared.rows],
-            held_out=z[_choosing(prepared)],
+            held_out=z[choosing(prepared)],
             options=_options(settings, ebm),
             checkpoint=checkpoint,
             device=device,
@@ -226,7 +236,7 @@ def train(
         )
     recorded = history.records[-1].values if history.records else {}
     kept = [*_CURVES, *(name for name in _CURVES_OF_SOME if name in recorded)]
-    own = empty_like(table, table.values[prepared.rows[:_KEPT_ROWS]])
+    own = empty_like(table, table.values[prepared.rows[:KEPT_ROWS]])
     curves = {name: history.column(name) for name in kept}
     held_out, validation = table.values[prepared.held_out], prepared.validation
     chose = None if validation is None else table.values[validation]
@@ -234,7 +244,7 @@ def train(
     return TableModel(ebm, prepared.transform, own, held_out, curves, record, chose), history
 
 
-def _choosing(prepared: Prepared) -> NDArray[np.int64]:
+def choosing(prepared: Prepared) -> NDArray[np.int64]:
     """Return the numbers of the rows that choose the weights."""
     return prepared.held_out if prepared.validation is None else prepared.validation
 
@@ -255,7 +265,7 @@ def require_same_run(
             z = _kept_rows(checkpoint, ebm, prepared, settings)
         if device is not None:
             move_to(ebm, device)
-        training = Training(ebm, z[prepared.rows], held_out=z[_choosing(prepared)], options=_options(settings, ebm))
+        training = Training(ebm, z[prepared.rows], held_out=z[choosing(prepared)], options=_options(settings, ebm))
         training.load_state_dict(load_checkpoint(checkpoint))
 
 
@@ -296,7 +306,7 @@ def _completed(
     fit_model(
         ebm,
         z[prepared.rows],
-        held_out=z[_choosing(prepared)],
+        held_out=z[choosing(prepared)],
         options=_options(first, ebm),
         checkpoint=early,
         device=device,
