@@ -10,11 +10,11 @@ import energyppl as ep
 from energyppl.inference.objectives import held_out, level_score_matching
 from energyppl.inference.objectives.held_out import row_weights
 from energyppl.inference.objectives.level_score_matching import (
-    _diffuse,
     _time_score,
     at_log_snr,
     evidence_bound,
     implied_log_likelihood,
+    noised,
 )
 from tests.support.objectives import loss_of
 
@@ -73,7 +73,7 @@ def test_the_time_score_is_minus_the_derivative_of_the_log_density() -> None:
     """Against autograd of the Gaussian's log density in float64 at fixed x; rounding-level."""
     clean, noise = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     log_snr = torch.linspace(-5.0, 4.0, 5, dtype=torch.float64).requires_grad_()
-    x, _ = _diffuse(clean, noise, log_snr.detach())
+    x, _ = noised(clean, noise, log_snr.detach())
     alpha, sigma = log_snr.sigmoid().sqrt()[:, None], (-log_snr).sigmoid().sqrt()[:, None]
     log_density = torch.distributions.Normal(alpha * clean, sigma).log_prob(x).sum()
     (derivative,) = torch.autograd.grad(log_density, log_snr)
