@@ -61,7 +61,8 @@ def out_of_reach(potential: Potential, x: Tensor) -> str | None:
 
     Along each coordinate the map onto the support finds back from an unconstrained point up to some distance only: a
     float32 near 1 can't be nearer to it than 6e-8. What mass lies beyond is lost to every estimate. Where the energy
-    rises by less than 5 nats up to there, as for Gamma(.01) and Beta(.01, .01), that is more than a percent of it.
+    rises by less than 3 nats up to there, as for Gamma(.01) and Beta(.01, .01), that is more than 5 % of it, and log Z
+    is too low by .05 or more.
 
     Args:
         potential: the energy U.
@@ -146,6 +147,7 @@ def _most(failed: Tensor) -> bool:
 
 def _words(slope: float, needed: int, where: str) -> str:
     """Compose the error message."""
+    slope = 0.0 if abs(slope) < _FLAT else slope
     return (
         f"the energy is not normalizable: {where} it rises by {slope:.3g} nats for each e-fold of the distance, and "
         f"must rise by more than {needed} for exp(−U) to have a finite integral. Add a confining term such as ½|x|², "

@@ -166,7 +166,7 @@ IMPROPER: dict[str, tuple[Callable[[Tensor], Tensor], Any, int]] = {
 @pytest.mark.parametrize("name", IMPROPER)
 def test_densities_that_rise_too_fast_at_an_edge_are_refused(name: str) -> None:
     energy, support, size = IMPROPER[name]
-    with pytest.raises(NotNormalizable, match=r"it rises by -?0"):  # -0.02 in float32, near 1
+    with pytest.raises(NotNormalizable, match="it rises by 0"):
         ep.log_normalizer(
             ep.EnergyDistribution(ep.Energy(energy, (size,)), support=support), method=ep.normalizing.AIS(64, 8)
         )
