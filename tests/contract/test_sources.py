@@ -229,7 +229,6 @@ def test_a_loader_keeps_the_order_of_its_samplers_own_generator() -> None:
     assert orders[0] == orders[1]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there is one core
 def test_labels_come_along(tmp_path: Path) -> None:
     labels = torch.arange(COUNT) % 3
     values = torch.stack([labels.float(), torch.randn(COUNT)], 1)  # the first column is the label

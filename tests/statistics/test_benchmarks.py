@@ -1,6 +1,7 @@
 """Every benchmark runs to its end at a tiny size: its figures mean nothing there."""
 
 import importlib
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -79,8 +80,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def _one_thread() -> Iterator[None]:
+    """Give the process back its thread and its cores, of which a benchmark may leave it one."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     yield
     torch.set_num_threads(1)
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
 
 
 @pytest.mark.filterwarnings("ignore")  # chains this short earn every one
