@@ -10,6 +10,7 @@ import pytest
 
 import energyppl as ep
 from energyppl.cli.main import main
+from energyppl.tables import conditional_model
 
 N = 150
 
@@ -50,8 +51,11 @@ def test_densities_integrate_to_one_in_the_table_s_units() -> None:
 
 
 @pytest.mark.parametrize(("name", "values"), [("kind", ["barn", "flat", "villa"]), ("sold", [False, True])])
-def test_masses_of_categories_sum_to_one_and_are_the_shares(name: str, values: list[Any]) -> None:
+def test_masses_of_categories_sum_to_one_and_are_the_shares(
+    name: str, values: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of three categories log Z is implied, and hardly trained here: what is left of it is the same for all."""
+    monkeypatch.setattr(conditional_model, "_CELLS", 16_384)  # as many as leave a hundredth of error
     model, row = trained(name, steps=150), homes().iloc[[0] * len(values)].assign(**{name: values})
     masses = np.exp(model.log_prob(row, spreads=4000))
     if name == "sold":
@@ -59,9 +63,7 @@ def test_masses_of_categories_sum_to_one_and_are_the_shares(name: str, values: l
     found = model.predict(row[:1], draws=1000)
     assert found.columns.tolist() == [f"{name}_mode", f"{name}_share", "far"]
     share = masses[values.index(found[f"{name}_mode"][0])] / masses.sum()
-    assert found[f"{name}_share"][0] == pytest.approx(
-        share, abs=0.08
-    )  # four standard errors of 1,024 points in the cells
+    assert found[f"{name}_share"][0] == pytest.approx(share, abs=0.05)
 
 
 def test_several_columns_are_drawn_together() -> None:
