@@ -4,8 +4,7 @@ A run's folder holds ``run.json`` for people, ``training.ckpt`` to go on from if
 :mod:`energyppl.tables.storage` writes it.
 """
 
-import time
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pandas as pd
 
 from energyppl._files import locked, write_json
 from energyppl._progress import doing
+from energyppl.cli.endings import finished
 from energyppl.cli.image_runs import require_table_run
 from energyppl.cli.runs import (
     Settings,
@@ -23,11 +23,10 @@ from energyppl.cli.runs import (
     seconds_before,
     write_frame,
 )
-from energyppl.errors import EnergyPPLError, InvalidInput, TrainingDiverged
+from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.tables.conditional_model import ConditionalTableModel
 from energyppl.tables.conditional_quality import prediction_quality
 from energyppl.tables.conditional_training import require_no_imputing, targets_first, train_conditional
-from energyppl.tables.storage import save
 from energyppl.tables.training import FitSettings, prepare
 
 __all__ = ["fit_predictions", "predict_run"]
@@ -61,20 +60,14 @@ def fit_predictions(
         record = begun(table, prepared, settings, seconds_before(path) if going_on else 0.0)
         if not going_on:
             write_json(path, record)
-        began = time.perf_counter()
         count = len(settings.predict)
-        try:
-            model, _ = train_conditional(
+        model = finished(
+            run,
+            record,
+            lambda: train_conditional(
                 table, prepared, count, own, checkpoint=checkpoint, device=device, progress=progress
-            )
-        except TrainingDiverged as error:
-            write_json(path, {**record, "status": f"diverged: {error}"})
-            raise
-        spent = round(record["seconds"] + time.perf_counter() - began, 2)
-        made = {name: model.record[name] for name in ("steps", "stopped")}
-        model = replace(model, record={**record, "status": "finished", "seconds": spent, **made})
-        save(model, run / "model.ckpt")
-        write_json(path, model.record)
+            ),
+        )
     try:
         with doing("predicting held-out rows", show=progress):
             found = prediction_quality(model, seed=settings.seed)

@@ -6,7 +6,6 @@ for bit; ``model.ckpt`` stands alone, as :mod:`energyppl.tables.storage` writes 
 
 import json
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,8 +20,9 @@ import torch
 from energyppl._files import locked, whole_file, write_json
 from energyppl._progress import doing
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
+from energyppl.cli.endings import finished
 from energyppl.data.tables import Table, read_table
-from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged, warn_user
+from energyppl.errors import CheckpointError, InvalidInput, warn_user
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.tables.conditional_model import ConditionalTableModel
 from energyppl.tables.model import TableModel
@@ -142,24 +142,11 @@ def _train(
         write_json(run / "run.json", record)
     if extended is not None:
         save_checkpoint(checkpoint, extended)
-    began = time.perf_counter()
-    try:
-        model, history = train(table, prepared, own, checkpoint=checkpoint, device=device, progress=progress)
-    except TrainingDiverged as error:
-        write_json(run / "run.json", {**record, "status": f"diverged: {error}"})
-        raise
-    record |= {
-        "status": "finished",
-        "seconds": round(record["seconds"] + time.perf_counter() - began, 2),
-        "steps": len(history.records),
-        "steps_before": before or 0,
-        "stopped": history.stopped,
-        "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__},
-    }
-    model = replace(model, record=record)
-    save(model, run / "model.ckpt")
-    write_json(run / "run.json", record)
-    return model
+    return finished(
+        run,
+        {**record, "steps_before": before or 0},
+        lambda: train(table, prepared, own, checkpoint=checkpoint, device=device, progress=progress),
+    )
 
 
 def _digest(table: Table) -> str:

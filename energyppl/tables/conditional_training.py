@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,11 @@ from energyppl.inference.training.options import TrainingOptions, suited_options
 from energyppl.models import ConditionalEBM, MLPEnergy
 from energyppl.schedule import NoiseSchedule
 from energyppl.tables.conditional_model import ConditionalTableModel, columns_of
-from energyppl.tables.model import Rows, empty_like
-from energyppl.tables.training import KEPT_ROWS, FitSettings, Prepared, choosing, prepare
+from energyppl.tables.model import Rows
+from energyppl.tables.training import CURVES, FitSettings, Prepared, choosing, outcome, prepare
 
 __all__ = ["fit_conditional", "require_no_imputing", "targets_first", "train_conditional"]
 
-_CURVES = ("step", "loss", "gradient_norm", "held_out")
 _LEVELS = 20
 _VARIES = 1e-6  # standard deviations of a context's coordinate
 
@@ -154,12 +153,8 @@ def train_conditional(
             device=device,
             progress=progress,
         )
-    curves = {name: history.column(name) for name in _CURVES}
-    own = empty_like(table, table.values[rows[:KEPT_ROWS]])
-    chose = None if prepared.validation is None else table.values[prepared.validation]
-    record = {"steps": len(history.records), "stopped": history.stopped, "settings": asdict(settings)}
-    held_out = table.values[prepared.held_out]
-    return ConditionalTableModel(ebm, target, context, varying, own, held_out, curves, record, chose), history
+    kept = outcome(table, prepared, settings, history, CURVES)
+    return ConditionalTableModel(ebm, target, context, varying, **kept), history
 
 
 def _options(settings: FitSettings, ebm: ConditionalEBM) -> TrainingOptions:

@@ -30,21 +30,22 @@ from energyppl.tables.conditional import draw_unknown
 from energyppl.tables.model import Rows, TableModel, empty_like
 
 __all__ = [
-    "KEPT_ROWS",
+    "CURVES",
     "FitSettings",
     "Prepared",
     "choosing",
     "fit",
     "gaussian_draws",
+    "outcome",
     "prepare",
     "require_same_run",
     "train",
 ]
 
-_CURVES = ("step", "loss", "gradient_norm", "held_out")
+CURVES = ("step", "loss", "gradient_norm", "held_out")
 _CURVES_OF_SOME = ("energy_gap", "acceptance", "denoising", "tie")  # objectives
 _MANY = 8  # coordinates, as for LevelScoreMatching's options
-KEPT_ROWS = 4000  # training rows kept with the model
+_KEPT_ROWS = 4000  # training rows kept with the model
 _SPLIT_IN_THREE = 1000  # rows: from here a tenth is enough to choose the weights, and another to judge them
 _AUGMENTATIONS = 30  # draws of gaps by a Gaussian before the first training
 
@@ -235,13 +236,22 @@ def train(
             progress=progress,
         )
     recorded = history.records[-1].values if history.records else {}
-    kept = [*_CURVES, *(name for name in _CURVES_OF_SOME if name in recorded)]
-    own = empty_like(table, table.values[prepared.rows[:KEPT_ROWS]])
-    curves = {name: history.column(name) for name in kept}
-    held_out, validation = table.values[prepared.held_out], prepared.validation
-    chose = None if validation is None else table.values[validation]
-    record = {"steps": len(history.records), "stopped": history.stopped, "settings": asdict(settings)}
-    return TableModel(ebm, prepared.transform, own, held_out, curves, record, chose), history
+    kept = [*CURVES, *(name for name in _CURVES_OF_SOME if name in recorded)]
+    return TableModel(ebm, prepared.transform, **outcome(table, prepared, settings, history, kept)), history
+
+
+def outcome(
+    table: Table, prepared: Prepared, settings: FitSettings, history: History, curves: Sequence[str]
+) -> dict[str, Any]:
+    """Return what a model keeps of its training beside the weights, by the names of its fields."""
+    validation = prepared.validation
+    return {
+        "table": empty_like(table, table.values[prepared.rows[:_KEPT_ROWS]]),
+        "held_out": table.values[prepared.held_out],
+        "curves": {name: history.column(name) for name in curves},
+        "record": {"steps": len(history.records), "stopped": history.stopped, "settings": asdict(settings)},
+        "validation": None if validation is None else table.values[validation],
+    }
 
 
 def choosing(prepared: Prepared) -> NDArray[np.int64]:
