@@ -224,7 +224,7 @@ class ConditionalTableModel:
 
     @property
     def by_chains(self) -> bool:
-        """Whether draws come by chains: those of several columns do."""
+        """True if draws come by chains, as those of several columns do."""
         return len(self.targets) > 1
 
     def _distributions(self, values: Array, draws: int) -> Iterator[tuple[ConditionalDistribution, NDArray[np.bool_]]]:

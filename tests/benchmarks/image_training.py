@@ -25,7 +25,7 @@ def with_levels(net: ep.models.UNetEnergy, x: torch.Tensor, levels: int = LEVELS
 
 
 def kept_back(data: Data) -> tuple[slice, slice]:
-    """Which training images are not trained on: some choose the weights, others the number of levels."""
+    """Numbers of the training images that are kept back: some choose the weights, others the number of levels."""
     count = len(data.x)
     for_weights, all_kept = min(1000, count // 10), min(3000, count // 3)
     return slice(for_weights), slice(for_weights, all_kept)

@@ -150,7 +150,7 @@ def scores(model: Any, known: Tensor) -> Iterator[tuple[str, Callable[[Tensor], 
 
 
 class Footing(NamedTuple):
-    """What every system is measured on."""
+    """The images, real and strange, and the classifier that every system is measured by."""
 
     judge: Judge
     real: Tensor  # test images that samples are compared with

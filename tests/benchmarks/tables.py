@@ -50,7 +50,7 @@ def coded(frame: pd.DataFrame) -> Array:
 
 
 def quantiles(x: Array, y: Array, held_out: int, rng: Generator) -> tuple[float, float, float]:
-    """How far quantiles of columns ``x`` are from those of ``y``: the worst in standard errors, and two shares.
+    """Compare quantiles of columns ``x`` with those of ``y``: the worst in standard errors, and two shares.
 
     The standard error is of a quantile of ``held_out`` rows.  The shares are of the columns' quantiles that are more
     than two and more than three of them off.

@@ -25,7 +25,7 @@ SLOTS_A_LEVEL = 4
 
 @dataclass(frozen=True)
 class WarmSystem:
-    """What trains the weights of a file on, and how many gradients it takes for each image of a batch."""
+    """An objective that trains the weights of a file on, and how many gradients it takes for each image of a batch."""
 
     model: Callable[[ep.RecoveryEBM, Tensor], Any]
     objective: Callable[[Any, Tensor], Any] | None  # None leaves the weights as they are
@@ -216,7 +216,7 @@ def joint_chains(model: ep.JointEBM, x: Tensor) -> ep.PersistentLikelihood:
 
 
 def warm_systems() -> dict[str, WarmSystem]:
-    """What goes on from score matching, by name."""
+    """Return the objectives that go on from score matching, by name."""
     score = ep.objectives.LevelScoreMatching(autocast=BRIEF)
     kernel = ep.kernels.CrankNicolsonLangevin(force_dtype=BRIEF)
     recovery = ep.RecoveryLikelihood(kernel, tie=0.0, autocast=BRIEF)  # its levels are tied by nothing before

@@ -1,4 +1,4 @@
-"""What table commands and functions answer to values that can't be, wrong counts and other kinds of files."""
+"""Answers of table commands and functions to values that can't be, wrong counts and other kinds of files."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a version of torch can't do that the tests ask for."""
+"""Limits of old versions of torch that tests are left out for."""
 
 import torch
 
