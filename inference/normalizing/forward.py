@@ -18,7 +18,7 @@ from energyppl.inference.normalizing.bennett import bennett
 from energyppl.inference.normalizing.methods import ISLANDS, Annealing
 from energyppl.inference.normalizing.paths import annealed, find_path
 from energyppl.integration.estimates import Estimate, LogNormalizer
-from energyppl.potentials.algebra import Affine, Potential
+from energyppl.potentials.algebra import Potential
 from energyppl.potentials.bases import Base, GaussianBase
 
 __all__ = ["ForwardRuns", "combined", "forward_runs", "independent_runs"]
@@ -131,8 +131,7 @@ def independent_runs(
         starts=_STARTS,
     )
     stretches = annealed(path, path.base.sample(particles), method.kernel, islands=ISLANDS)
-    end, x = path.stops[-1], stretches[-1].x
-    x = end.from_unit(x) if isinstance(end, Affine) else x
+    x = path.from_unit(stretches[-1].x)
     evaluations = path.evaluations + sum(stretch.evaluations for stretch in stretches)
     return ForwardRuns(
         stretches[-1].log_weights.reshape(ISLANDS, -1), x.reshape(ISLANDS, -1, *x.shape[1:]), evaluations, words
