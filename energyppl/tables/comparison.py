@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, checked
 from energyppl.data.tables import Table, table_from_rows
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import InvalidInput
@@ -47,6 +47,7 @@ class Comparison(NamedTuple):
         return "\n".join([f"energy distance {self.statistic:.4f}, p = {self.p_value:.3f}", *self.verdict])
 
 
+@checked
 def compare(
     first: Rows,
     second: Rows,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import check_count, check_positive, checked
 from energyppl._seeds import seeded
 from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
@@ -148,6 +148,7 @@ def _within(
     return rows[: len(rows) - few], np.concatenate([aside, rows[len(rows) - few :]])
 
 
+@checked
 def fit(
     rows: Rows,
     *,
