@@ -57,9 +57,8 @@ class _Chains(NamedTuple):
     mass: Tensor  # (n,), logarithm of about the mass of each chain's basin
 
     def held(self) -> Tensor:
-        """Tell which chains, ``(n,)``, are in basins that hold more than next to nothing."""
-        enough = float(self.mass.max()) - _NEGLIGIBLE - self.states[0, 0].numel()
-        return self.mass >= min(enough, float(self.mass.median()))  # half of them at least, since masses are rough
+        """Tell which chains, ``(n,)``, are in basins that hold more than next to nothing; masses are rough."""
+        return self.mass >= self.mass.max() - _NEGLIGIBLE - self.states[0, 0].numel()
 
     def that_matter(self, mass: Tensor) -> Tensor:
         """Tell which of some masses would change log Z."""
@@ -103,17 +102,19 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
         cost += starts * _STEPS + len(some) * (_MOVES + 1)
         chains, full = _joined(rounds), len(rounds) == _ROUNDS
         if full or (len(rounds) >= _FEWEST_ROUNDS and not _some_are_rare(ends, chains)):
-            new = max(_new_share(_joined(rounds[:at]), rounds[at], starts) for at in range(-_QUIET, 0))
+            last = range(max(1, len(rounds) - _QUIET), len(rounds))
+            new = max(_new_share(_joined(rounds[:at]), rounds[at], starts) for at in last)
             if full or new == 0.0:
                 break
         again = starts // _AGAIN
-        between = _between(ends, starts - again)
+        between = _between(ends[chains.begin[chains.held()]], starts - again)
         far, far_step = _scattered(x, again, radius)
         begin, step = torch.cat([between, far]), torch.cat([torch.full_like(between, 0.2), far_step])
-    more = starts - len(chains.begin)
+    begin = chains.begin[chains.held()]
+    more = starts - len(begin)
     if more > 0:  # bases are fitted to them
-        chains = _joined([chains, _relax(framed, ends, torch.multinomial(_evening_weights(ends), more, True))])
-        cost += more * (_MOVES + 1)
+        anew = begin[torch.multinomial(_evening_weights(ends[begin]), more, replacement=True)]
+        chains, cost = _joined([chains, _relax(framed, ends, anew)]), cost + more * (_MOVES + 1)
     held = chains.held()
     rows = framed.from_unit(chains.states[:, held].flatten(0, 1))
     weight = _evening_weights(ends[chains.begin[held]]).repeat(_KEPT)
