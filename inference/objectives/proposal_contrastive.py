@@ -28,7 +28,7 @@ from energyppl.inference.objectives.recovery import RecoveryLikelihood
 __all__ = ["ProposalContrastive", "suited_objective"]
 
 _WIDER = 1.2  # than the proposal is the noise, whose tails should cover the data's
-_MOST_NUMBERS = 16  # of more a Gaussian of independent coordinates is told from data at a glance
+_MOST_NUMBERS = 16  # up to which the Gaussian has correlations; of more it is told from data at a glance
 _MEASURED = 16  # noise points for each held-out row
 
 
@@ -45,7 +45,7 @@ class ProposalContrastive:
     The optimum is ``U = −log p(x | c)`` at every level, *with* its normalizer: log Z is 0 for every context, which
     posteriors of the context ask for.  Where score matching learns a sharp likelihood slowly, because it sees slopes
     that noise drowns, this sees densities; and it takes first derivatives only.  It is for points that a Gaussian comes
-    near: of few dimensions, or nearly independent given the context.
+    near, with correlations up to 16 numbers.
 
     When training ends, the model's chains are given step sizes that suit the energies.
 
