@@ -1,5 +1,7 @@
 """Conditional models: shapes, distributions given contexts, files, and what is refused."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -304,3 +306,18 @@ def test_without_a_level_tie_no_log_z_is_implied() -> None:
     prior = torch.distributions.Independent(torch.distributions.Uniform(torch.zeros(2), torch.ones(2)), 1)
     with pytest.raises(ep.InvalidInput, match="was not trained with a level tie"):
         ep.models.posterior(ebm, prior, torch.zeros(2))
+
+
+def test_simulators_may_be_of_numpy_and_observations_far_from_all_simulations_are_flagged() -> None:
+    prior = torch.distributions.Independent(torch.distributions.Uniform(torch.zeros(2), torch.ones(2)), 1)
+    rows = ep.models.simulate(lambda theta: theta.double().numpy() + 1.0, prior, 100)
+    assert torch.allclose(rows.x, rows.parameters + 1.0)
+    with pytest.raises(ep.InvalidInput, match=r"must return floating-point data \(100, \*event\) .* got \(3, 2\)"):
+        ep.models.simulate(lambda theta: theta[:3], prior, 100)
+    ebm = model(2)
+    ep.fit(ebm, rows, steps=2, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ep.models.posterior(ebm, prior, rows.x[:3])
+    with pytest.warns(UserWarning, match="1 of 2 observed rows lie outside of all simulations"):
+        ep.models.posterior(ebm, prior, torch.tensor([[1.5, 1.5], [1.5, 4.0]]))
