@@ -111,11 +111,9 @@ def _of_target(model: ConditionalTableModel, j: int, truth: Array, drawn: Array)
 
 def _verdict(found: dict[str, Any]) -> list[str]:
     above = found["above"]
-    what = "weights" if found["implied"] else "weights and their temperature"
-    chose = f"; these rows also chose the {what}" if found["held_out_chose_weights"] else ""
     amount = f"{abs(above['value']):.3f} ± {above['standard_error']:.3f} nats a row"
     if above["value"] > 2.0 * above["standard_error"]:
-        said = [f"good: told the other columns, held-out rows are likelier than without them, by {amount}{chose}"]
+        said = [f"good: told the other columns, held-out rows are likelier than without them, by {amount}"]
     elif above["value"] < -2.0 * above["standard_error"]:
         said = [
             f"not good: told the other columns, held-out rows are less likely than without them, by {amount}: try more "
@@ -134,6 +132,9 @@ def _verdict(found: dict[str, Any]) -> list[str]:
         said.append(
             "log densities of several columns or categories take log Z as training implies it, which is about right"
         )
+    if found["held_out_chose_weights"]:
+        what = "weights" if found["implied"] else "weights and their temperature"
+        said.append(f"the held-out rows also chose the {what}: these figures are a little too good")
     if found["far"]:
         said.append(f"{found['far']} of {found['rows']} held-out rows lie nowhere near training rows: guesses there")
     return said
