@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import pyro.distributions as dist
 import torch
@@ -185,7 +185,7 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
 class _ContextView(ConditionView):
     def potential(self, level: int | Tensor = 0) -> Potential:
         """Return the energy at a level and at the model's temperature, in standardized coordinates."""
-        own, factor = super().potential(level), self.base.inverse_temperature
+        own, factor = super().potential(level), cast(ConditionalEBM, self.base).inverse_temperature
         return own if float(factor) == 1.0 else Scaled(own, factor)
 
 

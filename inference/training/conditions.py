@@ -71,7 +71,7 @@ class Conditions:
         Z, which is integrated, follows it.  It stays 1 where few rows are held out.
         """
         model = self._model
-        if not self._conditional or model.event_shape != (1,) or len(rows) < _FEWEST_ROWS:
+        if contexts is None or model.event_shape != (1,) or len(rows) < _FEWEST_ROWS:
             return
         model.inverse_temperature.fill_(1.0)
         given, clean = model.conditioned(contexts[:_MOST_ROWS]), model.to_unit(rows[:_MOST_ROWS])

@@ -58,7 +58,7 @@ class NoisedGaussian(NamedTuple):
         if self.factor is None:
             return apart
         one = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(self.factor)
-        inverse = torch.linalg.solve_triangular(self.factor, one, upper=False)
+        inverse: Tensor = torch.linalg.solve_triangular(self.factor, one, upper=False)
         return (inverse * apart.unsqueeze(-2)).sum(-1)
 
     def unstandardized(self, z: Tensor) -> Tensor:
