@@ -232,7 +232,7 @@ def _choose(name: str, x: Array, grid: Array, categories: int, dtype: str, kind:
         spline = fit_spline(base.forward(spread)[0], knots)
     named = "quantile" if quantile else ("none" if base.kind == "none" else base.kind)
     low, high = _range(ends, base, gap)
-    return Numbers(named, base, spline, atoms, gap, low, high, None if gap else decimals_of(smooth))
+    return Numbers(named, base, spline, atoms, gap, low, high, decimals_of(smooth))
 
 
 def _atoms(x: Array) -> Atoms | None:

@@ -1,4 +1,4 @@
-"""Columns with heavy tails: the Gaussian scale mixture of a continuous network."""
+"""What a continuous network knows before it learns: covariance and heavy tails of the rows."""
 
 import copy
 
@@ -26,7 +26,7 @@ def test_the_mixture_is_normalized_at_every_level(log_snr: float) -> None:
     mixture.fit(heavy_rows()[:, 2:])
     grid = torch.arange(-600.0, 600.0, 0.02)[:, None]
     mass = float((-mixture(grid, torch.tensor(log_snr))).double().exp().sum()) * 0.02
-    assert mixture.fitted
+    assert mixture.heavy
     assert mass == pytest.approx(1.0, abs=1e-3)
 
 
@@ -36,8 +36,8 @@ def test_many_rows_are_thinned_without_losing_the_tail() -> None:
     many.fit(rows)
     few.fit(rows[:2000])
     torch.testing.assert_close(many.log_weights.logsumexp(-1), torch.zeros(3), atol=1e-5, rtol=0.0)
-    assert float(many.scales[-1]) == pytest.approx(float(rows.abs().max()))
-    assert float(few.scales[-1]) == pytest.approx(float(rows[:2000].abs().max()))
+    assert float(many.variances[2, -1].sqrt()) == pytest.approx(float(rows.abs().max()))
+    assert float(few.variances[2, -1].sqrt()) == pytest.approx(float(rows[:2000].abs().max()))
 
 
 def test_noise_of_the_mixtures_draws_gives_its_own_marginal() -> None:
@@ -82,6 +82,42 @@ def test_tails_travel_with_the_weights_and_an_energy_seen_before_is_seen_anew() 
     assert float((after - before).abs().max()) > 0.1
     other.load_state_dict(ebm.state_dict())
     torch.testing.assert_close(ep.energy_and_grad(other.potential(0), x)[0], after)
+
+
+def correlated_rows(count: int = 2000) -> torch.Tensor:
+    """Three Gaussian columns, two of which nearly agree."""
+    rows = torch.randn(count, 3)
+    rows[:, 1] = 0.95 * rows[:, 0] + (1.0 - 0.95**2) ** 0.5 * rows[:, 1]
+    return rows
+
+
+@pytest.mark.parametrize("log_snr", [-6.0, 0.0, 4.6])
+def test_rows_without_heavy_tails_give_a_gaussian_of_their_covariance_noised(log_snr: float) -> None:
+    rows, level = correlated_rows(100_000).double(), torch.tensor(log_snr, dtype=torch.float64)
+    base = ScaleMixture(3).double()
+    base.fit(rows)
+    noised = level.sigmoid() * rows.T @ rows / len(rows) + (-level).sigmoid() * torch.eye(3).double()
+    exact = torch.distributions.MultivariateNormal(torch.zeros(3).double(), noised)
+    x = rows[:50]
+    torch.testing.assert_close(-base(x, level), exact.log_prob(x), atol=0.01, rtol=0.0)  # of shrinkage, .001 of .05
+
+
+def test_few_rows_draw_the_covariance_towards_independence() -> None:
+    few, many = ScaleMixture(8), ScaleMixture(8)
+    few.fit(torch.randn(5, 8))
+    many.fit(torch.randn(2, 8).repeat(1000, 1) + 0.01 * torch.randn(2000, 8))
+    assert float(few.variances.min()) > 0.1
+    assert float(many.variances.min()) < 0.01  # a negative control: many rows are believed
+
+
+def test_samples_of_an_untrained_model_have_the_rows_correlation() -> None:
+    """4000 pairs at a correlation near .94 (.95 with level 0's noise): four standard errors are .008."""
+    torch.manual_seed(0)
+    net = ep.MLPEnergy((3,), hidden=8, depth=1)
+    ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0))
+    ebm.standardize(correlated_rows(20_000))
+    found = float(torch.corrcoef(ebm.sample((4000,)).T)[0, 1])
+    assert found == pytest.approx(0.95 * float(ebm.schedule.alpha_bar[0] ** 2), abs=0.012)
 
 
 def test_the_amplitude_of_features_falls_with_their_frequency_in_many_columns() -> None:
