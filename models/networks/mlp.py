@@ -41,8 +41,7 @@ class MLPEnergy(Rebuildable, nn.Module):
     and any noise schedule can be laid on it.  f grows at most linearly, so every level has a finite normalizer.  What a
     level makes of it is worked out once while chains run there, and not once a step.
     q is N(0, I), and once a model is standardized a Gaussian with the rows' covariance, noised exactly, at every level;
-    where data have heavy tails, rows beyond 6 standard deviations in some column, these rows have a share of their own
-    in it, a product of Gaussian scale mixtures of the columns.
+    each column with a heavy tail, rows beyond 6 standard deviations, has a Gaussian scale mixture in its place.
 
     With a ``context_shape`` it is U(x, λ; c), for :class:`~energyppl.models.ConditionalEBM`: a second perceptron makes
     of a context c the scales and shifts of every layer (FiLM), beside those of the level, and mean m and standard

@@ -15,15 +15,16 @@ _LARGEST, _MOST_ROWS = 256, 8192  # numbers of a column that all count, and abou
 
 
 class ScaleMixture(nn.Module):
-    """A Gaussian with the rows' covariance and a mixture for far rows, with known normalizers at every noise level.
+    """A product of centred Gaussian scale mixtures along orthogonal axes, with known normalizer at every noise level.
 
-    A network that has to learn linear dependence from N(0, I) stops short of it.  Where some column has a heavy tail,
-    the far rows have a share of their own, in which each column is a centred Gaussian scale mixture: an energy that is
-    Gaussian far out costs a row of 20 standard deviations 200 nats; here it costs about what its tail is worth.
-    (Scale mixtures along the covariance's eigenvectors have tails where no rows are: log Z of the wines went up to 4.)
+    A column with a heavy tail is an axis itself, with a mixture of its own: an energy that is Gaussian far out costs a
+    row of 20 standard deviations 200 nats; here it costs about what its tail is worth.  All other columns together are
+    one Gaussian with the rows' covariance, along its eigenvectors, for a network that has to learn linear dependence
+    from N(0, I) stops short of it.  (Tails along eigenvectors, or for a share of the rows in all columns, lie where no
+    rows are: log Z of the wines of UCI went up to 4 nats.)
 
-    Noise at a log-SNR λ turns a component N(0, v) along an axis into N(0, α² v + σ²), with α² = sigmoid λ and σ² =
-    sigmoid −λ, so all of it stays exact at every level.  Before it is fitted it is N(0, I).
+    Noise at a log-SNR λ turns a component N(0, v) of an axis into N(0, α² v + σ²), with α² = sigmoid λ and σ² =
+    sigmoid −λ, so the product stays exact at every level.  Before it is fitted it is N(0, I).
 
     Attributes:
         heavy: whether some column's tail is.
@@ -35,21 +36,17 @@ class ScaleMixture(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("axes", torch.eye(size))
-        self.register_buffer("variances", torch.ones(size))
-        self.register_buffer("log_share", torch.tensor(-math.inf))
-        self.register_buffer("scales", torch.ones(_COMPONENTS))
+        self.register_buffer("variances", torch.ones(size, _COMPONENTS))
         self.register_buffer("log_weights", torch.full((size, _COMPONENTS), -math.log(_COMPONENTS)))
         self.heavy = False
 
-    axes: Tensor  # of the Gaussian, (size, size), each a column
-    variances: Tensor  # along them
-    log_share: Tensor  # of far rows
-    scales: Tensor  # of the mixtures' components
-    log_weights: Tensor  # in each column
+    axes: Tensor  # (size, size), each a column
+    variances: Tensor  # (size, components)
+    log_weights: Tensor
 
     @torch.no_grad()
     def fit(self, rows: Tensor) -> None:
-        """Fit a Gaussian and, if rows lie beyond 6 widths in some column, mixtures, whose share those rows are.
+        """Fit a mixture to each column with a row beyond 6 widths, and one Gaussian to the others together.
 
         The scales of mixtures run from 1 to the farthest row's, evenly on a log scale; weights are found by expectation
         maximization, with one row more that all components share.
@@ -58,31 +55,31 @@ class ScaleMixture(nn.Module):
             rows: standardized, ``(n, size)``.
         """
         rows = rows.double()
-        near = rows.abs().amax(1) <= _FAR
-        variances, axes = torch.linalg.eigh(_shrunk_covariance(rows.clamp(-_FAR, _FAR)))
-        self.axes.copy_(axes)
-        self.variances.copy_(variances)
-        self.log_share.copy_((1.0 - near.sum() / (len(rows) + 1.0)).log())
-        self.heavy = not bool(near.all())
-        if self.heavy:
-            scales, log_weights = _mixtures(rows.abs())
-            self.scales.copy_(scales)
-            self.log_weights.copy_(log_weights)
-        else:
-            self.scales.fill_(1.0)
+        axes, variances = torch.eye(rows.shape[1]).to(rows), torch.ones_like(self.variances).to(rows)
+        log_weights = torch.full_like(self.log_weights, -math.log(_COMPONENTS)).to(rows)
+        heavy = rows.abs().amax(0) > _FAR
+        if bool(heavy.any()):
+            scales, log_weights[heavy] = _mixtures(rows[:, heavy].abs())
+            variances[heavy] = scales.square()
+        light = (~heavy).nonzero()[:, 0]
+        values, axes[light[:, None], light] = torch.linalg.eigh(_shrunk_covariance(rows[:, light]))
+        variances[light] = values[:, None]
+        for buffer, found in ((self.axes, axes), (self.variances, variances), (self.log_weights, log_weights)):
+            buffer.copy_(found)
+        self.buffers_changed()
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """Return the energies of points ``(*batch, size)`` at log-SNRs ``()`` or ``(*batch,)``, normalized."""
-        log_snr = log_snr[..., None]
-        signal, noise = log_snr.sigmoid(), (-log_snr).sigmoid()
-        variance = signal * self.variances + noise
-        log_density = -0.5 * ((x @ self.axes).square() / variance + variance.log()).sum(-1)
-        if self.heavy:
-            variance = signal[..., None] * self.scales.square() + noise[..., None]
-            columns = self.log_weights - 0.5 * (x.unsqueeze(-1).square() / variance + variance.log())
-            far = self.log_share + columns.logsumexp(-1).sum(-1)
-            log_density = torch.logaddexp(log_density + torch.log1p(-self.log_share.exp()), far)
-        return 0.5 * x.shape[-1] * math.log(2.0 * math.pi) - log_density
+        along = (x @ self.axes).square()
+        constant = 0.5 * x.shape[-1] * math.log(2.0 * math.pi)
+        if not self.heavy:
+            log_snr = log_snr[..., None]
+            variance = log_snr.sigmoid() * self.variances[:, 0] + (-log_snr).sigmoid()
+            return constant + 0.5 * (along / variance + variance.log()).sum(-1)
+        log_snr = log_snr[..., None, None]
+        variance = log_snr.sigmoid() * self.variances + (-log_snr).sigmoid()
+        log_density = self.log_weights - 0.5 * (along.unsqueeze(-1) / variance + variance.log())
+        return constant - log_density.logsumexp(-1).sum(-1)
 
     def saturated(self, x: Tensor) -> Tensor:
         """Return points whose coordinates bend towards ± 6 widths, so that a far one leaves the others as they are."""
@@ -94,7 +91,7 @@ class ScaleMixture(nn.Module):
 
     def buffers_changed(self) -> None:
         """Take notice of buffers that were written from outside, as from another process."""
-        self.heavy = bool(self.scales.max() > 1.0)
+        self.heavy = bool((self.variances[:, -1] > self.variances[:, 0]).any())
 
 
 def _shrunk_covariance(rows: Tensor) -> Tensor:
@@ -103,6 +100,8 @@ def _shrunk_covariance(rows: Tensor) -> Tensor:
     Oracle-approximating shrinkage (Chen, Wiesel, Eldar & Hero 2010, eq. 23).
     """
     n, size = rows.shape
+    if size == 0:
+        return rows.new_zeros(0, 0)
     moments = rows.T @ rows / n
     mean, square = moments.diagonal().mean(), moments.square().sum()
     apart = (n + 1.0 - 2.0 / size) * (square - size * mean.square())

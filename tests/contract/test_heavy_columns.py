@@ -36,8 +36,8 @@ def test_many_rows_are_thinned_without_losing_the_tail() -> None:
     many.fit(rows)
     few.fit(rows[:2000])
     torch.testing.assert_close(many.log_weights.logsumexp(-1), torch.zeros(3), atol=1e-5, rtol=0.0)
-    assert float(many.scales[-1]) == pytest.approx(float(rows.abs().max()))
-    assert float(few.scales[-1]) == pytest.approx(float(rows[:2000].abs().max()))
+    assert float(many.variances[2, -1].sqrt()) == pytest.approx(float(rows.abs().max()))
+    assert float(few.variances[2, -1].sqrt()) == pytest.approx(float(rows[:2000].abs().max()))
 
 
 def test_noise_of_the_mixtures_draws_gives_its_own_marginal() -> None:
@@ -92,14 +92,18 @@ def correlated_rows(count: int = 2000) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("log_snr", [-6.0, 0.0, 4.6])
-def test_rows_without_heavy_tails_give_a_gaussian_of_their_covariance_noised(log_snr: float) -> None:
+def test_light_columns_have_the_rows_covariance_noised_and_a_heavy_one_stands_beside_them(log_snr: float) -> None:
     rows, level = correlated_rows(100_000).double(), torch.tensor(log_snr, dtype=torch.float64)
-    base = ScaleMixture(3).double()
-    base.fit(rows)
+    light, both, heavy = ScaleMixture(3).double(), ScaleMixture(4).double(), ScaleMixture(1).double()
+    tail = heavy_rows(100_000)[:, 2:].double()
+    light.fit(rows)
+    both.fit(torch.cat([rows, tail], 1))
+    heavy.fit(tail)
     noised = level.sigmoid() * rows.T @ rows / len(rows) + (-level).sigmoid() * torch.eye(3).double()
     exact = torch.distributions.MultivariateNormal(torch.zeros(3).double(), noised)
-    x = rows[:50]
-    torch.testing.assert_close(-base(x, level), exact.log_prob(x), atol=0.01, rtol=0.0)  # of shrinkage, .001 of .05
+    x, far = rows[:50], tail[:50]
+    torch.testing.assert_close(-light(x, level), exact.log_prob(x), atol=0.01, rtol=0.0)  # of shrinkage, .001 of .05
+    torch.testing.assert_close(both(torch.cat([x, far], 1), level), light(x, level) + heavy(far, level))
 
 
 def test_few_rows_draw_the_covariance_towards_independence() -> None:
