@@ -179,6 +179,9 @@ def test_a_transform_may_be_chosen() -> None:
         TableTransform.fit(table, {"c0": "sqrt", "c9": "log"})
     with pytest.raises(InvalidInput, match="'c0' must be positive for its logarithm; got -"):
         TableTransform.fit(table_from_array(np.log(values)), {"c0": "log"})
+    towns = table_from_frame(pd.DataFrame({"town": ["Bonn", "Oslo", "Rome"] * 20}))
+    with pytest.raises(InvalidInput, match="categories have no transform; got one for 'town'"):
+        TableTransform.fit(towns, {"town": "log"})
 
 
 @pytest.mark.parametrize("count", [60, 2000])
