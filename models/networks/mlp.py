@@ -25,7 +25,7 @@ from energyppl.models.networks.fourier import (
     through_layers,
 )
 from energyppl.models.networks.recipe import Rebuildable
-from energyppl.models.networks.scale_mixture import ScaleMixture
+from energyppl.models.networks.scale_mixture import NoisedMixture, ScaleMixture
 from energyppl.potentials.bases import Base
 
 __all__ = ["MLPEnergy"]
@@ -200,10 +200,10 @@ class MLPEnergy(Rebuildable, nn.Module):
             self.base.fit(rows.reshape(len(rows), -1))
 
     def noisiest_base(self) -> Base | None:
-        """Return the density at λ_min where heavy tails make it another than N(0, I); None where they do not."""
-        if self.tails is None or not self.tails.fitted or len(self.event_shape) != 1:
+        """Return the density at λ_min where heavy tails make it another than about N(0, I); None where they do not."""
+        if self.base is None or not self.base.heavy or len(self.event_shape) != 1:
             return None
-        return self.tails.base(self.log_snr_min)
+        return NoisedMixture(self.base, torch.tensor(self.log_snr_min).to(self.base.variances))
 
     def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor, condition: int | Tensor | None = None) -> Tensor:
         """Evaluate a continuous network at whole levels of a table of log-SNRs, whose modulations are worked out once.

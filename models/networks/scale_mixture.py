@@ -1,15 +1,13 @@
 """What is known of a table's density before a network learns: second moments and heavy tails, noised exactly."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from energyppl.potentials.bases import DistributionBase
-
-__all__ = ["ScaleMixture"]
+__all__ = ["NoisedMixture", "ScaleMixture"]
 
 _COMPONENTS = 6
 _FAR = 6.0  # widths: beyond it a Gaussian column has one row in 500 million
@@ -84,14 +82,6 @@ class ScaleMixture(nn.Module):
         log_density = self.log_weights - 0.5 * (along.unsqueeze(-1) / variance + variance.log())
         return constant - log_density.logsumexp(-1).sum(-1)
 
-    def base(self, log_snr: float) -> DistributionBase:
-        """Return the density of points ``(size,)`` at a log-SNR, which runs for log Z begin at."""
-        signal = 1.0 / (1.0 + math.exp(-log_snr))
-        widths = (signal * self.scales.square() + 1.0 - signal).sqrt().expand_as(self.log_weights)
-        columns = Normal(torch.zeros_like(widths), widths, validate_args=False)
-        mixture = MixtureSameFamily(Categorical(logits=self.log_weights), columns, validate_args=False)
-        return DistributionBase(Independent(mixture, 1, validate_args=False))
-
     def saturated(self, x: Tensor) -> Tensor:
         """Return points whose coordinates bend towards ± 6 widths, so that a far one leaves the others as they are."""
         return x * torch.rsqrt(1.0 + (x / _FAR).square())
@@ -103,6 +93,37 @@ class ScaleMixture(nn.Module):
     def buffers_changed(self) -> None:
         """Take notice of buffers that were written from outside, as from another process."""
         self.heavy = bool((self.variances[:, -1] > self.variances[:, 0]).any())
+
+
+@dataclass(frozen=True, eq=False)
+class NoisedMixture:
+    """A :class:`ScaleMixture` at one noise level: a base that runs for log Z begin at.
+
+    Args:
+        mixture: of points ``(size,)``.
+        log_snr: ``()``.
+    """
+
+    mixture: ScaleMixture
+    log_snr: Tensor
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one point."""
+        return self.mixture.axes.shape[:1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Evaluate energies of points ``(*batch, size)``."""
+        energies: Tensor = self.mixture(x, self.log_snr)
+        return energies
+
+    def sample(self, count: int) -> Tensor:
+        """Draw, ``(count, size)``."""
+        axes, log_weights = self.mixture.axes, self.mixture.log_weights
+        component = torch.distributions.Categorical(logits=log_weights).sample((count, 1)).transpose(1, -1)
+        variances = self.mixture.variances.expand(count, *log_weights.shape).gather(-1, component)[..., 0]
+        widths = (self.log_snr.sigmoid() * variances + (-self.log_snr).sigmoid()).sqrt()
+        return (widths * torch.randn_like(widths)) @ axes.T
 
 
 def _shrunk_covariance(rows: Tensor) -> Tensor:
