@@ -16,7 +16,7 @@ from energyppl.models.networks.conditioning import (
     near_gaussian,
     table_rows,
 )
-from energyppl.models.networks.context import ContextConditioning, standardized
+from energyppl.models.networks.context import ContextConditioning, ContextGaussian
 from energyppl.models.networks.fourier import (
     amplitudes,
     axis_frequencies,
@@ -45,9 +45,9 @@ class MLPEnergy(Rebuildable, nn.Module):
     each column with a heavy tail, rows beyond 6 standard deviations, has a Gaussian scale mixture in its place.
 
     With a ``context_shape`` it is U(x, λ; c), for :class:`~energyppl.models.ConditionalEBM`: a second perceptron makes
-    of a context c the scales and shifts of every layer (FiLM), beside those of the level, and mean m and standard
-    deviations s of a Gaussian in place of N(0, I), which has N(α m, α² s² + σ²) at the level λ; f then is a function of
-    points that are standardized by it, and what the density has beyond that Gaussian.
+    of a context c the scales and shifts of every layer (FiLM), beside those of the level, and a Gaussian N(m, Σ) in
+    place of N(0, I), which is N(α m, α² Σ + σ² I) at the level λ, with correlations up to 16 dimensions; f then is a
+    function of points that are standardized by it, and what the density has beyond that Gaussian.
 
     Args:
         event_shape: shape of one point; any number of dimensions, flattened inside.
@@ -217,10 +217,8 @@ class MLPEnergy(Rebuildable, nn.Module):
         rows = nn.functional.embedding(level, self._rows(log_snr))
         return self._energy(x, rows, log_snr[level], condition)
 
-    def proposal(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return mean and log standard deviations of the Gaussian that a context gives, ``(*contexts, d)`` each.
-
-        f is what the density has beyond it.  Without a context it is N(0, I).
+    def proposal(self, context: Tensor | None) -> ContextGaussian:
+        """Return the Gaussian that a context gives, beyond which f is what the density has; N(0, I) without a context.
 
         Args:
             context: ``(*contexts, *context_shape)``.
@@ -230,8 +228,7 @@ class MLPEnergy(Rebuildable, nn.Module):
         """
         if self.context_film is None:
             raise InvalidInput("this network is told no context: build it with context_shape=…")
-        found: tuple[Tensor, Tensor] = self.context_film.base(context)
-        return found
+        return self.context_film.base(context)
 
     def _rows(self, log_snr: Tensor) -> Tensor:
         assert self.log_snr_film is not None
@@ -245,10 +242,11 @@ class MLPEnergy(Rebuildable, nn.Module):
         if self.context_film is None:
             asked = class_rows(self.class_film, condition, x.shape[:-1])
         else:
-            asked, mean, log_sd = self.context_film(condition, x.shape[:-1], log_snr)
+            asked, base = self.context_film(condition, x.shape[:-1], log_snr)
             if log_snr is not None:
-                x, log_scale = standardized(x, mean, log_sd, log_snr)
-        point = x
+                gaussian = base.noised(log_snr)
+                x, log_scale = gaussian.standardized(x), gaussian.log_scale
+        whole = x
         if self.base is not None and self.base.heavy:
             x = self.base.saturated(x)
         square = (x * x).sum(-1)
@@ -261,6 +259,6 @@ class MLPEnergy(Rebuildable, nn.Module):
         if log_snr is None:
             return f + 0.5 * self.confinement * square
         if self.base is not None:
-            known: Tensor = self.base(point, log_snr)
+            known: Tensor = self.base(whole, log_snr)
             return level_weight(log_snr, self.log_snr_min) * f + known
         return near_gaussian(f, square, log_snr, self.log_snr_min, x.shape[-1]) + log_scale
