@@ -111,7 +111,7 @@ def _train(images: Images, run: Path, settings: ImageSettings, device: str | Non
         write_json(path, record)
     began = time.perf_counter()
     end = Level0Likelihood(objective)
-    given = {
+    given: dict[str, Any] = {
         "labels": None if images.labels is None else images.labels[rows],
         "held_out": images.x[held_out],
         "device": device,

@@ -26,6 +26,7 @@ from energyppl.models.networks.fourier import (
 )
 from energyppl.models.networks.recipe import Rebuildable
 from energyppl.models.networks.scale_mixture import ScaleMixture
+from energyppl.potentials.bases import Base
 
 __all__ = ["MLPEnergy"]
 
@@ -194,6 +195,12 @@ class MLPEnergy(Rebuildable, nn.Module):
         """
         if self.tails is not None:
             self.tails.fit(rows.reshape(len(rows), -1))
+
+    def noisiest_base(self) -> Base | None:
+        """Return the density at λ_min where heavy tails make it another than N(0, I); None where they do not."""
+        if self.tails is None or not self.tails.fitted or len(self.event_shape) != 1:
+            return None
+        return self.tails.base(self.log_snr_min)
 
     def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor, condition: int | Tensor | None = None) -> Tensor:
         """Evaluate a continuous network at whole levels of a table of log-SNRs, whose modulations are worked out once.
