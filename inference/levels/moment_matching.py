@@ -134,4 +134,5 @@ def _whitening(change: Tensor) -> Tensor:
     wide = change.double()
     variances, directions = torch.linalg.eigh(0.5 * wide.mT @ wide / len(wide))
     variances = variances + _LEAST_VARIANCE * variances[-1] + torch.finfo(variances.dtype).tiny
-    return (directions / variances.sqrt()).to(change)
+    whiten: Tensor = (directions / variances.sqrt()).to(change)
+    return whiten

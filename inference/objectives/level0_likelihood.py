@@ -133,7 +133,7 @@ class Level0Likelihood:
             energies = potential(torch.cat([fresh, state.x]))
         own, theirs = energies.to(clean.dtype).split(self.chains)
         gap = (own - theirs).mean()
-        record = part.record | {"sharp": float(error.detach()), "acceptance": float(accept_prob.mean())}
+        record = dict(part.record) | {"sharp": float(error.detach()), "acceptance": float(accept_prob.mean())}
         value = part.value + 0.5 * (high - low) * error + gap
         return Loss(value, record, float(gap.detach()), float(state.chain_kernel.step_sizes[0]))
 
