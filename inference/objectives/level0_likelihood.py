@@ -155,7 +155,7 @@ class Level0Likelihood:
 
     def default_options(self, model: LevelModel) -> dict[str, Any]:
         """Return training options that suit the end of a training, by name."""
-        return {"steps": 400, "batch_size": 32, "ema": 0.98, "label_drop": 0.5}
+        return self.score.default_options(model) | {"steps": 400, "batch_size": 32, "ema": 0.98, "evaluate_every": 100}
 
     def default_learning_rate(self, model: LevelModel) -> float | None:
         """Return 1e-4: chains must keep up with the energy."""

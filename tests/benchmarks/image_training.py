@@ -15,7 +15,6 @@ from tests.benchmarks.image_judge import CLASSES, Data
 
 LEVELS, TOP_LOG_SNR = 50, 5.0
 END = 40  # of so many updates one more is by level 0's likelihood, so that long chains stay
-LABEL_DROP = 0.5  # samples of no class are the harder ones, and get half of the training
 BRIEF = torch.bfloat16
 
 
@@ -46,8 +45,7 @@ def train(
         ebm = with_levels(net, data.x)
         objective = ep.objectives.LevelScoreMatching(autocast=BRIEF)
         options = ep.TrainingOptions(
-            **objective.default_options(ebm)
-            | {"steps": updates, "label_drop": LABEL_DROP, "evaluate_every": max(200, updates // 20)}
+            **objective.default_options(ebm) | {"steps": updates, "evaluate_every": max(200, updates // 20)}
         )
         x, y = data.x[for_levels.stop :], data.y[for_levels.stop :]
         held_out = data.x[for_weights]
