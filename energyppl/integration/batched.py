@@ -20,7 +20,7 @@ _HALF_WIDTHS = (6.0, 12.0, 24.0, 48.0, 96.0)
 _POINTS = {1: (256, 512, 1024, 2048, 4096), 2: (96, 192, 384, 768)}  # along each dimension
 _BLIND = {1: (12.0, 512), 2: (12.0, 192)}  # half width and points where values can't be read
 _AT_ONCE, _AT_ONCE_BACK = 2**17, 2**14  # evaluations, without and with gradients
-_POWERS, _ODD = [4.0 ** (i / 32) for i in range(-32, 33)], 0.01  # powers that are tried; the share of outliers
+_POWERS, _ODD = [math.pow(4.0, i / 32) for i in range(-32, 33)], 0.01  # powers that are tried; the share of outliers
 _EDGE = 32  # of each side, the outermost 1/32 must hold next to no mass
 
 
