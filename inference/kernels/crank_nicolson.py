@@ -15,7 +15,7 @@ from energyppl.potentials.algebra import Potential, RecoveryPotential
 
 __all__ = ["CrankNicolson", "CrankNicolsonLangevin", "reference"]
 
-_WIDER, _WIDE_SHARE = 4.0, 0.25
+_WIDER, _WIDE_SHARE = 4.0, 0.15
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class CrankNicolson:
     ``m + √(1 − β²) (x − m) + β s ξ``, which leaves the reference as it is, so only the rest of the energy is put to the
     test.  At β = 1 proposals are independent draws from the reference.  In few dimensions, or where a density has edges
     that gradients only stumble over, it mixes far better than MALA; in many dimensions β must shrink and MALA wins.
-    A quarter of the moves, drawn at random, take a reference_scale four times as large: the usual one hardly proposes
+    Three moves in twenty, drawn at random, take a reference_scale four times as large: the usual one hardly proposes
     what lies five widths out, where a separate mode may.
 
     Args:
