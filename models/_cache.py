@@ -12,8 +12,9 @@ from energyppl.autodiff.private import module_tables
 from energyppl.errors import QuadratureError
 from energyppl.integration.quadrature import Grid, GridOptions, Quadrature, quadrature
 from energyppl.potentials.algebra import Potential
+from energyppl.potentials.network import AtLevel
 
-__all__ = ["KnownMoves", "LevelIntegrals", "WeightKeyedCache", "WeightSnapshot"]
+__all__ = ["KnownEnergies", "KnownMoves", "LevelIntegrals", "WeightKeyedCache", "WeightSnapshot"]
 
 T = TypeVar("T")
 
@@ -82,6 +83,23 @@ def _same_bytes(tensor: Tensor, copy: Tensor) -> bool:
     if tensor.is_contiguous() and tensor.device.type == "cpu":
         return bool(_memcmp(tensor.data_ptr(), copy.data_ptr(), copy.nbytes) == 0)
     return torch.equal(*(value.detach().contiguous().reshape(-1).view(torch.uint8) for value in (tensor, copy)))
+
+
+class KnownEnergies:
+    """The energies of a model's levels, which densities ask for at every call."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[object, torch.dtype, torch.device, AtLevel]] = {}
+
+    def get(self, model: Any, level: int | Tensor, make: Callable[[], AtLevel]) -> AtLevel:
+        """Return the energy of a level, by ``make()`` if it is not known for this network, dtype and device."""
+        if type(level) is not int or torch.is_inference_mode_enabled():
+            return make()  # tensors made in inference mode are none that autograd takes later
+        net, like = model.net, model.loc
+        known = self._known.get(level)
+        if known is None or known[0] is not net or known[1] != like.dtype or known[2] != like.device:
+            known = self._known[level] = (net, like.dtype, like.device, make())
+        return known[3]
 
 
 class KnownMoves:

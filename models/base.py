@@ -28,7 +28,7 @@ from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.normalizing.methods import Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
+from energyppl.models._cache import KnownEnergies, LevelIntegrals, WeightKeyedCache
 from energyppl.models._scaling import robust_scaling
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
@@ -67,6 +67,7 @@ class EnergyModel(nn.Module):
         self.register_buffer("high", torch.full_like(self.low, widest))
         self._kept: WeightKeyedCache[Any] = WeightKeyedCache()
         self._integrals = LevelIntegrals(self._kept)
+        self._energies = KnownEnergies()
         self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
 
     @checked
@@ -339,45 +340,47 @@ class _MarginalLogZ:
         estimate = value.new_tensor(self.model._log_z(self.level))
         if not torch.is_grad_enabled():
             return estimate
-        weights = [p for p in self.model.parameters() if p.requires_grad]
-        return lazy_log_z(estimate, self._mean_energy, weights)
+        return lazy_log_z(estimate, self._minus_mean_energy, list(self.model.parameters()))
 
-    def _mean_energy(self) -> Tensor:
-        """Return the mean energy of the model's own samples, ``()``, differentiable with respect to its weights."""
-        return self.model.potential(self.level)(self.model.negatives(self.level)).mean()
+    def _minus_mean_energy(self) -> Tensor:
+        """Return minus the mean energy of the model's own samples, ``()``, whose gradient is that of log Z."""
+        return -self.model.potential(self.level)(self.model.negatives(self.level)).mean()
 
 
-def lazy_log_z(estimate: Tensor, mean_energy: Callable[[], Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Return an estimate of log Z whose gradient with respect to weights is minus that of a mean energy.
+def lazy_log_z(value: Tensor, surrogate: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    """Return log Z with the gradient of another function, which is worked out in the backward pass only.
+
+    A chain that moves on a density, or whoever asks for its value alone, never waits for it.
 
     Args:
-        estimate: log Z in nats, ``()``.
-        mean_energy: works out the mean energy of the model's own points, ``()``; called in the backward pass only.
-        weights: that it depends on.
+        value: log Z in nats, ``(*batch,)``.
+        surrogate: works out what has the gradient of log Z, ``(*batch,)``.
+        inputs: that it may depend on; those that ask for a gradient get one.
     """
-    if not weights:
-        return estimate
+    inputs = [tensor for tensor in inputs if tensor.requires_grad]
+    if not inputs:
+        return value
     lazy = _TransformableGradient if is_transformed() else _LazyGradient
-    log_z: Tensor = lazy.apply(estimate, mean_energy, *weights)  # type: ignore[no-untyped-call]
+    log_z: Tensor = lazy.apply(value, surrogate, *inputs)  # type: ignore[no-untyped-call]
     return log_z
 
 
 class _LazyGradient(torch.autograd.Function):
-    """A number whose gradient with respect to weights is minus a mean energy's, worked out in the backward pass only.
-
-    Samples are made only for the weights' gradient, so a chain that moves on a density never waits for them.
-    """
+    """A value whose gradient is that of another function."""
 
     @staticmethod
-    def forward(ctx: Any, estimate: Tensor, mean_energy: Callable[[], Tensor], *weights: Tensor) -> Tensor:
-        ctx.mean_energy, ctx.weights = mean_energy, weights
-        return estimate.clone()
+    def forward(ctx: Any, value: Tensor, surrogate: Callable[[], Tensor], *inputs: Tensor) -> Tensor:
+        ctx.surrogate, ctx.inputs = surrogate, inputs
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        again = torch.is_grad_enabled()  # whether the gradient is to be differentiated once more
         with torch.enable_grad():
-            grads = torch.autograd.grad(ctx.mean_energy(), ctx.weights, allow_unused=True)
-        return None, None, *(None if g is None else -grad * g for g in grads)
+            found = ctx.surrogate()
+            weight = None if found.dim() == 0 else grad
+            grads = torch.autograd.grad(found, ctx.inputs, weight, create_graph=again, allow_unused=True)
+        return None, None, *(g if g is None or weight is not None else grad * g for g in grads)
 
 
 class _TransformableGradient(torch.autograd.Function):
@@ -386,11 +389,11 @@ class _TransformableGradient(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(estimate: Tensor, mean_energy: Callable[[], Tensor], *weights: Tensor) -> Tensor:
-        return estimate.clone()
+    def forward(value: Tensor, surrogate: Callable[[], Tensor], *inputs: Tensor) -> Tensor:
+        return value.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.mean_energy, *ctx.weights = inputs
+        _, ctx.surrogate, *ctx.inputs = inputs
 
     backward = _LazyGradient.backward
