@@ -203,7 +203,7 @@ class MLPEnergy(Rebuildable, nn.Module):
             log_snr: the table, ``(levels,)``.
             condition: as in :meth:`forward`.
         """
-        return self._energy(x, self._rows(log_snr), level, log_snr[level], condition)
+        return self._energy(x, self._rows(log_snr), level, log_snr.take(level.long()), condition)
 
     def proposal(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviations of the Gaussian that a context gives, ``(*contexts, d)`` each.

@@ -115,7 +115,7 @@ class UNetEnergy(Rebuildable, nn.Module):
             label: as in :meth:`forward`.
         """
         images, batch = one_batch(x, self.event_shape)
-        return self._energy(images, self.conditioning(level, label, batch, log_snr), log_snr[level], batch)
+        return self._energy(images, self.conditioning(level, label, batch, log_snr), log_snr.take(level.long()), batch)
 
     def _energy(self, images: Tensor, modulations: list[Tensor], log_snr: Tensor, batch: torch.Size) -> Tensor:
         *pieces, weights = modulations

@@ -29,6 +29,24 @@ def test_a_new_tilt_level_or_batch_takes_the_old_trace(monkeypatch: pytest.Monke
     assert len(made) == 4  # another structure, so that the counter is known to count
 
 
+@pytest.mark.parametrize("level", [2, torch.tensor([0, 3, 1, 2, 2])], ids=["one level", "a level each"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        ep.MLPEnergy((5,), hidden=8),
+        ep.ConvEnergy((1, 8, 8), width=8, continuous=True),
+        ep.models.networks.UNetEnergy((1, 8, 8)),
+    ],
+    ids=lambda network: type(network).__name__,
+)
+def test_continuous_networks_are_traced(network: nn.Module, level: int | Tensor) -> None:
+    """A table of log-SNRs indexed by a tensor of one level reads its value, and a trace would freeze it."""
+    ebm = ep.RecoveryEBM(network, ep.NoiseSchedule.cosine(levels=4, log_snr_min=-6.0))
+    x = torch.randn(5, *ebm.event_shape)
+    require_traced(ebm.potential(level), x)
+    require_equal(ebm.potential(level), x)
+
+
 @pytest.mark.parametrize("name", list(FALLBACKS))
 def test_what_no_trace_can_serve_is_left_to_eager(name: str) -> None:
     """The same numbers, the same random numbers used up, and the same state of the module after every call."""
