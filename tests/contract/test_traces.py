@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from typing import Any
 
 import pyro
 import pytest
@@ -200,3 +201,27 @@ def test_a_number_made_a_tensor_and_written_to_is_itself_again_at_the_next_call(
     for _ in range(3):
         require_equal(module, x)
     require_traced(module, x)
+
+
+def test_what_autograd_works_out_anew_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of a sine takes the cosine that the energy has, and x − 0 and x / 1 are x."""
+    found: list[Any] = []
+    monkeypatch.setattr(tracing, "Program", lambda nodes, *rest: found.append(nodes) or Program(nodes, *rest))
+    waves = ep.Energy(_waves, (2,))
+    require_equal(waves, torch.randn(5, 2))
+    _, body = found[:2]  # of the energy with its gradient
+    names = [str(node.target).split(".")[1] for node in body]
+    assert names.count("sin") == names.count("cos") == 1
+    assert "div" not in names
+    require_equal(ep.Energy(_exponential, ()), torch.randn(5))  # whose gradient is the energy itself
+    energy, grad = energy_and_grad(ep.Energy(_exponential, ()), torch.randn(5))
+    energy.zero_()
+    assert bool((grad > 0.0).all())
+
+
+def _waves(x: Tensor) -> Tensor:
+    return ((x.sin() + x.cos()) / 1.0).sum(-1)
+
+
+def _exponential(x: Tensor) -> Tensor:
+    return x.exp()
