@@ -1,6 +1,6 @@
 """The base of all models: the coordinates of the data, and the densities and normalizers of the energies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -19,7 +19,6 @@ from energyppl._checks import (
     shape_text,
 )
 from energyppl._html import summary_table
-from energyppl.autodiff.private import is_transformed
 from energyppl.distributed import agreed
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
@@ -28,7 +27,7 @@ from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.normalizing.methods import Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.models._cache import KnownEnergies, LevelIntegrals, WeightKeyedCache
+from energyppl.models._cache import KnownEnergies, LevelIntegrals, WeightKeyedCache, lazy_log_z
 from energyppl.models._scaling import robust_scaling
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
@@ -345,55 +344,3 @@ class _MarginalLogZ:
     def _minus_mean_energy(self) -> Tensor:
         """Return minus the mean energy of the model's own samples, ``()``, whose gradient is that of log Z."""
         return -self.model.potential(self.level)(self.model.negatives(self.level)).mean()
-
-
-def lazy_log_z(value: Tensor, surrogate: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Tensor:
-    """Return log Z with the gradient of another function, which is worked out in the backward pass only.
-
-    A chain that moves on a density, or whoever asks for its value alone, never waits for it.
-
-    Args:
-        value: log Z in nats, ``(*batch,)``.
-        surrogate: works out what has the gradient of log Z, ``(*batch,)``.
-        inputs: that it may depend on; those that ask for a gradient get one.
-    """
-    inputs = [tensor for tensor in inputs if tensor.requires_grad]
-    if not inputs:
-        return value
-    lazy = _TransformableGradient if is_transformed() else _LazyGradient
-    log_z: Tensor = lazy.apply(value, surrogate, *inputs)  # type: ignore[no-untyped-call]
-    return log_z
-
-
-class _LazyGradient(torch.autograd.Function):
-    """A value whose gradient is that of another function."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, surrogate: Callable[[], Tensor], *inputs: Tensor) -> Tensor:
-        ctx.surrogate, ctx.inputs = surrogate, inputs
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        again = torch.is_grad_enabled()  # whether the gradient is to be differentiated once more
-        with torch.enable_grad():
-            found = ctx.surrogate()
-            weight = None if found.dim() == 0 else grad
-            grads = torch.autograd.grad(found, ctx.inputs, weight, create_graph=again, allow_unused=True)
-        return None, None, *(g if g is None or weight is not None else grad * g for g in grads)
-
-
-class _TransformableGradient(torch.autograd.Function):
-    """The same for ``torch.func`` and its ``vmap``, whose form of a function takes longer to call."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Tensor, surrogate: Callable[[], Tensor], *inputs: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.surrogate, *ctx.inputs = inputs
-
-    backward = _LazyGradient.backward

@@ -17,9 +17,8 @@ from energyppl.inference.objectives.contract import Objective
 from energyppl.inference.objectives.proposal_contrastive import suited_objective
 from energyppl.integration.batched import Energies, log_integrals, quantiles
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.models._cache import WeightKeyedCache
+from energyppl.models._cache import WeightKeyedCache, known_log_z
 from energyppl.models._context import Contexts, context_shapes
-from energyppl.models.base import lazy_log_z
 from energyppl.models.levels import LevelEnergies, default_kernel
 from energyppl.models.recovery import ConditionView, RecoveryEBM
 from energyppl.potentials.algebra import Potential, Scaled
@@ -251,8 +250,7 @@ class ConditionalDistribution(EnergyDistribution):
     def quadrature(self) -> Tensor:
         """Integrate log Z of each context, ``(*batch,)``, in data coordinates: in one and two dimensions.
 
-        Differentiable with respect to weights and contexts; it is kept until the weights change, and integrated again
-        where a gradient is asked for.
+        Differentiable with respect to weights and contexts; kept until the weights change.
 
         Raises:
             InvalidInput: for points of more dimensions.
@@ -262,15 +260,8 @@ class ConditionalDistribution(EnergyDistribution):
             raise InvalidInput(
                 f"quadrature is for events of one and two dimensions; got {shape_text(self.event_shape)}: use anneal()"
             )
-        known = None if is_transformed() else self._known.known(self.model, None)
-        if known is None:
-            found = self._integrate()
-            self._known.keep(self.model, None, found.detach())
-            return found
-        if not torch.is_grad_enabled():
-            return known
-        assert self.view.conditions is not None
-        return lazy_log_z(known, self._integrate, [*self.model.parameters(), self.view.conditions])
+        inputs = [*self.model.parameters(), cast(Tensor, self.view.conditions)]
+        return known_log_z(self._known, self.model, self._integrate, inputs)
 
     def _integrate(self) -> Tensor:
         size, batch = self.event_shape.numel(), self.batch_shape

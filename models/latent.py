@@ -15,7 +15,7 @@ from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.normalizing.annealing import effective_size, log_mean_exp
 from energyppl.inference.objectives.contract import check_tunable
 from energyppl.inference.sampling.run_chain import run_chain
-from energyppl.models.base import lazy_log_z
+from energyppl.models._cache import lazy_log_z
 from energyppl.models.ebm import EBM
 from energyppl.potentials.algebra import Potential
 

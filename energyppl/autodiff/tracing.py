@@ -30,7 +30,7 @@ _ATTEMPTS = 3
 _aten = torch.ops.aten
 _MASKS = (torch.bool, torch.uint8)
 _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.default, _aten.lift_fresh.default}
-_NEUTRAL = {
+_NEUTRAL: dict[Any, int] = {
     _aten.pow.Tensor_Scalar: 1,
     _aten.mul.Scalar: 1,
     _aten.mul.Tensor: 1,
@@ -126,7 +126,8 @@ def _own_results(graph: torch.fx.Graph, point: Node) -> None:
     """Copy a result that is a view of the points, another result or the same at every call: callers may write to it."""
     depends, output = _depending(graph, point), _output(graph)
     results: list[Node] = []
-    for result in output.args[0]:  # type: ignore[union-attr]
+    every: Any = output.args[0]
+    for result in every:
         source = result
         while source is not point and source in depends and _is_view(source):
             source = source.all_input_nodes[0]
