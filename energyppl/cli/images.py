@@ -15,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from energyppl import plots
+import energyppl as ep
 from energyppl._checks import check_count
 from energyppl._files import locked, whole_file, write_json
 from energyppl.cli.image_runs import (
@@ -136,7 +136,7 @@ def _train(images: Images, run: Path, settings: ImageSettings, device: str | Non
     write_json(path, record)
     _draw_training(history, run / "training.png")
     found = ImageRun(ebm, images.x[held_out], images.x[rows[:_KEPT]], tuple(record["classes"]), record)
-    plots.save_figure(_sheet(found, _SHEET), run / "samples.png")
+    ep.plots.save_figure(_sheet(found, _SHEET), run / "samples.png")
     return {
         **_about(record),
         "kept in": f"{run} (model.ebm, training.ckpt, run.json, images.ckpt)",
@@ -189,7 +189,7 @@ def sample_images(
     x, gradients = _drawn(model, count)
     each = (time.perf_counter() - began) / count * 1e3
     if kind == ".png":
-        plots.save_figure(plots.image_grid(x), out)
+        ep.plots.save_figure(ep.plots.image_grid(x), out)
     else:
         top = found.record["images"]["grey"] - 1
         grey = (x * top).round().numpy().astype(np.uint8 if top < 256 else np.uint16)
@@ -230,10 +230,12 @@ def show_images(run: Path, count: int, *, seed: int = 0, device: str | None = No
         "pictures": f"samples.png, neighbours.png, denoised.png in {run}",
     }
     verdict = list(_verdict(found, x, means, spreads))
-    plots.save_figure(_sheet(found, _SHEET), run / "samples.png")
+    ep.plots.save_figure(_sheet(found, _SHEET), run / "samples.png")
     nearest = found.rows[nearest_neighbours(x[:10], found.rows, k=min(3, len(found.rows))).indices]
-    plots.save_figure(plots.neighbour_grid(x[:10], nearest, title="Nearest training images"), run / "neighbours.png")
-    plots.save_figure(_denoised(found), run / "denoised.png")
+    ep.plots.save_figure(
+        ep.plots.neighbour_grid(x[:10], nearest, title="Nearest training images"), run / "neighbours.png"
+    )
+    ep.plots.save_figure(_denoised(found), run / "denoised.png")
     return lines, verdict
 
 
@@ -252,12 +254,12 @@ def _verdict(found: ImageRun, x: Tensor, means: list[float], spreads: list[float
 def _sheet(found: ImageRun, count: int) -> Any:
     """Return a figure of samples: of each class with guidance, a column for each, or without classes."""
     if not found.classes:
-        return plots.image_grid(_drawn(found.ebm, count)[0], title="Samples")
+        return ep.plots.image_grid(_drawn(found.ebm, count)[0], title="Samples")
     columns = min(10, len(found.classes))
     labels = torch.arange(count) % columns
     x, _ = _drawn(found.ebm.given(labels, guidance=_GUIDANCE), count)
     title = f"Samples of {', '.join(found.classes[:columns])}, guidance {_GUIDANCE:g}"
-    return plots.image_grid(x, columns=columns, title=title)
+    return ep.plots.image_grid(x, columns=columns, title=title)
 
 
 def _denoised(found: ImageRun) -> Any:
@@ -268,7 +270,9 @@ def _denoised(found: ImageRun) -> Any:
         noisy = [found.ebm.diffuse(image, level) for level in levels]
         strips[f"noisy {i}"] = noisy
         strips[f"denoised {i}"] = [found.ebm.denoised(x, level) for x, level in zip(noisy, levels, strict=True)]
-    return plots.image_strips(strips, titles=[f"level {level}" for level in levels], title="Held-out images denoised")
+    return ep.plots.image_strips(
+        strips, titles=[f"level {level}" for level in levels], title="Held-out images denoised"
+    )
 
 
 def _draw_training(history: History, path: Path) -> None:
@@ -278,7 +282,7 @@ def _draw_training(history: History, path: Path) -> None:
         "denoising error": (np.arange(len(measure)), history.column("denoising")),
         "held-out error, weighted": (steps, measure[steps]),
     }
-    plots.save_figure(plots.training_curves(curves, title="Training"), path)
+    ep.plots.save_figure(ep.plots.training_curves(curves, title="Training"), path)
 
 
 def _drawn(model: RecoveryEBM, count: int) -> tuple[Tensor, int]:
