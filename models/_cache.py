@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from energyppl.autodiff.private import module_tables
 from energyppl.errors import QuadratureError
-from energyppl.integration.quadrature import Grid, GridOptions, Quadrature, quadrature
+from energyppl.integration.quadrature import Grid, GridOptions, Quadrature, mass_beyond, quadrature
 from energyppl.potentials.algebra import Potential
 
 __all__ = ["KnownMoves", "LevelIntegrals", "WeightKeyedCache", "WeightSnapshot"]
@@ -151,16 +151,21 @@ class LevelIntegrals:
 
 
 def _integrate_widening(potential: Potential, dtype: torch.dtype) -> Quadrature:
-    """Integrate over a square as narrow as the mass allows, since the grid is finer for it.
+    """Integrate over a square as narrow as the mass allows, since the grid is finer for it, separate modes included.
 
     Raises:
         QuadratureError: if 64 is not wide enough.
     """
-    size = potential.event_shape[0]
+    size, options = potential.event_shape[0], GridOptions(dtype=dtype)
     for half_width in (4.0, 8.0, 16.0, 32.0, 64.0):
         grid = Grid((-half_width,) * size, (half_width,) * size, (256,) * size)
         try:
-            return quadrature(potential, grid, GridOptions(dtype=dtype))
+            found = quadrature(potential, grid, options)
+            beyond = mass_beyond(potential, found, options) if half_width < 64.0 else 0.0
         except QuadratureError as error:
             reason = error
+            continue
+        if beyond <= options.tolerance:
+            return found
+        reason = QuadratureError(f"{beyond:.2g} of the mass lies more than {half_width:g} standard deviations away")
     raise reason

@@ -167,7 +167,9 @@ class LevelEnergies(KernelModel):
         # Annealing runs in coordinates of unit variance at every level.
         std = [float(s) for s in self.schedule.marginal_std]
         stops = [Standardized(self.potential(t), 0.0, 1.0 / std[t]) for t in range(level, self.levels)]
-        return anneal_through_levels(self, level, stops, std[level], **options)
+        known = getattr(self.net, "noisiest_base", None)
+        base = None if known is None else known()
+        return anneal_through_levels(self, level, stops, std[level], base=base, **options)
 
 
 def _marginals(schedule: NoiseSchedule) -> Tensor:

@@ -282,8 +282,8 @@ class RecoveryEBM(LevelEnergies):
         """Observe ``data``, ``(n, *event)``, in Pyro: ``SVI`` on it has the gradient of ``fit``, summed over rows.
 
         Each row is noised to a level and once more; the first is observed given the second, at the site ``clean`` in
-        standardized coordinates of x_t.  The objective's level tie is a factor, ``level_tie``.  Use it with an empty
-        guide, after :meth:`standardize`.
+        standardized coordinates of x_t.  The objective's other terms are factors, ``level_tie`` and ``masses``.  Use it
+        with an empty guide, after :meth:`standardize`.
 
         Args:
             data: rows; a model that is called without them was taken for a distribution, and says so.
@@ -313,6 +313,10 @@ class RecoveryEBM(LevelEnergies):
         if objective.ties:
             with pyro.poutine.scale(scale=float(len(data))):
                 pyro.factor("level_tie", -objective.tie * objective.level_tie(self, pairs))
+        weight = objective.mass_weight(self)
+        if weight and len(data) > 1:
+            with pyro.poutine.scale(scale=float(len(data))):
+                pyro.factor("masses", -weight * objective.mass_contrast(self, pairs))
 
 
 class RecoveryView(RecoveryEBM):

@@ -16,7 +16,7 @@ from energyppl.models.networks.conditioning import (
     near_gaussian,
     table_rows,
 )
-from energyppl.models.networks.context import ContextConditioning, standardized
+from energyppl.models.networks.context import ContextConditioning, ContextGaussian
 from energyppl.models.networks.fourier import (
     amplitudes,
     axis_frequencies,
@@ -26,6 +26,7 @@ from energyppl.models.networks.fourier import (
 )
 from energyppl.models.networks.recipe import Rebuildable
 from energyppl.models.networks.scale_mixture import ScaleMixture
+from energyppl.potentials.bases import Base
 
 __all__ = ["MLPEnergy"]
 
@@ -44,9 +45,9 @@ class MLPEnergy(Rebuildable, nn.Module):
     fitted to the columns, noised exactly, takes the place of N(0, I) at every level.
 
     With a ``context_shape`` it is U(x, λ; c), for :class:`~energyppl.models.ConditionalEBM`: a second perceptron makes
-    of a context c the scales and shifts of every layer (FiLM), beside those of the level, and mean m and standard
-    deviations s of a Gaussian in place of N(0, I), which has N(α m, α² s² + σ²) at the level λ; f then is a function of
-    points that are standardized by it, and what the density has beyond that Gaussian.
+    of a context c the scales and shifts of every layer (FiLM), beside those of the level, and a Gaussian N(m, Σ) in
+    place of N(0, I), which is N(α m, α² Σ + σ² I) at the level λ, with correlations up to 16 dimensions; f then is a
+    function of points that are standardized by it, and what the density has beyond that Gaussian.
 
     Args:
         event_shape: shape of one point; any number of dimensions, flattened inside.
@@ -195,6 +196,12 @@ class MLPEnergy(Rebuildable, nn.Module):
         if self.tails is not None:
             self.tails.fit(rows.reshape(len(rows), -1))
 
+    def noisiest_base(self) -> Base | None:
+        """Return the density at λ_min where heavy tails make it another than N(0, I); None where they do not."""
+        if self.tails is None or not self.tails.fitted or len(self.event_shape) != 1:
+            return None
+        return self.tails.base(self.log_snr_min)
+
     def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor, condition: int | Tensor | None = None) -> Tensor:
         """Evaluate a continuous network at whole levels of a table of log-SNRs, whose modulations are worked out once.
 
@@ -207,10 +214,8 @@ class MLPEnergy(Rebuildable, nn.Module):
         rows = nn.functional.embedding(level, self._rows(log_snr))
         return self._energy(x, rows, log_snr[level], condition)
 
-    def proposal(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return mean and log standard deviations of the Gaussian that a context gives, ``(*contexts, d)`` each.
-
-        f is what the density has beyond it.  Without a context it is N(0, I).
+    def proposal(self, context: Tensor | None) -> ContextGaussian:
+        """Return the Gaussian that a context gives, beyond which f is what the density has; N(0, I) without a context.
 
         Args:
             context: ``(*contexts, *context_shape)``.
@@ -220,8 +225,7 @@ class MLPEnergy(Rebuildable, nn.Module):
         """
         if self.context_film is None:
             raise InvalidInput("this network is told no context: build it with context_shape=…")
-        found: tuple[Tensor, Tensor] = self.context_film.base(context)
-        return found
+        return self.context_film.base(context)
 
     def _rows(self, log_snr: Tensor) -> Tensor:
         assert self.log_snr_film is not None
@@ -235,11 +239,12 @@ class MLPEnergy(Rebuildable, nn.Module):
         if self.context_film is None:
             asked = class_rows(self.class_film, condition, x.shape[:-1])
         else:
-            asked, mean, log_sd = self.context_film(condition, x.shape[:-1], log_snr)
+            asked, base = self.context_film(condition, x.shape[:-1], log_snr)
             if log_snr is not None:
-                x, log_scale = standardized(x, mean, log_sd, log_snr)
+                gaussian = base.noised(log_snr)
+                x, log_scale = gaussian.standardized(x), gaussian.log_scale
         tails = self.tails if self.tails is not None and self.tails.fitted else None
-        base = x
+        whole = x
         if tails is not None:
             x = tails.saturated(x)
         square = (x * x).sum(-1)
@@ -252,6 +257,6 @@ class MLPEnergy(Rebuildable, nn.Module):
         if log_snr is None:
             return f + 0.5 * self.confinement * square
         if tails is not None:
-            known: Tensor = tails(base, log_snr)
+            known: Tensor = tails(whole, log_snr)
             return level_weight(log_snr, self.log_snr_min) * f + known
         return near_gaussian(f, square, log_snr, self.log_snr_min, x.shape[-1]) + log_scale

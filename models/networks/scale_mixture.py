@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from energyppl.potentials.bases import DistributionBase
 
 __all__ = ["ScaleMixture"]
 
@@ -63,6 +66,14 @@ class ScaleMixture(nn.Module):
         variance = log_snr.sigmoid() * self.scales.square() + (-log_snr).sigmoid()
         log_density = self.log_weights - 0.5 * (x.unsqueeze(-1).square() / variance + variance.log())
         return 0.5 * x.shape[-1] * math.log(2.0 * math.pi) - log_density.logsumexp(-1).sum(-1)
+
+    def base(self, log_snr: float) -> DistributionBase:
+        """Return the density of points ``(size,)`` at a log-SNR, which runs for log Z begin at."""
+        signal = 1.0 / (1.0 + math.exp(-log_snr))
+        widths = (signal * self.scales.square() + 1.0 - signal).sqrt().expand_as(self.log_weights)
+        columns = Normal(torch.zeros_like(widths), widths, validate_args=False)
+        mixture = MixtureSameFamily(Categorical(logits=self.log_weights), columns, validate_args=False)
+        return DistributionBase(Independent(mixture, 1, validate_args=False))
 
     def saturated(self, x: Tensor) -> Tensor:
         """Return points whose coordinates bend towards ± 6 widths, so that a far one leaves the others as they are."""

@@ -93,3 +93,15 @@ def test_the_amplitude_of_features_falls_with_their_frequency_in_many_columns() 
     assert ep.MLPEnergy((9,), levels=4).amplitude is None
     with pytest.raises(ep.InvalidInput, match="feature_decay"):
         ep.MLPEnergy((9,), feature_decay=float("nan"))
+
+
+def test_runs_for_log_z_begin_at_the_noisiest_density() -> None:
+    """At λ_min energies are the base's own up to rounding; where tails are light the base is N(0, I)."""
+    net, points = ep.MLPEnergy((3,), hidden=8), 5.0 * torch.randn(50, 3)
+    assert net.noisiest_base() is None
+    net.fit_tails(heavy_rows())
+    base = net.noisiest_base()
+    assert base is not None
+    torch.nn.init.normal_(net.readout.weight)  # which says nothing at λ_min
+    torch.testing.assert_close(base(points), net(points, torch.tensor(net.log_snr_min)), rtol=1e-4, atol=1e-3)
+    assert base.sample(7).shape == (7, 3)

@@ -74,3 +74,13 @@ def test_rows_in_order_have_regions_of_all() -> None:
     found = region_masses(ebm, rows, samples=ebm.diffuse(ebm.net.draws(2000, SHARE), 0))
     assert int(((found.centers - ebm.net.center).norm(dim=1) < 1.5).sum()) >= 1
     assert found.problems() == []  # a false alarm in 1,000 runs
+
+
+def test_integrals_see_a_mode_beyond_the_square_that_holds_the_rest() -> None:
+    """A tenth of the mass lies nine deviations away, and nothing of it near the faces of the first square."""
+    ebm = ep.RecoveryEBM(TwoBells(2), SCHEDULE)
+    ebm.net.center = torch.tensor([9.0, 0.0])
+    assert ebm.log_normalizer().estimate == pytest.approx(math.log(2.0 * math.pi / (1.0 - SHARE)), abs=2e-3)
+    points = ebm.grid_points(0)
+    assert points is not None
+    assert float((points[:, 0] > 5.0).double().mean()) == pytest.approx(SHARE, abs=2e-3)
