@@ -133,6 +133,7 @@ def test_tutorial_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             warnings.simplefilter("ignore")
             importlib.import_module("arviz")
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "log Z: forward runs")  # so few particles may well differ
             runpy.run_path(str(path), run_name="__main__")
     assert len(list(tmp_path.glob("*.png"))) >= 5
 
