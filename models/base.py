@@ -108,9 +108,9 @@ class EnergyModel(nn.Module):
         self.scale.copy_((rows - loc).square().mean().sqrt() if isotropic else scale)
         self.low.copy_(rows.min())
         self.high.copy_(rows.max())
-        fit_tails = getattr(self.net, "fit_tails", None)
-        if fit_tails is not None:
-            fit_tails(self.to_unit(data.to(self.loc)))
+        fit_base = getattr(self.net, "fit_base", None)
+        if fit_base is not None:
+            fit_base(self.to_unit(data.to(self.loc)))
         self.is_standardized.fill_(True)
 
     def to_unit(self, data: Tensor) -> Tensor:

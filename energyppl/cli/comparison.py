@@ -113,10 +113,11 @@ def _compare(fitted: TableModel, samples: NDArray[np.float64]) -> dict[str, Any]
             here, there = (np.corrcoef(x[:, numbers].T) for x in sides.values())
         difference = np.nan_to_num(np.abs(here - there))
         i, j = divmod(int(difference.argmax()), len(difference))
+        own = float(np.nan_to_num(here[i, j]))
         found["largest_correlation_difference"] = {
             "columns": [fitted.columns[numbers[i]], fitted.columns[numbers[j]]],
-            "held_out": float(np.nan_to_num(here[i, j])),
+            "held_out": own,
             "samples": float(np.nan_to_num(there[i, j])),
-            "standard_error": 1.0 / math.sqrt(len(held_out)),
+            "standard_error": (1.0 - own**2) / math.sqrt(len(held_out)),  # of Gaussian columns
         }
     return found

@@ -29,6 +29,7 @@ from energyppl.cli.image_runs import (
 from energyppl.cli.runs import read_json
 from energyppl.data.images import Images, read_images
 from energyppl.errors import InvalidInput, TrainingDiverged
+from energyppl.inference.objectives.level0_likelihood import Level0Likelihood
 from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
 from energyppl.inference.training.fit import fit
 from energyppl.inference.training.history import History
@@ -42,6 +43,7 @@ __all__ = ["fit_images", "sample_images", "show_images"]
 _TOP_LOG_SNR = 5.0  # of level 0: noise of a twelfth of the pixels' standard deviation
 _HELD_OUT, _KEPT, _SHEET = 1000, 2000, 100  # images
 _AT_A_TIME = 100
+_END = 40  # of so many updates one more is by level 0's likelihood, so that long chains stay
 _GUIDANCE = 1.0
 _DENOISED_LEVELS = 5
 
@@ -94,18 +96,18 @@ def _train(images: Images, run: Path, settings: ImageSettings, device: str | Non
     if before is None:
         write_json(path, record)
     began = time.perf_counter()
+    end = Level0Likelihood(objective)
+    given: dict[str, Any] = {
+        "labels": None if images.labels is None else images.labels[rows],
+        "held_out": images.x[held_out],
+        "device": device,
+        "progress": progress,
+    }
     try:
-        history = fit(
-            ebm,
-            images.x[rows],
-            objective,
-            labels=None if images.labels is None else images.labels[rows],
-            held_out=images.x[held_out],
-            options=_options(settings, objective, ebm),
-            checkpoint=checkpoint,
-            device=device,
-            progress=progress,
-        )
+        options = _options(settings, objective, ebm)
+        history = fit(ebm, images.x[rows], objective, options=options, checkpoint=checkpoint, **given)
+        steps = max(1, len(history.records) // _END)
+        fit(ebm, images.x[rows], end, options=replace(suited_options(end, ebm), steps=steps), **given)
     except TrainingDiverged as error:
         write_json(path, {**record, "status": f"diverged: {error}"})
         raise

@@ -34,6 +34,7 @@ _TUNED_ROWS = 1024
 _INTEGRATED_ROWS, _TOLERANCE = 256, 1e-2  # whose log Z is integrated at each evaluation
 _TUNED_IMAGES = 4  # at each level
 _MEASURED_IMAGES = 1024
+_LABEL_DROP = 0.5  # images of no class are the harder ones, and get half of the training
 _IMAGES_AT_A_TIME = 128
 
 
@@ -252,7 +253,8 @@ class LevelScoreMatching:
         if not is_continuous(model):
             return {}
         if is_image(model):  # of which the average remembers a ninth of the run
-            return {"steps": 10_000, "batch_size": 64, "ema": 0.9999, "evaluate_every": 500}
+            dropped = {"label_drop": _LABEL_DROP} if getattr(model.net, "classes", 0) else {}
+            return {"steps": 10_000, "batch_size": 64, "ema": 0.9999, "evaluate_every": 500} | dropped
         size, given = model.event_shape.numel(), bool(getattr(model, "condition_dims", 0))
         options = {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50}
         options["weight_decay"] = 0.0 if size <= 2 else 1.0  # a table's rows are few for its columns

@@ -25,7 +25,7 @@ from energyppl.models.networks.fourier import (
     through_layers,
 )
 from energyppl.models.networks.recipe import Rebuildable
-from energyppl.models.networks.scale_mixture import ScaleMixture
+from energyppl.models.networks.scale_mixture import NoisedMixture, ScaleMixture
 from energyppl.potentials.bases import Base
 
 __all__ = ["MLPEnergy"]
@@ -37,12 +37,12 @@ class MLPEnergy(Rebuildable, nn.Module):
     """An energy of points of about unit variance: a perceptron f on Fourier features, modulated by the noise level.
 
     With a table of ``levels`` it is ``U(x, t) = f(x, t) + ½ confinement |x|²``, t a whole number.  A *continuous*
-    network, the default above two dimensions, takes the log-SNR λ: ``U(x, λ) = ½ |x|² + (d/2) log 2π +
-    (sigmoid λ − sigmoid λ_min) f(x, λ)``, N(0, I) at λ_min, so that its noisiest level is normalized by construction.
-    It has a derivative in λ, and any noise schedule can be laid on it.  f grows at most linearly, so every level has a
-    finite normalizer.  What a level makes of it is worked out once while chains run there, and not once a step.
-    Where data have heavy tails, rows beyond 6 standard deviations in some column, a product of Gaussian scale mixtures
-    fitted to the columns, noised exactly, takes the place of N(0, I) at every level.
+    network, the default above two dimensions, takes the log-SNR λ: ``U(x, λ) = −log q(x, λ) + (sigmoid λ − sigmoid
+    λ_min) f(x, λ)``, q at λ_min, so that its noisiest level is normalized by construction.  It has a derivative in λ,
+    and any noise schedule can be laid on it.  f grows at most linearly, so every level has a finite normalizer.  What a
+    level makes of it is worked out once while chains run there, and not once a step.
+    q is N(0, I), and once a model is standardized a Gaussian with the rows' covariance, noised exactly, at every level;
+    each column with a heavy tail, rows beyond 6 standard deviations, has a Gaussian scale mixture in its place.
 
     With a ``context_shape`` it is U(x, λ; c), for :class:`~energyppl.models.ConditionalEBM`: a second perceptron makes
     of a context c the scales and shifts of every layer (FiLM), beside those of the level, and a Gaussian N(m, Σ) in
@@ -158,7 +158,7 @@ class MLPEnergy(Rebuildable, nn.Module):
             self.context_film = ContextConditioning(
                 self.context_shape, modulations, size, frequencies=context_frequencies, hidden=hidden
             )
-        self.tails = ScaleMixture(size) if self.continuous and context_shape is None else None
+        self.base = ScaleMixture(size) if self.continuous and context_shape is None else None
         self.readout = nn.Linear(hidden, 1)
         if self.continuous:  # it begins as the Gaussian that every level has if nothing is known
             nn.init.zeros_(self.readout.weight)
@@ -188,19 +188,22 @@ class MLPEnergy(Rebuildable, nn.Module):
         # Splitting once costs one concatenation on the way back, where indexing would fill a table for each piece.
         return self._energy(x, nn.functional.embedding(level, self.film), None, condition)
 
-    def fit_tails(self, rows: Tensor) -> None:
-        """Fit the tails of a continuous network without contexts to standardized rows ``(n, *event)``.
+    def fit_base(self, rows: Tensor) -> None:
+        """Give a continuous network without contexts the covariance and heavy tails of standardized rows.
 
-        Models call it when they are standardized. Where no row lies beyond 6 widths in some column nothing changes.
+        Models call it when they are standardized.
+
+        Args:
+            rows: ``(n, *event)``.
         """
-        if self.tails is not None:
-            self.tails.fit(rows.reshape(len(rows), -1))
+        if self.base is not None:
+            self.base.fit(rows.reshape(len(rows), -1))
 
     def noisiest_base(self) -> Base | None:
-        """Return the density at λ_min where heavy tails make it another than N(0, I); None where they do not."""
-        if self.tails is None or not self.tails.fitted or len(self.event_shape) != 1:
+        """Return the density at λ_min where heavy tails make it another than about N(0, I); None where they do not."""
+        if self.base is None or not self.base.heavy or len(self.event_shape) != 1:
             return None
-        return self.tails.base(self.log_snr_min)
+        return NoisedMixture(self.base, torch.tensor(self.log_snr_min).to(self.base.variances))
 
     def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor, condition: int | Tensor | None = None) -> Tensor:
         """Evaluate a continuous network at whole levels of a table of log-SNRs, whose modulations are worked out once.
@@ -243,10 +246,9 @@ class MLPEnergy(Rebuildable, nn.Module):
             if log_snr is not None:
                 gaussian = base.noised(log_snr)
                 x, log_scale = gaussian.standardized(x), gaussian.log_scale
-        tails = self.tails if self.tails is not None and self.tails.fitted else None
         whole = x
-        if tails is not None:
-            x = tails.saturated(x)
+        if self.base is not None and self.base.heavy:
+            x = self.base.saturated(x)
         square = (x * x).sum(-1)
         if self.saturation_radius < math.inf:
             x = x * torch.rsqrt(1.0 + square / (self.saturation_radius**2 * x.shape[-1])).unsqueeze(-1)
@@ -256,7 +258,7 @@ class MLPEnergy(Rebuildable, nn.Module):
         f: Tensor = self.readout(hidden).squeeze(-1)
         if log_snr is None:
             return f + 0.5 * self.confinement * square
-        if tails is not None:
-            known: Tensor = tails(whole, log_snr)
+        if self.base is not None:
+            known: Tensor = self.base(whole, log_snr)
             return level_weight(log_snr, self.log_snr_min) * f + known
         return near_gaussian(f, square, log_snr, self.log_snr_min, x.shape[-1]) + log_scale

@@ -117,7 +117,7 @@ def test_systems_begin_at_weights(files: dict[str, Path], tmp_path: Path, capsys
     ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(4, log_snr_max=5.0, log_snr_min=-6.0))
     ebm.standardize(torch.rand(50, 1, 28, 28), isotropic=True)
     ep.save(ebm, weights)
-    names = ["as it is", "joint", "score, persistent"]
+    names = ["as it is", "joint", "level 0"]
     small = "--seconds 0.01 --steps 20 --classifier-steps 5 --samples 40 --chains 4"
     importlib.import_module("tests.benchmarks.systems").main(
         [str(files["images"]), str(files["images"]), *names, "--warm", str(weights), *shlex.split(small)]
