@@ -87,26 +87,12 @@ def _grey_if_it_is(images: Images) -> Images:
 
 def _train(images: Images, run: Path, settings: ImageSettings, device: str | None, progress: bool) -> dict[str, str]:
     pyro.set_rng_seed(settings.seed)
-    order = torch.randperm(len(images.x), generator=torch.Generator().manual_seed(0))
-    aside = min(max(2, len(order) // 10), _HELD_OUT)
-    held_out, rows = order[:aside], order[aside:]
-    classes = 0 if images.labels is None else int(images.labels.max()) + 1
-    net = UNetEnergy(images.x.shape[1:], classes=classes)
-    schedule = NoiseSchedule.cosine(settings.levels, log_snr_max=_TOP_LOG_SNR, log_snr_min=net.log_snr_min)
-    ebm = RecoveryEBM(net, schedule)
-    ebm.standardize(images.x[rows], isotropic=True)
+    rows, held_out = _split(len(images.x))
+    ebm = _untrained(images, rows, settings)
     objective = LevelScoreMatching(autocast=torch.bfloat16 if settings.bfloat16 else None)
     checkpoint, path = run / "training.ckpt", run / "run.json"
     before = read_json(path) if checkpoint.exists() and path.exists() else None
-    record: dict[str, Any] = {
-        "status": "training",
-        "kind": KIND,
-        "source": images.source,
-        "images": {"training": len(rows), "held_out": aside, "size": list(images.x.shape[1:]), "grey": images.levels},
-        "classes": list(images.classes) or [str(label) for label in range(classes)],
-        "settings": asdict(settings),
-        "seconds": 0.0 if before is None else float(before["seconds"]),
-    }
+    record = _record(images, len(rows), settings, spent=0.0 if before is None else float(before["seconds"]))
     if before is None:
         write_json(path, record)
     began = time.perf_counter()
@@ -132,16 +118,54 @@ def _train(images: Images, run: Path, settings: ImageSettings, device: str | Non
         "stopped": history.stopped,
         "held_out_error": min(h for h in history.column("held_out") if np.isfinite(h)),
     }
-    keep_image_run(run, ebm, images.x[held_out], images.x[rows[:_KEPT]])
+    found = ImageRun(ebm, images.x[held_out], images.x[rows[:_KEPT]], tuple(record["classes"]), record)
+    keep_image_run(run, ebm, found.held_out, found.rows)
     write_json(path, record)
     _draw_training(history, run / "training.png")
-    found = ImageRun(ebm, images.x[held_out], images.x[rows[:_KEPT]], tuple(record["classes"]), record)
     ep.plots.save_figure(_sheet(found, _SHEET), run / "samples.png")
     return {
         **_about(record),
         "kept in": f"{run} (model.ebm, training.ckpt, run.json, images.ckpt)",
         "pictures": f"samples.png, training.png in {run}",
         "next": f"energyppl show {run}",
+    }
+
+
+def _split(count: int) -> tuple[Tensor, Tensor]:
+    """Return the places of the images to train on and of those held out, the same ones whenever a run goes on."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    aside = min(max(2, count // 10), _HELD_OUT)
+    return order[aside:], order[:aside]
+
+
+def _untrained(images: Images, rows: Tensor, settings: ImageSettings) -> RecoveryEBM:
+    net = UNetEnergy(images.x.shape[1:], classes=_class_count(images))
+    schedule = NoiseSchedule.cosine(settings.levels, log_snr_max=_TOP_LOG_SNR, log_snr_min=net.log_snr_min)
+    ebm = RecoveryEBM(net, schedule)
+    ebm.standardize(images.x[rows], isotropic=True)
+    return ebm
+
+
+def _class_count(images: Images) -> int:
+    return 0 if images.labels is None else int(images.labels.max()) + 1
+
+
+def _record(images: Images, training: int, settings: ImageSettings, *, spent: float) -> dict[str, Any]:
+    """Return what ``run.json`` says while training goes on."""
+    held_out = len(images.x) - training
+    return {
+        "status": "training",
+        "kind": KIND,
+        "source": images.source,
+        "images": {
+            "training": training,
+            "held_out": held_out,
+            "size": list(images.x.shape[1:]),
+            "grey": images.levels,
+        },
+        "classes": list(images.classes) or [str(label) for label in range(_class_count(images))],
+        "settings": asdict(settings),
+        "seconds": spent,
     }
 
 
