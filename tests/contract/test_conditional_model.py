@@ -76,6 +76,21 @@ def test_densities_of_one_dimension_are_normalized_for_each_context() -> None:
     assert torch.allclose(inside.sum(0) * float(grid[1] - grid[0]), torch.full((7,), 0.9), atol=5e-3)
 
 
+def test_log_z_that_is_known_has_the_gradients_of_one_that_is_integrated() -> None:
+    """Once and twice differentiated, with respect to a weight and the contexts."""
+    ebm, contexts = model(), torch.rand(7, 2, requires_grad=True)
+    p, inputs = ebm.given(contexts), (ebm.net.readout.weight, contexts)
+    found = []
+    for _ in range(2):  # integrated, then known
+        log_z = p.quadrature()
+        first = torch.autograd.grad((log_z * torch.arange(7.0)).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum(), inputs, retain_graph=True)
+        found.append([log_z.detach(), *first, *second])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert float(one.detach().abs().max()) > 0.0
+
+
 @pytest.mark.filterwarnings("ignore:log Z")  # of few particles; its estimate holds all the same
 def test_quadrature_in_two_dimensions_and_annealing_agree() -> None:
     ebm = model(2)
