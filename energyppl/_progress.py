@@ -42,7 +42,7 @@ class _Lines:
         self.disable, self.total, self.n, self._initial = False, total, initial, initial
         self._what, self._unit, self._note = desc, unit.strip(), ""
         self._began = self._last = time.perf_counter()
-        self._wait, self._silent = _FIRST, True
+        self._wait, self._said = _FIRST, -1  # at which count it last said something
 
     def __enter__(self) -> "_Lines":
         return self
@@ -68,12 +68,12 @@ class _Lines:
 
     def close(self) -> None:
         """Print where it ended, if anything was printed before."""
-        if not self._silent:
+        if self._said not in (-1, self.n):
             self._print(time.perf_counter())
-        self._silent = True
+        self._said = -1
 
     def _print(self, now: float) -> None:
-        self._silent = False
+        self._said = self.n
         seconds, made = now - self._began, self.n - self._initial
         parts = [f"{self.n} of {self.total}" if self.total else f"{self.n}", f"{seconds:.0f} s"]
         if self.total and made and self.n < self.total:

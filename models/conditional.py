@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import pyro.distributions as dist
 import torch
@@ -17,11 +17,11 @@ from energyppl.inference.objectives.contract import Objective
 from energyppl.inference.objectives.proposal_contrastive import suited_objective
 from energyppl.integration.batched import Energies, log_integrals, quantiles
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.models._cache import WeightKeyedCache
+from energyppl.models._cache import WeightKeyedCache, known_log_z
 from energyppl.models._context import Contexts, context_shapes
 from energyppl.models.levels import LevelEnergies, default_kernel
 from energyppl.models.recovery import ConditionView, RecoveryEBM
-from energyppl.potentials.algebra import Potential
+from energyppl.potentials.algebra import Potential, Scaled
 from energyppl.potentials.composed import Standardized
 from energyppl.schedule import NoiseSchedule
 
@@ -33,7 +33,8 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
 
     A context goes in and a distribution comes out: ``ebm.given(context)`` is one over y for a batch of contexts, with
     their batch shape.  Train it on pairs by ``fit(ebm, (y, context))``, by :attr:`default_objective` or another that
-    trains a :class:`RecoveryEBM`.  Contexts are standardized as points are, once, to the training rows.
+    trains a :class:`RecoveryEBM`.  Contexts are standardized as points are, once.  Of one number the energies are
+    multiplied by :attr:`inverse_temperature`, at which ``fit`` finds held-out rows likeliest.
 
     Args:
         net: any module ``net(y, level, condition)``, as for :class:`RecoveryEBM`, told contexts of about unit variance
@@ -42,8 +43,8 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
         schedule: the noise levels.
         event_shape: shape of one point; taken from ``net.event_shape`` if it has one.
         context_shape: shape of one context; taken from ``net.context_shape`` if there is no encoder.
-        encoder: a module that maps contexts ``(n, *context_shape)``, images say, to the features that the network is
-            told, ``(n, *features)``; it is trained with the network.
+        encoder: a module that maps contexts ``(n, *context_shape)``, images say, to the features ``(n, *features)``
+            that the network is told; it is trained too.
         kernel: moves the chains that draw samples; as in :class:`RecoveryEBM` if None.
 
     Raises:
@@ -62,6 +63,7 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
 
     trained_without: Tensor
     tied: Tensor
+    inverse_temperature: Tensor
     denoises = False  # samples come by chains
 
     @property
@@ -91,6 +93,7 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
         self.contexts = Contexts(self.context_shape, encoder, self.loc)
         for name in ("trained_without", "tied"):  # whether training hid contexts, and whether it had a level tie
             self.register_buffer(name, torch.zeros((), dtype=torch.bool, device=self.loc.device))
+        self.register_buffer("inverse_temperature", torch.ones_like(self.loc.sum()))
 
     def _trial_condition(self) -> tuple[Tensor, ...]:
         return (torch.zeros(3, *self.feature_shape).to(self.loc),)
@@ -148,7 +151,7 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
 
     def view(self, condition: Tensor | None, guidance: float = 0.0) -> RecoveryEBM:
         """Return the model of features that the network is told, ``(*batch, *features)``, or of none."""
-        return ConditionView(self, condition, guidance)
+        return _ContextView(self, condition, guidance)
 
     def standardize_context(self, context: Tensor) -> None:
         """Set the contexts' coordinates to training rows ``(n, *context_shape)``; ``fit`` does so.
@@ -180,6 +183,13 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
 
     def _refuse(self, what: str) -> NoReturn:
         raise InvalidInput(f"{what} of a ConditionalEBM needs a context: ask the distribution ebm.given(context)")
+
+
+class _ContextView(ConditionView):
+    def potential(self, level: int | Tensor = 0) -> Potential:
+        """Return the energy at a level and at the model's temperature, in standardized coordinates."""
+        own, factor = super().potential(level), cast(ConditionalEBM, self.base).inverse_temperature
+        return own if float(factor) == 1.0 else Scaled(own, factor)
 
 
 class ConditionalDistribution(EnergyDistribution):
@@ -243,7 +253,7 @@ class ConditionalDistribution(EnergyDistribution):
     def quadrature(self) -> Tensor:
         """Integrate log Z of each context, ``(*batch,)``, in data coordinates: in one and two dimensions.
 
-        Differentiable with respect to weights and contexts; without gradients it is kept until the weights change.
+        Differentiable with respect to weights and contexts; kept until the weights change.
 
         Raises:
             InvalidInput: for points of more dimensions.
@@ -253,9 +263,8 @@ class ConditionalDistribution(EnergyDistribution):
             raise InvalidInput(
                 f"quadrature is for events of one and two dimensions; got {shape_text(self.event_shape)}: use anneal()"
             )
-        if torch.is_grad_enabled():
-            return self._integrate()
-        return self._known.get(self.model, None, self._integrate)
+        inputs = [*self.model.parameters(), cast(Tensor, self.view.conditions)]
+        return known_log_z(self._known, self.model, self._integrate, inputs)
 
     def _integrate(self) -> Tensor:
         size, batch = self.event_shape.numel(), self.batch_shape

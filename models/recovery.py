@@ -23,7 +23,7 @@ from energyppl.inference.objectives.contract import KernelState
 from energyppl.inference.objectives.contrastive import FromNegatives
 from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
-from energyppl.models._cache import KnownMoves, LevelIntegrals, WeightKeyedCache
+from energyppl.models._cache import KnownEnergies, KnownMoves, LevelIntegrals, WeightKeyedCache
 from energyppl.models._draws import RecoveryDraws
 from energyppl.models._network_checks import check_label
 from energyppl.models.base import called_sentence
@@ -282,8 +282,8 @@ class RecoveryEBM(LevelEnergies):
         """Observe ``data``, ``(n, *event)``, in Pyro: ``SVI`` on it has the gradient of ``fit``, summed over rows.
 
         Each row is noised to a level and once more; the first is observed given the second, at the site ``clean`` in
-        standardized coordinates of x_t.  The objective's level tie is a factor, ``level_tie``.  Use it with an empty
-        guide, after :meth:`standardize`.
+        standardized coordinates of x_t.  The objective's other terms are factors, ``level_tie`` and ``masses``.  Use it
+        with an empty guide, after :meth:`standardize`.
 
         Args:
             data: rows; a model that is called without them was taken for a distribution, and says so.
@@ -313,6 +313,10 @@ class RecoveryEBM(LevelEnergies):
         if objective.ties:
             with pyro.poutine.scale(scale=float(len(data))):
                 pyro.factor("level_tie", -objective.tie * objective.level_tie(self, pairs))
+        weight = objective.mass_weight(self)
+        if weight and len(data) > 1:
+            with pyro.poutine.scale(scale=float(len(data))):
+                pyro.factor("masses", -weight * objective.mass_contrast(self, pairs))
 
 
 class RecoveryView(RecoveryEBM):
@@ -331,6 +335,7 @@ class RecoveryView(RecoveryEBM):
         self.initializer = initializer
         self._kept = WeightKeyedCache()
         self._integrals = LevelIntegrals(self._kept)
+        self._energies = KnownEnergies()
         self._known_moves = KnownMoves(self._kept)
 
     def __getattr__(self, name: str) -> Any:
@@ -391,4 +396,4 @@ class ConditionView(RecoveryView):
 
     def potential(self, level: int | Tensor = 0) -> Potential:
         """Return the condition's energy at a level, in standardized coordinates."""
-        return self.base._at_level(level, self.conditions, self.guidance)
+        return self._energies.get(self, level, lambda: self.base._at_level(level, self.conditions, self.guidance))

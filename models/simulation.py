@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -24,6 +25,7 @@ __all__ = ["Resampled", "Simulations", "posterior", "simulate"]
 
 _NAMED = 5  # rows in a message
 _EFFECTIVE = 100  # draws of the prior that resampled ones should be worth
+_FARTHEST = 10.0  # standard deviations of simulations
 _TRIALS, _AT_LEAST, _AT_MOST, _AT_ONCE = 100, 10_000, 1_000_000, 16_384  # draws of the prior that chains begin from
 
 
@@ -41,12 +43,12 @@ class Simulations(NamedTuple):
 
 
 def simulate(
-    simulator: Callable[[Tensor], Tensor], prior: Distribution, count: int, *, drop_failed: bool = False
+    simulator: Callable[[Tensor], Any], prior: Distribution, count: int, *, drop_failed: bool = False
 ) -> Simulations:
     """Draw parameters from a prior and simulate data for each.
 
     Args:
-        simulator: maps parameters ``(n, *parameters)`` to data ``(n, *event)``.
+        simulator: maps parameters ``(n, *parameters)``, a tensor, to data ``(n, *event)``, a tensor or a numpy array.
         prior: of the parameters, without a batch.
         count: how many.
         drop_failed: leave out rows whose data are not finite; what is learned then is given that a simulation succeeds.
@@ -74,9 +76,14 @@ def simulate(
                 "learned of what they do: fix them inside the simulator, and leave them out of the prior"
             )
         x = simulator(parameters)
+        if isinstance(x, np.ndarray) and x.dtype.kind == "f":
+            x = torch.as_tensor(x).to(parameters)
     if not isinstance(x, Tensor) or x.dim() < 2 or len(x) != count:
         came = shape_text(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise InvalidInput(f"the simulator must return ({count}, *event) for {count} parameters; got {came}")
+        raise InvalidInput(
+            f"the simulator must return floating-point data ({count}, *event) for {count} parameters; got {came}: "
+            "return one row for each row of parameters"
+        )
     check_event("simulated data", x, x.shape[1:])
     good = torch.isfinite(x).flatten(1).all(1)
     failed = (~good).nonzero()[:, 0]
@@ -99,7 +106,8 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
     Its energy is ``−log prior(θ) + Σ_i [U(x_i; θ) + log Z(θ)]`` over the rows of ``observed``, which are independent
     given θ.  log Z(θ) is integrated if an x is one number, and what training implies above.
     ``sample`` draws from the prior and resamples by the likelihood: chains begin there, in every mode by its mass.  Its
-    own draws are the posterior's where the likelihood is not far narrower than the prior; a warning says where it is.
+    own draws are the posterior's where the likelihood is not far narrower than the prior; a warning says where it is,
+    and another where what was observed is far from everything simulated.
 
     Args:
         ebm: trained on ``simulate(...)``: its contexts are the parameters.
@@ -144,6 +152,13 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
             f"{shape_text(observed.shape)}"
         )
     rows = rows.to(ebm.loc)
+    outside = (rows < ebm.low) | (rows > ebm.high) | (ebm.to_unit(rows).abs() > _FARTHEST)
+    if bool(outside.any()):
+        warn_user(
+            f"{int(outside.flatten(1).any(1).sum())} of {len(rows)} observed rows lie outside of all simulations, or "
+            f"more than {_FARTHEST:g} standard deviations from their mean: the posterior is a guess; widen the prior, "
+            "or mend the simulator"
+        )
     support: Any = prior.support
     likelihood = _Likelihood(ebm, rows)
     return EnergyDistribution(

@@ -41,8 +41,8 @@ test, valid, train = values[order[:44]], values[order[44:88]], values[order[88:]
 # ## A network that is continuous in the noise level
 #
 # Above two dimensions `MLPEnergy` has sines and cosines of each column, and a noise level that varies continuously; its
-# noisiest level is N(0, I) by construction.  `fit` then trains it by `LevelScoreMatching`: the scores shape the
-# density, and a *level tie*, the score in the direction of the noise level, carries the known normalizer of the
+# noisiest level is a known Gaussian by construction.  `fit` then trains it by `LevelScoreMatching`: the scores shape
+# the density, and a *level tie*, the score in the direction of the noise level, carries the known normalizer of the
 # noisiest level down to the data.  Level 0 has noise of a tenth of each column's standard deviation.
 
 # %%

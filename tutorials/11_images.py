@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 #
 # `UNetEnergy` turns patches of 2 × 2 pixels into channels and returns one number, the energy, at a noise level that
 # varies continuously.  On images `fit` trains it by `LevelScoreMatching`, weighted so that the noisy levels, where
-# outlines are decided, count for more than the likelihood asks.  A tenth of the labels is hidden, so that the energy
+# outlines are decided, count for more than the likelihood asks.  Half of the labels are hidden, so that the energy
 # without a class is learned too.
 
 # %%

@@ -22,6 +22,7 @@ from energyppl.cli.predictions import fit_predictions, predict_run
 from energyppl.cli.runs import (
     Settings,
     check_kind_of_file,
+    decimal_of_run,
     fit_table,
     interrupted,
     load_run,
@@ -126,10 +127,11 @@ def _fit_predictions(options: argparse.Namespace, settings: Settings) -> None:
 def predict(options: argparse.Namespace) -> None:
     """Predict columns of a table's rows from the others, and write a line for each row."""
     check_kind_of_file(options.out)
-    settings = Settings(array=options.array, decimal=options.decimal or ".")
+    settings = Settings(array=options.array, decimal=options.decimal or decimal_of_run(options.run))
     chosen = {name: getattr(options, name) for name in ("draws", "confidence", "seed", "device")}
     model, found = predict_run(options.run, options.file, options.out, settings, progress=not options.quiet, **chosen)
-    print(f"{', '.join(model.targets)} of {len(found)} rows, {found.far.sum()} of them far, in {options.out}")
+    far = f"{found.far.sum()} of them far from those it was trained with"
+    print(f"{', '.join(model.targets)} of {len(found)} rows, {far}, in {options.out}")
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -171,7 +173,7 @@ def impute(options: argparse.Namespace) -> None:
     check_kind_of_file(options.out)
     check_count("--draws", options.draws)
     check_count("--multiple", options.multiple, at_least=0)
-    settings = Settings(array=options.array, decimal=options.decimal or ".", missing="impute")
+    settings = Settings(array=options.array, decimal=options.decimal or decimal_of_run(options.run), missing="impute")
     with doing(f"reading {options.file}", show=not options.quiet):
         table = settings.read(options.file, model.table)
     draws = max(options.draws, options.multiple)
@@ -311,13 +313,14 @@ def logz(options: argparse.Namespace) -> None:
         chosen = {name: getattr(options, name) for name in ("tolerance", "seed", "device")}
         found, pictures = logz_run(options.run, progress=not options.quiet, **chosen)
     print(found)
+    print("  of the transformed columns; fit and show say it of standardized ones")
     print(f"  kept in {', '.join([str(options.run / 'logz.json'), *pictures])}")
 
 
 def score(options: argparse.Namespace) -> None:
     """Score the rows of a table, and print the strangest with what makes them so."""
     require_table_run(options.run, "score")
-    settings = Settings(array=options.array, decimal=options.decimal or ".")
+    settings = Settings(array=options.array, decimal=options.decimal or decimal_of_run(options.run))
     chosen = {name: getattr(options, name) for name in ("first", "seed", "device")}
     with _warnings_of_log_z_ignored():
         report = score_run(options.run, options.file, options.out, settings, progress=not options.quiet, **chosen)
@@ -329,8 +332,7 @@ def score(options: argparse.Namespace) -> None:
         {
             "mean log density": f"{report['mean']:.4f} ± {report['standard_error']:.2g} nats, {rows}",
             "held-out rows": f"{report['held_out_mean']:.4f} nats on average",
-            "log Z": f"{log_z.estimate:.4f} ± {log_z.standard_error:.2g} nats in the columns' coordinates, by "
-            f"{log_z.method}",
+            "log Z": f"known to ± {log_z.standard_error:.2g} nats, by {log_z.method}",
             **({"warning": log_z.warning} if log_z.warning else {}),
             "written": str(options.out),
         },

@@ -44,13 +44,15 @@ _READ = "a .csv, .tsv, .txt, .npy, .npz, .parquet or .xlsx"
 _WRITTEN = "a .csv, .npy, .npz or .parquet"
 
 
-def _table_file(parser: argparse.ArgumentParser, more: str = "") -> None:
+def _table_file(parser: argparse.ArgumentParser, more: str = "", *, decimal: str = "as the run's table has it") -> None:
     """Add the options of reading a table."""
     parser.add_argument("file", type=Path, metavar="FILE", help=f"{_READ} table; text may be gzipped{more}")
     parser.add_argument(
         "--array", metavar="NAME", help="which array of an .npz, or sheet of an .xlsx, that holds several"
     )
-    parser.add_argument("--decimal", metavar="MARK", help="mark of decimals in text, a point or a comma (default: .)")
+    parser.add_argument(
+        "--decimal", metavar="MARK", help=f"mark of decimals in text, a point or a comma (default: {decimal})"
+    )
 
 
 def _where(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +71,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _fit(parser: argparse.ArgumentParser) -> None:
-    _table_file(parser, "; or images: a folder of PNGs and JPEGs, an IDX file, an array")
+    _table_file(parser, "; or images: a folder of PNGs and JPEGs, an IDX file, an array", decimal=".")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to keep the run in")
     parser.add_argument("--columns", type=_names, metavar="A,B", help="columns to learn, in this order (default: all)")
     parser.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
@@ -108,7 +110,7 @@ def _fit(parser: argparse.ArgumentParser) -> None:
         "--learning-rate",
         type=float,
         metavar="X",
-        help="Adam's learning rate (default: .004, above two coordinates .002)",
+        help="Adam's learning rate (default: .004, .002 above two coordinates, .003 above eight)",
     )
     _where(parser)
 

@@ -34,6 +34,7 @@ __all__ = [
     "begun",
     "check_kind_of_file",
     "damaged_json",
+    "decimal_of_run",
     "fit_table",
     "interrupted",
     "known_log_z",
@@ -94,6 +95,16 @@ def settings_for(run: Path, chosen: dict[str, Any]) -> Settings:
             with damaged_json(path):
                 settings = Settings(**kept["settings"])
     return replace(settings, **chosen)
+
+
+def decimal_of_run(run: Path) -> str:
+    """Return the mark of decimals in the table that a run was begun with; a point if ``run.json`` is lost."""
+    path = run / "run.json"
+    kept = read_json(path) if path.exists() else None
+    if kept is None:
+        return "."
+    with damaged_json(path):
+        return Settings(**kept["settings"]).decimal
 
 
 def fit_table(

@@ -43,7 +43,7 @@ class Numbers:
         gap: between a lattice's values; 0 for a continuous column.
         low: the least value that is returned.
         high: the largest.
-        decimals: that values of a continuous column are rounded to; None to leave all digits.
+        decimals: that values are rounded to; None to leave all digits.
 
     Example:
         >>> import numpy as np
@@ -119,8 +119,9 @@ class Numbers:
             return x
         if self.gap:
             x = self.low + np.rint((x - self.low) / self.gap) * self.gap
-        elif self.decimals is not None:
-            x = self.base.inside(np.round(x, self.decimals), 10.0**-self.decimals)
+        if self.decimals is not None:
+            x = np.round(x, self.decimals)
+            x = x if self.gap else self.base.inside(x, 10.0**-self.decimals)
         return np.clip(x, self.low, self.high)
 
     def tree(self) -> dict[str, Any]:

@@ -148,6 +148,7 @@ def columns_of_frame(
     """
     found, problems = [], []
     dates: list[str] = []
+    commas: dict[str, str] = {}
     for name in map(str, frame.columns):
         column = frame[name]
         known = None if labels is None else labels.get(name, ())
@@ -155,8 +156,17 @@ def columns_of_frame(
             found.append(_column(name, column, line_of_row, known))
         except _Dates:
             dates.append(repr(name))
+        except _Commas as found_where:
+            commas[repr(name)] = str(found_where)
         except ValueError as error:
             problems.append(str(error))
+    if commas:
+        names, where = ", ".join(commas), next(iter(commas.values()))
+        problems.insert(
+            0,
+            f"{names} hold{'s' if len(commas) == 1 else ''} numbers with commas, such as {where} (pass decimal=',' "
+            "(--decimal ,) if they are decimal commas; else write nothing between thousands)",
+        )
     if dates:
         problems.insert(
             0, f"{', '.join(dates)} hold{'s' if len(dates) == 1 else ''} dates (turn them into numbers, such as days)"
@@ -166,6 +176,10 @@ def columns_of_frame(
 
 class _Dates(Exception):
     """Signal of a column of dates or times."""
+
+
+class _Commas(Exception):
+    """Signal of a column of numbers with commas: its first one, and where that is."""
 
 
 def _column(
@@ -226,19 +240,19 @@ def _refuse_words(
     with_comma: float,
     line_of_row: Callable[[int], tuple[int, list[str]] | None],
 ) -> None:
-    """Name the first cell that is a word among numbers, or the commas that make it one.
+    """Name the first cell that is a word among numbers.
 
     Raises:
-        ValueError: always.
+        _Commas: if only commas make cells words.
+        ValueError: otherwise.
     """
     place = next(i for i, number in enumerate(numbers) if number is None)
     row = int(np.flatnonzero(column.notna().to_numpy())[place])
     line = line_of_row(row)
     where = f"row {row}" if line is None else f"line {line[0]}"
-    remedy = "mend that cell, or drop the column"
     if with_comma == 1.0:
-        remedy = "pass decimal=',' (--decimal ,) if that is a decimal comma; else write nothing between thousands"
-    raise ValueError(f"{name!r} holds {texts[place]!r} in {where} among numbers ({remedy})")
+        raise _Commas(f"{texts[place]!r} in {where}")
+    raise ValueError(f"{name!r} holds {texts[place]!r} in {where} among numbers (mend that cell, or drop the column)")
 
 
 def _of_labels(name: str, column: "pd.Series[Any]", labels: list[Label]) -> Column:

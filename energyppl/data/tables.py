@@ -301,7 +301,10 @@ def _missing_cells(
 def _about_gaps(choosable: bool) -> str:
     """Say what can be done about missing cells, where ``missing`` can be chosen and where it can't."""
     if choosable:
-        return "missing='drop', --missing drop, leaves those rows out; fit can train on them too, by 'impute'"
+        return (
+            "missing='drop', --missing drop, leaves those rows out; fit can train on them too, missing='impute', "
+            "--missing impute"
+        )
     return "leave those rows out, or impute them first"
 
 

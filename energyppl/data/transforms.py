@@ -77,7 +77,8 @@ class TableTransform:
                 heavy-tailed or one-sided columns and of those with repeated values, and nothing otherwise.
 
         Raises:
-            InvalidInput: for another word, a column that there is not, or the logarithm of what is not positive.
+            InvalidInput: for another word, a column that there is not, one of categories, or the logarithm of what is
+                not positive.
         """
         kinds = dict(kinds or {})
         odd = [f"{name}={kind}" for name, kind in kinds.items() if kind not in _CHOICES or name not in table.columns]
@@ -86,6 +87,13 @@ class TableTransform:
                 f"transforms must be one of {', '.join(_CHOICES)} for one of {', '.join(table.columns)}; got "
                 f"{', '.join(odd)}"
             )
+        texts = [
+            repr(name)
+            for name, labels in zip(table.columns, table.labels, strict=True)
+            if labels and kinds.get(name, "auto") != "auto"
+        ]
+        if texts:
+            raise InvalidInput(f"categories have no transform; got one for {', '.join(texts)}: leave it out")
         parts = zip(table.columns, table.values.T, table.grids, table.labels, table.dtypes, strict=True)
         columns = tuple(
             _choose(name, values[~np.isnan(values)], grid, len(labels), dtype, kinds.get(name, "auto"))
@@ -232,7 +240,7 @@ def _choose(name: str, x: Array, grid: Array, categories: int, dtype: str, kind:
         spline = fit_spline(base.forward(spread)[0], knots)
     named = "quantile" if quantile else ("none" if base.kind == "none" else base.kind)
     low, high = _range(ends, base, gap)
-    return Numbers(named, base, spline, atoms, gap, low, high, None if gap else decimals_of(smooth))
+    return Numbers(named, base, spline, atoms, gap, low, high, decimals_of(smooth))
 
 
 def _atoms(x: Array) -> Atoms | None:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from energyppl.autodiff.private import is_transformed
 from energyppl.errors import QuadratureError
 
-__all__ = ["log_integrals", "quantiles"]
+__all__ = ["likeliest_power", "log_integrals", "quantiles"]
 
 Energies = Callable[[Tensor, Tensor], Tensor]
 """Maps points ``(nodes, rows, size)`` and the numbers of as many energies, ``(rows,)``, to those, ``(nodes, rows)``."""
@@ -20,6 +20,7 @@ _HALF_WIDTHS = (6.0, 12.0, 24.0, 48.0, 96.0)
 _POINTS = {1: (256, 512, 1024, 2048, 4096), 2: (96, 192, 384, 768)}  # along each dimension
 _BLIND = {1: (12.0, 512), 2: (12.0, 192)}  # half width and points where values can't be read
 _AT_ONCE, _AT_ONCE_BACK = 2**17, 2**14  # evaluations, without and with gradients
+_POWERS, _ODD = [math.pow(4.0, i / 32) for i in range(-32, 33)], 0.01  # powers that are tried; the share of outliers
 _EDGE = 32  # of each side, the outermost 1/32 must hold next to no mass
 
 
@@ -93,6 +94,31 @@ def quantiles(energy: Energies, count: int, like: Tensor, probabilities: Tensor,
         into = 1.0 - (upper - wanted) / share.clamp(min=1e-300)  # of the cell, whose mass is spread evenly
         found[:, part.rows] = (part.edges[place] - cell * (1.0 - into.clamp(0.0, 1.0))).T
     return found.to(like)
+
+
+@torch.no_grad()
+def likeliest_power(energy: Energies, observed: Tensor) -> float:
+    """Return the power β of one-dimensional densities, in [¼, 4], at which observed points are likeliest.
+
+    The densities are ``exp(−β U) / Z(β)`` with a hundredth of N(0, 2²), without which one outlier would widen them all.
+
+    Args:
+        energy: the energies, one for each point.
+        observed: one point of each density, ``(count, 1)``, of about unit variance.
+    """
+    half, points = _BLIND[1]
+    rows = torch.arange(len(observed), device=observed.device)
+    parts = [part for part, _ in _on_grid(energy, rows, half, points, 1, observed)]
+    log_cell = math.log(2.0 * half / points)
+    laid = torch.cat([part.log_mass for part in parts], 1) - log_cell
+    own = -energy(observed.unsqueeze(0), rows)[0].double() - torch.cat([part.log_z for part in parts])
+    other = torch.distributions.Normal(0.0, 2.0).log_prob(observed[:, 0].double()) + math.log(_ODD)
+
+    def likelihood(power: float) -> float:
+        scaled = power * own - (power * laid).logsumexp(0) - log_cell
+        return float(torch.logaddexp(scaled + math.log1p(-_ODD), other).mean())
+
+    return max(_POWERS, key=likelihood)
 
 
 def _solve(energy: Energies, count: int, size: int, like: Tensor, tolerance: float) -> Iterator[_Solved]:

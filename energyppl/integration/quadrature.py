@@ -123,6 +123,34 @@ def quadrature(
     return _summary(grid, log_z, error, log_density, leak, evaluations)
 
 
+def mass_beyond(potential: Callable[[Tensor], Tensor], found: Quadrature, options: GridOptions = _DEFAULT) -> float:
+    """Estimate the mass outside of a quadrature's square about the origin, as a share of the mass inside.
+
+    A separate mode out there leaks nothing through the faces.  Squares 2, 4 and 8 times as wide are looked at, by 256
+    cells along each side: a mode much narrower than one of them may be missed.
+
+    Args:
+        potential: the energy that was integrated.
+        found: its integral.
+        options: dtype and chunk.
+
+    Example:
+        >>> bell = lambda x: 0.5 * x.square().sum(-1)
+        >>> both = lambda x: -torch.logaddexp(-bell(x), -bell(x - 12.0))
+        >>> found = ep.quadrature(both, ep.Grid((-5.0,), (5.0,), (64,)))
+        >>> from energyppl.integration.quadrature import mass_beyond
+        >>> round(mass_beyond(both, found), 3)
+        1.0
+    """
+    edge, beyond = found.grid.high[0], 0.0
+    for factor in (2, 4, 8):
+        wider = Grid((-factor * edge,) * found.grid.dim, (factor * edge,) * found.grid.dim, (256,) * found.grid.dim)
+        energy = _energies(potential, wider, options).flatten()
+        outside = wider.nodes().abs().amax(1) > edge
+        beyond = max(beyond, math.exp(min(700.0, _log_integral(energy[outside], wider) - found.log_normalizer)))
+    return beyond
+
+
 @checked
 def expectation(
     function: Callable[[Tensor], Tensor],

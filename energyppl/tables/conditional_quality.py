@@ -32,12 +32,13 @@ def prediction_quality(model: ConditionalTableModel, *, seed: int = 0) -> dict[s
     Returns:
         ``log_density``, the mean over held-out rows in nats and the table's units, with its standard error;
         ``above``, by how much that is above a mixture of Gaussians of the targets' coordinates, which is not told the
-        other columns; ``held_out_chose_weights``, true of tables of fewer than 1000 rows, whose figures are a little
-        too good; ``rows`` and ``far``, how many there are and how many lie nowhere near the training rows; ``implied``,
-        true if log Z is what training implies and not integrated; ``targets``, for each column of numbers ``coverage``
-        (``nominal``, ``observed``, and the ``lower`` and ``upper`` end of its 95 % interval), ``rmse`` of its mean and
-        ``rmse_of_constant``, of the training rows' mean, and for each column of categories ``right``, the share of rows
-        whose commonest is the truth, and ``right_of_constant``; ``verdict``, sentences.
+        other columns; ``held_out_chose_weights``, true of tables of fewer than 1000 rows, whose weights and
+        temperature they chose: these figures are a little too good; ``rows`` and ``far``, how many there are and how
+        many lie nowhere near the training rows; ``implied``, true if log Z is what training implies and not integrated;
+        ``targets``, for each column of numbers ``coverage`` (``nominal``, ``observed``, and the ``lower`` and ``upper``
+        end of its 95 % interval), ``rmse`` of its mean and ``rmse_of_constant``, of the training rows' mean, and for
+        each column of categories ``right``, the share of rows whose commonest is the truth, and ``right_of_constant``;
+        ``verdict``, sentences.
 
     Raises:
         EnergyPPLError: if there are fewer than two held-out rows, or their density is not a number.
@@ -112,10 +113,9 @@ def _of_target(model: ConditionalTableModel, j: int, truth: Array, drawn: Array)
 
 def _verdict(found: dict[str, Any]) -> list[str]:
     above = found["above"]
-    chose = "; these rows also chose the weights" if found["held_out_chose_weights"] else ""
     amount = f"{abs(above['value']):.3f} ± {above['standard_error']:.3f} nats a row"
     if above["value"] > 2.0 * above["standard_error"]:
-        said = [f"good: told the other columns, held-out rows are likelier than without them, by {amount}{chose}"]
+        said = [f"good: told the other columns, held-out rows are likelier than without them, by {amount}"]
     elif above["value"] < -2.0 * above["standard_error"]:
         said = [
             f"not good: told the other columns, held-out rows are less likely than without them, by {amount}: try more "
@@ -134,6 +134,9 @@ def _verdict(found: dict[str, Any]) -> list[str]:
         said.append(
             "log densities of several columns or categories take log Z as training implies it, which is about right"
         )
+    if found["held_out_chose_weights"]:
+        what = "weights" if found["implied"] else "weights and their temperature"
+        said.append(f"the held-out rows also chose the {what}: these figures are a little too good")
     if found["far"]:
         said.append(f"{found['far']} of {found['rows']} held-out rows lie nowhere near training rows: guesses there")
     return said

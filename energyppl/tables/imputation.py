@@ -74,11 +74,14 @@ class Imputation:
         """Return a line for each missing cell: row, column, mean, standard deviation, interval, commonest category.
 
         Args:
-            confidence: of the central interval of the draws.
+            confidence: of the central interval of the draws, whose ends are draws: values that the column can take.
         """
         check_between("confidence", confidence, 0.0, 1.0)
         tail = 50.0 * (1.0 - confidence)
-        low, high = np.percentile(self.draws, [tail, 100.0 - tail], axis=0) if self.draws.size else np.empty((2, 0))
+        low, high = np.empty((2, 0))
+        if self.draws.size:
+            low = np.percentile(self.draws, tail, axis=0, method="lower")
+            high = np.percentile(self.draws, 100.0 - tail, axis=0, method="higher")
         lines = []
         for i, (row, j) in enumerate(self.places.astype(int)):
             own, labels = self.draws[:, i], self.table.labels[j]

@@ -1,7 +1,6 @@
 """Training of a table's density: rows are split, transformed, learned, and gaps filled along the way."""
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from energyppl._checks import check_count, check_positive, checked
+from energyppl._progress import doing
 from energyppl._seeds import seeded
 from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
@@ -311,7 +311,7 @@ def _completed(
     if kept is not None and kept.exists() and _is_of(tree := load_checkpoint(kept), prepared, settings):
         return _taken(tree, ebm)
     assert settings.steps is not None
-    first = replace(settings, steps=max(1, math.ceil(settings.steps / 2)))
+    first = replace(settings, steps=(settings.steps + 1) // 2)
     z = gaussian_draws(prepared.z, torch.Generator().manual_seed(settings.seed))
     early = None if checkpoint is None else _beside(checkpoint, "first")
     fit_model(
@@ -324,7 +324,8 @@ def _completed(
         progress=progress,
     )
     gaps = torch.isnan(prepared.z).any(1)
-    z[gaps] = draw_unknown(ebm, prepared.z[gaps]).to(z)
+    with doing("filling the gaps by draws of this first model", show=progress):
+        z[gaps] = draw_unknown(ebm, prepared.z[gaps]).to(z)
     if kept is not None:
         save_checkpoint(kept, {"key": _key(prepared, settings), "z": z, "weights": dict(ebm.state_dict())})
         if early is not None:

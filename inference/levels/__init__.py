@@ -10,12 +10,14 @@ from energyppl.inference.levels.annealed_langevin import (
 from energyppl.inference.levels.generation import Generation, generate
 from energyppl.inference.levels.initializers import recovery_proposal
 from energyppl.inference.levels.joint import JointTrajectory, draw_levels, level_energies, move_jointly
+from energyppl.inference.levels.moment_matching import MomentMatching, match_moments
 from energyppl.inference.levels.recovery import recovery_potential
 
 __all__ = [
     "AnnealedPoints",
     "Generation",
     "JointTrajectory",
+    "MomentMatching",
     "TemperatureSchedule",
     "ancestral_draw",
     "anneal_temperature",
@@ -23,6 +25,7 @@ __all__ = [
     "draw_levels",
     "generate",
     "level_energies",
+    "match_moments",
     "move_jointly",
     "recovery_potential",
     "recovery_proposal",

@@ -2,7 +2,9 @@
 
 At each level the energy's gradient gives the mean of the clean data (Tweedie), m = (x_t − σ̄_t² ∇U(x_t)) / ᾱ_t, and x_s
 one level below is drawn from the Gaussian q(x_s | x_t, x_0 = m).  It is CDRL's initializer without a second network:
-one gradient a level, and moves of a corrected kernel on top if they are asked for.
+one gradient a level, and moves of a corrected kernel on top if they are asked for.  From the second level on m is
+extrapolated to the middle of the step, from its change since the level above: DPM-Solver++(2M) of the reverse SDE (Lu
+et al. 2022, eq. 18), of which ancestral sampling is the first order.
 """
 
 from collections.abc import Callable, Sequence
@@ -111,9 +113,13 @@ def come_down(
     """
     batch = x.shape[: x.dim() - len(model.event_shape)]
     acceptance, evaluations, path = model.loc.new_zeros(model.schedule.levels), 0.0, []
+    steps = -model.schedule.log_snr.diff()
+    before = None
     for t in reversed(range(last, level + 1)):
         if t < level:
-            above, x = x, ancestral_draw(model.schedule, x, model.denoised_unit(x, t + 1), t + 1, noise)
+            clean = model.denoised_unit(x, t + 1)
+            middle = clean if before is None else clean + float(0.5 * steps[t] / steps[t + 1]) * (clean - before)
+            above, before, x = x, clean, ancestral_draw(model.schedule, x, middle, t + 1, noise)
             evaluations += 1.0
         if moves is not None and moves[t] and above is not None:
             at = torch.tensor(t, device=x.device)

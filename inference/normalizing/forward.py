@@ -19,7 +19,7 @@ from energyppl.inference.normalizing.methods import ISLANDS, Annealing
 from energyppl.inference.normalizing.paths import annealed, find_path
 from energyppl.integration.estimates import Estimate, LogNormalizer
 from energyppl.potentials.algebra import Potential
-from energyppl.potentials.bases import Base, GaussianBase
+from energyppl.potentials.bases import Base
 
 __all__ = ["ForwardRuns", "combined", "forward_runs", "independent_runs"]
 
@@ -72,7 +72,7 @@ class ForwardRuns:
         return Estimate(value, max(float(relative.std()), spread) / math.sqrt(len(log_z)))
 
 
-def forward_runs(target: Potential, base: GaussianBase, method: Annealing) -> ForwardRuns:
+def forward_runs(target: Potential, base: Base, method: Annealing) -> ForwardRuns:
     """Run sequential Monte Carlo several times, independently, from a base to a target.
 
     Eight runs go from the base through the noise levels.  In few dimensions eight more begin at the basins that a

@@ -23,7 +23,7 @@ from energyppl.inference.normalizing.methods import BAR, Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.potentials.algebra import Potential
-from energyppl.potentials.bases import GaussianBase
+from energyppl.potentials.bases import Base, GaussianBase
 
 __all__ = ["anneal_through_levels"]
 
@@ -42,6 +42,7 @@ def anneal_through_levels(
     max_evaluations: int | None,
     confidence: float,
     progress: bool,
+    base: Base | None = None,
 ) -> LogNormalizer:
     """Estimate log Z of a level's marginal in data coordinates, nats; see ``RecoveryEBM.log_normalizer``.
 
@@ -56,6 +57,7 @@ def anneal_through_levels(
         max_evaluations: likewise.
         confidence: probability that the interval is meant to cover log Z with.
         progress: show a bar.
+        base: density of the noisiest points in coordinates of unit variance; N(0, I) if None.
 
     Returns:
         The mass near the samples by the bridge and that far from them by forward runs; ``forward``, ``bridge`` and
@@ -65,7 +67,8 @@ def anneal_through_levels(
     method = BAR() if method is None else method
     if not method.waypoints:
         method = replace(method, waypoints=tuple(reversed(stops[1:])))
-    base = GaussianBase(torch.zeros_like(model.loc), torch.ones_like(model.loc))
+    if base is None:
+        base = GaussianBase(torch.zeros_like(model.loc), torch.ones_like(model.loc))
     jacobian = float(model.scale.log().sum()) + model.event_shape.numel() * math.log(marginal_std)
     ahead = forward_runs(stops[0], base, method) if type(method) is BAR else None
     if ahead is not None and max_evaluations is not None:

@@ -7,6 +7,7 @@ from energyppl.inference.objectives.cooperative import CooperativeRecovery
 from energyppl.inference.objectives.cooperative_guide import CooperativeGuide
 from energyppl.inference.objectives.exact_likelihood import ExactLikelihood
 from energyppl.inference.objectives.held_out import conditional_contrast
+from energyppl.inference.objectives.level0_likelihood import Level0Likelihood
 from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
 from energyppl.inference.objectives.multiscale_score_matching import MultiscaleScoreMatching
 from energyppl.inference.objectives.noise_contrastive import NoiseContrastive
@@ -31,6 +32,7 @@ __all__ = [
     "ExactLikelihood",
     "ExactScoreMatching",
     "FromNegatives",
+    "Level0Likelihood",
     "LevelScoreMatching",
     "Loss",
     "MultiscaleScoreMatching",

@@ -26,8 +26,8 @@ __all__ = [
     "Paced",
     "check_fraction",
     "check_model",
-    "check_tie",
     "check_tunable",
+    "check_weight",
     "describe",
     "diffuse",
     "training_hint",
@@ -170,14 +170,14 @@ def check_tunable(kernel: Any, *, adapt: bool = False) -> None:
         )
 
 
-def check_tie(tie: Any) -> None:
-    """Require the weight of a level tie: a finite number that is not negative.
+def check_weight(name: str, weight: Any) -> None:
+    """Require the weight of a term of a loss: a finite number that is not negative.
 
     Raises:
         InvalidInput: for another.
     """
-    if not (is_number(tie) and math.isfinite(tie) and tie >= 0.0):
-        raise InvalidInput(f"tie must be a finite number that is not negative; got {tie!r}: 0 is no tie")
+    if not (is_number(weight) and math.isfinite(weight) and weight >= 0.0):
+        raise InvalidInput(f"{name} must be a finite number that is not negative; got {weight!r}: 0 leaves it out")
 
 
 def describe(value: object) -> str:

@@ -15,9 +15,10 @@ from energyppl.inference.levels.contract import Conditional, LevelModel
 from energyppl.inference.levels.generation import tune_levels
 from energyppl.inference.levels.initializers import model_of_rows
 from energyppl.inference.levels.step_sizes import LevelKernel
-from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model, check_tie
+from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model, check_weight
 from energyppl.inference.objectives.held_out import denoising_error, fixed_noise, row_weights, weighted_mean
 from energyppl.inference.objectives.level_allocation import allocate_levels
+from energyppl.inference.objectives.mass_contrast import mass_contrast
 from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
 from energyppl.integration.batched import log_integrals
 from energyppl.potentials.network import AtLogSNR
@@ -26,12 +27,14 @@ from energyppl.schedule import NoiseSchedule
 __all__ = ["LevelScoreMatching"]
 
 _NOISY = -4.0
+_EACH_COLUMN = 0.25  # weight of the mass contrast
 _MANY = 8  # columns, above which larger batches fit validation rows better
 _REPEATS = 4  # noises for each held-out row
 _TUNED_ROWS = 1024
 _INTEGRATED_ROWS, _TOLERANCE = 256, 1e-2  # whose log Z is integrated at each evaluation
 _TUNED_IMAGES = 4  # at each level
 _MEASURED_IMAGES = 1024
+_LABEL_DROP = 0.5  # images of no class are the harder ones, and get half of the training
 _IMAGES_AT_A_TIME = 128
 
 
@@ -49,6 +52,9 @@ class LevelScoreMatching:
     known, so that exp(−U) is about normalized at every level, and sees what slopes can't: how much mass separated
     regions have.
 
+    Rows of numbers have a third term, the :func:`mass_contrast`: how much mass lies far from the data, where slopes
+    hardly count, is nearly free without it.
+
     For a network with whole levels it is ``mean |σ̄_t ∇U(x_t, t) − ε|²`` (Song & Ermon 2019), 1 for a constant energy,
     and each level's U(x, t) is −log p(x_t) up to a constant of its own; the relative weights of regions that no data
     connect stay unknown.
@@ -63,13 +69,15 @@ class LevelScoreMatching:
     Args:
         tie: weight of the level tie; if None 1 for a continuous network, but 0 for images.  Networks with whole levels
             have none: tie them by classifying noise levels, :class:`RecoveryLikelihood`'s ``tie``.
+        masses: weight of the mass contrast of a continuous network; if None a quarter for each column, at least 1, but
+            0 for images and where there are contexts.
         level0_fraction: share of each batch that goes to level 0 on top of its equal share, for whole levels.
         max_noise_weight: the most that a continuous level's scores count, as min(1/α², max_noise_weight); 1 is the
             likelihood's weighting.  If None 1, but 50 for images.
         autocast: arithmetic of the loss, ``torch.bfloat16`` for networks of images.
 
     Raises:
-        InvalidInput: for a share outside [0, 1), a negative tie, or a weight below 1.
+        InvalidInput: for a share outside [0, 1), a negative weight, or a noise weight below 1.
 
     Example:
         >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(levels=3))
@@ -82,6 +90,7 @@ class LevelScoreMatching:
 
     keeps_best: ClassVar[bool] = True  # the weights that are best on held-out rows are those that training ends with
     tie: float | None = None
+    masses: float | None = None
     level0_fraction: float = 0.25
     max_noise_weight: float | None = None
     autocast: torch.dtype | None = None
@@ -90,7 +99,9 @@ class LevelScoreMatching:
         check_fraction("level0_fraction", self.level0_fraction)
         check_force_dtype(self.autocast, "autocast")
         if self.tie is not None:
-            check_tie(self.tie)
+            check_weight("tie", self.tie)
+        if self.masses is not None:
+            check_weight("masses", self.masses)
         if self.max_noise_weight is not None:
             check_number("max_noise_weight", self.max_noise_weight)
             if self.max_noise_weight < 1.0:
@@ -162,6 +173,11 @@ class LevelScoreMatching:
             error = (weight**2 * errors).mean() / clean[0].numel()  # an energy far out is a square, its square a fourth
             value = value + tie * (high - low) * error
             record["tie"] = float((high - low) * error.detach())
+        masses = self._masses(model)
+        if masses and len(batch) > 1:
+            contrast = self._mass_contrast(model, clean)
+            value = value + masses * contrast
+            record["masses"] = float(contrast.detach())
         return Loss(value, record)
 
     def ties_levels(self, model: LevelModel) -> bool:
@@ -170,6 +186,21 @@ class LevelScoreMatching:
 
     def _tie(self, model: LevelModel) -> float:
         return float(not is_image(model)) if self.tie is None else self.tie
+
+    def _masses(self, model: LevelModel) -> float:
+        if len(model.event_shape) != 1 or getattr(model, "conditions", None) is not None:
+            return 0.0
+        return max(1.0, _EACH_COLUMN * model.event_shape[0]) if self.masses is None else self.masses
+
+    def _mass_contrast(self, model: LevelModel, clean: Tensor) -> Tensor:
+        """Return the mass contrast of standardized rows at one noise level, level 0 at every other call."""
+        low, high = log_snr_range(model)
+        sharpest = float(torch.rand(())) < 0.5
+        log_snr = torch.tensor(high if sharpest else low + (high - low) * float(torch.rand(()))).to(clean)
+        x, _ = noised(clean, torch.randn_like(clean), log_snr)
+        potential = at_log_snr(model, log_snr)
+        losses = mass_contrast(lambda points, count: potential(points), x)
+        return (row_weights(clean)[: len(losses)] * losses).mean()
 
     def _noise_weight(self, model: LevelModel, log_snr: Tensor) -> Tensor:
         """Return how much levels count beside the likelihood's weighting, ``(*levels,)``."""
@@ -222,7 +253,8 @@ class LevelScoreMatching:
         if not is_continuous(model):
             return {}
         if is_image(model):  # of which the average remembers a ninth of the run
-            return {"steps": 10_000, "batch_size": 64, "ema": 0.9999, "evaluate_every": 500}
+            dropped = {"label_drop": _LABEL_DROP} if getattr(model.net, "classes", 0) else {}
+            return {"steps": 10_000, "batch_size": 64, "ema": 0.9999, "evaluate_every": 500} | dropped
         size, given = model.event_shape.numel(), bool(getattr(model, "condition_dims", 0))
         options = {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50}
         options["weight_decay"] = 0.0 if size <= 2 else 1.0  # a table's rows are few for its columns

@@ -23,8 +23,8 @@ from energyppl.inference.objectives.contract import (
     Loss,
     check_fraction,
     check_model,
-    check_tie,
     check_tunable,
+    check_weight,
     diffuse,
     training_hint,
 )
@@ -111,7 +111,7 @@ class PersistentLikelihood:
             )
         check_fields(self)
         check_positive("adaptation_rate", self.adaptation_rate)
-        check_tie(self.tie)
+        check_weight("tie", self.tie)
         check_fraction("tie_fraction", self.tie_fraction, closed=True)
         check_count("slots", self.slots)
         check_count("sweeps", self.sweeps)

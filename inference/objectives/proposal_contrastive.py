@@ -28,7 +28,7 @@ from energyppl.inference.objectives.recovery import RecoveryLikelihood
 __all__ = ["ProposalContrastive", "suited_objective"]
 
 _WIDER = 1.2  # than the proposal is the noise, whose tails should cover the data's
-_MOST_NUMBERS = 16  # of more a Gaussian of independent coordinates is told from data at a glance
+_MOST_NUMBERS = 16  # up to which the Gaussian has correlations; of more it is told from data at a glance
 _MEASURED = 16  # noise points for each held-out row
 
 
@@ -36,7 +36,7 @@ _MEASURED = 16  # noise points for each held-out row
 class ProposalContrastive:
     """Noise-contrastive estimation whose noise is a Gaussian given the context, learned beside the energy.
 
-    The network has a Gaussian of its own, N(m(c), s(c)²), which maximum likelihood fits to the data and which is told
+    The network has a Gaussian of its own, N(m(c), Σ(c)), which maximum likelihood fits to the data and which is told
     from them by a logistic regression with the log-odds ``−U(x, λ; c) − log q(x | c, λ) − log ratio`` (Gutmann &
     Hyvärinen 2010; with a learned proposal Gustafsson, Danelljan & Schön 2022).  Both are of points with the noise of
     a level λ, where the Gaussian is known too: half of each batch is at level 0, half at levels spread evenly.  The
@@ -45,7 +45,7 @@ class ProposalContrastive:
     The optimum is ``U = −log p(x | c)`` at every level, *with* its normalizer: log Z is 0 for every context, which
     posteriors of the context ask for.  Where score matching learns a sharp likelihood slowly, because it sees slopes
     that noise drowns, this sees densities; and it takes first derivatives only.  It is for points that a Gaussian comes
-    near: of few dimensions, or nearly independent given the context.
+    near, with correlations up to 16 numbers.
 
     When training ends, the model's chains are given step sizes that suit the energies.
 
@@ -96,7 +96,8 @@ class ProposalContrastive:
         clean = model.to_unit(batch)
         low, high = log_snr_range(model)
         proposal = _Proposal(model)
-        fit = -proposal.log_prob(noised(clean, torch.randn_like(clean), clean.new_full((), high))[0], high)
+        sharpest = clean.new_full((), high)
+        fit = -proposal.log_prob(noised(clean, torch.randn_like(clean), sharpest)[0], sharpest)
         place = (torch.randperm(len(clean)) + torch.rand(len(clean))) / len(clean)
         share = ((place - self.level0_fraction) / max(1e-9, 1.0 - self.level0_fraction)).clamp(min=0.0)
         log_snr = (high - (high - low) * share).to(clean)
@@ -171,29 +172,24 @@ def has_proposal(net: nn.Module) -> bool:
 
 
 class _Proposal:
-    """The network's Gaussian given each row's context, at any level: mean α m and variance α² s² + σ².
+    """The network's Gaussian given each row's context, at any level.
 
     Args:
         model: given contexts ``(n, *features)``, or none.
     """
 
     def __init__(self, model: Conditional) -> None:
-        mean, log_sd = cast(Any, model.net).proposal(model.conditions)
-        self.mean, self.log_sd, self.event_shape = mean, log_sd, model.event_shape
+        self.gaussian, self.event_shape = cast(Any, model.net).proposal(model.conditions), model.event_shape
 
-    def _at(self, log_snr: Tensor | float, wider: float) -> tuple[Tensor, Tensor]:
-        level = torch.as_tensor(log_snr).to(self.mean).unsqueeze(-1)
-        alpha2, sigma2 = level.sigmoid(), (-level).sigmoid()
-        return alpha2.sqrt() * self.mean, wider * (alpha2 * (2.0 * self.log_sd).exp() + sigma2).sqrt()
-
-    def log_prob(self, x: Tensor, log_snr: Tensor | float, wider: float = 1.0) -> Tensor:
+    def log_prob(self, x: Tensor, log_snr: Tensor, wider: float = 1.0) -> Tensor:
         """Return log densities of ``(*batch, n, *event)``, ``(*batch, n)``."""
-        mean, sd = self._at(log_snr, wider)
-        flat = x.flatten(x.dim() - len(self.event_shape))
-        return (-0.5 * ((flat - mean) / sd).square() - sd.log() - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+        noised = self.gaussian.noised(log_snr)
+        z = noised.standardized(x.flatten(x.dim() - len(self.event_shape))) / wider
+        own = -0.5 * z.square().sum(-1) - z.shape[-1] * (0.5 * math.log(2.0 * math.pi) + math.log(wider))
+        return cast(Tensor, own - noised.log_scale)
 
     def draw(self, count: int, rows: int, log_snr: Tensor) -> Tensor:
         """Draw noise for each of n rows, ``(count, n, *event)``."""
-        mean, sd = self._at(log_snr, _WIDER)
-        noise = torch.randn(count, rows, mean.shape[-1], device=mean.device, dtype=mean.dtype)
-        return (mean + sd * noise).reshape(count, rows, *self.event_shape)
+        noised = self.gaussian.noised(log_snr)
+        z = noised.mean.new_empty(count, rows, noised.mean.shape[-1]).normal_()
+        return cast(Tensor, noised.unstandardized(_WIDER * z)).reshape(count, rows, *self.event_shape)

@@ -1,17 +1,23 @@
 """Conditions of a model in training: the class or context of each row."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from energyppl.errors import QuadratureError
+from energyppl.inference.levels.initializers import model_of_rows
 from energyppl.inference.objectives.contract import Objective
+from energyppl.inference.objectives.held_out import fixed_noise
 from energyppl.inference.training._checks import is_conditional
 from energyppl.inference.training.options import TrainingOptions
+from energyppl.integration.batched import likeliest_power
 
 __all__ = ["Conditions"]
 
 _HIDDEN_LABELS = 0.1
+_FEWEST_ROWS, _MOST_ROWS = 30, 1024  # held-out rows that a temperature is found from
 
 
 class Conditions:
@@ -40,6 +46,7 @@ class Conditions:
             return
         if self._dropped > 0.0:
             model.trained_without.fill_(True)
+        model.inverse_temperature.fill_(1.0)
         ties = getattr(objective, "ties_levels", None)
         model.tied.fill_(ties is not None and ties(model))
 
@@ -56,3 +63,20 @@ class Conditions:
             return self._model.conditioned(None if hide else beside)
         hidden = torch.rand(len(rows), device=rows.device) < self._dropped
         return self._model.given(torch.where(hidden, self._model.net.classes, beside))
+
+    def settle(self, rows: Tensor, contexts: Tensor | None) -> None:
+        """Give energies of one number the temperature at which held-out rows are likeliest.
+
+        Few training rows leave densities too narrow; one number for all contexts mends that (as in Guo et al. 2017),
+        and log Z, which is integrated, follows it.  It stays 1 where few rows are held out.
+        """
+        model = self._model
+        if contexts is None or model.event_shape != (1,) or len(rows) < _FEWEST_ROWS:
+            return
+        model.inverse_temperature.fill_(1.0)
+        given, clean = model.conditioned(contexts[:_MOST_ROWS]), model.to_unit(rows[:_MOST_ROWS])
+        with fixed_noise():
+            noisy = model.schedule.diffuse(clean, 0)
+        with suppress(QuadratureError):  # of energies that are no numbers, which each density says by itself
+            found = likeliest_power(lambda points, some: model_of_rows(given, some).potential(0)(points), noisy)
+            model.inverse_temperature.fill_(found)

@@ -168,6 +168,7 @@ class Training:
         settle = getattr(self.objective, "settle", None)
         if settle is not None:
             settle(self._conditions.given(self._source.contexts), self.state, self._source.sample)
+        self._conditions.settle(self._source.held_out, self._source.held_out_contexts)
         self._set_model_kernel()
         end_together(self.model, self.state)
         measure_moves = getattr(self.model, "measure_moves", None)

@@ -1,7 +1,7 @@
 """A multilayer perceptron that is told the noise level and returns an energy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from energyppl.models.networks.conditioning import (
     near_gaussian,
     table_rows,
 )
-from energyppl.models.networks.context import ContextConditioning, standardized
+from energyppl.models.networks.context import ContextConditioning, ContextGaussian
 from energyppl.models.networks.fourier import (
     amplitudes,
     axis_frequencies,
@@ -25,7 +25,8 @@ from energyppl.models.networks.fourier import (
     through_layers,
 )
 from energyppl.models.networks.recipe import Rebuildable
-from energyppl.models.networks.scale_mixture import ScaleMixture
+from energyppl.models.networks.scale_mixture import NoisedMixture, ScaleMixture
+from energyppl.potentials.bases import Base
 
 __all__ = ["MLPEnergy"]
 
@@ -36,17 +37,17 @@ class MLPEnergy(Rebuildable, nn.Module):
     """An energy of points of about unit variance: a perceptron f on Fourier features, modulated by the noise level.
 
     With a table of ``levels`` it is ``U(x, t) = f(x, t) + ½ confinement |x|²``, t a whole number.  A *continuous*
-    network, the default above two dimensions, takes the log-SNR λ: ``U(x, λ) = ½ |x|² + (d/2) log 2π +
-    (sigmoid λ − sigmoid λ_min) f(x, λ)``, N(0, I) at λ_min, so that its noisiest level is normalized by construction.
-    It has a derivative in λ, and any noise schedule can be laid on it.  f grows at most linearly, so every level has a
-    finite normalizer.  What a level makes of it is worked out once while chains run there, and not once a step.
-    Where data have heavy tails, rows beyond 6 standard deviations in some column, a product of Gaussian scale mixtures
-    fitted to the columns, noised exactly, takes the place of N(0, I) at every level.
+    network, the default above two dimensions, takes the log-SNR λ: ``U(x, λ) = −log q(x, λ) + (sigmoid λ − sigmoid
+    λ_min) f(x, λ)``, q at λ_min, so that its noisiest level is normalized by construction.  It has a derivative in λ,
+    and any noise schedule can be laid on it.  f grows at most linearly, so every level has a finite normalizer.  What a
+    level makes of it is worked out once while chains run there, and not once a step.
+    q is N(0, I), and once a model is standardized a Gaussian with the rows' covariance, noised exactly, at every level;
+    each column with a heavy tail, rows beyond 6 standard deviations, has a Gaussian scale mixture in its place.
 
     With a ``context_shape`` it is U(x, λ; c), for :class:`~energyppl.models.ConditionalEBM`: a second perceptron makes
-    of a context c the scales and shifts of every layer (FiLM), beside those of the level, and mean m and standard
-    deviations s of a Gaussian in place of N(0, I), which has N(α m, α² s² + σ²) at the level λ; f then is a function of
-    points that are standardized by it, and what the density has beyond that Gaussian.
+    of a context c the scales and shifts of every layer (FiLM), beside those of the level, and a Gaussian N(m, Σ) in
+    place of N(0, I), which is N(α m, α² Σ + σ² I) at the level λ, with correlations up to 16 dimensions; f then is a
+    function of points that are standardized by it, and what the density has beyond that Gaussian.
 
     Args:
         event_shape: shape of one point; any number of dimensions, flattened inside.
@@ -157,7 +158,7 @@ class MLPEnergy(Rebuildable, nn.Module):
             self.context_film = ContextConditioning(
                 self.context_shape, modulations, size, frequencies=context_frequencies, hidden=hidden
             )
-        self.tails = ScaleMixture(size) if self.continuous and context_shape is None else None
+        self.base = ScaleMixture(size) if self.continuous and context_shape is None else None
         self.readout = nn.Linear(hidden, 1)
         if self.continuous:  # it begins as the Gaussian that every level has if nothing is known
             nn.init.zeros_(self.readout.weight)
@@ -183,17 +184,25 @@ class MLPEnergy(Rebuildable, nn.Module):
                 dtype or batch, or whole levels for a continuous network.
         """
         if self.film is None:
-            return self._energy(x, self._rows(level), level, condition)
-        # Splitting once costs one concatenation on the way back, where indexing would fill a table for each piece.
-        return self._energy(x, nn.functional.embedding(level, self.film), None, condition)
+            return self._energy(x, self._rows(level), None, level, condition)
+        return self._energy(x, self.film, level, None, condition)
 
-    def fit_tails(self, rows: Tensor) -> None:
-        """Fit the tails of a continuous network without contexts to standardized rows ``(n, *event)``.
+    def fit_base(self, rows: Tensor) -> None:
+        """Give a continuous network without contexts the covariance and heavy tails of standardized rows.
 
-        Models call it when they are standardized. Where no row lies beyond 6 widths in some column nothing changes.
+        Models call it when they are standardized.
+
+        Args:
+            rows: ``(n, *event)``.
         """
-        if self.tails is not None:
-            self.tails.fit(rows.reshape(len(rows), -1))
+        if self.base is not None:
+            self.base.fit(rows.reshape(len(rows), -1))
+
+    def noisiest_base(self) -> Base | None:
+        """Return the density at λ_min where heavy tails make it another than about N(0, I); None where they do not."""
+        if self.base is None or not self.base.heavy or len(self.event_shape) != 1:
+            return None
+        return NoisedMixture(self.base, torch.tensor(self.log_snr_min).to(self.base.variances))
 
     def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor, condition: int | Tensor | None = None) -> Tensor:
         """Evaluate a continuous network at whole levels of a table of log-SNRs, whose modulations are worked out once.
@@ -204,13 +213,10 @@ class MLPEnergy(Rebuildable, nn.Module):
             log_snr: the table, ``(levels,)``.
             condition: as in :meth:`forward`.
         """
-        rows = nn.functional.embedding(level, self._rows(log_snr))
-        return self._energy(x, rows, log_snr[level], condition)
+        return self._energy(x, self._rows(log_snr), level, log_snr.take(level.long()), condition)
 
-    def proposal(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return mean and log standard deviations of the Gaussian that a context gives, ``(*contexts, d)`` each.
-
-        f is what the density has beyond it.  Without a context it is N(0, I).
+    def proposal(self, context: Tensor | None) -> ContextGaussian:
+        """Return the Gaussian that a context gives, beyond which f is what the density has; N(0, I) without a context.
 
         Args:
             context: ``(*contexts, *context_shape)``.
@@ -220,8 +226,7 @@ class MLPEnergy(Rebuildable, nn.Module):
         """
         if self.context_film is None:
             raise InvalidInput("this network is told no context: build it with context_shape=…")
-        found: tuple[Tensor, Tensor] = self.context_film.base(context)
-        return found
+        return self.context_film.base(context)
 
     def _rows(self, log_snr: Tensor) -> Tensor:
         assert self.log_snr_film is not None
@@ -229,29 +234,43 @@ class MLPEnergy(Rebuildable, nn.Module):
         rows: Tensor = self.log_snr_film(log_snr)
         return rows
 
-    def _energy(self, x: Tensor, rows: Tensor, log_snr: Tensor | None, condition: int | Tensor | None) -> Tensor:
+    def _energy(
+        self, x: Tensor, rows: Tensor, level: Tensor | None, log_snr: Tensor | None, condition: int | Tensor | None
+    ) -> Tensor:
+        """Evaluate energies with modulations ``rows``, of a table of levels if ``level`` is given."""
         x = x.flatten(x.dim() - len(self.event_shape)) if self.event_shape else x.unsqueeze(-1)
         log_scale: float | Tensor = 0.0
         if self.context_film is None:
             asked = class_rows(self.class_film, condition, x.shape[:-1])
         else:
-            asked, mean, log_sd = self.context_film(condition, x.shape[:-1], log_snr)
+            asked, base = self.context_film(condition, x.shape[:-1], log_snr)
             if log_snr is not None:
-                x, log_scale = standardized(x, mean, log_sd, log_snr)
-        tails = self.tails if self.tails is not None and self.tails.fitted else None
-        base = x
-        if tails is not None:
-            x = tails.saturated(x)
+                gaussian = base.noised(log_snr)
+                x, log_scale = gaussian.standardized(x), gaussian.log_scale
+        whole = x
+        if self.base is not None and self.base.heavy:
+            x = self.base.saturated(x)
         square = (x * x).sum(-1)
         if self.saturation_radius < math.inf:
             x = x * torch.rsqrt(1.0 + square / (self.saturation_radius**2 * x.shape[-1])).unsqueeze(-1)
-        film = (rows if asked is None else rows + asked).chunk(2 * len(self.layers), -1)
-        modulation = zip(film[0::2], film[1::2], strict=True)
+        modulation = self._modulation(rows, level, asked)
         hidden = through_layers(x, self.frequencies, self.layers, modulation, self.amplitude)
         f: Tensor = self.readout(hidden).squeeze(-1)
         if log_snr is None:
             return f + 0.5 * self.confinement * square
-        if tails is not None:
-            known: Tensor = tails(base, log_snr)
+        if self.base is not None:
+            known: Tensor = self.base(whole, log_snr)
             return level_weight(log_snr, self.log_snr_min) * f + known
         return near_gaussian(f, square, log_snr, self.log_snr_min, x.shape[-1]) + log_scale
+
+    def _modulation(self, rows: Tensor, level: Tensor | None, asked: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Split modulations, of a table at ``level`` if it is given, plus those ``asked`` for; yield each layer's."""
+        if level is not None and (level.dim() == 0 or level.numel() < len(rows)):
+            rows, level = nn.functional.embedding(level, rows), None
+        pieces = list(rows.chunk(2 * len(self.layers), -1))
+        pieces[0::2] = [1.0 + scale for scale in pieces[0::2]]  # in the table, if it is shorter than the batch
+        if level is not None:
+            pieces = [nn.functional.embedding(level, piece) for piece in pieces]
+        if asked is not None:
+            pieces = [piece + more for piece, more in zip(pieces, asked.chunk(len(pieces), -1), strict=True)]
+        return zip(pieces[0::2], pieces[1::2], strict=True)

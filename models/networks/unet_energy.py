@@ -11,12 +11,14 @@ from torch.nn.functional import avg_pool2d, interpolate, pad, pixel_unshuffle, s
 
 from energyppl._checks import check_count, check_number, checked
 from energyppl.models.networks.blocks import convolution, image_shape, modulated
-from energyppl.models.networks.conditioning import LogSNRTable, check_log_snr, one_batch
+from energyppl.models.networks.conditioning import LogSNRTable, check_log_snr, one_batch, one_batch_of_rows
 from energyppl.models.networks.recipe import Rebuildable
 
 __all__ = ["UNetEnergy"]
 
 _PATCH = 2
+_FADING = 0.25  # of log-SNR, over which the tilt of the sharpest level sets in
+_NEVER = 1e6  # a log-SNR that no level has
 _COARSEST = 8  # patches in a row at the lowest resolution, at most
 
 
@@ -25,6 +27,9 @@ class UNetEnergy(Rebuildable, nn.Module):
 
     The noise level is continuous: λ is the log-SNR, and at λ_min the energy is that of N(0, I).  As e^{λ/2} is α/σ, f's
     gradient is of the order of one at every level, and a score of the noise follows from it without large numbers.
+
+    f is linear in its last features.  At log-SNRs from ``tilt_from`` on, a quarter below which it fades in, the weights
+    of these have a term of their own, ``tilt``, which :func:`energyppl.levels.match_moments` fits; zero before.
 
     Patches of 2×2 pixels become channels first, so that no convolution works at the full resolution.  Resolutions halve
     until at most 8 patches are left in a row; there all patches are mixed, by a dense layer over their positions.  On
@@ -50,6 +55,8 @@ class UNetEnergy(Rebuildable, nn.Module):
 
     continuous = True
     levels = None
+    tilt: Tensor  # (width,)
+    tilt_from: Tensor  # (), a log-SNR
 
     @checked
     def __init__(
@@ -84,6 +91,8 @@ class UNetEnergy(Rebuildable, nn.Module):
         sizes = [2 * size for size in (*widths, *reversed(widths)) for _ in range(blocks)]
         self.conditioning = LogSNRTable(sizes, width, classes=classes)
         self.readout = nn.Parameter(torch.zeros(width))
+        self.register_buffer("tilt", torch.zeros(width))
+        self.register_buffer("tilt_from", torch.tensor(_NEVER))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast in bfloat16
 
     def forward(self, x: Tensor, level: Tensor, label: int | Tensor | None = None) -> Tensor:
@@ -115,17 +124,35 @@ class UNetEnergy(Rebuildable, nn.Module):
             label: as in :meth:`forward`.
         """
         images, batch = one_batch(x, self.event_shape)
-        return self._energy(images, self.conditioning(level, label, batch, log_snr), log_snr[level], batch)
+        return self._energy(images, self.conditioning(level, label, batch, log_snr), log_snr.take(level.long()), batch)
+
+    def moments(self, x: Tensor, level: Tensor) -> Tensor:
+        """Evaluate the features that the tilt weighs, for no class, ``(*batch, width)``.
+
+        Args:
+            x: images, ``(*batch, channels, height, width)``.
+            level: one log-SNR, ``()``.
+        """
+        images, batch = one_batch(x, self.event_shape)
+        *pieces, _ = self.conditioning(level, None, batch)
+        return (self._weight(level) * self._pooled(images, pieces)).reshape(*batch, -1)
 
     def _energy(self, images: Tensor, modulations: list[Tensor], log_snr: Tensor, batch: torch.Size) -> Tensor:
         *pieces, weights = modulations
-        features = self._features(images, iter(pieces))
-        pooled = silu(features).sum((-2, -1), dtype=images.dtype)  # a sum in bfloat16 has three digits
-        f = (pooled * (weights + self.readout)).sum(-1).reshape(batch)
-        weight = (0.5 * log_snr).exp() - math.exp(0.5 * self.log_snr_min)
+        near = (1.0 + (log_snr - self.tilt_from) / _FADING).clamp(0.0, 1.0)
+        weights = weights + self.readout + one_batch_of_rows(near[..., None] * self.tilt, batch)
+        f = (self._pooled(images, pieces) * weights).sum(-1).reshape(batch)
+        weight = self._weight(log_snr)
         square = (images * images).sum((-3, -2, -1)).reshape(batch)
         energy: Tensor = weight * f + 0.5 * (square + math.prod(self.event_shape) * math.log(2.0 * math.pi))
         return energy
+
+    def _weight(self, log_snr: Tensor) -> Tensor:
+        return (0.5 * log_snr).exp() - math.exp(0.5 * self.log_snr_min)
+
+    def _pooled(self, images: Tensor, pieces: list[Tensor]) -> Tensor:
+        features = self._features(images, iter(pieces))
+        return silu(features).sum((-2, -1), dtype=images.dtype)  # a sum in bfloat16 has three digits
 
     def _features(self, images: Tensor, pieces: Iterator[Tensor]) -> Tensor:
         """Return features of the patches, ``(n, width, height, width)``; ``pieces`` modulate the blocks in order."""

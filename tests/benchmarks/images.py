@@ -4,15 +4,15 @@
 [--chains N] [--completed N] [--weights FILE] [--pictures FOLDER] [--sheet FILE.png]``
 
 The files hold ``x_train``, ``y_train``, ``x_test``, ``y_test`` (n, 28, 28), as MNIST and Fashion-MNIST.  One network
-with classes learns FILE for ``--seconds`` of CPU time of one thread, and is kept in ``--weights`` if that is given (the
-run on its way beside it, in a file ending in .run, from which a killed one goes on); if that file is there already, it
-is judged as it is.  The number of levels that samples without guidance come down is chosen on training images kept
-back; guided ones, of two gradients a level, come down those of the training.  A small
-convolutional classifier learns on the training images; on its 64 last features lie the Fréchet and kernel distances, of
-``--samples`` samples to as many random test images, beside those of random training images to the same: the floor.
-Then, for samples without a class, of classes drawn, and of each class with guidance: the share that the classifier
-recognizes with 90 % confidence, the share recognized as asked, the balance of labels, how much a class's pixels vary,
-and how near samples come to training images.
+with classes learns FILE for ``--seconds`` of CPU time of one thread, and a seventh of that more by level 0's
+likelihood, so that chains stay; it is kept in ``--weights`` if that is given (the run on its way beside it, in a file
+ending in .run, from which a killed one goes on); if that file is there already, it is judged as it is.  The number of
+levels that samples without guidance come down is chosen on training images kept back; guided ones, of two gradients a
+level, come down those of the training.  A small convolutional classifier learns on the training images; on its 64 last
+features lie the Fréchet and kernel distances, of ``--samples`` samples to as many random test images, beside those of
+random training images to the same: the floor.  Then, for samples without a class, of classes drawn, and of each class
+with guidance: the share that the classifier recognizes with 90 % confidence, the share recognized as asked, the balance
+of labels, how much a class's pixels vary, and how near samples come to training images.
 
 Long runs: ``--chains`` chains of ``--moves`` MALA moves at level 0, begun at test images with the level's noise: how
 the energy changed, by how many nats a fresh noising moves it, and the share of chains whose class is still the first

@@ -12,6 +12,9 @@ likewise.
   took, the weights and the size that validate best (stopping early once they have not improved for long);
 - scikit-learn's mixture of Gaussians, full covariances, the number of components that validates best.
 
+Images, arrays of more than two dimensions, are rows of their pixels, those that never change left out; their figures
+are also bits for each pixel, of grey levels with that noise.
+
 Figures are mean log densities in nats of standardized columns, ± standard errors.  Differences are of the same rows, so
 their errors are smaller than the two means'; over splits, ± is the standard error of the mean of the splits' own.
 Beside them: log Z (standardized), by forward runs and by the bridge, what training alone implies (log Z = 0), the
@@ -130,6 +133,9 @@ def compare(
     name: str, values: NDArray[np.float64], steps: int | None, seed: int, peers: Sequence[str] = PEERS
 ) -> dict[str, tuple[float, float]]:
     """Print a split's line; return what the peers are below the EBM, in nats, with standard errors."""
+    image = values.ndim > 2
+    values = values.reshape(len(values), -1).astype(np.float64)
+    values = values[:, values.std(0) > 0] if image else values
     train, valid, test, notes = split(values, seed)
     torch.manual_seed(seed)
     ebm = ep.RecoveryEBM(ep.MLPEnergy(train.shape[1:]), ep.NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0))
@@ -153,6 +159,11 @@ def compare(
     fresh = ebm.to_unit(noise(train[torch.randperm(len(train))[:1000]]))
     p_value = ep.metrics.energy_distance_test(generated.x, fresh).p_value
     cells = [f"EBM {float(own.mean()):8.3f} ± {error:.3f}"]
+    if image:  # grey levels are whole numbers, spread by a uniform of variance 1/12
+        bit, pixels = math.log(2.0) * values.shape[1], float(0.5 * np.log(values.var(0) + 1.0 / 12.0).sum())
+        cells[0] += (
+            f" ({(pixels - float(own.mean())) / bit:.3f} ± {error / bit:.3f} bits for each of {len(values[0])} pixels)"
+        )
     apart: dict[str, tuple[float, float]] = {}
 
     def peer(label: str, log_prob: Rows, words: str) -> None:

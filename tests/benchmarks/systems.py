@@ -33,7 +33,7 @@ from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_strips
 from tests.benchmarks.budget import training_within
 from tests.benchmarks.image_judge import RECOGNIZED, Judge, classifier, long_runs, read
-from tests.benchmarks.warm_systems import RATE, unlabelled, warm_systems
+from tests.benchmarks.warm_systems import unlabelled, warm_systems
 
 SHAPE, LEVELS, NOISE, BATCH, SAMPLES, ROWS = (1, 28, 28), 6, 0.03, 64, 256, 1000
 SLOTS = 256  # as many chains as the few updates can keep up
@@ -200,11 +200,12 @@ def begun_warm(name: str, file: Path, x: Tensor, seconds: float) -> tuple[ep.Rec
         taken += 2.0 * trained_on(ebm, tied, x, system.tied * seconds)
     if system.objective is not None:
         model = system.model(ebm, x)
-        taken += system.gradients * trained_on(model, system.objective(model, x), x, (1.0 - system.tied) * seconds)
+        images = trained_on(model, system.objective(model, x), x, (1.0 - system.tied) * seconds, system.rate)
+        taken += system.gradients * images
     return ebm, taken
 
 
-def trained_on(model: Any, objective: Any, x: Tensor, seconds: float) -> float:
+def trained_on(model: Any, objective: Any, x: Tensor, seconds: float, rate: float = 1e-3) -> float:
     """Train a model on from its weights, which ``training_within`` tries and puts back; return millions of images."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -214,7 +215,7 @@ def trained_on(model: Any, objective: Any, x: Tensor, seconds: float) -> float:
         options = ep.TrainingOptions(
             steps=updates,
             batch_size=BATCH,
-            learning_rate=RATE,
+            learning_rate=rate,
             ema=0.99 if updates < 2000 else 0.999,
             evaluate_every=max(50, updates // 10),
             patience=1000,

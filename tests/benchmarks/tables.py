@@ -119,14 +119,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("arrays", nargs="*")
     parser.add_argument("--steps", type=int, help="of training; what suits a table if left out")
     parser.add_argument("--rows", type=int, default=4000, help="of a made table (default: 4000)")
-    parser.add_argument("--seeds", type=int, default=1, help="of made tables (default: 1)")
+    parser.add_argument("--seeds", type=int, default=1, help="of made tables, how many (default: 1)")
+    parser.add_argument("--first", type=int, default=0, help="the first of these seeds (default: 0)")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if args.file is not None:
         from_file(args.file, args.arrays, args.steps)
         return
     for name, draw in MARGINALS.items():
-        for seed in range(args.seeds):
+        for seed in range(args.first, args.first + args.seeds):
             made(name, draw, args.rows, args.steps, seed)
 
 

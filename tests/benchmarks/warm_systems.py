@@ -13,13 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference.kernels.contract import casting
-from energyppl.inference.levels.step_sizes import LevelKernel
-from energyppl.inference.objectives.contract import KernelState, Loss
-from energyppl.inference.sampling.run_chain import run_chain
 
-BRIEF, RATE = torch.bfloat16, 1e-3
-CHAINS, COUNT, MOVES = 64, 32, 10  # persistent chains at level 0: all, moved at each update, and how often
+BRIEF, MOVES = torch.bfloat16, 10
 SLOTS_A_LEVEL = 4
 
 
@@ -31,88 +26,7 @@ class WarmSystem:
     objective: Callable[[Any, Tensor], Any] | None  # None leaves the weights as they are
     gradients: float
     tied: float = 0.0  # share of the seconds that goes to score matching with a level tie before
-
-
-# --- Score matching with persistent chains at level 0 ---
-
-
-class ChainState(KernelState):
-    """Step sizes, and chains at level 0."""
-
-    def __init__(self, level_kernel: LevelKernel, chains: ep.objectives.ChainBuffer) -> None:
-        super().__init__(level_kernel)
-        self.chains = chains
-
-
-@dataclass(frozen=True)
-class ScoreAndChains:
-    """Score matching at every level, plus the likelihood of level 0 by persistent chains that begin at data.
-
-    Args:
-        score: the other part; None for the chains alone.
-        weight: of the chains' part, which is in nats as the score's evidence bound is.
-    """
-
-    score: ep.objectives.LevelScoreMatching | None = None
-    weight: float = 1.0
-
-    def init(self, model: Any) -> ChainState:
-        """Make room for chains, which begin when they are first visited."""
-        chains = ep.objectives.ChainBuffer(model.event_shape, CHAINS)
-        return ChainState(LevelKernel(ep.MALA(0.02), model.schedule.levels, model.loc), chains)
-
-    def loss(self, model: Any, state: ChainState, batch: Tensor) -> Loss:
-        """Return the loss of ``batch``, ``(n, *event)``, and move some chains."""
-        chains, potential = state.chains, model.potential(0)
-        slots = chains.draw(min(COUNT, len(batch)))
-        level = torch.zeros(len(slots), dtype=torch.long)
-        data = model.schedule.diffuse(model.to_unit(batch[: len(slots)]), 0)
-        new = (chains.age[slots] == 0)[:, None, None, None]
-        start = torch.where(new, model.schedule.diffuse(model.to_unit(batch[: len(slots)]), 0), chains.x[slots])
-        run = run_chain(state.level_kernel.at(level), potential, start, MOVES)
-        chains.store(slots, run.state.x, level, MOVES)
-        state.level_kernel.adapt(run.accept_prob, level, 0.1)
-        with casting(data, BRIEF):
-            own, theirs = potential(torch.stack([data, run.state.x])).to(data.dtype).mean(1)
-        gap = own - theirs
-        record = {"acceptance": float(run.accept_prob.mean())}
-        value = self.weight * gap
-        if self.score is not None:
-            part = self.score.loss(model, state, batch)
-            value, record = value + part.value, record | part.record
-        return Loss(value, record, float(gap.detach()), float(state.level_kernel.step_sizes[0]))
-
-    def measure(self, model: Any, state: ChainState, data: Tensor) -> float:
-        """Return the score's error on held-out data."""
-        return ep.objectives.LevelScoreMatching().measure(model, state, data)
-
-
-@dataclass(frozen=True)
-class ScoreAtLevel0:
-    """Score matching at every level, and as many rows once more at level 0, where long chains are run."""
-
-    score: ep.objectives.LevelScoreMatching
-
-    def init(self, model: Any) -> KernelState:
-        """Make the state of score matching."""
-        return self.score.init(model)
-
-    def loss(self, model: Any, state: KernelState, batch: Tensor) -> Loss:
-        """Return the loss of ``batch``, ``(n, *event)``, level 0's in the likelihood's weighting."""
-        part = self.score.loss(model, state, batch)
-        schedule, clean = model.schedule, model.to_unit(batch)
-        noise, sigma = torch.randn_like(clean), float(schedule.sigma_bar[0])
-        noisy = (float(schedule.alpha_bar[0]) * clean + sigma * noise).requires_grad_()
-        with casting(clean, BRIEF):
-            (slope,) = torch.autograd.grad(model.potential(0)(noisy).sum(), noisy, create_graph=True)
-        error = (noise - sigma * slope).flatten(1).square().sum(1).mean()
-        span = float(schedule.log_snr[0] - schedule.log_snr[-1])
-        record = part.record | {"level_0": float(error.detach())}
-        return Loss(part.value + 0.5 * span * error, record)
-
-    def measure(self, model: Any, state: KernelState, data: Tensor) -> float:
-        """Return the score's error on held-out data."""
-        return self.score.measure(model, state, data)
+    rate: float = 1e-3
 
 
 # --- The weights ---
@@ -220,11 +134,11 @@ def warm_systems() -> dict[str, WarmSystem]:
     score = ep.objectives.LevelScoreMatching(autocast=BRIEF)
     kernel = ep.kernels.CrankNicolsonLangevin(force_dtype=BRIEF)
     recovery = ep.RecoveryLikelihood(kernel, tie=0.0, autocast=BRIEF)  # its levels are tied by nothing before
-    chains = COUNT / 64 * (MOVES + 2.0)
+    level0 = ep.objectives.Level0Likelihood(score, num_steps=MOVES)
     return {
         "as it is": WarmSystem(unchanged, None, 0.0),
         "score": WarmSystem(unchanged, lambda model, x: score, 2.0),
-        "score, level 0": WarmSystem(unchanged, lambda model, x: ScoreAtLevel0(score), 4.0),
+        "level 0": WarmSystem(unchanged, lambda model, x: level0, 4.0 + level0.chains / 64 * (MOVES + 2.0), rate=1e-4),
         "recovery": WarmSystem(unchanged, lambda model, x: recovery, recovery.steps + 2.0),
         "cooperative": WarmSystem(
             with_initializer,
@@ -232,10 +146,6 @@ def warm_systems() -> dict[str, WarmSystem]:
             recovery.steps + 2.0,
         ),
         "joint": WarmSystem(joint, joint_chains, MOVES + 2.0, tied=1 / 3),
-        "persistent": WarmSystem(unchanged, lambda model, x: ScoreAndChains(), chains),
-        "score, persistent": WarmSystem(
-            unchanged, lambda model, x: ScoreAndChains(score), COUNT / 64 * (MOVES + 2.0) + 2.0
-        ),
     }
 
 

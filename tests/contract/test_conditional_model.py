@@ -1,5 +1,7 @@
 """Conditional models: shapes, distributions given contexts, files, and what is refused."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl.integration.batched import likeliest_power
 from energyppl.models import ConditionalEBM, MLPEnergy
+from energyppl.models.recovery import ConditionView
 
 SCHEDULE = ep.NoiseSchedule.cosine(3, log_snr_max=4.6, log_snr_min=-6.0)
 
@@ -70,6 +74,21 @@ def test_densities_of_one_dimension_are_normalized_for_each_context() -> None:
     with torch.no_grad():
         inside = torch.where((grid[:, None] > low) & (grid[:, None] < high), p.log_prob(grid[:, None, None]).exp(), 0.0)
     assert torch.allclose(inside.sum(0) * float(grid[1] - grid[0]), torch.full((7,), 0.9), atol=5e-3)
+
+
+def test_log_z_that_is_known_has_the_gradients_of_one_that_is_integrated() -> None:
+    """Once and twice differentiated, with respect to a weight and the contexts."""
+    ebm, contexts = model(), torch.rand(7, 2, requires_grad=True)
+    p, inputs = ebm.given(contexts), (ebm.net.readout.weight, contexts)
+    found = []
+    for _ in range(2):  # integrated, then known
+        log_z = p.quadrature()
+        first = torch.autograd.grad((log_z * torch.arange(7.0)).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum(), inputs, retain_graph=True)
+        found.append([log_z.detach(), *first, *second])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert float(one.detach().abs().max()) > 0.0
 
 
 @pytest.mark.filterwarnings("ignore:log Z")  # of few particles; its estimate holds all the same
@@ -195,8 +214,52 @@ def test_a_learned_proposal_is_the_default_where_a_gaussian_comes_near() -> None
     ep.fit(ebm, pairs(event=2), options=ep.TrainingOptions(steps=3, label_drop=0.5), progress=False)
     assert bool(ebm.tied)
     assert ebm.given(torch.rand(3, 2), guidance=1.0).sample().shape == (3, 2)
-    mean, log_sd = ebm.net.proposal(torch.rand(5, 2))  # type: ignore[operator]
-    assert mean.shape == log_sd.shape == (5, 2)
+
+
+def test_the_gaussian_of_a_context_is_noised_exactly() -> None:
+    """Beside torch's; a fresh network's energy is its negative log density, whatever the correlations are."""
+    for event in (1, 3, 17):
+        net = model(event).net.double()
+        nn.init.zeros_(net.readout.weight), nn.init.zeros_(net.readout.bias)  # type: ignore[union-attr, arg-type]
+        c, log_snr, x = (torch.randn(*shape, dtype=torch.float64) for shape in ((5, 2), (5,), (4, 5, event)))
+        mean, log_sd, root = net.proposal(c)  # type: ignore[operator]
+        assert (root is not None) == (1 < event <= 16)
+        shares = torch.eye(event) if root is None else (1.0 - 1e-4) * root @ root.mT + 1e-4 * torch.eye(event)
+        alpha2, sigma2 = log_snr.sigmoid()[:, None], (-log_snr).sigmoid()[:, None]
+        sd = log_sd.exp()
+        noised = alpha2[..., None] * sd[..., None] * shares * sd[:, None] + sigma2[..., None] * torch.eye(event)
+        known = torch.distributions.MultivariateNormal(alpha2.sqrt() * mean, noised)
+        assert torch.allclose(net(x, log_snr.expand(4, 5), c), -known.log_prob(x), atol=1e-6)
+        assert root is None or not torch.allclose(shares, torch.eye(event).double(), atol=0.1), "negative control"
+
+
+def test_one_number_gets_the_temperature_at_which_held_out_rows_are_likeliest() -> None:
+    """Of Gaussians it is known, and an outlier does not move it; training begins without one, few rows give none."""
+    mean, normal = torch.randn(400), torch.distributions.Normal(0.0, 1.0)
+    apart = normal.icdf((torch.randperm(400) + 0.5) / 400)
+    for sd in (0.7, 1.0, 1.5):
+
+        def energy(points: Tensor, some: Tensor, sd: float = sd) -> Tensor:
+            return 0.5 * ((points[..., 0] - mean[some]) / sd).square()
+
+        assert likeliest_power(energy, (mean + apart)[:, None]) == pytest.approx(sd**2, rel=0.05)
+        apart[0] = 9.0
+        assert likeliest_power(energy, (mean + apart)[:, None]) == pytest.approx(sd**2, rel=0.1)
+        apart[0] = 0.0
+    ebm = ConditionalEBM(OfTheUser(), SCHEDULE)
+    rows, c = pairs(400)
+    options = ep.TrainingOptions(steps=1, learning_rate=1e-9)  # the energy stays N(c, 1)
+    for _ in range(2):
+        ep.fit(
+            ebm, (rows + 3.0 * torch.randn(400, 1), c), ep.RecoveryLikelihood(steps=1), options=options, progress=False
+        )
+        found = float(ebm.inverse_temperature)
+        assert found != 1.0
+        p = ebm.given(c[:5])
+        unit, own = ebm.to_unit(rows[:5]), ConditionView(ebm, ebm.contexts.features(c[:5]))
+        assert torch.allclose(p.energy(rows[:5]), found * own.potential()(unit), rtol=1e-5)
+    ep.fit(ebm, pairs(60), ep.RecoveryLikelihood(steps=1), options=options, progress=False)
+    assert float(ebm.inverse_temperature) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -261,3 +324,16 @@ def test_without_a_level_tie_no_log_z_is_implied() -> None:
     prior = torch.distributions.Independent(torch.distributions.Uniform(torch.zeros(2), torch.ones(2)), 1)
     with pytest.raises(ep.InvalidInput, match="was not trained with a level tie"):
         ep.models.posterior(ebm, prior, torch.zeros(2))
+
+
+def test_simulators_may_be_of_numpy_and_observations_far_from_all_simulations_are_flagged() -> None:
+    prior = torch.distributions.Independent(torch.distributions.Uniform(torch.zeros(2), torch.ones(2)), 1)
+    rows = ep.models.simulate(lambda theta: theta.double().numpy() + 1.0, prior, 100)
+    assert torch.allclose(rows.x, rows.parameters + 1.0)
+    ebm = model(2)
+    ep.fit(ebm, rows, steps=2, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ep.models.posterior(ebm, prior, rows.x[:3])
+    with pytest.warns(UserWarning, match="1 of 2 observed rows lie outside of all simulations"):
+        ep.models.posterior(ebm, prior, torch.tensor([[1.5, 1.5], [1.5, 4.0]]))

@@ -156,7 +156,7 @@ def test_the_commands_train_and_predict(folder: Path, tmp_path: Path, capsys: py
     rows.to_csv(tmp_path / "new.csv", index=False)
     arguments = ("predict", folder / "run", tmp_path / "new.csv", "--out", tmp_path / "p.csv", "--confidence", 0.8)
     assert command(*arguments) == 0
-    assert "price of 9 rows, 0 of them far" in capsys.readouterr().out
+    assert "price of 9 rows, 0 of them far from" in capsys.readouterr().out
     own = ep.tables.load(folder / "run").predict(tmp_path / "new.csv", confidence=0.8)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "p.csv"), own)
 

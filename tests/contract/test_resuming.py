@@ -40,6 +40,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "RecoveryEBM, continuous": continuous,
     "RecoveryEBM, initializer": started,
     "RecoveryEBM, classes": lambda: ep.RecoveryEBM(net(classes=3), SCHEDULE),
+    "RecoveryEBM, continuous images": lambda: ep.RecoveryEBM(ep.models.UNetEnergy(IMAGE, width=4), SCHEDULE),
     "RecoveryEBM, images": lambda: ep.RecoveryEBM(conv(), SCHEDULE),
     "JointEBM": lambda: ep.JointEBM(net(), SCHEDULE),
     "JointEBM, images": lambda: ep.JointEBM(conv(), SCHEDULE),
@@ -52,6 +53,7 @@ PERSISTENT = ep.PersistentLikelihood(slots=32, num_steps=2, rejuvenate=0.1)
 RECOVERY, COOPERATIVE = ep.RecoveryLikelihood(steps=2), ep.CooperativeRecovery(steps=2)
 PAIRS: list[tuple[str, Any]] = [
     *((kind, RECOVERY) for kind in MODELS if kind.startswith("RecoveryEBM")),
+    ("RecoveryEBM, continuous images", ep.objectives.Level0Likelihood(chains=4, num_steps=2, life=10.0)),
     ("RecoveryEBM, initializer", COOPERATIVE),
     ("RecoveryEBM, continuous", ep.objectives.LevelScoreMatching()),
     *((kind, PERSISTENT) for kind in ("JointEBM", "JointEBM, images", "EBM", "EBM, images")),

@@ -171,6 +171,14 @@ def test_score_names_the_column(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert "'kind' holds 'king', which is none of its categories cook, nurse, smith" in capsys.readouterr().err
 
 
+def test_a_run_remembers_the_decimal_comma_of_its_table(tmp_path: Path) -> None:
+    people()[["age", "income"]].to_csv(tmp_path / "comma.csv", sep=";", decimal=",", index=False)
+    fitted = ("fit", tmp_path / "comma.csv", "--decimal", ",", "--out", tmp_path / "run", "--steps", 6, "--levels", 3)
+    assert run(*fitted) == 0
+    assert run("score", tmp_path / "run", tmp_path / "comma.csv", "--out", tmp_path / "scores.csv") == 0
+    assert run("score", tmp_path / "run", tmp_path / "comma.csv", "--out", tmp_path / "s.csv", "--decimal", ".") != 0
+
+
 def test_impute_fills_gaps_and_leaves_the_rest(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ COLUMNS: dict[str, tuple[Callable[[np.random.Generator], Array], str]] = {
     "zeros": (lambda rng: np.where(rng.random(N) < 0.6, 0.0, rng.exponential(2.0, N)), "scores, with 0 in"),
     "a sentinel": (lambda rng: np.where(rng.random(N) < 0.03, -999.0, rng.normal(size=N)), "scores, with -999 in"),
     "ages": (lambda rng: rng.integers(17, 91, N), "by its logit, in steps of 1"),
+    "tenths": (lambda rng: rng.normal(10.0, 8.0, N).round(1), "as it is, in steps of 0.1"),
     "counts": (lambda rng: rng.negative_binomial(1, 0.03, N), "by its log, in steps of 1"),
     "few counts": (lambda rng: rng.poisson(3.0, N), "values, by their shares of the normal scores"),
     "uneven values": (lambda rng: np.array([0.0, 1.0, 2.37])[rng.integers(3, size=N)], "3 values, by"),
@@ -62,6 +63,12 @@ def test_round_trip_and_scale(name: str) -> None:
     again = TableTransform.from_tree(transform.tree())
     np.testing.assert_array_equal(again.encode(values, seeded())[0], z)
     np.testing.assert_array_equal(again.decode(z), transform.decode(z))
+
+
+def test_tenths_come_back_as_they_were_written() -> None:
+    """Not as 3.7999999999989704, which adding up 0.1 gives."""
+    values, transform = made("tenths")
+    np.testing.assert_array_equal(transform.decode(transform.encode(values, seeded())[0]), values)
 
 
 def density(transform: TableTransform, values: Array, draws: int = 1) -> Array:
@@ -172,6 +179,9 @@ def test_a_transform_may_be_chosen() -> None:
         TableTransform.fit(table, {"c0": "sqrt", "c9": "log"})
     with pytest.raises(InvalidInput, match="'c0' must be positive for its logarithm; got -"):
         TableTransform.fit(table_from_array(np.log(values)), {"c0": "log"})
+    towns = table_from_frame(pd.DataFrame({"town": ["Bonn", "Oslo", "Rome"] * 20}))
+    with pytest.raises(InvalidInput, match="categories have no transform; got one for 'town'"):
+        TableTransform.fit(towns, {"town": "log"})
 
 
 @pytest.mark.parametrize("count", [60, 2000])

@@ -32,9 +32,9 @@ SMALL = {
     "larger_than_memory": "--gigabytes 0.0005 --columns 2 --steps 2",
     "latent": "{digits} --seeds 1 --steps 2 --chain-steps 2 --rows 12 --samples 20",
     "learned": "--steps 2 --particles 32 eight-gaussians",
-    "likelihood": "{table} rows --steps 2 --splits 2",
+    "likelihood": "{table} rows --steps 2 --splits 1",
     "log_z": "'banana, 2-D' --budget 2000 --repeats 1",
-    "truth": "mixture bananas ring --dimensions 5 --rows 200 --steps 2 --particles 32 --samples 20",
+    "truth": "mixture --dimensions 5 --rows 200 --steps 2 --particles 32 --samples 20",
     "masses": "--by both --steps 2 --size 2000 --samples 20 --shares .1 --distances 3",
     "microcanonical": "'banana, 2-D' --warmup 30 --draws 20",
     "processes": "--steps 2 --batch 64 --chains 16 --draws 10 --particles 32",
@@ -117,7 +117,7 @@ def test_systems_begin_at_weights(files: dict[str, Path], tmp_path: Path, capsys
     ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(4, log_snr_max=5.0, log_snr_min=-6.0))
     ebm.standardize(torch.rand(50, 1, 28, 28), isotropic=True)
     ep.save(ebm, weights)
-    names = ["as it is", "joint", "score, persistent"]
+    names = ["as it is", "joint", "level 0"]
     small = "--seconds 0.01 --steps 20 --classifier-steps 5 --samples 40 --chains 4"
     importlib.import_module("tests.benchmarks.systems").main(
         [str(files["images"]), str(files["images"]), *names, "--warm", str(weights), *shlex.split(small)]

@@ -121,7 +121,7 @@ def test_simulations_that_fail_are_named_and_dropped_on_request() -> None:
         (lambda ebm: simulate(gaussian, Normal(torch.zeros(2), 1.0), 50), r"no batch_shape; got \(\) and \(2,\)"),
         (
             lambda ebm: simulate(lambda theta: theta[:3], PRIOR, 50),
-            r"return \(50, \*event\) for 50 parameters; got \(3",
+            r"return floating-point data \(50, \*event\) for 50 parameters; got \(3",
         ),
         (lambda ebm: simulate(lambda theta: theta.long(), PRIOR, 50), "simulated data must be floating point"),
         (lambda ebm: simulate(lambda theta: math.nan * theta, PRIOR, 50, drop_failed=True), "0 gave finite data"),

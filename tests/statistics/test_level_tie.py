@@ -98,8 +98,8 @@ def test_only_the_tie_sees_the_mass_of_a_far_mode() -> None:
     model.is_standardized.fill_(True)  # the truth's own coordinates
     with torch.no_grad():
         model.net.wrong[-1] = -1.0
-    blind = z_scores(model, ep.RecoveryLikelihood(tie=0.0, skip_fraction=0.0))
-    seeing = z_scores(model, ep.RecoveryLikelihood(tie=1.0, skip_fraction=0.0))
+    blind = z_scores(model, ep.RecoveryLikelihood(tie=0.0, masses=0.0, skip_fraction=0.0))
+    seeing = z_scores(model, ep.RecoveryLikelihood(tie=1.0, masses=0.0, skip_fraction=0.0))
     assert abs(float(blind[-1])) < 4.5  # a false alarm in 1 run of 150,000
     assert float(seeing[-1]) < -8.0  # gradient descent lifts the energy there
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import energyppl as ep
 from energyppl.models import ConditionalEBM, MLPEnergy
+from energyppl.models.networks.context import ContextGaussian
 
 SCHEDULE = ep.NoiseSchedule.cosine(4, log_snr_max=6.0, log_snr_min=-6.0)
 WIDTH = 0.4  # of x around (c, −c)
@@ -29,9 +30,9 @@ class Known(nn.Module):
         square = (x - alpha2.sqrt() * mean).square() / variance
         return 0.5 * (square + (2.0 * math.pi * variance).log()).sum(-1) - self.log_z
 
-    def proposal(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def proposal(self, context: Tensor) -> ContextGaussian:
         mean = torch.cat([context, -context], -1)
-        return mean, torch.full_like(mean, math.log(2.0 * WIDTH))
+        return ContextGaussian(mean, torch.full_like(mean, math.log(2.0 * WIDTH)), None)
 
 
 def gradients(net: Known, batches: int = 200) -> Tensor:

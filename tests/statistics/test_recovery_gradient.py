@@ -51,7 +51,7 @@ def batches(data: Tensor, size: int) -> list[Tensor]:
 
 
 REPEATS, SIZE = 60, 96
-PLAIN = {"steps": 60, "skip_fraction": 0.0, "tie": 0.0}
+PLAIN = {"steps": 60, "skip_fraction": 0.0, "tie": 0.0, "masses": 0.0}
 
 
 def through_objective(ebm: ep.RecoveryEBM, data: Tensor, **settings: object) -> Tensor:
@@ -175,6 +175,6 @@ def test_stuck_chains_give_no_gradient_only_from_the_data(start: object) -> None
     """The reason for the default: stuck chains push the energy nowhere from the data, and somewhere from x̃."""
     ebm, data = model_and_data()
     kernel = ep.MALA(1e-9)
-    objective = ep.RecoveryLikelihood(kernel, steps=1, start=start, adapt=False, tie=0.0)  # type: ignore[arg-type]
+    objective = ep.RecoveryLikelihood(kernel, steps=1, start=start, adapt=False, tie=0.0, masses=0.0)  # type: ignore[arg-type]
     gradient = torch.autograd.grad(loss_of(objective, ebm, data).value, ebm.net.weights)[0]
     assert (float(gradient.abs().max()) < 1e-6) == (start is ep.objectives.from_data)
