@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_between, check_kind, check_number, checked, shape_text
+from energyppl._checks import check_between, check_number, checked, shape_text
 from energyppl.autodiff.private import is_transformed
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, NotNormalized, warn_user
@@ -81,7 +81,6 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
         encoder: nn.Module | None = None,
         kernel: TunableKernel | None = None,
     ) -> None:
-        check_kind("net", net, nn.Module)
         kernel = default_kernel(net, event_shape) if kernel is None else kernel
         like = next((p for p in net.parameters() if p.dtype.is_floating_point), torch.empty(()))
         if encoder is not None and isinstance(encoder, nn.Module):
@@ -138,7 +137,6 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
         """Return :meth:`given`, as Pyro's ``ConditionalDistribution`` calls it."""
         return self.given(context)
 
-    @checked
     def conditioned(self, context: Tensor | None, *, guidance: float = 0.0) -> RecoveryEBM:
         """Return the model of a context, or of each row's own, as a :class:`RecoveryEBM`: without checks, for training.
 
@@ -146,7 +144,6 @@ class ConditionalEBM(LevelEnergies, dist.ConditionalDistribution):
             context: ``(*context_shape)``, or ``(*batch, *context_shape)`` for points of that batch; none if None.
             guidance: as in :meth:`given`.
         """
-        check_number("guidance", guidance)
         return self.view(None if context is None else self.contexts.features(context), guidance)
 
     def view(self, condition: Tensor | None, guidance: float = 0.0) -> RecoveryEBM:

@@ -36,7 +36,6 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         ),
         *("EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer", "Scaled.factor"),
         *("cosine.log_snr_max", "cosine.log_snr_min", "UNetEnergy.log_snr_min", "marginal_log_likelihood.log_z"),
-        "ConditionalEBM.conditioned.guidance",
         # Torch takes negative seeds.
         *(f"tables.{name}.seed" for name in ("fit", "fit_conditional", "compare", "score", "surprises", "impute")),
         *(f"{name}.seed" for name in ("table.sample", "table.log_prob", "predict")),

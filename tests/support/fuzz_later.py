@@ -59,7 +59,6 @@ def contexts_and_latents() -> Calls:
             },
         ),
         "ConditionalEBM.given": (ebm.given, {"context": ROWS[:3], "guidance": 0.0}),
-        "ConditionalEBM.conditioned": (lambda guidance: ebm.conditioned(None, guidance=guidance), {"guidance": 0.0}),
         "ConditionalEBM.standardize_context": (ebm.standardize_context, {"context": ROWS}),
         "quantiles": (p.quantiles, {"probabilities": torch.tensor([0.1, 0.5])}),
         "interval": (p.interval, {"confidence": 0.9}),
