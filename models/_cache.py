@@ -2,18 +2,27 @@
 
 import ctypes
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from energyppl.autodiff.private import module_tables
+from energyppl.autodiff.private import is_transformed, module_tables
 from energyppl.errors import QuadratureError
 from energyppl.integration.quadrature import Grid, GridOptions, Quadrature, mass_beyond, quadrature
 from energyppl.potentials.algebra import Potential
+from energyppl.potentials.network import AtLevel
 
-__all__ = ["KnownMoves", "LevelIntegrals", "WeightKeyedCache", "WeightSnapshot"]
+__all__ = [
+    "KnownEnergies",
+    "KnownMoves",
+    "LevelIntegrals",
+    "WeightKeyedCache",
+    "WeightSnapshot",
+    "known_log_z",
+    "lazy_log_z",
+]
 
 T = TypeVar("T")
 
@@ -44,6 +53,18 @@ class WeightKeyedCache(Generic[T]):
         """Return the value of ``key``, by ``work()`` if it is not known for these weights."""
         known = self.known(model, key)
         return self.keep(model, key, work()) if known is None else known  # kept after the work: it may tune step sizes
+
+
+def known_log_z(
+    known: WeightKeyedCache[Tensor], model: nn.Module, work: Callable[[], Tensor], inputs: Sequence[Tensor]
+) -> Tensor:
+    """Return log Z by ``work()``; once it is known for these weights only a gradient to ``inputs`` asks for it anew."""
+    value = None if is_transformed() else known.known(model, None)
+    if value is None:
+        value = work()
+        known.keep(model, None, value.detach())
+        return value
+    return lazy_log_z(value, work, inputs) if torch.is_grad_enabled() else value
 
 
 class WeightSnapshot:
@@ -82,6 +103,23 @@ def _same_bytes(tensor: Tensor, copy: Tensor) -> bool:
     if tensor.is_contiguous() and tensor.device.type == "cpu":
         return bool(_memcmp(tensor.data_ptr(), copy.data_ptr(), copy.nbytes) == 0)
     return torch.equal(*(value.detach().contiguous().reshape(-1).view(torch.uint8) for value in (tensor, copy)))
+
+
+class KnownEnergies:
+    """The energies of a model's levels, which densities ask for at every call."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[object, torch.dtype, torch.device, AtLevel]] = {}
+
+    def get(self, model: Any, level: int | Tensor, make: Callable[[], AtLevel]) -> AtLevel:
+        """Return the energy of a level, by ``make()`` if it is not known for this network, dtype and device."""
+        if type(level) is not int or torch.is_inference_mode_enabled():
+            return make()  # tensors made in inference mode are none that autograd takes later
+        net, like = model.net, model.loc
+        known = self._known.get(level)
+        if known is None or known[0] is not net or known[1] != like.dtype or known[2] != like.device:
+            known = self._known[level] = (net, like.dtype, like.device, make())
+        return known[3]
 
 
 class KnownMoves:
@@ -169,3 +207,55 @@ def _integrate_widening(potential: Potential, dtype: torch.dtype) -> Quadrature:
             return found
         reason = QuadratureError(f"{beyond:.2g} of the mass lies more than {half_width:g} standard deviations away")
     raise reason
+
+
+def lazy_log_z(value: Tensor, surrogate: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    """Return log Z with the gradient of another function, which is worked out in the backward pass only.
+
+    A chain that moves on a density, or whoever asks for its value alone, never waits for it.
+
+    Args:
+        value: log Z in nats, ``(*batch,)``.
+        surrogate: works out what has the gradient of log Z, ``(*batch,)``.
+        inputs: that it may depend on; those that ask for a gradient get one.
+    """
+    inputs = [tensor for tensor in inputs if tensor.requires_grad]
+    if not inputs:
+        return value
+    lazy = _TransformableGradient if is_transformed() else _LazyGradient
+    log_z: Tensor = lazy.apply(value, surrogate, *inputs)  # type: ignore[no-untyped-call]
+    return log_z
+
+
+class _LazyGradient(torch.autograd.Function):
+    """A value whose gradient is that of another function."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, surrogate: Callable[[], Tensor], *inputs: Tensor) -> Tensor:
+        ctx.surrogate, ctx.inputs = surrogate, inputs
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        again = torch.is_grad_enabled()  # whether the gradient is to be differentiated once more
+        with torch.enable_grad():
+            found = ctx.surrogate()
+            weight = None if found.dim() == 0 else grad
+            grads = torch.autograd.grad(found, ctx.inputs, weight, create_graph=again, allow_unused=True)
+        return None, None, *(g if g is None or weight is not None else grad * g for g in grads)
+
+
+class _TransformableGradient(torch.autograd.Function):
+    """The same for ``torch.func`` and its ``vmap``, whose form of a function takes longer to call."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, surrogate: Callable[[], Tensor], *inputs: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.surrogate, *ctx.inputs = inputs
+
+    backward = _LazyGradient.backward

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import check_shape, check_whole, shape_text
 from energyppl.errors import InvalidInput
+from energyppl.models._cache import KnownEnergies
 from energyppl.potentials.network import AtLevel
 from energyppl.schedule import NoiseSchedule, whole_levels
 
@@ -102,6 +103,7 @@ class OneEnergy:
     event_shape: torch.Size
     net: nn.Module
     loc: Tensor
+    _energies: KnownEnergies
     _trial: tuple[nn.Module, nn.Module] | None = None
 
     def _network(self) -> nn.Module:
@@ -112,6 +114,9 @@ class OneEnergy:
         return self._trial[1]
 
     def _at_level_0(self, level: int | Tensor, who: str) -> AtLevel:
+        return self._energies.get(self, level, lambda: self._checked_at_level_0(level, who))
+
+    def _checked_at_level_0(self, level: int | Tensor, who: str) -> AtLevel:
         whole = whole_levels(level).to(self.loc.device)
         # A number is compared as it is: where a Pyro model is traced, no tensor's value may be read.
         if level != 0 if isinstance(level, int) else bool((whole != 0).any()):

@@ -1,6 +1,6 @@
 """The base of all models: the coordinates of the data, and the densities and normalizers of the energies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -19,7 +19,6 @@ from energyppl._checks import (
     shape_text,
 )
 from energyppl._html import summary_table
-from energyppl.autodiff.private import is_transformed
 from energyppl.distributed import agreed
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
@@ -28,7 +27,7 @@ from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.normalizing.methods import Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.models._cache import LevelIntegrals, WeightKeyedCache
+from energyppl.models._cache import KnownEnergies, LevelIntegrals, WeightKeyedCache, lazy_log_z
 from energyppl.models._scaling import robust_scaling
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
@@ -67,6 +66,7 @@ class EnergyModel(nn.Module):
         self.register_buffer("high", torch.full_like(self.low, widest))
         self._kept: WeightKeyedCache[Any] = WeightKeyedCache()
         self._integrals = LevelIntegrals(self._kept)
+        self._energies = KnownEnergies()
         self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
 
     @checked
@@ -339,58 +339,8 @@ class _MarginalLogZ:
         estimate = value.new_tensor(self.model._log_z(self.level))
         if not torch.is_grad_enabled():
             return estimate
-        weights = [p for p in self.model.parameters() if p.requires_grad]
-        return lazy_log_z(estimate, self._mean_energy, weights)
+        return lazy_log_z(estimate, self._minus_mean_energy, list(self.model.parameters()))
 
-    def _mean_energy(self) -> Tensor:
-        """Return the mean energy of the model's own samples, ``()``, differentiable with respect to its weights."""
-        return self.model.potential(self.level)(self.model.negatives(self.level)).mean()
-
-
-def lazy_log_z(estimate: Tensor, mean_energy: Callable[[], Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Return an estimate of log Z whose gradient with respect to weights is minus that of a mean energy.
-
-    Args:
-        estimate: log Z in nats, ``()``.
-        mean_energy: works out the mean energy of the model's own points, ``()``; called in the backward pass only.
-        weights: that it depends on.
-    """
-    if not weights:
-        return estimate
-    lazy = _TransformableGradient if is_transformed() else _LazyGradient
-    log_z: Tensor = lazy.apply(estimate, mean_energy, *weights)  # type: ignore[no-untyped-call]
-    return log_z
-
-
-class _LazyGradient(torch.autograd.Function):
-    """A number whose gradient with respect to weights is minus a mean energy's, worked out in the backward pass only.
-
-    Samples are made only for the weights' gradient, so a chain that moves on a density never waits for them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, estimate: Tensor, mean_energy: Callable[[], Tensor], *weights: Tensor) -> Tensor:
-        ctx.mean_energy, ctx.weights = mean_energy, weights
-        return estimate.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.enable_grad():
-            grads = torch.autograd.grad(ctx.mean_energy(), ctx.weights, allow_unused=True)
-        return None, None, *(None if g is None else -grad * g for g in grads)
-
-
-class _TransformableGradient(torch.autograd.Function):
-    """The same for ``torch.func`` and its ``vmap``, whose form of a function takes longer to call."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(estimate: Tensor, mean_energy: Callable[[], Tensor], *weights: Tensor) -> Tensor:
-        return estimate.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.mean_energy, *ctx.weights = inputs
-
-    backward = _LazyGradient.backward
+    def _minus_mean_energy(self) -> Tensor:
+        """Return minus the mean energy of the model's own samples, ``()``, whose gradient is that of log Z."""
+        return -self.model.potential(self.level)(self.model.negatives(self.level)).mean()

@@ -17,7 +17,7 @@ from energyppl.inference.objectives.contract import Objective
 from energyppl.inference.objectives.proposal_contrastive import suited_objective
 from energyppl.integration.batched import Energies, log_integrals, quantiles
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.models._cache import WeightKeyedCache
+from energyppl.models._cache import WeightKeyedCache, known_log_z
 from energyppl.models._context import Contexts, context_shapes
 from energyppl.models.levels import LevelEnergies, default_kernel
 from energyppl.models.recovery import ConditionView, RecoveryEBM
@@ -250,7 +250,7 @@ class ConditionalDistribution(EnergyDistribution):
     def quadrature(self) -> Tensor:
         """Integrate log Z of each context, ``(*batch,)``, in data coordinates: in one and two dimensions.
 
-        Differentiable with respect to weights and contexts; without gradients it is kept until the weights change.
+        Differentiable with respect to weights and contexts; kept until the weights change.
 
         Raises:
             InvalidInput: for points of more dimensions.
@@ -260,9 +260,8 @@ class ConditionalDistribution(EnergyDistribution):
             raise InvalidInput(
                 f"quadrature is for events of one and two dimensions; got {shape_text(self.event_shape)}: use anneal()"
             )
-        if torch.is_grad_enabled():
-            return self._integrate()
-        return self._known.get(self.model, None, self._integrate)
+        inputs = [*self.model.parameters(), cast(Tensor, self.view.conditions)]
+        return known_log_z(self._known, self.model, self._integrate, inputs)
 
     def _integrate(self) -> Tensor:
         size, batch = self.event_shape.numel(), self.batch_shape

@@ -15,7 +15,7 @@ from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.normalizing.annealing import effective_size, log_mean_exp
 from energyppl.inference.objectives.contract import check_tunable
 from energyppl.inference.sampling.run_chain import run_chain
-from energyppl.models.base import lazy_log_z
+from energyppl.models._cache import lazy_log_z
 from energyppl.models.ebm import EBM
 from energyppl.potentials.algebra import Potential
 
@@ -174,11 +174,11 @@ class _TrackedLogZ:
         estimate = value.new_tensor(self.prior.tracked_log_z)
         if not torch.is_grad_enabled():
             return estimate
-        return lazy_log_z(estimate, self._mean_energy, [p for p in self.prior.parameters() if p.requires_grad])
+        return lazy_log_z(estimate, self._minus_mean_energy, list(self.prior.parameters()))
 
-    def _mean_energy(self) -> Tensor:
+    def _minus_mean_energy(self) -> Tensor:
         prior = self.prior
         prior.track()
         shares = torch.softmax(prior.log_weights[0], 0).to(prior.loc)
         mean: Tensor = (shares * prior.potential()(prior.chain_points[0])).sum()
-        return mean
+        return -mean

@@ -34,13 +34,6 @@ class _Trial(NamedTuple):
     log_snr: Tensor | None
 
 
-class _Known(NamedTuple):
-    """A level's energy, which a density asks for at every call, and the dtype and device that it is good for."""
-
-    potential: AtLevel
-    like: tuple[torch.dtype, torch.device]
-
-
 class LevelEnergies(KernelModel):
     """Energies U(x, t) at the levels of a noise schedule; a subclass says how they are sampled.
 
@@ -70,7 +63,6 @@ class LevelEnergies(KernelModel):
         spread = schedule.marginal_std
         self._marginal_std = None if bool(torch.allclose(spread, torch.ones_like(spread))) else spread
         self._trial: _Trial | None = None
-        self._energies: dict[int, _Known] = {}
         self._network()  # tries it
         self.initial_kernel = self.kernel = kernel
 
@@ -89,13 +81,7 @@ class LevelEnergies(KernelModel):
 
     def potential(self, level: int | Tensor = 0) -> Potential:
         """Return the energy at one level, or at each point's own level ``(*batch,)``, in standardized coordinates."""
-        if type(level) is not int or torch.is_inference_mode_enabled():
-            return self._at_level(level, None, 0.0)  # tensors made in inference mode are none that autograd takes later
-        like = (self.loc.dtype, self.loc.device)
-        known = self._energies.get(level)
-        if known is None or known.potential.net is not self.net or known.like != like:
-            known = self._energies[level] = _Known(self._at_level(level, None, 0.0), like)
-        return known.potential
+        return self._energies.get(self, level, lambda: self._at_level(level, None, 0.0))
 
     def denoised(self, noisy: Tensor, level: int) -> Tensor:
         """Return the mean of the clean data given noisy ones, ``(*batch, *event)``, in data coordinates (Tweedie).

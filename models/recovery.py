@@ -23,7 +23,7 @@ from energyppl.inference.objectives.contract import KernelState
 from energyppl.inference.objectives.contrastive import FromNegatives
 from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
-from energyppl.models._cache import KnownMoves, LevelIntegrals, WeightKeyedCache
+from energyppl.models._cache import KnownEnergies, KnownMoves, LevelIntegrals, WeightKeyedCache
 from energyppl.models._draws import RecoveryDraws
 from energyppl.models._network_checks import check_label
 from energyppl.models.base import called_sentence
@@ -335,6 +335,7 @@ class RecoveryView(RecoveryEBM):
         self.initializer = initializer
         self._kept = WeightKeyedCache()
         self._integrals = LevelIntegrals(self._kept)
+        self._energies = KnownEnergies()
         self._known_moves = KnownMoves(self._kept)
 
     def __getattr__(self, name: str) -> Any:
@@ -395,4 +396,4 @@ class ConditionView(RecoveryView):
 
     def potential(self, level: int | Tensor = 0) -> Potential:
         """Return the condition's energy at a level, in standardized coordinates."""
-        return self.base._at_level(level, self.conditions, self.guidance)
+        return self._energies.get(self, level, lambda: self.base._at_level(level, self.conditions, self.guidance))

@@ -1,5 +1,6 @@
 """Every test starts from the same seeded, quiet, single-threaded place, whichever tests ran before it."""
 
+import gc
 import os
 import zlib
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ import pyro
 import pytest
 import torch
 
-from energyppl.inference.normalizing import forward, levels
+from energyppl.inference.levels import coupling
+from energyppl.inference.normalizing import forward, levels, mode_search, paths
+from energyppl.potentials import mixture_fit
 
 torch.set_num_threads(1)  # sums come out bit for bit the same on any number of cores
 
@@ -36,14 +39,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for part in parts for item in part]
 
 
+def pytest_collection_finish() -> None:
+    """Spare the collector the hundreds of thousands of objects that stay until the end, at each of its passes."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module")
 def short_searches() -> Iterator[None]:
-    """Let annealing search little: for tests of shapes and words. What it finds is tested in ``tests/statistics``."""
+    """Let annealing and measurements search little: for tests of shapes and words.
+
+    What they find is tested in ``tests/statistics``.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forward, "_STARTS", 16)
-        patch.setattr(forward, "_SEARCHES", 2)
-        patch.setattr(forward, "_MORE", 1)
-        patch.setattr(levels, "_RELAXED", 20)
+        for module, name, small in (
+            (coupling, "_PAIRS", 128),
+            (forward, "_STARTS", 16),
+            (forward, "_SEARCHES", 2),
+            (forward, "_MORE", 1),
+            (levels, "_RELAXED", 20),
+            (mode_search, "_FEWEST_ROUNDS", 2),
+            (mode_search, "_ROUNDS", 2),
+            (mixture_fit, "_CANDIDATES", (1, 8)),
+            (paths, "_PILOT", 64),
+        ):
+            patch.setattr(module, name, small)
         yield
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "fused_linear",
     "has_fast_bfloat16",
     "hook_tables",
+    "is_dispatched",
     "is_mutable",
     "is_transformed",
     "is_view",
@@ -55,6 +56,11 @@ def fused_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def has_fast_bfloat16() -> bool:
     """Tell whether the processor multiplies matrices of bfloat16 itself, so that half precision saves time on it."""
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
+def is_dispatched() -> bool:
+    """Tell whether a dispatch mode watches torch's operations, as while a trace is recorded."""
+    return bool(torch._C._len_torch_dispatch_stack())
 
 
 def is_transformed() -> bool:

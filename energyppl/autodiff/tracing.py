@@ -30,6 +30,13 @@ _ATTEMPTS = 3
 _aten = torch.ops.aten
 _MASKS = (torch.bool, torch.uint8)
 _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.default, _aten.lift_fresh.default}
+_NEUTRAL: dict[Any, int] = {
+    _aten.pow.Tensor_Scalar: 1,
+    _aten.mul.Scalar: 1,
+    _aten.mul.Tensor: 1,
+    _aten.div.Tensor: 1,
+    _aten.sub.Tensor: 0,
+}
 _FILLED = {_aten.ones_like.default: 1.0, _aten.zeros_like.default: 0.0}
 
 
@@ -116,17 +123,20 @@ def _output(graph: torch.fx.Graph) -> Node:
 
 
 def _own_results(graph: torch.fx.Graph, point: Node) -> None:
-    """Copy a result that is a view of the points or the same at every call, so that a caller may write to it."""
+    """Copy a result that is a view of the points, another result or the same at every call: callers may write to it."""
     depends, output = _depending(graph, point), _output(graph)
-    for result in dict.fromkeys(output.all_input_nodes):
+    results: list[Node] = []
+    every: Any = output.args[0]
+    for result in every:
         source = result
         while source is not point and source in depends and _is_view(source):
             source = source.all_input_nodes[0]
-        if source is point or source not in depends:
+        if source is point or source not in depends or result in results:
             with graph.inserting_before(output):
-                copy = graph.call_function(_aten.clone.default, (result,))
-                copy.meta["fresh"] = True
-            output.replace_input_with(result, copy)
+                result = graph.call_function(_aten.clone.default, (result,))
+                result.meta["fresh"] = True
+        results.append(result)
+    output.args = (results,)
 
 
 def _is_view(node: Node) -> bool:
@@ -136,7 +146,7 @@ def _is_view(node: Node) -> bool:
 
 
 def _simplify(graph: torch.fx.Graph) -> None:
-    """Drop identities, turn ``ones_like(something of x)`` into a constant, and remove what nobody uses."""
+    """Drop identities and repetitions, make ``ones_like(something of x)`` a constant, and remove what nobody uses."""
     for node in list(graph.nodes):
         if node.target in _SAME:
             node.replace_all_uses_with(node.args[0])
@@ -151,16 +161,27 @@ def _simplify(graph: torch.fx.Graph) -> None:
             node.replace_all_uses_with(full)
         elif node.target is _aten.pow.Tensor_Scalar and node.args[1] == 2:  # as torch works it out itself
             node.target, node.args = _aten.mul.Tensor, (node.args[0], node.args[0])
-        elif (node.target is _aten.pow.Tensor_Scalar or node.target is _aten.mul.Scalar) and _keeps(node):
+        elif node.target in _NEUTRAL and _keeps(node):
             node.replace_all_uses_with(node.args[0])
+    _merge_equal(graph)
     graph.eliminate_dead_code()
 
 
 def _keeps(node: Node) -> bool:
-    """Tell whether a power or product with one leaves a tensor as it is, its type included."""
-    value, factor = node.args[0], node.args[1]
+    """Tell whether an operation with its neutral number leaves a tensor as it is, its type included."""
+    value, number = node.args[0], node.args[1]
     same = isinstance(value, Node) and kind_of(value).dtype == kind_of(node).dtype
-    return bool(factor == 1 and same)
+    return same and isinstance(number, (int, float)) and number == _NEUTRAL[node.target]
+
+
+def _merge_equal(graph: torch.fx.Graph) -> None:
+    """Let operations be run once that are run twice on the same values: autograd works sines and cosines out anew."""
+    seen: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function":
+            first = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
 
 
 def _make_pure(node: Node) -> None:

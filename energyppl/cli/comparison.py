@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from energyppl import plots
+import energyppl as ep
 from energyppl._files import write_json
 from energyppl._progress import doing
 from energyppl.cli.runs import known_log_z, load_run
@@ -67,13 +67,13 @@ def show_run(
     rows = fitted.rows[~np.isnan(fitted.rows).any(1)]
     with doing("drawing pictures", show=progress):
         figures = {
-            "pairs.png": plots.pair_plot(rows, samples, fitted.columns, title=name, categories=_value_names(fitted)),
-            "training.png": plots.training_curves(
+            "pairs.png": ep.plots.pair_plot(rows, samples, fitted.columns, title=name, categories=_value_names(fitted)),
+            "training.png": ep.plots.training_curves(
                 {title: (step, fitted.curves[key]) for title, key in titles.items() if key in fitted.curves},
                 title=f"{name}: training",
             ),
         }
-        report["pictures"] = [str(plots.save_figure(figure, run / file)) for file, figure in figures.items()]
+        report["pictures"] = [str(ep.plots.save_figure(figure, run / file)) for file, figure in figures.items()]
     write_json(run / "report.json", report)
     return report
 

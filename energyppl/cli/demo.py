@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import energyppl as ep
-from energyppl import plots
 from energyppl._files import write_json
 from energyppl.inference.levels.generation import Generation
 from energyppl.metrics.two_sample import energy_distance_test
@@ -132,23 +131,23 @@ def _draw(
     stops = ["white noise", *reversed([f"after level {t}" for t in levels])]
     path = [ebm.loc + ebm.scale * x for x in generation.path]
     figures = {
-        "data.png": plots.scatter_panels({"data": data[:_SAMPLES]}, title=name, extent=extent),
-        "samples.png": plots.scatter_panels(
+        "data.png": ep.plots.scatter_panels({"data": data[:_SAMPLES]}, title=name, extent=extent),
+        "samples.png": ep.plots.scatter_panels(
             {"data": data[:_SAMPLES], "samples": samples}, title=f"{name}: data and samples", extent=extent
         ),
-        "density.png": plots.density_grid(
+        "density.png": ep.plots.density_grid(
             {"model": learned, "noised data": noised},
             names,
             extent=extent,
             title=f"{name}: density at each noise level",
         ),
-        "energy.png": plots.energy_landscape(
+        "energy.png": ep.plots.energy_landscape(
             energy, extent=extent, data=data[:1500], title=f"{name}: learned energy at level 0"
         ),
-        "training.png": plots.training_curves(_curves(history), title=f"{name}: training"),
-        "chains.png": plots.noise_to_data(path, stops, title=f"{name}: chains from noise to data"),
+        "training.png": ep.plots.training_curves(_curves(history), title=f"{name}: training"),
+        "chains.png": ep.plots.noise_to_data(path, stops, title=f"{name}: chains from noise to data"),
     }
-    return [plots.save_figure(figure, out / file) for file, figure in figures.items()]
+    return [ep.plots.save_figure(figure, out / file) for file, figure in figures.items()]
 
 
 def _image(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from energyppl import plots
+import energyppl as ep
 from energyppl._checks import check_count
 from energyppl._files import whole_file
 from energyppl._progress import doing
@@ -25,7 +25,6 @@ from energyppl.inference.kernels.hamiltonian import ChEES
 from energyppl.inference.sampling.chains import Chains
 from energyppl.inference.sampling.sample_chains import sample_chains
 from energyppl.metrics.two_sample import energy_distance_test
-from energyppl.plots.base import save_figure
 from energyppl.tables.model import TableModel
 
 __all__ = ["diagnose_run"]
@@ -268,16 +267,18 @@ def _draw(chains: Chains, half: int, report: Mapping[str, Any], folder: Path) ->
     if chains.warmup is not None:
         energy, warmup = torch.cat([chains.warmup.energy, energy], 1), chains.warmup.energy.shape[1]
     figures = {
-        "trace": plots.trace_plot(samples, title="Traces", groups={name: every[side] for name, side in sides.items()}),
-        "rank": plots.rank_plot(samples, title=f"Ranks; the first {half} chains began at data"),
-        "drift": plots.drift_plot(
+        "trace": ep.plots.trace_plot(
+            samples, title="Traces", groups={name: every[side] for name, side in sides.items()}
+        ),
+        "rank": ep.plots.rank_plot(samples, title=f"Ranks; the first {half} chains began at data"),
+        "drift": ep.plots.drift_plot(
             {name: energy[side] for name, side in sides.items()},
             title="Energy along the chains",
             warmup=warmup,
             reference=("held-out data", report["held_out_energy"]),
         ),
-        "levels": plots.level_plot(report["level_acceptance"], title="Acceptance of each level's chains"),
+        "levels": ep.plots.level_plot(report["level_acceptance"], title="Acceptance of each level's chains"),
     }
     if chains.total_energy is not None:
-        figures["energy"] = plots.energy_plot(chains.total_energy, title="Energies and their changes")
-    return [save_figure(figure, folder / f"chains_{name}.png").name for name, figure in figures.items()]
+        figures["energy"] = ep.plots.energy_plot(chains.total_energy, title="Energies and their changes")
+    return [ep.plots.save_figure(figure, folder / f"chains_{name}.png").name for name, figure in figures.items()]

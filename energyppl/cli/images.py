@@ -15,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from energyppl import plots
+import energyppl as ep
 from energyppl._checks import check_count
 from energyppl._files import locked, whole_file, write_json
 from energyppl.cli.image_runs import (
@@ -87,26 +87,12 @@ def _grey_if_it_is(images: Images) -> Images:
 
 def _train(images: Images, run: Path, settings: ImageSettings, device: str | None, progress: bool) -> dict[str, str]:
     pyro.set_rng_seed(settings.seed)
-    order = torch.randperm(len(images.x), generator=torch.Generator().manual_seed(0))
-    aside = min(max(2, len(order) // 10), _HELD_OUT)
-    held_out, rows = order[:aside], order[aside:]
-    classes = 0 if images.labels is None else int(images.labels.max()) + 1
-    net = UNetEnergy(images.x.shape[1:], classes=classes)
-    schedule = NoiseSchedule.cosine(settings.levels, log_snr_max=_TOP_LOG_SNR, log_snr_min=net.log_snr_min)
-    ebm = RecoveryEBM(net, schedule)
-    ebm.standardize(images.x[rows], isotropic=True)
+    rows, held_out = _split(len(images.x))
+    ebm = _untrained(images, rows, settings)
     objective = LevelScoreMatching(autocast=torch.bfloat16 if settings.bfloat16 else None)
     checkpoint, path = run / "training.ckpt", run / "run.json"
     before = read_json(path) if checkpoint.exists() and path.exists() else None
-    record: dict[str, Any] = {
-        "status": "training",
-        "kind": KIND,
-        "source": images.source,
-        "images": {"training": len(rows), "held_out": aside, "size": list(images.x.shape[1:]), "grey": images.levels},
-        "classes": list(images.classes) or [str(label) for label in range(classes)],
-        "settings": asdict(settings),
-        "seconds": 0.0 if before is None else float(before["seconds"]),
-    }
+    record = _record(images, len(rows), settings, spent=0.0 if before is None else float(before["seconds"]))
     if before is None:
         write_json(path, record)
     began = time.perf_counter()
@@ -132,16 +118,54 @@ def _train(images: Images, run: Path, settings: ImageSettings, device: str | Non
         "stopped": history.stopped,
         "held_out_error": min(h for h in history.column("held_out") if np.isfinite(h)),
     }
-    keep_image_run(run, ebm, images.x[held_out], images.x[rows[:_KEPT]])
+    found = ImageRun(ebm, images.x[held_out], images.x[rows[:_KEPT]], tuple(record["classes"]), record)
+    keep_image_run(run, ebm, found.held_out, found.rows)
     write_json(path, record)
     _draw_training(history, run / "training.png")
-    found = ImageRun(ebm, images.x[held_out], images.x[rows[:_KEPT]], tuple(record["classes"]), record)
-    plots.save_figure(_sheet(found, _SHEET), run / "samples.png")
+    ep.plots.save_figure(_sheet(found, _SHEET), run / "samples.png")
     return {
         **_about(record),
         "kept in": f"{run} (model.ebm, training.ckpt, run.json, images.ckpt)",
         "pictures": f"samples.png, training.png in {run}",
         "next": f"energyppl show {run}",
+    }
+
+
+def _split(count: int) -> tuple[Tensor, Tensor]:
+    """Return the places of the images to train on and of those held out, the same ones whenever a run goes on."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    aside = min(max(2, count // 10), _HELD_OUT)
+    return order[aside:], order[:aside]
+
+
+def _untrained(images: Images, rows: Tensor, settings: ImageSettings) -> RecoveryEBM:
+    net = UNetEnergy(images.x.shape[1:], classes=_class_count(images))
+    schedule = NoiseSchedule.cosine(settings.levels, log_snr_max=_TOP_LOG_SNR, log_snr_min=net.log_snr_min)
+    ebm = RecoveryEBM(net, schedule)
+    ebm.standardize(images.x[rows], isotropic=True)
+    return ebm
+
+
+def _class_count(images: Images) -> int:
+    return 0 if images.labels is None else int(images.labels.max()) + 1
+
+
+def _record(images: Images, training: int, settings: ImageSettings, *, spent: float) -> dict[str, Any]:
+    """Return what ``run.json`` says while training goes on."""
+    held_out = len(images.x) - training
+    return {
+        "status": "training",
+        "kind": KIND,
+        "source": images.source,
+        "images": {
+            "training": training,
+            "held_out": held_out,
+            "size": list(images.x.shape[1:]),
+            "grey": images.levels,
+        },
+        "classes": list(images.classes) or [str(label) for label in range(_class_count(images))],
+        "settings": asdict(settings),
+        "seconds": spent,
     }
 
 
@@ -189,7 +213,7 @@ def sample_images(
     x, gradients = _drawn(model, count)
     each = (time.perf_counter() - began) / count * 1e3
     if kind == ".png":
-        plots.save_figure(plots.image_grid(x), out)
+        ep.plots.save_figure(ep.plots.image_grid(x), out)
     else:
         top = found.record["images"]["grey"] - 1
         grey = (x * top).round().numpy().astype(np.uint8 if top < 256 else np.uint16)
@@ -230,10 +254,12 @@ def show_images(run: Path, count: int, *, seed: int = 0, device: str | None = No
         "pictures": f"samples.png, neighbours.png, denoised.png in {run}",
     }
     verdict = list(_verdict(found, x, means, spreads))
-    plots.save_figure(_sheet(found, _SHEET), run / "samples.png")
+    ep.plots.save_figure(_sheet(found, _SHEET), run / "samples.png")
     nearest = found.rows[nearest_neighbours(x[:10], found.rows, k=min(3, len(found.rows))).indices]
-    plots.save_figure(plots.neighbour_grid(x[:10], nearest, title="Nearest training images"), run / "neighbours.png")
-    plots.save_figure(_denoised(found), run / "denoised.png")
+    ep.plots.save_figure(
+        ep.plots.neighbour_grid(x[:10], nearest, title="Nearest training images"), run / "neighbours.png"
+    )
+    ep.plots.save_figure(_denoised(found), run / "denoised.png")
     return lines, verdict
 
 
@@ -252,12 +278,12 @@ def _verdict(found: ImageRun, x: Tensor, means: list[float], spreads: list[float
 def _sheet(found: ImageRun, count: int) -> Any:
     """Return a figure of samples: of each class with guidance, a column for each, or without classes."""
     if not found.classes:
-        return plots.image_grid(_drawn(found.ebm, count)[0], title="Samples")
+        return ep.plots.image_grid(_drawn(found.ebm, count)[0], title="Samples")
     columns = min(10, len(found.classes))
     labels = torch.arange(count) % columns
     x, _ = _drawn(found.ebm.given(labels, guidance=_GUIDANCE), count)
     title = f"Samples of {', '.join(found.classes[:columns])}, guidance {_GUIDANCE:g}"
-    return plots.image_grid(x, columns=columns, title=title)
+    return ep.plots.image_grid(x, columns=columns, title=title)
 
 
 def _denoised(found: ImageRun) -> Any:
@@ -268,7 +294,9 @@ def _denoised(found: ImageRun) -> Any:
         noisy = [found.ebm.diffuse(image, level) for level in levels]
         strips[f"noisy {i}"] = noisy
         strips[f"denoised {i}"] = [found.ebm.denoised(x, level) for x, level in zip(noisy, levels, strict=True)]
-    return plots.image_strips(strips, titles=[f"level {level}" for level in levels], title="Held-out images denoised")
+    return ep.plots.image_strips(
+        strips, titles=[f"level {level}" for level in levels], title="Held-out images denoised"
+    )
 
 
 def _draw_training(history: History, path: Path) -> None:
@@ -278,7 +306,7 @@ def _draw_training(history: History, path: Path) -> None:
         "denoising error": (np.arange(len(measure)), history.column("denoising")),
         "held-out error, weighted": (steps, measure[steps]),
     }
-    plots.save_figure(plots.training_curves(curves, title="Training"), path)
+    ep.plots.save_figure(ep.plots.training_curves(curves, title="Training"), path)
 
 
 def _drawn(model: RecoveryEBM, count: int) -> tuple[Tensor, int]:

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
+import energyppl as ep
 from energyppl._progress import doing
 from energyppl.cli.runs import Settings, known_log_z, load_run, write_frame
 from energyppl.errors import InvalidInput
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.plots.base import save_figure
-from energyppl.plots.normalizers import log_weight_histogram
 from energyppl.tables.outliers import score
 
 __all__ = ["logz_run", "score_run"]
@@ -36,8 +35,8 @@ def logz_run(
     found = known_log_z(run, load_run(run, device=device), seed=seed, tolerance=tolerance, progress=progress, anew=True)
     pictures = []
     if found.trace is not None:
-        figure = log_weight_histogram(found, title=f"{run.name}: log weights")
-        pictures.append(str(save_figure(figure, run / "log_weights.png")))
+        figure = ep.plots.log_weight_histogram(found, title=f"{run.name}: log weights")
+        pictures.append(str(ep.plots.save_figure(figure, run / "log_weights.png")))
     return found, pictures
 
 

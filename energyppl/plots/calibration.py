@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import binom
 
 from energyppl.plots.base import DATA, INK, INKS, Values, as_numpy, blank_figure, short_name
 
@@ -32,6 +31,8 @@ def rank_histogram(ranks: Mapping[str, Values], draws: int, *, title: str, bins:
     Example:
         >>> figure = ep.plots.rank_histogram({"mu": torch.randint(0, 64, (200,))}, 63, title="ranks")
     """
+    from scipy.stats import binom  # takes half a second to import
+
     shown, figure, panels = _panels(ranks, title)
     edges = np.linspace(0, draws + 1, min(bins, draws + 1) + 1).round()
     for axes, (name, values) in zip(panels, shown.items(), strict=False):

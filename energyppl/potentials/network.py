@@ -131,7 +131,7 @@ class AtLevel:
             return self.net(points, level, *condition)
         at_levels = getattr(self.net, "at_levels", None)
         if at_levels is None:
-            return self.net(points, self.log_snr[level], *condition)
+            return self.net(points, self.log_snr.take(level.long()), *condition)
         energy: Tensor = at_levels(points, level, self.log_snr, *condition)
         return energy
 

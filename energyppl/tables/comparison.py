@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from energyppl._checks import check_count
 from energyppl.data.tables import Table, table_from_rows
@@ -125,6 +124,8 @@ def _common(frames: list[pd.DataFrame]) -> dict[str, Any]:
 
 def _odd_rows(z: list[torch.Tensor], chosen: list[NDArray[np.int64]]) -> pd.DataFrame:
     """Find rows whose neighbours are of their own table much more often than chance has it."""
+    from scipy import stats  # takes half a second to import
+
     points = torch.cat(z)
     owner = np.concatenate([np.full(len(own), i) for i, own in enumerate(z)])
     count = min(_NEIGHBOURS, len(points) - 1)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from energyppl._seeds import seeded
@@ -138,6 +137,8 @@ def column_tests(table: Table, one: Array, other: Array) -> list[dict[str, Any]]
     Returns:
         For each column its name, p-value after Bonferroni's correction, and medians or the shares that differ most.
     """
+    from scipy import stats  # takes half a second to import
+
     found = []
     for name, labels, x, y in zip(table.columns, table.labels, one.T, other.T, strict=True):
         if labels:
@@ -162,6 +163,8 @@ def pair_tests(transform: TableTransform, one: Array, other: Array) -> list[dict
     Returns:
         For each pair both correlations and the p-value after Bonferroni's correction.
     """
+    from scipy import stats  # takes half a second to import
+
     generator = torch.Generator().manual_seed(0)
     coordinates = [transform.encode(v, generator)[0] for v in (one, other)]
     with np.errstate(invalid="ignore", divide="ignore"):  # a rare value can be missing from few rows

@@ -8,30 +8,77 @@ coordinates of unit variance, for every level t and without a constant of its ow
 """
 
 import math
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from energyppl._checks import append_dims
-from energyppl.inference.levels.contract import LevelModel
-from energyppl.potentials.algebra import sum_event
+from energyppl.inference.levels.contract import Conditional, LevelModel
+from energyppl.inference.levels.initializers import model_of_rows
+from energyppl.schedule import NoiseSchedule
 
-__all__ = ["level_classification", "level_tie"]
+__all__ = ["LevelTie", "level_classification", "level_tie"]
 
 
-def level_tie(
-    model: LevelModel,
-    clean: Tensor,
-    noisy: Tensor,
-    level: Tensor,
-    upper: Tensor,
-    clean_energy: Tensor | None = None,
-) -> Tensor:
+class LevelTie(NamedTuple):
+    """Pairs of noise levels to be told apart, and the points whose energies that takes beside those of clean ones.
+
+    Energies at the noisiest marginal are known: it is Gaussian, and its draws are made anew.
+
+    Example:
+        >>> from energyppl.inference.objectives.level_tie import LevelTie
+        >>> schedule, level = ep.NoiseSchedule.cosine(levels=3), torch.tensor([0, 1, 2])
+        >>> tie = LevelTie.of(schedule, torch.randn(3, 2), torch.randn(3, 2), level, level + 1)
+        >>> tie.points.shape, tie.levels  # noisy points at the lower levels, both at 1 and 2
+        (torch.Size([7, 2]), tensor([0, 1, 2, 1, 2, 1, 2]))
+    """
+
+    points: Tensor  # (n + 2 m, *event): noisy ones, and clean and noisy ones where the upper level is learned
+    levels: Tensor  # (n + 2 m,), at which their energies are asked for
+    rows: Tensor  # (n + 2 m,), of the pairs that the points are of
+    difference: Tensor  # (2, n), what is known of the upper level's energy less the lower one's
+    learned: Tensor  # (m,), the pairs whose upper level is learned
+
+    @classmethod
+    def of(cls, schedule: NoiseSchedule, clean: Tensor, noisy: Tensor, level: Tensor, upper: Tensor) -> "LevelTie":
+        """Take pairs: points ``clean`` at ``level`` and ``noisy`` at ``upper``, as :func:`level_tie` does."""
+        top, size = schedule.levels, clean[0].numel()
+        std = schedule.marginal_std.to(clean)
+        white = append_dims(upper == top, clean)
+        noisy = torch.where(white, std[-1] * torch.randn_like(noisy), noisy)
+        points = torch.stack([clean, noisy])
+        square = (points / std[-1]).square().flatten(2).sum(2)
+        known = torch.where(upper == top, 0.5 * (square + size * math.log(2.0 * math.pi)), 0.0)
+        log_std = size * std.log()
+        learned, every = (upper < top).nonzero()[:, 0], torch.arange(len(level), device=level.device)
+        return cls(
+            torch.cat([noisy, clean[learned], noisy[learned]]),
+            torch.cat([level, upper[learned], upper[learned]]),
+            torch.cat([every, learned, learned]),
+            known + log_std[upper] - log_std[level],
+            learned,
+        )
+
+    def loss(self, clean: Tensor, others: Tensor) -> Tensor:
+        """Return the mean log loss, ``()``, in nats.
+
+        Args:
+            clean: energies of the clean points at their own levels, ``(n,)``.
+            others: energies of ``points`` at ``levels``, ``(n + 2 m,)``.
+        """
+        noisy, upper = others.tensor_split([len(clean)])
+        difference = self.difference - torch.stack([clean, noisy])
+        difference = difference.index_add(1, self.learned, upper.reshape(2, -1))
+        sign = difference.new_tensor([1.0, -1.0])[:, None]
+        return torch.nn.functional.softplus(-sign * difference).mean()
+
+
+def level_tie(model: LevelModel, clean: Tensor, noisy: Tensor, level: Tensor, upper: Tensor) -> Tensor:
     """Return the mean log loss of classifying pairs of noise levels, ``()``, in nats: log 2 if nothing is known.
 
     A point is from ``level`` with probability ``p_t(x) / (p_t(x) + p_u(x))``, the densities being ``exp(−U)`` in
-    coordinates of unit variance, without any normalizer. That of the noisiest marginal is known: it is Gaussian, and
-    its draws are made anew.
+    coordinates of unit variance, without any normalizer.
 
     Args:
         model: energies at the levels.
@@ -39,7 +86,6 @@ def level_tie(
         noisy: points at ``upper``, likewise.
         level: t, ``(n,)``.
         upper: u, ``(n,)``, noisier than t and at most the schedule's noisiest marginal.
-        clean_energy: energies of ``clean`` at ``level``, ``(n,)``, where they are known.
 
     Example:
         >>> from energyppl.inference.objectives.level_tie import level_tie
@@ -48,20 +94,11 @@ def level_tie(
         >>> level_tie(ebm, pairs.clean, pairs.noisy, pairs.level, pairs.upper).shape
         torch.Size([])
     """
-    top = model.schedule.levels
-    std = model.schedule.marginal_std.to(clean)
-    white = std[-1] * torch.randn_like(noisy)
-    noisy = torch.where(append_dims(upper == top, clean), white, noisy)
-    points = torch.stack([clean, noisy])
-    jacobian = math.prod(model.event_shape) * std.log()
-    lower = model.potential(level)
-    energy = lower(points) if clean_energy is None else torch.stack([clean_energy, lower(noisy)])
-    lower_energy = energy + jacobian[level]
-    known = sum_event(0.5 * (points / std[-1]).square() + 0.5 * math.log(2.0 * math.pi), model.event_shape)
-    learned = model.potential(upper.clamp(max=top - 1))(points)
-    difference = torch.where(upper == top, known, learned) + jacobian[upper] - lower_energy
-    sign = difference.new_tensor([1.0, -1.0])[:, None]
-    return torch.nn.functional.softplus(-sign * difference).mean()
+    tie = LevelTie.of(model.schedule, clean, noisy, level, upper)
+    rows = torch.cat([torch.arange(len(clean), device=clean.device), tie.rows])
+    own = model_of_rows(cast(Conditional, model), rows)
+    energies = own.potential(torch.cat([level, tie.levels]))(torch.cat([clean, tie.points]))
+    return tie.loss(energies[: len(clean)], energies[len(clean) :])
 
 
 def level_classification(model: LevelModel, x: Tensor, level: Tensor) -> Tensor:

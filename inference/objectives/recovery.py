@@ -30,7 +30,7 @@ from energyppl.inference.objectives.contract import (
 from energyppl.inference.objectives.contrastive import Start, from_data
 from energyppl.inference.objectives.held_out import denoising_error
 from energyppl.inference.objectives.level_allocation import allocate_levels, draw_upper_levels
-from energyppl.inference.objectives.level_tie import level_tie
+from energyppl.inference.objectives.level_tie import LevelTie, level_tie
 from energyppl.inference.objectives.mass_contrast import mass_contrast
 from energyppl.inference.sampling.run_chain import Trajectory, run_chain
 from energyppl.potentials.algebra import RecoveryPotential
@@ -180,11 +180,17 @@ class RecoveryLikelihood:
 
     def contrast(self, model: LevelModel, state: KernelState, pairs: RecoveryPairs, chain: Trajectory) -> Loss:
         """Return the energy of the data less that of the negatives, plus the weighted level tie."""
-        moved, level = chain.state.x, pairs.level
-        with casting(moved, self.autocast):
-            energies = model.potential(level)(torch.stack([pairs.clean, moved]))
-        positive, negative = energies.to(moved.dtype).mean(1)
-        gap = positive - negative
+        moved, level, count = chain.state.x, pairs.level, len(pairs.level)
+        points, levels, rows = [pairs.clean, moved], [level, level], torch.arange(count, device=level.device).repeat(2)
+        tied, tie = self._tied(pairs), None
+        if self.ties:
+            parts = (pairs.clean, pairs.noisy, level, pairs.upper)
+            tie = LevelTie.of(model.schedule, *(part[:tied] for part in parts))
+            points, levels, rows = [*points, tie.points], [*levels, tie.levels], torch.cat([rows, tie.rows])
+        with casting(moved, self.autocast):  # one pass for all, which costs less than one for each
+            own = model_of_rows(cast(Conditional, model), rows)
+            energies = own.potential(torch.cat(levels))(torch.cat(points)).to(moved.dtype)
+        gap = energies[:count].mean() - energies[count : 2 * count].mean()
         width = tilt_widths(model.schedule).to(moved)[level]
         record = {
             "acceptance": float(chain.accept_prob.mean()),
@@ -192,10 +198,10 @@ class RecoveryLikelihood:
             "diverging": float(chain.diverging.float().mean()),
         }
         value = gap
-        if self.ties:
-            tie = self.level_tie(model, pairs, energies[0])
-            value = gap + self.tie * tie
-            record["level_tie"] = float(tie.detach())
+        if tie is not None:
+            loss = tie.loss(energies[:tied], energies[2 * count :])
+            value = gap + self.tie * loss
+            record["level_tie"] = float(loss.detach())
         weight = self.mass_weight(model)
         if weight and len(level) > 1:
             masses = self.mass_contrast(model, pairs)
@@ -212,18 +218,15 @@ class RecoveryLikelihood:
         """Presence of a level tie in the loss."""
         return self.tie > 0.0 and self.tie_fraction > 0.0
 
-    def level_tie(self, model: LevelModel, pairs: RecoveryPairs, clean_energy: Tensor | None = None) -> Tensor:
-        """Return the log loss of telling apart the levels of :attr:`tie_fraction` of the pairs, ``()``, in nats.
-
-        The energies of ``pairs.clean``, ``(n,)``, are worked out if None.
-        """
-        count = max(1, int(self.tie_fraction * len(pairs.level)))
-        if getattr(model, "conditions", None) is not None:  # each row may have one of its own
-            model = model_of_rows(cast(Conditional, model), torch.arange(count, device=pairs.level.device))
+    def level_tie(self, model: LevelModel, pairs: RecoveryPairs) -> Tensor:
+        """Return the log loss of telling apart the levels of :attr:`tie_fraction` of the pairs, ``()``, in nats."""
+        parts = (pairs.clean, pairs.noisy, pairs.level, pairs.upper)
         with casting(pairs.clean, self.autocast):
-            known = None if clean_energy is None else clean_energy[:count]
-            clean, noisy, level, upper = (p[:count] for p in (pairs.clean, pairs.noisy, pairs.level, pairs.upper))
-            return level_tie(model, clean, noisy, level, upper, known)
+            return level_tie(model, *(part[: self._tied(pairs)] for part in parts))
+
+    def _tied(self, pairs: RecoveryPairs) -> int:
+        """Count the pairs whose levels are told apart."""
+        return max(1, int(self.tie_fraction * len(pairs.level)))
 
     def mass_weight(self, model: LevelModel) -> float:
         """Return the weight of the mass contrast for a model."""

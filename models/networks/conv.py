@@ -181,7 +181,9 @@ class ConvEnergy(Rebuildable, nn.Module):
             label: as in :meth:`forward`.
         """
         images, batch = one_batch(x, self.event_shape)
-        return self._continuous(images, self.conditioning(level, label, batch, log_snr), log_snr[level], batch)
+        return self._continuous(
+            images, self.conditioning(level, label, batch, log_snr), log_snr.take(level.long()), batch
+        )
 
     def _continuous(self, images: Tensor, modulations: list[Tensor], log_snr: Tensor, batch: torch.Size) -> Tensor:
         square = (images * images).sum((-3, -2, -1)).reshape(batch)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from energyppl.errors import InvalidInput
+from energyppl.models.networks.linear import Linear, linear
 
 __all__ = ["amplitudes", "axis_frequencies", "feature_layers", "random_frequencies", "through_layers"]
 
@@ -53,7 +54,7 @@ def _frequencies(count: int, limits: tuple[float, float]) -> Tensor:
 def feature_layers(size: int, frequencies: int, hidden: int, depth: int) -> nn.ModuleList:
     """Make the hidden layers of a perceptron on so many coordinates and both phases of so many frequencies."""
     widths = [size + 2 * frequencies, *[hidden] * depth]
-    return nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+    return nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(widths))
 
 
 def through_layers(
@@ -69,16 +70,16 @@ def through_layers(
         points: rows.
         frequencies: of the features, ``(size, count)``.
         layers: from :func:`feature_layers`.
-        modulation: scale and shift of each layer's units before its SiLU, ``(*batch, hidden)`` or ``(hidden,)``.
+        modulation: factor and shift of each layer's units before its SiLU, ``(*batch, hidden)`` or ``(hidden,)``.
         amplitude: of the coordinates and the features, from :func:`amplitudes`; all 1 if None.
     """
     phase = points @ frequencies
     hidden = torch.cat([points, phase.sin(), phase.cos()], -1)
-    for number, (layer, (scale, shift)) in enumerate(zip(layers, modulation, strict=True)):
+    for number, (layer, (factor, shift)) in enumerate(zip(layers, modulation, strict=True)):
         if number == 0 and amplitude is not None:  # scaling the weights costs less than scaling every point
             dense = cast(nn.Linear, layer)
-            hidden = nn.functional.linear(hidden, dense.weight * amplitude, dense.bias)
+            hidden = linear(hidden, dense.weight * amplitude, dense.bias)
         else:
             hidden = layer(hidden)
-        hidden = nn.functional.silu(torch.addcmul(shift, hidden, 1.0 + scale))
+        hidden = nn.functional.silu(torch.addcmul(shift, hidden, factor))
     return hidden

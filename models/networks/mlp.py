@@ -1,7 +1,7 @@
 """A multilayer perceptron that is told the noise level and returns an energy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -184,9 +184,8 @@ class MLPEnergy(Rebuildable, nn.Module):
                 dtype or batch, or whole levels for a continuous network.
         """
         if self.film is None:
-            return self._energy(x, self._rows(level), level, condition)
-        # Splitting once costs one concatenation on the way back, where indexing would fill a table for each piece.
-        return self._energy(x, nn.functional.embedding(level, self.film), None, condition)
+            return self._energy(x, self._rows(level), None, level, condition)
+        return self._energy(x, self.film, level, None, condition)
 
     def fit_base(self, rows: Tensor) -> None:
         """Give a continuous network without contexts the covariance and heavy tails of standardized rows.
@@ -214,8 +213,7 @@ class MLPEnergy(Rebuildable, nn.Module):
             log_snr: the table, ``(levels,)``.
             condition: as in :meth:`forward`.
         """
-        rows = nn.functional.embedding(level, self._rows(log_snr))
-        return self._energy(x, rows, log_snr[level], condition)
+        return self._energy(x, self._rows(log_snr), level, log_snr.take(level.long()), condition)
 
     def proposal(self, context: Tensor | None) -> ContextGaussian:
         """Return the Gaussian that a context gives, beyond which f is what the density has; N(0, I) without a context.
@@ -236,7 +234,10 @@ class MLPEnergy(Rebuildable, nn.Module):
         rows: Tensor = self.log_snr_film(log_snr)
         return rows
 
-    def _energy(self, x: Tensor, rows: Tensor, log_snr: Tensor | None, condition: int | Tensor | None) -> Tensor:
+    def _energy(
+        self, x: Tensor, rows: Tensor, level: Tensor | None, log_snr: Tensor | None, condition: int | Tensor | None
+    ) -> Tensor:
+        """Evaluate energies with modulations ``rows``, of a table of levels if ``level`` is given."""
         x = x.flatten(x.dim() - len(self.event_shape)) if self.event_shape else x.unsqueeze(-1)
         log_scale: float | Tensor = 0.0
         if self.context_film is None:
@@ -252,8 +253,7 @@ class MLPEnergy(Rebuildable, nn.Module):
         square = (x * x).sum(-1)
         if self.saturation_radius < math.inf:
             x = x * torch.rsqrt(1.0 + square / (self.saturation_radius**2 * x.shape[-1])).unsqueeze(-1)
-        film = (rows if asked is None else rows + asked).chunk(2 * len(self.layers), -1)
-        modulation = zip(film[0::2], film[1::2], strict=True)
+        modulation = self._modulation(rows, level, asked)
         hidden = through_layers(x, self.frequencies, self.layers, modulation, self.amplitude)
         f: Tensor = self.readout(hidden).squeeze(-1)
         if log_snr is None:
@@ -262,3 +262,15 @@ class MLPEnergy(Rebuildable, nn.Module):
             known: Tensor = self.base(whole, log_snr)
             return level_weight(log_snr, self.log_snr_min) * f + known
         return near_gaussian(f, square, log_snr, self.log_snr_min, x.shape[-1]) + log_scale
+
+    def _modulation(self, rows: Tensor, level: Tensor | None, asked: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Split modulations, of a table at ``level`` if it is given, plus those ``asked`` for; yield each layer's."""
+        if level is not None and (level.dim() == 0 or level.numel() < len(rows)):
+            rows, level = nn.functional.embedding(level, rows), None
+        pieces = list(rows.chunk(2 * len(self.layers), -1))
+        pieces[0::2] = [1.0 + scale for scale in pieces[0::2]]  # in the table, if it is shorter than the batch
+        if level is not None:
+            pieces = [nn.functional.embedding(level, piece) for piece in pieces]
+        if asked is not None:
+            pieces = [piece + more for piece, more in zip(pieces, asked.chunk(len(pieces), -1), strict=True)]
+        return zip(pieces[0::2], pieces[1::2], strict=True)

@@ -94,7 +94,8 @@ class MLPInitializer(Rebuildable, nn.Module):
         batch = batch_shape(x, self.event_shape)
         points = x.reshape(math.prod(batch), math.prod(self.event_shape))
         pieces = (piece.chunk(2, -1) for piece in self.conditioning(level, label, batch))
-        read = self.readout(through_layers(points, self.frequencies, self.layers, pieces))
+        modulation = ((1.0 + scale, shift) for scale, shift in pieces)
+        read = self.readout(through_layers(points, self.frequencies, self.layers, modulation))
         if not self.learn_scale:
             return read.reshape(x.shape), x.new_zeros(())
         shift, raw = read.chunk(2, -1)

@@ -124,7 +124,7 @@ class UNetEnergy(Rebuildable, nn.Module):
             label: as in :meth:`forward`.
         """
         images, batch = one_batch(x, self.event_shape)
-        return self._energy(images, self.conditioning(level, label, batch, log_snr), log_snr[level], batch)
+        return self._energy(images, self.conditioning(level, label, batch, log_snr), log_snr.take(level.long()), batch)
 
     def moments(self, x: Tensor, level: Tensor) -> Tensor:
         """Evaluate the features that the tilt weighs, for no class, ``(*batch, width)``.

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from typing import Any
 
 import pyro
 import pytest
@@ -27,6 +28,24 @@ def test_a_new_tilt_level_or_batch_takes_the_old_trace(monkeypatch: pytest.Monke
     assert len(made) == 2  # one with the gradient, one of the energy alone
     require_equal(ep.potentials.RecoveryPotential(at, torch.randn(5, 2), 0.5), torch.randn(5, 2))
     assert len(made) == 4  # another structure, so that the counter is known to count
+
+
+@pytest.mark.parametrize("level", [2, torch.tensor([0, 3, 1, 2, 2])], ids=["one level", "a level each"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        ep.MLPEnergy((5,), hidden=8),
+        ep.ConvEnergy((1, 8, 8), width=8, continuous=True),
+        ep.models.networks.UNetEnergy((1, 8, 8)),
+    ],
+    ids=lambda network: type(network).__name__,
+)
+def test_continuous_networks_are_traced(network: nn.Module, level: int | Tensor) -> None:
+    """A table of log-SNRs indexed by a tensor of one level reads its value, and a trace would freeze it."""
+    ebm = ep.RecoveryEBM(network, ep.NoiseSchedule.cosine(levels=4, log_snr_min=-6.0))
+    x = torch.randn(5, *ebm.event_shape)
+    require_traced(ebm.potential(level), x)
+    require_equal(ebm.potential(level), x)
 
 
 @pytest.mark.parametrize("name", list(FALLBACKS))
@@ -182,3 +201,27 @@ def test_a_number_made_a_tensor_and_written_to_is_itself_again_at_the_next_call(
     for _ in range(3):
         require_equal(module, x)
     require_traced(module, x)
+
+
+def test_what_autograd_works_out_anew_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of a sine takes the cosine that the energy has, and x − 0 and x / 1 are x."""
+    found: list[Any] = []
+    monkeypatch.setattr(tracing, "Program", lambda nodes, *rest: found.append(nodes) or Program(nodes, *rest))
+    waves = ep.Energy(_waves, (2,))
+    require_equal(waves, torch.randn(5, 2))
+    _, body = found[:2]  # of the energy with its gradient
+    names = [str(node.target).split(".")[1] for node in body]
+    assert names.count("sin") == names.count("cos") == 1
+    assert "div" not in names
+    require_equal(ep.Energy(_exponential, ()), torch.randn(5))  # whose gradient is the energy itself
+    energy, grad = energy_and_grad(ep.Energy(_exponential, ()), torch.randn(5))
+    energy.zero_()
+    assert bool((grad > 0.0).all())
+
+
+def _waves(x: Tensor) -> Tensor:
+    return ((x.sin() + x.cos()) / 1.0).sum(-1)
+
+
+def _exponential(x: Tensor) -> Tensor:
+    return x.exp()

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from energyppl.autodiff import bound
 
@@ -64,16 +63,23 @@ class _Operations(TorchDispatchMode):
     """Refuses mixes, and tags what operations on tagged tensors make."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = [*_tensors(args), *(_tensors(list(kwargs.values())) if kwargs else ())]
         on = any(_is_tagged(x) for x in given)
         if on:
             _refuse_mixes(func, args, given)
         made = func(*args, **(kwargs or {}))
-        known = {_storage(x)._cdata for x in given}
-        for x in tree_leaves(made):
-            if isinstance(x, Tensor) and _storage(x)._cdata not in known:
+        known = {_storage(x)._cdata for x in given}  # afterwards, since set_ changes them
+        for x in _tensors(made):
+            if _storage(x)._cdata not in known:
                 _tag(x, on)
         return made
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors of an operation's arguments or results: lists and tuples, and no deeper kinds, hold them."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [x for part in value for x in _tensors(part)] if isinstance(value, (list, tuple)) else []
 
 
 def _refuse_mixes(func: Any, args: Any, given: list[Tensor]) -> None:
