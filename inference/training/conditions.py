@@ -67,8 +67,8 @@ class Conditions:
     def settle(self, rows: Tensor, contexts: Tensor | None) -> None:
         """Give energies of one number the temperature at which held-out rows are likeliest.
 
-        Few training rows leave densities too narrow; one number for all contexts mends that (Guo et al. 2017), and log
-        Z, which is integrated, follows it.  It stays 1 where few rows are held out.
+        Few training rows leave densities too narrow; one number for all contexts mends that (as in Guo et al. 2017),
+        and log Z, which is integrated, follows it.  It stays 1 where few rows are held out.
         """
         model = self._model
         if contexts is None or model.event_shape != (1,) or len(rows) < _FEWEST_ROWS:

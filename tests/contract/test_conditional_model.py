@@ -234,15 +234,18 @@ def test_the_gaussian_of_a_context_is_noised_exactly() -> None:
 
 
 def test_one_number_gets_the_temperature_at_which_held_out_rows_are_likeliest() -> None:
-    """Of Gaussians it is known; training begins without one, and few rows give none."""
-    mean, y = torch.randn(400), torch.randn(400, 1)
-    for sd in (1.0, 1.5, 2.5):
+    """Of Gaussians it is known, and an outlier does not move it; training begins without one, few rows give none."""
+    mean, normal = torch.randn(400), torch.distributions.Normal(0.0, 1.0)
+    apart = normal.icdf((torch.randperm(400) + 0.5) / 400)
+    for sd in (0.7, 1.0, 1.5):
 
         def energy(points: Tensor, some: Tensor, sd: float = sd) -> Tensor:
             return 0.5 * ((points[..., 0] - mean[some]) / sd).square()
 
-        known = 1.0 / float(((y[:, 0] - mean) / sd).square().mean())
-        assert likeliest_power(energy, y) == pytest.approx(known, rel=1e-3)
+        assert likeliest_power(energy, (mean + apart)[:, None]) == pytest.approx(sd**2, rel=0.05)
+        apart[0] = 9.0
+        assert likeliest_power(energy, (mean + apart)[:, None]) == pytest.approx(sd**2, rel=0.1)
+        apart[0] = 0.0
     ebm = ConditionalEBM(OfTheUser(), SCHEDULE)
     rows, c = pairs(400)
     options = ep.TrainingOptions(steps=1, learning_rate=1e-9)  # the energy stays N(c, 1)
