@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ["mass_contrast"]
 
-_ROWS = 64  # that are ranked, at most; as many others are what candidates are drawn about
+_ROWS = 128  # that are ranked, at most; as many others are what candidates are drawn about
 _CANDIDATES = 4  # for each
 _BANDWIDTH = 0.15  # standard deviation of candidates about a point
 _WIDTHS = (1.0, 2.0, 4.0)  # of the Gaussians among the proposals; the last is wider where points lie farther out
@@ -31,7 +31,7 @@ def mass_contrast(energy: Callable[[Tensor, int], Tensor], points: Tensor) -> Te
 
     Args:
         energy: maps candidates ``(n, k, d)`` for the first n points, n its second argument, to energies ``(n, k)``.
-        points: with their noise, of about unit variance, ``(2 n, d)`` or more: the first n, 64 at most, are ranked.
+        points: with their noise, of about unit variance, ``(2 n, d)`` or more: the first n, 128 at most, are ranked.
 
     Example:
         >>> from energyppl.inference.objectives.mass_contrast import mass_contrast
