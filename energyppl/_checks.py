@@ -327,10 +327,14 @@ def _is_kind(value: Any, hint: Any) -> bool:
         return callable(value)
     if origin in (Sequence, tuple):
         item, *more = get_args(hint)
+        if not isinstance(value, Tensor) and callable(getattr(value, "tolist", None)):  # numpy's and pandas' own
+            value = value.tolist()
         if not isinstance(value, Sequence) or isinstance(value, str):
             return False
         fits = len(value) == 1 + len(more) if origin is tuple and Ellipsis not in more else True
         return fits and all(_is_kind(v, item) for v in value)
+    if (origin or hint).__module__.startswith("numpy._typing"):  # parts of ArrayLike, which says little
+        return True
     if getattr(hint, "_is_protocol", False):
         return all(hasattr(value, member) for member in _members(hint))
     return isinstance(value, origin or hint)

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_between, check_number, shape_text
+from energyppl._checks import check_between, check_number, checked, shape_text
 from energyppl.autodiff.private import is_transformed
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, NotNormalized, warn_user
@@ -278,7 +278,8 @@ class ConditionalDistribution(EnergyDistribution):
 
         return energy
 
-    def quantiles(self, probabilities: Tensor) -> Tensor:
+    @checked
+    def quantiles(self, probabilities: Tensor | Sequence[float]) -> Tensor:
         """Return quantiles of events of one dimension, ``(*probabilities, *batch)``, in data coordinates.
 
         Args:

@@ -50,6 +50,7 @@ def interpolate(
     check_event("one", one, ebm.event_shape)
     check_event("other", other, ebm.event_shape)
     check_count("count", count, at_least=2)
+    check_count("steps", steps, at_least=0)
     if one.shape != other.shape:
         raise InvalidInput(f"one and other must have one shape; got {shape_text(one.shape)}, {shape_text(other.shape)}")
     if level is None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from energyppl._checks import check_count, check_event, check_flag, shape_text
+from energyppl._checks import check_count, check_event, check_fields, check_flag, shape_text
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, warn_user
 from energyppl.models.conditional import ConditionalEBM
@@ -245,6 +245,13 @@ class Resampled:
     likelihood: Callable[[Tensor], Tensor]
     tried: int | None = None
     at_once: int = _AT_ONCE
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        _check_prior(self.prior)
+        if self.tried is not None:
+            check_count("tried", self.tried)
+        check_count("at_once", self.at_once)
 
     @torch.no_grad()
     def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:

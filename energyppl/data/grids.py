@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from energyppl._checks import checked
+
 __all__ = ["decimals_of", "find_grid", "requantize", "smallest_gaps"]
 
 Array = NDArray[np.float64]
@@ -71,6 +73,7 @@ def smallest_gaps(grids: Sequence[Array]) -> tuple[float, ...]:
     return tuple(float(np.diff(grid).min()) if len(grid) > 1 else 0.0 for grid in grids)
 
 
+@checked
 def requantize(values: Array, grids: tuple[Array, ...]) -> Array:
     """Round the discrete columns of ``values``, ``(n, d)``, to the nearest value of their grids; leave the rest.
 

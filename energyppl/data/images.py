@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from energyppl._checks import as_path, check_count, check_event, shape_text
+from energyppl._checks import as_path, check_count, check_event, checked, shape_text
 from energyppl.data.arrays import Array, read_npy
 from energyppl.data.image_files import read_folder, read_idx, read_npz
 from energyppl.errors import InvalidInput
@@ -139,6 +139,7 @@ def read_images(
     return images if size is None else _smaller(images, size)
 
 
+@checked
 def images_from_array(
     array: Array | Tensor,
     labels: Array | Tensor | Sequence[int] | None = None,

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from energyppl._checks import as_path
+from energyppl._checks import as_path, checked
 from energyppl.data.frames import (
     Column,
     Label,
@@ -141,6 +141,7 @@ def read_table(
     return _table(frame, str(path), columns, drop, missing, like, partial(line_of_row, path))
 
 
+@checked
 def table_from_rows(
     rows: "Table | pd.DataFrame | ArrayLike | Mapping[str, Sequence[Any]] | str | os.PathLike[str]",
     *,
@@ -176,6 +177,7 @@ def table_from_rows(
     return table_from_frame(frame_of_rows(rows), columns=columns, drop=drop, missing=missing, like=like, source=source)
 
 
+@checked
 def table_from_frame(
     frame: pd.DataFrame,
     *,
@@ -320,6 +322,7 @@ def _grid_of(column: Column) -> Array:
     return find_grid(column.values[~np.isnan(column.values)])
 
 
+@checked
 def table_from_array(values: ArrayLike, columns: Sequence[str] | None = None, *, source: str = "an array") -> Table:
     """Make a checked table from an array ``(n, d)`` or ``(n,)``.
 
@@ -356,6 +359,7 @@ def _checked_names(columns: Sequence[str] | None, count: int, source: str) -> tu
     return names
 
 
+@checked
 def dequantize(table: Table, generator: torch.Generator) -> Table:
     """Spread each discrete column over its gaps, by uniform noise as wide as the smallest gap, centred on the value.
 

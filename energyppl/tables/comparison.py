@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, checked
 from energyppl.data.tables import Table, table_from_rows
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import InvalidInput
@@ -46,6 +46,7 @@ class Comparison(NamedTuple):
         return "\n".join([f"energy distance {self.statistic:.4f}, p = {self.p_value:.3f}", *self.verdict])
 
 
+@checked
 def compare(
     first: Rows,
     second: Rows,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energyppl._checks import check_between, check_count
+from energyppl._checks import check_between, check_count, checked
 from energyppl._seeds import seeded
 from energyppl.data.columns import Categories
 from energyppl.data.tables import Table, table_from_rows
@@ -93,6 +93,7 @@ class ConditionalTableModel:
 
     # --- Predictions ---
 
+    @checked
     def predict(self, rows: Rows, *, draws: int = 200, confidence: float = 0.9, seed: int = 0) -> pd.DataFrame:
         """Predict the target columns of rows, with intervals, in the table's units.
 
@@ -137,6 +138,7 @@ class ConditionalTableModel:
             )
         return found
 
+    @checked
     def sample(self, rows: Rows, draws: int = 1, *, seed: int | None = None) -> pd.DataFrame:
         """Draw the target columns of rows, with the table's names and dtypes.
 
@@ -164,6 +166,7 @@ class ConditionalTableModel:
 
     # --- Densities ---
 
+    @checked
     def log_prob(self, rows: Rows, *, seed: int = 0, spreads: int = _SPREADS) -> Array:
         """Return the log densities of the targets of rows given their other columns, ``(n,)``, in nats.
 

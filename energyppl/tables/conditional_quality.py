@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from energyppl._checks import checked
 from energyppl._seeds import seeded
 from energyppl.errors import EnergyPPLError
 from energyppl.inference.evaluation.coverage import coverage
@@ -20,6 +21,7 @@ _FALSE_ALARM = 0.01  # of saying that intervals are off
 _SPREADS = 16
 
 
+@checked
 def prediction_quality(model: ConditionalTableModel, *, seed: int = 0) -> dict[str, Any]:
     """Measure a model's predictions of its held-out rows, and say in words what is good and what is not.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from energyppl._checks import checked
 from energyppl._seeds import seeded
 from energyppl.data.tables import Table, table_from_rows
 from energyppl.errors import InvalidInput
@@ -27,6 +28,7 @@ _FEW_ROWS = 500  # of which what a context does can't be learned in detail: on 3
 _VARIES = 1e-6  # standard deviations of a context's coordinate
 
 
+@checked
 def fit_conditional(
     rows: Rows,
     predict: str | Sequence[str],

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from energyppl._checks import check_between, check_count
+from energyppl._checks import check_between, check_count, checked
 from energyppl._seeds import seeded
 from energyppl.data.grids import decimals_of
 from energyppl.data.tables import Table
@@ -104,6 +104,7 @@ class Imputation:
         return self.table.frame(values)
 
 
+@checked
 def impute(model: TableModel, rows: Rows, *, draws: int = 20, seed: int = 0, progress: bool = False) -> Imputation:
     """Draw the missing cells of rows by chains on the model's density given the cells that are there.
 

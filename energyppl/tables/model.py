@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, checked
 from energyppl._progress import progress_bar
 from energyppl._seeds import seeded
 from energyppl.data.columns import Numbers
@@ -27,7 +27,7 @@ from energyppl.tables.conditional import draw_unknown, rounds
 __all__ = ["Rows", "TableModel"]
 
 Array = NDArray[np.float64]
-Rows: TypeAlias = "Table | pd.DataFrame | ArrayLike | Mapping[str, Sequence[Any]] | str | os.PathLike[str]"
+Rows: TypeAlias = Table | pd.DataFrame | ArrayLike | Mapping[str, Sequence[Any]] | str | os.PathLike[str]
 """Rows that a model takes: a frame, a table or a file by its names, an array or lists by the order of their columns."""
 
 _SPREADS = 16  # draws of a row's place within its cells that its density is averaged over
@@ -128,6 +128,7 @@ class TableModel:
         """Estimate log Z of the coordinates' energy; what was found is kept until the weights change."""
         return self.ebm.log_normalizer(tolerance=tolerance, progress=progress)
 
+    @checked
     def log_prob(
         self, rows: Rows, log_z: LogNormalizer | None = None, *, seed: int = 0, spreads: int = _SPREADS
     ) -> Array:
@@ -168,6 +169,7 @@ class TableModel:
     ) -> Array:
         """Return the log of the mean of a density of coordinates times the rows' weights, ``(n, d)`` to ``(n,)``."""
         check_count("rows", len(values))
+        check_count("spreads", spreads)
         generator = torch.Generator().manual_seed(seed)
         drawn = []
         for _ in range(spreads if self.transform.random else 1):
@@ -183,6 +185,7 @@ class TableModel:
         check_count("the number of samples", count)
         return self.decode(self.ebm.sample((count,)), rounded=rounded)
 
+    @checked
     def sample(self, count: int, given: Mapping[str, Any] | None = None, *, seed: int | None = None) -> pd.DataFrame:
         """Draw rows as a frame with the table's names and dtypes.
 

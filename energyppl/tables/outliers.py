@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, checked
 from energyppl.data.columns import Numbers
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.tables.model import Array, Rows, TableModel, empty_like
@@ -44,6 +44,7 @@ class Surprise(NamedTuple):
     usual: str
 
 
+@checked
 def score(
     model: TableModel, rows: Rows, *, first: int = 10, log_z: LogNormalizer | None = None, seed: int = 0
 ) -> pd.DataFrame:
@@ -100,6 +101,7 @@ def reasons(found: list[Surprise]) -> str:
     )
 
 
+@checked
 def surprises(model: TableModel, row: Array, *, seed: int = 0) -> list[Surprise]:
     """Compare each column of one row, ``(d,)``, with its conditional distribution given the others, the rarest first.
 

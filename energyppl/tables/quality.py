@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from energyppl._checks import checked
 from energyppl._seeds import seeded
 from energyppl.data.tables import Table
 from energyppl.data.transforms import TableTransform
@@ -31,6 +32,7 @@ _FEW_ROWS = 500  # below, a simpler model may well be the better one
 _FEW_HELD_OUT = 30  # below, tests of samples see gross differences alone
 
 
+@checked
 def quality(
     model: TableModel, samples: Array | None = None, log_z: LogNormalizer | None = None, *, seed: int = 0
 ) -> dict[str, Any]:

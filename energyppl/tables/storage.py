@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from energyppl._checks import as_path
+from energyppl._checks import as_path, checked
 from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.tables import Table
@@ -23,6 +23,7 @@ _FORMAT = "energyppl-table-5"
 _CONDITIONAL = "energyppl-conditional-table-1"
 
 
+@checked
 def save(model: TableModel | ConditionalTableModel, path: str | os.PathLike[str]) -> None:
     """Write a model of a table to one file, whole or not at all; it holds some of the training rows.
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import check_count, check_positive, checked
 from energyppl._progress import doing
 from energyppl._seeds import seeded
 from energyppl.autodiff.devices import move_to
@@ -67,8 +67,6 @@ class FitSettings:
                 check_count(name, getattr(self, name))
         check_count("seed", self.seed, at_least=0)
         if self.learning_rate is not None:
-            if not isinstance(self.learning_rate, (int, float)) or isinstance(self.learning_rate, bool):
-                raise InvalidInput(f"learning_rate must be a number; got {self.learning_rate!r}")
             check_positive("learning_rate", self.learning_rate)
         if self.transforms is not None and not isinstance(self.transforms, Mapping):
             raise InvalidInput(f"transforms must be a dictionary from columns to words; got {self.transforms!r}")
@@ -148,6 +146,7 @@ def _within(
     return rows[: len(rows) - few], np.concatenate([aside, rows[len(rows) - few :]])
 
 
+@checked
 def fit(
     rows: Rows,
     *,

@@ -150,6 +150,7 @@ def mode_occupancy(points: Tensor, assign: Callable[[Tensor], Tensor], number_of
     return ModeOccupancy(by_chain.mean(0), by_chain, (modes[:, 1:] != modes[:, :-1]).sum(1))
 
 
+@checked
 def level_acceptance(ebm: Conditional, *, samples: int = 256, steps: int = 40) -> LevelAcceptance:
     """Measure how often each level's chains of a model, such as a ``RecoveryEBM``, accept on the way from white noise.
 

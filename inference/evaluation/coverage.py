@@ -106,6 +106,7 @@ def coverage(
     return rank_coverage(ranked(truth, draws), draws.shape[1], nominal=nominal, groups=groups, confidence=confidence)
 
 
+@checked
 def rank_coverage(
     ranks: Tensor,
     draws: int,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_count, check_data, check_event, checked
+from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.normalizing.forward import independent_runs
 from energyppl.inference.normalizing.methods import SMC
@@ -150,6 +151,8 @@ def region_masses(
     check_event("samples", samples, model.event_shape)
     drawn = model.to_unit(samples).flatten(1).double().cpu()
     drawn = drawn[torch.isfinite(drawn).all(1)]
+    if len(drawn) == 0:
+        raise InvalidInput("samples must hold finite rows; got none: train the model anew, or pass others")
     rows = model.to_unit(model.diffuse(data.to(model.loc), 0)).flatten(1).double().cpu()
     pooled = torch.cat([_some(rows), _some(drawn)])
     centers = _clusters(pooled, regions)

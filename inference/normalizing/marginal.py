@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from energyppl._checks import check_between, check_count
+from energyppl._checks import check_between, check_count, check_number, checked
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.inference.normalizing.annealing import anneal, log_mean_exp, pilot_run
@@ -47,6 +47,7 @@ class MarginalLikelihood:
         return f"{self.mean} nats a row ({len(self.log_likelihood)} rows; ± {self.annealing_error:.2g} by annealing)"
 
 
+@checked
 def marginal_log_likelihood(
     model: Callable[..., Any],
     args: Sequence[Any] = (),
@@ -88,6 +89,10 @@ def marginal_log_likelihood(
     """
     check_count("particles", particles, at_least=4)
     check_between("confidence", confidence, 0.0, 1.0)
+    if temperatures is not None:
+        check_count("temperatures", temperatures)
+    if not isinstance(log_z, LogNormalizer):
+        check_number("log_z", log_z)
     kwargs = kwargs or {}
     potential, drawn = PlatePotential.trace(model, tuple(args), kwargs)
     base = _base(potential, drawn, guide, args, kwargs)

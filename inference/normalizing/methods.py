@@ -94,7 +94,7 @@ class SMC(Annealing):
     True
     """
 
-    particles: int = 1024
+    particles: int = 2048
     islands = ISLANDS
     words = "sequential Monte Carlo"
 

@@ -28,8 +28,11 @@ _FARTHEST = 2.0**20  # where it does not
 _NEGLIGIBLE = 30.0  # nats below the best basin's mass, about
 _MATTERS = 5.0  # nats below the best basin's mass: what is new there changes log Z
 _FASTER, _SLOWER = 2.0, 0.4  # factors of a step of a descent while the slope keeps its sign, and where it turns
-_FEWEST_ROUNDS, _ROUNDS = 4, 8  # of starts
+_FEWEST_ROUNDS, _ROUNDS = 4, 16  # of starts
 _AGAIN = 4  # one in so many starts of later rounds is scattered as in the first
+_EACH = 4  # chains from ends at the same place
+_SAME = 0.3  # width of such a place, in those of the first basin, for each root of the dimension
+_SELDOM = 20  # descents that end in a basin at least, if none like it is to have been missed
 _QUIET = 2  # rounds one after another that end in no new place, after which no more are made
 _LOST = 1e12  # widths from which no descent comes back
 _MAX_CURVED = 64  # dimensions up to which all second derivatives are worth their cost
@@ -46,19 +49,34 @@ class ModeSearch(NamedTuple):
     evaluations: int
 
 
-class _Round(NamedTuple):
-    """Chains from the ends of descents, in the coordinates of the search."""
+class _Chains(NamedTuple):
+    """Chains from ends of descents, in the coordinates of the search."""
 
-    ends: Tensor  # (n, *event), of the descents
+    begin: Tensor  # (n,), the ends' numbers
     states: Tensor  # (kept, n, *event)
     mass: Tensor  # (n,), logarithm of about the mass of each chain's basin
+
+    def held(self) -> Tensor:
+        """Tell which chains, ``(n,)``, are in basins that hold more than next to nothing; masses are rough."""
+        return self.mass >= self.mass.max() - _NEGLIGIBLE - self.states[0, 0].numel()
+
+    def that_matter(self, mass: Tensor) -> Tensor:
+        """Tell which of some masses would change log Z."""
+        return mass > self.mass.max() - _MATTERS - 0.5 * self.states[0, 0].numel()
+
+
+def _joined(chains: list[_Chains]) -> _Chains:
+    """Join chains of several rounds."""
+    begin, states, mass = zip(*chains, strict=True)
+    return _Chains(torch.cat(begin), torch.cat(states, 1), torch.cat(mass))
 
 
 def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
     """Search for basins of an energy by descents from many distances.
 
-    Rounds of descents follow each other while they end in new places. From the second on most begin between and around
-    the ends of those before; the others are scattered as in the first, since what lies beside all ends is not between.
+    From the second round of descents on most begin between and around the ends of those before; the others are
+    scattered as in the first, since what lies beside all ends is not between. Rounds follow each other while they end
+    in new places, and while there is a basin that only a few descents have found: there may be more of its like.
 
     Args:
         target: the energy U.
@@ -72,50 +90,74 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
     radius, tried = _reach(framed, x)
     cost += tried
     begin, step = _scattered(x, starts, radius)
-    rounds, new = list[_Round](), [1.0]
+    ends, rounds = x[:0], list[_Chains]()
     while True:
-        ends, energy = _descend(framed, begin, step, _STEPS)
-        ends = ends[torch.isfinite(energy) & (ends.reshape(len(ends), -1).abs().amax(1) < _LOST)]
-        if len(ends) == 0 and not rounds:
+        low, energy = _descend(framed, begin, step, _STEPS)
+        low = low[torch.isfinite(energy) & (low.reshape(len(low), -1).abs().amax(1) < _LOST)]
+        ends = torch.cat([ends, low])
+        if len(ends) == 0:
             raise EnergyPPLError("no descent ended at a finite energy")
-        if len(ends):
-            found = _relax(framed, ends)
-            new.append(_new_share(rounds, found, starts))
-            rounds.append(found)
-        cost += starts * (_STEPS + _MOVES + 1)
-        quiet = len(rounds) >= _FEWEST_ROUNDS and not any(new[-_QUIET:])
-        if quiet or len(rounds) == _ROUNDS or len(ends) == 0:
-            break
+        some = _unlike_those_before(ends, len(ends) - len(low))
+        rounds.append(_relax(framed, ends, some))
+        cost += starts * _STEPS + len(some) * (_MOVES + 1)
+        chains, full = _joined(rounds), len(rounds) == _ROUNDS
+        if full or (len(rounds) >= _FEWEST_ROUNDS and not _some_are_rare(ends, chains)):
+            last = range(max(1, len(rounds) - _QUIET), len(rounds))
+            new = max(_new_share(_joined(rounds[:at]), rounds[at], starts) for at in last)
+            if full or new == 0.0:
+                break
         again = starts // _AGAIN
-        between = _between(torch.cat([each.ends for each in rounds])[_held(rounds)[1]], starts - again)
+        between = _between(ends[chains.begin[chains.held()]], starts - again)
         far, far_step = _scattered(x, again, radius)
         begin, step = torch.cat([between, far]), torch.cat([torch.full_like(between, 0.2), far_step])
-    states, held = _held(rounds)
-    rows = framed.from_unit(states.flatten(0, 1))
-    weight = _evening_weights(torch.cat([each.ends for each in rounds])[held]).repeat(_KEPT)
-    return ModeSearch(rows, weight, starts * len(rounds), max(new[-_QUIET:]), radius, cost)
+    begin = chains.begin[chains.held()]
+    more = starts - len(begin)
+    if more > 0:  # bases are fitted to them
+        anew = begin[torch.multinomial(_evening_weights(ends[begin]), more, replacement=True)]
+        chains, cost = _joined([chains, _relax(framed, ends, anew)]), cost + more * (_MOVES + 1)
+    held = chains.held()
+    rows = framed.from_unit(chains.states[:, held].flatten(0, 1))
+    weight = _evening_weights(ends[chains.begin[held]]).repeat(_KEPT)
+    return ModeSearch(rows, weight, starts * len(rounds), new, radius, cost)
 
 
-def _held(rounds: list[_Round]) -> tuple[Tensor, Tensor]:
-    """Join rounds without the chains whose basins hold next to nothing; returns states and which chains they are of."""
-    mass = torch.cat([each.mass for each in rounds])
-    enough = float(mass.max()) - _NEGLIGIBLE - rounds[0].states[0, 0].numel()
-    held = mass >= min(enough, float(mass.median()))  # half of them at least, since masses are rough
-    return torch.cat([each.states for each in rounds], 1)[:, held], held
+def _unlike_those_before(ends: Tensor, first: int) -> Tensor:
+    """Return the numbers from ``first`` on of ends ``(n, *event)`` at whose place fewer than four came before."""
+    rows = ends.reshape(len(ends), -1)
+    same = torch.cdist(rows[first:], rows) < _SAME * math.sqrt(rows.shape[1])
+    before = torch.arange(len(rows), device=rows.device) < torch.arange(first, len(rows), device=rows.device)[:, None]
+    return first + ((same & before).sum(1) < _EACH).nonzero()[:, 0]
 
 
-def _new_share(rounds: list[_Round], found: _Round, starts: int) -> float:
-    """Return the share of new chains that are where a mixture fitted to those before does not reach, and matter."""
-    if not rounds:
-        return 1.0
-    states, _ = _held(rounds)
+def _some_are_rare(ends: Tensor, chains: _Chains) -> bool:
+    """Tell whether a basin that matters was found by few descents.
+
+    Ends near each other are of one basin, and those whose chain has come closer to another end: descents may stop
+    early.
+    """
+    rows = ends.reshape(len(ends), -1)
+    near = torch.cdist(rows, rows) < math.sqrt(2.0 * rows.shape[1])
+    reached = torch.cdist(chains.states[-1].reshape(len(chains.begin), -1), rows).argmin(1)
+    near[chains.begin, reached] = near[reached, chains.begin] = True
+    label, last = torch.arange(len(rows), device=rows.device), None
+    while last is None or not torch.equal(label, last):
+        last, label = label, torch.where(near, label, len(rows)).amin(1)
+    mass = torch.full((len(rows),), -math.inf).to(chains.mass)
+    mass = mass.scatter_reduce(0, label[chains.begin], chains.mass, "amax")
+    return bool((chains.that_matter(mass) & (label.bincount(minlength=len(rows)) < _SELDOM)).any())
+
+
+def _new_share(before: _Chains, found: _Chains, starts: int) -> float:
+    """Return the share of starts whose chains are where a mixture fitted to those before does not reach, and matter."""
+    if not len(found.begin):
+        return 0.0
+    states = before.states[:, before.held()]
     shape = states.shape[2:]
     index = torch.arange(states.shape[1], device=states.device).repeat(_KEPT)
     base = MixtureBase.fitted(states.flatten(0, 1), shape, groups=index)
     narrow = MixtureBase(base.means[:-1], base.factors[:-1], base.weights[:-1])  # without the wide component
     limit = float(narrow(states[-1]).quantile(0.99)) + _MATTERS
-    mass = torch.cat([each.mass for each in (*rounds, found)])
-    matters = found.mass > mass.max() - _MATTERS - 0.5 * shape.numel()
+    matters = _joined([before, found]).that_matter(found.mass)
     return float((matters & (narrow(found.states).amin(0) > limit)).sum()) / starts
 
 
@@ -147,9 +189,9 @@ def _between(ends: Tensor, count: int) -> Tensor:
     along = one + (2.0 * share - 0.5) * (two - one) + torch.randn_like(one)
     variance = (weights / weights.sum()) @ (rows - mean).square()
     spread = torch.maximum(variance, variance.mean()).sqrt() + 1.0  # modes may lie where no end has been yet
-    around = mean + 1.5 * share * spread * torch.randn_like(one)
-    half = (torch.arange(count, device=rows.device) % 2 == 0).unsqueeze(1)
-    return torch.where(half, along, around).reshape(count, *ends.shape[1:])
+    around = mean + 3.0 * share * spread * torch.randn_like(one)
+    third = (torch.arange(count, device=rows.device) % 3 == 0).unsqueeze(1)
+    return torch.where(third, along, around).reshape(count, *ends.shape[1:])
 
 
 def _first_basin(target: Potential, x: Tensor) -> tuple[Affine, int]:
@@ -250,8 +292,11 @@ def _reach(framed: Potential, x: Tensor) -> tuple[float, int]:
     return radius, spent
 
 
-def _relax(framed: Potential, z: Tensor) -> _Round:
-    """Run a chain from each end, with a step size of its own."""
+def _relax(framed: Potential, ends: Tensor, some: Tensor) -> _Chains:
+    """Run a chain from some of the ends ``(n, *event)``, each with a step size of its own."""
+    z = ends[some]
+    if not len(z):
+        return _Chains(some, z.expand(_KEPT, *z.shape), z.new_zeros(0))
     dim = max(1, z[0].numel())
     log_step = torch.zeros(len(z)).to(z)
     state = MALA(1.0).init(framed, z)
@@ -261,4 +306,4 @@ def _relax(framed: Potential, z: Tensor) -> _Round:
         log_step = (log_step + 0.5 * (info.accept_prob.nan_to_num(0.0) - 0.6)).clamp(max=math.log(10.0))
         if move >= _MOVES // 2 and (move + 1) % every == 0:
             kept.append(state.x)
-    return _Round(z, torch.stack(kept), dim * log_step - state.energy)
+    return _Chains(some, torch.stack(kept), dim * log_step - state.energy)

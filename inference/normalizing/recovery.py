@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_data
+from energyppl._checks import check_count, check_data, checked
 from energyppl.distributions import RecoveryDistribution
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.inference.levels.contract import LevelModel
@@ -112,6 +112,7 @@ class ProcessLikelihood(NamedTuple):
     evaluations: int
 
 
+@checked
 def process_log_likelihood(
     model: LevelModel, x: Tensor, *, particles: int = 64, temperatures: int | None = None, steps: int = 40
 ) -> ProcessLikelihood:
@@ -132,6 +133,10 @@ def process_log_likelihood(
         ('lower', 'upper', 'evaluations')
     """
     check_data("x", x, model.event_shape, at_least=2)
+    check_count("particles", particles, at_least=2)
+    check_count("steps", steps, at_least=0)
+    if temperatures is not None:
+        check_count("temperatures", temperatures)
     z, evaluations = model.to_unit(x), 0
     lower, upper = (torch.zeros(len(x), dtype=torch.float64, device=z.device) for _ in range(2))
     for t in range(model.schedule.levels - 1 + model.schedule.tilted_top):

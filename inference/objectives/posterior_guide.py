@@ -69,7 +69,7 @@ class PosteriorGuide(nn.Module):
         check_count("steps", steps)
         check_positive("adaptation_rate", adaptation_rate)
         for name, value in (("model", model), ("start", start)):
-            if value is not None and (isinstance(value, type) or not callable(value)):
+            if (value is not None or name == "model") and (isinstance(value, type) or not callable(value)):
                 raise InvalidInput(f"{name} must be a Pyro program; got {value!r}: pass a function")
         self._programs: tuple[Any, Any] = (model, start)  # in a tuple, so that their weights are not the guide's
         self.steps, self.adapt, self.adaptation_rate = steps, adapt, adaptation_rate
