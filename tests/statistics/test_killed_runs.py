@@ -19,7 +19,7 @@ import energyppl as ep
 from tests.support.trainings import MODELS, PAIRS, data_of
 
 KILLS = 5  # of each pair of a model and an objective: over 100 in all
-OPTIONS = ep.TrainingOptions(steps=60, batch_size=16, evaluate_every=3)  # a checkpoint at every third step
+OPTIONS = ep.TrainingOptions(steps=60, batch_size=16, evaluate_every=3, patience=20)  # checkpoints at every third step
 
 
 def _fit(place: int, folder: Path, pause: float) -> None:
