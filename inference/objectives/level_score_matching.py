@@ -18,7 +18,7 @@ from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model, check_weight
 from energyppl.inference.objectives.held_out import denoising_error, fixed_noise, row_weights, weighted_mean
 from energyppl.inference.objectives.level_allocation import allocate_levels
-from energyppl.inference.objectives.mass_contrast import mass_contrast
+from energyppl.inference.objectives.mass_contrast import MassContrast
 from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
 from energyppl.integration.batched import log_integrals
 from energyppl.potentials.network import AtLogSNR
@@ -52,7 +52,7 @@ class LevelScoreMatching:
     known, so that exp(−U) is about normalized at every level, and sees what slopes can't: how much mass separated
     regions have.
 
-    Rows of numbers have a third term, the :func:`mass_contrast`: how much mass lies far from the data, where slopes
+    Rows of numbers have a third term, the mass contrast: how much mass lies far from the data, where slopes
     hardly count, is nearly free without it.
 
     For a network with whole levels it is ``mean |σ̄_t ∇U(x_t, t) − ε|²`` (Song & Ermon 2019), 1 for a constant energy,
@@ -198,8 +198,8 @@ class LevelScoreMatching:
         sharpest = float(torch.rand(())) < 0.5
         log_snr = torch.tensor(high if sharpest else low + (high - low) * float(torch.rand(()))).to(clean)
         x, _ = noised(clean, torch.randn_like(clean), log_snr)
-        potential = at_log_snr(model, log_snr)
-        losses = mass_contrast(lambda points, count: potential(points), x)
+        contrast = MassContrast.of(x)
+        losses = contrast.losses(at_log_snr(model, log_snr)(contrast.points))
         return (row_weights(clean)[: len(losses)] * losses).mean()
 
     def _noise_weight(self, model: LevelModel, log_snr: Tensor) -> Tensor:

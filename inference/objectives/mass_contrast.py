@@ -7,49 +7,60 @@ it in one column, or in the plane anywhere, sees both, and needs neither log Z n
 """
 
 import math
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["mass_contrast"]
+__all__ = ["MassContrast"]
 
-_ROWS = 128  # that are ranked, at most; as many others are what candidates are drawn about
+_ROWS, _ROWS_A_COLUMN = 128, 8  # that are ranked, at most; as many others are what candidates are drawn about
 _CANDIDATES = 4  # for each
 _BANDWIDTH = 0.15  # standard deviation of candidates about a point
 _WIDTHS = (1.0, 2.0, 4.0)  # of the Gaussians among the proposals; the last is wider where points lie farther out
 _WHOLE = 2  # dimensions up to which a point is replaced as a whole
 
 
-def mass_contrast(energy: Callable[[Tensor, int], Tensor], points: Tensor) -> Tensor:
-    """Return the log losses of finding points among drawn candidates, ``(n,)``, in nats.
+class MassContrast(NamedTuple):
+    """Points to be found among drawn candidates.
 
     A point x has a column j, or in the plane all of it, replaced by y_k of a known density q.  The loss is minus the
     log of the softmax of −U(x with y_k) − log q(y_k) at x itself: a pseudo-likelihood (Besag 1975), its integrals
     estimated by importance sampling, for which the truth is the minimizer whatever q is (Ma & Collins 2018).  Half of
     q lies about other points, half is Gaussians, the widest as wide as the farthest of those points.
 
-    Args:
-        energy: maps candidates ``(n, k, d)`` for the first n points, n its second argument, to energies ``(n, k)``.
-        points: with their noise, of about unit variance, ``(2 n, d)`` or more: the first n, 128 at most, are ranked.
-
     Example:
-        >>> from energyppl.inference.objectives.mass_contrast import mass_contrast
-        >>> mass_contrast(lambda x, n: 0.5 * (x * x).sum(-1), torch.randn(64, 3)).shape
-        torch.Size([32])
+        >>> from energyppl.inference.objectives.mass_contrast import MassContrast
+        >>> contrast = MassContrast.of(torch.randn(64, 3))
+        >>> contrast.losses(0.5 * contrast.points.square().sum(-1)).shape
+        torch.Size([24])
     """
-    count = min(_ROWS, len(points) // 2)
-    own, others = points[:count], points[count : 2 * count]
-    size = points.shape[1]
-    if size <= _WHOLE:
-        drawn, log_proposal = _proposed(own, others.expand(count, -1, -1))
-        candidates = drawn
-    else:
+
+    points: Tensor  # (n, 1 + k, d), each to be found and after it its candidates
+    log_proposal: Tensor  # (n, 1 + k)
+
+    @classmethod
+    def of(cls, points: Tensor) -> "MassContrast":
+        """Draw candidates.
+
+        Args:
+            points: with their noise, of about unit variance, ``(2 n, d)`` or more: the first n, 128 at most and 8 for
+                each column, are ranked.
+        """
+        most = _ROWS if points.shape[1] <= _WHOLE else min(_ROWS, _ROWS_A_COLUMN * points.shape[1])
+        count = min(most, len(points) // 2)
+        own, others = points[:count], points[count : 2 * count]
+        size = points.shape[1]
+        if size <= _WHOLE:
+            return cls(*_proposed(own, others.expand(count, -1, -1)))
         column = torch.randint(size, (count, 1), device=points.device)
         drawn, log_proposal = _proposed(own.gather(1, column), others.T[column[:, 0]].unsqueeze(-1))
         place = column[:, None].expand(-1, drawn.shape[1], -1)
-        candidates = own[:, None].expand(-1, drawn.shape[1], -1).scatter(2, place, drawn)
-    return -(-energy(candidates, count) - log_proposal).log_softmax(1)[:, 0]
+        return cls(own[:, None].expand(-1, drawn.shape[1], -1).scatter(2, place, drawn), log_proposal)
+
+    def losses(self, energies: Tensor) -> Tensor:
+        """Return the log losses, ``(n,)``, in nats, from the energies of the points, ``(n, 1 + k)``."""
+        return -(-energies - self.log_proposal).log_softmax(1)[:, 0]
 
 
 def _proposed(own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from energyppl.inference.objectives.contrastive import Start, from_data
 from energyppl.inference.objectives.held_out import denoising_error
 from energyppl.inference.objectives.level_allocation import allocate_levels, draw_upper_levels
 from energyppl.inference.objectives.level_tie import LevelTie, level_tie
-from energyppl.inference.objectives.mass_contrast import mass_contrast
+from energyppl.inference.objectives.mass_contrast import MassContrast
 from energyppl.inference.sampling.run_chain import Trajectory, run_chain
 from energyppl.potentials.algebra import RecoveryPotential
 
@@ -75,7 +75,7 @@ class RecoveryLikelihood:
             noise levels apart: it ties the levels' normalizers to that of white noise, and the masses of separated
             regions to those at noisy levels, where the regions touch. 0 for none.
         tie_fraction: share of each batch whose pairs are classified.
-        masses: weight of the :func:`~energyppl.inference.objectives.mass_contrast.mass_contrast`, which sees the mass
+        masses: weight of the :class:`~energyppl.inference.objectives.mass_contrast.MassContrast`, which sees the mass
             of a far region directly; if None 1 for points of one or two numbers without conditions, else 0.
         shared_noise: noise both levels with one ε (CDRL's variance reduction).
         autocast: arithmetic of the loss, ``torch.bfloat16`` for networks of images; that of the chains is the kernel's
@@ -182,31 +182,32 @@ class RecoveryLikelihood:
         """Return the energy of the data less that of the negatives, plus the weighted level tie."""
         moved, level, count = chain.state.x, pairs.level, len(pairs.level)
         points, levels, rows = [pairs.clean, moved], [level, level], torch.arange(count, device=level.device).repeat(2)
-        tied, tie = self._tied(pairs), None
+        tied, tie, masses = self._tied(pairs), None, None
         if self.ties:
             parts = (pairs.clean, pairs.noisy, level, pairs.upper)
             tie = LevelTie.of(model.schedule, *(part[:tied] for part in parts))
             points, levels, rows = [*points, tie.points], [*levels, tie.levels], torch.cat([rows, tie.rows])
+        weight = self.mass_weight(model)
+        if weight and count > 1:
+            masses = MassContrast.of(pairs.clean)
+            drawn = masses.points[:, 1:]
+            of = torch.arange(count, device=level.device)[: len(drawn), None].expand(drawn.shape[:2]).flatten()
+            points, levels, rows = [*points, drawn.flatten(0, 1)], [*levels, level[of]], torch.cat([rows, of])
         with casting(moved, self.autocast):  # one pass for all, which costs less than one for each
             own = model_of_rows(cast(Conditional, model), rows)
             energies = own.potential(torch.cat(levels))(torch.cat(points)).to(moved.dtype)
-        gap = energies[:count].mean() - energies[count : 2 * count].mean()
-        width = tilt_widths(model.schedule).to(moved)[level]
-        record = {
-            "acceptance": float(chain.accept_prob.mean()),
-            "moved": float(((moved - pairs.clean).flatten(1).norm(dim=1) / width).mean()),
-            "diverging": float(chain.diverging.float().mean()),
-        }
-        value = gap
+        clean, negative, *more = energies.split([len(part) for part in points])
+        gap = clean.mean() - negative.mean()
+        value, record = gap, _about(chain, pairs, tilt_widths(model.schedule).to(moved))
         if tie is not None:
-            loss = tie.loss(energies[:tied], energies[2 * count :])
-            value = gap + self.tie * loss
+            loss = tie.loss(clean[:tied], more[0])
+            value = value + self.tie * loss
             record["level_tie"] = float(loss.detach())
-        weight = self.mass_weight(model)
-        if weight and len(level) > 1:
-            masses = self.mass_contrast(model, pairs)
-            value = value + weight * masses
-            record["masses"] = float(masses.detach())
+        if masses is not None:
+            ranked = torch.cat([clean[: len(drawn), None], more[-1].reshape(drawn.shape[:2])], 1)
+            loss = masses.losses(ranked).mean()
+            value = value + weight * loss
+            record["masses"] = float(loss.detach())
         return Loss(value, record, float(gap.detach()), float(state.level_kernel.step_sizes.min()))
 
     def ties_levels(self, model: LevelModel) -> bool:
@@ -236,12 +237,20 @@ class RecoveryLikelihood:
 
     def mass_contrast(self, model: LevelModel, pairs: RecoveryPairs) -> Tensor:
         """Return the mass contrast of some of the pairs, each at its own level, ``()``, in nats."""
-
-        def energy(points: Tensor, count: int) -> Tensor:
-            return model.potential(pairs.level[:count, None].expand(points.shape[:2]))(points)
-
-        return mass_contrast(energy, pairs.clean).mean()
+        contrast = MassContrast.of(pairs.clean)
+        level = pairs.level[: len(contrast.points), None].expand(contrast.points.shape[:2])
+        return contrast.losses(model.potential(level)(contrast.points)).mean()
 
     def measure(self, model: LevelModel, state: KernelState, data: Tensor) -> float:
         """Return the denoising error of held-out data, :func:`denoising_error`: a proper score without log Z."""
         return denoising_error(model, data)
+
+
+def _about(chain: Trajectory, pairs: RecoveryPairs, widths: Tensor) -> dict[str, float]:
+    """Return what a record says of chains: how often they accepted, how far they came, and whether they diverged."""
+    far = (chain.state.x - pairs.clean).flatten(1).norm(dim=1) / widths[pairs.level]
+    return {
+        "acceptance": float(chain.accept_prob.mean()),
+        "moved": float(far.mean()),
+        "diverging": float(chain.diverging.float().mean()),
+    }

@@ -175,11 +175,11 @@ def _load_adam(optimizer: Optimizer, state: dict[str, Any], *, any_settings: boo
         if bool((moments["exp_avg_sq"] < 0).any()) or not float(moments["step"]) >= 0:
             raise ValueError("the optimizer's moments are impossible")
     optimizer.load_state_dict(state)
-    for weight in weights:
+    for index in state["state"]:  # to ask for the moments of a weight that has none would give it empty ones
+        weight = weights[index]
         for name in ("exp_avg", "exp_avg_sq"):
-            if name in optimizer.state[weight]:
-                moment = optimizer.state[weight][name]
-                optimizer.state[weight][name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
+            moment = optimizer.state[weight][name]
+            optimizer.state[weight][name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
 
 
 def _groups(*states: dict[str, Any]) -> list[list[dict[str, Any]]]:

@@ -13,66 +13,11 @@ import energyppl as ep
 from energyppl.autodiff.private import AdamW
 from energyppl.errors import CheckpointError
 from tests.support.objectives import OF_ONE_ENERGY
+from tests.support.trainings import COOPERATIVE, MODELS, OPTIONS, PAIRS, PERSISTENT, RECOVERY, training
 
-SCHEDULE = ep.NoiseSchedule.cosine(levels=3)
-IMAGE = (1, 8, 8)
-OPTIONS = ep.TrainingOptions(steps=8, batch_size=16, evaluate_every=3)
-
-
-def net(**settings: Any) -> ep.MLPEnergy:
-    return ep.MLPEnergy((2,), hidden=8, depth=1, frequencies=2, levels=4, **settings)
-
-
-def conv() -> ep.ConvEnergy:
-    return ep.ConvEnergy(IMAGE, width=8, multipliers=(1, 2), levels=4)
-
-
-def started() -> ep.RecoveryEBM:
-    return ep.RecoveryEBM(net(), SCHEDULE, initializer=ep.MLPInitializer(2, hidden=8, depth=1, levels=3))
-
-
-def continuous() -> ep.RecoveryEBM:
-    return ep.RecoveryEBM(ep.MLPEnergy((3,), hidden=8, depth=1, axis_features=2), SCHEDULE)
-
-
-MODELS: dict[str, Callable[[], Any]] = {
-    "RecoveryEBM": lambda: ep.RecoveryEBM(net(), SCHEDULE),
-    "RecoveryEBM, continuous": continuous,
-    "RecoveryEBM, initializer": started,
-    "RecoveryEBM, classes": lambda: ep.RecoveryEBM(net(classes=3), SCHEDULE),
-    "RecoveryEBM, continuous images": lambda: ep.RecoveryEBM(ep.models.UNetEnergy(IMAGE, width=4), SCHEDULE),
-    "RecoveryEBM, images": lambda: ep.RecoveryEBM(conv(), SCHEDULE),
-    "JointEBM": lambda: ep.JointEBM(net(), SCHEDULE),
-    "JointEBM, images": lambda: ep.JointEBM(conv(), SCHEDULE),
-    "EBM": lambda: ep.EBM(net()),
-    "EBM, images": lambda: ep.EBM(conv()),
-    "MultiscaleEBM": lambda: ep.MultiscaleEBM(net(), [1.0, 0.5, 0.1]),
-    "MultiscaleEBM, images": lambda: ep.MultiscaleEBM(conv(), [1.0, 0.5, 0.1]),
-}
-PERSISTENT = ep.PersistentLikelihood(slots=32, num_steps=2, rejuvenate=0.1)
-RECOVERY, COOPERATIVE = ep.RecoveryLikelihood(steps=2), ep.CooperativeRecovery(steps=2)
-PAIRS: list[tuple[str, Any]] = [
-    *((kind, RECOVERY) for kind in MODELS if kind.startswith("RecoveryEBM")),
-    ("RecoveryEBM, continuous images", ep.objectives.Level0Likelihood(chains=4, num_steps=2, life=10.0)),
-    ("RecoveryEBM, initializer", COOPERATIVE),
-    ("RecoveryEBM, continuous", ep.objectives.LevelScoreMatching()),
-    *((kind, PERSISTENT) for kind in ("JointEBM", "JointEBM, images", "EBM", "EBM, images")),
-    *((kind, ep.objectives.MultiscaleScoreMatching()) for kind in ("MultiscaleEBM", "MultiscaleEBM, images")),
-    *(("EBM", objective) for objective in OF_ONE_ENERGY),
-    ("EBM, images", ep.objectives.ContrastiveDivergence(steps=2)),
-    ("EBM, images", ep.objectives.NoiseContrastive()),
-    ("EBM, images", ep.objectives.DenoisingScoreMatching(0.3)),
-]
 every_pair = pytest.mark.parametrize(
     ("kind", "objective"), PAIRS, ids=[f"{kind} by {type(objective).__name__}" for kind, objective in PAIRS]
 )
-
-
-def training(kind: str, objective: Any, model: nn.Module | None = None) -> ep.Training:
-    model = MODELS[kind]() if model is None else model
-    data = torch.randn(40, *model.event_shape, generator=torch.Generator().manual_seed(2))  # type: ignore[misc]
-    labels = torch.arange(40) % 3 if "classes" in kind else None
-    return ep.Training(model, data, objective, labels=labels, held_out=data[:8], options=OPTIONS)
 
 
 def require_equal(one: nn.Module, other: nn.Module) -> None:
@@ -82,17 +27,21 @@ def require_equal(one: nn.Module, other: nn.Module) -> None:
 
 
 @every_pair
-def test_a_run_continued_at_half_is_the_same_run(kind: str, objective: Any, tmp_path: Path) -> None:
+def test_a_run_continued_twice_is_the_same_run(kind: str, objective: Any, tmp_path: Path) -> None:
     alone = training(kind, objective)
-    for _ in range(4):
+    for _ in range(3):
         next(alone)
-    ep.save_checkpoint(tmp_path / "half.ckpt", alone.state_dict())
+    ep.save_checkpoint(tmp_path / "run.ckpt", alone.state_dict())
     list(alone)
     alone.finish()
-    torch.manual_seed(1)  # the other process is elsewhere in its stream
-    other = training(kind, objective)
-    other.load_state_dict(ep.load_checkpoint(tmp_path / "half.ckpt"))
-    assert len(list(other)) == 4
+    for more in (2, 3):
+        torch.manual_seed(more)  # the other process is elsewhere in its stream
+        other = training(kind, objective)
+        other.load_state_dict(ep.load_checkpoint(tmp_path / "run.ckpt"))
+        for _ in range(more):
+            next(other)
+        ep.save_checkpoint(tmp_path / "run.ckpt", other.state_dict())
+    assert list(other) == []
     other.finish()
     assert [r.loss for r in other.records] == [r.loss for r in alone.records]
     require_equal(alone.model, other.model)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.inference.objectives.mass_contrast import mass_contrast
+from energyppl.inference.objectives.mass_contrast import MassContrast
 from tests.support.objectives import loss_of
 
 LIMIT = 4.5  # standard errors
@@ -43,7 +43,8 @@ def slopes(net: nn.Module, weight: Tensor, draws: list[Tensor]) -> Tensor:
     """Return gradients of the contrast of an energy without noise, one for each batch of points."""
 
     def gradient(x: Tensor) -> Tensor:
-        losses = mass_contrast(lambda points, count: net(points, torch.tensor(30.0)), x)
+        contrast = MassContrast.of(x)
+        losses = contrast.losses(net(contrast.points, torch.tensor(30.0)))
         return torch.autograd.grad(losses.mean(), [weight])[0].flatten()
 
     return torch.stack([gradient(x) for x in draws])
