@@ -158,6 +158,7 @@ def _simplify(graph: torch.fx.Graph) -> None:
                     (list(kind.shape), _FILLED[node.target]),
                     {"dtype": kind.dtype, "device": kind.device},
                 )
+            full.meta["kind"] = kind
             node.replace_all_uses_with(full)
         elif node.target is _aten.pow.Tensor_Scalar and node.args[1] == 2:  # as torch works it out itself
             node.target, node.args = _aten.mul.Tensor, (node.args[0], node.args[0])

@@ -16,6 +16,7 @@ from energyppl.autodiff.structure import modules_read_by
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.inference.sampling.pyro_model import unvalidated
+from energyppl.inference.sampling.pyro_sites import cover, mask_of
 
 __all__ = ["Frame", "PlatePotential", "RowSite"]
 
@@ -61,7 +62,7 @@ class PlatePotential:
 
         Raises:
             InvalidInput: for a model without latent sites, or with some outside of one plate, in several, in a plate
-                that subsamples, or not real; for observed sites that are not one value for each row.
+                that subsamples, masked, or not real; for observed sites that are not one value for each row.
         """
         frame, drawn = _latent_sites(model, args, kwargs)
         sites = tuple(RowSite(name, value.shape[1:]) for name, value in drawn.items())
@@ -104,15 +105,22 @@ class PlatePotential:
         total = x.new_zeros(batch)
         for node in trace.nodes.values():
             if node["type"] == "sample" and not site_is_subsample(node):
-                # A minibatch's scale belongs to the loss, and not to a row's posterior.
-                total = total - node["unscaled_log_prob"]
+                # A minibatch's scale belongs to the loss, and not to a row's posterior; a mask belongs to both.
+                mask = True if node["mask"] is None else node["mask"]
+                kept = torch.as_tensor(mask, device=x.device)
+                total = total - torch.where(kept, node["unscaled_log_prob"], 0.0)
         return total
 
 
 class _Unnormalized(Messenger):
-    """Takes the log Z off energies: a constant in latent values, which may take long to work out."""
+    """Takes the log Z off energies: a constant in latent values, which may take long to work out.
+
+    Masked data may be NaN, whose gradient would be NaN although the density does not count them.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not site_is_subsample(msg):
+            cover(msg)
         if isinstance(msg["fn"], EnergyDistribution):
             msg["fn"] = msg["fn"].unnormalized()
 
@@ -138,6 +146,12 @@ def _latent_sites(
             raise InvalidInput(
                 f"latent site {name!r} must lie in one plate of independent rows; got plates "
                 f"{', '.join(frame.name for frame in stack) or 'none'}: sample such a model by sample_chains"
+            )
+        mask = mask_of(node)
+        if mask is not None and not bool(mask.all()):
+            raise InvalidInput(
+                f"latent site {name!r} is masked, so that its rows there have no prior and no marginal likelihood: "
+                "mask the data alone, by pyro.sample(name, distribution.mask(seen), obs=…) in place of obs_mask"
             )
         if getattr(stack[0], "full_size", stack[0].size) not in (None, stack[0].size):
             raise InvalidInput(

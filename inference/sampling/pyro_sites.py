@@ -17,7 +17,18 @@ from energyppl._checks import append_dims, broadcast_shapes
 from energyppl.errors import InvalidInput
 from energyppl.potentials.constrained import latent_transform
 
-__all__ = ["Fill", "Groups", "RedrawData", "Site", "groups_of", "is_random", "origin", "refuse_discrete"]
+__all__ = [
+    "Fill",
+    "Groups",
+    "RedrawData",
+    "Site",
+    "cover",
+    "groups_of",
+    "is_random",
+    "mask_of",
+    "origin",
+    "refuse_discrete",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +99,12 @@ class Fill(Messenger):
         if msg["infer"].get("_do_not_trace"):  # drawn at random by a handler, as ConjugateReparam does
             return
         if msg["is_observed"]:
-            _cover(msg)
+            cover(msg)
             return
         transform = latent_transform(msg["fn"])
         z = self._value_for(msg, transform)
         value = transform(z)
-        mask = _mask_of(msg)
+        mask = mask_of(msg)
         if mask is not None:
             self.masks[msg["name"]] = append_dims(mask, z).expand(z.shape)
         self.jacobians[msg["name"]] = _log_jacobian(transform, z, value, self._idle.get(msg["name"]))
@@ -133,7 +144,7 @@ def _log_jacobian(transform: Transform, z: Tensor, value: Tensor, idle: Tensor |
 # --- Masks ---
 
 
-def _mask_of(msg: Any) -> Tensor | None:
+def mask_of(msg: Any) -> Tensor | None:
     """Find a site's mask, of handlers and of its distribution; its dimensions are the first ones of a sample."""
     fn, outer = msg["fn"], msg["mask"]
     inner = _inner_mask(fn)
@@ -166,12 +177,12 @@ def _core(fn: Any) -> Any:
     return fn
 
 
-def _cover(msg: Any) -> None:
+def cover(msg: Any) -> None:
     """Put numbers of the support in place of masked data for the density: NaN, −1 or whatever marks a missing value.
 
     The density does not count them, but their gradient would be 0 · NaN.  The model itself still sees the data.
     """
-    fn, value, mask = msg["fn"], msg["value"], _mask_of(msg)
+    fn, value, mask = msg["fn"], msg["value"], mask_of(msg)
     if mask is None or not isinstance(value, Tensor) or value.dtype == torch.bool:
         return
     shape = broadcast_shapes(value.shape, fn.shape())

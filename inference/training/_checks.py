@@ -26,6 +26,12 @@ def check_trainable(model: nn.Module) -> None:
         raise InvalidInput("the model has no parameters: there is nothing to train")
     if not any(p.requires_grad for p in model.parameters()):
         raise InvalidInput("all of the model's parameters are frozen: set requires_grad on those that are to learn")
+    half = {str(p.dtype) for p in model.parameters() if p.requires_grad and p.dtype.itemsize < 4}
+    if half:
+        raise InvalidInput(
+            f"weights must be torch.float32 or torch.float64 to be trained; got {', '.join(sorted(half))}, which "
+            "rounds small steps away: call model.float(), and leave half precision to the objective's autocast"
+        )
     if not torch.is_grad_enabled():
         raise InvalidInput("training needs gradients, and autograd is off here: leave torch.no_grad()")
 

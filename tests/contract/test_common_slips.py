@@ -78,6 +78,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "options must be TrainingOptions; got dict",
     ),
     "classes without labels": (lambda: ep.fit(recovery(classes=3), DATA), "3 classes, and the rows came without label"),
+    "half precision": (lambda: ep.fit(recovery().half(), DATA), "got torch.float16, which rounds small steps away"),
+    "bfloat16": (lambda: ep.fit(recovery().bfloat16(), DATA), "got torch.bfloat16"),
     "all frozen": (lambda: ep.fit(recovery().requires_grad_(False), DATA), "parameters are frozen"),
     "two rows": (lambda: ep.fit(recovery(), DATA[:2]), "at least 3 row"),
     "a kernel's name": (lambda: ep.RecoveryEBM(net(), SCHEDULE, kernel="x"), "kernel must have one step size"),  # type: ignore[arg-type]

@@ -113,6 +113,28 @@ def test_marginal_likelihood_with_and_without_a_guide() -> None:
         assert "nats a row (4 rows" in str(found)
 
 
+@pytest.mark.parametrize("by_handler", [True, False])
+def test_masked_data_count_nothing(by_handler: bool) -> None:
+    """Neither by a handler's mask nor by the distribution's own, and NaN in their place reaches no gradient."""
+    x = torch.tensor([0.5, torch.nan, 2.0])
+    seen = ~x.isnan()
+
+    def model() -> None:
+        with pyro.plate("rows", 3):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.poutine.mask(mask=seen if by_handler else True):
+                pyro.sample("x", dist.Normal(z, 1.0) if by_handler else dist.Normal(z, 1.0).mask(seen), obs=x)
+
+    potential, _ = PlatePotential.trace(model, (), {})
+    z = torch.tensor([[1.0], [2.0], [3.0]], requires_grad=True)
+    energy, standard = potential(z), dist.Normal(0.0, 1.0)
+    z_, shown = z.detach()[:, 0], torch.where(seen, x, 0.0)
+    expected = -standard.log_prob(z_) - torch.where(seen, standard.log_prob(shown - z_), 0.0)
+    torch.testing.assert_close(energy, expected)
+    (slope,) = torch.autograd.grad(energy.sum(), z)
+    torch.testing.assert_close(slope[:, 0], torch.where(seen, 2.0 * z_ - shown, z_))
+
+
 def outside_of_a_plate(x: Tensor) -> None:
     pyro.sample("z", dist.Normal(0.0, 1.0))
 
@@ -125,6 +147,12 @@ def subsampled(x: Tensor) -> None:
 def positive(x: Tensor) -> None:
     with pyro.plate("rows", len(x)):
         pyro.sample("z", dist.LogNormal(0.0, 1.0))
+
+
+def with_holes(x: Tensor) -> None:
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x, obs_mask=torch.arange(len(x)) > 1)
 
 
 def observed(x: Tensor) -> None:
@@ -161,6 +189,7 @@ MESSAGES: dict[str, tuple[Callable[[], Any], str]] = {
     "no plate": (drawn(outside_of_a_plate), "'z' must lie in one plate of independent rows; got plates none"),
     "a plate that subsamples": (drawn(subsampled), "plate 'rows' subsamples its rows"),
     "a positive site": (drawn(positive), "latent site 'z' must be real"),
+    "obs_mask": (drawn(with_holes), "'x_unobserved' is masked, .* in place of obs_mask"),
     "an observed site of no row": (
         drawn(observed_for_no_row),
         "observed site 'all' must lie in the plate 'rows' alone",
