@@ -52,7 +52,7 @@ def save_checkpoint(path: str | os.PathLike[str], tree: _Tree) -> None:
     text = json.dumps(encode(tree, tensors)).encode()
     digest = blake2b(digest_size=_DIGEST)
     head = (_FORMAT, len(text).to_bytes(_LENGTH, "big"), text)
-    parts: Iterator[bytes | memoryview] = chain(head, map(_raw, tensors))
+    parts: Iterator[bytes | memoryview] = chain(head, map(raw_bytes, tensors))
     with whole_file(as_path(path)) as file:
         for part in parts:
             file.write(part)
@@ -134,7 +134,7 @@ def _refused(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _raw(value: Tensor) -> memoryview:
+def raw_bytes(value: Tensor) -> memoryview:
     """Return a tensor's bytes in order of its indices; every dtype has them, bfloat16 included."""
     plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
     return plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")

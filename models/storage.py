@@ -39,6 +39,8 @@ _KERNELS: dict[str, type[Any]] = {
     name: cls for name in kernels.__all__ if is_dataclass(cls := getattr(kernels, name)) and isinstance(cls, type)
 }
 _OF_PRIOR = ("num_steps", "adaptation_rate")  # arguments of a LatentPrior
+_OF_CHAINS = ("chain_", "log_weights")
+_POSITIVE = ("scale", "contexts.scale", "sigmas", "base_sigma", "inverse_temperature", "net.base.variances")
 _CONFIDENCE = 0.95  # of the log Z that is kept: the default
 
 
@@ -49,7 +51,7 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
     annealing has found it and the weights are still the same.  Of this library's networks it holds the arguments too;
     another network is not part of the file but for its weights, and is passed to :func:`load`.  No pickle is written.
     A path that ends in ``.safetensors`` makes a file of that kind, whose weights other tools read by name; it needs the
-    package and has no checksum.
+    package.
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "rings.ebm"
@@ -169,6 +171,7 @@ def model_of_tree(
             raise InvalidInput("the file's model has no initializer; got one: leave it out")
         contexts = _unpacked_contexts(tree.get("contexts"), encoder, weights)
         model = _build(tree, net, initializer, contexts)
+        _require_usable(weights, model.state_dict())
         model.load_state_dict(weights)
         _require_same("the model", model.state_dict(), weights)
         for name, module in model.named_modules():
@@ -251,6 +254,24 @@ def _require_same(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Te
                 f"{what} must have the weights of the file; {name} is {here} here and {there} there: build it as it "
                 "was when the model was saved"
             )
+
+
+def _require_usable(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> None:
+    """Require weights without NaN, infinite only where a fresh model's are or chains were lost, and positive scales.
+
+    Raises:
+        ValueError: naming the first other one.
+    """
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            continue
+        if bool(value.isnan().any()):
+            raise ValueError(f"{name} has NaN")
+        allowed = name.startswith(_OF_CHAINS) or (name in fresh and bool(fresh[name].isinf().any()))
+        if bool(value.isinf().any()) and not allowed:
+            raise ValueError(f"{name} is not finite")
+        if name in _POSITIVE and not bool((value > 0.0).all()):
+            raise ValueError(f"{name} must be positive")
 
 
 def _context_record(model: ConditionalEBM) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +22,10 @@ class Rebuildable:
     """A network that remembers how it was built, so that a file can say so without a pickle."""
 
     recipe: str | None
-    """A JSON object of ``constructor`` and ``arguments``; None if an argument has no JSON, as a module or a closure."""
+    """A JSON object of ``constructor``, ``arguments`` and torch's default ``dtype``.
+
+    None if an argument has no JSON, as a module or a closure.
+    """
 
     def __new__(cls: type[Network], *args: Any, **kwargs: Any) -> Network:
         """Remember the arguments; those that don't fit are left for ``__init__`` to refuse."""
@@ -40,14 +45,16 @@ class Rebuildable:
 
 def _recipe(constructor: str, arguments: dict[str, Any]) -> str | None:
     try:
-        return json.dumps({"constructor": constructor, "arguments": {k: _plain(v) for k, v in arguments.items()}})
+        plain = {name: _plain(value) for name, value in arguments.items()}
+        dtype = str(torch.get_default_dtype()).removeprefix("torch.")  # of numbers that are no part of a state dict
+        return json.dumps({"constructor": constructor, "arguments": plain, "dtype": dtype})
     except TypeError:
         return None
 
 
 def _plain(value: Any) -> Any:
     """Return an argument as JSON."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
@@ -73,5 +80,20 @@ def rebuilt(cls: type[Network], recipe: str) -> Network:
                 raise ValueError(f"there is no activation {value}")
             arguments[name] = getattr(torch.nn.functional, value["activation"])
     build: Any = getattr(cls, constructor) if constructor else cls
-    network: Network = build(**arguments)
+    network: Network
+    with _default_dtype(found.get("dtype", "float32")):
+        network = build(**arguments)
     return network
+
+
+@contextmanager
+def _default_dtype(name: str) -> Iterator[None]:
+    """Let torch's default be a dtype inside: what a network computes once is then rounded as it was."""
+    if name not in ("float16", "bfloat16", "float32", "float64"):
+        raise ValueError(f"there is no default dtype {name!r}")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, name))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -232,7 +232,7 @@ def kill(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "energyppl.checkpoints._raw", "json.dumps"])
+@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "energyppl.checkpoints.raw_bytes", "json.dumps"])
 @pytest.mark.parametrize(("failure", "raised"), [(fail, OSError), (kill, KeyboardInterrupt)])
 def test_a_write_that_fails_leaves_the_old_checkpoint(
     where: str, failure: Any, raised: type[BaseException], whole: Path, monkeypatch: pytest.MonkeyPatch

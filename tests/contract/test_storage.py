@@ -1,11 +1,13 @@
 """Saved models: what is loaded gives the same energies and samples bit for bit, and nothing else is loaded."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -157,6 +159,45 @@ def test_log_z_by_annealing_is_kept_until_the_weights_change(tmp_path: Path, mon
             next(back.net.parameters()).add_(0.1)
         with pytest.raises(TypeError):
             back.log_normalizer()
+
+
+def test_a_model_built_under_another_default_dtype_and_from_numpy_s_numbers_comes_back(tmp_path: Path) -> None:
+    """Frequencies and amplitudes that are worked out, and not kept, are rounded as they were."""
+    x, context = torch.randn(6, 9), torch.randn(6, 9)
+    for built in (torch.float32, torch.float64):
+        for read in (torch.float32, torch.float64):
+            torch.set_default_dtype(built)
+            try:
+                table = ep.RecoveryEBM(ep.MLPEnergy((np.int64(9),), hidden=np.int64(8), depth=1), SCHEDULE)
+                given = ep.models.ConditionalEBM(ep.MLPEnergy(9, hidden=8, context_shape=9), SCHEDULE)
+                for net in (table.net, given.net):
+                    for value in net.parameters():
+                        nn.init.normal_(value, std=0.1)
+                save(table, tmp_path / "table")
+                save(given, tmp_path / "given")
+                torch.set_default_dtype(read)
+                same, again = load(tmp_path / "table"), load(tmp_path / "given")
+            finally:
+                torch.set_default_dtype(torch.float32)
+            points, told = x.to(built), context.to(built)
+            assert torch.equal(same.marginal().energy(points), table.marginal().energy(points))
+            assert torch.equal(again.given(told).energy(points), given.given(told).energy(points))
+
+
+@pytest.mark.parametrize("name", ["recovery with an initializer", "joint", "multiscale", "the prior of latents"])
+def test_numbers_that_no_model_has_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    path, model = tmp_path / "m", MODELS[name]()
+    save(model, path)
+    tree = ep.load_checkpoint(path)
+    wrong = {(each, math.nan) for each, value in tree["weights"].items() if value.is_floating_point()}
+    wrong -= {("sigmas", math.nan)}  # which the model itself refuses
+    wrong |= {(each, math.inf) for each, _ in model.named_parameters()} | {("scale", 0.0), ("scale", -1.0)}
+    wrong |= {("base_sigma", 0.0)} if name == "multiscale" else set()
+    for each, number in sorted(wrong, key=str):
+        weights = {**tree["weights"], each: torch.full_like(tree["weights"][each], number)}
+        ep.save_checkpoint(path, {**tree, "weights": weights})
+        with pytest.raises(CheckpointError, match=f"{re.escape(str(path))} .*{re.escape(each)} (has NaN|is not|must)"):
+            load(path)
 
 
 # --- Networks of one's own ---
