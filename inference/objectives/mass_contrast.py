@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ["MassContrast"]
 
-_ROWS, _ROWS_A_COLUMN = 128, 8  # that are ranked, at most; as many others are what candidates are drawn about
+_ROWS = 128  # that are ranked, at most; as many others are what candidates are drawn about
 _CANDIDATES = 4  # for each
 _BANDWIDTH = 0.15  # standard deviation of candidates about a point
 _WIDTHS = (1.0, 2.0, 4.0)  # of the Gaussians among the proposals; the last is wider where points lie farther out
@@ -33,7 +33,7 @@ class MassContrast(NamedTuple):
         >>> from energyppl.inference.objectives.mass_contrast import MassContrast
         >>> contrast = MassContrast.of(torch.randn(64, 3))
         >>> contrast.losses(0.5 * contrast.points.square().sum(-1)).shape
-        torch.Size([24])
+        torch.Size([32])
     """
 
     points: Tensor  # (n, 1 + k, d), each to be found and after it its candidates
@@ -44,11 +44,10 @@ class MassContrast(NamedTuple):
         """Draw candidates.
 
         Args:
-            points: with their noise, of about unit variance, ``(2 n, d)`` or more: the first n, 128 at most and 8 for
-                each column, are ranked.
+            points: with their noise, of about unit variance, ``(2 n, d)`` or more: the first n, 128 at most, are
+                ranked.  With half as many, log Z of tables of 9 and 20 columns had errors of .2 to .7 nats.
         """
-        most = _ROWS if points.shape[1] <= _WHOLE else min(_ROWS, _ROWS_A_COLUMN * points.shape[1])
-        count = min(most, len(points) // 2)
+        count = min(_ROWS, len(points) // 2)
         own, others = points[:count], points[count : 2 * count]
         size = points.shape[1]
         if size <= _WHOLE:
