@@ -207,8 +207,6 @@ def table_from_frame(
         >>> ep.data.table_from_frame(pets).labels
         ((), ('cat', 'dog'))
     """
-    if not isinstance(frame, pd.DataFrame):
-        raise InvalidInput(f"frame must be a pandas DataFrame; got {type(frame).__name__}: use table_from_rows")
     names = list(map(str, frame.columns))
     _checked_names(names, len(names), source)
     return _table(frame, source, columns, drop, missing, like, _nowhere)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import append_dims, check_data, checked
+from energyppl._checks import append_dims, check_data, check_kind
 from energyppl._seeds import seeded
 from energyppl.autodiff.gradient import energy_only, gradient_only
 from energyppl.inference.levels.contract import EnergyModel, LevelModel
@@ -24,7 +24,6 @@ def fixed_noise() -> AbstractContextManager[None]:
     return seeded(MEASURE_SEED)
 
 
-@checked
 def conditional_contrast(model: EnergyModel, data: Tensor, level: int = 0) -> float:
     """Return the conditional noise contrast ``E log(1 + exp(U(x) − U(y)))``, y = x + noise (Ceylan & Gutmann 2018).
 
@@ -45,6 +44,8 @@ def conditional_contrast(model: EnergyModel, data: Tensor, level: int = 0) -> fl
         >>> ep.objectives.conditional_contrast(ep.EBM(ep.MLPEnergy((2,), levels=1)), torch.randn(200, 2)) > 0.0
         True
     """
+    check_kind("data", data, Tensor)
+    check_kind("level", level, int)
     check_data("data", data, model.event_shape)
     with fixed_noise():
         x = diffuse(model, data, level).detach()
