@@ -38,6 +38,11 @@ class Level0State(KernelState):
         level_kernel: the step sizes that the model gets when training ends.
         model: says the points' shape, dtype and device.
         chains: how many.
+
+    Example:
+        >>> ebm = ep.RecoveryEBM(ep.models.UNetEnergy((1, 8, 8), width=4), ep.NoiseSchedule.cosine(levels=3))
+        >>> ep.objectives.Level0Likelihood(chains=4).init(ebm).x.shape
+        torch.Size([4, 1, 8, 8])
     """
 
     x: Tensor  # (chains, *event), standardized and noised

@@ -13,7 +13,7 @@ from energyppl.models.networks.conditioning import LogSNRConditioning
 from energyppl.models.networks.fourier import axis_frequencies
 from energyppl.models.networks.mlp_initializer import soft_log_scale
 
-__all__ = ["ContextConditioning", "ContextGaussian"]
+__all__ = ["ContextConditioning", "ContextGaussian", "NoisedGaussian"]
 
 _LIMITS = (0.5, 4.0)  # of the angular frequencies: what a context says varies over its whole range
 _CORRELATED = 16  # dimensions at most whose correlations are learned: their number is d (d − 1) / 2
@@ -24,6 +24,11 @@ class ContextGaussian(NamedTuple):
     """A Gaussian of points that contexts give, N(m, S R S), known with the noise of any log-SNR λ too.
 
     With α² = sigmoid λ and σ² = sigmoid −λ that has mean α m and covariance α² S R S + σ² I.
+
+    Example:
+        >>> gaussian = ep.MLPEnergy(3, context_shape=2).proposal(torch.randn(5, 2))
+        >>> gaussian.mean.shape, gaussian.noised(torch.tensor(2.0)).log_scale.shape
+        (torch.Size([5, 3]), torch.Size([5]))
     """
 
     mean: Tensor  # m, (*contexts, d)
@@ -45,7 +50,14 @@ class ContextGaussian(NamedTuple):
 
 
 class NoisedGaussian(NamedTuple):
-    """A Gaussian N(m, S F Fᵀ S) for each of a batch."""
+    """A Gaussian N(m, S F Fᵀ S) for each of a batch.
+
+    Example:
+        >>> noised = ep.MLPEnergy(3, context_shape=2).proposal(torch.randn(5, 2)).noised(torch.tensor(2.0))
+        >>> x = torch.randn(5, 3)
+        >>> bool(torch.allclose(noised.unstandardized(noised.standardized(x)), x, atol=1e-5))
+        True
+    """
 
     mean: Tensor  # m, (*batch, d)
     sd: Tensor  # the diagonal of S, (*batch, d)

@@ -27,7 +27,12 @@ class Part(NamedTuple):
 
 PARTS = {
     "models": Part("Models", "What is trained, sampled and normalized.", "energyppl.models"),
-    "networks": Part("Networks", "Energies and initializers with weights.", "energyppl.models.networks"),
+    "networks": Part(
+        "Networks",
+        "Energies and initializers with weights.",
+        "energyppl.models.networks",
+        others="models.networks.context.ContextGaussian models.networks.context.NoisedGaussian",
+    ),
     "schedules": Part(
         "Noise schedules", "How much noise each level adds.", None, "NoiseSchedule", "schedule.NoisyPair"
     ),
@@ -44,7 +49,8 @@ PARTS = {
         others="inference.objectives.contract.KernelState inference.objectives.recovery.RecoveryPairs "
         "inference.objectives.noise_contrastive.NoiseState inference.objectives.persistent.PersistentState "
         "inference.objectives.contract.Paced inference.objectives.level_tie.level_tie "
-        "inference.objectives.level_tie.level_classification",
+        "inference.objectives.level_tie.level_classification inference.objectives.level0_likelihood.Level0State "
+        "inference.objectives.mass_contrast.MassContrast",
     ),
     "kernels": Part("Kernels", "Markov transitions; :doc:`/choosing` says which suits what.", "energyppl.kernels"),
     "sampling": Part(
