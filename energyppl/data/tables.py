@@ -177,7 +177,6 @@ def table_from_rows(
     return table_from_frame(frame_of_rows(rows), columns=columns, drop=drop, missing=missing, like=like, source=source)
 
 
-@checked
 def table_from_frame(
     frame: pd.DataFrame,
     *,
@@ -207,6 +206,8 @@ def table_from_frame(
         >>> ep.data.table_from_frame(pets).labels
         ((), ('cat', 'dog'))
     """
+    if not isinstance(frame, pd.DataFrame):
+        raise InvalidInput(f"frame must be a pandas DataFrame; got {type(frame).__name__}: use table_from_rows")
     names = list(map(str, frame.columns))
     _checked_names(names, len(names), source)
     return _table(frame, source, columns, drop, missing, like, _nowhere)
@@ -216,6 +217,7 @@ def _nowhere(row: int) -> None:
     """Tell the line of a row that is in no file."""
 
 
+@checked
 def _table(
     frame: pd.DataFrame,
     source: str,

@@ -231,7 +231,7 @@ def test_what_is_no_text_or_no_option_is_refused(tmp_path: Path) -> None:
         read_table(path, decimal=";")
     with pytest.raises(InvalidInput, match="missing must be 'drop'"):
         read_table(path, missing="mean")
-    with pytest.raises(InvalidInput, match="frame must be a DataFrame"):
+    with pytest.raises(InvalidInput, match="must be a pandas DataFrame; got list"):
         table_from_frame([1, 2])  # type: ignore[arg-type]
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(bytes(2**28 + 2**20), 9))
     with pytest.raises(InvalidInput, match="would unpack to"):
