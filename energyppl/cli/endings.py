@@ -17,13 +17,16 @@ from energyppl.tables.conditional_model import ConditionalTableModel
 from energyppl.tables.model import TableModel
 from energyppl.tables.storage import save
 
-__all__ = ["finished"]
+__all__ = ["finished", "trained"]
 
-Trained = TypeVar("Trained", TableModel, ConditionalTableModel)
+Model = TypeVar("Model")
+TableKind = TypeVar("TableKind", TableModel, ConditionalTableModel)
 
 
-def finished(run: Path, record: dict[str, Any], train: Callable[[], tuple[Trained, History]]) -> Trained:
-    """Train, and keep the model and the record of how it ended.
+def trained(
+    run: Path, record: dict[str, Any], train: Callable[[], tuple[Model, History]]
+) -> tuple[Model, History, dict[str, Any]]:
+    """Train, and return what came of it and the record of how it ended.
 
     Raises:
         TrainingDiverged: if training does, which ``run.json`` says then.
@@ -34,13 +37,23 @@ def finished(run: Path, record: dict[str, Any], train: Callable[[], tuple[Traine
     except TrainingDiverged as error:
         write_json(run / "run.json", {**record, "status": f"diverged: {error}"})
         raise
-    record = record | {
+    ended = {
         "status": "finished",
         "seconds": round(record["seconds"] + time.perf_counter() - began, 2),
         "steps": len(history.records),
         "stopped": history.stopped,
-        "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__},
     }
+    return model, history, record | ended
+
+
+def finished(run: Path, record: dict[str, Any], train: Callable[[], tuple[TableKind, History]]) -> TableKind:
+    """Train on a table, and keep the model and the record of how it ended.
+
+    Raises:
+        TrainingDiverged: if training does, which ``run.json`` says then.
+    """
+    model, _, record = trained(run, record, train)
+    record["versions"] = {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__}
     model = replace(model, record=record)
     save(model, run / "model.ckpt")
     write_json(run / "run.json", record)

@@ -18,6 +18,7 @@ from torch import Tensor
 import energyppl as ep
 from energyppl._checks import check_count
 from energyppl._files import locked, whole_file, write_json
+from energyppl.cli.endings import trained
 from energyppl.cli.image_runs import (
     KIND,
     ImageRun,
@@ -28,7 +29,7 @@ from energyppl.cli.image_runs import (
 )
 from energyppl.cli.runs import read_json
 from energyppl.data.images import Images, read_images
-from energyppl.errors import InvalidInput, TrainingDiverged
+from energyppl.errors import InvalidInput
 from energyppl.inference.objectives.level0_likelihood import Level0Likelihood
 from energyppl.inference.objectives.level_score_matching import LevelScoreMatching
 from energyppl.inference.training.fit import fit
@@ -95,7 +96,6 @@ def _train(images: Images, run: Path, settings: ImageSettings, device: str | Non
     record = _record(images, len(rows), settings, spent=0.0 if before is None else float(before["seconds"]))
     if before is None:
         write_json(path, record)
-    began = time.perf_counter()
     end = Level0Likelihood(objective)
     given: dict[str, Any] = {
         "labels": None if images.labels is None else images.labels[rows],
@@ -103,21 +103,16 @@ def _train(images: Images, run: Path, settings: ImageSettings, device: str | Non
         "device": device,
         "progress": progress,
     }
-    try:
+
+    def train() -> tuple[RecoveryEBM, History]:
         options = _options(settings, objective, ebm)
         history = fit(ebm, images.x[rows], objective, options=options, checkpoint=checkpoint, **given)
         steps = max(1, len(history.records) // _END)
         fit(ebm, images.x[rows], end, options=replace(suited_options(end, ebm), steps=steps), **given)
-    except TrainingDiverged as error:
-        write_json(path, {**record, "status": f"diverged: {error}"})
-        raise
-    record |= {
-        "status": "finished",
-        "seconds": round(record["seconds"] + time.perf_counter() - began, 2),
-        "steps": len(history.records),
-        "stopped": history.stopped,
-        "held_out_error": min(h for h in history.column("held_out") if np.isfinite(h)),
-    }
+        return ebm, history
+
+    _, history, record = trained(run, record, train)
+    record["held_out_error"] = min(h for h in history.column("held_out") if np.isfinite(h))
     found = ImageRun(ebm, images.x[held_out], images.x[rows[:_KEPT]], tuple(record["classes"]), record)
     keep_image_run(run, ebm, found.held_out, found.rows)
     write_json(path, record)

@@ -41,7 +41,7 @@ class TiltedNetwork(Protocol):
 
 
 class MomentMatching(NamedTuple):
-    """How chains' moments lay from those of the data where they began.
+    """Distances of chains' moments from those of the data where they began.
 
     Example:
         >>> ebm = ep.RecoveryEBM(ep.models.UNetEnergy((1, 8, 8), width=4), ep.NoiseSchedule.cosine(levels=3))

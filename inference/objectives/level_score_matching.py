@@ -18,7 +18,7 @@ from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model, check_weight
 from energyppl.inference.objectives.held_out import denoising_error, fixed_noise, row_weights, weighted_mean
 from energyppl.inference.objectives.level_allocation import allocate_levels
-from energyppl.inference.objectives.mass_contrast import MassContrast
+from energyppl.inference.objectives.mass_contrast import MassContrast, can_rank
 from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
 from energyppl.integration.batched import log_integrals
 from energyppl.potentials.network import AtLogSNR
@@ -188,7 +188,7 @@ class LevelScoreMatching:
         return float(not is_image(model)) if self.tie is None else self.tie
 
     def _masses(self, model: LevelModel) -> float:
-        if len(model.event_shape) != 1 or getattr(model, "conditions", None) is not None:
+        if not can_rank(model):
             return 0.0
         return max(1.0, _EACH_COLUMN * model.event_shape[0]) if self.masses is None else self.masses
 

@@ -12,13 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["MassContrast"]
+from energyppl.inference.levels.contract import LevelModel
+
+__all__ = ["MassContrast", "can_rank"]
 
 _ROWS = 128  # that are ranked, at most; as many others are what candidates are drawn about
 _CANDIDATES = 4  # for each
 _BANDWIDTH = 0.15  # standard deviation of candidates about a point
 _WIDTHS = (1.0, 2.0, 4.0)  # of the Gaussians among the proposals; the last is wider where points lie farther out
 _WHOLE = 2  # dimensions up to which a point is replaced as a whole
+
+
+def can_rank(model: LevelModel) -> bool:
+    """Tell whether points of a model can be ranked: rows of numbers, without conditions."""
+    return len(model.event_shape) == 1 and getattr(model, "conditions", None) is None
 
 
 class MassContrast(NamedTuple):

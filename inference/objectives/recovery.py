@@ -31,7 +31,7 @@ from energyppl.inference.objectives.contrastive import Start, from_data
 from energyppl.inference.objectives.held_out import denoising_error
 from energyppl.inference.objectives.level_allocation import allocate_levels, draw_upper_levels
 from energyppl.inference.objectives.level_tie import LevelTie, level_tie
-from energyppl.inference.objectives.mass_contrast import MassContrast
+from energyppl.inference.objectives.mass_contrast import MassContrast, can_rank
 from energyppl.inference.sampling.run_chain import Trajectory, run_chain
 from energyppl.potentials.algebra import RecoveryPotential
 
@@ -231,7 +231,7 @@ class RecoveryLikelihood:
 
     def mass_weight(self, model: LevelModel) -> float:
         """Return the weight of the mass contrast for a model."""
-        if len(model.event_shape) != 1 or getattr(model, "conditions", None) is not None:
+        if not can_rank(model):
             return 0.0
         return float(model.event_shape[0] <= 2) if self.masses is None else self.masses
 

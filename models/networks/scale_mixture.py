@@ -1,4 +1,4 @@
-"""What is known of a table's density before a network learns: second moments and heavy tails, noised exactly."""
+"""The base density of a table's rows: their second moments and heavy tails, noised exactly."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a continuous network knows before it learns: covariance and heavy tails of the rows."""
+"""The base of a continuous network: covariance and heavy tails of the rows."""
 
 import copy
 

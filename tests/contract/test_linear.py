@@ -29,7 +29,7 @@ def test_values_and_both_gradients_are_those_of_torch(batch: tuple[int, ...]) ->
 
 
 def by_onednn(rows: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """Whether the product is ours."""
+    """Tell whether the product is ours."""
     product = linear(rows, weight, bias)
     return product.grad_fn is not None and "Addmm" not in type(product.grad_fn).__name__
 

@@ -228,7 +228,7 @@ def _exponential(x: Tensor) -> Tensor:
 
 
 def test_ones_times_one_and_zeros_plus_nothing_are_traced() -> None:
-    """What ``ones_like`` became has its kind, which the operation with a neutral number asks for."""
+    """The constant in place of ``ones_like`` has a kind, which an operation with a neutral number asks for."""
     ones = ep.Energy(lambda x: ((torch.ones_like(x) * 1.0 + x) ** 2).sum(-1), (3,))
     zeros = ep.Energy(lambda x: ((torch.zeros_like(x) + 0.0) * x + x * x).sum(-1), (3,))
     for energy in (ones, zeros):
