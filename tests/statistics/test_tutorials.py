@@ -91,7 +91,6 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
         "chains=100": "chains=20",
         "warmup=100": "warmup=20",
         "prior, 10_000": "prior, 2_000",
-        "BAR(256)": "BAR(32)",
     },
 }
 
