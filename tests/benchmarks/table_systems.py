@@ -36,6 +36,7 @@ SIGMAS = torch.logspace(0.6, -1.0, 32)  # of MDSM, in standard deviations; the l
 CHAINS = 4096
 FITTED = 200  # rows for each level, that the joint energy's offsets are fitted to
 SAMPLES = 1000
+BRIDGE = ep.normalizing.BAR(192)  # fewer particles than the default: there are ten log Z's to a split
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def table_systems() -> dict[str, TableSystem]:
         "score": TableSystem(recovery, lambda ebm, x: ebm, lambda model, x: ep.objectives.LevelScoreMatching()),
         "recovery": TableSystem(recovery, lambda ebm, x: ebm, lambda model, x: ep.RecoveryLikelihood()),
         "cooperative": TableSystem(
-            lambda size: cooperative(ep.MLPEnergy((size,))),
+            lambda size: cooperative(ep.MLPEnergy((size,), continuous=True)),
             lambda ebm, x: in_coordinates_of(ebm, cooperative(ebm.net)),
             lambda model, x: ep.CooperativeRecovery(),
         ),
@@ -68,7 +69,7 @@ def table_systems() -> dict[str, TableSystem]:
 
 def recovery(size: int) -> ep.RecoveryEBM:
     """The default model of tables."""
-    return ep.RecoveryEBM(ep.MLPEnergy((size,)), LEVELS)
+    return ep.RecoveryEBM(ep.MLPEnergy((size,), continuous=True), LEVELS)
 
 
 def cooperative(net: nn.Module) -> ep.RecoveryEBM:
@@ -152,9 +153,11 @@ def judged(model: Any, noisy: Tensor, real: Tensor) -> Judged:
         unit = model.to_unit(model.sample((SAMPLES,)))
         if isinstance(model, ep.MultiscaleEBM):  # which refuses to be normalized
             potential = model.potential()
-            log_z = ep.log_normalizer(potential, samples=ep.adapt(ep.MALA(0.1), potential, unit, 200).state.x)
+            log_z = ep.log_normalizer(
+                potential, samples=ep.adapt(ep.MALA(0.1), potential, unit, 200).state.x, method=BRIDGE
+            )
         else:
-            log_z = model.log_normalizer() - float(model.scale.log().sum())
+            log_z = model.log_normalizer(method=BRIDGE) - float(model.scale.log().sum())
     with torch.no_grad():
         log_density = -model.potential(0)(model.to_unit(noisy)).double() - log_z.estimate
     return Judged(log_density, log_z, ep.metrics.energy_distance_test(unit, model.to_unit(real)).p_value)
