@@ -384,5 +384,5 @@ def check_noisy_end(schedule: NoiseSchedule) -> None:
         raise InvalidInput(
             f"training of a continuous network needs a schedule with a noisy end, of a log-SNR of {_NOISY:g} at "
             f"most, where the density is known to be Gaussian; got {float(schedule.log_snr[-1]):.3g}: pass one such as "
-            "NoiseSchedule.cosine"
+            "NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0)"
         )
