@@ -169,13 +169,15 @@ def warn_of_masses(model: EnergyModel, data: Tensor) -> None:
         model: trained.
         data: of its training, ``(n, *event)``.
     """
-    size = model.event_shape.numel()
-    asked = getattr(model, "conditions", None) is not None or bool(getattr(model, "context_shape", ()))
-    if getattr(model, "schedule", None) is None or size > 2 or asked or len(data) < _FEWEST:
+    conditional = getattr(model, "conditions", None) is not None or bool(getattr(model, "context_shape", ()))
+    if getattr(model, "schedule", None) is None or conditional or len(data) < _FEWEST:
+        return
+    if len(model.event_shape) != 1 or model.event_shape[0] > 2:
         return
     try:
         with seeded(MEASURE_SEED):
-            said = _compared(model, data, data.new_zeros(0, size).double().cpu(), _REGIONS).problems()
+            nothing = torch.zeros(0, *model.event_shape, dtype=torch.float64)
+            said = _compared(model, data, nothing, _REGIONS).problems()
     except QuadratureError:  # whoever asks for a density is told
         return
     if said:
