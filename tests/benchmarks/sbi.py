@@ -8,11 +8,11 @@ The simulators are those of Lueckmann et al. 2021 ("Benchmarking simulation-base
 - *two moons*: 2 parameters, evenly in [−1, 1]²; a crescent in the plane, shifted such that the posterior is two
   crescents.  Reference draws are exact: noise is drawn, and the parameters that it leaves possible are worked out.
 - *SLCP* (simple likelihood, complex posterior): 5 parameters, evenly in [−3, 3]⁵; four draws from a Gaussian in the
-  plane; the posterior has four modes.  Reference draws are 1,000 long chains on the known likelihood, begun by
-  resampling a million draws of the prior.
+  plane; the posterior has four modes, alike but for the signs of two scales.  Reference draws are 1,000 chains on the
+  known likelihood, begun by resampling a million draws of the prior; the signs are drawn anew, which is exact.
 
 Both methods learn p(x | θ) from the same 10,000 simulations, a tenth of which validates; their posteriors are sampled
-by the same many chains from starts that are resampled from the prior:
+by the same many chains, which begin where ``Resampled`` puts draws of the prior:
 
 - energy: a ``ConditionalEBM`` with the defaults of ``fit``, noise-contrastive estimation with a learned proposal;
   ``models.posterior``;
@@ -180,7 +180,9 @@ def reference(name: str, task: Task, x: Tensor, draws: int, tried: int) -> Tenso
     """Draws of the true posterior."""
     if name == "two_moons":
         return two_moons_posterior(x, draws)
-    return chains_of(by_likelihood(task, lambda theta: task.energy(theta, x), tried), draws)
+    found = chains_of(by_likelihood(task, partial(task.energy, x=x), tried), draws)
+    found[:, 2:4] *= torch.randn(len(found), 2).sign()  # the likelihood knows these two by their squares
+    return found
 
 
 def energy_model(task: Task, rows: Any, steps: int | None) -> ep.models.ConditionalEBM:
