@@ -238,9 +238,9 @@ class _Posterior:
 class Resampled:
     """Draws of a prior, brought to a posterior of several modes by their masses: where chains begin.
 
-    They are resampled by the likelihood (sampling importance resampling, Rubin 1988).  Where the likelihood is so narrow
-    that few of them count, they are moved there by a growing power of it, and resampled on the way (sequential Monte
-    Carlo, Del Moral, Doucet & Jasra 2006); then they are only about the posterior's.
+    They are resampled by the likelihood (sampling importance resampling, Rubin 1988).  Where it is so narrow that few
+    of them count, they are moved there by a growing power of it, and resampled on the way (sequential Monte Carlo, Del
+    Moral, Doucet & Jasra 2006); then they are only about the posterior's.
 
     A sampler of :class:`~energyppl.EnergyDistribution`, for the posterior of any likelihood.
 
