@@ -157,6 +157,19 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
             f"{shape_text(observed.shape)}"
         )
     rows = rows.to(ebm.loc)
+    _tell_what_is_unseen(ebm, prior, rows)
+    support: Any = prior.support
+    likelihood = _Likelihood(ebm, rows)
+    return EnergyDistribution(
+        _Posterior(DistributionBase(prior), likelihood),
+        sampler=Resampled(prior, likelihood, at_once=max(1, _AT_ONCE // len(rows))),
+        like=ebm.loc,
+        support=None if _is_real(support) else support,
+    )
+
+
+def _tell_what_is_unseen(ebm: ConditionalEBM, prior: Distribution, rows: Tensor) -> None:
+    """Warn of observed rows that are far from all simulations, and of a prior that goes beyond them."""
     outside = (rows < ebm.low) | (rows > ebm.high) | (ebm.to_unit(rows).abs() > _FARTHEST)
     if bool(outside.any()):
         warn_user(
@@ -171,14 +184,6 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
             f"{beyond:.0%} of the prior's draws lie nowhere near the parameters that the model was trained with: the "
             "likelihood there is a guess; simulate from this prior, or pass a narrower one"
         )
-    support: Any = prior.support
-    likelihood = _Likelihood(ebm, rows)
-    return EnergyDistribution(
-        _Posterior(DistributionBase(prior), likelihood),
-        sampler=Resampled(prior, likelihood, at_once=max(1, _AT_ONCE // len(rows))),
-        like=ebm.loc,
-        support=None if _is_real(support) else support,
-    )
 
 
 def _is_real(support: Any) -> bool:
