@@ -275,7 +275,6 @@ class Categories:
 
     count: int
     random: ClassVar[bool] = True
-    noise: ClassVar[float] = _CODE
 
     @property
     def width(self) -> int:
