@@ -94,7 +94,7 @@ def compare(
     values = [own.values[rows] for own, rows in zip((one, other), chosen, strict=True)]
     z = [torch.as_tensor(transform.encode(own, generator)[0]) for own in values]
     test = energy_distance_test(z[0], z[1], generator=generator)
-    tests = pd.DataFrame(column_tests(both, *values, sides=("the first table", "the second")))
+    tests = pd.DataFrame(column_tests(both, values[0], values[1], ("the first table", "the second")))
     pairs = pd.DataFrame(pair_tests(transform, *values), columns=["columns", "one", "other", "p_value"])
     rows = _odd_rows(z, chosen)
     return Comparison(test.p_value, test.statistic, tests, pairs, rows, _verdict(test.p_value, tests, pairs, rows))

@@ -30,6 +30,7 @@ _TESTED = 1000  # rows on each side of the two-sample test
 _REGIONS, _NAMED = 12, 3  # regions whose masses are compared, and columns that name one
 _FEWEST_ROWS = 100  # for that
 _FEW_ROWS = 500  # below, a simpler model may well be the better one
+_EXACT = 100  # rows, below which the test of a column is exact
 _FEW_HELD_OUT = 30  # below, tests of samples see gross differences alone
 
 
@@ -160,7 +161,9 @@ def column_tests(
             p_value = float(stats.chi2_contingency(counts)[1]) if counts.shape[1] > 1 else 1.0
             ours, theirs, what = f"{shares[0][odd]:.1%}", f"{shares[1][odd]:.1%}", f"the share of {labels[odd]}"
         else:
-            p_value = float(stats.ks_2samp(x, y).pvalue)
+            # Of many rows the exact p-value may underflow, of which scipy warns.
+            method = "auto" if min(len(x), len(y)) < _EXACT else "asymp"
+            p_value = float(stats.ks_2samp(x, y, method=method).pvalue)
             low, high = (np.append(np.quantile(v, [0.05, 0.5, 0.95]), v.mean()) for v in (x, y))
             # Columns of few values differ in their means alone; heavy tails make means say nothing.
             j = int(np.abs((high - low)[:3]).argmax()) if (high[:3] != low[:3]).any() else 3
