@@ -35,10 +35,10 @@ warnings.simplefilter("ignore", ep.errors.ChainWarning)
 # ## Sixty-four chains on a banana
 #
 # Hamiltonian Monte Carlo (`HMC`) lets every point roll along the energy for a number of steps, its *trajectory*, and
-# accepts or rejects where it ends; one whose energy explodes on the way is a *divergence*.  A *mass* for each coordinate
-# says how far it should roll.  `sample_chains` takes a kernel, anything with energies, and numbers.  During a *warm-up*,
-# whose draws are thrown away, it tunes step size, mass and, for `ChEES`, the length of trajectories, learned by
-# comparing chains.  `chains.problems()` says in words what not to trust.
+# accepts or rejects where it ends; one whose energy explodes on the way is a *divergence*.  A *mass* for each
+# coordinate says how far it should roll.  `sample_chains` takes a kernel, anything with energies, and numbers.  During
+# a *warm-up*, whose draws are thrown away, it tunes step size, mass and, for `ChEES`, the length of trajectories,
+# learned by comparing chains.  `chains.problems()` says in words what not to trust.
 
 # %%
 banana = ep.toys.Banana()

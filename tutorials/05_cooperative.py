@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Cooperative training: a network that says where chains should begin
 #
-# Training and samples go from each noise level t + 1 to the next sharper one, t, by draws of the *recovery distribution*
-# p(x_t | x_{t+1}): what the point may have been with less noise.  A chain draws from it, and a chain that begins near
-# where it has to go needs few moves.  CDRL (Zhu et al. 2024) learns such beginnings beside the energy: an *initializer*
-# q(x_t | x_{t+1}), a network that answers with a Gaussian.
+# Training and samples go from each noise level t + 1 to the next sharper one, t, by draws of the *recovery
+# distribution* p(x_t | x_{t+1}): what the point may have been with less noise.  A chain draws from it, and a chain that
+# begins near where it has to go needs few moves.  CDRL (Zhu et al. 2024) learns such beginnings beside the energy: an
+# *initializer* q(x_t | x_{t+1}), a network that answers with a Gaussian.
 #
 # It takes about two minutes; smaller numbers in the first cell make it shorter.
 

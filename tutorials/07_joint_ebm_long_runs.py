@@ -103,8 +103,8 @@ for name, model in (("joint", joint), ("plain", plain)):
 # %% [markdown]
 # ## What it says of densities
 #
-# In the plane level 0 is normalized by quadrature.  The gap is by how much held-out points are less likely than under the
-# truth.
+# In the plane level 0 is normalized by quadrature.  The gap is by how much held-out points are less likely than under
+# the truth.
 
 # %%
 fresh = toy.sample((5000,))

@@ -6,8 +6,8 @@
 #
 # It takes about two minutes on one core; smaller numbers in the first cell make it shorter.
 #
-# With MNIST's file `python -m tests.benchmarks images MNIST.npz` does the same at 28 × 28, and with a folder of pictures
-# of your own `energyppl fit FOLDER --out RUN`.
+# With MNIST's file `python -m tests.benchmarks images MNIST.npz` does the same at 28 × 28, and with a folder of
+# pictures of your own `energyppl fit FOLDER --out RUN`.
 
 # %%
 
