@@ -177,7 +177,7 @@ def _mosaic(
         row, column = divmod(i, columns)
         start = row * step[0] + above
         canvas[start : start + height, column * step[1] : column * step[1] + width] = tile
-    size = (max(3.0, canvas.shape[1] * inches + margin), max(2.2, canvas.shape[0] * inches + top + 0.5))
+    size = (max(3.0, canvas.shape[1] * inches + margin), max(1.6, canvas.shape[0] * inches + top + 0.5))
     figure = blank_figure(*size, title)
     axes = figure.subplots()
     axes.imshow(canvas, interpolation="nearest")
