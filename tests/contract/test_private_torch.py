@@ -137,6 +137,17 @@ def check_bfloat16() -> None:
     assert isinstance(private.has_fast_bfloat16(), bool)
 
 
+def check_values() -> None:
+    positive = torch.distributions.Exponential(torch.ones(()), validate_args=True)
+    with private.without_value_checks():
+        with private.without_value_checks():
+            pass
+        logs = torch.func.vmap(positive.log_prob)(torch.tensor([-1.0, 1.0]))
+        assert torch.isfinite(logs[1])
+    with pytest.raises(ValueError, match="support"):
+        positive.log_prob(torch.tensor(-1.0))
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     "AdamW": check_adam,
     "OpOverload": check_overload,
@@ -154,6 +165,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "out_of_place": check_out_of_place,
     "returns_view": check_returned_views,
     "short_binding": check_binding,
+    "without_value_checks": check_values,
 }
 
 
