@@ -17,7 +17,8 @@ SMALLER = {
     "ep.fit(ebm, data)": "ep.fit(ebm, data, options=ep.TrainingOptions(steps=30), progress=False)",
     "ebm.sample((1_000,))": "ebm.sample((50,), steps=5)",
     "ep.tables.fit(frame, steps=200)": "ep.tables.fit(frame, steps=5, progress=False)",
-    "chains=256, draws=200": "chains=32, draws=20, progress=False",
+    "expand(256, 2)": "expand(32, 2)",
+    "draws=200": "draws=20, progress=False",
 }
 
 
