@@ -18,7 +18,7 @@ SMALLER = {
     "ebm.sample((1_000,))": "ebm.sample((50,), steps=5)",
     "ep.tables.fit(frame, steps=200)": "ep.tables.fit(frame, steps=5, progress=False)",
     "expand(256, 2)": "expand(32, 2)",
-    "draws=200": "draws=20, progress=False",
+    "chains=256, draws=200": "chains=32, draws=20, progress=False",
 }
 
 
