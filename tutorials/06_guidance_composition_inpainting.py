@@ -60,7 +60,7 @@ plots.show(image_strips(rows, titles=titles, title="Asked for 0 to 9"), "06_guid
 # ## Composition
 #
 # `product` adds energies, with weights: what two classes agree on, or one but not another.  `mixture` is one or the
-# other.
+# other.  Each row of the picture shows ten draws of one of them.
 
 # %%
 three, eight = ebm.given(3), ebm.given(8)
