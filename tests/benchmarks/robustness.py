@@ -15,6 +15,8 @@ import torch
 import energyppl as ep
 from tests.benchmarks.density import gap
 
+POINTS = 512  # of the grid of the gap, along each axis
+
 
 def run(features: bool, rate: float, seed: int, updates: int) -> float:
     """The gap of level 0 after training, in nats; infinity if training diverged."""
@@ -31,7 +33,7 @@ def run(features: bool, rate: float, seed: int, updates: int) -> float:
     except ep.TrainingDiverged as error:
         print(f"DIVERGED: {error}", flush=True)
         return float("inf")
-    return gap(ebm, toy, points=512)
+    return gap(ebm, toy, points=POINTS)
 
 
 def main(arguments: list[str]) -> None:
