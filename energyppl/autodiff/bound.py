@@ -208,7 +208,7 @@ def _make_trace(potential: Function, parts: Structure, what: Evaluation, x: Tens
         other = (x.detach().flip(0) if x.dim() else x.detach()) * 0.9 + 0.05
         try:
             with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-                eager = what(rebuild(potential, iter(parts.tensors)), other)  # first: it may work out constants
+                eager = _eagerly(potential, parts, what, other)  # first: it may work out constants
                 trace = Trace(potential, parts, x, what)
                 _require_equal(_Traced(trace, parts)(other), eager)
             if fingerprint.changed():
@@ -216,6 +216,13 @@ def _make_trace(potential: Function, parts: Structure, what: Evaluation, x: Tens
         finally:
             before.restore()
     return trace
+
+
+def _eagerly(potential: Function, parts: Structure, what: Evaluation, x: Tensor) -> Values:
+    try:
+        return what(rebuild(potential, iter(parts.tensors)), x)
+    except Exception as error:  # a potential may refuse points that nobody asked for
+        raise Untraceable(str(error)) from error
 
 
 def _require_equal(ours: Values, theirs: Values) -> None:

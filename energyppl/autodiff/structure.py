@@ -62,7 +62,7 @@ def structure(potential: object) -> Structure:
 
     def visit_field(owner: object, field: "dataclasses.Field[Any]") -> Any:
         value = getattr(owner, field.name)
-        if not field.metadata.get("pure") or isinstance(value, nn.Module) or dataclasses.is_dataclass(value):
+        if not _is_pure(field, value):
             return visit(value)
         try:
             hash(value)
@@ -125,9 +125,15 @@ def rebuild(value: Any, tensors: Iterator[Tensor]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, (type, nn.Module)) and not _is_constant(value):
         copy = object.__new__(type(value))
         for field in dataclasses.fields(value):
-            object.__setattr__(copy, field.name, rebuild(getattr(value, field.name), tensors))
+            part = getattr(value, field.name)
+            object.__setattr__(copy, field.name, part if _is_pure(field, part) else rebuild(part, tensors))
         return copy
     return value
+
+
+def _is_pure(field: "dataclasses.Field[Any]", value: object) -> bool:
+    """Tell whether a field is taken whole, with all that it holds, as its owner says of it."""
+    return bool(field.metadata.get("pure")) and not (isinstance(value, nn.Module) or dataclasses.is_dataclass(value))
 
 
 def _is_constant(value: object) -> bool:

@@ -60,9 +60,11 @@ FEWER: dict[str, dict[str, Callable[[Any], Any]]] = {
         "GRID": lambda nodes: 500,
     },
     "density": {"POINTS": lambda points: 192},
+    "generation": {"gap": lambda gap: partial(gap, points=192)},
     "joint": {"training_within": lambda within: partial(within, skip=1, over=2, least=5)},
     "likelihood": {"WIDTHS": lambda widths: widths[:1]},
     "masses": {"NODES": lambda nodes: 200},
+    "recovery": {"KERNELS": lambda kernels: {name: (kernel, few[:1]) for name, (kernel, few) in kernels.items()}},
     "robustness": {"POINTS": lambda points: 192},
     "sbi": {"WIDTHS": lambda widths: widths[:1], "WARMUP": lambda moves: 20, "ITERATIONS": lambda most: 20},
 }
@@ -115,6 +117,8 @@ def test_benchmark_runs(
     benchmark = importlib.import_module(f"tests.benchmarks.{name}")
     for constant, smaller in FEWER.get(name, {}).items():
         monkeypatch.setattr(benchmark, constant, smaller(getattr(benchmark, constant)))
+    if name not in HEAVY:
+        monkeypatch.setattr(ep, "MLPEnergy", partial(ep.MLPEnergy, hidden=16))
     benchmark.main(arguments)
     assert re.search(r"\d", capsys.readouterr().out), "no figure was printed"
 
