@@ -66,7 +66,12 @@ FEWER: dict[str, dict[str, Callable[[Any], Any]]] = {
     "masses": {"NODES": lambda nodes: 200},
     "recovery": {"KERNELS": lambda kernels: {name: (kernel, few[:1]) for name, (kernel, few) in kernels.items()}},
     "robustness": {"POINTS": lambda points: 192},
-    "sbi": {"WIDTHS": lambda widths: widths[:1], "WARMUP": lambda moves: 20, "ITERATIONS": lambda most: 20},
+    "sbi": {
+        "WIDTHS": lambda widths: widths[:1],
+        "DECAYS": lambda decays: decays[:1],
+        "WARMUP": lambda moves: 20,
+        "ITERATIONS": lambda most: 20,
+    },
 }
 
 HEAVY = {
