@@ -170,7 +170,7 @@ class NegativeLogLikelihood:
         return -self.log_prob(self.x.expand(*theta.shape[:-1], -1), theta)
 
 
-def by_likelihood(task: Task, energy: Callable[[Tensor], Tensor], tried: int) -> ep.EnergyDistribution:
+def by_likelihood(task: Task, energy: Callable[[Tensor], Tensor], tried: int | None = None) -> ep.EnergyDistribution:
     """The posterior of minus a log likelihood, whose chains begin at resampled draws of the prior."""
     potential = Known(energy, torch.Size((task.parameters,)))
     begin = ep.models.Resampled(task.prior, energy, tried)
@@ -284,11 +284,11 @@ def compare(name: str, args: argparse.Namespace) -> None:
         truth = reference(name, task, x, draws, args.tried)
         posteriors = {
             "energy": ep.models.posterior(ebm, task.prior, x),
-            "known": by_likelihood(task, partial(task.energy, x=x), args.tried // 10),
+            "known": by_likelihood(task, partial(task.energy, x=x)),
         }
         if log_prob is not None:
             nle = NegativeLogLikelihood(log_prob, x)
-            posteriors["NLE"] = by_likelihood(task, nle, args.tried // 10)
+            posteriors["NLE"] = by_likelihood(task, nle)
         for label, posterior in posteriors.items():
             scores[label].append(c2st(chains_of(posterior, draws), truth, seed))
         line = ", ".join(f"{label} {found[-1]:.3f}" for label, found in scores.items() if found)
