@@ -46,7 +46,8 @@ import energyppl as ep
 
 BATCH, EVERY, PATIENCE = 256, 50, 20  # rows of the flow's batch; its evaluations; of which none is the best
 WIDTHS, DECAYS, AVERAGED = (64, 128), (0.0, 0.3), 0.995
-CHAINS = 1000
+CHAINS, WARMUP = 1000, 100
+ITERATIONS = 1000  # of the classifier at most
 
 
 # --- Tasks ---
@@ -141,7 +142,7 @@ def chains_of(posterior: ep.EnergyDistribution, draws: int) -> Tensor:
             chains=chains,
             draws=math.ceil(draws / chains),
             thin=10,
-            warmup=100,
+            warmup=WARMUP,
             progress=False,
         )
     return found.samples["x"].flatten(0, 1)[:draws]
@@ -249,7 +250,9 @@ def c2st(ours: Tensor, theirs: Tensor, seed: int) -> float:
     data = torch.cat([(ours - loc) / scale, (theirs - loc) / scale]).double().numpy()
     labels = np.repeat([0, 1], [len(ours), len(theirs)])
     units = 10 * data.shape[1]
-    classifier = MLPClassifier(activation="relu", hidden_layer_sizes=(units, units), max_iter=1000, random_state=seed)
+    classifier = MLPClassifier(
+        activation="relu", hidden_layer_sizes=(units, units), max_iter=ITERATIONS, random_state=seed
+    )
     folds = KFold(n_splits=5, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a classifier that has not converged
