@@ -27,9 +27,12 @@ def shape_text(shape: Sequence[int]) -> str:
 
 def as_path(value: object) -> Path:
     """Require a path, a text or one of pathlib's, and return it as the latter."""
-    if not isinstance(value, (str, os.PathLike)):
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str):
         raise InvalidInput(f"a path must be a text or a pathlib.Path; got {_brief(value)}: pass one")
-    return Path(value)
+    if not text or "\0" in text:
+        raise InvalidInput(f"a path must name a file or a folder; got {_brief(value)}: pass one")
+    return Path(text)
 
 
 def check_shape(name: str, value: object, *, at_least: int = 0) -> torch.Size:

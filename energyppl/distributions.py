@@ -20,7 +20,9 @@ from torch.distributions import constraints
 
 from energyppl._checks import broadcast_shapes, check_event, check_shape, is_number, shape_text
 from energyppl.autodiff.devices import device_of
-from energyppl.errors import InvalidInput, NotNormalized
+from energyppl.autodiff.private import is_transformed
+from energyppl.autodiff.structure import modules_of
+from energyppl.errors import InvalidInput, NotNormalized, warn_user
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential, can_expand
 from energyppl.potentials.constrained import Constrained, check_ends, constrain, contains, of_event_dim, unconstrain
@@ -199,8 +201,7 @@ class EnergyDistribution(dist.TorchDistribution):
         points, inside = self._split(value)
         energy = self._energy(points, inside)
         if not callable(self.log_normalizer):
-            known: float | Tensor = self.log_normalizer
-            return -energy - known
+            return -energy - self._watched(energy, self.log_normalizer)
         unconstrained = self.unconstrained()
         log_z: Tensor = self.log_normalizer(unconstrained, unconstrain(unconstrained, points))
         return -energy - log_z
@@ -218,6 +219,18 @@ class EnergyDistribution(dist.TorchDistribution):
         inside = contains(self._support, x)
         within = inside.reshape(*inside.shape, *[1] * len(self.event_shape))  # may be of a larger batch than x
         return torch.where(within, x, self._some_point(x)), inside
+
+    def _watched(self, energy: Tensor, known: float | Tensor) -> float | Tensor:
+        """Return a log Z that is a number, which warns when a gradient asks for its slope along the weights."""
+        learned = isinstance(known, Tensor) and known.requires_grad
+        if learned or not energy.requires_grad or not torch.is_grad_enabled() or is_transformed():
+            return known
+        weights = [p for module in modules_of(self.potential) for p in module.parameters() if p.requires_grad]
+        if not weights:
+            return known
+        value = known if isinstance(known, Tensor) else energy.new_tensor(known)
+        log_z: Tensor = _FixedLogZ.apply(value, *weights)  # type: ignore[no-untyped-call]
+        return log_z
 
     def _some_point(self, like: Tensor) -> Tensor:
         try:
@@ -241,7 +254,10 @@ class EnergyDistribution(dist.TorchDistribution):
         return energy if inside is None else torch.where(inside, energy, torch.inf)
 
     def unnormalized(self) -> "EnergyDistribution":
-        """Return the same distribution with log Z = 0, which is right where a constant factor cancels, as in MCMC."""
+        """Return the same distribution with log Z = 0, which is right where a constant factor cancels, as in MCMC.
+
+        It is not where the energy's own weights are learned: a backward pass to them warns.
+        """
         return self._copy(self.batch_shape, log_normalizer=0.0)
 
     def sample(self, sample_shape: int | Sequence[int] = ()) -> Tensor:
@@ -281,6 +297,24 @@ class EnergyDistribution(dist.TorchDistribution):
             support=self._support,
             validate_args=self._validate_args,
         )
+
+
+class _FixedLogZ(torch.autograd.Function):
+    """A number in place of log Z; autograd comes by only where it is asked for the gradient along the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *weights: Tensor) -> Tensor:
+        ctx.weights = len(weights)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+        warn_user(
+            "the gradient along the weights of an energy lacks that of log Z, which log_prob was given as a number, so "
+            "weights that follow it are biased: learn them by ebm.marginal(), with log_normalizer=Contrastive(…) or by "
+            "energyppl.fit, or freeze them by requires_grad_(False)"
+        )
+        return None, *[None] * ctx.weights
 
 
 def _check_parts(sampler: object, like: object, support: object) -> None:

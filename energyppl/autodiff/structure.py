@@ -20,6 +20,7 @@ __all__ = [
     "Structure",
     "Untraceable",
     "Wrapper",
+    "modules_of",
     "modules_read_by",
     "ordinary",
     "rebuild",
@@ -91,6 +92,15 @@ def structure(potential: object) -> Structure:
         raise Untraceable(f"a {type(value).__name__}, which could change unseen")
 
     return Structure((visit(potential),), tensors, modules)
+
+
+def modules_of(potential: object) -> list[nn.Module]:
+    """Find the modules of a potential, as far as that can be told."""
+    try:
+        return structure(potential).modules
+    except Untraceable:
+        held = vars(potential).values() if hasattr(potential, "__dict__") else ()
+        return [module for value in held for module in modules_read_by(value)]
 
 
 def modules_read_by(function: object) -> list[nn.Module]:

@@ -203,9 +203,9 @@ class TableTransform:
         widths = {len(loc), len(scale), sum(column.width for column in columns)}
         if len(widths) != 1 or len(tree["names"]) != len(columns):
             raise ValueError(f"a transform's parts are of different widths, {sorted(widths)}")
-        if not (np.isfinite(loc).all() and np.isfinite(scale).all() and (scale > 0.0).all()):
+        if loc.ndim != 1 or not (np.isfinite(loc).all() and np.isfinite(scale).all() and (scale > 0.0).all()):
             raise ValueError("a transform's coordinates are not finite")
-        return cls(tuple(map(str, tree["names"])), columns, loc, scale)
+        return cls(tuple(tree["names"]), columns, loc, scale)
 
 
 # --- How a column is taken ---

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energyppl._checks import as_path
 from energyppl._files import whole_file
 
 __all__ = ["save_figure", "show"]
@@ -39,7 +40,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
         >>> ep.plots.save_figure(figure, pathlib.Path(tempfile.mkdtemp()) / "points.png").name
         'points.png'
     """
-    path = Path(path)
+    path = as_path(path)
     with whole_file(path) as file:
         figure.savefig(file, dpi=150, format="png", facecolor="white")
     return path

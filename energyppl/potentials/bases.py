@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, distributions
+from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from energyppl._checks import (
     check_data,
@@ -23,6 +24,7 @@ from energyppl._checks import (
 )
 from energyppl.errors import InvalidInput
 from energyppl.potentials.algebra import Potential, RecoveryPotential, sum_event
+from energyppl.potentials.constrained import latent_transform
 from energyppl.potentials.mixture_fit import fit_mixture
 
 __all__ = ["Base", "BernoulliBase", "DistributionBase", "GaussianBase", "MixtureBase"]
@@ -260,6 +262,17 @@ class DistributionBase:
     def event_shape(self) -> torch.Size:
         """Shape of one point."""
         return self.distribution.event_shape
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether the density lives on all real points, as far as its support tells."""
+        try:
+            transform = latent_transform(self.distribution)
+        except (AttributeError, InvalidInput, NotImplementedError):
+            return True
+        while isinstance(transform, IndependentTransform):
+            transform = transform.base_transform
+        return transform == identity_transform
 
     def __call__(self, x: Tensor) -> Tensor:
         """Evaluate energies of points ``(*batch, *event)``."""

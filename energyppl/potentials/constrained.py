@@ -28,7 +28,7 @@ from torch.distributions import (
 from torch.nn import functional
 
 from energyppl._checks import append_dims, is_number
-from energyppl.errors import InvalidInput
+from energyppl.errors import InvalidInput, first_line
 from energyppl.potentials.algebra import Potential, as_potential, sum_event
 
 __all__ = [
@@ -278,6 +278,7 @@ class Constrained:
                 f"support {self.support} must fit event_shape {tuple(event_shape)}; got another shape ({error}): give "
                 "the energy the event_shape of the support's points"
             ) from None
+        _require_jacobian(self.support, transform, shape)
         size = len(event_shape) - transform.codomain.event_dim + transform.domain.event_dim
         # Ends that differ over the batch have brought the batch's dimensions with them.
         object.__setattr__(self, "event_shape", shape[len(shape) - size :])
@@ -318,6 +319,22 @@ class Constrained:
         middle = self._transform(inside.new_zeros(self.event_shape))
         energy = self.potential(torch.where(append_dims(legal, inside), inside, middle))
         return torch.where(legal, energy, torch.inf)
+
+
+def _require_jacobian(support: constraints.Constraint, transform: transforms.Transform, shape: torch.Size) -> None:
+    """Require a map that can be followed at the origin, with its Jacobian.
+
+    Raises:
+        InvalidInput: for one that can't, such as ``constraints.cat`` of a simplex, which has one number fewer.
+    """
+    origin = torch.zeros(shape)
+    try:
+        transform.log_abs_det_jacobian(origin, transform(origin))
+    except (AssertionError, NotImplementedError) as error:
+        raise InvalidInput(
+            f"support {support} must have a map from unconstrained numbers whose Jacobian is known; torch's has none "
+            f"({first_line(error)}): give each of its parts an energy of its own, or write the map into the energy"
+        ) from None
 
 
 def constrain(potential: Potential, z: Tensor) -> Tensor:

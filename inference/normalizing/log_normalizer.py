@@ -22,7 +22,7 @@ from energyppl.inference.normalizing.tails import out_of_reach
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
 from energyppl.integration.pareto import pareto_k
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential
-from energyppl.potentials.bases import Base, GaussianBase
+from energyppl.potentials.bases import Base, DistributionBase, GaussianBase
 from energyppl.potentials.constrained import Constrained
 
 __all__ = ["log_normalizer"]
@@ -169,6 +169,11 @@ def _problem(
     if base is not None and not hasattr(as_potential("base", base), "sample"):
         raise InvalidInput(
             f"base must be a potential with a sample method; got {type(base).__name__}: pass a GaussianBase"
+        )
+    if isinstance(base, DistributionBase) and not base.is_everywhere:
+        raise InvalidInput(
+            f"base must have a density at all real points; that of a {type(base.distribution).__name__} has not: pass "
+            "one that has, such as a GaussianBase, in the target's unconstrained coordinates"
         )
     if base is None and samples is None and isinstance(target, RecoveryPotential):
         base = GaussianBase.of_tilt(target)
