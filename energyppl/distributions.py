@@ -20,9 +20,8 @@ from torch.distributions import constraints
 
 from energyppl._checks import broadcast_shapes, check_event, check_shape, is_number, shape_text
 from energyppl.autodiff.devices import device_of
-from energyppl.autodiff.private import is_transformed
-from energyppl.autodiff.structure import modules_of
-from energyppl.errors import InvalidInput, NotNormalized, warn_user
+from energyppl.autodiff.watched import watched
+from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential, can_expand
 from energyppl.potentials.constrained import Constrained, check_ends, constrain, contains, of_event_dim, unconstrain
@@ -223,14 +222,15 @@ class EnergyDistribution(dist.TorchDistribution):
     def _watched(self, energy: Tensor, known: float | Tensor) -> float | Tensor:
         """Return a log Z that is a number, which warns when a gradient asks for its slope along the weights."""
         learned = isinstance(known, Tensor) and known.requires_grad
-        if learned or not energy.requires_grad or not torch.is_grad_enabled() or is_transformed():
+        if learned or not energy.requires_grad:
             return known
-        weights = [p for module in modules_of(self.potential) for p in module.parameters() if p.requires_grad]
-        if not weights:
-            return known
-        value = known if isinstance(known, Tensor) else energy.new_tensor(known)
-        log_z: Tensor = _FixedLogZ.apply(value, *weights)  # type: ignore[no-untyped-call]
-        return log_z
+        return watched(
+            known if isinstance(known, Tensor) else energy.new_tensor(known),
+            self.potential,
+            "the gradient along the weights of an energy lacks that of log Z, which log_prob was given as a number, so "
+            "weights that follow it are biased: learn them by ebm.marginal(), with log_normalizer=Contrastive(…) or by "
+            "energyppl.fit, or freeze them by requires_grad_(False)",
+        )
 
     def _some_point(self, like: Tensor) -> Tensor:
         try:
@@ -297,24 +297,6 @@ class EnergyDistribution(dist.TorchDistribution):
             support=self._support,
             validate_args=self._validate_args,
         )
-
-
-class _FixedLogZ(torch.autograd.Function):
-    """A number in place of log Z; autograd comes by only where it is asked for the gradient along the weights."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, *weights: Tensor) -> Tensor:
-        ctx.weights = len(weights)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
-        warn_user(
-            "the gradient along the weights of an energy lacks that of log Z, which log_prob was given as a number, so "
-            "weights that follow it are biased: learn them by ebm.marginal(), with log_normalizer=Contrastive(…) or by "
-            "energyppl.fit, or freeze them by requires_grad_(False)"
-        )
-        return None, *[None] * ctx.weights
 
 
 def _check_parts(sampler: object, like: object, support: object) -> None:

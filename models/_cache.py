@@ -83,21 +83,30 @@ class WeightSnapshot:
     def holds(self, model: nn.Module) -> bool:
         """Tell whether nothing has changed."""
         modules, layout, tensors = _parts(model)
-        same = layout == self._layout and all(map(operator.is_, modules, self._modules))
+        same = layout == self._layout and len(modules) == len(self._modules)
+        same = same and all(map(operator.is_, modules, self._modules))
         return same and all(map(_same_bytes, tensors, self._copies))
 
 
 def _parts(model: nn.Module) -> tuple[list[nn.Module], list[Hashable], list[Tensor]]:
-    """Return a model's modules, what they are made of but for the values, and their tensors."""
-    modules, tensors = list(model.modules()), list[Tensor]()
-    layout: list[Hashable] = [module.training for module in modules]
+    """Return a model's modules, what they are made of but for the values, and their tensors.
+
+    Numbers and texts that forward may read count, but whole ones: a network may count its calls.
+    """
+    modules, tensors = list(model.modules()), list[Tensor | None]()
+    layout: list[Hashable] = []
     for module in modules:
         parameters, buffers, _ = module_tables(module)
         tensors += parameters.values()
         tensors += buffers.values()
-    tensors = [tensor for tensor in tensors if tensor is not None]
-    layout += [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
-    return modules, layout, tensors
+        for value in vars(module).values():
+            if isinstance(value, (bool, float, str)):
+                layout.append(value)
+            elif isinstance(value, Tensor):
+                tensors.append(value)
+    held = [tensor for tensor in tensors if tensor is not None]
+    layout += [(tensor.shape, tensor.dtype, tensor.device) for tensor in held]
+    return modules, layout, held
 
 
 def _same_bytes(tensor: Tensor, copy: Tensor) -> bool:

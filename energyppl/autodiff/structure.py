@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from energyppl.autodiff.private import hook_tables, module_tables
+from energyppl.errors import InvalidInput
 
 __all__ = [
     "ModuleFingerprint",
@@ -20,6 +21,7 @@ __all__ = [
     "Structure",
     "Untraceable",
     "Wrapper",
+    "check_not_model",
     "modules_of",
     "modules_read_by",
     "ordinary",
@@ -92,6 +94,23 @@ def structure(potential: object) -> Structure:
         raise Untraceable(f"a {type(value).__name__}, which could change unseen")
 
     return Structure((visit(potential),), tensors, modules)
+
+
+def check_not_model(name: str, value: object) -> None:
+    """Refuse a model or a distribution where an energy is wanted: calling one does not evaluate its energy.
+
+    Raises:
+        InvalidInput: for one; the message says what to pass instead.
+    """
+    if isinstance(value, torch.distributions.Distribution):
+        way = "its .unconstrained()" if hasattr(value, "unconstrained") else "potentials.DistributionBase(distribution)"
+        came = type(value).__name__
+        raise InvalidInput(f"{name} must be a potential; got {came}, which draws when it is called: pass {way}")
+    if isinstance(value, nn.Module) and hasattr(value, "marginal"):
+        raise InvalidInput(
+            f"{name} must be a potential; got the model {type(value).__name__}: pass ebm.marginal().potential, in data "
+            "coordinates, or ebm.potential(), in standardized ones"
+        )
 
 
 def modules_of(potential: object) -> list[nn.Module]:

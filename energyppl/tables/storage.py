@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from energyppl._checks import as_path, checked
+from energyppl._checks import as_path, checked, require_kinds
 from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.data.columns import Categories, TwoValues
@@ -25,6 +25,18 @@ __all__ = ["load", "save"]
 
 _FORMAT = "energyppl-table-5"
 _CONDITIONAL = "energyppl-conditional-table-1"
+_RECORD: dict[str, Any] = {  # of what a record may hold
+    "source": str,
+    "rows": dict[str, int],
+    "columns": list[str],
+    "transforms": dict[str, str],
+    "missing": int,
+    "settings": dict[str, Any],
+    "seconds": float,
+    "steps": int,
+    "steps_before": int,
+    "stopped": str,
+}
 
 
 @checked
@@ -116,7 +128,11 @@ def _built(tree: dict[str, Any]) -> TableModel | ConditionalTableModel:
     curves = {str(name): values.numpy() for name, values in tree["curves"].items()}
     if not {"step", "held_out"} <= curves.keys() or len({values.shape for values in curves.values()}) != 1:
         raise ValueError(f"its curves are {', '.join(curves) or 'none'}")
-    judged = (table, held_out, curves, dict(tree["record"]), validation)
+    record = dict(tree["record"])
+    require_kinds(record, _RECORD)
+    if len(record.get("rows", ".rows")) not in (3, 5):
+        raise ValueError(f"its record counts rows of {len(record['rows'])} kinds")
+    judged = (table, held_out, curves, record, validation)
     if tree["format"] == _CONDITIONAL:
         target, context = (TableTransform.from_tree(tree[name]) for name in ("target", "context"))
         _require_columns(table, target, context)
