@@ -20,6 +20,7 @@ from torch.distributions import constraints
 
 from energyppl._checks import broadcast_shapes, check_event, check_shape, is_number, shape_text
 from energyppl.autodiff.devices import device_of
+from energyppl.autodiff.structure import dtype_named
 from energyppl.autodiff.watched import watched
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.integration.estimates import LogNormalizer
@@ -240,7 +241,8 @@ class EnergyDistribution(dist.TorchDistribution):
         return unconstrained.constrain(torch.zeros(unconstrained.event_shape, dtype=like.dtype, device=like.device))
 
     def _energy(self, points: Tensor, inside: Tensor | None) -> Tensor:
-        energy = self.potential(points)
+        with dtype_named("value", points, self.potential):
+            energy = self.potential(points)
         batch = points.shape[: points.dim() - len(self.event_shape)]
         expected = broadcast_shapes(batch, self.batch_shape)
         is_real = isinstance(energy, Tensor) and energy.dtype.is_floating_point

@@ -16,7 +16,7 @@ from torch import Tensor
 from energyppl._checks import check_event
 from energyppl.autodiff.bound import BoundPotential, evaluate
 from energyppl.autodiff.private import is_view
-from energyppl.autodiff.structure import modules_of, ordinary, without_inference_tensors
+from energyppl.autodiff.structure import dtype_named, ordinary, without_inference_tensors
 from energyppl.autodiff.tracing import Evaluation
 from energyppl.errors import InvalidInput
 
@@ -63,13 +63,8 @@ def energy_and_grad(
             f"{type(potential).__name__} and {dtype!r}: pass an energy, and torch.bfloat16"
         )
     _check_points(potential, x)
-    try:
+    with dtype_named("x", x, potential):
         energy, grad = evaluate(potential, eager_energy_and_grad if dtype is None else _autocast(dtype), x)
-    except RuntimeError as error:
-        own = next((p.dtype for module in modules_of(potential) for p in module.parameters()), x.dtype)
-        if own == x.dtype:
-            raise
-        raise InvalidInput(f"x must be {own} like the network's weights; got {x.dtype}: convert one of them") from error
     return energy, grad
 
 

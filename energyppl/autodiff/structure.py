@@ -7,6 +7,7 @@ levels takes the trace of the last one.  A module is a leaf, whose weights a tra
 import dataclasses
 import types
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "Untraceable",
     "Wrapper",
     "check_not_model",
+    "dtype_named",
     "modules_of",
     "modules_read_by",
     "ordinary",
@@ -120,6 +122,25 @@ def modules_of(potential: object) -> list[nn.Module]:
     except Untraceable:
         held = vars(potential).values() if hasattr(potential, "__dict__") else ()
         return [module for value in held for module in modules_read_by(value)]
+
+
+@contextmanager
+def dtype_named(name: str, x: Tensor, potential: object) -> Iterator[None]:
+    """Turn what torch says of points in another dtype than a potential's weights into a sentence with both.
+
+    Raises:
+        InvalidInput: in place of torch's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        weights = (p for module in modules_of(potential) for p in module.parameters())
+        own = next((p.dtype for p in weights if p.dtype.is_floating_point), x.dtype)
+        if own == x.dtype:
+            raise
+        raise InvalidInput(
+            f"{name} must be {own} like the network's weights; got {x.dtype}: convert one of them"
+        ) from error
 
 
 def modules_read_by(function: object) -> list[nn.Module]:

@@ -73,6 +73,16 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 def _fit(parser: argparse.ArgumentParser) -> None:
     _table_file(parser, "; or images: a folder of PNGs and JPEGs, an IDX file, an array", decimal=".")
     parser.add_argument("--out", type=_path, required=True, metavar="RUN", help="folder to keep the run in")
+    _columns_to_learn(parser)
+    parser.add_argument(
+        "--labels", metavar="FILE", help="classes of images: an .npy or IDX file, or the name of an .npz's array"
+    )
+    _training(parser)
+    _where(parser)
+
+
+def _columns_to_learn(parser: argparse.ArgumentParser) -> None:
+    """Add which columns of a table to learn, and as what."""
     parser.add_argument("--columns", type=_names, metavar="A,B", help="columns to learn, in this order (default: all)")
     parser.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
     parser.add_argument(
@@ -91,9 +101,10 @@ def _fit(parser: argparse.ArgumentParser) -> None:
         metavar="A=KIND,B=KIND",
         help="how columns are taken: none, log, logit, quantile or auto (default: auto)",
     )
-    parser.add_argument(
-        "--labels", metavar="FILE", help="classes of images: an .npy or IDX file, or the name of an .npz's array"
-    )
+
+
+def _training(parser: argparse.ArgumentParser) -> None:
+    """Add how to train."""
     parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
     parser.add_argument(
         "--steps",
@@ -112,7 +123,6 @@ def _fit(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="Adam's learning rate (default: .004, .002 above two coordinates, .003 above eight)",
     )
-    _where(parser)
 
 
 def _sample(parser: argparse.ArgumentParser) -> None:

@@ -191,9 +191,7 @@ def _column(
     kind, types = column.dtype, pd.api.types
     if known:
         return Column(name, _codes(name, column, known), known, "bool" if types.is_bool_dtype(kind) else "object")
-    if types.is_bool_dtype(kind):
-        return Column(name, column.to_numpy(np.float64, na_value=np.nan), (), str(kind))
-    if types.is_numeric_dtype(kind) and not types.is_complex_dtype(kind):
+    if types.is_bool_dtype(kind) or (types.is_numeric_dtype(kind) and not types.is_complex_dtype(kind)):
         return Column(name, column.to_numpy(np.float64, na_value=np.nan), (), str(kind))
     if types.is_datetime64_any_dtype(kind) or types.is_timedelta64_dtype(kind) or "period" in str(kind):
         raise _Dates
@@ -203,8 +201,17 @@ def _column(
         and not types.is_datetime64_any_dtype(kind.categories.dtype)
     ):
         return _of_labels(name, column, [_plain(label) for label in kind.categories])
-    present = column[column.notna()]
-    cells = [_plain(value) for value in present]
+    return _of_cells(name, column, line_of_row, known)
+
+
+def _of_cells(
+    name: str,
+    column: "pd.Series[Any]",
+    line_of_row: Callable[[int], tuple[int, list[str]] | None],
+    known: tuple[Label, ...] | None,
+) -> Column:
+    """Return a column of what its cells hold: true or false, numbers as text, or categories."""
+    cells = [_plain(value) for value in column[column.notna()]]
     if not cells:
         raise ValueError(f"{name!r} is empty (drop it)")
     other = next((value for value in cells if not isinstance(value, (str, bool, int, float))), None)

@@ -102,6 +102,10 @@ def test_half_precision_is_refused_where_its_digits_do_not_do(dtype: torch.dtype
 def test_points_of_another_dtype_than_the_weights_are_named() -> None:
     with pytest.raises(InvalidInput, match=r"x must be torch.float32 like the network's weights; got torch.float64"):
         ep.energy_and_grad(Bowl(), ROWS.double())
+    with pytest.raises(
+        InvalidInput, match=r"value must be torch.float32 like the network's weights; got torch.float16"
+    ):
+        ep.EnergyDistribution(Bowl()).energy(ROWS.half())
 
 
 def test_the_process_s_bounds_take_rows_of_any_dtype() -> None:
