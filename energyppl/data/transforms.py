@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from energyppl._checks import checked
 from energyppl.data.columns import KINDS, Categories, Coordinates, FewValues, Numbers, TwoValues
 from energyppl.data.grids import decimals_of
 from energyppl.data.monotone import Atoms, Base, fit_spline
@@ -66,6 +67,7 @@ class TableTransform:
     scale: Array
 
     @classmethod
+    @checked
     def fit(cls, table: Table, kinds: Mapping[str, str] | None = None) -> "TableTransform":
         """Choose how each column is taken, by its rows that are not missing.
 

@@ -45,6 +45,7 @@ class RecoveryNormalizers(NamedTuple):
     evaluations: int
 
 
+@checked
 def recovery_normalizers(
     target: RecoveryDistribution | RecoveryPotential,
     *,
@@ -72,6 +73,8 @@ def recovery_normalizers(
         torch.Size([4])
     """
     check_count("particles", particles, at_least=4)
+    if temperatures is not None:
+        check_count("temperatures", temperatures)
     potential = target.potential if isinstance(target, RecoveryDistribution) else target
     assert isinstance(potential, RecoveryPotential)
     base = GaussianBase.of_tilt(potential)

@@ -68,7 +68,7 @@ def test_a_tensor_of_another_kind_is_refused_in_a_sentence(taker: str, kind: str
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("taker", ["fit", "standardize", "a table", "images", "an estimator"])
+@pytest.mark.parametrize("taker", ["fit", "a table", "images", "an estimator"])
 def test_what_a_mask_hides_is_missing(taker: str) -> None:
     """And not what lies beneath it; without hidden cells a masked array is an array."""
     array = np.ma.masked_array(ROWS.numpy().astype(np.float64), mask=np.zeros((60, 2), bool))
@@ -102,9 +102,7 @@ def test_half_precision_is_refused_where_its_digits_do_not_do(dtype: torch.dtype
 def test_points_of_another_dtype_than_the_weights_are_named() -> None:
     with pytest.raises(InvalidInput, match=r"x must be torch.float32 like the network's weights; got torch.float64"):
         ep.energy_and_grad(Bowl(), ROWS.double())
-    with pytest.raises(
-        InvalidInput, match=r"value must be torch.float32 like the network's weights; got torch.float16"
-    ):
+    with pytest.raises(InvalidInput, match=r"value must be torch.float32 like .* got torch.float16"):
         ep.EnergyDistribution(Bowl()).energy(ROWS.half())
 
 
