@@ -302,8 +302,8 @@ def _about_gaps(choosable: bool) -> str:
     """Say what can be done about missing cells, where ``missing`` can be chosen and where it can't."""
     if choosable:
         return (
-            "missing='drop', --missing drop, leaves those rows out; fit can train on them too, missing='impute', "
-            "--missing impute"
+            "missing='drop', --missing drop, leaves those rows out; a density of whole rows can be trained on them "
+            "too, missing='impute', --missing impute"
         )
     return "leave those rows out, or impute them first"
 
