@@ -157,7 +157,7 @@ def _require_kind(ebm: Any, kind: type[Any], width: int) -> None:
 def _require_columns(table: Table, *parts: TableTransform) -> None:
     """Require transforms of the table's columns, of categories where it has categories."""
     if sum((part.names for part in parts), ()) != table.columns:
-        raise ValueError(f"its transforms are not of its columns {', '.join(table.columns)}")
+        raise ValueError(f"its transforms are of other columns than {', '.join(table.columns)}")
     for name, labels, own in zip(table.columns, table.labels, (c for part in parts for c in part.columns), strict=True):
         places = len(labels) if len(labels) > 2 else 0  # two categories are two values
         if (own.count if isinstance(own, Categories) else 0) != places:
