@@ -46,7 +46,8 @@ def _in_words(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REASONS:
+        guessed = error.errno == errno.EEXIST and str(error.filename) != str(path)  # our own name for a part
+        if error.errno not in _REASONS or guessed:
             raise
         raise InvalidInput(sentence_of(error, path)) from error
 
