@@ -95,11 +95,7 @@ def settings_for(run: Path, chosen: dict[str, Any]) -> Settings:
 
 
 def kept_settings(path: Path, usual: SettingsKind) -> SettingsKind:
-    """Return the settings that ``run.json`` keeps; the usual ones, with a warning, where it is empty.
-
-    Raises:
-        CheckpointError: if it is damaged.
-    """
+    """Return the settings that ``run.json`` keeps; the usual ones, with a warning, where a crash left it empty."""
     kept = read_json(path)
     if kept is None:
         warn_user(f"{path} is empty: settings that are not given now have their defaults")
