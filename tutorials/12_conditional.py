@@ -28,8 +28,9 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Two modes whose weights change
 #
-# `MLPEnergy(1, context_shape=1)` is U(y; c): one perceptron makes of the context a Gaussian and the scales and shifts
-# of the other's layers.  `ConditionalEBM` is trained on pairs, by the objective that trains a `RecoveryEBM`.
+# `MLPEnergy(1, context_shape=1)` is U(y; c), of two perceptrons.  One reads the context c and returns a Gaussian, a
+# first guess of y, together with scales and shifts for each layer of the other one, which reads y and returns what the
+# energy has beyond that guess.  `ConditionalEBM` is trained on pairs, by the objective that trains a `RecoveryEBM`.
 
 
 # %%

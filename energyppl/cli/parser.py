@@ -111,17 +111,17 @@ def _training(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="training steps at most, after half as many with --missing impute; more than a finished run made extend "
-        "it (default: 1500, 2000 above two coordinates, 1200 above eight)",
+        "it (default: 1500, or 1200 above two coordinates)",
     )
     parser.add_argument(
         "--levels", type=int, metavar="N", help="noise levels (default: 6, or 20 above two coordinates)"
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: 512, 256 for 3 to 8)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: 512)")
     parser.add_argument(
         "--learning-rate",
         type=float,
         metavar="X",
-        help="Adam's learning rate (default: .004, .002 above two coordinates, .003 above eight)",
+        help="Adam's learning rate (default: .004, or .003 above two coordinates)",
     )
 
 
