@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import append_dims
-from energyppl.autodiff.gradient import eager_energy_and_grad, energy_only
+from energyppl.autodiff.bound import bind
+from energyppl.autodiff.gradient import eager_energy_and_grad, energy_and_grad, energy_only
 from energyppl.errors import EnergyPPLError
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.potentials.algebra import Affine, Potential
@@ -142,6 +143,7 @@ def _some_are_rare(ends: Tensor, chains: _Chains) -> bool:
     label, last = torch.arange(len(rows), device=rows.device), None
     while last is None or not torch.equal(label, last):
         last, label = label, torch.where(near, label, len(rows)).amin(1)
+        label = label[label]  # so that a long line of ends takes few rounds
     mass = torch.full((len(rows),), -math.inf).to(chains.mass)
     mass = mass.scatter_reduce(0, label[chains.begin], chains.mass, "amax")
     return bool((chains.that_matter(mass) & (label.bincount(minlength=len(rows)) < _SELDOM)).any())
@@ -242,9 +244,9 @@ def _descend(target: Potential, x: Tensor, step: Tensor, steps: int) -> tuple[Te
         The lowest point of each descent and its energy.
     """
     last = torch.zeros_like(x)
-    lowest, energy = x, torch.full_like(x.reshape(len(x), -1)[:, 0], math.inf)
+    lowest, energy, target = x, torch.full_like(x.reshape(len(x), -1)[:, 0], math.inf), bind(target)
     for _ in range(steps):
-        value, grad = eager_energy_and_grad(target, x)
+        value, grad = energy_and_grad(target, x)
         legal = torch.isfinite(value)
         wide = append_dims(legal, x)
         better = legal & (value < energy)
