@@ -157,7 +157,7 @@ def warm_up(
 ) -> Iterator[Tuned]:
     """Tune step by step, as :func:`adapt` does: the last kernel it yields is the tuned one."""
     _check_arguments(kernel, potential, steps, target_acceptance, mass)
-    require_digits("a warm-up", x.dtype)
+    require_digits("a warm-up", getattr(x, "dtype", None))
     potential = bind(potential)
     if isinstance(kernel, Cycle | Mixture | Block | Tempered):
         if groups is not None:
