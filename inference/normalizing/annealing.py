@@ -98,9 +98,10 @@ class Weights(NamedTuple):
         After resampling the particles' own weights are even and say nothing of how uneven those before were.  Weights
         of the particles that a run began with do: their spread is that of the estimate (Lee & Whiteley 2018).
         """
-        top = self.log_weights.amax(0).nan_to_num(neginf=0.0)
-        shares = torch.exp(self.log_weights - top)
-        return torch.zeros_like(shares).scatter_add_(0, self.roots, shares).log() + top
+        top = torch.full_like(self.log_weights, -math.inf).scatter_reduce(0, self.roots, self.log_weights, "amax")
+        top = top.nan_to_num(neginf=0.0)
+        shares = torch.exp(self.log_weights - top.gather(0, self.roots))
+        return torch.zeros_like(shares).scatter_add(0, self.roots, shares).log() + top
 
 
 class _Parts(NamedTuple):

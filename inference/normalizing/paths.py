@@ -10,6 +10,7 @@ from torch import Tensor
 
 from energyppl._checks import check_data, check_spanning, shape_text
 from energyppl.autodiff.devices import beside
+from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import EnergyPPLError, InvalidInput, NotNormalizable
 from energyppl.inference.kernels.binary import BinaryGibbs, DiscreteLangevin
 from energyppl.inference.kernels.contract import Kernel
@@ -287,15 +288,21 @@ def _searched(target: Potential, x: Tensor, starts: int) -> ModeSearch:
         require_normalizable(target, x)
     except NotNormalizable as error:  # or the mass is far away, or on another scale: look where it is
         doubt = error
-    try:
-        found = search_modes(target, x, starts)
-    except EnergyPPLError:
+    inside = x[torch.isfinite(energy_only(target, x))]
+    if not len(inside):
         raise doubt or InvalidInput(
             "the target's energy is finite at no draw of the base N(0, I): pass a base that overlaps the support"
+        )
+    try:
+        found = search_modes(target, inside, starts)
+    except EnergyPPLError as error:
+        raise doubt or EnergyPPLError(
+            f"the search for modes failed ({error}), and whether exp(−U) has a finite integral could not be told: pass "
+            "samples or a base"
         ) from None
     if doubt is not None:
         require_normalizable(target, found.x)
-    return found
+    return found._replace(evaluations=found.evaluations + len(x))
 
 
 def _worth_its_cost(path: AnnealingPath, kernel: Kernel, sparing: bool) -> AnnealingPath:

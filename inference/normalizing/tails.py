@@ -67,12 +67,15 @@ def tail_doubt(potential: Potential, x: Tensor) -> str | None:
 
     Of a density that falls like 1 / r^(d + a) a share of about R^(−a) lies farther than R spreads away: for a = .4
     that is 16 % beyond 100 spreads, and no run comes there.  Where a part of the directions has no finite
-    integral, neither has the whole, but few rays and a dtype's rounding do not prove it.
+    integral, neither has the whole, but few rays and a dtype's rounding do not prove it.  The edges of supports are
+    left to :func:`out_of_reach`.
 
     Args:
         potential: the energy U.
         x: points about where its mass is, ``(n, *event)``.
     """
+    if isinstance(potential, Constrained):
+        return None
     for slope, needed, where in _slopes(potential, x):
         if _most(slope < needed + _HEAVY):
             return (
