@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train and query a small model; ARGS="..." reaches the command
 	$(BIN)/python -m energyppl demo $(ARGS)
 
-quick: $(READY)  ## run the tests of shapes, messages and layout: about two minutes on two cores
+quick: $(READY)  ## run the tests of shapes, messages and layout: about a minute on two cores
 	$(BIN)/python -m pytest $(PARALLEL) tests/contract $(ARGS)
 
 test: $(READY)  ## run all tests but the slow ones: about seven minutes on two cores; ARGS="-k name" chooses
@@ -58,7 +58,7 @@ pictures: $(VENV)/.docs  ## draw the pictures that the repository keeps anew, by
 	for path in tutorials/images/[0-9]*.png; do cp "build/site/made/$${path##*/}" "$$path" || exit 1; done
 	$(BIN)/python tutorials/site/readme_picture.py
 
-matrix:  ## run the contract tests on every Python and the oldest and newest torch; ARGS="3.12 -k name" chooses
+matrix:  ## run the tests of contract and usage on every Python and the oldest and newest torch; ARGS="3.12 -k name" chooses
 	.ci/matrix $(ARGS)
 
 dist: $(READY)  ## build the wheel and the sdist, check them, and install both on every Python that there is

@@ -110,12 +110,14 @@ class Contexts(nn.Module):
         return (nearest > self.reach).reshape(batch)
 
     def check(self, context: object) -> Tensor:
-        """Require contexts ``(*batch, *shape)``, floating point and finite.
+        """Require contexts ``(*batch, *shape)``, floating point and finite, one or more.
 
         Raises:
             InvalidInput: for anything else.
         """
         context = check_context(context, self.shape)
+        if not context.numel():
+            raise InvalidInput(f"context must hold one or more; got a batch of none, {shape_text(context.shape)}")
         kept = context.dim() - len(self.shape)
         if is_transformed():  # values can't be read there
             return context

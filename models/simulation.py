@@ -14,18 +14,23 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from energyppl._checks import check_count, check_event, check_fields, check_flag, shape_text
+from energyppl._seeds import seeded
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, warn_user
+from energyppl.inference.kernels.langevin import MALA
+from energyppl.inference.normalizing.annealing import effective_size, pilot_run
 from energyppl.models.conditional import ConditionalEBM
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.bases import DistributionBase
-from energyppl.potentials.constrained import unconstrain
+from energyppl.potentials.constrained import Constrained, unconstrain
 
 __all__ = ["Resampled", "Simulations", "posterior", "simulate"]
 
 _NAMED = 5  # rows in a message
-_EFFECTIVE = 100  # draws of the prior that resampled ones should be worth
+_EFFECTIVE = 100  # draws of the prior that resampled ones should be worth; else they are moved there step by step
+_STEEPNESS, _PARTICLES, _LAST = 0.9, 4096, 10  # of such a move: conditional effective size, particles, last steps
 _FARTHEST = 10.0  # standard deviations of simulations
+_LOOKED_AT, _OUTSIDE = 1024, 0.05  # draws of the prior; share of them that may be far from all that was simulated
 _TRIALS, _AT_LEAST, _AT_MOST, _AT_ONCE = 100, 10_000, 1_000_000, 16_384  # draws of the prior that chains begin from
 
 
@@ -80,6 +85,7 @@ def simulate(
             x = torch.as_tensor(x).to(parameters)
     if not isinstance(x, Tensor) or x.dim() < 2 or len(x) != count:
         came = shape_text(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        came = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else came
         raise InvalidInput(
             f"the simulator must return floating-point data ({count}, *event) for {count} parameters; got {came}: "
             "return one row for each row of parameters"
@@ -105,9 +111,8 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
 
     Its energy is ``−log prior(θ) + Σ_i [U(x_i; θ) + log Z(θ)]`` over the rows of ``observed``, which are independent
     given θ.  log Z(θ) is integrated if an x is one number, and what training implies above.
-    ``sample`` draws from the prior and resamples by the likelihood: chains begin there, in every mode by its mass.  Its
-    own draws are the posterior's where the likelihood is not far narrower than the prior; a warning says where it is,
-    and another where what was observed is far from everything simulated.
+    ``sample`` begins at draws of the prior, as :class:`Resampled` says: chains begin there, in every mode by about its
+    mass.  Warnings say where what was observed is far from everything simulated, or the prior goes beyond it.
 
     Args:
         ebm: trained on ``simulate(...)``: its contexts are the parameters.
@@ -152,13 +157,7 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
             f"{shape_text(observed.shape)}"
         )
     rows = rows.to(ebm.loc)
-    outside = (rows < ebm.low) | (rows > ebm.high) | (ebm.to_unit(rows).abs() > _FARTHEST)
-    if bool(outside.any()):
-        warn_user(
-            f"{int(outside.flatten(1).any(1).sum())} of {len(rows)} observed rows lie outside of all simulations, or "
-            f"more than {_FARTHEST:g} standard deviations from their mean: the posterior is a guess; widen the prior, "
-            "or mend the simulator"
-        )
+    _tell_what_is_unseen(ebm, prior, rows)
     support: Any = prior.support
     likelihood = _Likelihood(ebm, rows)
     return EnergyDistribution(
@@ -167,6 +166,24 @@ def posterior(ebm: ConditionalEBM, prior: Distribution, observed: Tensor) -> Ene
         like=ebm.loc,
         support=None if _is_real(support) else support,
     )
+
+
+def _tell_what_is_unseen(ebm: ConditionalEBM, prior: Distribution, rows: Tensor) -> None:
+    """Warn of observed rows that are far from all simulations, and of a prior that goes beyond them."""
+    outside = (rows < ebm.low) | (rows > ebm.high) | (ebm.to_unit(rows).abs() > _FARTHEST)
+    if bool(outside.any()):
+        warn_user(
+            f"{int(outside.flatten(1).any(1).sum())} of {len(rows)} observed rows lie outside of all simulations, or "
+            f"more than {_FARTHEST:g} standard deviations from their mean: the posterior is a guess; widen the prior, "
+            "or mend the simulator"
+        )
+    with seeded(0):
+        beyond = float(ebm.contexts.far(prior.sample((_LOOKED_AT,))).double().mean())
+    if beyond > _OUTSIDE:
+        warn_user(
+            f"{beyond:.0%} of the prior's draws lie nowhere near the parameters that the model was trained with: the "
+            "likelihood there is a guess; simulate from this prior, or pass a narrower one"
+        )
 
 
 def _is_real(support: Any) -> bool:
@@ -224,7 +241,11 @@ class _Posterior:
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """Draws of a prior, resampled by a likelihood (sampling importance resampling, Rubin 1988): where chains begin.
+    """Draws of a prior, brought to a posterior of several modes by their masses: where chains begin.
+
+    They are resampled by the likelihood (sampling importance resampling, Rubin 1988).  Where it is so narrow that few
+    of them count, they are moved there by a growing power of it, and resampled on the way (sequential Monte Carlo, Del
+    Moral, Doucet & Jasra 2006); then they are only about the posterior's.
 
     A sampler of :class:`~energyppl.EnergyDistribution`, for the posterior of any likelihood.
 
@@ -253,19 +274,24 @@ class Resampled:
             check_count("tried", self.tried)
         check_count("at_once", self.at_once)
 
-    @torch.no_grad()
     def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
         """Draw unconstrained parameters, ``(*shape, *parameters)``."""
         usual = min(_AT_MOST, max(_AT_LEAST, _TRIALS * shape.numel()))
-        count = usual if self.tried is None else self.tried
-        tried = self.prior.sample((count,)).to(like)
-        energies = torch.cat([self.likelihood(part) for part in tried.split(self.at_once)])
-        weights = torch.softmax(-energies.double(), 0)
-        effective = 1.0 / float(weights.square().sum())
-        if effective < min(_EFFECTIVE, shape.numel()):
-            warn_user(
-                f"of {count:,} draws of the prior about {effective:.0f} are likely: draws by resampling are copies of "
-                "those, so run chains from them with a warm-up, or pass a narrower prior"
-            )
-        chosen = tried[torch.multinomial(weights, max(1, shape.numel()), replacement=True)[: shape.numel()]]
-        return unconstrain(potential, chosen.reshape(*shape, *self.prior.event_shape))
+        tried = self.prior.sample((usual if self.tried is None else self.tried,)).to(like)
+        with torch.no_grad():
+            energies = torch.cat([self.likelihood(part) for part in tried.split(self.at_once)])
+        if float(effective_size(-energies.double())) < min(_EFFECTIVE, shape.numel()):
+            x = self._moved(potential, unconstrain(potential, tried[: max(_PARTICLES, shape.numel())]))
+            chosen = x[torch.randperm(len(x), device=x.device)[: shape.numel()]]
+        else:
+            weights = torch.softmax(-energies.double(), 0)
+            index = torch.multinomial(weights, max(1, shape.numel()), replacement=True)[: shape.numel()]
+            chosen = unconstrain(potential, tried[index])
+        return chosen.reshape(*shape, *chosen.shape[1:])
+
+    def _moved(self, potential: Potential, x: Tensor) -> Tensor:
+        """Move unconstrained draws of the prior to the posterior."""
+        base: Potential = DistributionBase(self.prior)
+        if isinstance(potential, Constrained):
+            base = Constrained(base, potential.support)
+        return pilot_run(base, potential, x, MALA(1.0), steepness=_STEEPNESS, rest=_LAST).x

@@ -34,7 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         files.setdefault(item.path, []).append(item)
     parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
-    for path in sorted(files, key=lambda path: (path.parent.name != "statistics", -len(files[path]))):
+    longest_first = ("statistics", "usage", "contract")
+    for path in sorted(files, key=lambda path: (longest_first.index(path.parent.name), -len(files[path]))):
         min(parts, key=len).extend(files[path])
     items[:] = [item for part in parts for item in part]
 

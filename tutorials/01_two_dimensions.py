@@ -1,8 +1,10 @@
 # %% [markdown]
 # # Two dimensions: declare, train, look, sample, normalize
 #
-# An energy-based model is a density known up to a constant, p(x) ∝ exp(−U(x)).  In two dimensions everything about it
-# can be checked against the truth, so that is where to learn how it behaves.
+# An energy-based model is a density that is known up to a constant: p(x) = exp(−U(x)) / Z.  A network computes the
+# *energy* U(x), one number for each point, low where data are; the *normalizing constant* Z makes the density integrate
+# to one.  Energies, log Z and log densities are in *nats*: one nat more of energy is a factor of e less of density.  In
+# two dimensions everything can be checked against the truth, so that is where to learn how such a model behaves.
 #
 # It takes about three minutes on two cores; smaller numbers in the first cell make it shorter.
 
@@ -23,7 +25,8 @@ pyro.set_rng_seed(0)
 # %% [markdown]
 # ## Data whose truth is known
 #
-# Every toy has `sample`, `log_prob` and `entropy`.  The checkerboard is hard: its density has edges everywhere.
+# Every toy has `sample`, `log_prob` and `entropy`, the mean of −log p, below which no model's can fall.  The
+# checkerboard is hard: its density has edges everywhere.
 
 # %%
 toy = ep.toys.Checkerboard()
@@ -34,8 +37,8 @@ print(f"checkerboard: entropy {toy.entropy():.4f} nats (ln 32 = {math.log(32):.4
 # ## Declare
 #
 # Any module `net(x, level)` that returns an energy for each point will do; `MLPEnergy` is a perceptron on random
-# Fourier features.  The schedule says how much noise each level adds: level 0 is the data with hardly any noise,
-# level 5 is nearly white noise.
+# Fourier features.  A `RecoveryEBM` has an energy at each of several *noise levels*, and the schedule says how much
+# noise a level adds: level 0 is the data with hardly any noise, level 5 is nearly white noise.
 
 # %%
 ebm = ep.RecoveryEBM(ep.MLPEnergy(event_shape=(2,)), ep.NoiseSchedule.cosine(levels=6))
@@ -44,9 +47,11 @@ print("noise of each level:", [round(float(s), 4) for s in ebm.schedule.sigma_ba
 # %% [markdown]
 # ## Train
 #
-# Recovery likelihood (Gao et al. 2021) never needs log Z: each update noises the data twice and asks the model to get
-# the first noising back from the second.  The bar shows the loss, the energy gap between data and the model's own draws
-# (it should hover around zero), and the acceptance of the sampler.
+# Recovery likelihood (Gao et al. 2021) never needs log Z: each update adds noise to the data twice and asks the model
+# what the point was after the first time, given what it is after the second.  That question is easy, since the answer
+# is near: a short chain of random moves along the energy draws from it.  The bar shows the loss, the *energy gap*
+# between data and the model's own draws (it should hover around zero), and the *acceptance*, the share of the chains'
+# moves that are taken.
 
 # %%
 begin = time.perf_counter()
@@ -58,7 +63,7 @@ plots.show(
         {
             "energy gap (nats)": (steps, history.column("energy_gap")),
             "acceptance": (steps, history.column("acceptance")),
-            "distance moved (tilt widths)": (steps, history.column("moved")),
+            "distance moved (noise widths)": (steps, history.column("moved")),
         },
         title="Training on the checkerboard",
     ),
@@ -91,7 +96,8 @@ plots.show(
 # %% [markdown]
 # ## Sample
 #
-# From white noise, level by level.  `generate` also gives the path and what it cost.
+# From white noise, level by level.  `generate` also gives the path and what it cost.  A two-sample test compares the
+# samples with fresh data: a p-value below .05 or so would say that they differ.
 
 # %%
 found = ebm.generate((2_000,), steps=40)
@@ -108,10 +114,10 @@ plots.show(plots.scatter_panels({"data": data[:2000], "samples": x}, title="Data
 # %% [markdown]
 # ## What goes wrong with fixed steps
 #
-# The recipe of the first papers: Langevin steps of one fixed size, chains that start at the *noisy* point.  Where the
-# density is sharp the steps are too long, chains stop being draws of the model, and nothing holds the energies: the gap
-# runs away.  energyppl stops such a run and says what happened.  The defaults (steps adapted to an acceptance, chains
-# that start at the data) keep it together.
+# The recipe of the first papers: Langevin steps (down the gradient, plus noise) of one fixed size, chains that start at
+# the *noisy* point.  Where the density is sharp the steps are too long, chains stop being draws of the model, and
+# nothing holds the energies: the gap runs away.  energyppl stops such a run and says what happened.  The defaults
+# (steps adapted to an acceptance, chains that start at the data) keep it together.
 
 # %%
 recipes = {

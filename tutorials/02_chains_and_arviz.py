@@ -1,8 +1,10 @@
 # %% [markdown]
 # # Many chains: run them, look at them with ArviZ, and know when not to believe them
 #
-# A kernel moves a whole batch of chains at once.  Many chains give more than more draws: they can be compared, and a
-# chain that is stuck, lost or in one mode of many differs from the others.
+# A *chain* is a sequence of points, each made from the last by a *kernel*, whose random moves leave a density as it is;
+# after a while the points are draws of that density.  A kernel here moves a whole batch of chains at once.  Many chains
+# give more than more draws: they can be compared, and a chain that is stuck, lost or in one mode of many differs from
+# the others.
 #
 # It takes less than a minute; smaller numbers in the first cell make it shorter.
 
@@ -32,9 +34,11 @@ warnings.simplefilter("ignore", ep.errors.ChainWarning)
 # %% [markdown]
 # ## Sixty-four chains on a banana
 #
-# `sample_chains` takes a kernel, anything with energies, and numbers.  During a warm-up it tunes the kernel: step size,
-# mass and, for `ChEES`, the length of trajectories, learned by comparing chains.  `chains.problems()` says in words
-# what not to trust.
+# Hamiltonian Monte Carlo (`HMC`) lets every point roll along the energy for a number of steps, its *trajectory*, and
+# accepts or rejects where it ends; one whose energy explodes on the way is a *divergence*.  A *mass* for each
+# coordinate says how far it should roll.  `sample_chains` takes a kernel, anything with energies, and numbers.  During
+# a *warm-up*, whose draws are thrown away, it tunes step size, mass and, for `ChEES`, the length of trajectories,
+# learned by comparing chains.  `chains.problems()` says in words what not to trust.
 
 # %%
 banana = ep.toys.Banana()

@@ -75,6 +75,16 @@ print(summary.round(2))
 print("not to be trusted:", schools.problems() or "nothing noticed")
 
 # %% [markdown]
+# Does the model describe the data?  A posterior predictive check draws the observed site anew for each draw of the
+# posterior.  ArviZ gets both, and draws one above the other by `az.plot_ppc(checked)` (`plot_ppc_dist` from 1.0 on);
+# here is how many of the observed effects lie in the intervals of their own draws.
+
+# %%
+checked = schools.to_arviz(posterior_predictive=True)
+anew = torch.as_tensor(checked.posterior_predictive["effect"].values).flatten(0, 1)  # (draws, schools)
+print(ep.evaluation.coverage(effect, anew.T, nominal=(0.5, 0.9)))
+
+# %% [markdown]
 # ## Our kernels in Pyro's MCMC
 #
 # `PyroKernel` goes where Pyro's own kernels go.  `num_samples`, `warmup_steps`, `get_samples` and `Predictive` work as

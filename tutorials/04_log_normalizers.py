@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Normalizing constants: from quadrature to annealing to the bridge, and when not to believe them
 #
-# An energy gives a density up to a constant, p(x) = exp(−U(x)) / Z.  Likelihoods, model comparison and bits per
-# dimension need log Z, and an error bar that holds.
+# An energy gives a density up to a constant, p(x) = exp(−U(x)) / Z.  Likelihoods and model comparison need log Z, and
+# an error bar that holds.
 #
 # It takes about two minutes; smaller numbers in the first cell make it shorter.
 
@@ -33,9 +33,11 @@ print(f"by quadrature: {exact.log_normalizer:+.5f} ± {exact.error:.1g}, {exact.
 # %% [markdown]
 # ## Annealing needs no grid
 #
-# Particles go from a Gaussian, whose log Z is known, to the target through densities in between, and their weights
-# average to Z: sequential Monte Carlo, the default without samples.  With draws of the target (here exact ones, for a
-# trained model its own) runs go in both directions, and Bennett's acceptance ratio makes one estimate of both.
+# Particles go from a Gaussian, the *base*, whose log Z is known, to the target through densities in between, the
+# *temperatures*, and their weights average to Z: sequential Monte Carlo (SMC), the default without samples.  With draws
+# of the target (here exact ones, for a trained model its own) runs go in both directions, and Bennett's acceptance
+# ratio (BAR) makes one estimate of both, the *bridge*.  Forward runs by themselves are too low on average and reverse
+# runs too high: these are the bounds that are printed beside the interval.
 
 # %%
 wide = ep.potentials.GaussianBase(torch.zeros(2), 3.0 * torch.ones(2))
@@ -129,7 +131,8 @@ plots.show(
 )
 
 # %% [markdown]
-# Strangers have a low density, whatever log Z is:
+# Strangers have a low density, whatever log Z is.  The AUROC is the probability that a stranger's energy is above that
+# of a point of the data; 0.5 would be a guess.
 
 # %%
 strangers = held_out + torch.tensor([0.0, 1.0])

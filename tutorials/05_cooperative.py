@@ -1,8 +1,10 @@
 # %% [markdown]
 # # Cooperative training: a network that says where chains should begin
 #
-# A recovery distribution p(x_t | x_{t+1}) is drawn from by a chain, and a chain that begins near its home needs few
-# steps.  CDRL (Zhu et al. 2024) learns an *initializer* q(x_t | x_{t+1}) beside the energy.
+# Training and samples go from each noise level t + 1 to the next sharper one, t, by draws of the *recovery
+# distribution* p(x_t | x_{t+1}): what the point may have been with less noise.  A chain draws from it, and a chain that
+# begins near where it has to go needs few moves.  CDRL (Zhu et al. 2024) learns such beginnings beside the energy: an
+# *initializer* q(x_t | x_{t+1}), a network that answers with a Gaussian.
 #
 # It takes about two minutes; smaller numbers in the first cell make it shorter.
 
@@ -51,8 +53,9 @@ for steps in (1, 3, 10):
 # %% [markdown]
 # ## Is it any good?
 #
-# The report compares its draws, level by level, with chains that begin at the data and are at home from the start: how
-# far the energy has still to fall, with it and without, and whether it has collapsed.
+# The report compares its draws, level by level, with chains that begin at the data and so are draws of the model from
+# the start: how many nats the energy has still to fall, with the initializer and without, and how wide its draws are
+# beside theirs (1 is right, 0 would be an initializer that has collapsed to a point).
 
 # %%
 report = ep.evaluation.initializer_report(ebm, data[:1000])
@@ -63,8 +66,9 @@ print(*report.problems, sep="\n")
 # %% [markdown]
 # ## It changes speed, never the target
 #
-# As a proposal of `IndependentMetropolis` it is corrected exactly.  Here 4,000 chains draw from one recovery
-# distribution: q alone, and q corrected with local moves in between.  To Pyro it is a guide: `ebm.guide(noisy, level)`.
+# As a proposal of `IndependentMetropolis`, which accepts or rejects its draws, it is corrected exactly.  Here 4,000
+# chains draw from one recovery distribution: q alone, and q corrected, with local moves in between (`MALA`: Langevin
+# steps that are accepted or rejected).  To Pyro it is a guide: `ebm.guide(noisy, level)`.
 
 # %%
 noisy = ebm.diffuse(data[:1], 2).expand(4000, 2)

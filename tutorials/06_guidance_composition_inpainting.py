@@ -59,7 +59,8 @@ plots.show(image_strips(rows, titles=titles, title="Asked for 0 to 9"), "06_guid
 # %% [markdown]
 # ## Composition
 #
-# `product` adds energies, with weights: what two classes agree on, or one but not another.  `mixture` is either.
+# `product` adds energies, with weights: what two classes agree on, or one but not another.  `mixture` is one or the
+# other.  Each row of the picture shows ten draws of one of them.
 
 # %%
 three, eight = ebm.given(3), ebm.given(8)
@@ -75,7 +76,8 @@ plots.show(image_strips(rows, titles=titles, title="Algebra of classes"), "06_co
 # ## Inpainting and deblurring
 #
 # A `LinearMeasurement` is a term at every level; at level 0 it is the likelihood itself, so chains that go on there are
-# draws of a posterior that can be checked.  Samples come down the levels, then MALA moves at level 0.
+# draws of a posterior that can be checked.  Samples come down the levels, then MALA (Langevin steps that are accepted
+# or rejected) moves them at level 0.
 
 
 # %%

@@ -2,9 +2,9 @@
 # # One energy over points and noise levels, and chains that run for long
 #
 # A `JointEBM` is p(x, t) ∝ exp(−U(x, t)): one energy, one normalizer, for the data and all its noisier versions.  So
-# p(t | x) is a table, and a chain can walk among levels: up to noise, where it crosses from mode to mode, and back
-# (DA-EBM; Zhang, Tan & Ou 2023).  Chains that last from update to update train it, and it keeps what it learned when
-# chains run on.
+# p(t | x), how noisy a point looks, is a probability for each level t, and a chain can walk among levels: up to noise,
+# where it crosses from mode to mode, and back (DA-EBM; Zhang, Tan & Ou 2023).  *Persistent* chains, which go on from
+# update to update in place of beginning anew, train it, and it keeps what it learned when chains run on.
 #
 # It takes about three minutes; smaller numbers in the first cell make it shorter.
 
@@ -29,8 +29,8 @@ data = toy.sample((20_000,))
 # ## Four rings, two ways
 #
 # The joint model has seven levels, clean data among them; the plain `EBM` has one.  Both learn by the same objective,
-# from 4,096 chains that live in the model and so in its checkpoints.  The record says how levels are occupied (1 is an
-# equal share) and how old the chains are.
+# from 4,096 chains that training keeps, in its checkpoints too.  A *sweep* moves each chain at its level and then draws
+# its level anew.  The record says how levels are occupied (1 is an equal share) and how old the chains are.
 
 # %%
 schedule = ep.NoiseSchedule.sqrtcumlinear(6, start=0.01, end=0.3)
@@ -103,7 +103,8 @@ for name, model in (("joint", joint), ("plain", plain)):
 # %% [markdown]
 # ## What it says of densities
 #
-# In the plane level 0 is normalized by quadrature.  The gap is the held-out NLL beyond the truth's own entropy.
+# In the plane level 0 is normalized by quadrature.  The gap is by how much held-out points are less likely than under
+# the truth.
 
 # %%
 fresh = toy.sample((5000,))

@@ -2,8 +2,8 @@
 # # Score matching: training without chains and without a normalizer
 #
 # The score of a model, −∇U(x), does not hold log Z.  Score matching fits it to the data's in four ways: exact, sliced,
-# denoising at one noise level, and denoising at many (MDSM, Li, Chen & Sommer 2019).  Each has a blind spot, and in two
-# dimensions, where the truth is known, all of them show.
+# denoising at one noise level, and denoising at many (multi-scale denoising score matching, MDSM; Li, Chen & Sommer
+# 2019).  Each has a blind spot, and in two dimensions, where the truth is known, all of them show.
 #
 # It takes about a minute on one core; smaller numbers in the first cell make it shorter.
 

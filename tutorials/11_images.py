@@ -6,8 +6,8 @@
 #
 # It takes about two minutes on one core; smaller numbers in the first cell make it shorter.
 #
-# Who has MNIST's file gets the same at 28 × 28 from `python -m tests.benchmarks images MNIST.npz`, and who has a folder
-# of pictures from `energyppl fit FOLDER --out RUN`.
+# With MNIST's file `python -m tests.benchmarks images MNIST.npz` does the same at 28 × 28, and with a folder of
+# pictures of your own `energyppl fit FOLDER --out RUN`.
 
 # %%
 

@@ -33,7 +33,8 @@ warnings.filterwarnings("ignore", message="log Z: ")
 #
 # `z ~ exp(−U(z))`, `x ~ N(decoder(z), s²)` (Pang et al. 2020).  `LatentPrior` is an energy of the latents with
 # persistent chains: `prior.marginal()` is an ordinary Pyro distribution whose `log_prob` is normalized by what the
-# chains' weights say, and whose gradient costs a few of their moves.  So plain `SVI` trains it with an amortized guide.
+# chains' weights say, and whose gradient costs a few of their moves.  So plain `SVI` trains it with an amortized guide,
+# an encoder that answers each image with a Gaussian of its latents; the loss, −ELBO, is above −log p(x).
 
 # %%
 digits = load_digits()

@@ -1,7 +1,8 @@
 """Every private or experimental name of torch that the library uses: a new version of torch is checked here."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "out_of_place",
     "returns_view",
     "short_binding",
+    "without_value_checks",
 ]
 
 OpOverload = torch._ops.OpOverload
@@ -105,3 +107,24 @@ def module_tables(module: nn.Module) -> list[dict[str, Any]]:
 def hook_tables(module: nn.Module) -> list[dict[Any, Any]]:
     """Return a module's own dictionaries of hooks that run with its forward pass."""
     return [module._forward_hooks, module._forward_pre_hooks]
+
+
+_check_values = torch.distributions.Distribution._validate_sample
+_without = 0  # contexts that are open, nested ones or those of other threads
+
+
+@contextmanager
+def without_value_checks() -> Iterator[None]:
+    """Leave out what distributions check of values, those too that were made while checks were on.
+
+    Up to torch 2.6, ``vmap`` can't follow these checks.
+    """
+    global _without
+    _without += 1
+    torch.distributions.Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        _without -= 1
+        if not _without:
+            torch.distributions.Distribution._validate_sample = _check_values  # type: ignore[method-assign]

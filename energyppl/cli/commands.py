@@ -12,6 +12,7 @@ import torch
 
 import energyppl as ep
 from energyppl._checks import check_count
+from energyppl._numerals import plain
 from energyppl._progress import doing
 from energyppl.cli.comparison import quality_of_run, show_run
 from energyppl.cli.demo import run_demo
@@ -154,7 +155,7 @@ def sample(options: argparse.Namespace) -> None:
             frame = pd.DataFrame(model.sample_values(options.n, rounded=False), columns=list(model.columns))
         else:
             frame = model.sample(options.n)
-    write_frame(frame, options.out)
+    write_frame(frame, options.out, decimal=decimal_of_run(options.run))
     given = ", given " + ", ".join(f"{name}={value}" for name, value in (options.given or {}).items())
     print(f"{options.n} samples of {', '.join(model.columns)} in {options.out}{given if options.given else ''}")
 
@@ -178,14 +179,14 @@ def impute(options: argparse.Namespace) -> None:
         table = settings.read(options.file, model.table)
     draws = max(options.draws, options.multiple)
     found = ep.tables.impute(model, table, draws=draws, seed=options.seed, progress=not options.quiet)
-    write_frame(found.best(), options.out)
+    write_frame(found.best(), options.out, decimal=settings.decimal)
     written = [str(options.out)]
     for number, frame in enumerate(found.completed()[: options.multiple], 1):
         path = options.out.with_name(f"{options.out.stem}-{number}{options.out.suffix}")
-        write_frame(frame, path)
+        write_frame(frame, path, decimal=settings.decimal)
         written.append(str(path))
     if options.cells is not None:
-        write_frame(found.cells(), options.cells)
+        write_frame(found.cells(), options.cells, decimal=settings.decimal)
         written.append(str(options.cells))
     counts = {name: int((found.places[:, 1] == j).sum()) for j, name in enumerate(model.columns)}
     _table(
@@ -215,7 +216,7 @@ def compare(options: argparse.Namespace) -> None:
     with doing("comparing", show=not options.quiet):
         found = ep.tables.compare(one, other, seed=options.seed)
     if options.out is not None:
-        write_frame(found.rows, options.out)
+        write_frame(found.rows, options.out, decimal=settings.decimal)
     _table(
         f"{options.first} and {options.second}",
         {
@@ -257,7 +258,7 @@ def show(options: argparse.Namespace) -> None:
     for name, sides in report["compared"].items():
         for side, values in sides.items():
             label = f"{name[:16]:<16}" if side == "held_out" else " " * 16
-            print(f"{label} {side.replace('_', '-'):<10}" + "".join(f"{values[head]:>12.4g}" for head in heads))
+            print(f"{label} {side.replace('_', '-'):<10}" + "".join(f"{plain(values[head]):>12}" for head in heads))
     for name, labels in report["shares"].items():
         print(f"{name[:16]:<16} share of rows, held-out and samples")
         for label, sides in labels.items():
@@ -334,7 +335,7 @@ def score(options: argparse.Namespace) -> None:
             "held-out rows": f"{report['held_out_mean']:.4f} nats on average",
             "log Z": f"known to ± {log_z.standard_error:.2g} nats, by {log_z.method}",
             **({"warning": log_z.warning} if log_z.warning else {}),
-            "written": str(options.out),
+            "written": f"{options.out}, whose rows are counted from 0",
         },
     )
     print(f"\n{'row':>8}{'log density':>14}   held-out rows less likely")

@@ -64,10 +64,10 @@ def show_run(
         "held-out measure": "held_out",
     }
     name = Path(str(fitted.record["source"])).name
-    rows = fitted.rows[~np.isnan(fitted.rows).any(1)]
+    rows, values = fitted.rows[~np.isnan(fitted.rows).any(1)], fitted.table.names_of_values()
     with doing("drawing pictures", show=progress):
         figures = {
-            "pairs.png": ep.plots.pair_plot(rows, samples, fitted.columns, title=name, categories=_value_names(fitted)),
+            "pairs.png": ep.plots.pair_plot(rows, samples, fitted.columns, title=name, categories=values),
             "training.png": ep.plots.training_curves(
                 {title: (step, fitted.curves[key]) for title, key in titles.items() if key in fitted.curves},
                 title=f"{name}: training",
@@ -78,17 +78,11 @@ def show_run(
     return report
 
 
-def _value_names(fitted: TableModel) -> list[tuple[object, ...]]:
-    """Return the names of each column's categories, of a column of booleans too; none of a column of numbers."""
-    parts = zip(fitted.table.labels, fitted.table.dtypes, strict=True)
-    return [(False, True) if not labels and dtype in ("bool", "boolean") else labels for labels, dtype in parts]
-
-
 def _compare(fitted: TableModel, samples: NDArray[np.float64]) -> dict[str, Any]:
     held_out = fitted.held_out[~np.isnan(fitted.held_out).any(1)]
     sides = {"held_out": held_out, "samples": samples}
     columns, shares = {}, {}
-    for j, (name, labels) in enumerate(zip(fitted.columns, fitted.table.labels, strict=True)):
+    for j, (name, labels) in enumerate(zip(fitted.columns, fitted.table.names_of_values(), strict=True)):
         if labels:
             counts = {side: np.bincount(x[:, j].astype(int), minlength=len(labels)) for side, x in sides.items()}
             shares[name] = {

@@ -17,8 +17,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         _check_seed(options.seed)  # all commands have one
-        _use_one_thread()
-        from energyppl.cli import commands
+        from energyppl._progress import doing
+
+        with doing("starting", show=not getattr(options, "quiet", False)):  # torch takes two seconds
+            _use_one_thread()
+            from energyppl.cli import commands
 
         with _warnings_in_one_line():
             getattr(commands, options.command)(options)

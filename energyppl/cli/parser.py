@@ -73,6 +73,16 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 def _fit(parser: argparse.ArgumentParser) -> None:
     _table_file(parser, "; or images: a folder of PNGs and JPEGs, an IDX file, an array", decimal=".")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to keep the run in")
+    _columns_to_learn(parser)
+    parser.add_argument(
+        "--labels", metavar="FILE", help="classes of images: an .npy or IDX file, or the name of an .npz's array"
+    )
+    _training(parser)
+    _where(parser)
+
+
+def _columns_to_learn(parser: argparse.ArgumentParser) -> None:
+    """Add which columns of a table to learn, and as what."""
     parser.add_argument("--columns", type=_names, metavar="A,B", help="columns to learn, in this order (default: all)")
     parser.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
     parser.add_argument(
@@ -91,28 +101,28 @@ def _fit(parser: argparse.ArgumentParser) -> None:
         metavar="A=KIND,B=KIND",
         help="how columns are taken: none, log, logit, quantile or auto (default: auto)",
     )
-    parser.add_argument(
-        "--labels", metavar="FILE", help="classes of images: an .npy or IDX file, or the name of an .npz's array"
-    )
+
+
+def _training(parser: argparse.ArgumentParser) -> None:
+    """Add how to train."""
     parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
     parser.add_argument(
         "--steps",
         type=int,
         metavar="N",
         help="training steps at most, after half as many with --missing impute; more than a finished run made extend "
-        "it (default: 1500, 2000 above two coordinates, 1200 above eight)",
+        "it (default: 1500, or 1200 above two coordinates)",
     )
     parser.add_argument(
         "--levels", type=int, metavar="N", help="noise levels (default: 6, or 20 above two coordinates)"
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: 512, 256 for 3 to 8)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: 512)")
     parser.add_argument(
         "--learning-rate",
         type=float,
         metavar="X",
-        help="Adam's learning rate (default: .004, .002 above two coordinates, .003 above eight)",
+        help="Adam's learning rate (default: .004, or .003 above two coordinates)",
     )
-    _where(parser)
 
 
 def _sample(parser: argparse.ArgumentParser) -> None:

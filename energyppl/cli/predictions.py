@@ -131,7 +131,6 @@ def predict_run(
         )
     with doing(f"reading {file}", show=progress):
         table = settings.read(file, model.given_table)
-    with doing(f"predicting {len(table.values):,} rows", show=progress):
-        found = model.predict(table, draws=draws, confidence=confidence, seed=seed)
-    write_frame(found, out)
+    found = model.predict(table, draws=draws, confidence=confidence, seed=seed, progress=progress)
+    write_frame(found, out, decimal=settings.decimal)
     return model, found

@@ -318,8 +318,13 @@ def _kept_log_z(run: Path, model: TableModel) -> LogNormalizer | None:
 # --- Files ---
 
 
-def write_frame(frame: pd.DataFrame, out: Path) -> None:
+def write_frame(frame: pd.DataFrame, out: Path, *, decimal: str = ".") -> None:
     """Write rows to a ``.csv``, ``.npy``, ``.npz`` or ``.parquet`` file, whole or not at all.
+
+    Args:
+        frame: the rows.
+        out: the file.
+        decimal: mark of decimals in text; with a comma, columns are separated by semicolons.
 
     Raises:
         InvalidInput: for another kind of file, or categories for one that holds numbers alone.
@@ -327,7 +332,7 @@ def write_frame(frame: pd.DataFrame, out: Path) -> None:
     kind = check_kind_of_file(out)
     with whole_file(out) as file:
         if kind == ".csv":
-            file.write(frame.to_csv(index=False).encode())
+            file.write(frame.to_csv(index=False, decimal=decimal, sep=";" if decimal == "," else ",").encode())
         elif kind == ".parquet":
             frame.to_parquet(file, index=False)
         else:

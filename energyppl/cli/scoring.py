@@ -81,7 +81,7 @@ def score_run(
         found = score(model, table, first=first, log_z=log_z, seed=seed)
         held_out = model.held_out[~np.isnan(model.held_out).any(1)]
         reference = model.log_prob(held_out, log_z, seed=seed)
-    write_frame(found, out)
+    write_frame(found, out, decimal=settings.decimal)
     scores = found.log_density.to_numpy()
     finite = scores[np.isfinite(scores)]
     error = float(finite.std(ddof=1)) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from energyppl._numerals import plain
 from energyppl.data.monotone import (
     Array,
     Atoms,
@@ -71,10 +72,10 @@ class Numbers:
         """Say how the column is taken."""
         said = {"none": "as it is", "quantile": "by its normal scores"}.get(self.kind, f"by its {self.kind}")
         if self.gap:
-            said += f", in steps of {self.gap:.6g}"
+            said += f", in steps of {plain(self.gap, 6)}"
         if self.atoms is not None:
             said += ", with " + ", ".join(
-                f"{value:.6g} in {mass:.0%} of the rows"
+                f"{plain(value, 6)} in {mass:.0%} of the rows"
                 for value, mass in zip(self.atoms.values, self.atoms.masses, strict=True)
             )
         return said

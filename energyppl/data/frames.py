@@ -96,7 +96,9 @@ def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def select_columns(frame: pd.DataFrame, columns: Sequence[str] | None, drop: Sequence[str]) -> pd.DataFrame:
+def select_columns(
+    frame: pd.DataFrame, columns: Sequence[str] | None, drop: Sequence[str], source: str
+) -> pd.DataFrame:
     """Return the columns that are asked for; without a choice, all but an index that came along, with a warning.
 
     Raises:
@@ -110,7 +112,10 @@ def select_columns(frame: pd.DataFrame, columns: Sequence[str] | None, drop: Seq
     if columns is None and names and names[0] not in drop and len(names) - len(set(drop)) > 1:
         why = _is_index(frame.iloc[:, 0], attributes)
         if why:
-            warn_user(f"the first column, {names[0]!r}, is left out: {why}; name it in columns= (--columns) to keep it")
+            warn_user(
+                f"the first column of {source}, {names[0]!r}, is left out: {why}; name it in columns= (--columns) to "
+                "keep it"
+            )
             drop = (*drop, names[0])
     kept = [name for name in (names if columns is None else columns) if name not in drop]
     if not kept:
@@ -134,7 +139,7 @@ def columns_of_frame(
     *,
     line_of_row: Callable[[int], tuple[int, list[str]] | None] = lambda row: None,
     labels: Mapping[str, tuple[Label, ...]] | None = None,
-) -> tuple[list[Column], list[str]]:
+) -> tuple[list[Column], list[str], list[str]]:
     """Turn a frame into columns of numbers, and list those that can't be.
 
     Args:
@@ -144,9 +149,10 @@ def columns_of_frame(
         labels: the categories of each column, as another table had them (none for numbers); found here if None.
 
     Returns:
-        The columns that can be learned, and a phrase for each that can't: what it holds and what to do.
+        The columns that can be learned, a phrase for each that can't (what it holds and what to do), and the names of
+        those that are of no use as they are.
     """
-    found, problems = [], []
+    found, problems, useless = [], [], []
     dates: list[str] = []
     commas: dict[str, str] = {}
     for name in map(str, frame.columns):
@@ -156,10 +162,12 @@ def columns_of_frame(
             found.append(_column(name, column, line_of_row, known))
         except _Dates:
             dates.append(repr(name))
+            useless.append(name)
         except _Commas as found_where:
             commas[repr(name)] = str(found_where)
         except ValueError as error:
             problems.append(str(error))
+            useless.append(name)
     if commas:
         names, where = ", ".join(commas), next(iter(commas.values()))
         problems.insert(
@@ -171,7 +179,7 @@ def columns_of_frame(
         problems.insert(
             0, f"{', '.join(dates)} hold{'s' if len(dates) == 1 else ''} dates (turn them into numbers, such as days)"
         )
-    return found, problems
+    return found, problems, useless
 
 
 class _Dates(Exception):
@@ -191,9 +199,7 @@ def _column(
     kind, types = column.dtype, pd.api.types
     if known:
         return Column(name, _codes(name, column, known), known, "bool" if types.is_bool_dtype(kind) else "object")
-    if types.is_bool_dtype(kind):
-        return Column(name, column.to_numpy(np.float64, na_value=np.nan), (), str(kind))
-    if types.is_numeric_dtype(kind) and not types.is_complex_dtype(kind):
+    if types.is_bool_dtype(kind) or (types.is_numeric_dtype(kind) and not types.is_complex_dtype(kind)):
         return Column(name, column.to_numpy(np.float64, na_value=np.nan), (), str(kind))
     if types.is_datetime64_any_dtype(kind) or types.is_timedelta64_dtype(kind) or "period" in str(kind):
         raise _Dates
@@ -203,8 +209,17 @@ def _column(
         and not types.is_datetime64_any_dtype(kind.categories.dtype)
     ):
         return _of_labels(name, column, [_plain(label) for label in kind.categories])
-    present = column[column.notna()]
-    cells = [_plain(value) for value in present]
+    return _of_cells(name, column, line_of_row, known)
+
+
+def _of_cells(
+    name: str,
+    column: "pd.Series[Any]",
+    line_of_row: Callable[[int], tuple[int, list[str]] | None],
+    known: tuple[Label, ...] | None,
+) -> Column:
+    """Return a column of what its cells hold: true or false, numbers as text, or categories."""
+    cells = [_plain(value) for value in column[column.notna()]]
     if not cells:
         raise ValueError(f"{name!r} is empty (drop it)")
     other = next((value for value in cells if not isinstance(value, (str, bool, int, float))), None)
@@ -335,7 +350,6 @@ def _restored(column: Array, labels: Sequence[Label], dtype: str) -> Any:
             return column > 0.5
         return pd.Series(pd.array([None if gap else bool(v > 0.5) for v, gap in zip(column, missing, strict=True)]))
     if dtype.lower().startswith(("int", "uint")):
-        if missing.any():
-            return pd.Series(np.where(missing, np.nan, np.rint(column)))
-        return pd.Series(np.rint(column)).astype(dtype)
+        whole = pd.Series(np.rint(column))
+        return whole if missing.any() and dtype[0].islower() else whole.astype(dtype)  # numpy's have no gaps
     return column.astype(dtype.lower() if dtype in ("Float32", "Float64") else dtype if "float" in dtype else "float64")

@@ -29,6 +29,7 @@ MISSING = ("", "na", "n/a", "nan", "<na>", "null", "none", "?")  # in lower case
 _SAMPLE = 200  # lines that tell the dialect
 _DELIMITERS = "\t;|, "  # in the order in which they are believed
 _FEWEST_ROWS = 10
+_WHOLE = 2.0**53  # below, float64 knows each whole number
 
 
 def read_frame(
@@ -322,7 +323,10 @@ def _read_text(path: Path, decimal: str, packed: bool) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         frame = pd.DataFrame(columns=list(names.columns), dtype=np.float64)
     for name in frame.columns:
-        if not pd.api.types.is_numeric_dtype(frame[name].dtype):
-            frame[name] = frame[name].map(lambda value: value.strip() if isinstance(value, str) else value)
+        column = frame[name]
+        if not pd.api.types.is_numeric_dtype(column.dtype):
+            frame[name] = column.map(lambda value: value.strip() if isinstance(value, str) else value)
+        elif column.isna().any() and (column.dropna() % 1.0 == 0.0).all() and column.abs().max() < _WHOLE:
+            frame[name] = column.astype("Int64")  # whole numbers with gaps
     frame.attrs |= {"nameless_first": names.attrs["nameless_first"], "unnamed": dialect.unnamed}
     return frame

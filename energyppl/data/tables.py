@@ -75,6 +75,18 @@ class Table:
         """Mask of missing cells, ``(n, d)``."""
         return np.isnan(self.values)
 
+    def names_of_values(self) -> list[tuple[Label, ...]]:
+        """Return the names of each column's categories, of a column of booleans too; none of a column of numbers.
+
+        Example:
+            >>> import pandas as pd
+            >>> pets = pd.DataFrame({"tame": [True, False, True] * 4, "kind": ["cat", "dog"] * 6})
+            >>> ep.data.table_from_frame(pets).names_of_values()
+            [(False, True), ('cat', 'dog')]
+        """
+        parts = zip(self.labels, self.dtypes, strict=True)
+        return [(False, True) if not labels and dtype in ("bool", "boolean") else labels for labels, dtype in parts]
+
     def spikes(self) -> dict[str, float]:
         """Find the columns in which one value holds too many rows for a smooth density, with its share.
 
@@ -239,13 +251,13 @@ def _table(
     if len(frame) < fewest or not frame.shape[1]:
         raise InvalidInput(f"{source} must have at least {fewest} rows and a column; got shape {frame.shape}")
     if like is None:
-        frame = select_columns(frame, columns, drop)
+        frame = select_columns(frame, columns, drop, source)
     elif columns is None and not drop:
         frame = _in_order(frame, like, source)
     else:
         raise InvalidInput("the columns are those of the table like=…: leave columns and drop out")
     labels = None if like is None else dict(zip(like.columns, like.labels, strict=True))
-    found, problems = columns_of_frame(frame, source, line_of_row=line, labels=labels)
+    found, problems, useless = columns_of_frame(frame, source, line_of_row=line, labels=labels)
     found = [replace(column, values=np.where(np.isinf(column.values), np.nan, column.values)) for column in found]
     gaps = np.any([np.isnan(column.values) for column in found], axis=0) if found else np.zeros(len(frame), bool)
     if gaps.any() and missing is None:
@@ -256,12 +268,15 @@ def _table(
         warn_user(f"{int(gaps.sum())} of {len(gaps)} rows of {source} have missing cells and are left out")
         if kept.sum() < fewest:
             raise InvalidInput(f"{source} must have {fewest} rows without missing cells; got {int(kept.sum())}")
-    constant = [] if like is not None else [repr(c.name) for c in found if _is_constant(c.values)]
+    constant = [] if like is not None else [c.name for c in found if _is_constant(c.values)]
     if constant:
-        problems.append(f"constant: {', '.join(constant)} (drop {'it' if len(constant) == 1 else 'them'})")
+        named = ", ".join(map(repr, constant))
+        problems.append(f"constant: {named} (drop {'it' if len(constant) == 1 else 'them'})")
     if problems:
-        remedy = ". drop=[…] (--drop NAME,NAME) leaves columns out" if like is None and advise else ""
-        raise InvalidInput(f"{source} can't be taken as it is: {'; '.join(problems)}{remedy}")
+        drop = [*useless, *constant]
+        remedy = f". drop={drop} (--drop {','.join(drop)}) leaves these columns out"
+        advised = bool(drop) and like is None and advise
+        raise InvalidInput(f"{source} can't be taken as it is: {'; '.join(problems)}{remedy if advised else ''}")
     names, values = tuple(c.name for c in found), np.stack([c.values for c in found], 1)
     grids = tuple(_grid_of(c) for c in found) if like is None else like.grids
     own = (tuple(c.labels for c in found), tuple(c.dtype for c in found))
@@ -302,8 +317,8 @@ def _about_gaps(choosable: bool) -> str:
     """Say what can be done about missing cells, where ``missing`` can be chosen and where it can't."""
     if choosable:
         return (
-            "missing='drop', --missing drop, leaves those rows out; fit can train on them too, missing='impute', "
-            "--missing impute"
+            "missing='drop', --missing drop, leaves those rows out; a density of whole rows can be trained on them "
+            "too, missing='impute', --missing impute"
         )
     return "leave those rows out, or impute them first"
 

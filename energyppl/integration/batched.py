@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from energyppl.autodiff.private import is_transformed
 from energyppl.errors import QuadratureError
@@ -157,6 +156,8 @@ def _on_grid(
     for some in rows.split(max(1, (_AT_ONCE_BACK if differentiable else _AT_ONCE) // len(nodes))):
         laid = nodes[:, None].expand(-1, len(some), -1)
         if differentiable:  # evaluated again on the way back: a graph for every node would fill the memory
+            from torch.utils.checkpoint import checkpoint  # with sympy, up to torch 2.6
+
             values = checkpoint(energy, laid, some, use_reentrant=False, preserve_rng_state=False)
         else:
             values = energy(laid, some)

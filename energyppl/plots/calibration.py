@@ -118,8 +118,8 @@ def coverage_plot(coverages: Mapping[str, tuple[Values, Values, Values, Values]]
 
 def _panels(ranks: Mapping[str, Values], title: str) -> tuple[dict[str, Values], Figure, list[Axes]]:
     shown = dict(list(ranks.items())[:_MAX_QUANTITIES])
-    columns = min(_COLUMNS, len(shown))
-    rows = -(-len(shown) // columns)
+    rows = -(-len(shown) // _COLUMNS)
+    columns = -(-len(shown) // rows)  # rows of equal length where there is a way
     figure = blank_figure(2.7 * columns + 0.4, 2.4 * rows + 0.5, title)
     panels = list(figure.subplots(rows, columns, squeeze=False).flatten())
     for axes in panels[len(shown) :]:

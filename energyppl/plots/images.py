@@ -22,6 +22,7 @@ __all__ = ["image_grid", "image_strips", "neighbour_grid"]
 
 _WIDEST = 12.0  # inches of tiles
 _TILE = 0.9  # largest side of a tile, inches
+_ALONE = 1.3  # the same of a single row, which would leave the figure empty
 _CAPTION = 0.15  # room for a caption, inches
 
 
@@ -168,16 +169,16 @@ def _mosaic(
         top: room above all of them, inches.
     """
     count, height, width, _ = tiles.shape
-    inches = min(_TILE, _WIDEST / columns) / max(height, width)  # a pixel's side
-    gap, above = max(1, round(0.04 / inches)), math.ceil(_CAPTION / inches) if captions else 0
     rows = -(-count // columns)
+    inches = min(_TILE if rows > 1 else _ALONE, _WIDEST / columns) / max(height, width)  # a pixel's side
+    gap, above = max(1, round(0.04 / inches)), math.ceil(_CAPTION / inches) if captions else 0
     step = (height + above + gap, width + gap)
     canvas = np.ones((rows * step[0] - gap, columns * step[1] - gap, 3))
     for i, tile in enumerate(tiles):
         row, column = divmod(i, columns)
         start = row * step[0] + above
         canvas[start : start + height, column * step[1] : column * step[1] + width] = tile
-    size = (max(3.0, canvas.shape[1] * inches + margin), max(2.2, canvas.shape[0] * inches + top + 0.5))
+    size = (max(3.0, canvas.shape[1] * inches + margin), max(2.1, canvas.shape[0] * inches + top + 0.5))
     figure = blank_figure(*size, title)
     axes = figure.subplots()
     axes.imshow(canvas, interpolation="nearest")

@@ -94,7 +94,7 @@ def compare(
     values = [own.values[rows] for own, rows in zip((one, other), chosen, strict=True)]
     z = [torch.as_tensor(transform.encode(own, generator)[0]) for own in values]
     test = energy_distance_test(z[0], z[1], generator=generator)
-    tests = pd.DataFrame(column_tests(both, *values))
+    tests = pd.DataFrame(column_tests(both, values[0], values[1], ("the first table", "the second")))
     pairs = pd.DataFrame(pair_tests(transform, *values), columns=["columns", "one", "other", "p_value"])
     rows = _odd_rows(z, chosen)
     return Comparison(test.p_value, test.statistic, tests, pairs, rows, _verdict(test.p_value, tests, pairs, rows))
@@ -160,7 +160,7 @@ def _verdict(p_value: float, columns: pd.DataFrame, pairs: pd.DataFrame, rows: p
     worst = columns.iloc[0]
     if worst.p_value < 0.01:
         names = ", ".join(repr(name) for name in columns.column[columns.p_value < 0.01])
-        said.append(f"columns that differ: {names}; the first has {worst.said}")
+        said.append(f"columns that differ: {names}; of {worst.column!r} {worst.said}")
     if len(pairs) and pairs.p_value[0] < 0.01:
         pair = pairs.iloc[0]
         said.append(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energyppl._checks import check_between, check_count, checked
+from energyppl._progress import progress_bar
 from energyppl._seeds import seeded
 from energyppl.data.columns import Categories
 from energyppl.data.tables import Table, table_from_rows
@@ -94,7 +95,9 @@ class ConditionalTableModel:
     # --- Predictions ---
 
     @checked
-    def predict(self, rows: Rows, *, draws: int = 200, confidence: float = 0.9, seed: int = 0) -> pd.DataFrame:
+    def predict(
+        self, rows: Rows, *, draws: int = 200, confidence: float = 0.9, seed: int = 0, progress: bool = False
+    ) -> pd.DataFrame:
         """Predict the target columns of rows, with intervals, in the table's units.
 
         Of one target column the answer is integrated, by ``draws`` quantiles of equal probability; several are drawn
@@ -106,6 +109,7 @@ class ConditionalTableModel:
             draws: for each row.
             confidence: of the central intervals.
             seed: of the chains.
+            progress: show a bar.
 
         Returns:
             A line for each row.  For each target of numbers its mean, its median and the ends of its interval,
@@ -126,10 +130,11 @@ class ConditionalTableModel:
         values = self._given_of(rows)
         middles = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
         parts, far = [], []
-        with seeded(seed):
+        with seeded(seed), progress_bar(total=len(values), desc="predicting rows", disable=not progress) as bar:
             for p, own in self._distributions(values, draws):
                 parts.append(self._summaries(self._draws(p, middles), confidence))
                 far.append(own | p.is_far.cpu().numpy())
+                bar.update(len(own))
         found = pd.concat(parts, ignore_index=True).assign(far=np.concatenate(far))
         if found.far.any():
             warn_user(

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from energyppl._checks import checked
+from energyppl._numerals import plain
 from energyppl._seeds import seeded
 from energyppl.errors import EnergyPPLError
 from energyppl.inference.evaluation.coverage import coverage
@@ -152,8 +153,8 @@ def _of_numbers(name: str, own: dict[str, Any], rows: int) -> list[str]:
     better = "good" if own["rmse"] < own["rmse_of_constant"] else "not good"
     return [
         f"not good: {observed}: they are too {side}" if held["problems"] else f"good: {observed}",
-        f"{better}: the predicted mean of {name} is off by {own['rmse']:.4g} (root mean square), a constant by "
-        f"{own['rmse_of_constant']:.4g}",
+        f"{better}: the predicted mean of {name} is off by {plain(own['rmse'])} (root mean square), a constant by "
+        f"{plain(own['rmse_of_constant'])}",
     ]
 
 

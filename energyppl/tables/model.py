@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from energyppl._checks import check_count, checked
+from energyppl._numerals import plain
 from energyppl._progress import progress_bar
 from energyppl._seeds import seeded
 from energyppl.data.columns import Numbers
@@ -212,7 +213,7 @@ class TableModel:
             return str(labels[int(value)])
         if self.table.dtypes[j] in ("bool", "boolean"):
             return str(value > 0.5)
-        return f"{value:.5g}"
+        return plain(value, 5)
 
     def given_row(self, given: Mapping[str, Any]) -> Array:
         """Return one row, ``(1, d)``, with values of some columns and the others missing."""

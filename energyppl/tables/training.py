@@ -44,7 +44,6 @@ __all__ = [
 
 CURVES = ("step", "loss", "gradient_norm", "held_out")
 _CURVES_OF_SOME = ("energy_gap", "acceptance", "denoising", "tie")  # objectives
-_MANY = 8  # coordinates, as for LevelScoreMatching's options
 _KEPT_ROWS = 4000  # training rows kept with the model
 _SPLIT_IN_THREE = 1000  # rows: from here a tenth is enough to choose the weights, and another to judge them
 _AUGMENTATIONS = 30  # draws of gaps by a Gaussian before the first training
@@ -75,15 +74,8 @@ class FitSettings:
 
     def resolved(self, width: int) -> "FitSettings":
         """Return the settings for so many coordinates, with a number wherever there was None."""
-        steps, levels, batch_size = (1500, 6, 512) if width <= 2 else (2000, 20, 256)
-        if width > _MANY:
-            steps, batch_size = 1200, 512
-        return replace(
-            self,
-            steps=self.steps or steps,
-            levels=self.levels or levels,
-            batch_size=self.batch_size or batch_size,
-        )
+        steps, levels = (1500, 6) if width <= 2 else (1200, 20)
+        return replace(self, steps=self.steps or steps, levels=self.levels or levels, batch_size=self.batch_size or 512)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,11 +178,11 @@ def fit(
             by draws of a Gaussian of the coordinates first and, after a first training of half as many steps, by
             conditional chains of the model itself (a stochastic EM of two rounds; Celeux & Diebolt 1985).
         transforms: for columns by name, how they are taken, as :meth:`energyppl.data.TableTransform.fit` says.
-        steps: updates at most; 1500, 2000 above two coordinates, or 1200 above eight, if None.  Half as many more come
-            before them where gaps are filled, and are no part of the model's ``curves``.
+        steps: updates at most; 1500, or 1200 above two coordinates, if None.  Half as many more come before them where
+            gaps are filled, and are no part of the model's ``curves``.
         levels: of noise; 6, or 20 above two coordinates, if None.
-        batch_size: rows in a batch; 512, or 256 for three to eight coordinates, if None.
-        learning_rate: of Adam; .004, .002 above two coordinates, or .003 above eight, if None.
+        batch_size: rows in a batch; 512 if None.
+        learning_rate: of Adam; .004, or .003 above two coordinates, if None.
         seed: of everything random.
         checkpoint: a file to keep the run in; if it exists the run goes on from it.  Filled gaps are kept beside it, in
             a file of its name that ends in ``.completed.ckpt``.

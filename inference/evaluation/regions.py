@@ -10,20 +10,23 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import check_count, check_data, check_event, checked
-from energyppl.errors import InvalidInput
+from energyppl._seeds import seeded
+from energyppl.errors import InvalidInput, QuadratureError, warn_user
 from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.normalizing.forward import independent_runs
 from energyppl.inference.normalizing.methods import SMC
+from energyppl.inference.objectives.held_out import MEASURE_SEED
 from energyppl.potentials.bases import MixtureBase
 from energyppl.potentials.mixture_fit import spread_out
 
-__all__ = ["RegionMasses", "region_masses"]
+__all__ = ["RegionMasses", "region_masses", "warn_of_masses"]
 
 _FALSE_ALARMS = 1e-3  # of all comparisons of one call together
 _RATIO = 1.25  # of two masses, below which a difference is small, however certain
 _CLUSTERED = 10_000  # points that the regions are found from, at most
 _RESOLUTION = 1e-4  # smallest share that the density's points resolve
 _PARTICLES = 4096
+_FEWEST, _REGIONS = 100, 16  # rows, and regions
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +40,7 @@ class RegionMasses:
         density_error: their standard errors; 0 from a grid.
         samples: shares of the model's samples.
         data: shares of the data.
-        rows: how many samples and how many data were counted.
+        rows: how many samples and how many data were counted; where there are no samples their shares are 0.
         runs: how many independent runs the density's errors come from.
 
     Example:
@@ -83,7 +86,7 @@ class RegionMasses:
             said = [
                 f"{count:.2%} of the {name}"
                 for name, count, number in others
-                if self._differ(own, error, count, number)
+                if number and self._differ(own, error, count, number)
             ]
             if said:
                 where = (describe or _first_coordinates)(self.centers[place])
@@ -116,7 +119,7 @@ def region_masses(
     data: Tensor,
     *,
     samples: Tensor | None = None,
-    regions: int = 16,
+    regions: int = _REGIONS,
 ) -> RegionMasses:
     """Compare how much mass a model's density, its samples and data have in the same regions.
 
@@ -144,7 +147,7 @@ def region_masses(
         >>> len(found.density), round(float(found.density.sum()), 3)
         (4, 1.0)
     """
-    check_data("data", data, model.event_shape, at_least=100)
+    check_data("data", data, model.event_shape, at_least=_FEWEST)
     check_count("regions", regions, at_least=2)
     if samples is None:
         samples = model.sample((min(len(data), _CLUSTERED),))
@@ -153,6 +156,39 @@ def region_masses(
     drawn = drawn[torch.isfinite(drawn).all(1)]
     if len(drawn) == 0:
         raise InvalidInput("samples must hold finite rows; got none: train the model anew, or pass others")
+    return _compared(model, data, drawn, regions)
+
+
+def warn_of_masses(model: EnergyModel, data: Tensor) -> None:
+    """Warn, where a grid tells it, if the density of a model of levels has other masses by region than its data.
+
+    Objectives that compare a point with its neighbourhood hardly see such masses, nor do the curves of a run.  Above
+    two dimensions :func:`region_masses` and ``log_normalizer`` tell, at the price of annealing.
+
+    Args:
+        model: trained.
+        data: of its training, ``(n, *event)``.
+    """
+    conditional = getattr(model, "conditions", None) is not None or bool(getattr(model, "context_shape", ()))
+    if getattr(model, "schedule", None) is None or conditional or len(data) < _FEWEST:
+        return
+    if len(model.event_shape) != 1 or model.event_shape[0] > 2:
+        return
+    try:
+        with seeded(MEASURE_SEED):
+            nothing = torch.zeros(0, *model.event_shape, dtype=torch.float64)
+            said = _compared(model, data, nothing, _REGIONS).problems()
+    except QuadratureError:  # whoever asks for a density is told
+        return
+    if said:
+        warn_user(
+            f"the density's masses by region are not the data's: {said[0]} (energyppl.evaluation.region_masses "
+            "compares all regions, and samples too)"
+        )
+
+
+def _compared(model: EnergyModel, data: Tensor, drawn: Tensor, regions: int) -> RegionMasses:
+    """Compare the masses of a density with those of data and of samples, standardized, ``(m, dimensions)``, if any."""
     rows = model.to_unit(model.diffuse(data.to(model.loc), 0)).flatten(1).double().cpu()
     pooled = torch.cat([_some(rows), _some(drawn)])
     centers = _clusters(pooled, regions)
@@ -162,7 +198,7 @@ def region_masses(
         centers=(model.loc + model.scale * unit).cpu(),
         density=density,
         density_error=error,
-        samples=_counts(drawn, centers) / len(drawn),
+        samples=_counts(drawn, centers) / max(1, len(drawn)),
         data=_counts(rows, centers) / len(rows),
         rows=(len(drawn), len(rows)),
         runs=runs,

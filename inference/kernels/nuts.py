@@ -122,15 +122,8 @@ class NUTS:
             log_weight = torch.logaddexp(log_weight, tree.log_weight)
             growing = tree.complete & ~_turning(left[1], right[1], momentum, total) & ~across
         accept_prob = accept_sum / leaves.clamp(min=1.0)
-        info = Info(
-            accept_prob,
-            (proposal.x != state.x).reshape(*total.shape, -1).any(-1),
-            diverging,
-            gradients,
-            proposal_total,
-            depth,
-        )
-        return proposal, info
+        moved = (proposal.x != state.x).reshape(*total.shape, -1).any(-1)
+        return proposal, Info(accept_prob, moved, diverging, gradients, proposal_total, depth)
 
 
 # The tree over the leaves of one half is never built.  Leaf n ends as many sub-trees as n has trailing ones in binary,
@@ -184,18 +177,8 @@ def _grow(
         if not bool(growing.any()):
             break
         last = here
-    return _Tree(
-        first,
-        (State(x, energy, grad), u),
-        proposal,
-        proposal_total,
-        log_weight,
-        momentum,
-        growing,
-        diverging,
-        accept_sum,
-        count,
-    )
+    end = State(x, energy, grad), u
+    return _Tree(first, end, proposal, proposal_total, log_weight, momentum, growing, diverging, accept_sum, count)
 
 
 def _sub_trees_turn(kept: dict[int, _Checkpoint], n: int, here: Tensor, momentum: Tensor, like: Tensor) -> Tensor:

@@ -90,7 +90,6 @@ def match_moments(model: LevelModel, data: Tensor, *, moves: int = 2000, chains:
     net = cast(TiltedNetwork, model.net)
     log_snr = model.schedule.log_snr[0].to(clean)
     net.tilt_from.copy_(log_snr)
-
     potential = AtLogSNR(model.net, log_snr, model.event_shape)
 
     def noised(own: Tensor) -> Tensor:

@@ -186,7 +186,7 @@ def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> Log
     width = float(stdtrit(runs - 1, 0.5 + 0.5 * found.confidence))
     said = [found.warning] if found.warning and math.isfinite(found.standard_error) else []
 
-    value = _Value(bridge.value, bridge.standard_error, bridge.value - half_bridge, bridge.value + half_bridge)
+    value = _Value.around(bridge, half_bridge)
     near_samples = bridge.value + math.log1p(-visited.outside)
     mass = _FarMass.of(forward, far, near_samples)
     share = mass.share() - visited.outside
@@ -198,8 +198,7 @@ def combined(found: LogNormalizer, forward: ForwardRuns, samples: Tensor) -> Log
     if abs(apart) > max(_MATTERS, _APART * math.hypot(near.standard_error, bridge.standard_error)):
         said.append(_apart(apart))
         if apart > 0:
-            half = width * ahead.standard_error
-            value = _Value(ahead.value, ahead.standard_error, ahead.value - half, ahead.value + half)
+            value = _Value.around(ahead, width * ahead.standard_error)
     upper = _upper_end(value, ahead, width, found)
     if said or upper > value.upper + _WIDENED:
         said.insert(0, _compared(ahead, bridge))
@@ -225,6 +224,11 @@ class _Value(NamedTuple):
     standard_error: float
     lower: float
     upper: float
+
+    @classmethod
+    def around(cls, found: Estimate, half: float) -> "_Value":
+        """Return an estimate with an interval of half the width ``half`` around it."""
+        return cls(found.value, found.standard_error, found.value - half, found.value + half)
 
 
 class _FarMass(NamedTuple):

@@ -28,7 +28,7 @@ __all__ = ["LevelScoreMatching"]
 
 _NOISY = -4.0
 _EACH_COLUMN = 0.25  # weight of the mass contrast
-_MANY = 8  # columns, above which larger batches fit validation rows better
+_PLANE = 2  # columns, above which larger batches fit validation rows better
 _REPEATS = 4  # noises for each held-out row
 _TUNED_ROWS = 1024
 _INTEGRATED_ROWS, _TOLERANCE = 256, 1e-2  # whose log Z is integrated at each evaluation
@@ -257,20 +257,20 @@ class LevelScoreMatching:
             return {"steps": 10_000, "batch_size": 64, "ema": 0.9999, "evaluate_every": 500} | dropped
         size, given = model.event_shape.numel(), bool(getattr(model, "condition_dims", 0))
         options = {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50}
-        options["weight_decay"] = 0.0 if size <= 2 else 1.0  # a table's rows are few for its columns
+        options["weight_decay"] = 0.0 if size <= _PLANE else 1.0  # a table's rows are few for its columns
         if given:  # a measure in nats that may lie near 0, of which 2 % is next to nothing
             options["patience"] = 20
-        elif size > _MANY:
+        elif size > _PLANE:
             options |= {"steps": 1200, "batch_size": 512}
         return options
 
     def default_learning_rate(self, model: LevelModel) -> float | None:
-        """Return 2e-3 for continuous networks, 3e-3 in many columns, 6e-3 for images; None for what others take."""
+        """Return 3e-3 for tables, 2e-3 in the plane and with contexts, 6e-3 for images; None for what others take."""
         if not is_continuous(model):
             return None
         if is_image(model):
             return 6e-3
-        return 3e-3 if model.event_shape.numel() > _MANY and not getattr(model, "condition_dims", 0) else 2e-3
+        return 3e-3 if model.event_shape.numel() > _PLANE and not getattr(model, "condition_dims", 0) else 2e-3
 
     def settle(self, model: LevelModel, state: KernelState, data: Tensor) -> None:
         """Give the chains step sizes that suit the trained energies, from some rows of the training data."""
@@ -384,5 +384,5 @@ def check_noisy_end(schedule: NoiseSchedule) -> None:
         raise InvalidInput(
             f"training of a continuous network needs a schedule with a noisy end, of a log-SNR of {_NOISY:g} at "
             f"most, where the density is known to be Gaussian; got {float(schedule.log_snr[-1]):.3g}: pass one such as "
-            "NoiseSchedule.cosine"
+            "NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0)"
         )

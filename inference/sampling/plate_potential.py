@@ -140,30 +140,7 @@ def _latent_sites(
     for name, node in nodes.items():
         if node["type"] != "sample" or node["is_observed"] or site_is_subsample(node):
             continue
-        stack: Any = node["cond_indep_stack"]
-        fn: Any = node["fn"]
-        if len(stack) != 1 or len(fn.batch_shape) != 1:
-            raise InvalidInput(
-                f"latent site {name!r} must lie in one plate of independent rows; got plates "
-                f"{', '.join(frame.name for frame in stack) or 'none'}: sample such a model by sample_chains"
-            )
-        mask = mask_of(node)
-        if mask is not None and not bool(mask.all()):
-            raise InvalidInput(
-                f"latent site {name!r} is masked, so that its rows there have no prior and no marginal likelihood: "
-                "mask the data alone, by pyro.sample(name, distribution.mask(seen), obs=…) in place of obs_mask"
-            )
-        if getattr(stack[0], "full_size", stack[0].size) not in (None, stack[0].size):
-            raise InvalidInput(
-                f"plate {stack[0].name!r} subsamples its rows: pass a batch to a plate of its own length, and scale "
-                "the loss by poutine.scale"
-            )
-        support = fn.support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        if support is not constraints.real:
-            raise InvalidInput(f"latent site {name!r} must be real; got the support {fn.support}: transform a real one")
-        frames.add(Frame(stack[0].name, stack[0].size, stack[0].dim))
+        frames.add(_frame_of(name, node))
         drawn[name] = torch.as_tensor(node["value"]).detach()
     if not drawn or len(frames) > 1:
         raise InvalidInput(
@@ -174,6 +151,37 @@ def _latent_sites(
         if node["type"] == "sample" and node["is_observed"] and not site_is_subsample(node):
             _require_rows(name, node, frame)
     return frame, drawn
+
+
+def _frame_of(name: str, node: Any) -> Frame:
+    """Return the plate that a latent site lies in.
+
+    Raises:
+        InvalidInput: as :meth:`PlatePotential.trace`, for this site.
+    """
+    stack, fn = node["cond_indep_stack"], node["fn"]
+    if len(stack) != 1 or len(fn.batch_shape) != 1:
+        raise InvalidInput(
+            f"latent site {name!r} must lie in one plate of independent rows; got plates "
+            f"{', '.join(frame.name for frame in stack) or 'none'}: sample such a model by sample_chains"
+        )
+    mask = mask_of(node)
+    if mask is not None and not bool(mask.all()):
+        raise InvalidInput(
+            f"latent site {name!r} is masked, so that its rows there have no prior and no marginal likelihood: "
+            "mask the data alone, by pyro.sample(name, distribution.mask(seen), obs=…) in place of obs_mask"
+        )
+    if getattr(stack[0], "full_size", stack[0].size) not in (None, stack[0].size):
+        raise InvalidInput(
+            f"plate {stack[0].name!r} subsamples its rows: pass a batch to a plate of its own length, and scale "
+            "the loss by poutine.scale"
+        )
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is not constraints.real:
+        raise InvalidInput(f"latent site {name!r} must be real; got the support {fn.support}: transform a real one")
+    return Frame(stack[0].name, stack[0].size, stack[0].dim)
 
 
 def _require_rows(name: str, node: Any, frame: Frame) -> None:

@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from energyppl._checks import shape_text
+from energyppl.autodiff.private import without_value_checks
 from energyppl.autodiff.structure import modules_read_by
 from energyppl.errors import EnergyPPLError, InvalidInput, first_line, warn_user
 from energyppl.inference.sampling.pyro_sites import (
@@ -359,5 +360,5 @@ class _Held:
 @contextmanager
 def unvalidated() -> Iterator[None]:
     """Leave out checks of values: they can't be batched, and a proposal outside is a rejection, not an error."""
-    with pyro.validation_enabled(False):
+    with pyro.validation_enabled(False), without_value_checks():
         yield

@@ -13,6 +13,7 @@ from energyppl._progress import progress_bar
 from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.distributed import agreed, rank, world_size
+from energyppl.inference.evaluation.regions import warn_of_masses
 from energyppl.inference.objectives.contract import Objective
 from energyppl.inference.training._checks import check_trainable
 from energyppl.inference.training.contract import Readable
@@ -23,6 +24,7 @@ from energyppl.inference.training.updates import MakeOptimizer, MakeScheduler
 
 __all__ = ["fit"]
 
+_WHOLE_RUN = 500  # updates, below which a run was a trial, whose density nobody takes for the data's
 _SHOWN = ("energy_gap", "acceptance", "denoising", "tie")  # beside the loss, of what the objective records
 
 
@@ -71,7 +73,8 @@ def fit(
         progress: show a bar with the loss, the energy gap and the acceptance.
 
     Returns:
-        One record a step, and why training stopped.
+        One record a step, and why training stopped.  In one and two dimensions, after 500 updates or more, a warning
+        says where a model of levels gives a region another mass than the data have.
 
     Raises:
         InvalidInput: for data of the wrong shape or dtype, non-finite or empty, or a device that is not there.
@@ -131,7 +134,10 @@ def fit(
                 _keep(path, training)
     if path is not None:
         _keep(path, training)
-    return training.finish()
+    history = training.finish()
+    if first and len(history.records) >= _WHOLE_RUN:
+        warn_of_masses(training.model, training.sample)
+    return history
 
 
 def _keep(path: Path, training: Training) -> None:

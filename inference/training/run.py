@@ -176,6 +176,11 @@ class Training:
             measure_moves()
         return History(tuple(self.records), self.stopped or f"stopped by the caller after {len(self.records)} steps")
 
+    @property
+    def sample(self) -> Tensor:
+        """Training rows, or some that stand for them where all would be too many, ``(k, *event)``."""
+        return self._source.sample
+
     def _next_batch(self) -> tuple[Any, Tensor] | None:
         """Return the model, which is given the next rows' classes or contexts if any, and the rows; None at the end."""
         drawn = self._source.draw()

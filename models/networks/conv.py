@@ -97,14 +97,7 @@ class ConvEnergy(Rebuildable, nn.Module):
     ) -> None:
         super().__init__()
         levels = table_rows(levels, continuous)
-        for name, value in (("width", width), ("blocks", blocks)):
-            check_count(name, value)
-        check_count("shortcut_size", shortcut_size)
-        check_count("classes", classes, at_least=0)
-        if shortcut_size % 2 == 0:
-            raise InvalidInput(f"shortcut_size must be odd, to keep the resolution; got {shortcut_size}: pass 1 or 3")
-        if not (math.isfinite(confinement) and confinement >= 0.0):
-            raise InvalidInput(f"confinement must be 0 or positive, and finite; got {confinement}")
+        _check_sizes(width, blocks, shortcut_size, classes, confinement)
         self.continuous = continuous
         if continuous and (confinement != 1.0 or output_scale is not None or conditioning is not None):
             raise InvalidInput(
@@ -113,9 +106,7 @@ class ConvEnergy(Rebuildable, nn.Module):
         check_number("log_snr_min", log_snr_min)
         self.log_snr_min = float(log_snr_min)
         self.event_shape = image_shape(event_shape)
-        self.levels = levels
-        self.classes = classes
-        self.confinement = confinement
+        self.levels, self.classes, self.confinement = levels, classes, confinement
         self.activation = activation
         self.final_activation = activation if final_activation is None else final_activation
         self.register_buffer("output_scale", None if levels is None else _scales(output_scale, levels))
@@ -311,6 +302,16 @@ def log_snr_positions(levels: int) -> Tensor:
     """Return CDRL's position of each level of the cosine schedule, in (0, 1000), ``(levels,)``."""
     log_snr = NoiseSchedule.cosine(levels).log_snr[:-1]
     return 2000.0 / math.pi * torch.exp(-0.5 * log_snr).arctan()
+
+
+def _check_sizes(width: int, blocks: int, shortcut_size: int, classes: int, confinement: float) -> None:
+    for name, value in (("width", width), ("blocks", blocks), ("shortcut_size", shortcut_size)):
+        check_count(name, value)
+    check_count("classes", classes, at_least=0)
+    if shortcut_size % 2 == 0:
+        raise InvalidInput(f"shortcut_size must be odd, to keep the resolution; got {shortcut_size}: pass 1 or 3")
+    if not (math.isfinite(confinement) and confinement >= 0.0):
+        raise InvalidInput(f"confinement must be 0 or positive, and finite; got {confinement}")
 
 
 def _scales(output_scale: Sequence[float] | Tensor | None, levels: int) -> Tensor | None:

@@ -108,30 +108,15 @@ class MLPEnergy(Rebuildable, nn.Module):
         plane = math.prod(self.event_shape) <= 2
         if continuous is None:
             continuous = levels is None and (not plane or context_shape is not None)
-        levels = table_rows(levels, continuous)
-        if frequencies is None:
-            frequencies = 64 if plane else 0
-        if axis_features is None:
-            axis_features = 0 if plane else 8
-        if saturation_radius is None:
-            saturation_radius = math.inf if plane else 2.0
-        for name, value in (("hidden", hidden), ("depth", depth)):
-            check_count(name, value)
-        for name, value in (("frequencies", frequencies), ("axis_features", axis_features), ("classes", classes)):
-            check_count(name, value, at_least=0)
-        check_positive("confinement", confinement)
-        check_positive("saturation_radius", saturation_radius, or_infinite=True)
-        if continuous and confinement != 1.0:
-            raise InvalidInput(
-                f"confinement must be 1 for a continuous network; got {confinement}: pass levels=… or continuous=False"
-            )
-        self.levels = levels
-        self.continuous = continuous
+        frequencies = (64 if plane else 0) if frequencies is None else frequencies
+        axis_features = (0 if plane else 8) if axis_features is None else axis_features
+        self.levels = levels = table_rows(levels, continuous)
+        self.continuous, self.classes, self.confinement = continuous, classes, confinement
+        self.saturation_radius = (math.inf if plane else 2.0) if saturation_radius is None else saturation_radius
         check_number("log_snr_min", log_snr_min)
         self.log_snr_min = float(log_snr_min)
-        self.classes = classes
-        self.confinement = confinement
-        self.saturation_radius = saturation_radius
+        self.context_shape = None if context_shape is None else check_shape("context_shape", context_shape, at_least=1)
+        self._check(hidden=hidden, depth=depth, frequencies=frequencies, axis_features=axis_features)
         size = math.prod(self.event_shape)
         limits = frequency_range or ((0.2, 16.0) if plane else (0.3, 12.0))
         parts = [random_frequencies(size, frequencies, limits), axis_frequencies(size, axis_features, limits)]
@@ -147,14 +132,8 @@ class MLPEnergy(Rebuildable, nn.Module):
         self.film = None if levels is None else nn.Parameter(torch.zeros(levels, modulations))
         self.log_snr_film = LogSNRConditioning(modulations) if levels is None else None
         self.class_film = nn.Parameter(torch.zeros(classes + 1, modulations)) if classes else None
-        self.context_shape = None if context_shape is None else check_shape("context_shape", context_shape, at_least=1)
         self.context_film: ContextConditioning | None = None
         if self.context_shape is not None:
-            if classes:
-                raise InvalidInput(
-                    f"a network is told classes or contexts; got classes={classes} and context_shape="
-                    f"{tuple(self.context_shape)}: make the classes columns of the context, one for each"
-                )
             self.context_film = ContextConditioning(
                 self.context_shape, modulations, size, frequencies=context_frequencies, hidden=hidden
             )
@@ -166,6 +145,24 @@ class MLPEnergy(Rebuildable, nn.Module):
 
     frequencies: Tensor
     amplitude: Tensor | None
+
+    def _check(self, *, hidden: int, depth: int, **features: int) -> None:
+        for name, value in (("hidden", hidden), ("depth", depth)):
+            check_count(name, value)
+        for name, value in (*features.items(), ("classes", self.classes)):
+            check_count(name, value, at_least=0)
+        check_positive("confinement", self.confinement)
+        check_positive("saturation_radius", self.saturation_radius, or_infinite=True)
+        if self.continuous and self.confinement != 1.0:
+            raise InvalidInput(
+                f"confinement must be 1 for a continuous network; got {self.confinement}: pass levels=… or "
+                "continuous=False"
+            )
+        if self.classes and self.context_shape is not None:
+            raise InvalidInput(
+                f"a network is told classes or contexts; got classes={self.classes} and context_shape="
+                f"{tuple(self.context_shape)}: make the classes columns of the context, one for each"
+            )
 
     def forward(self, x: Tensor, level: Tensor, condition: int | Tensor | None = None) -> Tensor:
         """Evaluate energies in nats.

@@ -28,6 +28,7 @@ NAMES = (
     "sbi",
     "silent_misses",
     "systems",
+    "table_systems",
     "tables",
     "temperature",
     "truth",

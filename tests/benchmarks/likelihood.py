@@ -17,9 +17,10 @@ are also bits for each pixel, of grey levels with that noise.
 
 Figures are mean log densities in nats of standardized columns, ± standard errors.  Differences are of the same rows, so
 their errors are smaller than the two means'; over splits, ± is the standard error of the mean of the splits' own.
-Beside them: log Z (standardized), by forward runs and by the bridge, what training alone implies (log Z = 0), the
-p-value of a two-sample test of 1,000 samples, gradients for each sample, and CPU seconds.  Peers that are not installed
-are left out: ``pip install --no-deps zuko`` and ``pip install scikit-learn``.
+Beside them: log Z (standardized), by forward runs and by the bridge, its stochastic bounds by the bridge's runs in both
+directions, what training alone implies (log Z = 0), the p-value of a two-sample test of 1,000 samples, gradients for
+each sample, and CPU seconds.  Peers that are not installed are left out: ``pip install --no-deps zuko`` and ``pip
+install scikit-learn``.
 """
 
 import argparse
@@ -186,6 +187,9 @@ def compare(
     values_of = {key: getattr(log_z, key, None) for key in ("forward", "bridge")}
     both = ", ".join(f"{key} {value.value - scale:.3f}" for key, value in values_of.items() if value is not None)
     notes.append(f"log Z {log_z.estimate - scale:.3f} ± {log_z.standard_error:.3f} ({both}; implied 0)")
+    if log_z.lower_bound is not None and log_z.upper_bound is not None:
+        low, high = log_z.lower_bound - scale, log_z.upper_bound - scale
+        notes.append(f"bounds of the runs to it and from samples {low:.3f} and {high:.3f}, {high - low:+.3f} apart")
     if log_z.warning:
         notes.append(f"log Z warns: {log_z.warning}")
     notes.append(

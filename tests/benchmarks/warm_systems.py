@@ -7,7 +7,7 @@ of the file's noise levels, sampled by its own denoiser.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ import energyppl as ep
 
 BRIEF, MOVES = torch.bfloat16, 10
 SLOTS_A_LEVEL = 4
+
+Model = TypeVar("Model", ep.RecoveryEBM, ep.JointEBM, ep.MultiscaleEBM)
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,19 @@ def close_levels(first: ep.NoiseSchedule, dimensions: int, apart: float = 2.2) -
     return ep.NoiseSchedule(table.sigmoid().sqrt(), (-table).sigmoid().sqrt())
 
 
-def joint(ebm: ep.RecoveryEBM, x: Tensor) -> ep.JointEBM:
-    """A joint energy over points and closer levels, the level's offsets fitted so that they tell data's levels."""
+def joint(ebm: ep.RecoveryEBM, x: Tensor, rows: int = SLOTS_A_LEVEL) -> ep.JointEBM:
+    """A joint energy over points and closer levels, whose offsets are fitted so that they tell data's levels.
+
+    Args:
+        ebm: whose weights it shares.
+        x: data.
+        rows: for each level, that the offsets are fitted to.
+    """
     schedule = close_levels(ebm.schedule, ebm.event_shape.numel())
     net = AtWholeLevels(cast(Unlabelled, ebm.net), schedule.log_snr.float())
-    model = ep.JointEBM(net, schedule)
-    model.standardize(x, isotropic=True)
-    clean = x[torch.randperm(len(x))[: SLOTS_A_LEVEL * model.levels]]
-    level = torch.arange(len(clean)) % model.levels
+    model = in_coordinates_of(ebm, ep.JointEBM(net, schedule))
+    level = torch.arange(rows * model.levels) % model.levels
+    clean = x[torch.randint(len(x), level.shape)]
     with torch.no_grad():
         energies = torch.cat([model.level_energies(part) for part in model.diffuse(clean, level).split(16)])
     offset = torch.zeros(model.levels, requires_grad=True)
@@ -120,10 +127,16 @@ def joint(ebm: ep.RecoveryEBM, x: Tensor) -> ep.JointEBM:
 
 def joint_chains(model: ep.JointEBM, x: Tensor) -> ep.PersistentLikelihood:
     """Persistent likelihood whose chains begin at data of all levels."""
-    chains = ep.objectives.ChainBuffer(model.event_shape, SLOTS_A_LEVEL * model.levels, model.levels)
-    clean = model.to_unit(x[torch.randperm(len(x))[: len(chains)]])
-    chains.x.copy_(model.schedule.diffuse(clean, chains.level))
+    chains = chains_at_data(model, x, SLOTS_A_LEVEL * model.levels)
     return ep.PersistentLikelihood(ep.MALA(0.1), buffer=chains, sweeps=1, num_steps=MOVES, autocast=BRIEF)
+
+
+def chains_at_data(model: ep.JointEBM, x: Tensor, count: int) -> ep.objectives.ChainBuffer:
+    """Chains of all levels that begin at data."""
+    chains = ep.objectives.ChainBuffer(model.event_shape, count, model.levels)
+    clean = model.to_unit(x[torch.randint(len(x), (count,))])
+    chains.x.copy_(model.schedule.diffuse(clean, chains.level))
+    return chains
 
 
 # --- The table ---
@@ -158,6 +171,11 @@ def with_initializer(ebm: ep.RecoveryEBM, x: Tensor) -> ep.RecoveryEBM:
     """CDRL's six levels and its second network."""
     schedule = ep.NoiseSchedule.cosine(6, log_snr_max=5.0, log_snr_min=-6.0)
     initializer = ep.UNetInitializer(ebm.event_shape, width=8, levels=6, learn_scale=True)
-    model = ep.RecoveryEBM(ebm.net, schedule, initializer=initializer)
-    model.standardize(x, isotropic=True)
+    return in_coordinates_of(ebm, ep.RecoveryEBM(ebm.net, schedule, initializer=initializer))
+
+
+def in_coordinates_of(ebm: ep.RecoveryEBM, model: Model) -> Model:
+    """Give a model the coordinates of the one whose weights it begins at."""
+    for name in ("loc", "scale", "low", "high", "is_standardized"):
+        getattr(model, name).copy_(getattr(ebm, name))
     return model

@@ -275,6 +275,7 @@ def test_one_number_gets_the_temperature_at_which_held_out_rows_are_likeliest() 
         (lambda: model().given(torch.rand(3)), r"end in the shape of one context, \(2,\); got \(3,\)"),
         (lambda: model().given(torch.zeros(3, 2).long()), "context must be floating point; got torch.int64"),
         (lambda: model().given(torch.full((3, 2), torch.nan)), "NaN or infinity in 3 of 3 contexts"),
+        (lambda: model().given(torch.rand(0, 2)), r"context must hold one or more; got a batch of none, \(0, 2\)"),
         (lambda: model().given([0.1, 0.2]), "context must be a torch tensor; got list"),
         (lambda: model().given(torch.rand(3, 2), guidance=1.0), "never trained: hide some contexts"),
         (
@@ -326,8 +327,11 @@ def test_without_a_level_tie_no_log_z_is_implied() -> None:
         ep.models.posterior(ebm, prior, torch.zeros(2))
 
 
-def test_simulators_may_be_of_numpy_and_observations_far_from_all_simulations_are_flagged() -> None:
-    prior = torch.distributions.Independent(torch.distributions.Uniform(torch.zeros(2), torch.ones(2)), 1)
+def test_simulators_may_be_of_numpy_and_what_is_far_from_all_simulations_is_flagged() -> None:
+    prior, wide = (
+        torch.distributions.Independent(torch.distributions.Uniform(torch.zeros(2), ends * torch.ones(2)), 1)
+        for ends in (1.0, 3.0)
+    )
     rows = ep.models.simulate(lambda theta: theta.double().numpy() + 1.0, prior, 100)
     assert torch.allclose(rows.x, rows.parameters + 1.0)
     ebm = model(2)
@@ -337,3 +341,5 @@ def test_simulators_may_be_of_numpy_and_observations_far_from_all_simulations_ar
         ep.models.posterior(ebm, prior, rows.x[:3])
     with pytest.warns(UserWarning, match="1 of 2 observed rows lie outside of all simulations"):
         ep.models.posterior(ebm, prior, torch.tensor([[1.5, 1.5], [1.5, 4.0]]))
+    with pytest.warns(UserWarning, match=r"\d\d% of the prior's draws lie nowhere near the parameters"):
+        ep.models.posterior(ebm, wide, rows.x[:3])

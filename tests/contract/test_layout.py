@@ -106,7 +106,7 @@ def imports_of(path: Path) -> list[str]:
 def test_test_files_import_no_other() -> None:
     """What tests share lies in ``tests/support/`` (or in the benchmark that they check)."""
     found = [(name_of(path), name) for path in TESTS for name in imports_of(path)]
-    wrong = ("tests.contract", "tests.statistics")
+    wrong = ("tests.contract", "tests.statistics", "tests.usage")
     assert [pair for pair in found if pair[1].split(".")[-1].startswith("test_") or pair[1].startswith(wrong)] == []
 
 

@@ -16,7 +16,6 @@ from torch.distributions import biject_to
 import energyppl as ep
 from energyppl.errors import EnergyPPLError, InvalidInput
 from tests.support.pyro_models import nested
-from tests.support.versions import OLD_TORCH
 
 SOME_DIVERGE = pytest.mark.filterwarnings("ignore:.* of the draws diverged:UserWarning")
 
@@ -113,8 +112,7 @@ MODELS: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]] = {
     "supports that depend on sites": (dynamic, lambda: (torch.randn(5),)),
     "mixture": (mixture, lambda: (torch.randn(5),)),
     "sequential plate": (sequential, lambda: (torch.randn(3),)),
-    # torch 2.4 can't batch a module whose weights are drawn: chains of such a model run one after another there
-    **({} if OLD_TORCH else {"PyroModule": (Linear(), lambda: (torch.randn(7, 2), torch.randn(7)))}),
+    "PyroModule": (Linear(), lambda: (torch.randn(7, 2), torch.randn(7))),
     "mask, scale and factor": (masked, lambda: (torch.randn(6),)),
     "deterministic": (deterministic, lambda: (torch.randn(3),)),
     "float64": (double, lambda: (torch.randn(4),)),

@@ -74,7 +74,7 @@ def test_an_index_is_left_out_with_a_word(head: str, rows: list[str], tmp_path: 
     path = tmp_path / "t.csv"
     path.write_text(text(head, rows=rows), encoding="utf-8")
     with pytest.warns(
-        UserWarning, match=r"the first column, '(c0|id)', is left out: it (counts|has no name).*--columns"
+        UserWarning, match=r"the first column of .*t.csv, '(c0|id)', is left out: it (counts|has no name).*--columns"
     ):
         table = read_table(path)
     assert table.columns == ("income", "rooms", "town")
@@ -110,7 +110,7 @@ def test_what_cannot_be_learned_is_named_all_at_once() -> None:
         "constant: 'same' (drop it)",
         "missing or infinite cells in 5 of 24 rows: 'gaps' (5, the first in row 1)",
         "'mixed' holds 'n.d.' in row 20 among numbers",
-        "--drop NAME,NAME",
+        "drop=['born', 'seen', 'name', 'mixed', 'same'] (--drop born,seen,name,mixed,same) leaves these columns out",
     ):
         assert said in message
     assert "fine" not in message
@@ -118,6 +118,17 @@ def test_what_cannot_be_learned_is_named_all_at_once() -> None:
     with pytest.warns(UserWarning, match="5 of 24 rows of the frame have missing cells and are left out"):
         assert table_from_frame(frame, missing="drop", **left).values.shape == (19, 2)
     assert table_from_frame(frame, missing="impute", **left).missing.sum() == 5
+
+
+def test_whole_numbers_with_gaps_stay_whole(tmp_path: Path) -> None:
+    """A column of ages with an empty cell, or as pandas writes it, 32.0; heights keep their decimals."""
+    rows = [f"{30 + i % 7},{30 + i % 7}.0,{1.5 + i / 7}" for i in range(N)]
+    (tmp_path / "t.csv").write_text("\n".join(["age,years,height", *rows, ",,"]))
+    table = read_table(tmp_path / "t.csv", missing="impute")
+    assert table.dtypes == ("Int64", "Int64", "float64")
+    again = table.frame()
+    assert again.age.isna().sum() == 1
+    assert again.to_csv(index=False).splitlines()[1].startswith("30,30,1.5")
 
 
 def test_dtypes_come_back() -> None:

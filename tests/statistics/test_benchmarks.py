@@ -39,11 +39,12 @@ SMALL = {
     "microcanonical": "'banana, 2-D' --warmup 30 --draws 20",
     "processes": "--steps 2 --batch 64 --chains 16 --draws 10 --particles 32",
     "recovery": "--steps 2 --points 100 eight-gaussians",
-    "robustness": "--seeds 1 --updates 1",
+    "robustness": "{table} rows --seeds 1 --updates 1",
     "samplers": "--targets banana --chains 4 --draws 20 --warmup 20",
     "sbi": "two_moons --simulations 200 --observations 1 --steps 2 --draws 30 --tried 2000",
     "silent_misses": "'two Gaussians 20 apart, 2-D' --repeats 1",
     "systems": "{images} {images} contrastive --seconds 0.01 --steps 20 --classifier-steps 5",
+    "table_systems": "{table} rows --seconds 0.01",
     "tables": "{table} --steps 2",
     "temperature": "--scale 0.07",
     "verdicts": "--only 'three rows' 'twelve rows' dates 'a constant' --seconds 0.01 --whole",
@@ -56,6 +57,7 @@ HEAVY = {
     "images",
     "processes",
     "systems",
+    "table_systems",
     "waiting",
 }  # half a minute and more, whatever their options
 CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in SMALL]

@@ -1,9 +1,11 @@
 """The verdict on a trained table, beside what is known."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -88,6 +90,20 @@ def test_the_worst_column_and_pair_are_found_and_others_are_not() -> None:
     column, pair = column_tests(table, x, y)[0], pair_tests(transform, x, y)[0]
     assert (column["column"], pair["columns"]) == ("b", ["c", "d"])
     assert max(column["p_value"], pair["p_value"]) < 1e-4
+
+
+def test_what_differs_is_said_in_words() -> None:
+    """Booleans by their shares, counts whose quantiles agree by their means, large numbers without an exponent."""
+    rng = RNG(8)
+    frame = pd.DataFrame({"yes": rng.random(900) < 0.3, "few": rng.poisson(0.2, 900), "pay": rng.normal(9e4, 9.0, 900)})
+    table = ep.data.table_from_frame(frame)
+    other = table.values + np.array([0.0, 0.0, 100.0])
+    other[:300, 0] = 1.0
+    other[rng.random(900) < 0.02, 1] = 0.0
+    said = {test["column"]: test["said"] for test in column_tests(table, table.values, other, ("one", "the other"))}
+    assert re.fullmatch(r"the share of (True|False) is \d+.\d% in one, \d+.\d% in the other", said["yes"])
+    assert re.fullmatch(r"the mean is 0\.\d+ in one, 0\.\d+ in the other", said["few"])
+    assert re.fullmatch(r"the (median|5 % quantile|95 % quantile) is \d{5} in one, \d{5} in the other", said["pay"])
 
 
 def test_few_held_out_rows_tell_little() -> None:

@@ -1,6 +1,7 @@
 """Masses of regions in a density, its samples and data: two bells whose shares are known."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 import energyppl as ep
 from energyppl.inference.evaluation import region_masses
 from energyppl.inference.kernels import crank_nicolson
+from energyppl.inference.objectives.contract import Loss
 
 AWAY, WIDTH, SHARE = 5.0, 0.4, 0.1  # of the second bell: its centre along the diagonal, standard deviation and mass
 SCHEDULE = ep.NoiseSchedule.cosine(6, log_snr_min=-6.0)
@@ -60,6 +62,35 @@ def test_a_wrong_mass_is_said(size: int, samples: float, data: float, said: str)
     assert all(f"of the {said}" in text and f"of the {other}" not in text for text in wrong.problems())
     if said == "data":  # the masses' divergence alone: .02 log(.02/.1) + .98 log(.98/.9) = .0512 nats
         assert wrong.gap > 0.04
+
+
+class Still:
+    """An objective that leaves the weights as they are."""
+
+    def init(self, model: ep.RecoveryEBM) -> nn.Module:
+        return nn.Module()
+
+    def loss(self, model: ep.RecoveryEBM, state: nn.Module, batch: Tensor) -> Loss:
+        return Loss(0.0 * model.net.weight, {})  # type: ignore[operator]
+
+    def measure(self, model: ep.RecoveryEBM, state: nn.Module, data: Tensor) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(("steps", "data", "warns"), [(500, 0.02, True), (500, SHARE, False), (499, 0.02, False)])
+def test_fit_warns_of_a_wrong_mass(steps: int, data: float, warns: bool) -> None:
+    """A false alarm in 1,000 runs; a short run is a trial, and nobody asks for its masses."""
+    ebm = ep.RecoveryEBM(TwoBells(2), SCHEDULE)
+    ebm.net.weight = nn.Parameter(torch.zeros(()))
+    ebm.is_standardized.fill_(True)
+    options = ep.TrainingOptions(steps=steps, patience=1000)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ep.fit(ebm, ebm.net.draws(4000, data), Still(), options=options, progress=False)
+    said = [str(warning.message) for warning in caught]
+    assert bool(said) == warns, said
+    assert all("masses by region are not the data's" in text and "of the data" in text for text in said)
+    assert all("samples" not in text.split("(energyppl")[0] for text in said)
 
 
 def test_few_rows_are_refused() -> None:

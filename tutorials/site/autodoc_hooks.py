@@ -91,3 +91,8 @@ def skip_member(app, what, name, obj, skip, options):
     """Leave out fields without a docstring of their own, which the class's docstring describes."""
     doc = getattr(obj, "__doc__", None) or ""
     return True if doc.startswith("Alias for field number") else None
+
+
+def name_factories(app, what, name, obj, options, signature, return_annotation):
+    """Write ``...`` for a default that is made anew each time: ``<factory>`` keeps Sphinx from reading a signature."""
+    return (signature.replace("<factory>", "...") if signature else signature), return_annotation

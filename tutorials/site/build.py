@@ -78,9 +78,19 @@ def write_gallery(site: Path, *, run: bool) -> None:
         thumbnail = f"images/{own[0]}.png" if own else None
         text = (TUTORIALS / name).read_text(encoding="utf-8")
         copy_if_new(gallery_script(text, {} if run else pictures, thumbnail, str(int(name[:2]))), folder / name)
-    copy_if_new(
-        (Path(__file__).parent / "gallery_header.txt").read_text(encoding="utf-8"), folder / "GALLERY_HEADER.rst"
-    )
+    header = (Path(__file__).parent / "gallery_header.txt").read_text(encoding="utf-8")
+    copy_if_new(header + tutorial_map(), folder / "GALLERY_HEADER.rst")
+
+
+def tutorial_map() -> str:
+    """Return the map of ``tutorials/README.md`` as a table of reStructuredText, with links to the pages."""
+    text = (TUTORIALS / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(.*)\]\((.*)\.py\) \| (.*) \| (.*) \|$", text, re.MULTILINE)
+    lines = ["", ".. list-table::", "   :header-rows: 1", "   :widths: 30 50 20", ""]
+    lines += ["   * - Tutorial", "     - what you learn", "     - you should know"]
+    for title, name, learned, known in rows:
+        lines += [f"   * - :doc:`{title} </gallery/{name}>`", f"     - {learned}", f"     - {known}"]
+    return "\n".join(lines) + "\n"
 
 
 def copy_if_new(text: str, path: Path) -> None:

@@ -101,4 +101,5 @@ def setup(app):
     app.connect("builder-inited", offer_the_sources, priority=900)
     app.connect("missing-reference", resolve_alias)
     app.connect("autodoc-process-docstring", autodoc_hooks.fields_from_comments, priority=100)
+    app.connect("autodoc-process-signature", autodoc_hooks.name_factories)
     app.connect("autodoc-skip-member", autodoc_hooks.skip_member)

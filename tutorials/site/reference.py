@@ -214,8 +214,8 @@ def _index() -> str:
     title = "Reference"
     lines = [title, "=" * len(title), "", "Every public name, with an example of its use.", ""]
     lines += [
-        "``import energyppl as ep`` is taken as said: what most scripts need is ``ep.NAME``, the rest is one dot away, "
-        "as in ``ep.kernels.MALT``.",
+        "All examples begin with ``import energyppl as ep``. What most scripts need is ``ep.NAME``, the rest is one "
+        "dot away, as in ``ep.kernels.MALT``.",
         "",
         ".. list-table::",
         "   :widths: 30 70",

@@ -1,5 +1,6 @@
 """The README's and the other pages' examples run as they stand, but for their sizes, and their links lead somewhere."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ SMALLER = {
     "ep.fit(ebm, data)": "ep.fit(ebm, data, options=ep.TrainingOptions(steps=30), progress=False)",
     "ebm.sample((1_000,))": "ebm.sample((50,), steps=5)",
     "ep.tables.fit(frame, steps=200)": "ep.tables.fit(frame, steps=5, progress=False)",
+    "expand(256, 2)": "expand(32, 2)",
     "chains=256, draws=200": "chains=32, draws=20, progress=False",
 }
 
@@ -69,6 +71,13 @@ def test_the_commands_exist(command: str, capsys: pytest.CaptureFixture[str]) ->
         main([command, "--help"])
     assert stop.value.code == 0
     assert command in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", re.findall(r"`python -m tests\.benchmarks ([^`]+)`", README))
+def test_the_benchmark_of_each_figure_takes_what_is_asked(command: str) -> None:
+    name, *words = command.split()
+    documented = importlib.import_module(f"tests.benchmarks.{name}").__doc__ or ""
+    assert all(word in documented for word in words if word.startswith("--"))
 
 
 def test_every_target_of_make_is_there() -> None:

@@ -176,6 +176,9 @@ def test_a_run_remembers_the_decimal_comma_of_its_table(tmp_path: Path) -> None:
     fitted = ("fit", tmp_path / "comma.csv", "--decimal", ",", "--out", tmp_path / "run", "--steps", 6, "--levels", 3)
     assert run(*fitted) == 0
     assert run("score", tmp_path / "run", tmp_path / "comma.csv", "--out", tmp_path / "scores.csv") == 0
+    written = (tmp_path / "scores.csv").read_text()  # as the table is, so that the same program opens both
+    assert written.startswith("row;log_density;")
+    assert "." not in written.splitlines()[-1]
     assert run("score", tmp_path / "run", tmp_path / "comma.csv", "--out", tmp_path / "s.csv", "--decimal", ".") != 0
 
 
