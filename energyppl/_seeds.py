@@ -5,7 +5,16 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["seeded"]
+__all__ = ["seed_all", "seeded"]
+
+
+def seed_all(seed: int) -> None:
+    """Seed all devices, as ``torch.manual_seed``, in a hundredth of the time where there is no GPU.
+
+    Torch keeps a GPU's seed until it is in use, and with each the traceback of who asked, half a millisecond's work.
+    """
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
+    (torch if gpu else torch.default_generator).manual_seed(seed)
 
 
 @contextmanager
@@ -18,8 +27,8 @@ def seeded(seed: int) -> Iterator[None]:
     in_use, before = torch.cuda.is_initialized(), torch.initial_seed()
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []):
         try:
-            torch.manual_seed(seed)
+            seed_all(seed)
             yield
         finally:
-            if not in_use:
+            if not in_use and torch.cuda.is_available():
                 torch.cuda.manual_seed_all(before)

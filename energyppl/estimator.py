@@ -7,6 +7,7 @@ import inspect
 import numbers
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -221,7 +222,7 @@ class EnergyDensity:
         names = ("steps", "batch_size", "learning_rate", "weight_decay")
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         every = min(suited.evaluate_every, chosen.get("steps", suited.steps))
-        return TrainingOptions(**{**suited.__dict__, "evaluate_every": every, **chosen})
+        return replace(suited, evaluate_every=every, **chosen)
 
     def _rows(self, X: Any, *, fitting: bool) -> Tensor:
         """Return rows of numbers, in float64; note their number and names, or compare these with those of ``fit``."""
@@ -229,9 +230,10 @@ class EnergyDensity:
         rows = _numbers(X, type(self).__name__)
         if fitting:
             self.n_features_in_ = rows.shape[1]
-            self.__dict__.pop("feature_names_in_", None)
             if names is not None:
                 self.feature_names_in_ = names
+            elif hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
         elif rows.shape[1] != self.n_features_in_:
             raise InvalidInput(
                 f"X has {rows.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "

@@ -27,7 +27,7 @@ from energyppl.potentials.constrained import Constrained, unconstrain
 __all__ = ["Resampled", "Simulations", "posterior", "simulate"]
 
 _NAMED = 5  # rows in a message
-_EFFECTIVE = 100  # draws of the prior that resampled ones should be worth; else they are moved there step by step
+_EFFECTIVE, _FEW = 100, 10  # draws of the prior that resampled ones should be worth; below, they are moved instead
 _STEEPNESS, _PARTICLES, _LAST = 0.9, 4096, 10  # of such a move: conditional effective size, particles, last steps
 _FARTHEST = 10.0  # standard deviations of simulations
 _LOOKED_AT, _OUTSIDE = 1024, 0.05  # draws of the prior; share of them that may be far from all that was simulated
@@ -243,16 +243,17 @@ class _Posterior:
 class Resampled:
     """Draws of a prior, brought to a posterior of several modes by their masses: where chains begin.
 
-    They are resampled by the likelihood (sampling importance resampling, Rubin 1988).  Where it is so narrow that few
-    of them count, they are moved there by a growing power of it, and resampled on the way (sequential Monte Carlo, Del
-    Moral, Doucet & Jasra 2006); then they are only about the posterior's.
+    They are resampled by the likelihood (sampling importance resampling, Rubin 1988), and more are drawn while few of
+    them count; a warning says so if few still do.  Where fewer than ten do, they are moved there by a growing power of
+    the likelihood, and resampled on the way (sequential Monte Carlo, Del Moral, Doucet & Jasra 2006): modes then have
+    their masses only roughly.
 
     A sampler of :class:`~energyppl.EnergyDistribution`, for the posterior of any likelihood.
 
     Args:
         prior: of one vector.
         likelihood: minus a log likelihood, of parameters ``(n, *parameters)``.
-        tried: draws of the prior; 100 for each wanted, at least 10,000 and at most a million, if None.
+        tried: draws of the prior; if None 100 for each wanted and at least 10,000, and up to a million while few count.
         at_once: parameters that the likelihood is asked for at once.
 
     Example:
@@ -276,18 +277,33 @@ class Resampled:
 
     def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
         """Draw unconstrained parameters, ``(*shape, *parameters)``."""
-        usual = min(_AT_MOST, max(_AT_LEAST, _TRIALS * shape.numel()))
-        tried = self.prior.sample((usual if self.tried is None else self.tried,)).to(like)
-        with torch.no_grad():
-            energies = torch.cat([self.likelihood(part) for part in tried.split(self.at_once)])
-        if float(effective_size(-energies.double())) < min(_EFFECTIVE, shape.numel()):
+        needed = min(_EFFECTIVE, shape.numel())
+        tried, energies = self._tried(shape.numel(), needed, like)
+        effective = float(effective_size(-energies))
+        if effective < min(_FEW, needed):
             x = self._moved(potential, unconstrain(potential, tried[: max(_PARTICLES, shape.numel())]))
             chosen = x[torch.randperm(len(x), device=x.device)[: shape.numel()]]
-        else:
-            weights = torch.softmax(-energies.double(), 0)
-            index = torch.multinomial(weights, max(1, shape.numel()), replacement=True)[: shape.numel()]
-            chosen = unconstrain(potential, tried[index])
-        return chosen.reshape(*shape, *chosen.shape[1:])
+            return chosen.reshape(*shape, *chosen.shape[1:])
+        if effective < needed:
+            warn_user(
+                f"of {len(tried):,} draws of the prior about {effective:.0f} are likely: draws by resampling are "
+                "copies of those, so run chains from them with a warm-up, or pass a narrower prior"
+            )
+        index = torch.multinomial(torch.softmax(-energies, 0), max(1, shape.numel()), replacement=True)
+        chosen = tried[index[: shape.numel()]].reshape(*shape, *self.prior.event_shape)
+        return unconstrain(potential, chosen)
+
+    @torch.no_grad()
+    def _tried(self, count: int, needed: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw from the prior until enough draws count; return them and their energies, float64."""
+        size = min(_AT_MOST, max(_AT_LEAST, _TRIALS * count)) if self.tried is None else self.tried
+        most = _AT_MOST if self.tried is None else self.tried
+        draws: list[Tensor] = []
+        energies: list[Tensor] = []
+        while not draws or (float(effective_size(-torch.cat(energies))) < needed and (len(draws) + 1) * size <= most):
+            draws.append(self.prior.sample((size,)).to(like))
+            energies += [self.likelihood(part).double() for part in draws[-1].split(self.at_once)]
+        return torch.cat(draws), torch.cat(energies)
 
     def _moved(self, potential: Potential, x: Tensor) -> Tensor:
         """Move unconstrained draws of the prior to the posterior."""

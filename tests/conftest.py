@@ -2,6 +2,7 @@
 
 import gc
 import os
+import random
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,12 @@ os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 # Before anything imports torch, for workers and subprocesses too: idle threads of a busy machine wait for each other.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
+import numpy as np
 import pyro
 import pytest
 import torch
 
+from energyppl._seeds import seed_all
 from energyppl.inference.levels import coupling
 from energyppl.inference.normalizing import forward, levels, mode_search, paths
 from energyppl.potentials import mixture_fit
@@ -71,7 +74,10 @@ def short_searches() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _fresh_start(request: pytest.FixtureRequest) -> Iterator[None]:
     """Seed torch, numpy and random from the test's own name, and forget Pyro's parameters."""
-    pyro.set_rng_seed(zlib.crc32(request.node.nodeid.encode()))
+    seed = zlib.crc32(request.node.nodeid.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    seed_all(seed)
     pyro.clear_param_store()
     yield
     pyro.clear_param_store()

@@ -204,10 +204,13 @@ def _make_trace(potential: Function, parts: Structure, what: Evaluation, x: Tens
     with torch.inference_mode(False):
         x = ordinary(x).contiguous()
         parts = Structure(parts.key, [ordinary(t) for t in parts.tensors], parts.modules)
+        # Points other than the traced ones, so that a value frozen into the trace shows.
+        other = (x.detach().flip(0) if x.dim() else x.detach()) * 0.9 + 0.05
         try:
             with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+                eager = _eagerly(potential, parts, what, other)  # first: it may work out constants
                 trace = Trace(potential, parts, x, what)
-                _require_equal_to_eager(potential, trace, parts, what, x)
+                _require_equal(_Traced(trace, parts)(other), eager)
             if fingerprint.changed():
                 raise Untraceable("a forward pass changes the module's attributes")
         finally:
@@ -215,12 +218,16 @@ def _make_trace(potential: Function, parts: Structure, what: Evaluation, x: Tens
     return trace
 
 
-def _require_equal_to_eager(potential: Function, trace: Trace, parts: Structure, what: Evaluation, x: Tensor) -> None:
-    """Compare at points other than the traced ones, so that a value frozen into the trace shows."""
-    other = (x.detach().flip(0) if x.dim() else x.detach()) * 0.9 + 0.05
-    tolerance = 1e-9 if x.dtype == torch.float64 else 1e-3
-    theirs = what(rebuild(potential, iter(parts.tensors)), other)
-    for our, their in zip(_Traced(trace, parts)(other), theirs, strict=True):
+def _eagerly(potential: Function, parts: Structure, what: Evaluation, x: Tensor) -> Values:
+    try:
+        return what(rebuild(potential, iter(parts.tensors)), x)
+    except Exception as error:  # a potential may refuse points that nobody asked for
+        raise Untraceable(str(error)) from error
+
+
+def _require_equal(ours: Values, theirs: Values) -> None:
+    for our, their in zip(ours, theirs, strict=True):
+        tolerance = 1e-9 if their.dtype == torch.float64 else 1e-3
         scale = their[torch.isfinite(their)].abs().amax() if bool(torch.isfinite(their).any()) else 1.0
         if not torch.allclose(our, their, rtol=tolerance, atol=tolerance * float(scale), equal_nan=True):
             raise Untraceable("the trace gave other numbers than eager autograd")

@@ -62,7 +62,7 @@ def structure(potential: object) -> Structure:
 
     def visit_field(owner: object, field: "dataclasses.Field[Any]") -> Any:
         value = getattr(owner, field.name)
-        if not field.metadata.get("pure") or isinstance(value, nn.Module) or dataclasses.is_dataclass(value):
+        if not _is_pure(field, value):
             return visit(value)
         try:
             hash(value)
@@ -112,19 +112,37 @@ def _content(cell: types.CellType) -> object:
 
 
 def rebuild(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """Make the same potential with other tensor fields, in the order in which :func:`structure` met them."""
+    """Make the same potential with other tensor fields, in the order in which :func:`structure` met them.
+
+    A part that can't change, such as a toy, stays as it is: it may keep what it has worked out from its numbers.
+    """
     if isinstance(value, Wrapper):
         return rebuild(value.unbound, tensors)
     if isinstance(value, Tensor):
         return next(tensors)
     if isinstance(value, tuple) and not isinstance(value, torch.Size):
         return tuple(rebuild(item, tensors) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, (type, nn.Module)):
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, nn.Module)) and not _is_constant(value):
         copy = object.__new__(type(value))
         for field in dataclasses.fields(value):
-            object.__setattr__(copy, field.name, rebuild(getattr(value, field.name), tensors))
+            part = getattr(value, field.name)
+            object.__setattr__(copy, field.name, part if _is_pure(field, part) else rebuild(part, tensors))
         return copy
     return value
+
+
+def _is_pure(field: "dataclasses.Field[Any]", value: object) -> bool:
+    """Tell whether a field is taken whole, with all that it holds, as its owner says of it."""
+    return bool(field.metadata.get("pure")) and not (isinstance(value, nn.Module) or dataclasses.is_dataclass(value))
+
+
+def _is_constant(value: object) -> bool:
+    """Tell whether a part of a structure is made of numbers alone."""
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, nn.Module)):
+        return all(_is_constant(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return isinstance(value, _SCALARS)
 
 
 def ordinary(tensor: Tensor) -> Tensor:

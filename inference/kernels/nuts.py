@@ -155,16 +155,16 @@ def _grow(
         by.drift(x, u)
         energy, grad = energy_and_grad(potential, x)
         by.kick(u, grad, 0.5)
-        error = energy + 0.5 * dot(u, u, total) - total
-        bad = ~(error < LARGEST_ERROR) | (energy == -torch.inf)  # NaN counts
+        error = torch.add(energy - total, dot(u, u, total), alpha=0.5)
+        fine = (error < LARGEST_ERROR) & (energy > -torch.inf)  # NaN is neither
         # A chain that began where the energy is infinite may leave: any finite leaf is as good as certain.
-        weight = torch.where(bad, nothing, -error).clamp(max=_CERTAIN)
-        accept_sum = accept_sum + torch.where(growing, weight.clamp(max=0.0).exp(), 0.0)
-        count, diverging = count + growing, diverging | (growing & bad)
-        growing = growing & ~bad
+        weight = torch.where(fine, -error, nothing).clamp_(max=_CERTAIN)
+        accept_sum = accept_sum + torch.where(growing, weight.clamp(max=0.0).exp_(), 0.0)
+        count, diverging = count + growing, diverging | (growing > fine)
+        growing = growing & fine
         log_weight = torch.where(growing, torch.logaddexp(log_weight, weight), log_weight)
         taken = growing & (torch.rand_like(total) < torch.exp(weight - log_weight))
-        proposal = select(taken, State(x.clone(), energy, grad), proposal)
+        proposal = select(taken, State(x, energy, grad), proposal)
         proposal_total = torch.where(taken, total + error, proposal_total)
         here = u.clone()
         if n == 0:
@@ -203,7 +203,7 @@ def _choose(first: Tensor, a: tuple[State, Tensor], b: tuple[State, Tensor]) -> 
 
 def _turning(left: Tensor, right: Tensor, momentum: Tensor, like: Tensor) -> Tensor:
     """Tell whether a trajectory between two whitened momenta with this sum turns (Betancourt 2017, appendix A.4.2)."""
-    return (dot(left, momentum, like) <= 0) | (dot(right, momentum, like) <= 0)
+    return torch.minimum(dot(left, momentum, like), dot(right, momentum, like)) <= 0
 
 
 def _turning_across(

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from energyppl._seeds import seeded
+from energyppl._seeds import seed_all, seeded
 from energyppl.autodiff.bound import bind
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.levels.contract import Conditional
@@ -69,9 +69,9 @@ def _meetings(
     last_apart = torch.zeros(len(start), dtype=torch.long, device=start.device)
     for move in range(1, most + 1):
         seed = int(torch.randint(2**62, ()))
-        torch.manual_seed(seed)
+        seed_all(seed)
         ahead, _ = kernel.step(potential, ahead)
-        torch.manual_seed(seed)
+        seed_all(seed)
         behind, _ = kernel.step(potential, behind)
         apart = (ahead.x - behind.x).flatten(1).norm(dim=1) > distance
         last_apart[apart] = move

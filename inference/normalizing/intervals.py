@@ -16,6 +16,7 @@ __all__ = ["Interval", "bridge_interval", "island_means", "one_sided_interval"]
 _UNSEEN = 0.05  # of the reverse runs that no forward run is like
 _APART = 6.0  # standard errors between forward runs and the bridge; those come from 8 islands, so t with 7 degrees
 _TAIL = 0.7  # of the Pareto shape: above, averages of weights are not to be trusted (Vehtari et al. 2024)
+_EVEN = 0.8  # of the particles that weights are worth where the shape of their tail does not matter
 _WORN = 0.02  # of the particles that weights must be worth
 
 
@@ -55,7 +56,7 @@ def one_sided_interval(weights: Tensor, method: Annealing, confidence: float) ->
     estimate, count = alone if method.forward else -alone, len(island_means(weights, method.particles))
     half = float(stdtrit(count - 1, 0.5 + 0.5 * confidence)) * error
     tail, worth, trouble = pareto_k(weights), float(effective_size(weights)), []
-    if tail > _TAIL:
+    if tail > _TAIL and worth < _EVEN * len(weights):
         trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")
     if worth < _WORN * len(weights):
         trouble.append(f"the weights are worth {worth:.0f} of {len(weights)}")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from energyppl._checks import append_dims
-from energyppl.autodiff.gradient import eager_energy_and_grad, energy_only
+from energyppl.autodiff.bound import bind
+from energyppl.autodiff.gradient import eager_energy_and_grad, energy_and_grad, energy_only
 from energyppl.errors import EnergyPPLError
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.potentials.algebra import Affine, Potential
@@ -22,6 +23,7 @@ __all__ = ["ModeSearch", "search_modes"]
 
 _FIRST, _FIRST_STEPS = 8, 80  # descents that find the first minimum, and their steps: 2^40 is in reach
 _STEPS, _CLOSE = 40, 0.1  # of the other descents, at most; they end when all steps are smaller, in widths
+_SHAPES = 32  # descents go on in multiples of so many, so that few shapes are traced
 _MOVES, _KEPT = 36, 3  # of the chains, and how many of their states are kept, evenly over the last half
 _REACH = 64.0  # the farthest starts, in widths of the first basin, if the energy rises by then
 _FARTHEST = 2.0**20  # where it does not
@@ -145,6 +147,7 @@ def _some_are_rare(ends: Tensor, chains: _Chains) -> bool:
     label, last = torch.arange(len(rows), device=rows.device), None
     while last is None or not torch.equal(label, last):
         last, label = label, torch.where(near, label, len(rows)).amin(1)
+        label = label[label]  # so that a long line of ends takes few rounds
     mass = torch.full((len(rows),), -math.inf).to(chains.mass)
     mass = mass.scatter_reduce(0, label[chains.begin], chains.mass, "amax")
     return bool((chains.that_matter(mass) & (label.bincount(minlength=len(rows)) < _SELDOM)).any())
@@ -251,10 +254,10 @@ def _descend(target: Potential, x: Tensor, step: Tensor, steps: int, close: floa
     Returns:
         The lowest point of each descent, its energy, and the number of evaluations.
     """
-    last, going, spent = torch.zeros_like(x), torch.arange(len(x), device=x.device), 0
+    last, going, spent, target = torch.zeros_like(x), torch.arange(len(x), device=x.device), 0, bind(target)
     lowest, energy = x.clone(), torch.full_like(x.reshape(len(x), -1)[:, 0], math.inf)
     for _ in range(steps):
-        value, grad = eager_energy_and_grad(target, x)
+        value, grad = energy_and_grad(target, x)
         spent += len(x)
         legal = torch.isfinite(value)
         wide = append_dims(legal, x)
@@ -268,7 +271,9 @@ def _descend(target: Potential, x: Tensor, step: Tensor, steps: int, close: floa
         x = torch.where(wide, x - step * sign, lowest[going])  # back from where the energy is infinite
         last = torch.where(wide, sign, last)
         on = step.reshape(len(step), -1).amax(1) >= close
-        x, step, last, going = x[on], step[on], last[on], going[on]
+        some = on.int().argsort(descending=True)[: _SHAPES * math.ceil(int(on.sum()) / _SHAPES)]
+        if len(some) < len(on):
+            x, step, last, going = x[some], step[some], last[some], going[some]
         if not len(going):
             break
     return lowest, energy, spent

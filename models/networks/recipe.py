@@ -34,12 +34,12 @@ class Rebuildable:
             bound = inspect.signature(cls.__init__).bind_partial(network, *args, **kwargs)
         except TypeError:
             return network
-        network.__dict__["recipe"] = _recipe("", dict(list(bound.arguments.items())[1:]))
+        network.recipe = _recipe("", dict(list(bound.arguments.items())[1:]))
         return network
 
     def built_by(self: Network, constructor: str, **arguments: Any) -> Network:
         """Say that a class method built this network, and from which arguments."""
-        self.__dict__["recipe"] = _recipe(constructor, arguments)
+        self.recipe = _recipe(constructor, arguments)
         return self
 
 

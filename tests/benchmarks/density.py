@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import energyppl as ep
 
+POINTS = 768  # of the grid along each axis
 FIVE = ("checkerboard", "rings", "pinwheel", "eight-gaussians", "spirals")
 
 
@@ -28,8 +29,9 @@ def true_log_prob(ebm: ep.RecoveryEBM, toy: ep.toys.Toy, x: Tensor, level: int =
     return torch.cat([noisy.log_prob(part - shift) for part in x.split(65536)])
 
 
-def gap(ebm: ep.RecoveryEBM, toy: ep.toys.Toy, level: int = 0, points: int = 768) -> float:
+def gap(ebm: ep.RecoveryEBM, toy: ep.toys.Toy, level: int = 0, points: int | None = None) -> float:
     """KL(truth ‖ model) of a level in nats, both normalized on one grid."""
+    points = POINTS if points is None else points
     half = 3.0 + 1.5 * float(ebm.schedule.sigma_bar[level])
     axis = torch.linspace(-half, half, points + 1, dtype=torch.float64)[:-1] + half / points
     z = torch.cartesian_prod(axis, axis)

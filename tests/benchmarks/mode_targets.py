@@ -24,7 +24,7 @@ class Part:
     def log_density(self, x: Tensor) -> Tensor:
         """Log density of points ``(n, d)``, ``(n,)``."""
         z = (x - self.mean.to(x)) / self.scale.to(x)
-        volume = float(self.scale.double().log().sum())
+        volume = self.scale.double().log().sum().to(x)
         dim = len(self.mean)
         if self.shape == "gaussian":
             return -0.5 * z.square().sum(-1) - 0.5 * dim * math.log(2.0 * math.pi) - volume

@@ -34,6 +34,8 @@ FACTORS = (0.5, 1.0, 2.0)  # of the rate that suits a table
 
 Run = Callable[[int, int | None], float]  # of a seed and a number of updates; the figure that is to be small
 
+POINTS = 512  # of the grid of the gap, along each axis
+
 
 def on_checkerboard(features: bool, rate: float, seed: int, updates: int | None) -> float:
     """The gap of level 0 after training, in nats."""
@@ -46,7 +48,7 @@ def on_checkerboard(features: bool, rate: float, seed: int, updates: int | None)
     ebm = ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(6))
     ebm.standardize(data, isotropic=True)  # so that the truth at a level is the toy with isotropic noise
     ep.fit(ebm, data, options=ep.TrainingOptions(steps=updates or 1500, learning_rate=rate), progress=False)
-    return gap(ebm, toy, points=512)
+    return gap(ebm, toy, points=POINTS)
 
 
 def on_table(rows: Sequence[Tensor], rate: float, seed: int, updates: int | None) -> float:

@@ -46,7 +46,8 @@ import energyppl as ep
 
 BATCH, EVERY, PATIENCE = 256, 50, 20  # rows of the flow's batch; its evaluations; of which none is the best
 WIDTHS, DECAYS, AVERAGED = (64, 128), (0.0, 0.3), 0.995
-CHAINS = 1000
+CHAINS, WARMUP = 1000, 100
+ITERATIONS = 1000  # of the classifier at most
 
 
 # --- Tasks ---
@@ -141,7 +142,7 @@ def chains_of(posterior: ep.EnergyDistribution, draws: int) -> Tensor:
             chains=chains,
             draws=math.ceil(draws / chains),
             thin=10,
-            warmup=100,
+            warmup=WARMUP,
             progress=False,
         )
     return found.samples["x"].flatten(0, 1)[:draws]
@@ -169,7 +170,7 @@ class NegativeLogLikelihood:
         return -self.log_prob(self.x.expand(*theta.shape[:-1], -1), theta)
 
 
-def by_likelihood(task: Task, energy: Callable[[Tensor], Tensor], tried: int) -> ep.EnergyDistribution:
+def by_likelihood(task: Task, energy: Callable[[Tensor], Tensor], tried: int | None = None) -> ep.EnergyDistribution:
     """The posterior of minus a log likelihood, whose chains begin at resampled draws of the prior."""
     potential = Known(energy, torch.Size((task.parameters,)))
     begin = ep.models.Resampled(task.prior, energy, tried)
@@ -249,7 +250,9 @@ def c2st(ours: Tensor, theirs: Tensor, seed: int) -> float:
     data = torch.cat([(ours - loc) / scale, (theirs - loc) / scale]).double().numpy()
     labels = np.repeat([0, 1], [len(ours), len(theirs)])
     units = 10 * data.shape[1]
-    classifier = MLPClassifier(activation="relu", hidden_layer_sizes=(units, units), max_iter=1000, random_state=seed)
+    classifier = MLPClassifier(
+        activation="relu", hidden_layer_sizes=(units, units), max_iter=ITERATIONS, random_state=seed
+    )
     folds = KFold(n_splits=5, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a classifier that has not converged
@@ -281,11 +284,11 @@ def compare(name: str, args: argparse.Namespace) -> None:
         truth = reference(name, task, x, draws, args.tried)
         posteriors = {
             "energy": ep.models.posterior(ebm, task.prior, x),
-            "known": by_likelihood(task, partial(task.energy, x=x), args.tried // 10),
+            "known": by_likelihood(task, partial(task.energy, x=x)),
         }
         if log_prob is not None:
             nle = NegativeLogLikelihood(log_prob, x)
-            posteriors["NLE"] = by_likelihood(task, nle, args.tried // 10)
+            posteriors["NLE"] = by_likelihood(task, nle)
         for label, posterior in posteriors.items():
             scores[label].append(c2st(chains_of(posterior, draws), truth, seed))
         line = ", ".join(f"{label} {found[-1]:.3f}" for label, found in scores.items() if found)

@@ -4,10 +4,8 @@ import ast
 import functools
 import os
 import re
-import shutil
 import subprocess
 import sys
-import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -167,37 +165,3 @@ def test_version_is_declared_once() -> None:
     import energyppl
 
     assert energyppl.__version__ == PROJECT["project"]["version"]
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that neither an old ``build/`` gets in nor a new one stays behind."""
-    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    for folder in FOLDERS.values():
-        shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    options = ("--no-deps", "--no-build-isolation", "--no-index")
-    result = run(sys.executable, "-m", "pip", "wheel", *options, "-w", out, copy, cwd=copy)
-    assert result.returncode == 0, result.stderr
-    return next(out.glob("*.whl"))
-
-
-def test_wheel_holds_only_the_package(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    code = {name for name in names if ".dist-info/" not in name}
-    expected = {"energyppl/py.typed"}
-    expected |= {f"{import_name(path.parent).replace('.', '/')}/{path.name}" for path in SOURCES}
-    assert code == expected
-
-
-def test_installed_wheel_imports_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    options = ("--no-deps", "--no-index", "--quiet")
-    result = run(sys.executable, "-m", "pip", "install", *options, "--target", site, wheel, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    packages = [*FOLDERS, *map(import_name, SUB_PACKAGES)]
-    program = f"import importlib as i; print(*[i.import_module(name).__file__ for name in {packages}])"
-    result = run(sys.executable, "-W", "ignore", "-c", program, cwd=tmp_path, PYTHONPATH=str(site))
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [str(site / name.replace(".", "/") / "__init__.py") for name in packages]

@@ -1,11 +1,13 @@
 """Commands whose numbers are estimates: the demo's measurements, log Z and scores of a run."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import energyppl as ep
 from energyppl.cli import demo
 from energyppl.cli.main import main
 from tests.support.cli import fit_wide
@@ -15,6 +17,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     sizes = {"_TRAINING_ROWS": 2000, "_HELD_OUT_ROWS": 500, "_SAMPLES": 300, "_TESTED": 200, "_GRID": 40}
     for name, small in sizes.items():
         monkeypatch.setattr(demo, name, small)
+    monkeypatch.setattr(ep, "MLPEnergy", partial(ep.MLPEnergy, hidden=16))
     out = tmp_path / "pictures"
     assert main(["demo", "--data", "two-moons", "--steps", "30", "--seed", "3", "--out", str(out)]) == 0
     printed = capsys.readouterr().out

@@ -69,13 +69,20 @@ def test_diagnose_writes_and_prints(run: Path, tmp_path: Path, capsys: pytest.Ca
     assert {"r_hat", "ess_bulk", "ess_tail"} <= set(rows["draw_"])
 
 
-def test_arviz_reads_the_file(run: Path, tmp_path: Path) -> None:
-    assert diagnose(run, *SMALL, "--out", tmp_path) == 0
+@pytest.fixture(scope="module")
+def diagnosed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a diagnosis; tests must not change it."""
+    folder = tmp_path_factory.mktemp("diagnosis")
+    assert diagnose(run, *SMALL, "--out", folder) == 0
+    return folder
+
+
+def test_arviz_reads_the_file(diagnosed: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ArviZ announces its next version
         import arviz
 
-        data = arviz.from_netcdf(str(tmp_path / "chains.nc"))
+        data = arviz.from_netcdf(str(diagnosed / "chains.nc"))
         values = data["posterior"]["income_year"].values
         energy = data["sample_stats"]["energy"].values
         groups = {str(group).strip("/") for group in (data.groups() if callable(data.groups) else data.groups)}
@@ -86,16 +93,12 @@ def test_arviz_reads_the_file(run: Path, tmp_path: Path) -> None:
     assert "warmup_posterior" in groups
 
 
-def test_same_seed_same_chains_and_files_are_replaced(run: Path, tmp_path: Path) -> None:
-    def content() -> bytes:
-        return (tmp_path / "chains_summary.csv").read_bytes()
-
+def test_same_seed_same_chains_and_files_are_replaced(run: Path, diagnosed: Path, tmp_path: Path) -> None:
+    first, content = ((folder / "chains_summary.csv") for folder in (diagnosed, tmp_path))
     assert diagnose(run, *SMALL, "--out", tmp_path) == 0
-    first = content()
-    assert diagnose(run, *SMALL, "--out", tmp_path) == 0
-    assert content() == first
+    assert content.read_bytes() == first.read_bytes()
     assert diagnose(run, *SMALL, "--out", tmp_path, "--seed", 1) == 0
-    assert content() != first
+    assert content.read_bytes() != first.read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
 

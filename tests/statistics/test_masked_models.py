@@ -51,7 +51,7 @@ def z_scores(x: Tensor, mean: float, variance: float) -> float:
 
 @cache  # the negative control looks at the same chains
 def chains_of(model: Callable[[], None]) -> ep.Chains:
-    return ep.sample_chains(ep.NUTS(max_depth=5), model, chains=CHAINS, draws=200, warmup=150, progress=False)
+    return ep.sample_chains(ep.ChEES(), model, chains=CHAINS, draws=200, warmup=150, progress=False)
 
 
 def worst_z(chains: ep.Chains, seen: int = COUNT) -> float:

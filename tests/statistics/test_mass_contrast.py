@@ -97,7 +97,9 @@ def test_it_sees_a_hole_beyond_the_rows_and_score_matching_does_not() -> None:
     found = {}
     for masses in (0.0, 5.0):
         objective = ep.objectives.LevelScoreMatching(tie=0.0, masses=masses)
-        grads = [torch.autograd.grad(loss_of(objective, ebm, batch).value, [ebm.net.depth])[0] for _ in range(20)]  # type: ignore[list-item]
+        state = objective.init(ebm)
+        losses = [objective.loss(ebm, state, batch).value for _ in range(20)]
+        grads = [torch.autograd.grad(loss, [ebm.net.depth])[0] for loss in losses]  # type: ignore[list-item]
         found[masses] = float(torch.stack(grads).mean())
     assert found[5.0] > 0.004, "deeper is worse"
     assert abs(found[0.0]) < 0.001, "negative control"

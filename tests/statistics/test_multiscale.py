@@ -11,7 +11,7 @@ from energyppl.inference.objectives.level_allocation import stratified_levels
 from tests.benchmarks.density import gap
 from tests.benchmarks.temperature import BASE, CIFAR, LAW, ExactField, second_moment
 from tests.support.multiscale import Bell, gaussian
-from tests.support.objectives import loss_of, measure_of
+from tests.support.objectives import measure_of
 
 
 @pytest.mark.parametrize(("d", "temperature", "exact", "chains", "burn", "kept"), LAW)
@@ -63,7 +63,8 @@ def test_loss_of_a_gaussian() -> None:
     ebm.standardize(data)
     sigmas = CIFAR.repeat_interleave(2)  # of 256 rows
     truth = k**2 * float((ebm.to_unit(data) / sigmas[:, None]).square().mean()) + (1 - k) ** 2
-    found = torch.tensor([float(loss_of(objective, ebm, data).value.detach()) for _ in range(300)])
+    state = objective.init(ebm)
+    found = torch.tensor([float(objective.loss(ebm, state, data).value.detach()) for _ in range(300)])
     assert abs(float(z_scores(found - truth))) < 4.5
     measured = measure_of(objective, ebm, data)
     assert measured == measure_of(objective, ebm, data), "the noise is fixed"
@@ -107,10 +108,11 @@ def test_the_exact_field_is_the_losss_optimum(d: int) -> None:
     """
 
     def slopes(stretch: float) -> Tensor:
-        net = Perturbed(d, stretch)
+        net, objective = Perturbed(d, stretch), ep.objectives.MultiscaleScoreMatching()
         ebm, found = ep.MultiscaleEBM(net, CIFAR, base_sigma=BASE), []
+        state = objective.init(ebm)
         for _ in range(300):
-            loss = loss_of(ep.objectives.MultiscaleScoreMatching(), ebm, torch.randn(1280, d)).value
+            loss = objective.loss(ebm, state, torch.randn(1280, d)).value
             found.append(torch.autograd.grad(loss, net.away)[0])
         return z_scores(torch.stack(found))
 

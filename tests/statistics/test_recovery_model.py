@@ -158,7 +158,7 @@ def test_bad_input_is_refused(build: object, message: str) -> None:
 def test_the_first_ten_lines() -> None:
     """DESIGN's first lines, at a small size."""
     data = ep.toys.Checkerboard().sample((2_000,))
-    ebm = ep.RecoveryEBM(ep.MLPEnergy(event_shape=(2,)), ep.NoiseSchedule.cosine(levels=6))
+    ebm = ep.RecoveryEBM(ep.MLPEnergy(event_shape=(2,), hidden=16), ep.NoiseSchedule.cosine(levels=6))
     history = ep.fit(ebm, data, options=ep.TrainingOptions(steps=40), progress=False)
     assert len(history.records) == 40
     x = ebm.sample((100,))

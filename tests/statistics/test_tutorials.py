@@ -16,6 +16,12 @@ TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
 NAMES = sorted(path.name for path in TUTORIALS.glob("*.py"))
 IN_SECONDS = {"01_two_dimensions.py"}  # run as a notebook with the other tests; the slow ones are all
 FEW = {"STEPS": 10, "DRAWS": 20, "CHAINS": 50, "LONG": 100}  # in place of the constants of a first cell
+ANYWHERE = (  # likewise: rows of training data, and the width of networks
+    (r"\b[125]0_000\b", "2_000"),
+    (r"\b5_000\b", "500"),
+    (r"\bhidden=\d+", "hidden=16"),
+    (r"(MLPEnergy\((?:event_shape=)?(?:\(2,\)|[12]|train\.shape\[1:\]))(?!, hidden)", r"\1, hidden=16"),
+)
 SHORT = "schedule=ep.levels.TemperatureSchedule(hot=5, cooling=5, quench=5)"
 SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option for
     "01_two_dimensions.py": {"generate((2_000,), steps=40)": "generate((400,), steps=5)"},
@@ -33,7 +39,7 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
         "zeros(20)": "zeros(5)",
         "full((20,)": "full((5,)",
         "ones(20)": "ones(5)",
-        "held_out[:500]": "held_out[:20]",
+        "[:500]": "[:20]",
     },
     "05_cooperative.py": {"sample((4000,)": "sample((400,)", "expand(4000, 2)": "expand(400, 2)"},
     "06_guidance_composition_inpainting.py": {
@@ -89,8 +95,11 @@ SMALLER: dict[str, dict[str, str]] = {  # sizes that a tutorial takes no option 
     "14_simulation_based_inference.py": {
         "chains=200": "chains=40",
         "chains=100": "chains=20",
-        "warmup=100": "warmup=20",
-        "prior, 10_000": "prior, 2_000",
+        "warmup=100": "warmup=10",
+        "HMC(steps=5)": "HMC(steps=1)",
+        "cosine(16,": "cosine(4,",
+        "sample((3,))": "sample((1,))",
+        "expand(3, 2)": "expand(2, 2)",
     },
 }
 
@@ -100,6 +109,8 @@ def smaller(name: str) -> str:
     text = (TUTORIALS / name).read_text(encoding="utf-8")
     for constant, few in FEW.items():
         text = re.sub(rf"^{constant} = [\d_]+", f"{constant} = {few}", text, flags=re.MULTILINE)
+    for pattern, small in ANYWHERE:
+        text = re.sub(pattern, small, text)
     for full, small in SMALLER.get(name, {}).items():
         assert full in text, full
         text = text.replace(full, small)
