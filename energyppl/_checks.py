@@ -7,13 +7,14 @@ import math
 import numbers
 import os
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
 from energyppl.errors import InvalidInput
 
@@ -27,9 +28,12 @@ def shape_text(shape: Sequence[int]) -> str:
 
 def as_path(value: object) -> Path:
     """Require a path, a text or one of pathlib's, and return it as the latter."""
-    if not isinstance(value, (str, os.PathLike)):
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str):
         raise InvalidInput(f"a path must be a text or a pathlib.Path; got {_brief(value)}: pass one")
-    return Path(value)
+    if not text or "\0" in text:
+        raise InvalidInput(f"a path must name a file or a folder; got {_brief(value)}: pass one")
+    return Path(text)
 
 
 def check_shape(name: str, value: object, *, at_least: int = 0) -> torch.Size:
@@ -73,27 +77,25 @@ def append_dims(value: Tensor, x: Tensor) -> Tensor:
     return value.reshape(value.shape + (1,) * (x.dim() - value.dim())) if value.dim() else value
 
 
-def check_not_model(name: str, value: object) -> None:
-    """Refuse a model or a distribution where an energy is wanted: calling one does not evaluate its energy.
+def check_dense(name: str, value: Tensor) -> None:
+    """Require a tensor that holds all of its numbers."""
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        kind = "a quantized one" if value.is_quantized else "one without numbers" if value.is_meta else value.layout
+        raise InvalidInput(f"{name} must be a dense tensor; got {kind}: pass its numbers, as .to_dense() has them")
 
-    Raises:
-        InvalidInput: for one; the message says what to pass instead.
-    """
-    if isinstance(value, torch.distributions.Distribution):
-        way = "its .unconstrained()" if hasattr(value, "unconstrained") else "potentials.DistributionBase(distribution)"
-        came = type(value).__name__
-        raise InvalidInput(f"{name} must be a potential; got {came}, which draws when it is called: pass {way}")
-    if isinstance(value, nn.Module) and hasattr(value, "marginal"):
-        raise InvalidInput(
-            f"{name} must be a potential; got the model {type(value).__name__}: pass ebm.marginal().potential, in data "
-            "coordinates, or ebm.potential(), in standardized ones"
-        )
+
+def numpy_of(name: str, value: Tensor) -> NDArray[Any]:
+    """Return a dense tensor's numbers; numpy has no bfloat16."""
+    check_dense(name, value)
+    value = value.detach().cpu().resolve_conj().resolve_neg()
+    return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
 
 
 def check_event(name: str, value: Tensor, event_shape: Sequence[int]) -> Tensor:
     """Require a real floating-point tensor whose shape ends in ``event_shape``."""
     if not isinstance(value, Tensor):
         raise InvalidInput(f"{name} must be a torch tensor; got {type(value).__name__}: wrap it in torch.as_tensor")
+    check_dense(name, value)
     if not value.dtype.is_floating_point:
         raise InvalidInput(f"{name} must be floating point; got {value.dtype}: call .float() first")
     size = len(event_shape)
@@ -122,6 +124,11 @@ def check_context(context: object, context_shape: torch.Size) -> Tensor:
     return check_event("context", context, context_shape)
 
 
+def without_mask(array: Any) -> Any:
+    """Return an array whose masked cells are NaN, if it has any: numpy's functions would take what lies beneath."""
+    return array.astype(np.float64).filled(np.nan) if np.ma.is_masked(array) else array
+
+
 def as_points(name: str, value: Any, *, whole: bool = False) -> Any:
     """Return a numpy array or a pandas frame of numbers as a tensor; all else as it is.
 
@@ -138,7 +145,7 @@ def as_points(name: str, value: Any, *, whole: bool = False) -> Any:
     """
     if not isinstance(value, np.ndarray) and not hasattr(value, "to_numpy"):
         return value
-    array = value if isinstance(value, np.ndarray) else value.to_numpy()
+    array = without_mask(value if isinstance(value, np.ndarray) else value.to_numpy())
     if array.dtype.kind not in "biuf":
         raise InvalidInput(
             f"{name} must hold numbers alone; got dtype {array.dtype}: ep.tables.fit takes texts and categories"
@@ -175,27 +182,22 @@ def check_positive(name: str, value: object, *, or_infinite: bool = False) -> No
         real = value.dtype != torch.bool and not value.dtype.is_complex
         ok = real and bool((value > 0).all()) and (or_infinite or bool(torch.isfinite(value).all()))
     else:
-        ok = _is_real(value) and value > 0 and (or_infinite or math.isfinite(value))
+        ok = is_number(value) and value > 0 and (or_infinite or math.isfinite(value))
     if not ok:
         finite = "" if or_infinite else " and finite"
         raise InvalidInput(f"{name} must be positive{finite}; got {_brief(value)}")
 
 
-def is_number(value: object) -> TypeGuard[float]:
-    """Tell whether a value is one real number, and not a bool."""
-    return _is_real(value)
-
-
 def check_between(name: str, value: object, low: float, high: float, *, closed: bool = False) -> None:
     """Require one number between two others, of which ``closed`` allows the lower."""
-    if not _is_real(value) or not (low < value < high or (closed and value == low)):
+    if not is_number(value) or not (low < value < high or (closed and value == low)):
         where = f"lie in [{low:g}, {high:g})" if closed else f"lie between {low:g} and {high:g}"
         raise InvalidInput(f"{name} must {where}; got {_brief(value)}: pass a number such as {(low + high) / 2:g}")
 
 
 def check_number(name: str, value: object) -> None:
     """Require a finite number."""
-    if not _is_real(value) or not math.isfinite(value):
+    if not is_number(value) or not math.isfinite(value):
         raise InvalidInput(f"{name} must be a finite number; got {_brief(value)}: pass a float")
 
 
@@ -244,7 +246,7 @@ def check_spanning(name: str, rows: Tensor) -> None:
         )
 
 
-def _is_real(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
     """Tell whether a value is a real number, numpy's included, and not a truth value."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
@@ -302,6 +304,15 @@ def check_kind(name: str, value: object, hint: Any) -> None:
         raise InvalidInput(f"{name} must be {_kind_text(hint)}; got {_brief(value)}: pass one")
 
 
+def require_kinds(record: Mapping[str, Any], kinds: Mapping[str, Any], *, every: bool = False) -> None:
+    """Require fields of a record from a file to be of their kinds, ``every`` one to be there; else a ValueError."""
+    for name, kind in kinds.items():
+        if name not in record and every:
+            raise ValueError(f"it has no {name!r}")
+        if name in record and not _is_kind(record[name], kind):
+            raise ValueError(f"{name} must be {_kind_text(kind)}; got {_brief(record[name])}")
+
+
 @functools.cache
 def _hints(owner: Any) -> dict[str, Any]:
     return get_type_hints(owner)
@@ -316,7 +327,7 @@ def _is_kind(value: Any, hint: Any) -> bool:
     if hint is None or hint is types.NoneType:
         return value is None
     if hint is float:
-        return _is_real(value) and not math.isnan(value)
+        return is_number(value) and not math.isnan(value)
     if hint is int:
         return _is_whole(value)
     if hint is torch.Size:
@@ -325,7 +336,10 @@ def _is_kind(value: Any, hint: Any) -> bool:
         return False
     if origin is Callable:
         return callable(value)
-    if origin in (Sequence, tuple):
+    if origin is dict:
+        key, item = get_args(hint)
+        return isinstance(value, dict) and all(_is_kind(k, key) and _is_kind(v, item) for k, v in value.items())
+    if origin in (Sequence, list, tuple):
         item, *more = get_args(hint)
         if not isinstance(value, Tensor) and callable(getattr(value, "tolist", None)):  # numpy's and pandas' own
             value = value.tolist()
@@ -375,7 +389,7 @@ def _kind_text(hint: Any) -> str:
         return _KIND_NAMES[hint]
     if origin is Callable:
         return "a function"
-    if origin in (Sequence, tuple):
+    if origin in (Sequence, list, tuple):
         length = f" of {len(parts)}" if origin is tuple and Ellipsis not in parts else ""
         return f"a sequence{length}, each {_kind_text(parts[0])}"
     name = getattr(origin or hint, "__name__", str(hint))

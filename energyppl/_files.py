@@ -10,16 +10,57 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from energyppl.errors import EnergyPPLError, warn_user
+from energyppl.errors import EnergyPPLError, InvalidInput, warn_user
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["locked", "whole_file", "write_json"]
+__all__ = ["folder_made", "locked", "sentence_of", "whole_file", "write_json"]
 
 _LOCK = ".lock"
+_OTHER_PATH = "choose another path"
+_REASONS = {  # of the system's refusals of a path
+    errno.EEXIST: f"what stands there is no folder: {_OTHER_PATH}",
+    errno.ENOTDIR: f"what stands there is no folder: {_OTHER_PATH}",
+    errno.EISDIR: "it is a folder: name a file",
+    errno.EACCES: f"you have no permission there: {_OTHER_PATH}",
+    errno.EPERM: f"you have no permission there: {_OTHER_PATH}",
+    errno.EROFS: f"its file system can't be written to: {_OTHER_PATH}",
+    errno.ENAMETOOLONG: "its name is too long: choose a shorter one",
+    errno.ELOOP: f"its links lead in a circle: {_OTHER_PATH}",
+}
+
+
+def sentence_of(error: OSError, path: object = None) -> str:
+    """Say in one sentence which path the system refuses, and why."""
+    named = error.filename if path is None else path
+    reason = _REASONS.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
+    return reason if named is None else f"{named} can't be used: {reason}"
+
+
+@contextmanager
+def _in_words(path: Path) -> Iterator[None]:
+    """Turn the refusal of a path into an error of the argument; a full disk and its like stay what they are."""
+    try:
+        yield
+    except OSError as error:
+        guessed = error.errno == errno.EEXIST and str(error.filename) != str(path)  # our own name for a part
+        if error.errno not in _REASONS or guessed:
+            raise
+        raise InvalidInput(sentence_of(error, path)) from error
+
+
+def folder_made(folder: Path) -> Path:
+    """Make a folder, and those above it, if it is not there.
+
+    Raises:
+        InvalidInput: if it can't be one.
+    """
+    with _in_words(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @contextmanager
@@ -28,17 +69,23 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     The file is written under a name of its own, opened exclusively so that no symbolic link is followed, and renamed
     once it is on the disk: a reader sees the old file or the new one, and never a part.
+
+    Raises:
+        InvalidInput: for a path at which no file can be.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    part = folder_made(path.parent) / f".{secrets.token_hex(8)}.part"
+    with _in_words(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        with _in_words(path):
+            os.replace(part, path)
         _sync(path.parent)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -59,8 +106,9 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         EnergyPPLError: if another process holds the folder; the message names it.
+        InvalidInput: if there can be no folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder_made(folder)
     if fcntl is None:
         yield
         return
@@ -78,7 +126,8 @@ def locked(folder: Path) -> Iterator[None]:
 def _take(path: Path, folder: Path) -> int:
     """Return the open lock file of a folder, locked."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        with _in_words(folder):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

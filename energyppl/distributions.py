@@ -20,6 +20,8 @@ from torch.distributions import constraints
 
 from energyppl._checks import broadcast_shapes, check_event, check_shape, is_number, shape_text
 from energyppl.autodiff.devices import device_of
+from energyppl.autodiff.structure import dtype_named
+from energyppl.autodiff.watched import watched
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential, can_expand
@@ -199,8 +201,7 @@ class EnergyDistribution(dist.TorchDistribution):
         points, inside = self._split(value)
         energy = self._energy(points, inside)
         if not callable(self.log_normalizer):
-            known: float | Tensor = self.log_normalizer
-            return -energy - known
+            return -energy - self._watched(energy, self.log_normalizer)
         unconstrained = self.unconstrained()
         log_z: Tensor = self.log_normalizer(unconstrained, unconstrain(unconstrained, points))
         return -energy - log_z
@@ -219,6 +220,19 @@ class EnergyDistribution(dist.TorchDistribution):
         within = inside.reshape(*inside.shape, *[1] * len(self.event_shape))  # may be of a larger batch than x
         return torch.where(within, x, self._some_point(x)), inside
 
+    def _watched(self, energy: Tensor, known: float | Tensor) -> float | Tensor:
+        """Return a log Z that is a number, which warns when a gradient asks for its slope along the weights."""
+        learned = isinstance(known, Tensor) and known.requires_grad
+        if learned or not energy.requires_grad:
+            return known
+        return watched(
+            known if isinstance(known, Tensor) else energy.new_tensor(known),
+            self.potential,
+            "the gradient along the weights of an energy lacks that of log Z, which log_prob was given as a number, so "
+            "weights that follow it are biased: learn them by ebm.marginal(), with log_normalizer=Contrastive(…) or by "
+            "energyppl.fit, or freeze them by requires_grad_(False)",
+        )
+
     def _some_point(self, like: Tensor) -> Tensor:
         try:
             unconstrained = self._constrained
@@ -227,7 +241,8 @@ class EnergyDistribution(dist.TorchDistribution):
         return unconstrained.constrain(torch.zeros(unconstrained.event_shape, dtype=like.dtype, device=like.device))
 
     def _energy(self, points: Tensor, inside: Tensor | None) -> Tensor:
-        energy = self.potential(points)
+        with dtype_named("value", points, self.potential):
+            energy = self.potential(points)
         batch = points.shape[: points.dim() - len(self.event_shape)]
         expected = broadcast_shapes(batch, self.batch_shape)
         is_real = isinstance(energy, Tensor) and energy.dtype.is_floating_point
@@ -241,7 +256,10 @@ class EnergyDistribution(dist.TorchDistribution):
         return energy if inside is None else torch.where(inside, energy, torch.inf)
 
     def unnormalized(self) -> "EnergyDistribution":
-        """Return the same distribution with log Z = 0, which is right where a constant factor cancels, as in MCMC."""
+        """Return the same distribution with log Z = 0, which is right where a constant factor cancels, as in MCMC.
+
+        It is not where the energy's own weights are learned: a backward pass to them warns.
+        """
         return self._copy(self.batch_shape, log_normalizer=0.0)
 
     def sample(self, sample_shape: int | Sequence[int] = ()) -> Tensor:

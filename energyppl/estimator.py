@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from energyppl._checks import check_count
+from energyppl._checks import check_count, numpy_of, without_mask
 from energyppl._seeds import seeded
 from energyppl.errors import InvalidInput
 from energyppl.inference.training.fit import fit
@@ -292,10 +292,10 @@ def _numbers(X: Any, who: str) -> Tensor:
         InvalidInput: for anything but finite real numbers in rows.
     """
     if isinstance(X, Tensor):
-        X = X.detach().cpu().numpy()
+        X = numpy_of("X", X)
     if hasattr(X, "tocsr"):
         raise InvalidInput(f"{who} needs dense rows; got a sparse matrix: pass X.toarray()")
-    values = np.asarray(X)
+    values = np.asarray(without_mask(X))
     if values.dtype.kind == "c":
         raise InvalidInput("Complex data not supported: pass real numbers")
     try:

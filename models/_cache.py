@@ -1,6 +1,7 @@
 """Values worked out from a model's weights and kept until they change."""
 
 import ctypes
+import operator
 import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
@@ -70,32 +71,42 @@ def known_log_z(
 class WeightSnapshot:
     """A copy of a model's weights and buffers, which tells whether they, its layers or its mode have changed since.
 
-    Every byte is compared: torch's own version counters don't tell, since its fused optimizers and writes to ``.data``
+    Layers are held and not known by number, so that a copy of the model, or one from a pickle, holds its own.  Every
+    byte is compared: torch's own version counters don't tell, since its fused optimizers and writes to ``.data``
     leave them as they are.  A copy costs memory, but comparing takes a seventh of the time of a checksum.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layout, tensors = _parts(model)
+        self._modules, self._layout, tensors = _parts(model)
         self._copies = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
 
     def holds(self, model: nn.Module) -> bool:
         """Tell whether nothing has changed."""
-        layout, tensors = _parts(model)
-        return layout == self._layout and all(map(_same_bytes, tensors, self._copies))
+        modules, layout, tensors = _parts(model)
+        same = layout == self._layout and len(modules) == len(self._modules)
+        same = same and all(map(operator.is_, modules, self._modules))
+        return same and all(map(_same_bytes, tensors, self._copies))
 
 
-def _parts(model: nn.Module) -> tuple[list[Hashable], list[Tensor]]:
-    """Return what a model is made of but for the values, and its tensors."""
+def _parts(model: nn.Module) -> tuple[list[nn.Module], list[Hashable], list[Tensor]]:
+    """Return a model's modules, what they are made of but for the values, and their tensors.
+
+    Numbers and texts that forward may read count, but whole ones: a network may count its calls.
+    """
+    modules, tensors = list(model.modules()), list[Tensor | None]()
     layout: list[Hashable] = []
-    tensors: list[Tensor] = []
-    for module in model.modules():
+    for module in modules:
         parameters, buffers, _ = module_tables(module)
-        layout += (id(module), module.training)
         tensors += parameters.values()
         tensors += buffers.values()
-    tensors = [tensor for tensor in tensors if tensor is not None]
-    layout += [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
-    return layout, tensors
+        for value in vars(module).values():
+            if isinstance(value, (bool, float, str)):
+                layout.append(value)
+            elif isinstance(value, Tensor):
+                tensors.append(value)
+    held = [tensor for tensor in tensors if tensor is not None]
+    layout += [(tensor.shape, tensor.dtype, tensor.device) for tensor in held]
+    return modules, layout, held
 
 
 def _same_bytes(tensor: Tensor, copy: Tensor) -> bool:

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from energyppl.errors import warn_user
 
-__all__ = ["robust_scaling"]
+__all__ = ["one_scale", "robust_scaling", "warn_of_narrow_halves"]
 
 _HEAVY = 10.0  # times the standard deviation that a Gaussian with the same central 95 % of rows has
+_HALF = 1.348980  # the width of the central half of a Gaussian, in standard deviations
 _CENTRAL = 3.919928  # the width of those in a Gaussian, in standard deviations
 
 
@@ -45,3 +46,52 @@ def robust_scaling(
         "there, or take the logarithm of a positive column",
     )
     return torch.where(heavy, middle, loc), torch.where(heavy, width, scale)
+
+
+def one_scale(rows: Tensor, loc: Tensor) -> tuple[Tensor, Tensor]:
+    """Return loc and one scale for all coordinates; the medians and their width where a few cells rule the deviation.
+
+    Args:
+        rows: ``(n, *event)``, float64.
+        loc: the means, ``(*event)``; equal ones stay equal, as those of an image's channel.
+
+    Returns:
+        loc, ``(*event)``, and the scale, ``()``.
+    """
+    scale = (rows - loc).square().mean().sqrt()
+    middle = rows.median(0).values
+    if loc.dim() == 3:
+        middle = middle.flatten(1).median(1).values[:, None, None].expand(loc.shape)
+    cells = (rows - middle).flatten()
+    width = (_quantile(cells, 0.975) - _quantile(cells, 0.025)) / _CENTRAL
+    if not _HEAVY * width < scale or not bool(width > 0.0):
+        return loc, scale
+    warn_user(
+        f"a few cells rule the standard deviation of all coordinates, which is more than {_HEAVY:.0f} times what the "
+        "central 95 % of the cells say: the medians and their width standardize them instead. Look for wrong cells"
+    )
+    return middle, width
+
+
+def warn_of_narrow_halves(rows: Tensor, scale: Tensor) -> None:
+    """Warn where half of the rows or more lie within a small part of what one standard deviation has become.
+
+    Such are columns of mostly one value, and those of which a tenth lies far from the others.
+
+    Args:
+        rows: ``(n, *event)``.
+        scale: that standardizes them, ``(*event)``.
+    """
+    low, high = _quantile(rows, 0.25), _quantile(rows, 0.75)
+    places = (scale > _HEAVY / _HALF * (high - low)).flatten().nonzero()[:, 0].tolist()
+    if places:
+        warn_user(
+            f"the standard deviation of coordinate(s) {', '.join(map(str, places[:20]))} is more than {_HEAVY:.0f} "
+            "times what the central half of the rows says: most rows nearly share one value there, and few lie far "
+            "away, which a smooth density tells apart poorly. Take ep.tables.fit, which knows repeated values and "
+            "heavy tails, or transform the column"
+        )
+
+
+def _quantile(rows: Tensor, share: float) -> Tensor:
+    return rows.kthvalue(1 + round(share * (len(rows) - 1)), 0).values

@@ -28,7 +28,7 @@ from energyppl.inference.normalizing.methods import Annealing
 from energyppl.inference.normalizing.paths import Draws
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._cache import KnownEnergies, LevelIntegrals, WeightKeyedCache, lazy_log_z
-from energyppl.models._scaling import robust_scaling
+from energyppl.models._scaling import one_scale, robust_scaling, warn_of_narrow_halves
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
 
@@ -76,7 +76,8 @@ class EnergyModel(nn.Module):
         Their range is kept too, ``low`` and ``high``: to it images are clamped when they are denoised.
 
         Where a few rows rule a coordinate, so that its standard deviation is beyond ten times what the central 95 %
-        of rows say, the median and their width take its place, with a warning that names it.
+        of rows say, the median and their width take its place, with a warning that names it.  Another warning names
+        coordinates of which at least half of the rows have nearly one value.
 
         ``fit`` does so once, unless you have; with ``isotropic`` all coordinates share one scale, so that some may be
         constant, as the edges of images are: level 0 has noise of its own.  The pixels of an image's channel then share
@@ -89,6 +90,11 @@ class EnergyModel(nn.Module):
         """
         check_data("data", data, self.event_shape, at_least=2)
         rows = data.to(self.loc).double()
+        if not bool(torch.isfinite(rows).all()):
+            raise InvalidInput(
+                f"data must be finite in {self.loc.dtype}, the weights' dtype; got values up to "
+                f"{float(data.abs().max()):.3g}: divide by a unit"
+            )
         scale = rows.std(0)
         # Constant is what varies no more than its own rounding, in whatever unit.
         rounding = 2.0 * torch.finfo(self.loc.dtype).eps * rows.abs().amax(0)
@@ -100,12 +106,16 @@ class EnergyModel(nn.Module):
             )
         image = isotropic and len(self.event_shape) == 3
         loc = rows.mean((0, 2, 3))[:, None, None].expand(self.event_shape) if image else rows.mean(0)
-        if not isotropic:
-            loc, scale = robust_scaling(rows, loc, scale)
+        if isotropic:
+            loc, scale = one_scale(rows, loc)
+        else:
+            loc, robust = robust_scaling(rows, loc, scale)
+            warn_of_narrow_halves(rows, scale.where(robust == scale, 0.0))  # of the others it has warned
+            scale = robust
             if len(self.event_shape) == 1:
                 check_spanning("data", ((rows - loc) / scale).clamp(-_FARTHEST, _FARTHEST))
         self.loc.copy_(loc)
-        self.scale.copy_((rows - loc).square().mean().sqrt() if isotropic else scale)
+        self.scale.copy_(scale)
         self.low.copy_(rows.min())
         self.high.copy_(rows.max())
         fit_base = getattr(self.net, "fit_base", None)

@@ -39,6 +39,7 @@ _KERNELS: dict[str, type[Any]] = {
     name: cls for name in kernels.__all__ if is_dataclass(cls := getattr(kernels, name)) and isinstance(cls, type)
 }
 _OF_PRIOR = ("num_steps", "adaptation_rate")  # arguments of a LatentPrior
+_OF_NETWORKS = ("net.", "initializer.", "contexts.encoder.")
 _OF_CHAINS = ("chain_", "log_weights")
 _POSITIVE = ("scale", "contexts.scale", "sigmas", "base_sigma", "inverse_temperature", "net.base.variances")
 _CONFIDENCE = 0.95  # of the log Z that is kept: the default
@@ -68,8 +69,8 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
         path: of the file; its folder is made if it is not there, and an older file is replaced.
 
     Raises:
-        InvalidInput: for another object, a view of a model (of a class, a product or the like), or a kernel that is
-            not this library's.
+        InvalidInput: for another object, a view of a model (of a class, a product or the like), a kernel that is not
+            this library's, or weights that are NaN or infinite.
     """
     tree = tree_of_model(model)
     if is_safetensors(path):
@@ -92,6 +93,14 @@ def tree_of_model(model: EnergyModel) -> dict[str, Any]:
         )
     initializer = getattr(model, "initializer", None)
     schedule = getattr(model, "schedule", None)
+    weights = dict(model.state_dict())
+    masks = {name: value for name, value in model.named_buffers() if name.startswith(_OF_NETWORKS)}
+    try:
+        _require_usable(weights, masks)
+    except ValueError as error:
+        raise InvalidInput(
+            f"a model must have finite weights to be saved, but {error}: load what was saved before, or train anew"
+        ) from None
     return {
         "format": _FORMAT,
         "kind": kind,
@@ -103,7 +112,7 @@ def tree_of_model(model: EnergyModel) -> dict[str, Any]:
         "kernels": [_packed(k) for k in (model.initial_kernel, model.kernel)] if hasattr(model, "kernel") else None,
         "base_sigma": getattr(model, "base_sigma", None),
         "prior": {name: getattr(model, name) for name in _OF_PRIOR} if isinstance(model, LatentPrior) else None,
-        "weights": dict(model.state_dict()),
+        "weights": weights,
         "in_training": [name for name, module in model.named_modules() if module.training],
         "log_z": _known_log_z(model),
     }

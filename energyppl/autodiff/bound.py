@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_event, check_not_model
+from energyppl._checks import check_event
 from energyppl.autodiff.private import below_autograd
 from energyppl.autodiff.structure import (
     ModuleFingerprint,
@@ -29,6 +29,7 @@ from energyppl.autodiff.structure import (
     Structure,
     Untraceable,
     Wrapper,
+    check_not_model,
     ordinary,
     rebuild,
     structure,

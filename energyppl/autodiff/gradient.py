@@ -16,7 +16,7 @@ from torch import Tensor
 from energyppl._checks import check_event
 from energyppl.autodiff.bound import BoundPotential, evaluate
 from energyppl.autodiff.private import is_view
-from energyppl.autodiff.structure import ordinary, without_inference_tensors
+from energyppl.autodiff.structure import dtype_named, ordinary, without_inference_tensors
 from energyppl.autodiff.tracing import Evaluation
 from energyppl.errors import InvalidInput
 
@@ -57,12 +57,9 @@ def energy_and_grad(
         >>> energy[0], grad[0]
         (tensor(1.), tensor([1., 1.]))
     """
-    if isinstance(potential, type) or not callable(potential) or not isinstance(dtype, torch.dtype | None):
-        raise InvalidInput(
-            "potential must map points to energies, and dtype be a torch.dtype or None; got "
-            f"{type(potential).__name__} and {dtype!r}: pass an energy, and torch.bfloat16"
-        )
-    energy, grad = evaluate(potential, eager_energy_and_grad if dtype is None else _autocast(dtype), x)
+    _check_arguments(potential, x, dtype)
+    with dtype_named("x", x, potential):
+        energy, grad = evaluate(potential, eager_energy_and_grad if dtype is None else _autocast(dtype), x)
     return energy, grad
 
 
@@ -89,7 +86,9 @@ def gradient_only(potential: Callable[[Tensor], Tensor], x: Tensor, dtype: torch
         >>> ep.autodiff.gradient_only(lambda x: 0.5 * (x * x).sum(-1), torch.ones(1, 2))
         tensor([[1., 1.]])
     """
-    (grad,) = evaluate(potential, eager_gradient if dtype is None else _autocast_gradient(dtype), x)
+    _check_arguments(potential, x, dtype)
+    with dtype_named("x", x, potential):
+        (grad,) = evaluate(potential, eager_gradient if dtype is None else _autocast_gradient(dtype), x)
     return grad
 
 
@@ -161,6 +160,15 @@ def _autocast_gradient(dtype: torch.dtype) -> Evaluation:
 def _own(energy: Tensor) -> Tensor:
     """Detach the energy, and copy it where it is a view of the points."""
     return energy.detach().clone() if is_view(energy) or energy.is_leaf else energy.detach()
+
+
+def _check_arguments(potential: object, x: Tensor, dtype: object) -> None:
+    if isinstance(potential, type) or not callable(potential) or not isinstance(dtype, torch.dtype | None):
+        raise InvalidInput(
+            "potential must map points to energies, and dtype be a torch.dtype or None; got "
+            f"{type(potential).__name__} and {dtype!r}: pass an energy, and torch.bfloat16"
+        )
+    _check_points(potential, x)
 
 
 def _check_points(potential: object, x: Tensor) -> None:

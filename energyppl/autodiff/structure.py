@@ -7,12 +7,14 @@ levels takes the trace of the last one.  A module is a leaf, whose weights a tra
 import dataclasses
 import types
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from energyppl.autodiff.private import hook_tables, module_tables
+from energyppl.errors import InvalidInput
 
 __all__ = [
     "ModuleFingerprint",
@@ -20,6 +22,9 @@ __all__ = [
     "Structure",
     "Untraceable",
     "Wrapper",
+    "check_not_model",
+    "dtype_named",
+    "modules_of",
     "modules_read_by",
     "ordinary",
     "rebuild",
@@ -91,6 +96,51 @@ def structure(potential: object) -> Structure:
         raise Untraceable(f"a {type(value).__name__}, which could change unseen")
 
     return Structure((visit(potential),), tensors, modules)
+
+
+def check_not_model(name: str, value: object) -> None:
+    """Refuse a model or a distribution where an energy is wanted: calling one does not evaluate its energy.
+
+    Raises:
+        InvalidInput: for one; the message says what to pass instead.
+    """
+    if isinstance(value, torch.distributions.Distribution):
+        way = "its .unconstrained()" if hasattr(value, "unconstrained") else "potentials.DistributionBase(distribution)"
+        came = type(value).__name__
+        raise InvalidInput(f"{name} must be a potential; got {came}, which draws when it is called: pass {way}")
+    if isinstance(value, nn.Module) and hasattr(value, "marginal"):
+        raise InvalidInput(
+            f"{name} must be a potential; got the model {type(value).__name__}: pass ebm.marginal().potential, in data "
+            "coordinates, or ebm.potential(), in standardized ones"
+        )
+
+
+def modules_of(potential: object) -> list[nn.Module]:
+    """Find the modules of a potential, as far as that can be told."""
+    try:
+        return structure(potential).modules
+    except Untraceable:
+        held = vars(potential).values() if hasattr(potential, "__dict__") else ()
+        return [module for value in held for module in modules_read_by(value)]
+
+
+@contextmanager
+def dtype_named(name: str, x: Tensor, potential: object) -> Iterator[None]:
+    """Turn what torch says of points in another dtype than a potential's weights into a sentence with both.
+
+    Raises:
+        InvalidInput: in place of torch's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        weights = (p for module in modules_of(potential) for p in module.parameters())
+        own = next((p.dtype for p in weights if p.dtype.is_floating_point), x.dtype)
+        if own == x.dtype:
+            raise
+        raise InvalidInput(
+            f"{name} must be {own} like the network's weights; got {x.dtype}: convert one of them"
+        ) from error
 
 
 def modules_read_by(function: object) -> list[nn.Module]:

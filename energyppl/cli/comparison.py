@@ -53,7 +53,7 @@ def show_run(
         samples = fitted.sample_values(count)
     log_z = known_log_z(run, fitted, seed=seed, progress=progress)
     with doing("comparing with held-out rows", show=progress):
-        report = {**fitted.record, **_compare(fitted, samples), **quality(fitted, samples, log_z, seed=seed)}
+        report = {**_record(fitted), **_compare(fitted, samples), **quality(fitted, samples, log_z, seed=seed)}
     step = fitted.curves["step"]
     titles = {
         "energy gap, nats": "energy_gap",
@@ -63,7 +63,7 @@ def show_run(
         "gradient norm": "gradient_norm",
         "held-out measure": "held_out",
     }
-    name = Path(str(fitted.record["source"])).name
+    name = Path(report["source"]).name
     rows, values = fitted.rows[~np.isnan(fitted.rows).any(1)], fitted.table.names_of_values()
     with doing("drawing pictures", show=progress):
         figures = {
@@ -76,6 +76,22 @@ def show_run(
         report["pictures"] = [str(ep.plots.save_figure(figure, run / file)) for file, figure in figures.items()]
     write_json(run / "report.json", report)
     return report
+
+
+def _record(fitted: TableModel) -> dict[str, Any]:
+    """Return the record of a run, or as much of it as a model tells that was trained and saved in Python."""
+    validation = 0 if fitted.validation is None else len(fitted.validation)
+    own = {
+        "source": fitted.table.source,
+        "rows": {"training": len(fitted.rows), "validation": validation, "held_out": len(fitted.held_out)},
+        "columns": list(fitted.columns),
+        "transforms": fitted.transform.words(),
+        "missing": int(fitted.table.missing.sum()),
+        "steps": len(fitted.curves["step"]),
+        "seconds": 0.0,
+        "stopped": "",
+    }
+    return {**own, **fitted.record}
 
 
 def _compare(fitted: TableModel, samples: NDArray[np.float64]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import energyppl as ep
-from energyppl._files import write_json
+from energyppl._files import folder_made, write_json
 from energyppl.inference.levels.generation import Generation
 from energyppl.metrics.two_sample import energy_distance_test
 
@@ -39,7 +39,7 @@ def run_demo(name: str, out: Path, *, seed: int = 0, steps: int = 1500) -> dict[
     options = ep.TrainingOptions(steps=steps, evaluate_every=min(100, steps))
     if name not in ep.toys.TWO_DIMENSIONAL:
         raise ep.InvalidInput(f"there are no toy data {name!r}; choose from {', '.join(ep.toys.TWO_DIMENSIONAL)}")
-    out.mkdir(parents=True, exist_ok=True)
+    folder_made(out)
     toy = ep.toys.TWO_DIMENSIONAL[name]()
     pyro.set_rng_seed(seed)
     data, held_out = toy.sample((_TRAINING_ROWS,)), toy.sample((_HELD_OUT_ROWS,))

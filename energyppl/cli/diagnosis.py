@@ -15,7 +15,7 @@ from torch import Tensor
 
 import energyppl as ep
 from energyppl._checks import check_count
-from energyppl._files import whole_file
+from energyppl._files import folder_made, whole_file
 from energyppl._progress import doing
 from energyppl.cli.runs import load_run
 from energyppl.errors import EnergyPPLError
@@ -76,7 +76,7 @@ def diagnose_run(
     check_count("chains", chains, at_least=_FEWEST_CHAINS)
     check_count("draws", draws, at_least=_FEWEST_DRAWS)
     fitted, folder = load_run(run, device=device), run if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
+    folder_made(folder)
     pyro.set_rng_seed(seed)
     half, data = chains // 2, _held_out(fitted)
     some = torch.randperm(len(data)) if half <= len(data) else torch.randint(len(data), (half,))

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_positive
+from energyppl._checks import check_count, check_positive, require_kinds
 from energyppl.autodiff.devices import move_to
 from energyppl.autodiff.private import has_fast_bfloat16
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
-from energyppl.cli.runs import damaged_json, read_json
+from energyppl.cli.runs import kept_settings, read_json
 from energyppl.data.arrays import member_shapes
 from energyppl.errors import CheckpointError, InvalidInput, first_line
 from energyppl.models import RecoveryEBM, load, save
@@ -32,6 +33,16 @@ __all__ = [
 ]
 
 KIND = "images"
+_RECORD: dict[str, Any] = {  # of what run.json says of a finished run
+    "source": str,
+    "classes": list[str],
+    "images": dict[str, Any],
+    "steps": int,
+    "seconds": float,
+    "stopped": str,
+    "held_out_error": float,
+}
+_IMAGES: dict[str, Any] = {"training": int, "held_out": int, "size": list[int], "grey": int}
 
 
 @dataclass(frozen=True)
@@ -126,10 +137,7 @@ def image_settings(run: Path, chosen: dict[str, Any]) -> ImageSettings:
     if (run / "training.ckpt").exists() and path.exists():
         if not is_image_run(run):
             raise InvalidInput(f"{run} holds a run of a table, and these are images: choose another folder")
-        kept = read_json(path)
-        assert kept is not None
-        with damaged_json(path):
-            settings = ImageSettings(**kept["settings"])
+        settings = kept_settings(path, settings)
     unknown = set(chosen) - {field.name for field in fields(ImageSettings)}
     if unknown:
         named = ", ".join(f"--{name.replace('_', '-').removesuffix('s')}" for name in sorted(unknown))
@@ -158,9 +166,15 @@ def load_image_run(run: Path, device: str | None = None) -> ImageRun:
     tree = load_checkpoint(run / "images.ckpt")
     try:
         assert record is not None, "run.json is empty"
+        require_kinds(record, _RECORD, every=True)
+        require_kinds(record["images"], _IMAGES, every=True)
         held_out, rows = tree["held_out"], tree["rows"]
         if {held_out.shape[1:], rows.shape[1:]} != {ebm.event_shape} or len(held_out) < 2:
             raise ValueError("its images are of another size than its model")
+        if not all(part.is_floating_point() and bool(torch.isfinite(part).all()) for part in (held_out, rows)):
+            raise ValueError("its images are not finite")
+        if len(record["classes"]) not in (0, ebm.net.classes) or list(ebm.event_shape) != record["images"]["size"]:
+            raise ValueError("its record is of other images than its model")
         return ImageRun(ebm, held_out, rows, tuple(record["classes"]), record)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{run} is damaged ({first_line(error)}): fit it again") from error

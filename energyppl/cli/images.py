@@ -27,7 +27,7 @@ from energyppl.cli.image_runs import (
     keep_image_run,
     load_image_run,
 )
-from energyppl.cli.runs import read_json
+from energyppl.cli.runs import seconds_before
 from energyppl.data.images import Images, read_images
 from energyppl.errors import InvalidInput
 from energyppl.inference.objectives.level0_likelihood import Level0Likelihood
@@ -92,9 +92,9 @@ def _train(images: Images, run: Path, settings: ImageSettings, device: str | Non
     ebm = _untrained(images, rows, settings)
     objective = LevelScoreMatching(autocast=torch.bfloat16 if settings.bfloat16 else None)
     checkpoint, path = run / "training.ckpt", run / "run.json"
-    before = read_json(path) if checkpoint.exists() and path.exists() else None
-    record = _record(images, len(rows), settings, spent=0.0 if before is None else float(before["seconds"]))
-    if before is None:
+    going_on = checkpoint.exists() and path.exists()
+    record = _record(images, len(rows), settings, spent=seconds_before(path) if going_on else 0.0)
+    if not going_on:
         write_json(path, record)
     end = Level0Likelihood(objective)
     given: dict[str, Any] = {

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from energyppl._files import sentence_of
 from energyppl.cli.parser import make_parser
 from energyppl.errors import EnergyPPLError, InvalidInput
 
@@ -26,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _warnings_in_one_line():
             getattr(commands, options.command)(options)
     except (EnergyPPLError, OSError) as error:
-        print(f"energyppl: {' '.join(str(error).split())}", file=sys.stderr)
+        said = sentence_of(error) if isinstance(error, OSError) else str(error)
+        print(f"energyppl: {' '.join(said.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"\nenergyppl: {str(stop) or 'stopped'}", file=sys.stderr)

@@ -46,7 +46,7 @@ _WRITTEN = "a .csv, .npy, .npz or .parquet"
 
 def _table_file(parser: argparse.ArgumentParser, more: str = "", *, decimal: str = "as the run's table has it") -> None:
     """Add the options of reading a table."""
-    parser.add_argument("file", type=Path, metavar="FILE", help=f"{_READ} table; text may be gzipped{more}")
+    parser.add_argument("file", type=_path, metavar="FILE", help=f"{_READ} table; text may be gzipped{more}")
     parser.add_argument(
         "--array", metavar="NAME", help="which array of an .npz, or sheet of an .xlsx, that holds several"
     )
@@ -64,7 +64,7 @@ def _where(parser: argparse.ArgumentParser) -> None:
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="checkerboard", metavar="NAME", help=f"one of {', '.join(TOYS)}")
     parser.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for pictures and report.json"
+        "--out", type=_path, default=Path("demo"), metavar="DIR", help="folder for pictures and report.json"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random")
     parser.add_argument("--steps", type=int, default=1500, metavar="N", help="training steps at most")
@@ -72,7 +72,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 def _fit(parser: argparse.ArgumentParser) -> None:
     _table_file(parser, "; or images: a folder of PNGs and JPEGs, an IDX file, an array", decimal=".")
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to keep the run in")
+    parser.add_argument("--out", type=_path, required=True, metavar="RUN", help="folder to keep the run in")
     _columns_to_learn(parser)
     parser.add_argument(
         "--labels", metavar="FILE", help="classes of images: an .npy or IDX file, or the name of an .npz's array"
@@ -126,7 +126,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    parser.add_argument("run", type=_path, metavar="RUN", help="folder that fit made")
     parser.add_argument("-n", type=int, default=1000, metavar="N", help="how many")
     parser.add_argument(
         "--given", type=_values, metavar="A=1,B=x", help="values of some columns, given which the others are drawn"
@@ -135,7 +135,7 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, metavar="W", help="how much to sharpen the class (default: 1)")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         required=True,
         metavar="FILE",
         help=f"{_WRITTEN} file to write; of images .npy, .npz, or .png for a sheet",
@@ -146,58 +146,58 @@ def _sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    parser.add_argument("run", type=_path, metavar="RUN", help="folder that fit made")
     parser.add_argument("-n", type=int, default=2000, metavar="N", help="how many samples to compare")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples")
     _where(parser)
 
 
 def _diagnose(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    parser.add_argument("run", type=_path, metavar="RUN", help="folder that fit made")
     parser.add_argument(
         "--chains", type=int, default=64, metavar="N", help="how many chains; half begin at held-out data"
     )
     parser.add_argument("--draws", type=int, default=1000, metavar="N", help="draws of each chain")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the chains")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write into (default: RUN)")
+    parser.add_argument("--out", type=_path, metavar="DIR", help="folder to write into (default: RUN)")
     _where(parser)
 
 
 def _logz(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    parser.add_argument("run", type=_path, metavar="RUN", help="folder that fit made")
     parser.add_argument("--tolerance", type=float, metavar="NATS", help="half-width of the interval for log Z to reach")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the runs")
     _where(parser)
 
 
 def _score(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    parser.add_argument("run", type=_path, metavar="RUN", help="folder that fit made")
     _table_file(parser)
-    parser.add_argument("--out", type=Path, default=Path("scores.csv"), metavar="FILE", help="a .csv file to write")
+    parser.add_argument("--out", type=_path, default=Path("scores.csv"), metavar="FILE", help="a .csv file to write")
     parser.add_argument("--first", type=int, default=10, metavar="N", help="how many rows to print and to explain")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the spread of discrete values")
     _where(parser)
 
 
 def _impute(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit made")
+    parser.add_argument("run", type=_path, metavar="RUN", help="folder that fit made")
     _table_file(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"{_WRITTEN} file for the best values")
+    parser.add_argument("--out", type=_path, required=True, metavar="FILE", help=f"{_WRITTEN} file for the best values")
     parser.add_argument("--draws", type=int, default=20, metavar="M", help="of each missing cell")
     parser.add_argument(
         "--multiple", type=int, default=0, metavar="M", help="completed tables to write besides, one for each draw"
     )
     parser.add_argument(
-        "--cells", type=Path, metavar="FILE", help="a .csv file for each cell's mean, deviation and 95 %% interval"
+        "--cells", type=_path, metavar="FILE", help="a .csv file for each cell's mean, deviation and 95 %% interval"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws")
     _where(parser)
 
 
 def _predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that fit --predict made")
+    parser.add_argument("run", type=_path, metavar="RUN", help="folder that fit --predict made")
     _table_file(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"{_WRITTEN} file to write")
+    parser.add_argument("--out", type=_path, required=True, metavar="FILE", help=f"{_WRITTEN} file to write")
     parser.add_argument("--draws", type=int, default=200, metavar="N", help="for each row")
     parser.add_argument("--confidence", type=float, default=0.9, metavar="P", help="of the intervals")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws")
@@ -205,14 +205,14 @@ def _predict(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", type=Path, metavar="A", help=f"{_READ} table")
-    parser.add_argument("second", type=Path, metavar="B", help="another one with the same columns")
+    parser.add_argument("first", type=_path, metavar="A", help=f"{_READ} table")
+    parser.add_argument("second", type=_path, metavar="B", help="another one with the same columns")
     parser.add_argument("--columns", type=_names, metavar="A,B", help="columns to compare (default: all)")
     parser.add_argument("--drop", type=_names, metavar="A,B", help="columns to leave out")
     parser.add_argument("--missing", choices=("drop",), help="leave rows with missing cells out")
     parser.add_argument("--array", metavar="NAME", help="which array of .npz files, or sheet of .xlsx ones")
     parser.add_argument("--decimal", default=".", metavar="MARK", help="mark of decimals in text")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="a .csv file for the rows that differ")
+    parser.add_argument("--out", type=_path, metavar="FILE", help="a .csv file for the rows that differ")
     parser.add_argument("--first-rows", type=int, default=10, metavar="N", help="how many of these to print")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the test")
     parser.add_argument("--quiet", action="store_true", help="say nothing on the way")
@@ -220,6 +220,12 @@ def _compare(parser: argparse.ArgumentParser) -> None:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected a path; got {text!r}")
+    return Path(text)
 
 
 def _values(text: str) -> dict[str, str]:

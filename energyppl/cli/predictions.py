@@ -17,6 +17,7 @@ from energyppl.cli.image_runs import require_table_run
 from energyppl.cli.runs import (
     Settings,
     begun,
+    damaged_json,
     load_any_run,
     read_json,
     require_same_table,
@@ -84,8 +85,9 @@ def _require_unfinished(run: Path, predict: tuple[str, ...]) -> None:
     """
     path = run / "run.json"
     kept = read_json(path) if path.exists() else None
-    before = None if kept is None else kept.get("settings", {}).get("predict")
-    if kept is not None and (before is None or tuple(before) != predict):
+    with damaged_json(path):
+        before = None if kept is None else Settings(**kept["settings"]).predict
+    if kept is not None and before != predict:
         raise InvalidInput(f"{run} holds a run of another kind, or that predicts other columns: choose another folder")
     if (run / "model.ckpt").exists():
         raise InvalidInput(

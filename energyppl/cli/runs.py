@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,7 @@ __all__ = [
     "decimal_of_run",
     "fit_table",
     "interrupted",
+    "kept_settings",
     "known_log_z",
     "load_any_run",
     "load_run",
@@ -47,6 +48,7 @@ __all__ = [
     "write_frame",
 ]
 
+SettingsKind = TypeVar("SettingsKind")
 _LOG_Z = "logz.json"
 
 
@@ -88,23 +90,24 @@ def settings_for(run: Path, chosen: dict[str, Any]) -> Settings:
     """
     settings, path = Settings(), run / "run.json"
     if (run / "training.ckpt").exists() and path.exists():
-        kept = read_json(path)
-        if kept is None:
-            warn_user(f"{path} is empty: settings that are not given now have their defaults")
-        else:
-            with damaged_json(path):
-                settings = Settings(**kept["settings"])
+        settings = kept_settings(path, settings)
     return replace(settings, **chosen)
+
+
+def kept_settings(path: Path, usual: SettingsKind) -> SettingsKind:
+    """Return the settings that ``run.json`` keeps; the usual ones, with a warning, where a crash left it empty."""
+    kept = read_json(path)
+    if kept is None:
+        warn_user(f"{path} is empty: settings that are not given now have their defaults")
+        return usual
+    with damaged_json(path):
+        return type(usual)(**kept["settings"])
 
 
 def decimal_of_run(run: Path) -> str:
     """Return the mark of decimals in the table that a run was begun with; a point if ``run.json`` is lost."""
     path = run / "run.json"
-    kept = read_json(path) if path.exists() else None
-    if kept is None:
-        return "."
-    with damaged_json(path):
-        return Settings(**kept["settings"]).decimal
+    return kept_settings(path, Settings()).decimal if path.exists() else "."
 
 
 def fit_table(
@@ -380,7 +383,7 @@ def damaged_json(path: Path) -> Iterator[None]:
     """Turn whatever using a JSON file raises inside into a CheckpointError that names the file."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damage(path, error) from error
 
 

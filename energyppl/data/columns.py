@@ -22,6 +22,7 @@ from energyppl.data.monotone import (
     Spline,
     from_tree,
     log_normal,
+    require_rising,
     tree_of,
     truncated_normal,
 )
@@ -133,11 +134,21 @@ class Numbers:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Numbers":
-        """Build a column from :meth:`tree`."""
+        """Build a column from :meth:`tree`.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the tree is of something else.
+        """
         parts = {name: from_tree(part, tree[name]) for name, part in _PARTS.items()}
-        return cls(**parts, **{name: tree[name] for name in ("kind", "gap", "low", "high", "decimals")})
+        found = cls(**parts, **{name: tree[name] for name in ("kind", "gap", "low", "high", "decimals")})
+        plain = found.kind in _KINDS and all(isinstance(n, float | int) for n in (found.gap, found.low, found.high))
+        decimals = found.decimals is None or (type(found.decimals) is int and 0 <= found.decimals < 300)
+        if not (plain and decimals and 0.0 <= found.gap < np.inf and found.low < found.high and found.base is not None):
+            raise ValueError(f"a column of numbers has the range {found.low} to {found.high} and steps of {found.gap}")
+        return found
 
 
+_KINDS = ("none", "log", "logit", "asinh", "quantile")
 _PARTS: dict[str, type[Any]] = {"base": Base, "spline": Spline, "atoms": Atoms}
 
 
@@ -202,8 +213,17 @@ class FewValues:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "FewValues":
-        """Build a column from :meth:`tree`."""
-        return cls(np.asarray(tree["values"], np.float64), np.asarray(tree["edges"], np.float64))
+        """Build a column from :meth:`tree`.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the tree is of something else.
+        """
+        values, edges = (np.asarray(tree[name], np.float64) for name in ("values", "edges"))
+        require_rising("a column's values", values, 2)
+        require_rising("a column's edges", edges, 2)
+        if len(edges) != len(values) + 1 or edges[0] != 0.0 or edges[-1] != 1.0:
+            raise ValueError(f"a column of {len(values)} values has {len(edges)} edges, {edges[0]} to {edges[-1]}")
+        return cls(values, edges)
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,8 +270,16 @@ class TwoValues:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "TwoValues":
-        """Build a column from :meth:`tree`."""
-        return cls(np.asarray(tree["values"], np.float64))
+        """Build a column from :meth:`tree`.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the tree is of something else.
+        """
+        values = np.asarray(tree["values"], np.float64)
+        require_rising("a column's two values", values, 2)
+        if len(values) != 2:
+            raise ValueError(f"a column of two values has {len(values)}")
+        return cls(values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,7 +338,7 @@ class Categories:
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Categories":
         """Build a column from :meth:`tree`."""
-        if not isinstance(tree["count"], int) or tree["count"] < 1:
+        if type(tree["count"]) is not int or not 1 < tree["count"] < 1_000_000:
             raise ValueError(f"a column has {tree['count']} categories")
         return cls(tree["count"])
 

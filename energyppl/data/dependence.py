@@ -22,21 +22,22 @@ def require_different_columns(table: Table) -> None:
     Discrete columns are spread out by noise of their own before they are learned, so only exact copies count.
 
     Raises:
-        InvalidInput: for two such columns, by name.
+        InvalidInput: for such columns, all of them by name.
     """
     values = np.where(table.missing, np.nanmedian(table.values, 0), table.values)
     rows = values / np.abs(values).max(0)
     # Counted in a column's own width: else a row that many columns share, as of a sentinel of 1e12, is all that counts.
     correlation = np.atleast_2d(np.corrcoef(_in_widths(rows).clip(-_FARTHEST, _FARTHEST).T))
+    found: dict[str, str] = {}
     for i, j in np.argwhere(np.triu(np.abs(correlation) > 1.0 - _SAME, 1)):
         one, other = table.columns[i], table.columns[j]
         if np.array_equal(table.values[:, i], table.values[:, j], equal_nan=True):
-            raise InvalidInput(f"{table.source} must not have a column twice; {other!r} is a copy of {one!r}: drop it")
-        if not table.discrete[i] or not table.discrete[j]:
-            raise InvalidInput(
-                f"{table.source} must not have a column twice; {other!r} is {one!r} in other units (correlation "
-                f"{correlation[i, j]:+.0f}): drop one"
-            )
+            found.setdefault(other, f"{other!r} is a copy of {one!r}")
+        elif not table.discrete[i] or not table.discrete[j]:
+            found.setdefault(other, f"{other!r} is {one!r} in other units (correlation {correlation[i, j]:+.0f})")
+    if found:
+        said, drop = ", ".join(found.values()), "it" if len(found) == 1 else ", ".join(map(repr, found))
+        raise InvalidInput(f"{table.source} must not have a column twice; {said}: drop {drop}")
 
 
 def require_no_sums(table: Table) -> None:

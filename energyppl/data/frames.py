@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from energyppl._checks import is_number
+from energyppl._checks import is_number, numpy_of, without_mask
 from energyppl.errors import InvalidInput, first_line, warn_user
 
 __all__ = ["Column", "columns_of_frame", "frame_of_array", "frame_of_columns", "frame_of_rows", "select_columns"]
@@ -47,7 +47,7 @@ def frame_of_array(values: Any, source: str) -> pd.DataFrame:
     Raises:
         InvalidInput: for another shape, or other things than numbers.
     """
-    values = values[:, None] if values.ndim == 1 else values
+    values = without_mask(values[:, None] if values.ndim == 1 else values)
     if values.dtype.kind not in "biuf":
         raise InvalidInput(
             f"{source} must hold real numbers; got dtype {values.dtype}: convert or drop what is not a number"
@@ -73,7 +73,7 @@ def frame_of_rows(rows: Any) -> pd.DataFrame:
     if isinstance(rows, pd.DataFrame):
         return rows
     if isinstance(rows, torch.Tensor):
-        rows = rows.detach().cpu().numpy()
+        rows = numpy_of("rows", rows)
     if hasattr(rows, "to_pandas"):
         return pd.DataFrame(rows.to_pandas())
     if isinstance(rows, np.ndarray) and rows.dtype.kind not in "OV":

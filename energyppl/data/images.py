@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from energyppl._checks import as_path, check_count, check_event, checked, shape_text
+from energyppl._checks import as_path, check_count, check_event, checked, numpy_of, shape_text, without_mask
 from energyppl.data.arrays import Array, read_npy
 from energyppl.data.image_files import read_folder, read_idx, read_npz
 from energyppl.errors import InvalidInput
@@ -216,10 +216,8 @@ def _assembled(
 
 def _as_array(values: Array | Tensor | Sequence[int]) -> Array:
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values  # numpy has no bfloat16
-        return np.asarray(values.numpy())
-    return np.asarray(values)
+        return numpy_of("images", values)
+    return np.asarray(without_mask(values))
 
 
 def _channels_first(raw: Array, source: str) -> Array:

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-__all__ = ["Atoms", "Base", "Spline", "fit_spline"]
+__all__ = ["Atoms", "Base", "Spline", "fit_spline", "require_rising"]
 
 Array = NDArray[np.float64]
 
 _FARTHEST = 8.0  # normal scores beyond are taken as this where probabilities are needed
+_KINDS = ("none", "log", "logit", "asinh")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,18 @@ class Base:
     low: float = 0.0
     high: float = 1.0
     sign: float = 1.0
+
+    def require(self) -> None:
+        """Require what a map of each kind needs.
+
+        Raises:
+            ValueError: otherwise.
+        """
+        ends = [self.low, self.high, self.sign]
+        plain = self.kind in _KINDS and all(isinstance(end, float | int) and np.isfinite(end) for end in ends)
+        fits = plain and self.sign in (-1, 1)
+        if not fits or (self.kind == "logit" and self.low >= self.high) or (self.kind == "asinh" and self.high <= 0):
+            raise ValueError(f"a column's map is {self.kind!r} with {ends}")
 
     def forward(self, x: Array) -> tuple[Array, Array]:
         """Return the map of values, ``(n,)``, and the logarithm of its slope."""
@@ -87,6 +100,19 @@ class Spline:
     x: Array
     y: Array
     slope: Array
+
+    def require(self) -> None:
+        """Require knots that rise, and positive slopes.
+
+        Raises:
+            ValueError: otherwise.
+        """
+        require_rising("a spline's knots", self.x, 2)
+        require_rising("a spline's values", self.y, 2)
+        if not self.x.shape == self.y.shape == self.slope.shape:
+            raise ValueError("a spline's parts are of different lengths")
+        if not (np.isfinite(self.slope).all() and (self.slope > 0.0).all()):
+            raise ValueError("a spline's slopes are not positive")
 
     def forward(self, x: Array) -> tuple[Array, Array]:
         """Return the spline at ``x``, ``(n,)``, and the logarithm of its slope there."""
@@ -164,6 +190,22 @@ class Atoms:
     masses: Array
     below: Array
 
+    def require(self) -> None:
+        """Require values that rise, with shares of the rows that leave some to the others.
+
+        Raises:
+            ValueError: otherwise.
+        """
+        require_rising("repeated values", self.values, 1)
+        if not self.values.shape == self.masses.shape == self.below.shape:
+            raise ValueError("the parts of repeated values are of different lengths")
+        shares = np.concatenate([self.below, [self.masses.sum()]])
+        rise = (np.diff(self.below) >= 0.0).all()
+        if not (rise and (self.masses > 0.0).all() and (shares >= 0.0).all() and (shares <= 1.0).all()):
+            raise ValueError("the shares of repeated values are none")
+        if not self.masses.sum() < 1.0:
+            raise ValueError("repeated values leave no rows to the others")
+
     def spans(self) -> tuple[Array, Array]:
         """Return the probabilities between which each value lies, ``(a,)`` each."""
         continuous = 1.0 - self.masses.sum()
@@ -212,7 +254,26 @@ def tree_of(value: Any) -> dict[str, Any]:
 
 
 def from_tree(cls: type[Any], tree: Mapping[str, Any] | None) -> Any:
-    """Build a map from its fields."""
+    """Build a map from its fields.
+
+    Raises:
+        TypeError, ValueError: if they are none.
+    """
     if tree is None:
         return None
-    return cls(**{name: np.asarray(own, np.float64) if isinstance(own, list) else own for name, own in tree.items()})
+    own = {name: np.asarray(own, np.float64) if isinstance(own, list) else own for name, own in tree.items()}
+    found = cls(**own)
+    found.require()
+    return found
+
+
+def require_rising(name: str, values: Array, at_least: int) -> None:
+    """Require finite numbers, each above the one before it.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if values.ndim != 1 or len(values) < at_least:
+        raise ValueError(f"{name} must be {at_least} or more; got shape {values.shape}")
+    if not (np.isfinite(values).all() and (np.diff(values) > 0.0).all()):
+        raise ValueError(f"{name} do not rise")

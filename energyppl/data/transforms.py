@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from energyppl._checks import checked
 from energyppl.data.columns import KINDS, Categories, Coordinates, FewValues, Numbers, TwoValues
 from energyppl.data.grids import decimals_of
 from energyppl.data.monotone import Atoms, Base, fit_spline
@@ -66,6 +67,7 @@ class TableTransform:
     scale: Array
 
     @classmethod
+    @checked
     def fit(cls, table: Table, kinds: Mapping[str, str] | None = None) -> "TableTransform":
         """Choose how each column is taken, by its rows that are not missing.
 
@@ -203,9 +205,9 @@ class TableTransform:
         widths = {len(loc), len(scale), sum(column.width for column in columns)}
         if len(widths) != 1 or len(tree["names"]) != len(columns):
             raise ValueError(f"a transform's parts are of different widths, {sorted(widths)}")
-        if not (np.isfinite(loc).all() and np.isfinite(scale).all() and (scale > 0.0).all()):
+        if loc.ndim != 1 or not (np.isfinite(loc).all() and np.isfinite(scale).all() and (scale > 0.0).all()):
             raise ValueError("a transform's coordinates are not finite")
-        return cls(tuple(map(str, tree["names"])), columns, loc, scale)
+        return cls(tuple(tree["names"]), columns, loc, scale)
 
 
 # --- How a column is taken ---

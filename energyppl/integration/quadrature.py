@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_not_model, checked, shape_text
+from energyppl._checks import checked, shape_text
 from energyppl.autodiff.devices import beside
+from energyppl.autodiff.structure import check_not_model
 from energyppl.errors import InvalidInput, QuadratureError
 from energyppl.integration.grid import Grid, GridOptions
 from energyppl.potentials.points import dtype_of

@@ -1,20 +1,23 @@
 """Figures, panels and colours shared by all plots."""
 
+import functools
 import io
 import os
 import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from energyppl._checks import as_path, checked, numpy_of
 from energyppl._files import whole_file
+from energyppl.errors import EnergyPPLError, InvalidInput, first_line
 
 __all__ = ["save_figure", "show"]
 
@@ -30,6 +33,34 @@ INKS = (DATA, SAMPLES, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#
 _STYLE: dict[str, Any] = {"fontsize": 10, "color": INK}
 
 
+_Plot = TypeVar("_Plot", bound=Callable[..., Figure])
+
+
+def drawn(plot: _Plot) -> _Plot:
+    """Make a plot require arguments of the kinds that it declares, and numbers that can be drawn, in one sentence."""
+    ready = checked(plot)
+
+    @functools.wraps(plot)
+    def call(*args: Any, **kwargs: Any) -> Figure:
+        if any(isinstance(value, int) and value < 0 for value in (*args, *kwargs.values())):
+            raise InvalidInput(f"{plot.__name__} needs counts that are not negative; got one below 0")
+        try:
+            figure = ready(*args, **kwargs)
+        except EnergyPPLError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"{plot.__name__} can't draw these ({first_line(error)}): pass what its documentation says, of the "
+                "shapes that it names"
+            ) from error
+        if any(isinstance(value, Mapping) and not value for value in (*args, *kwargs.values())):
+            raise InvalidInput(f"{plot.__name__} needs something to draw; got an empty dictionary")
+        return figure
+
+    return cast(_Plot, call)
+
+
+@checked
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a PNG at 150 dots per inch, whole or not at all, and return its path; its folder is made if need be.
 
@@ -39,7 +70,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
         >>> ep.plots.save_figure(figure, pathlib.Path(tempfile.mkdtemp()) / "points.png").name
         'points.png'
     """
-    path = Path(path)
+    path = as_path(path)
     with whole_file(path) as file:
         figure.savefig(file, dpi=150, format="png", facecolor="white")
     return path
@@ -107,5 +138,7 @@ def short_name(name: str, letters: int = 16) -> str:
 def as_numpy(values: Values) -> NDArray[Any]:
     """Turn numbers on any device into a float64 array."""
     if isinstance(values, Tensor):
-        values = values.detach().cpu().to(torch.float64).numpy()
+        values = numpy_of("what is drawn", values)
+    if np.iscomplexobj(values):
+        raise InvalidInput("what is drawn must be real numbers; got complex ones: take their real part or modulus")
     return np.asarray(values, dtype=np.float64)

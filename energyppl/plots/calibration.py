@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from energyppl.plots.base import DATA, INK, INKS, Values, as_numpy, blank_figure, short_name
+from energyppl.plots.base import DATA, INK, INKS, Values, as_numpy, blank_figure, drawn, short_name
 
 __all__ = ["coverage_plot", "rank_ecdf", "rank_histogram"]
 
@@ -17,6 +17,7 @@ _MAX_QUANTITIES = 12
 _COLUMNS = 4
 
 
+@drawn
 def rank_histogram(ranks: Mapping[str, Values], draws: int, *, title: str, bins: int = 16) -> Figure:
     """Plot a histogram of each quantity's ranks (Talts et al. 2018), with the band that holds 99 % of a bin's counts.
 
@@ -49,6 +50,7 @@ def rank_histogram(ranks: Mapping[str, Values], draws: int, *, title: str, bins:
     return figure
 
 
+@drawn
 def rank_ecdf(
     ranks: Mapping[str, Values],
     draws: int,
@@ -87,6 +89,7 @@ def rank_ecdf(
     return figure
 
 
+@drawn
 def coverage_plot(coverages: Mapping[str, tuple[Values, Values, Values, Values]], *, title: str) -> Figure:
     """Plot how often the truth lies in intervals beside how often it should, with binomial intervals.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from energyppl.plots.base import DATA, INK, INKS, SAMPLES, Values, as_numpy, blank_figure, panel_row, short_name
+from energyppl.plots.base import DATA, INK, INKS, SAMPLES, Values, as_numpy, blank_figure, drawn, panel_row, short_name
 
 __all__ = ["drift_plot", "energy_plot", "level_plot", "rank_plot", "trace_plot"]
 
@@ -19,6 +19,7 @@ Groups = Mapping[str, Values]
 """Indices of chains, by the name of what they have in common."""
 
 
+@drawn
 def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | None = None) -> Figure:
     """Plot a histogram of all draws and the traces of a few chains, one row for each of the first 8 variables.
 
@@ -57,6 +58,7 @@ def trace_plot(variables: Mapping[str, Values], *, title: str, groups: Groups | 
     return figure
 
 
+@drawn
 def rank_plot(variables: Mapping[str, Values], *, title: str, bins: int = 20) -> Figure:
     """Plot each chain's share of the ranks among all draws (Vehtari et al. 2021), one row of a map for each chain.
 
@@ -98,6 +100,7 @@ def rank_plot(variables: Mapping[str, Values], *, title: str, bins: int = 20) ->
     return figure
 
 
+@drawn
 def energy_plot(total_energy: Values, *, title: str) -> Figure:
     """Plot the energies of all draws, their changes from draw to draw (Betancourt 2016), and each chain's BFMI.
 
@@ -140,6 +143,7 @@ def energy_plot(total_energy: Values, *, title: str) -> Figure:
     return figure
 
 
+@drawn
 def drift_plot(
     energies: Mapping[str, Values], *, title: str, warmup: int = 0, reference: tuple[str, float] | None = None
 ) -> Figure:
@@ -183,6 +187,7 @@ def drift_plot(
     return figure
 
 
+@drawn
 def level_plot(acceptance: Values, *, title: str) -> Figure:
     """Plot the mean acceptance of each noise level's chains, ``(levels,)``, the data's level first.
 

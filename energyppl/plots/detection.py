@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from energyppl._checks import shape_text
 from energyppl.errors import InvalidInput
-from energyppl.plots.base import DATA, INK, INKS, Values, as_numpy, blank_figure, short_name
+from energyppl.plots.base import DATA, INK, INKS, Values, as_numpy, blank_figure, drawn, short_name
 
 __all__ = ["score_histograms"]
 
@@ -17,6 +17,7 @@ _ROOM = 2.0  # widths of the reference's central part that are shown on each sid
 _BINS = (12, 80)  # at least, at most
 
 
+@drawn
 def score_histograms(scores: Mapping[str, Values], *, title: str = "", inlier: str | None = None) -> Figure:
     """Plot histograms of several sets' scores on one axis; areas are shares of each set.
 

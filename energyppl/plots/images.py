@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from energyppl._checks import check_count, shape_text
 from energyppl.errors import InvalidInput
-from energyppl.plots.base import INK, SAMPLES, Values, as_numpy, blank_figure, short_name
+from energyppl.plots.base import INK, SAMPLES, Values, as_numpy, blank_figure, drawn, short_name
 
 __all__ = ["image_grid", "image_strips", "neighbour_grid"]
 
@@ -26,6 +26,7 @@ _ALONE = 1.3  # the same of a single row, which would leave the figure empty
 _CAPTION = 0.15  # room for a caption, inches
 
 
+@drawn
 def image_grid(images: Values, *, columns: int = 10, title: str = "", captions: Sequence[str] | None = None) -> Figure:
     """Plot images row by row.
 
@@ -52,6 +53,7 @@ def image_grid(images: Values, *, columns: int = 10, title: str = "", captions: 
     return figure
 
 
+@drawn
 def image_strips(strips: Mapping[str, Sequence[Values]] | Values, *, titles: Sequence[str], title: str = "") -> Figure:
     """Plot chains of images on their way, one row for each chain and one column for each noise level or time.
 
@@ -95,6 +97,7 @@ def image_strips(strips: Mapping[str, Sequence[Values]] | Values, *, titles: Seq
     return _labelled(tiles, titles, list(rows) if isinstance(strips, Mapping) else (), title)
 
 
+@drawn
 def neighbour_grid(samples: Values, neighbours: Values, *, title: str = "") -> Figure:
     """Plot each sample beside the training images that lie nearest to it, one row for each sample.
 

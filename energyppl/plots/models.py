@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
+from energyppl.errors import InvalidInput
 from energyppl.plots.base import (
     _STYLE,
     DATA,
@@ -25,6 +26,7 @@ from energyppl.plots.base import (
     Values,
     as_numpy,
     blank_figure,
+    drawn,
     panel_row,
     short_name,
 )
@@ -44,6 +46,7 @@ _MAX_COLUMNS = 8
 _TICK_LETTERS = 8  # of a category's name beside an axis
 
 
+@drawn
 def scatter_panels(
     panels: Mapping[str, Values],
     *,
@@ -74,6 +77,7 @@ def scatter_panels(
     return figure
 
 
+@drawn
 def density_grid(
     rows: Mapping[str, Sequence[Values]],
     titles: Sequence[str],
@@ -119,6 +123,7 @@ def density_grid(
     return figure
 
 
+@drawn
 def energy_landscape(energy: Values, *, extent: Extent, data: Values, title: str, height: float = 10.0) -> Figure:
     """Plot contours of an energy in nats above its lowest value, with data points on top.
 
@@ -137,7 +142,9 @@ def energy_landscape(energy: Values, *, extent: Extent, data: Values, title: str
         >>> figure.get_suptitle()
         'A bowl'
     """
-    surface = as_numpy(energy)
+    surface, points = as_numpy(energy), as_numpy(data)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise InvalidInput(f"data must be points (n, 2); got {points.shape}")
     surface = surface - surface.min()
     figure = blank_figure(6.2, 5.2, title)
     axes = figure.subplots()
@@ -155,6 +162,7 @@ def energy_landscape(energy: Values, *, extent: Extent, data: Values, title: str
     return figure
 
 
+@drawn
 def training_curves(curves: Mapping[str, tuple[Values, Values]], *, title: str) -> Figure:
     """Plot values ``(n,)`` against steps ``(n,)``, a panel for each name, without NaN and with a running mean.
 
@@ -184,6 +192,7 @@ def training_curves(curves: Mapping[str, tuple[Values, Values]], *, title: str) 
     return figure
 
 
+@drawn
 def line_plot(curves: Mapping[str, tuple[Values, Values]], *, title: str, labels: tuple[str, str]) -> Figure:
     """Plot curves on the same axes, each in a colour of its own and named in the legend if there are several.
 
@@ -212,6 +221,7 @@ def line_plot(curves: Mapping[str, tuple[Values, Values]], *, title: str, labels
     return figure
 
 
+@drawn
 def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, trajectories: int = 8) -> Figure:
     """Plot chains on their way from noise to data: the cloud after each level, and the tracks of a few chains.
 
@@ -229,6 +239,8 @@ def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, 
     """
     stops = np.stack([as_numpy(points) for points in path])
     box = _extent(stops.reshape(-1, 2))
+    if len(titles) != len(stops):
+        raise InvalidInput(f"titles must be one for each of {len(stops)} stops; got {len(titles)}")
     columns = (len(stops) + 2) // 2
     figure = blank_figure(2.6 * columns, 5.6, title)
     grid = figure.subplots(2, columns, sharex=True, sharey=True, squeeze=False).flatten()
@@ -250,6 +262,7 @@ def noise_to_data(path: Sequence[Values], titles: Sequence[str], *, title: str, 
     return figure
 
 
+@drawn
 def pair_plot(
     data: Values,
     samples: Values,
@@ -273,6 +286,8 @@ def pair_plot(
         9
     """
     x, y = as_numpy(data)[:, :_MAX_COLUMNS], as_numpy(samples)[:, :_MAX_COLUMNS]
+    if x.ndim != 2 or y.shape[1:] != x.shape[1:]:
+        raise InvalidInput(f"data and samples must be rows of the same columns; got {x.shape} and {y.shape}")
     size = x.shape[1]
     shown = f"first {size} of {len(columns)} columns; " if len(columns) > size else ""
     figure = blank_figure(

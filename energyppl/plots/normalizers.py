@@ -8,13 +8,14 @@ from matplotlib.ticker import NullFormatter
 
 from energyppl.errors import InvalidInput
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
-from energyppl.plots.base import DATA, INK, SAMPLES, blank_figure, panel_row
+from energyppl.plots.base import DATA, INK, SAMPLES, blank_figure, drawn, panel_row
 
 __all__ = ["gap_plot", "log_weight_histogram", "temperature_plot"]
 
 _SHOWN = 10.0  # nats on each side of log Z
 
 
+@drawn
 def log_weight_histogram(found: LogNormalizer, *, title: str, log_z: float | None = None) -> Figure:
     """Plot histograms of the log weights of forward and reverse runs; they cross at log Z (Crooks 1999).
 
@@ -61,6 +62,7 @@ def log_weight_histogram(found: LogNormalizer, *, title: str, log_z: float | Non
     return figure
 
 
+@drawn
 def temperature_plot(found: LogNormalizer, *, title: str) -> Figure:
     """Plot temperatures, the conditional effective sample size of each change, and the acceptance, along the path.
 
@@ -92,6 +94,7 @@ def temperature_plot(found: LogNormalizer, *, title: str) -> Figure:
     return figure
 
 
+@drawn
 def gap_plot(estimates: Mapping[str, Sequence[LogNormalizer]], *, title: str, log_z: float | None = None) -> Figure:
     """Plot lower and upper bounds and the interval against the budget, a panel for each name.
 

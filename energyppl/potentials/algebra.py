@@ -16,12 +16,12 @@ from torch.distributions import Distribution
 from energyppl._checks import (
     broadcast_shapes,
     check_event,
-    check_not_model,
     check_positive,
     check_shape,
     is_number,
     shape_text,
 )
+from energyppl.autodiff.structure import check_not_model
 from energyppl.errors import InvalidInput
 
 __all__ = ["Affine", "Bridge", "Conditioned", "Energy", "Potential", "RecoveryPotential", "Scaled", "Sum"]

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, distributions
+from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from energyppl._checks import (
     check_data,
@@ -22,10 +23,11 @@ from energyppl._checks import (
     shape_text,
 )
 from energyppl.errors import InvalidInput
-from energyppl.potentials.algebra import Potential, RecoveryPotential, sum_event
+from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential, sum_event
+from energyppl.potentials.constrained import latent_transform
 from energyppl.potentials.mixture_fit import fit_mixture
 
-__all__ = ["Base", "BernoulliBase", "DistributionBase", "GaussianBase", "MixtureBase"]
+__all__ = ["Base", "BernoulliBase", "DistributionBase", "GaussianBase", "MixtureBase", "require_base"]
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
@@ -43,6 +45,23 @@ class Base(Potential, Protocol):
     def sample(self, count: int) -> Tensor:
         """Draw independently, ``(count, *batch, *event)``."""
         ...
+
+
+def require_base(base: Base) -> None:
+    """Require a potential that can be drawn from, with a density at all real points.
+
+    Raises:
+        InvalidInput: for another one.
+    """
+    if not hasattr(as_potential("base", base), "sample"):
+        raise InvalidInput(
+            f"base must be a potential with a sample method; got {type(base).__name__}: pass a GaussianBase"
+        )
+    if isinstance(base, DistributionBase) and not base.is_everywhere:
+        raise InvalidInput(
+            f"base must have a density at all real points; that of a {type(base.distribution).__name__} has not: pass "
+            "one that has, such as a GaussianBase, in the target's unconstrained coordinates"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,6 +300,17 @@ class DistributionBase:
     def event_shape(self) -> torch.Size:
         """Shape of one point."""
         return self.distribution.event_shape
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether the density lives on all real points, as far as its support tells."""
+        try:
+            transform = latent_transform(self.distribution)
+        except (AttributeError, InvalidInput, NotImplementedError):
+            return True
+        while isinstance(transform, IndependentTransform):
+            transform = transform.base_transform
+        return bool(transform == identity_transform)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Evaluate energies of points ``(*batch, *event)``."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from energyppl._checks import shape_text
+from energyppl._checks import check_fields, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.potentials.algebra import Potential, as_potential
 
@@ -63,6 +63,7 @@ class LogSumExp:
     log_weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.potentials or len(self.potentials) != len(self.log_weights):
             raise InvalidInput(
                 f"a mixture needs a log weight for each of its potentials, of which it needs one at least; got "

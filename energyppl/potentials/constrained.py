@@ -8,7 +8,6 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +24,11 @@ from torch.distributions import (
     constraints,
     transforms,
 )
-from torch.nn import functional
 
 from energyppl._checks import append_dims, is_number
-from energyppl.errors import InvalidInput
+from energyppl.errors import InvalidInput, first_line
 from energyppl.potentials.algebra import Potential, as_potential, sum_event
+from energyppl.potentials.bijections import Direction, LogStickBreaking
 
 __all__ = [
     "Constrained",
@@ -75,7 +74,7 @@ def bijection(support: constraints.Constraint) -> transforms.Transform:
         if is_number(high) and high == math.inf:
             return bijection(constraints.greater_than_eq(low))
     if isinstance(support, _SIMPLEX):
-        return _LogStickBreaking()
+        return LogStickBreaking()
     try:
         transform: transforms.Transform = biject_to(support)
     except NotImplementedError:
@@ -118,7 +117,7 @@ def latent_transform(distribution: Distribution) -> transforms.Transform:
         InvalidInput: if none is known for the distribution's support, or the angle is transformed.
     """
     if _is_circular(distribution):
-        return _Direction()
+        return Direction()
     if isinstance(distribution, Independent):
         size = distribution.reinterpreted_batch_ndims
         return transforms.IndependentTransform(latent_transform(distribution.base_dist), size)
@@ -278,6 +277,7 @@ class Constrained:
                 f"support {self.support} must fit event_shape {tuple(event_shape)}; got another shape ({error}): give "
                 "the energy the event_shape of the support's points"
             ) from None
+        _require_jacobian(self.support, transform, shape)
         size = len(event_shape) - transform.codomain.event_dim + transform.domain.event_dim
         # Ends that differ over the batch have brought the batch's dimensions with them.
         object.__setattr__(self, "event_shape", shape[len(shape) - size :])
@@ -320,6 +320,22 @@ class Constrained:
         return torch.where(legal, energy, torch.inf)
 
 
+def _require_jacobian(support: constraints.Constraint, transform: transforms.Transform, shape: torch.Size) -> None:
+    """Require a map that can be followed at the origin, with its Jacobian.
+
+    Raises:
+        InvalidInput: for one that can't, such as ``constraints.cat`` of a simplex, which has one number fewer.
+    """
+    origin = torch.zeros(shape)
+    try:
+        transform.log_abs_det_jacobian(origin, transform(origin))
+    except (AssertionError, NotImplementedError) as error:
+        raise InvalidInput(
+            f"support {support} must have a map from unconstrained numbers whose Jacobian is known; torch's has none "
+            f"({first_line(error)}): give each of its parts an energy of its own, or write the map into the energy"
+        ) from None
+
+
 def constrain(potential: Potential, z: Tensor) -> Tensor:
     """Map a potential's points into its support, if it is a :class:`Constrained`; others have all of ℝⁿ."""
     return potential.constrain(z) if isinstance(potential, Constrained) else z
@@ -328,69 +344,3 @@ def constrain(potential: Potential, z: Tensor) -> Tensor:
 def unconstrain(potential: Potential, x: Tensor) -> Tensor:
     """Map points of a potential's support to its own points; the inverse of :func:`constrain`."""
     return potential.unconstrain(x) if isinstance(potential, Constrained) else x
-
-
-class _Direction(transforms.Transform):
-    """The angle of a point of the plane, in [−π, π], for a point whose distance from the origin is Rayleigh's.
-
-    The distance is independent of the angle and normalized, so no density of an angle is changed by it.
-    """
-
-    domain = constraints.real_vector
-    codomain = constraints.interval(-math.pi, math.pi)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Direction)
-
-    __hash__ = None  # type: ignore[assignment]  # as torch's own transforms
-
-    def _call(self, x: Tensor) -> Tensor:
-        return torch.atan2(x[..., 1], x[..., 0])
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return torch.stack([y.cos(), y.sin()], -1)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return -0.5 * (x * x).sum(-1) - math.log(2.0 * math.pi)
-
-    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
-        return torch.Size(shape[:-1])
-
-    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
-        return torch.Size((*shape, 2))
-
-
-class _LogStickBreaking(transforms.StickBreakingTransform):
-    """Stick-breaking in log space.
-
-    Torch's own clamps each share of the stick at 1 − eps.  In float32 every coordinate then stops at 1e-7, where a
-    Dirichlet of small concentration has much of its mass.
-    """
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _LogStickBreaking)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def _call(self, x: Tensor) -> Tensor:
-        log_share, log_left = self._log_shares(x)
-        log_y = functional.pad(log_share, (0, 1)) + functional.pad(log_left.cumsum(-1), (1, 0))
-        return log_y.exp().clamp_min(torch.finfo(x.dtype).tiny)  # a density may be infinite at zero
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        left = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # summed from the end, so that no digits cancel
-        return y[..., :-1].log() - left.log() + self._log_offset(left)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        log_share, log_left = self._log_shares(x)
-        return (log_share + log_left.cumsum(-1)).sum(-1)
-
-    def _log_shares(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logs of the share of the rest of the stick that each coordinate takes, and of what it leaves."""
-        logits = x - self._log_offset(x)
-        return functional.logsigmoid(logits), functional.logsigmoid(-logits)
-
-    @staticmethod
-    def _log_offset(x: Tensor) -> Tensor:
-        """Return offsets that map z = 0 to the centre of the simplex."""
-        return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from energyppl.errors import EnergyPPLError
+
 __all__ = ["fit_mixture", "spread_out"]
 
 _CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
@@ -47,7 +49,8 @@ def fit_mixture(x: Tensor, groups: Tensor | None = None, *, defensive: bool = Tr
             best, found = score, mixture
         elif count > 4 and score < best - 0.2:
             break
-    assert found is not None  # one component always fits
+    if found is None:
+        raise EnergyPPLError("no mixture of Gaussians fits the draws: they lie too far apart for their numbers' digits")
     means, factors, weights = found
     if not defensive:
         return (loc + scale * means).to(dtype), (scale[:, None] * factors).to(dtype), weights.to(dtype)

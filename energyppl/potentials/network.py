@@ -7,7 +7,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_kind, check_number, check_positive, check_shape, check_whole
+from energyppl._checks import (
+    check_event,
+    check_fields,
+    check_kind,
+    check_number,
+    check_positive,
+    check_shape,
+    check_whole,
+)
 from energyppl.errors import InvalidInput
 
 __all__ = ["AtLevel", "AtLogSNR", "EnergyNetwork"]
@@ -156,6 +164,11 @@ class AtLogSNR:
     log_snr: Tensor
     event_shape: torch.Size
     condition: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_event("log_snr", self.log_snr, ())
+        object.__setattr__(self, "event_shape", check_shape("event_shape", self.event_shape))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Evaluate the energies of the points ``x``."""

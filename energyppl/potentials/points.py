@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from energyppl.autodiff.devices import device_of
 from energyppl.autodiff.structure import Untraceable, structure
+from energyppl.errors import InvalidInput
 
-__all__ = ["dtype_of", "origin_of"]
+__all__ = ["dtype_of", "origin_of", "require_digits"]
 
 
 def dtype_of(owner: object) -> torch.dtype | None:
@@ -30,3 +31,13 @@ def dtype_of(owner: object) -> torch.dtype | None:
 def origin_of(potential: object, shape: torch.Size) -> Tensor:
     """Return the origin, of the dtype and device that a potential computes in; torch's default if it shows none."""
     return torch.zeros(shape, dtype=dtype_of(potential), device=device_of(potential))
+
+
+def require_digits(what: str, dtype: torch.dtype | None) -> None:
+    """Require numbers of at least float32, if their dtype is known.
+
+    Raises:
+        InvalidInput: for half precision.
+    """
+    if dtype in (torch.float16, torch.bfloat16):
+        raise InvalidInput(f"{what} needs float32 or float64; got weights or points in {dtype}: call .float() on them")

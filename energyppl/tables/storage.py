@@ -3,11 +3,15 @@
 import os
 from typing import Any
 
+import numpy as np
 import torch
 
-from energyppl._checks import as_path, checked
+from energyppl._checks import as_path, checked, require_kinds
 from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
+from energyppl.data.columns import Categories, TwoValues
+from energyppl.data.frames import Label
+from energyppl.data.monotone import require_rising
 from energyppl.data.tables import Table
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import CheckpointError, first_line
@@ -21,6 +25,18 @@ __all__ = ["load", "save"]
 
 _FORMAT = "energyppl-table-5"
 _CONDITIONAL = "energyppl-conditional-table-1"
+_RECORD: dict[str, Any] = {  # of what a record may hold
+    "source": str,
+    "rows": dict[str, int],
+    "columns": list[str],
+    "transforms": dict[str, str],
+    "missing": int,
+    "settings": dict[str, Any],
+    "seconds": float,
+    "steps": int,
+    "steps_before": int,
+    "stopped": str,
+}
 
 
 @checked
@@ -110,21 +126,25 @@ def _built(tree: dict[str, Any]) -> TableModel | ConditionalTableModel:
     if not all(bool(torch.isfinite(value).all()) for value in ebm.state_dict().values()):
         raise ValueError("its weights are not finite")
     curves = {str(name): values.numpy() for name, values in tree["curves"].items()}
-    if not {"step", "held_out"} <= curves.keys():
-        raise KeyError("curves")
-    judged = (table, held_out, curves, dict(tree["record"]), validation)
+    if not {"step", "held_out"} <= curves.keys() or len({values.shape for values in curves.values()}) != 1:
+        raise ValueError(f"its curves are {', '.join(curves) or 'none'}")
+    record = dict(tree["record"])
+    require_kinds(record, _RECORD)
+    if len(record.get("rows", ".rows")) not in (3, 5):
+        raise ValueError(f"its record counts rows of {len(record['rows'])} kinds")
+    judged = (table, held_out, curves, record, validation)
     if tree["format"] == _CONDITIONAL:
         target, context = (TableTransform.from_tree(tree[name]) for name in ("target", "context"))
+        _require_columns(table, target, context)
         varying = tree["varying"].numpy()
-        if target.names + context.names != table.columns or not ((varying >= 0) & (varying < context.width)).all():
-            raise ValueError("its transforms are of other columns")
+        if varying.dtype != np.int64 or not set(varying.tolist()) <= set(range(context.width)):
+            raise ValueError(f"its contexts are coordinates {varying.tolist()[:9]} of {context.width}")
         _require_kind(ebm, ConditionalEBM, target.width)
         if tuple(ebm.context_shape) != (len(varying),):
             raise ValueError(f"its model is told contexts {tuple(ebm.context_shape)}")
         return ConditionalTableModel(ebm, target, context, varying, *judged)
     transform = TableTransform.from_tree(tree["transform"])
-    if len(transform.columns) != len(table.columns):
-        raise ValueError(f"its parts are of different widths, {len(table.columns)} and {len(transform.columns)}")
+    _require_columns(table, transform)
     _require_kind(ebm, RecoveryEBM, transform.width)
     return TableModel(ebm, transform, *judged)
 
@@ -134,16 +154,46 @@ def _require_kind(ebm: Any, kind: type[Any], width: int) -> None:
         raise ValueError(f"its model is a {type(ebm).__name__} of points {tuple(ebm.event_shape)}")
 
 
+def _require_columns(table: Table, *parts: TableTransform) -> None:
+    """Require transforms of the table's columns, of categories where it has categories."""
+    if sum((part.names for part in parts), ()) != table.columns:
+        raise ValueError(f"its transforms are of other columns than {', '.join(table.columns)}")
+    for name, labels, own in zip(table.columns, table.labels, (c for part in parts for c in part.columns), strict=True):
+        places = len(labels) if len(labels) > 2 else 0  # two categories are two values
+        if (own.count if isinstance(own, Categories) else 0) != places:
+            raise ValueError(f"the transform of column {name!r} does not fit its {len(labels)} categories")
+        if len(labels) == 2 and not (isinstance(own, TwoValues) and own.values.tolist() == [0.0, 1.0]):
+            raise ValueError(f"the transform of column {name!r} does not fit its two categories")
+
+
 def _table(tree: dict[str, Any]) -> tuple[Table, Array, Array | None]:
     """Return the table of a file's tree, its held-out rows, and those that chose the weights."""
-    columns = tuple(str(name) for name in tree["columns"])
-    rows, held_out = (tree[name].double().numpy() for name in ("rows", "held_out"))
-    validation = None if tree["validation"] is None else tree["validation"].double().numpy()
+    columns, dtypes = (tuple(tree[name]) for name in ("columns", "dtypes"))
+    rows, held_out = (_rows(name, tree[name]) for name in ("rows", "held_out"))
+    validation = None if tree["validation"] is None else _rows("validation", tree["validation"])
     grids = tuple(grid.double().numpy() for grid in tree["grids"])
     labels = tuple(tuple(own) for own in tree["labels"])
-    dtypes = tuple(str(dtype) for dtype in tree["dtypes"])
-    kept = (rows.T, held_out.T, held_out.T if validation is None else validation.T)
-    widths = {len(part) for part in (columns, grids, labels, dtypes, *kept)}
+    kept = [rows, held_out] + ([] if validation is None else [validation])
+    widths = {len(part) for part in (columns, grids, labels, dtypes, *(part.T for part in kept))}
     if len(widths) != 1 or len(held_out) < 2 or len(rows) < 2:
         raise ValueError(f"its parts are of different widths, {sorted(widths)}")
-    return Table(rows, columns, grids, str(tree["source"]), labels, dtypes), held_out, validation
+    if len(set(columns)) < len(columns) or not all(isinstance(name, str) for name in (*columns, *dtypes)):
+        raise ValueError(f"its columns are {', '.join(map(str, columns))}")
+    for name, grid, own in zip(columns, grids, labels, strict=True):
+        require_rising(f"the values of column {name!r}", grid, 0)
+        if len(own) == 1 or len(set(own)) < len(own) or not all(isinstance(label, Label) for label in own):
+            raise ValueError(f"the categories of column {name!r} are {own[:9]}")
+    table = Table(rows, columns, grids, str(tree["source"]), labels, dtypes)
+    for part in kept:
+        table.frame(part)  # which refuses what is no category
+    return table, held_out, validation
+
+
+def _rows(name: str, values: torch.Tensor) -> Array:
+    """Return a file's rows, ``(n, d)``; NaN is a missing cell."""
+    if not values.is_floating_point():
+        raise ValueError(f"its {name} are {values.dtype}")
+    rows: Array = values.double().numpy()
+    if rows.ndim != 2 or np.isinf(rows).any():
+        raise ValueError(f"its {name} are not finite numbers in rows and columns, {rows.shape}")
+    return rows

@@ -26,6 +26,7 @@ from energyppl.inference.kernels.contract import (
 from energyppl.inference.kernels.hamiltonian import LengthTunable
 from energyppl.inference.kernels.mass import MassEstimate, MassTunable, low_rank_mass
 from energyppl.potentials.algebra import Conditioned, Potential, as_potential
+from energyppl.potentials.points import require_digits
 
 __all__ = ["Adaptation", "Tuned", "adapt", "untuned", "warm_up"]
 
@@ -156,6 +157,7 @@ def warm_up(
 ) -> Iterator[Tuned]:
     """Tune step by step, as :func:`adapt` does: the last kernel it yields is the tuned one."""
     _check_arguments(kernel, potential, steps, target_acceptance, mass)
+    require_digits("a warm-up", getattr(x, "dtype", None))
     potential = bind(potential)
     if isinstance(kernel, Cycle | Mixture | Block | Tempered):
         if groups is not None:

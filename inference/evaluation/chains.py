@@ -66,6 +66,7 @@ class LevelAcceptance(NamedTuple):
     step_sizes: Tensor  # (levels,), in widths of each level's tilt; 0 where training has not tuned one
 
 
+@checked
 def energy_drift(chains: Chains | Tensor) -> EnergyDrift:
     """Estimate how far the mean energy goes up or down along a run.
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_data
+from energyppl._checks import check_data, checked
 from energyppl.autodiff.gradient import energy_only
 from energyppl.inference.levels.contract import Conditional
 from energyppl.inference.levels.initializers import (
@@ -35,6 +35,7 @@ class InitializerReport(NamedTuple):
     problems: tuple[str, ...]  # in words; empty if there are none
 
 
+@checked
 def initializer_report(model: Conditional, data: Tensor, steps: int = 100) -> InitializerReport:
     """Compare an initializer's draws with chains that begin at the data, and so in the density from the start.
 

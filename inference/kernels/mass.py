@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from energyppl._checks import append_dims, check_positive, shape_text
+from energyppl._checks import append_dims, check_count, check_event, check_positive, checked, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import StepSizeTunable
 
@@ -188,6 +188,7 @@ MassEstimate = Callable[[Tensor], InverseMass]
 """An inverse mass from draws, ``(n, *event)``."""
 
 
+@checked
 def identity_mass(draws: Tensor) -> InverseMass:
     """Estimate no mass: coordinates stay as they are.
 
@@ -195,9 +196,11 @@ def identity_mass(draws: Tensor) -> InverseMass:
         >>> ep.kernels.identity_mass(torch.randn(100, 3)) is None
         True
     """
+    check_event("draws", draws, draws.shape[1:])
     return None
 
 
+@checked
 def diagonal_mass(draws: Tensor) -> InverseMass:
     """Estimate variances from draws, ``(n, *event)``, shrunk towards their geometric mean when draws are few.
 
@@ -205,12 +208,14 @@ def diagonal_mass(draws: Tensor) -> InverseMass:
         >>> ep.kernels.diagonal_mass(torch.randn(100, 3)).shape
         torch.Size([3])
     """
+    check_event("draws", draws, draws.shape[1:])
     variance = draws.var(0)
     variance = variance.clamp(min=torch.finfo(variance.dtype).tiny ** 0.5)
     weight = len(draws) / (len(draws) + 5.0)  # Stan's, towards the data's own scale rather than towards .001
     return torch.exp(weight * variance.log() + (1.0 - weight) * variance.log().mean())
 
 
+@checked
 def low_rank_mass(draws: Tensor, rank: int = 32, cutoff: float = 1.5) -> InverseMass:
     """Estimate variances and, up to 1,000 dimensions, the directions in which draws spread most and least beside them.
 
@@ -224,6 +229,8 @@ def low_rank_mass(draws: Tensor, rank: int = 32, cutoff: float = 1.5) -> Inverse
         >>> ep.kernels.low_rank_mass(draws).directions.shape
         torch.Size([2, 2])
     """
+    check_count("rank", rank)
+    check_positive("cutoff", cutoff)
     variance = diagonal_mass(draws)
     assert isinstance(variance, Tensor)
     flat = ((draws - draws.mean(0)) / variance.sqrt()).reshape(len(draws), -1)

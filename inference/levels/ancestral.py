@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from energyppl._checks import check_event, checked
+from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import Conditional
 from energyppl.inference.levels.generation import Generation
 from energyppl.inference.levels.initializers import gaussian_start
@@ -34,6 +36,7 @@ class DenoisingModel(Conditional, Protocol):
         ...
 
 
+@checked
 def ancestral_draw(
     schedule: NoiseSchedule, noisy: Tensor, clean: Tensor, level: int, noise: Noise = torch.randn_like
 ) -> Tensor:
@@ -52,6 +55,10 @@ def ancestral_draw(
         torch.Size([4, 2])
     """
     alpha, sigma = schedule.alpha_bar, schedule.sigma_bar
+    if not 1 <= level < len(alpha):
+        raise InvalidInput(f"level must be from 1 to {len(alpha) - 1}, the schedule's noisiest; got {level}")
+    for name, value in (("noisy", noisy), ("clean", clean)):
+        check_event(name, value, noisy.shape)
     ratio = alpha[level] / alpha[level - 1]
     added = sigma[level] ** 2 - (ratio * sigma[level - 1]) ** 2  # variance of the noise between the two
     of_noisy = float(ratio * sigma[level - 1] ** 2 / sigma[level] ** 2)

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import append_dims, broadcast_shapes, shape_text
+from energyppl._checks import append_dims, broadcast_shapes, check_whole, checked, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.crank_nicolson import reference
 from energyppl.inference.levels.contract import Conditional, LevelModel
@@ -119,6 +119,7 @@ def initializer_width(schedule: NoiseSchedule) -> Tensor:
     return schedule.sigma_bar[:-1].clamp(min=1e-6) * schedule.sigma / schedule.sigma_bar[1:]
 
 
+@checked
 def recovery_proposal(
     model: Conditional, noisy: Tensor, level: Tensor, potential: RecoveryPotential | None = None
 ) -> dist.TorchDistribution:
@@ -143,6 +144,7 @@ def recovery_proposal(
         raise InvalidInput(
             "this model has no initializer: build it with RecoveryEBM(net, schedule, initializer=MLPInitializer(…))"
         )
+    check_whole("level", level)
     marginal_std = model.schedule.marginal_std.to(noisy)
     potential = recovery_potential(model, noisy, level) if potential is None else potential
     mean, deviation = reference(potential, marginal_std[level], noisy)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import append_dims, check_count
+from energyppl._checks import append_dims, check_count, check_event
 from energyppl.autodiff.gradient import energy_only
+from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import LevelModel
 from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.sampling.run_chain import run_chain
@@ -57,6 +58,9 @@ def draw_levels(model: LevelModel, x: Tensor) -> Tensor:
         >>> ep.levels.draw_levels(ebm, torch.randn(5, 2)).shape
         torch.Size([5])
     """
+    if not hasattr(model, "level_kernel"):
+        raise InvalidInput(f"model must have levels, as a JointEBM; got {type(model).__name__}: pass one")
+    check_event("x", x, model.event_shape)
     if model.levels == 1:
         return torch.zeros(len(x), dtype=torch.long, device=x.device)
     energies = level_energies(model, x)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from energyppl._checks import append_dims
+from energyppl._checks import append_dims, check_event, check_whole, checked
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.levels.contract import LevelModel
 from energyppl.inference.levels.step_sizes import LevelKernel
@@ -39,6 +39,7 @@ def tilt(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
     return alpha, sigma
 
 
+@checked
 def recovery_potential(
     model: LevelModel, noisy: Tensor, level: Tensor, upper: Tensor | None = None
 ) -> RecoveryPotential:
@@ -57,6 +58,8 @@ def recovery_potential(
         torch.Size([5])
     """
     schedule = model.schedule
+    check_whole("level", level)
+    check_event("noisy", noisy, model.event_shape)
     if upper is None:
         alpha, sigma = (value.to(noisy)[level] for value in tilt(schedule))
     else:

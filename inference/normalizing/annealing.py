@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import append_dims, check_event, shape_text
+from energyppl._checks import append_dims, check_event, checked, shape_text
 from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.errors import EnergyPPLError, InvalidInput
@@ -178,6 +178,7 @@ def resized(kernel: Any, step_size: float) -> Kernel:
     return found
 
 
+@checked
 def pilot_run(
     base: Potential,
     target: Potential,
@@ -213,6 +214,8 @@ def pilot_run(
         >>> pilot.schedule.betas.tolist()
         [0.0, 0.5, 1.0]
     """
+    if betas is not None and (len(betas) < 2 or betas[-1] < 1.0):
+        raise InvalidInput(f"betas must go from 0 to 1; got {list(betas)[:9]}")
     path = _Path(base, target, kernel, x)
     if not bool(torch.isfinite(path.parts.target).any()):
         raise InvalidInput(

@@ -22,8 +22,9 @@ from energyppl.inference.normalizing.tails import out_of_reach
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
 from energyppl.integration.pareto import pareto_k
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential
-from energyppl.potentials.bases import Base, GaussianBase
+from energyppl.potentials.bases import Base, GaussianBase, require_base
 from energyppl.potentials.constrained import Constrained
+from energyppl.potentials.points import dtype_of, require_digits
 
 __all__ = ["log_normalizer"]
 
@@ -174,10 +175,9 @@ def _problem(
                 method = replace(method, waypoints=tuple(Constrained(w, target.support) for w in method.waypoints))
         target = target.unconstrained()
     as_potential("the target", target)
-    if base is not None and not hasattr(as_potential("base", base), "sample"):
-        raise InvalidInput(
-            f"base must be a potential with a sample method; got {type(base).__name__}: pass a GaussianBase"
-        )
+    require_digits("log Z", dtype_of(target))
+    if base is not None:
+        require_base(base)
     if base is None and samples is None and isinstance(target, RecoveryPotential):
         base = GaussianBase.of_tilt(target)
     method = method if method is not None else (SMC() if samples is None else BAR())

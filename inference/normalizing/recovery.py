@@ -45,6 +45,7 @@ class RecoveryNormalizers(NamedTuple):
     evaluations: int
 
 
+@checked
 def recovery_normalizers(
     target: RecoveryDistribution | RecoveryPotential,
     *,
@@ -72,6 +73,8 @@ def recovery_normalizers(
         torch.Size([4])
     """
     check_count("particles", particles, at_least=4)
+    if temperatures is not None:
+        check_count("temperatures", temperatures)
     potential = target.potential if isinstance(target, RecoveryDistribution) else target
     assert isinstance(potential, RecoveryPotential)
     base = GaussianBase.of_tilt(potential)
@@ -137,7 +140,7 @@ def process_log_likelihood(
     check_count("steps", steps, at_least=0)
     if temperatures is not None:
         check_count("temperatures", temperatures)
-    z, evaluations = model.to_unit(x), 0
+    z, evaluations = model.to_unit(x.to(model.loc)), 0
     lower, upper = (torch.zeros(len(x), dtype=torch.float64, device=z.device) for _ in range(2))
     for t in range(model.schedule.levels - 1 + model.schedule.tilted_top):
         z, below, above, cost = _step_bounds(model, z, t, particles, temperatures, steps)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energyppl._checks import check_count
+from energyppl._checks import check_between, check_count, check_flag, check_positive
 from energyppl._html import summary_table
 from energyppl.arviz_export import Groups, to_inference_data
 from energyppl.inference.kernels.contract import Kernel
@@ -150,6 +150,8 @@ class Chains:
             rare: the share of diverging draws that is passed over.
             disagreement: the split R̂ that is passed over.
         """
+        check_between("rare", rare, 0.0, 1.0, closed=True)
+        check_positive("disagreement", disagreement, or_infinite=True)
         found = []
         if self.interrupted:
             found.append(f"interrupted: {self.draws.shape[1]} draws of each chain were kept")
@@ -206,6 +208,8 @@ class Chains:
                 ``arviz_plots.plot_ppc_dist`` under 1.x; as large.
             arviz: the module whose ``from_dict`` is used; the installed ArviZ if None.
         """
+        check_flag("log_likelihood", log_likelihood)
+        check_flag("posterior_predictive", posterior_predictive)
         groups: Groups = {"posterior": self._posterior(), "sample_stats": self._stats()}
         if self.warmup is not None:
             groups["warmup_posterior"] = self.warmup._posterior()

@@ -210,7 +210,10 @@ class ModelPotential:
         return self._sites_of(z, self._values)
 
     def log_likelihood(self, z: Tensor) -> Mapping[str, Tensor]:
-        """Evaluate the log density of observed sites given the latent ones, ``(*batch, *site batch)`` by name."""
+        """Evaluate the log density of observed sites given the latent ones, ``(*batch, *site batch)`` by name.
+
+        It is that of each datum, whatever ``poutine.scale`` or a plate counts it for; 0 where a mask takes it out.
+        """
         return self._sites_of(z, self._likelihood)
 
     def predictive(self, z: Tensor) -> Mapping[str, Tensor]:
@@ -255,7 +258,7 @@ class ModelPotential:
         with unvalidated():
             trace, _ = self._run(z)
             trace.compute_log_prob(lambda name, node: name in self.groups.likelihoods)
-        return {name: trace.nodes[name]["log_prob"] for name in self.groups.likelihoods}
+        return {name: _unscaled(trace.nodes[name]) for name in self.groups.likelihoods}
 
     def _predicted(self, z: Tensor) -> dict[str, Tensor]:
         nodes = self._run(z)[0].nodes
@@ -340,6 +343,12 @@ class ModelPotential:
         with torch.no_grad(), unvalidated(), Fill(value):
             poutine.trace(self.model).get_trace(*args, **kwargs)
         return torch.cat([parts[site.name].reshape(-1) for site in self.sites]).to(self.dtype)
+
+
+def _unscaled(node: Mapping[str, Any]) -> Tensor:
+    log_prob: Tensor = node["unscaled_log_prob"]
+    mask = node["mask"]
+    return log_prob if mask is None else torch.where(torch.as_tensor(mask, device=log_prob.device), log_prob, 0.0)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

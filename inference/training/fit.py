@@ -119,11 +119,7 @@ def fit(
         training.load_state_dict(agreed(load_checkpoint(path) if first else {}))
     total = training.options.steps
     with progress_bar(
-        total=total,
-        initial=len(training.records),
-        disable=not (progress and first),
-        desc="training",
-        unit="step",
+        total=total, initial=len(training.records), disable=not (progress and first), desc="training", unit="step"
     ) as bar:
         for record in training:
             bar.update()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from energyppl.distributed import average_gradients, broadcast, mean, rank, world_size
-from energyppl.errors import CheckpointError, TrainingDiverged
+from energyppl.errors import CheckpointError, InvalidInput, TrainingDiverged
 from energyppl.inference.objectives.contract import Loss, Objective, describe
 from energyppl.inference.objectives.recovery import RecoveryLikelihood
 from energyppl.inference.training._checks import (
@@ -139,6 +139,11 @@ class Training:
         rate = self._updates.begin(step)
         loss = self.objective.loss(model, self.state, batch)
         self._updates.zero_grad()
+        if not loss.value.requires_grad:
+            raise InvalidInput(
+                "the loss must depend on the weights; got one without a gradient: leave .detach(), numpy and "
+                "torch.no_grad() out of the network's forward"
+            )
         loss.value.backward()
         average_gradients(self._weights)
         loss = over_processes(loss)

@@ -172,3 +172,18 @@ def test_a_potential_has_no_data_for_arviz() -> None:
     idata = sample(ep.HMC(0.5), NORMAL, chains=4, draws=20, warmup=0).to_arviz(log_likelihood=True)
     assert groups(idata) == {"posterior", "sample_stats"}
     assert set(idata.posterior.data_vars) == {"x"}
+
+
+def test_the_log_likelihood_is_each_datum_s_own_whatever_it_counts_for() -> None:
+    """Under a scale, as for a part of the data, leave-one-out would count each as often; what is masked is no datum."""
+    y, seen = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([True, False, True])
+
+    def model() -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 3), pyro.poutine.scale(scale=10.0), pyro.poutine.mask(mask=seen):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    idata = sample(ep.HMC(0.1), model, chains=2, draws=4, warmup=0).to_arviz(log_likelihood=True)
+    mean = torch.tensor(idata.posterior["mean"].values)[..., None]
+    expected = dist.Normal(mean, 1.0).log_prob(y) * seen
+    assert np.allclose(idata.log_likelihood["y"].values, expected, atol=1e-5)

@@ -164,6 +164,54 @@ def test_units_don_t_make_a_column_constant(unit: float) -> None:
         ebm.standardize(rows)
 
 
+def test_values_beyond_the_weights_dtype_are_refused() -> None:
+    with pytest.raises(ep.InvalidInput, match=r"finite in torch.float32, the weights' dtype; got values up to 4e\+39"):
+        recovery().standardize(torch.tensor([[1.0, 2.0], [4e39, 1.0], [2.0, 3.0]], dtype=torch.float64))
+
+
+class Square(nn.Module):
+    """½ w |x|², for points of any shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        energy: torch.Tensor = 0.5 * self.weight * x.square().flatten(1).sum(-1)
+        return energy
+
+
+NARROW: dict[str, Callable[[torch.Tensor], None]] = {
+    "one value, and few far away": lambda column: column[30:].fill_(5.0),
+    "one value for more than half": lambda column: column[400:].fill_(0.0),
+    "nearly one value": lambda column: column[50:].mul_(1e-9),
+    "a tenth far away": lambda column: column[:100].add_(1e3),
+}
+
+
+@pytest.mark.parametrize("model", ["RecoveryEBM", "EBM"])
+@pytest.mark.parametrize("name", NARROW)
+def test_a_column_of_mostly_one_value_is_named(name: str, model: str) -> None:
+    rows = torch.randn(1000, 2)
+    MODELS[model]().standardize(rows)  # of which nothing is to be said: warnings are errors here
+    NARROW[name](rows[:, 1])
+    with pytest.warns(UserWarning, match=r"coordinate\(s\) 1 is more than 10 times what the central half"):
+        MODELS[model]().standardize(rows)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 4, 4)], ids=str)
+def test_one_cell_does_not_ruin_a_scale_that_all_coordinates_share(shape: tuple[int, ...]) -> None:
+    rows = 3.0 + torch.randn(500, *shape)
+    ebm = ep.EBM(Square(), event_shape=shape)
+    ebm.standardize(rows, isotropic=True)
+    loc, scale = ebm.loc.clone(), ebm.scale.clone()
+    rows[0].view(-1)[0] = 1e8
+    with pytest.warns(UserWarning, match="a few cells rule the standard deviation of all coordinates"):
+        ebm.standardize(rows, isotropic=True)
+    torch.testing.assert_close(ebm.loc, loc, atol=0.2, rtol=0.0)
+    torch.testing.assert_close(ebm.scale, scale, atol=0.0, rtol=0.2)
+
+
 def test_columns_that_determine_each_other_are_refused() -> None:
     """In other units, as sums, or twice: the rows lie in a plane, where no density is."""
     a, b = torch.randn(2, 300)

@@ -1,6 +1,9 @@
 """Energies as Pyro distributions: one contract for all of them, and what they do inside Pyro programs."""
 
 import math
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -8,6 +11,7 @@ import pytest
 import torch
 from pyro.infer import Importance, Predictive
 from torch import Tensor
+from torch.distributions import constraints
 
 import energyppl as ep
 from energyppl.distributions import EnergyDistribution, RecoveryDistribution
@@ -158,3 +162,83 @@ def test_an_ebm_recovers_inside_a_plate() -> None:
         return clean
 
     assert model(torch.zeros(5, 2)).shape == (5, 2)
+
+
+# --- A gradient along the weights wants that of log Z ---
+
+
+class Rate(torch.nn.Module):
+    """exp(−t x) for x > 0, of which log Z is −log t."""
+
+    event_shape = torch.Size((1,))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.t * x.sum(-1)
+
+
+def rate(**options: Any) -> EnergyDistribution:
+    return EnergyDistribution(Rate(), support=constraints.positive, **options)
+
+
+FIXED: dict[str, Callable[[], EnergyDistribution]] = {
+    "unnormalized": lambda: rate().unnormalized(),
+    "a number": lambda: rate(log_normalizer=0.5),
+    "a tensor": lambda: rate(log_normalizer=torch.zeros(4), batch_shape=(4,)),
+    "a sum": lambda: EnergyDistribution(ep.potentials.Sum(Rate(), Rate()), log_normalizer=0.0),
+    "a closure": lambda: EnergyDistribution(ep.Energy(Rate().forward, (1,)), log_normalizer=0.0),
+    "a marginal": lambda: small_ebm().marginal().unnormalized(),
+    "a recovery distribution": lambda: small_ebm().recovery(torch.zeros(4, 2), level=1).unnormalized(),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_weights_that_follow_a_density_without_its_log_z_are_biased_and_it_says_so(name: str) -> None:
+    site = FIXED[name]()
+    x = torch.rand(4, *site.event_shape, requires_grad=True)
+    total = site.log_prob(x).sum()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.autograd.grad(total, x, retain_graph=True)  # as chains ask
+    with pytest.warns(UserWarning, match="along the weights of an energy lacks that of log Z.* biased: learn them by"):
+        total.backward()
+
+
+def test_it_is_svi_s_own_line_that_is_warned_of() -> None:
+    site = rate().unnormalized()
+
+    def model(x: Tensor) -> None:
+        pyro.module("rate", site.potential)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", site, obs=x)
+
+    svi = pyro.infer.SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), pyro.infer.Trace_ELBO())
+    with pytest.warns(UserWarning, match="lacks that of log Z") as caught:
+        svi.step(torch.rand(8, 1))
+    assert {warning.filename for warning in caught if "log Z" in str(warning.message)} == {__file__}
+
+
+def known_log_z(potential: Any, value: Tensor) -> Tensor:
+    log_z: Tensor = -potential.potential.t.log()
+    return log_z
+
+
+RIGHT: dict[str, Callable[[], EnergyDistribution]] = {
+    "frozen": lambda: EnergyDistribution(Rate().requires_grad_(False), log_normalizer=0.0),
+    "a formula": lambda: energy(),
+    "learned beside": lambda: rate(log_normalizer=torch.zeros((), requires_grad=True)),
+    "with its gradient": lambda: rate(log_normalizer=known_log_z),
+    "contrastive": lambda: rate(log_normalizer=ep.objectives.Contrastive(ep.MALA(0.3), 2)),
+    "a model's own": lambda: small_ebm().marginal(),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_nobody_is_warned_whose_gradient_is_right(name: str) -> None:
+    site = RIGHT[name]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        site.log_prob(torch.rand(4, *site.event_shape, requires_grad=True)).sum().backward()

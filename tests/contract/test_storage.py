@@ -1,5 +1,6 @@
 """Saved models: what is loaded gives the same energies and samples bit for bit, and nothing else is loaded."""
 
+import copy
 import math
 import re
 from collections.abc import Callable
@@ -252,6 +253,25 @@ def test_what_can_not_be_saved_is_refused_in_words(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=message):
             save(model, tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    """Nor does the file that was there change; infinite numbers that a network holds as a mask are its own affair."""
+    model = MODELS["recovery"]()
+    save(model, tmp_path / "m")
+    before = (tmp_path / "m").read_bytes()
+    for name, number in (("net.film", math.nan), ("net.film", math.inf), ("scale", 0.0), ("loc", math.nan)):
+        broken = copy.deepcopy(model)
+        with torch.no_grad():
+            broken.get_parameter(name).fill_(number) if "net" in name else broken.get_buffer(name).fill_(number)
+        with pytest.raises(
+            InvalidInput, match=f"must have finite weights to be saved, but {re.escape(name)} (has|is|must)"
+        ):
+            save(broken, tmp_path / "m")
+    assert (tmp_path / "m").read_bytes() == before
+    own = Own()
+    own.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    save(ep.RecoveryEBM(own, SCHEDULE, event_shape=(2,)), tmp_path / "m")
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def known(value: float) -> ep.LogNormalizer:
     return ep.LogNormalizer(value, 0.0, value, value, 1, "exact")
 
 
+based = lambda fn: ep.potentials.DistributionBase(fn.to_event(1))  # noqa: E731
 HALF_LOG_Z = 0.5 * math.log(math.pi / 2.0)
 HALF = ep.EnergyDistribution(NORMAL, support=constraints.positive, log_normalizer=HALF_LOG_Z)
 WHOLE = ep.EnergyDistribution(NORMAL, log_normalizer=0.5 * math.log(2.0 * math.pi))
@@ -79,6 +80,7 @@ class Logarithm(torch.nn.Module):
         return energy
 
 
+@pytest.mark.filterwarnings("ignore:the gradient along the weights")  # a number is no log Z to learn with
 @pytest.mark.parametrize(
     "log_z", [0.0, ep.objectives.Contrastive(ep.MALA(0.1), steps=2)], ids=["number", "contrastive"]
 )
@@ -352,6 +354,21 @@ MIXED: dict[str, tuple[Callable[[], Any], str]] = {
     "distribution in a long run": (
         lambda: ep.long_run(HALF, torch.ones(100, 1)),  # type: ignore[arg-type]
         "model must be a model such as RecoveryEBM; got",
+    ),
+    "a support of two parts, one a simplex": (
+        lambda: ep.potentials.Constrained(
+            ep.Energy(lambda x: x.sum(-1), (5,)),
+            constraints.cat([constraints.independent(constraints.real, 1), constraints.simplex], -1, [2, 3]),
+        ),
+        "must have a map from unconstrained numbers whose Jacobian is known; torch's has none",
+    ),
+    "a base of positive numbers": (
+        lambda: ep.log_normalizer(NORMAL, base=based(dist.Exponential(torch.ones(1)))),
+        "base must have a density at all real points; that of a Independent has not",
+    ),
+    "a base of angles": (
+        lambda: ep.log_normalizer(NORMAL, base=based(dist.VonMises(torch.ones(1), 1.0))),
+        "base must have a density at all real points",
     ),
     "support that is a name": (
         lambda: ep.EnergyDistribution(NORMAL, support="positive"),  # type: ignore[arg-type]

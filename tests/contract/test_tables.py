@@ -153,8 +153,8 @@ def test_names_that_occur_twice_are_refused(tmp_path: Path) -> None:
     ("third", "message"),
     [
         (SMOOTH[:, 0], "'c2' is a copy of 'c0': drop it"),
-        (1.8 * SMOOTH[:, 0] + 32.0, r"'c2' is 'c0' in other units \(correlation \+1\): drop one"),
-        (-1e-9 * SMOOTH[:, 0], r"'c2' is 'c0' in other units \(correlation -1\): drop one"),
+        (1.8 * SMOOTH[:, 0] + 32.0, r"'c2' is 'c0' in other units \(correlation \+1\): drop it"),
+        (-1e-9 * SMOOTH[:, 0], r"'c2' is 'c0' in other units \(correlation -1\): drop it"),
         (SMOOTH[:, 0] + 1e-4 * RNG.normal(size=50), None),  # measured twice
     ],
 )
@@ -165,6 +165,13 @@ def test_a_column_that_is_another_one_is_refused(third: Any, message: str | None
     else:
         with pytest.raises(InvalidInput, match=message):
             require_different_columns(table)
+
+
+def test_all_copies_are_named_at_once() -> None:
+    one, other = SMOOTH.T[:2]
+    said = "'c2' is a copy of 'c0', 'c4' is 'c0' in other units .*, 'c3' is a copy of 'c1': drop 'c2', 'c4', 'c3'"
+    with pytest.raises(InvalidInput, match=said):
+        require_different_columns(table_from_array(np.column_stack([one, other, one, other, 2.0 * one])))
 
 
 def test_columns_that_share_a_sentinel_are_two_columns() -> None:

@@ -1,7 +1,9 @@
 """The snapshot by which what was worked out from weights is kept: it sees every change, and log densities follow."""
 
 import copy
+import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -96,3 +98,22 @@ def test_a_level_asked_for_in_inference_mode_serves_autograd_later() -> None:
     assert ebm.potential(1)(x.double()).dtype == torch.float64
     ebm.net = ep.MLPEnergy((1,), hidden=8, depth=1, frequencies=2).double()
     assert ebm.potential(1).net is ebm.net
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda ebm: pickle.loads(pickle.dumps(ebm))], ids=["copy", "pickle"])
+def test_a_copy_knows_what_was_known_of_its_weights_and_forgets_it_with_them(copied: Callable[[Any], Any]) -> None:
+    """The moves that training found, without which samples are others, and a log Z that took minutes."""
+    ebm = ep.RecoveryEBM(ep.MLPEnergy((2,), hidden=8, depth=1), ep.NoiseSchedule.cosine(levels=3))
+    ep.fit(ebm, torch.randn(60, 2), steps=2, progress=False)
+    ebm._kept.keep(ebm, (0, 0.95), ep.LogNormalizer(0.5, 0.1, 0.3, 0.7, 10, "exact"))
+    other = copied(ebm)
+    drawn = []
+    for each in (ebm, other):
+        torch.manual_seed(1)
+        drawn.append(each.sample(3))
+    assert torch.equal(*drawn)
+    assert other._kept.known(other, (0, 0.95)).estimate == 0.5
+    assert ebm._kept.known(other, (0, 0.95)) is None
+    replace(other)
+    assert other._kept.known(other, (0, 0.95)) is None
+    assert ebm._kept.known(ebm, (0, 0.95)) is not None

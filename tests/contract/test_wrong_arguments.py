@@ -15,9 +15,16 @@ import torch
 import energyppl as ep
 from tests.support.fuzz import TABLES as FIRST
 from tests.support.fuzz_later import contexts_and_latents, tables
+from tests.support.fuzz_rest import files_and_chains, pictures
 from tests.support.wrong_values import WRONG, Case, cases
 
-TABLES = {**FIRST, "contexts and latents": contexts_and_latents, "tables": tables}
+TABLES = {
+    **FIRST,
+    "contexts and latents": contexts_and_latents,
+    "tables": tables,
+    "pictures": pictures,
+    "files and chains": files_and_chains,
+}
 _SECONDS = 10.0  # for one call, which takes milliseconds
 
 TRAINED_BY_DEFAULT = ("batch_size", "columns", "learning_rate", "levels", "missing", "steps", "transforms")
@@ -37,6 +44,7 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer", "Scaled.factor"),
         *("cosine.log_snr_max", "cosine.log_snr_min", "UNetEnergy.log_snr_min", "marginal_log_likelihood.log_z"),
         # Torch takes negative seeds.
+        "prediction_quality.seed",
         *(f"tables.{name}.seed" for name in ("fit", "fit_conditional", "compare", "score", "surprises", "impute")),
         *(f"{name}.seed" for name in ("table.sample", "table.log_prob", "predict")),
         *(f"conditional.table.{name}.seed" for name in ("sample", "log_prob")),
@@ -45,10 +53,12 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         # Documented: no limit, no tilt.
         *("MLPEnergy.saturation_radius", "PersistentLikelihood.room"),
         *("RecoveryDistribution.sigma", "RecoveryPotential.sigma"),
+        *("problems.disagreement", "gap_plot.log_z", "log_weight_histogram.log_z"),
     ),
     "list": (
         # An empty shape is a scalar's; an empty sequence is none of what there may be.
-        *("AIS.waypoints", "SMC.waypoints", "UNetInitializer.attention"),
+        *("AIS.waypoints", "SMC.waypoints", "BAR.waypoints", "ReverseAIS.waypoints", "UNetInitializer.attention"),
+        "AtLogSNR.event_shape",
         *("AtLevel.event_shape", "ChainBuffer.event_shape", "Energy.event_shape", "GaussianBase.event_shape"),
         *("MLPEnergy.event_shape", "MLPInitializer.event_shape", "bits_per_dimension.event_shape"),
         *("EnergyDistribution.batch_shape", "Banana.sample.sample_shape", "EBM.sample.sample_shape"),
@@ -67,6 +77,8 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("AtLevel.loc", "AtLevel.scale", "Bridge.beta", "MALT.friction", "Scaled.factor", "FromNegatives.negatives"),
         *("EnergyDistribution.like", "EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer"),
         *("quantiles.probabilities", "mode_occupancy.points", "schedule.diffuse.x0", "schedule.pairs.x0"),
+        *("AtLogSNR.log_snr", "image_grid.images"),
+        *("diagonal_mass.draws", "identity_mass.draws", "low_rank_mass.draws"),
     ),
     "nan tensor": (
         # Values are not looked at where chains or gradients pass at every step: NaN comes out, and chains flag it.
@@ -77,12 +89,16 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("RecoveryEBM.log_prob.x", "RecoveryEBM.diffuse.x0", "schedule.diffuse.x0", "schedule.pairs.x0"),
         *("anneal_temperature.x", "denoising_jump.x", "energy_and_grad.x", "run_chain.x"),
         "tables.impute.rows",  # all cells are missing
+        *("AtLogSNR.log_snr", "gradient_only.x", "draw_levels.x"),
+        *("diagonal_mass.draws", "identity_mass.draws", "low_rank_mass.draws"),
+        # A picture of them is empty.
+        *("energy_landscape.data", "energy_landscape.energy", "energy_plot.total_energy", "pair_plot.samples"),
     ),
     "text": ("tables.fit_conditional.predict",),  # "x" is a column
     "dict": (
         # Nothing is given, or no column has a transform of its own.
         *("marginal_log_likelihood.kwargs", "table.sample.given"),
-        *("tables.fit.transforms", "tables.fit_conditional.transforms"),
+        *("tables.fit.transforms", "tables.fit_conditional.transforms", "TableTransform.fit.kinds"),
     ),
     "None": (
         # None is the default, or a value of its own.
@@ -96,7 +112,9 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *(f"{name}.multipliers" for name in ("ConvEnergy", "UNetInitializer")),
         *(f"{name}.autocast" for name in ("RecoveryLikelihood", "PersistentLikelihood")),
         *(f"{name}.base" for name in ("NoiseContrastive", "Tempered", "log_normalizer")),
-        *(f"{name}.temperatures" for name in ("AIS", "SMC")),
+        *(f"{name}.temperatures" for name in ("AIS", "SMC", "BAR", "ReverseAIS", "recovery_normalizers")),
+        *("TableTransform.fit.kinds", "flat.count", "load.initializer", "load.net", "pilot_run.betas"),
+        *("read_images.levels", "gap_plot.log_z", "log_weight_histogram.log_z"),
         *("ConvEnergy.levels", "RecoveryEBM.sample.steps"),
         *(f"fit.{name}" for name in ("device", "held_out", "labels", "objective", "options")),
         *(f"Training.{name}" for name in ("objective", "options")),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import energyppl as ep
-from energyppl.cli.image_runs import holds_images, is_image_run
+from energyppl.cli.image_runs import _IMAGES, _RECORD, holds_images, is_image_run
 from energyppl.cli.main import main
 from tests.support.image_files import idx, save_png
 
@@ -148,3 +148,28 @@ def test_damaged_runs_are_said(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert "images.ckpt" in fails(capsys, "show", tmp_path / "run")
     (tmp_path / "run" / "model.ebm").unlink()
     assert "no finished model" in fails(capsys, "show", tmp_path / "run")
+
+
+def test_a_record_edited_by_hand_is_refused_by_name(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text())
+    edits = [{key: value for key, value in record.items() if key != name} for name in _RECORD]
+    edits += [{**record, name: other} for name in _RECORD for other in (None, [1], {"a": 1})]
+    edits += [{**record, "images": {**record["images"], name: "x"}} for name in _IMAGES]
+    edits += [{**record, "classes": ["one"]}, {**record, "images": {**record["images"], "size": [1, 5, 6]}}]
+    for edit in edits:
+        (copied / "run.json").write_text(json.dumps(edit))
+        assert f"{copied} is damaged" in fails(capsys, "show", copied), edit
+    (copied / "run.json").write_text(json.dumps({**record, "seconds": "long"}))
+    more = ("fit", run.parent / "pictures", "--out", copied, "--steps", 4)
+    assert f"{copied / 'run.json'} is damaged" in fails(capsys, *more)
+
+
+def test_an_empty_record_does_not_block_a_whole_checkpoint(run: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    (copied / "run.json").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"run.json is empty: settings that are not given now have their defaults"):
+        does("fit", run.parent / "pictures", "--out", copied, "--steps", 3, "--levels", 4)
+    assert json.loads((copied / "run.json").read_text())["steps"] == 3
