@@ -198,10 +198,31 @@ class MixtureBase:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Evaluate energies of points ``(*batch, *event)``."""
-        batch = x.shape[: x.dim() - len(self.event_shape)]
+        return -torch.logsumexp(self._log_joint(x), -1).reshape(x.shape[: x.dim() - len(self.event_shape)])
+
+    def _log_joint(self, x: Tensor) -> Tensor:
+        """Return the log of weight times density of each component, ``(n, k)``."""
         rows = x.reshape(-1, 1, self._shift.shape[1])
         z = (self._whitening @ rows.unsqueeze(-1)).squeeze(-1) - self._shift
-        return -torch.logsumexp(self._log_norm - 0.5 * (z * z).sum(-1), -1).reshape(batch)
+        return self._log_norm - 0.5 * (z * z).sum(-1)
+
+    def reweighted(self, x: Tensor) -> "MixtureBase":
+        """Return a fitted one whose weights are for the most part the components' shares of other draws.
+
+        A quarter of each weight stays, so that none becomes small by chance, and the wide component keeps its own.
+
+        Args:
+            x: the draws, ``(n, *event)``.
+
+        Example:
+            >>> base = ep.potentials.MixtureBase.fitted(torch.randn(500, 1), torch.Size((1,)))
+            >>> float(base.reweighted(torch.randn(500, 1)).weights[-1] / base.weights[-1])
+            1.0
+        """
+        shares = torch.softmax(self._log_joint(x), -1).mean(0)
+        narrow = (0.75 * shares + 0.25 * self.weights)[:-1]
+        wide = self.weights[-1:]
+        return MixtureBase(self.means, self.factors, torch.cat([narrow * (1.0 - wide) / narrow.sum(), wide]))
 
     def sample(self, count: int) -> Tensor:
         """Draw, ``(count, *event)``."""

@@ -86,10 +86,22 @@ class Weights(NamedTuple):
 
     log_weights: Tensor  # (particles, *batch), float64, nats
     x: Tensor  # (particles, *batch, *event)
+    roots: Tensor  # (particles, *batch), the number of the particle that each descends from
     evaluations: int  # of the target with its gradient, all particles together
     acceptance: Tensor  # (temperatures − 1,), mean over the particles after each change of β but the last
     conditional_size: Tensor  # (temperatures,), conditional effective sample size of each change, as a share
     effective_size: Tensor  # (temperatures,), effective sample size after it, as a share
+
+    def of_roots(self) -> Tensor:
+        """Return the log of the weight that the descendants of each particle have together, ``(particles, *batch)``.
+
+        After resampling the particles' own weights are even and say nothing of how uneven those before were.  Weights
+        of the particles that a run began with do: their spread is that of the estimate (Lee & Whiteley 2018).
+        """
+        top = torch.full_like(self.log_weights, -math.inf).scatter_reduce(0, self.roots, self.log_weights, "amax")
+        top = top.nan_to_num(neginf=0.0)
+        shares = torch.exp(self.log_weights - top.gather(0, self.roots))
+        return torch.zeros_like(shares).scatter_add(0, self.roots, shares).log() + top
 
 
 class _Parts(NamedTuple):
@@ -140,6 +152,8 @@ class _Path:
         self.parts = _Parts(*energy_and_grad(self.base, x), *energy_and_grad(self.target, x))
         self.particles = self.parts.target.numel()
         self.evaluations = float(self.particles)
+        places = torch.arange(len(x), device=x.device)
+        self.roots = append_dims(places, self.parts.target).expand_as(self.parts.target)
         self._beta = torch.zeros((), dtype=x.dtype, device=x.device)  # a tensor, so that one trace serves all of them
         self._bridge = bind(Bridge(base, target, self._beta))
 
@@ -155,7 +169,7 @@ class _Path:
 
     def resample(self, index: Tensor) -> None:
         """Replace the particles by others, ``(particles, *batch)`` their indices."""
-        self.x, self.parts = _take(self.x, index), self.parts.chosen(index)
+        self.x, self.parts, self.roots = _take(self.x, index), self.parts.chosen(index), _take(self.roots, index)
 
 
 def resized(kernel: Any, step_size: float) -> Kernel:
@@ -241,8 +255,9 @@ def _tuned(path: _Path, beta: float, log_step: float, target_acceptance: float, 
     """Move at a temperature, and return the log step size as the moves have tuned it."""
     for move in range(_MAX_MOVES):  # beyond two only where the step size is still far too large
         acceptance = float(path.move(beta, math.exp(log_step)))
-        log_step = min(log_step + 0.5 * (acceptance - target_acceptance), math.log(max_step_size))
-        if move >= 1 and acceptance > 0.3 * target_acceptance:
+        enough = acceptance > 0.3 * target_acceptance
+        log_step = min(log_step + (0.5 if enough else 2.0) * (acceptance - target_acceptance), math.log(max_step_size))
+        if move >= 1 and enough:
             break
     return log_step
 
@@ -348,7 +363,7 @@ def anneal(
             log_weights = _resample_islands(path, log_weights, islands)
         acceptance.append(path.move(betas[i], sizes[i]))
     kept = [torch.stack(values).cpu() if values else torch.zeros(0) for values in (acceptance, conditional, effective)]
-    return Weights(log_weights, path.x, round(path.evaluations), *kept)
+    return Weights(log_weights, path.x, path.roots, round(path.evaluations), *kept)
 
 
 def _resample_islands(path: _Path, log_weights: Tensor, islands: int) -> Tensor:

@@ -3,7 +3,6 @@
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +12,11 @@ from energyppl._progress import progress_bar
 from energyppl.distributed import agreed, everyone, gather, own_numbers, rank
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput, warn_user
-from energyppl.inference.normalizing.annealing import Weights, effective_size, log_mean_exp
-from energyppl.inference.normalizing.bennett import bennett
-from energyppl.inference.normalizing.methods import BAR, ISLANDS, SMC, Annealing
+from energyppl.inference.normalizing.annealing import Weights, effective_size
+from energyppl.inference.normalizing.intervals import bridge_interval, island_means, one_sided_interval
+from energyppl.inference.normalizing.methods import BAR, SMC, Annealing
 from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path, is_binary
+from energyppl.inference.normalizing.planning import batches_wanted, finer_by
 from energyppl.inference.normalizing.shared_particles import own_share
 from energyppl.inference.normalizing.tails import out_of_reach
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
@@ -28,10 +28,6 @@ from energyppl.potentials.points import dtype_of, require_digits
 
 __all__ = ["log_normalizer"]
 
-_UNSEEN = 0.05  # of the reverse runs that no forward run is like
-_APART = 6.0  # standard errors between forward runs and the bridge; those come from 8 islands, so t with 7 degrees
-_TAIL = 0.7  # of the Pareto shape: above, averages of weights are not to be trusted (Vehtari et al. 2024)
-_WORN = 0.02  # of the particles that weights must be worth
 _STUCK = 0.05  # acceptance below which particles hardly move
 _MAX_RUNS = 64  # batches that a tolerance is pursued with
 
@@ -46,8 +42,8 @@ class _Runs:
     last: list[Weights] = field(default_factory=list)
 
     def add(self, run: list[Weights], *, reverse: bool = False) -> None:
-        """Put the weights of a run, and of those that other processes made, with those of others."""
-        new = gather(run[-1].log_weights)
+        """Put the weights of what a run began with, here and in other processes, with those of other runs."""
+        new = gather(run[-1].of_roots())
         if reverse:
             self.reverse = torch.cat([self.reverse.to(new), new])
         else:
@@ -73,7 +69,9 @@ def log_normalizer(
     uses the asymptotic variance, and a mode that runs from the base don't find shows as the two disagreeing.  Without
     them it is sequential Monte Carlo (:class:`SMC`), with an interval by Student's t over its islands: a mode that no
     particle visits can't be seen by anything in it, so descents from scattered starts and a pilot run search for modes
-    first, and the result's ``searched`` says where they looked.
+    first, and the result's ``searched`` says where they looked.  If nothing else is given either, the first batch of
+    runs tells whether more temperatures are worth their cost, and how many more batches, up to five, bring the
+    interval to ± .075 nats or so.
 
     Processes of ``torchrun`` share the particles and samples, and all return the same, see
     :mod:`energyppl.distributed`.
@@ -105,6 +103,7 @@ def log_normalizer(
         NotNormalizable: if the energy does not rise far away as it must for Z to be finite.
         EnergyPPLError: if the path from base to target doesn't arrive.
     """
+    plan = all(given is None for given in (samples, base, method, tolerance, max_evaluations))
     target, samples, base, method = _problem(target, samples, base, method)
     samples, method = own_share(samples, method)
     check_between("confidence", confidence, 0.0, 1.0)
@@ -113,7 +112,7 @@ def log_normalizer(
     if max_evaluations is not None:
         check_count("max_evaluations", max_evaluations)
     with own_numbers():
-        result = _estimate(target, samples, base, method, tolerance, max_evaluations, confidence, progress)
+        result = _estimate(target, samples, base, method, tolerance, max_evaluations, confidence, progress, plan)
     if result.warning and rank() == 0:
         warn_user(f"log Z: {result.warning}")
     return result
@@ -128,8 +127,9 @@ def _estimate(
     max_evaluations: int | None,
     confidence: float,
     progress: bool,
+    plan: bool,
 ) -> LogNormalizer:
-    """Run batches until there is a reason to stop."""
+    """Run batches until there is a reason to stop; as many as the first one says are worth it if ``plan``."""
     began = time.perf_counter()
     draws = None if samples is None else DrawsOnce(samples, target, binary=is_binary(method.kernel))
     path = _path(target, base, draws, method)
@@ -142,6 +142,14 @@ def _estimate(
             bar.update(runs.evaluations - before)
             found = _conclude(target, path, runs, method, confidence)
             bar.set_postfix_str(f"{found.estimate:.4f} ± {found.standard_error:.2g}")
+            if plan and (finer := agreed(finer_by(found))) > 1.0:
+                path, runs = path.stretched(finer * path.temperatures), _Runs(runs.evaluations)
+                _batch(path, runs, method, draws)
+                found = _conclude(target, path, runs, method, confidence)
+            if plan and (more := agreed(batches_wanted(found)) - 1):
+                for _ in range(more):
+                    _batch(path, runs, method, draws)
+                found = _conclude(target, path, runs, method, confidence)
             stopped = agreed(
                 _why_stop(found, runs, method, tolerance, max_evaluations, runs.evaluations - before, draws)
             )
@@ -248,16 +256,6 @@ def _why_stop(
 # --- What they say ---
 
 
-class _Interval(NamedTuple):
-    """An estimate of log Z with its interval, and what speaks against it."""
-
-    estimate: float
-    standard_error: float
-    lower: float
-    upper: float
-    trouble: list[str]
-
-
 def _conclude(
     target: Potential, path: AnnealingPath, runs: _Runs, method: Annealing, confidence: float
 ) -> LogNormalizer:
@@ -268,9 +266,9 @@ def _conclude(
             "no particle arrived where the target's energy is finite: pass a base that overlaps the target's support"
         )
     if method.forward and method.reverse:
-        found = _bridge_interval(forward, reverse, method.particles, confidence)
+        found = bridge_interval(forward, reverse, method.particles, confidence)
     else:
-        found = _one_sided_interval(forward if method.forward else reverse, method, confidence)
+        found = one_sided_interval(forward if method.forward else reverse, method, confidence)
     trouble = list(found.trouble)
     slowest = min((float(w.acceptance.min()) for w in runs.last if len(w.acceptance)), default=1.0)
     if slowest < _STUCK:
@@ -289,63 +287,14 @@ def _conclude(
         evaluations=runs.evaluations,
         method=method.words,
         confidence=confidence,
-        lower_bound=float(_island_means(forward, method.particles).mean()) if method.forward else None,
-        upper_bound=-float(_island_means(reverse, method.particles).mean()) if method.reverse else None,
+        lower_bound=float(island_means(forward, method.particles).mean()) if method.forward else None,
+        upper_bound=-float(island_means(reverse, method.particles).mean()) if method.reverse else None,
         effective_samples=float(effective_size(weights)),
         pareto_k=pareto_k(weights),
         warning="; ".join(trouble) or None,
         searched=path.searched,
         trace=_trace(path, runs),
     )
-
-
-def _bridge_interval(forward: Tensor, reverse: Tensor, particles: int, confidence: float) -> _Interval:
-    """Return Bennett's estimate with its asymptotic interval, unless forward runs refute the samples."""
-    from scipy.special import ndtri  # here, since importing energyppl should not wait for scipy
-
-    estimate, error = bennett(forward, reverse)
-    half = float(ndtri(0.5 + 0.5 * confidence)) * error
-    alone, spread = _by_islands(forward, particles)
-    floor = alone + math.log(1.0 - confidence)  # P(Ẑ > Z / (1 − confidence)) < 1 − confidence, since E Ẑ = Z (Markov)
-    if floor > estimate + half:
-        words = (
-            "runs from the base find far more mass than the samples know of: log Z is above the interval's lower "
-            "end, by how much is unknown, and the samples are not draws of this energy"
-        )
-        return _Interval(alone, math.inf, floor, math.inf, [words])
-    said = _disagreement(forward, reverse, estimate, alone, spread)
-    return _Interval(estimate, error, estimate - half, estimate + half, said)
-
-
-def _one_sided_interval(weights: Tensor, method: Annealing, confidence: float) -> _Interval:
-    """Return the estimate of forward or of reverse runs alone, with Student's interval over their islands."""
-    from scipy.special import stdtrit
-
-    alone, error = _by_islands(weights, method.particles)
-    estimate, count = alone if method.forward else -alone, len(_island_means(weights, method.particles))
-    half = float(stdtrit(count - 1, 0.5 + 0.5 * confidence)) * error
-    tail, worth, trouble = pareto_k(weights), float(effective_size(weights)), []
-    if tail > _TAIL:
-        trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")
-    if worth < _WORN * len(weights):
-        trouble.append(f"the weights are worth {worth:.0f} of {len(weights)}")
-    if trouble:
-        trouble.append("use more temperatures, or a base that is closer to the target and has wider tails")
-    return _Interval(estimate, error, estimate - half, estimate + half, trouble)
-
-
-def _island_means(log_weights: Tensor, particles: int) -> Tensor:
-    """Return log mean weights of groups of independent particles, ``(groups,)``."""
-    size = max(1, min(particles, len(log_weights)) // ISLANDS)
-    groups = max(2, len(log_weights) // size)
-    return torch.stack([log_mean_exp(part) for part in log_weights.tensor_split(groups)])
-
-
-def _by_islands(log_weights: Tensor, particles: int) -> tuple[float, float]:
-    """Return the log mean weight, and its standard error from groups of particles."""
-    parts = _island_means(log_weights, particles)
-    error = float(parts.std()) / math.sqrt(len(parts)) if bool(torch.isfinite(parts).all()) else math.inf
-    return float(log_mean_exp(log_weights)), error
 
 
 def _trace(path: AnnealingPath, runs: _Runs) -> AnnealingTrace:
@@ -367,27 +316,3 @@ def _trace(path: AnnealingPath, runs: _Runs) -> AnnealingTrace:
         joined("conditional_size"),
         joined("effective_size"),
     )
-
-
-def _disagreement(forward: Tensor, reverse: Tensor, estimate: float, alone: float, error: float) -> list[str]:
-    """Say whether runs from the base and runs from the samples tell of different targets.
-
-    A forward log weight w is exp(w − log Z) times as rare as the same one of a reverse run (Crooks 1999).  So reverse
-    runs whose forward twins are rarer than one in all of them come from places that no run from the base has found.
-    """
-    unseen = float((-reverse - estimate > math.log(len(forward))).double().mean())
-    below, above = (_island_means(w, len(w)) for w in (forward, reverse))
-    crossing = float(below.mean() + above.mean())
-    said = []
-    if unseen > _UNSEEN:
-        said.append(
-            f"{unseen:.0%} of the samples lie where runs from the base never come: those runs miss a mode, and the "
-            "estimate rests on the samples being spread over the modes as they should be"
-        )
-    if crossing > _APART * math.sqrt(float(below.var() + above.var()) / ISLANDS):
-        said.append(f"the bounds cross by {crossing:.3f}: the samples are not draws of this energy")
-    elif unseen <= _UNSEEN and abs(alone - estimate) > _APART * error:
-        said.append(
-            f"runs from the base alone say {alone:.3f}: the samples miss a mode, or are not draws of this energy"
-        )
-    return said

@@ -94,7 +94,6 @@ class SMC(Annealing):
     True
     """
 
-    particles: int = 2048
     islands = ISLANDS
     words = "sequential Monte Carlo"
 

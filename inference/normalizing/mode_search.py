@@ -21,15 +21,17 @@ from energyppl.potentials.bases import MixtureBase
 
 __all__ = ["ModeSearch", "search_modes"]
 
-_FIRST, _FIRST_STEPS = 16, 80  # descents that find the first minimum, and their steps: 2^40 is in reach
-_STEPS = 40  # of the other descents
+_FIRST, _FIRST_STEPS = 8, 80  # descents that find the first minimum, and their steps: 2^40 is in reach
+_STEPS, _CLOSE = 40, 0.1  # of the other descents, at most; they end when all steps are smaller, in widths
+_SHAPES = 32  # descents go on in multiples of so many, so that few shapes are traced
 _MOVES, _KEPT = 36, 3  # of the chains, and how many of their states are kept, evenly over the last half
 _REACH = 64.0  # the farthest starts, in widths of the first basin, if the energy rises by then
 _FARTHEST = 2.0**20  # where it does not
 _NEGLIGIBLE = 30.0  # nats below the best basin's mass, about
 _MATTERS = 5.0  # nats below the best basin's mass: what is new there changes log Z
 _FASTER, _SLOWER = 2.0, 0.4  # factors of a step of a descent while the slope keeps its sign, and where it turns
-_FEWEST_ROUNDS, _ROUNDS = 4, 16  # of starts
+_FEWEST_ROUNDS, _ROUNDS = 2, 16  # of starts
+_FITTED, _FITTED_EACH = 64, (8, 16)  # chains that a base is fitted to at least, for each dimension and each basin
 _AGAIN = 4  # one in so many starts of later rounds is scattered as in the first
 _EACH = 4  # chains from ends at the same place
 _SAME = 0.3  # width of such a place, in those of the first basin, for each root of the dimension
@@ -93,14 +95,14 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
     begin, step = _scattered(x, starts, radius)
     ends, rounds = x[:0], list[_Chains]()
     while True:
-        low, energy = _descend(framed, begin, step, _STEPS)
+        low, energy, tried = _descend(framed, begin, step, _STEPS, _CLOSE)
         low = low[torch.isfinite(energy) & (low.reshape(len(low), -1).abs().amax(1) < _LOST)]
         ends = torch.cat([ends, low])
         if len(ends) == 0:
             raise EnergyPPLError("no descent ended at a finite energy")
         some = _unlike_those_before(ends, len(ends) - len(low))
         rounds.append(_relax(framed, ends, some))
-        cost += starts * _STEPS + len(some) * (_MOVES + 1)
+        cost += tried + len(some) * (_MOVES + 1)
         chains, full = _joined(rounds), len(rounds) == _ROUNDS
         if full or (len(rounds) >= _FEWEST_ROUNDS and not _some_are_rare(ends, chains)):
             last = range(max(1, len(rounds) - _QUIET), len(rounds))
@@ -112,9 +114,11 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
         far, far_step = _scattered(x, again, radius)
         begin, step = torch.cat([between, far]), torch.cat([torch.full_like(between, 0.2), far_step])
     begin = chains.begin[chains.held()]
-    more = starts - len(begin)
-    if more > 0:  # bases are fitted to them
-        anew = begin[torch.multinomial(_evening_weights(ends[begin]), more, replacement=True)]
+    even = _evening_weights(ends[begin])
+    wanted = max(_FITTED, _FITTED_EACH[0] * x[0].numel(), _FITTED_EACH[1] * round(float(even.sum())))
+    more = min(wanted, 2 * starts) - len(begin)
+    if more > 0:
+        anew = begin[torch.multinomial(even, more, replacement=True)]
         chains, cost = _joined([chains, _relax(framed, ends, anew)]), cost + more * (_MOVES + 1)
     held = chains.held()
     rows = framed.from_unit(chains.states[:, held].flatten(0, 1))
@@ -198,14 +202,14 @@ def _between(ends: Tensor, count: int) -> Tensor:
 
 def _first_basin(target: Potential, x: Tensor) -> tuple[Affine, int]:
     """Find coordinates in which a basin is about round and at the origin; returns the target in them, and the cost."""
-    lowest, energy = _descend(target, x[:_FIRST], torch.ones_like(x[:_FIRST]), _FIRST_STEPS)
+    lowest, energy, spent = _descend(target, x[:_FIRST], torch.ones_like(x[:_FIRST]), _FIRST_STEPS)
     order = energy.argsort()
     lowest = lowest[order[torch.isfinite(energy[order])][:4]]
     if len(lowest) == 0:
         raise EnergyPPLError("no descent ended at a finite energy")
     scale, cost = _widths(target, lowest)
     framed = Affine(target, lowest[0], torch.diag(scale.reshape(-1)))
-    cost += _FIRST * _FIRST_STEPS
+    cost += spent
     if not 1 < scale.numel() <= _MAX_CURVED:
         return framed, cost
     factor = scale.reshape(-1, 1) * _correlation_factor(framed)
@@ -235,31 +239,44 @@ def _energy(target: Potential, x: Tensor) -> Tensor:
     return energy_only(target, x).nan_to_num(nan=math.inf, posinf=math.inf, neginf=math.inf)
 
 
-def _descend(target: Potential, x: Tensor, step: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _descend(target: Potential, x: Tensor, step: Tensor, steps: int, close: float = 0.0) -> tuple[Tensor, Tensor, int]:
     """Descend with a step of its own for each coordinate (Rprop; Riedmiller & Braun 1993).
 
     The steps know the slope's sign alone, so scales from 1e-6 to 1e6 and minima a million away take about 40 of them.
 
+    Args:
+        target: the energy U.
+        x: where the descents begin, ``(n, *event)``.
+        step: the first step of each coordinate, ``(n, *event)``.
+        steps: how many at most.
+        close: a descent ends when the steps of all coordinates are smaller.
+
     Returns:
-        The lowest point of each descent and its energy.
+        The lowest point of each descent, its energy, and the number of evaluations.
     """
-    last = torch.zeros_like(x)
-    lowest, energy, target = x, torch.full_like(x.reshape(len(x), -1)[:, 0], math.inf), bind(target)
+    last, going, spent, target = torch.zeros_like(x), torch.arange(len(x), device=x.device), 0, bind(target)
+    lowest, energy = x.clone(), torch.full_like(x.reshape(len(x), -1)[:, 0], math.inf)
     for _ in range(steps):
         value, grad = energy_and_grad(target, x)
+        spent += len(x)
         legal = torch.isfinite(value)
         wide = append_dims(legal, x)
-        better = legal & (value < energy)
-        energy = torch.where(better, value, energy)
-        lowest = torch.where(append_dims(better, x), x, lowest)
+        better = legal & (value < energy[going])
+        energy[going[better]], lowest[going[better]] = value[better], x[better]
         sign = torch.where(wide, grad.nan_to_num().sign(), 0.0)
         turned = sign * last < 0
         step = torch.where(turned, _SLOWER * step, torch.where(sign * last > 0, _FASTER * step, step))
         step = torch.where(wide, step, 0.25 * step)
         sign = torch.where(turned, 0.0, sign)
-        x = torch.where(wide, x - step * sign, lowest)  # back from where the energy is infinite
+        x = torch.where(wide, x - step * sign, lowest[going])  # back from where the energy is infinite
         last = torch.where(wide, sign, last)
-    return lowest, energy
+        on = step.reshape(len(step), -1).amax(1) >= close
+        some = on.int().argsort(descending=True)[: _SHAPES * math.ceil(int(on.sum()) / _SHAPES)]
+        if len(some) < len(on):
+            x, step, last, going = x[some], step[some], last[some], going[some]
+        if not len(going):
+            break
+    return lowest, energy, spent
 
 
 def _widths(target: Potential, minima: Tensor) -> tuple[Tensor, int]:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from energyppl._checks import check_data, check_spanning, shape_text
 from energyppl.autodiff.devices import beside
+from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import EnergyPPLError, InvalidInput, NotNormalizable
 from energyppl.inference.kernels.binary import BinaryGibbs, DiscreteLangevin
 from energyppl.inference.kernels.contract import Kernel
 from energyppl.inference.normalizing.annealing import AnnealingSchedule, Weights, anneal, effective_size, pilot_run
 from energyppl.inference.normalizing.mode_search import ModeSearch, search_modes
-from energyppl.inference.normalizing.tails import require_normalizable
+from energyppl.inference.normalizing.tails import require_normalizable, tail_doubt
 from energyppl.potentials.algebra import Affine, Potential
 from energyppl.potentials.bases import Base, BernoulliBase, GaussianBase, MixtureBase
 from energyppl.potentials.points import dtype_of, origin_of
@@ -24,6 +25,9 @@ __all__ = ["AnnealingPath", "Draws", "DrawsOnce", "annealed", "find_path"]
 
 _FEWEST = 16  # draws of the target
 _PILOT = 256  # particles of pilot runs
+_STEEP = 0.99  # conditional effective sample size that a pilot run aims at, as a share
+_ROUGH, _ROUGHER = 0.96, 0.9  # the same where runs tell how many there shall be, and where none are kept
+_FITTED = 2048  # states of chains in basins that a base is fitted to, at most
 _REST = 10  # moves of a pilot's particles at the target, before a base is fitted to them
 _SPAN = 1.5  # width of the base of a pilot run, in standard deviations of the chains in all basins
 _NEW = 0.03  # share of the last descents in new places above which it is said
@@ -127,7 +131,7 @@ def annealed(
 ) -> list[Weights]:
     """Run over all stretches of a path, from ``x`` at its beginning, or at its end if ``reverse``.
 
-    The last stretch's log weights are those of the whole run.
+    The last stretch's log weights and roots are those of the whole run.
     """
     ends = list(zip((path.base, *path.stops[:-1]), path.stops, path.schedules, strict=True))
     found: list[Weights] = []
@@ -137,6 +141,8 @@ def annealed(
             lower, upper, schedule, x, kernel, reverse=reverse, islands=islands, before=before, goes_on=goes_on
         )
         x = run.x
+        if found:  # from the particles of the stretch before on to those of the first
+            run = run._replace(roots=torch.take_along_dim(found[-1].roots, run.roots, 0))
         found.append(run)
     return found
 
@@ -249,25 +255,30 @@ def _path_from_search(
     found = _searched(target, origin + torch.randn(_PILOT, *shape).to(origin), starts)
     framed = _framed(stops, found.x)
     wide = GaussianBase(origin, torch.full_like(origin, _SPAN))
-    path, x = _pilot(wide, framed, kernel, betas, rest=_REST)
-    if refit and _is_fit(x):
-        some = torch.multinomial(found.weight, min(len(found.x), _PILOT), replacement=False)
+    refit = refit and 4 * shape.numel() <= _PILOT  # fewer particles are too few to fit a base to
+    first = (_PILOT // 2, _ROUGHER) if refit else (_PILOT, _STEEP)
+    path, x = _pilot(wide, framed, kernel, betas, *first, rest=_REST)
+    if refit:
+        some = torch.multinomial(found.weight, min(len(found.x), _FITTED), replacement=False)
         rows = torch.cat([framed[-1].to_unit(found.x[some]), x])
         spent = path.evaluations  # the longer path is taken too: the shorter one may be so by having lost a mode
-        path, _ = _pilot(MixtureBase.fitted(rows, shape), framed, kernel, betas)
-        path = path._replace(evaluations=path.evaluations + spent)
+        base = MixtureBase.fitted(rows, shape)
+        path, x = _pilot(base, framed, kernel, betas, _PILOT, _ROUGH)
+        # Of the modes that the search finds it does not know the masses; where these particles end tells of them.
+        path = path._replace(base=base.reweighted(x), evaluations=path.evaluations + spent)
     searched = (
         f"{found.starts} descents from up to {found.radius:.3g} widths of a first basin and from between their ends; a "
         "mode that neither they nor the runs ended in is missing from log Z"
     )
-    warning = None
+    doubt = tail_doubt(target, found.x[:_PILOT])
+    warning = [doubt] if doubt else []
     if found.new > _NEW:
-        warning = (
+        warning.append(
             f"{found.new:.0%} of the last descents ended where none before had: there may be more modes that nothing "
             "found, so pass samples, or more starts"
         )
     cost = path.evaluations + found.evaluations
-    return path._replace(evaluations=cost, searched=searched, warning=warning)
+    return path._replace(evaluations=cost, searched=searched, warning="; ".join(warning) or None)
 
 
 def _searched(target: Potential, x: Tensor, starts: int) -> ModeSearch:
@@ -277,15 +288,21 @@ def _searched(target: Potential, x: Tensor, starts: int) -> ModeSearch:
         require_normalizable(target, x)
     except NotNormalizable as error:  # or the mass is far away, or on another scale: look where it is
         doubt = error
-    try:
-        found = search_modes(target, x, starts)
-    except EnergyPPLError:
+    inside = x[torch.isfinite(energy_only(target, x))]
+    if not len(inside):
         raise doubt or InvalidInput(
             "the target's energy is finite at no draw of the base N(0, I): pass a base that overlaps the support"
+        )
+    try:
+        found = search_modes(target, inside, starts)
+    except EnergyPPLError as error:
+        raise doubt or EnergyPPLError(
+            f"the search for modes failed ({error}), and whether exp(−U) has a finite integral could not be told: pass "
+            "samples or a base"
         ) from None
     if doubt is not None:
         require_normalizable(target, found.x)
-    return found
+    return found._replace(evaluations=found.evaluations + len(x))
 
 
 def _worth_its_cost(path: AnnealingPath, kernel: Kernel, sparing: bool) -> AnnealingPath:
@@ -309,13 +326,21 @@ def _shorter(
 
 
 def _pilot(
-    base: Base, stops: Sequence[Potential], kernel: Kernel, betas: Sequence[float] | None, *, rest: int = 0
+    base: Base,
+    stops: Sequence[Potential],
+    kernel: Kernel,
+    betas: Sequence[float] | None,
+    particles: int | None = None,
+    steepness: float = _STEEP,
+    *,
+    rest: int = 0,
 ) -> tuple[AnnealingPath, Tensor]:
-    """Find a path by a pilot run of 256 particles; returns it and where they end."""
-    x, schedules, evaluations = base.sample(_PILOT), [], 0
+    """Find a path by a pilot run, of 256 particles if not said; returns it and where they end."""
+    x, schedules, evaluations = base.sample(particles or _PILOT), [], 0
     lower: Potential = base
     for upper in stops:
-        found = pilot_run(lower, upper, x, kernel, betas=betas, rest=rest if upper is stops[-1] else 0)
+        more = rest if upper is stops[-1] else 0
+        found = pilot_run(lower, upper, x, kernel, betas=betas, steepness=steepness, rest=more)
         x, evaluations, lower = found.x, evaluations + found.evaluations, upper
         schedules.append(found.schedule)
     return AnnealingPath(base, tuple(stops), tuple(schedules), evaluations), x

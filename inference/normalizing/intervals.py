@@ -1,0 +1,103 @@
+"""Intervals for log Z from log weights: of a bridge and of runs in one direction, and what speaks against them."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from energyppl.inference.normalizing.annealing import effective_size, log_mean_exp
+from energyppl.inference.normalizing.bennett import bennett
+from energyppl.inference.normalizing.methods import ISLANDS, Annealing
+from energyppl.integration.pareto import pareto_k
+
+__all__ = ["Interval", "bridge_interval", "island_means", "one_sided_interval"]
+
+_UNSEEN = 0.05  # of the reverse runs that no forward run is like
+_APART = 6.0  # standard errors between forward runs and the bridge; those come from 8 islands, so t with 7 degrees
+_TAIL = 0.7  # of the Pareto shape: above, averages of weights are not to be trusted (Vehtari et al. 2024)
+_EVEN = 0.8  # of the particles that weights are worth where the shape of their tail does not matter
+_WORN = 0.02  # of the particles that weights must be worth
+
+
+class Interval(NamedTuple):
+    """An estimate of log Z with its interval, and what speaks against it."""
+
+    estimate: float
+    standard_error: float
+    lower: float
+    upper: float
+    trouble: list[str]
+
+
+def bridge_interval(forward: Tensor, reverse: Tensor, particles: int, confidence: float) -> Interval:
+    """Return Bennett's estimate with its asymptotic interval, unless forward runs refute the samples."""
+    from scipy.special import ndtri  # here, since importing energyppl should not wait for scipy
+
+    estimate, error = bennett(forward, reverse)
+    half = float(ndtri(0.5 + 0.5 * confidence)) * error
+    alone, spread = _by_islands(forward, particles)
+    floor = alone + math.log(1.0 - confidence)  # P(Ẑ > Z / (1 − confidence)) < 1 − confidence, since E Ẑ = Z (Markov)
+    if floor > estimate + half:
+        words = (
+            "runs from the base find far more mass than the samples know of: log Z is above the interval's lower "
+            "end, by how much is unknown, and the samples are not draws of this energy"
+        )
+        return Interval(alone, math.inf, floor, math.inf, [words])
+    said = _disagreement(forward, reverse, estimate, alone, spread)
+    return Interval(estimate, error, estimate - half, estimate + half, said)
+
+
+def one_sided_interval(weights: Tensor, method: Annealing, confidence: float) -> Interval:
+    """Return the estimate of forward or of reverse runs alone, with Student's interval over their islands."""
+    from scipy.special import stdtrit
+
+    alone, error = _by_islands(weights, method.particles)
+    estimate, count = alone if method.forward else -alone, len(island_means(weights, method.particles))
+    half = float(stdtrit(count - 1, 0.5 + 0.5 * confidence)) * error
+    tail, worth, trouble = pareto_k(weights), float(effective_size(weights)), []
+    if tail > _TAIL and worth < _EVEN * len(weights):
+        trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")
+    if worth < _WORN * len(weights):
+        trouble.append(f"the weights are worth {worth:.0f} of {len(weights)}")
+    if trouble:
+        trouble.append("use more temperatures, or a base that is closer to the target and has wider tails")
+    return Interval(estimate, error, estimate - half, estimate + half, trouble)
+
+
+def island_means(log_weights: Tensor, particles: int) -> Tensor:
+    """Return log mean weights of groups of independent particles, ``(groups,)``."""
+    size = max(1, min(particles, len(log_weights)) // ISLANDS)
+    groups = max(2, len(log_weights) // size)
+    return torch.stack([log_mean_exp(part) for part in log_weights.tensor_split(groups)])
+
+
+def _by_islands(log_weights: Tensor, particles: int) -> tuple[float, float]:
+    """Return the log mean weight, and its standard error from groups of particles."""
+    parts = island_means(log_weights, particles)
+    error = float(parts.std()) / math.sqrt(len(parts)) if bool(torch.isfinite(parts).all()) else math.inf
+    return float(log_mean_exp(log_weights)), error
+
+
+def _disagreement(forward: Tensor, reverse: Tensor, estimate: float, alone: float, error: float) -> list[str]:
+    """Say whether runs from the base and runs from the samples tell of different targets.
+
+    A forward log weight w is exp(w − log Z) times as rare as the same one of a reverse run (Crooks 1999).  So reverse
+    runs whose forward twins are rarer than one in all of them come from places that no run from the base has found.
+    """
+    unseen = float((-reverse - estimate > math.log(len(forward))).double().mean())
+    below, above = (island_means(w, len(w)) for w in (forward, reverse))
+    crossing = float(below.mean() + above.mean())
+    said = []
+    if unseen > _UNSEEN:
+        said.append(
+            f"{unseen:.0%} of the samples lie where runs from the base never come: those runs miss a mode, and the "
+            "estimate rests on the samples being spread over the modes as they should be"
+        )
+    if crossing > _APART * math.sqrt(float(below.var() + above.var()) / ISLANDS):
+        said.append(f"the bounds cross by {crossing:.3f}: the samples are not draws of this energy")
+    elif unseen <= _UNSEEN and abs(alone - estimate) > _APART * error:
+        said.append(
+            f"runs from the base alone say {alone:.3f}: the samples miss a mode, or are not draws of this energy"
+        )
+    return said
