@@ -31,6 +31,7 @@ __all__ = ["KINDS", "Categories", "Coordinates", "FewValues", "Numbers", "TwoVal
 
 _HEAP = 0.4  # width of the noise of two values at −1 and 1
 _CODE = 0.2  # width of the noise of one-hot codes
+_ROUNDING = 0.02  # of a lattice's gap: as far as its values may be off, as in grids.py
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,7 @@ class Numbers:
         """Return coordinates ``(n, 1)`` and log weights ``(n,)`` of values ``(n,)``, by uniform numbers ``(n, 1)``."""
         weight = np.zeros_like(x)
         if self.gap:
-            x, weight = x + self.gap * (u[:, 0] - 0.5), weight + np.log(self.gap)
+            x, weight = self._on_lattice(x) + self.gap * (u[:, 0] - 0.5), weight + np.log(self.gap)
         t, slope = self.base.forward(x)
         weight = weight + slope
         if self.spline is not None:
@@ -106,6 +107,11 @@ class Numbers:
             draws = truncated_normal(np.full(own.sum(), start), np.full(own.sum(), end), u[own, 0])
             z[own], weight[own] = draws, np.log(end - start) - log_normal(draws)
         return z[:, None], weight
+
+    def _on_lattice(self, x: Array) -> Array:
+        """Return values without their rounding, so that none leaves its cell: float32 keeps about seven digits."""
+        nearest = self.low + np.rint((x - self.low) / self.gap) * self.gap
+        return np.where(np.abs(x - nearest) < _ROUNDING * self.gap, nearest, x)
 
     def decode(self, z: Array, *, rounded: bool = True) -> Array:
         """Return the values of coordinates ``(n, 1)``, on the lattice and in its decimals unless not ``rounded``."""

@@ -83,6 +83,16 @@ def density(transform: TableTransform, values: Array, draws: int = 1) -> Array:
 CONTINUOUS = [name for name, (_, words) in COLUMNS.items() if "steps" not in words and "values" not in words]
 
 
+@pytest.mark.parametrize("unit", [1e-4, 0.1, 1 / 3])
+def test_a_long_lattice_in_float32_keeps_its_values(unit: float) -> None:
+    steps = np.random.default_rng(0).integers(-300, 900, 10 * N)
+    table = table_from_array((steps * unit).astype(np.float32))
+    transform = TableTransform.fit(table)
+    z, _ = transform.encode(table.values, seeded())
+    again = transform.decode(z)[:, 0]
+    assert np.abs(again - steps * unit).max() < 0.01 * unit  # by the smallest gap between two values a whole step
+
+
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_densities_integrate_to_one(name: str) -> None:
     """Between far quantiles, with the masses of repeated values: 1 within the quadrature's error."""

@@ -197,7 +197,7 @@ def test_advice_names_what_the_caller_has(
     model: ep.tables.TableModel, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gaps = FRAME[:30].assign(income=[np.nan, *FRAME.income[1:30]])
-    with pytest.raises(ep.InvalidInput, match="missing='drop', --missing drop, leaves those rows out; fit can train"):
+    with pytest.raises(ep.InvalidInput, match="missing='drop', --missing drop, leaves those rows out; a density"):
         ep.tables.compare(gaps, FRAME)
     with pytest.warns(UserWarning, match="1 of 30 rows"):
         assert len(ep.tables.compare(gaps, FRAME, missing="drop", drop=["sex"]).columns) == 2
