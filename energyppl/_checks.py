@@ -340,13 +340,14 @@ def _is_kind(value: Any, hint: Any) -> bool:
         key, item = get_args(hint)
         return isinstance(value, dict) and all(_is_kind(k, key) and _is_kind(v, item) for k, v in value.items())
     if origin in (Sequence, list, tuple):
-        item, *more = get_args(hint)
+        parts = get_args(hint)
         if not isinstance(value, Tensor) and callable(getattr(value, "tolist", None)):  # numpy's and pandas' own
             value = value.tolist()
         if not isinstance(value, Sequence) or isinstance(value, str):
             return False
-        fits = len(value) == 1 + len(more) if origin is tuple and Ellipsis not in more else True
-        return fits and all(_is_kind(v, item) for v in value)
+        if origin is tuple and Ellipsis not in parts:
+            return len(value) == len(parts) and all(map(_is_kind, value, parts))
+        return all(_is_kind(v, parts[0]) for v in value)
     if (origin or hint).__module__.startswith("numpy._typing"):  # parts of ArrayLike, which says little
         return True
     if getattr(hint, "_is_protocol", False):
@@ -390,8 +391,9 @@ def _kind_text(hint: Any) -> str:
     if origin is Callable:
         return "a function"
     if origin in (Sequence, list, tuple):
-        length = f" of {len(parts)}" if origin is tuple and Ellipsis not in parts else ""
-        return f"a sequence{length}, each {_kind_text(parts[0])}"
+        if origin is tuple and Ellipsis not in parts:
+            return f"a tuple of {', '.join(map(_kind_text, parts))}"
+        return f"a sequence, each {_kind_text(parts[0])}"
     name = getattr(origin or hint, "__name__", str(hint))
     if name in _PROTOCOL_NAMES:
         return _PROTOCOL_NAMES[name]

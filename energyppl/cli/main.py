@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_seed(options.seed)  # all commands have one
         from energyppl._progress import doing
 
-        with doing("starting", show=not getattr(options, "quiet", False)):  # torch takes two seconds
+        slow = "torch" not in sys.modules  # which takes two seconds
+        with doing("starting", show=slow and not getattr(options, "quiet", False)):
             _use_one_thread()
             from energyppl.cli import commands
 

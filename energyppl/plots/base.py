@@ -4,7 +4,7 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -24,7 +24,7 @@ __all__ = ["save_figure", "show"]
 _FOLDER = "ENERGYPPL_PICTURES"  # environment variable: where scripts put what they show
 
 
-Values = Tensor | NDArray[Any]
+Values = Tensor | NDArray[Any] | Sequence[Any]
 Extent = tuple[float, float, float, float]  # left, right, bottom, top
 
 # The palette of Okabe and Ito (2008), which colour-blind readers tell apart: blue for data, vermilion for samples.

@@ -58,7 +58,7 @@ def draw_levels(model: LevelModel, x: Tensor) -> Tensor:
         >>> ep.levels.draw_levels(ebm, torch.randn(5, 2)).shape
         torch.Size([5])
     """
-    if not hasattr(model, "level_kernel"):
+    if not hasattr(model, "levels"):
         raise InvalidInput(f"model must have levels, as a JointEBM; got {type(model).__name__}: pass one")
     check_event("x", x, model.event_shape)
     if model.levels == 1:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from energyppl._checks import append_dims, check_event, check_whole, checked
+from energyppl._checks import append_dims, check_event, check_whole
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.levels.contract import LevelModel
 from energyppl.inference.levels.step_sizes import LevelKernel
@@ -39,7 +39,6 @@ def tilt(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
     return alpha, sigma
 
 
-@checked
 def recovery_potential(
     model: LevelModel, noisy: Tensor, level: Tensor, upper: Tensor | None = None
 ) -> RecoveryPotential:

@@ -88,7 +88,7 @@ def test_an_estimate_has_the_confidence_that_was_asked_for() -> None:
 
 
 def test_the_length_of_a_tuple_is_said() -> None:
-    with pytest.raises(ep.InvalidInput, match=r"limits must be a sequence of 2, each a number or None; got \(1.0,\)"):
+    with pytest.raises(ep.InvalidInput, match=r"limits must be a tuple of a number, a number or None; got \(1.0,\)"):
         check_kind("limits", (1.0,), tuple[float, float] | None)
     with pytest.raises(ep.InvalidInput, match=r"limits must be a sequence, each a number; got 1\.0"):
         check_kind("limits", 1.0, tuple[float, ...])

@@ -221,6 +221,22 @@ def test_it_is_svi_s_own_line_that_is_warned_of() -> None:
     assert {warning.filename for warning in caught if "log Z" in str(warning.message)} == {__file__}
 
 
+def test_svi_of_a_guide_alone_learns_no_weights_and_says_nothing() -> None:
+    """A warning is an error in these tests.  Its backward pass comes by the energy's weights all the same."""
+    site = rate().unnormalized()
+
+    def model(x: Tensor) -> None:
+        clean = pyro.sample("clean", site)
+        pyro.sample("noisy", pyro.distributions.Normal(clean, 0.1).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        place = pyro.param("place", torch.ones(1))
+        pyro.sample("clean", pyro.distributions.Normal(place, 0.1).to_event(1))
+
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), pyro.infer.Trace_ELBO())
+    svi.step(torch.ones(1))
+
+
 def known_log_z(potential: Any, value: Tensor) -> Tensor:
     log_z: Tensor = -potential.potential.t.log()
     return log_z

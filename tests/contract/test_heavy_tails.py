@@ -39,11 +39,18 @@ def test_cauchy_and_log_normal_columns_are_named_and_others_are_left_alone() -> 
         torch.distributions.StudentT(5.0).sample((5000, 2)),
         torch.distributions.Exponential(1.0).sample((5000, 2)),
         torch.rand(5000, 2),
-        (torch.rand(5000, 2) < 0.1) * 100.0 + torch.randn(5000, 2),
     ):
         ebm = model()
         ebm.standardize(mild)
         torch.testing.assert_close(ebm.scale, mild.std(0))
+
+
+def test_a_far_mode_of_a_tenth_is_named_but_keeps_its_weight() -> None:
+    rows = (torch.rand(5000, 2) < 0.1) * 100.0 + torch.randn(5000, 2)
+    ebm = model()
+    with pytest.warns(UserWarning, match=r"coordinate\(s\) 0, 1 is more than 10 times what the central half"):
+        ebm.standardize(rows)
+    torch.testing.assert_close(ebm.scale, rows.std(0))
 
 
 def test_a_table_s_column_is_taken_by_its_normal_scores(tmp_path: Path) -> None:
