@@ -53,8 +53,8 @@ def drawn(plot: _Plot) -> _Plot:
                 f"{plot.__name__} can't draw these ({first_line(error)}): pass what its documentation says, of the "
                 "shapes that it names"
             ) from error
-        if any(isinstance(value, Mapping) and not value for value in (*args, *kwargs.values())):
-            raise InvalidInput(f"{plot.__name__} needs something to draw; got an empty dictionary")
+        if any(isinstance(value, Mapping | list) and not value for value in (*args, *kwargs.values())):
+            raise InvalidInput(f"{plot.__name__} needs something to draw; got an empty dictionary or list")
         return figure
 
     return cast(_Plot, call)
