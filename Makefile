@@ -28,7 +28,7 @@ demo: $(READY)  ## train and query a small model; ARGS="..." reaches the command
 quick: $(READY)  ## run the tests of shapes, messages and layout: about a minute on two cores
 	$(BIN)/python -m pytest $(PARALLEL) tests/contract $(ARGS)
 
-test: $(READY)  ## run all tests but the slow ones: about six minutes on two cores; ARGS="-k name" chooses
+test: $(READY)  ## run all tests but the slow ones: about five minutes on two cores; ARGS="-k name" chooses
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 check: $(READY)  ## lint, format, types and import floors
