@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Protocol
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from energyppl._checks import broadcast_shapes, check_event, check_shape, is_number, shape_text
 from energyppl.autodiff.devices import device_of
-from energyppl.autodiff.structure import dtype_named
+from energyppl.autodiff.structure import dtype_named, modules_of
 from energyppl.autodiff.watched import watched
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.integration.estimates import LogNormalizer
@@ -220,18 +220,16 @@ class EnergyDistribution(dist.TorchDistribution):
         within = inside.reshape(*inside.shape, *[1] * len(self.event_shape))  # may be of a larger batch than x
         return torch.where(within, x, self._some_point(x)), inside
 
+    @cached_property
+    def _weights(self) -> list[nn.Parameter]:
+        return [weight for module in modules_of(self.potential) for weight in module.parameters()]
+
     def _watched(self, energy: Tensor, known: float | Tensor) -> float | Tensor:
         """Return a log Z that is a number, which warns when a gradient asks for its slope along the weights."""
         learned = isinstance(known, Tensor) and known.requires_grad
         if learned or not energy.requires_grad:
             return known
-        return watched(
-            known if isinstance(known, Tensor) else energy.new_tensor(known),
-            self.potential,
-            "the gradient along the weights of an energy lacks that of log Z, which log_prob was given as a number, so "
-            "weights that follow it are biased: learn them by ebm.marginal(), with log_normalizer=Contrastive(…) or by "
-            "energyppl.fit, or freeze them by requires_grad_(False)",
-        )
+        return watched(known if isinstance(known, Tensor) else energy.new_tensor(known), self._weights)
 
     def _some_point(self, like: Tensor) -> Tensor:
         try:

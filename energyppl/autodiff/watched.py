@@ -1,7 +1,7 @@
 """Values without a gradient along weights, which warn where one is asked for."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
@@ -9,24 +9,28 @@ import torch
 from torch import Tensor
 
 from energyppl.autodiff.private import is_transformed
-from energyppl.autodiff.structure import modules_of
 from energyppl.errors import warn_user
 
 __all__ = ["watched"]
 
+_BIASED = (
+    "the gradient along the weights of an energy lacks that of log Z, which log_prob was given as a number, so weights "
+    "that follow it are biased: learn them by ebm.marginal(), with log_normalizer=Contrastive(…) or by energyppl.fit, "
+    "or freeze them by requires_grad_(False)"
+)
 
-def watched(value: Tensor, potential: object, sentence: str) -> Tensor:
-    """Return a value that warns when a backward pass comes by on its way to the weights of a potential's modules.
+
+def watched(log_z: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Return a log Z that warns when a backward pass comes by on its way to the weights of its energy.
 
     A gradient along points alone, as chains ask for it, never does; nor is one known under ``torch.func``.  Pyro's
     inference goes back to all weights, but learns those of its parameter store alone.
     """
     if not torch.is_grad_enabled() or is_transformed():
-        return value
-    weights = [p for module in modules_of(potential) for p in module.parameters() if p.requires_grad]
-    if not weights or (_asked_by_pyro() and not _learned_by_pyro(weights)):
-        return value
-    found: Tensor = _Watched.apply(value, sentence, *weights)  # type: ignore[no-untyped-call]
+        return log_z
+    if not any(weight.requires_grad for weight in weights) or (_asked_by_pyro() and not _learned_by_pyro(weights)):
+        return log_z
+    found: Tensor = _Watched.apply(log_z, *weights)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -39,7 +43,7 @@ def _asked_by_pyro() -> bool:
     return False
 
 
-def _learned_by_pyro(weights: Iterable[torch.Tensor]) -> bool:
+def _learned_by_pyro(weights: Sequence[Tensor]) -> bool:
     learned = {id(value) for _, value in pyro.get_param_store().named_parameters()}
     return any(id(weight) in learned for weight in weights)
 
@@ -48,11 +52,11 @@ class _Watched(torch.autograd.Function):
     """A value that depends on weights for autograd's bookkeeping only."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, sentence: str, *weights: Tensor) -> Tensor:
-        ctx.sentence, ctx.count = sentence, len(weights)
+    def forward(ctx: Any, value: Tensor, *weights: Tensor) -> Tensor:
+        ctx.count = len(weights)
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
-        warn_user(ctx.sentence)
-        return None, None, *[None] * ctx.count
+        warn_user(_BIASED)
+        return None, *[None] * ctx.count
