@@ -16,6 +16,7 @@ from scipy.special import ndtr
 
 from energyppl._numerals import plain
 from energyppl.data.monotone import (
+    MAPS,
     Array,
     Atoms,
     Base,
@@ -84,7 +85,7 @@ class Numbers:
 
     def nearest(self, value: float) -> float:
         """Return the nearest value of the column's lattice, beyond its ends too; of a continuous column the value."""
-        return self.low + round((value - self.low) / self.gap) * self.gap if self.gap else value
+        return float(self._lattice(np.float64(value))) if self.gap else value
 
     def encode(self, x: Array, u: Array) -> tuple[Array, Array]:
         """Return coordinates ``(n, 1)`` and log weights ``(n,)`` of values ``(n,)``, by uniform numbers ``(n, 1)``."""
@@ -108,9 +109,13 @@ class Numbers:
             z[own], weight[own] = draws, np.log(end - start) - log_normal(draws)
         return z[:, None], weight
 
+    def _lattice(self, x: Any) -> Any:
+        """Return the nearest values of the lattice, beyond its ends too."""
+        return self.low + np.rint((x - self.low) / self.gap) * self.gap
+
     def _on_lattice(self, x: Array) -> Array:
         """Return values without their rounding, so that none leaves its cell: float32 keeps about seven digits."""
-        nearest = self.low + np.rint((x - self.low) / self.gap) * self.gap
+        nearest = self._lattice(x)
         return np.where(np.abs(x - nearest) < _ROUNDING * self.gap, nearest, x)
 
     def decode(self, z: Array, *, rounded: bool = True) -> Array:
@@ -126,7 +131,7 @@ class Numbers:
         if not rounded:
             return x
         if self.gap:
-            x = self.low + np.rint((x - self.low) / self.gap) * self.gap
+            x = self._lattice(x)
         if self.decimals is not None:
             x = np.round(x, self.decimals)
             x = x if self.gap else self.base.inside(x, 10.0**-self.decimals)
@@ -147,14 +152,14 @@ class Numbers:
         """
         parts = {name: from_tree(part, tree[name]) for name, part in _PARTS.items()}
         found = cls(**parts, **{name: tree[name] for name in ("kind", "gap", "low", "high", "decimals")})
-        plain = found.kind in _KINDS and all(isinstance(n, float | int) for n in (found.gap, found.low, found.high))
+        known = found.kind in _KINDS and all(isinstance(n, float | int) for n in (found.gap, found.low, found.high))
         decimals = found.decimals is None or (type(found.decimals) is int and 0 <= found.decimals < 300)
-        if not (plain and decimals and 0.0 <= found.gap < np.inf and found.low < found.high and found.base is not None):
+        if not (known and decimals and 0.0 <= found.gap < np.inf and found.low < found.high and found.base is not None):
             raise ValueError(f"a column of numbers has the range {found.low} to {found.high} and steps of {found.gap}")
         return found
 
 
-_KINDS = ("none", "log", "logit", "asinh", "quantile")
+_KINDS = (*MAPS, "quantile")
 _PARTS: dict[str, type[Any]] = {"base": Base, "spline": Spline, "atoms": Atoms}
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from energyppl._checks import checked
 
-__all__ = ["decimals_of", "find_grid", "requantize", "smallest_gaps"]
+__all__ = ["decimals_of", "find_grid", "gap_of", "requantize", "smallest_gaps"]
 
 Array = NDArray[np.float64]
 
@@ -68,9 +68,22 @@ def decimals_of(column: Array) -> int | None:
     return None
 
 
+def gap_of(grid: Array) -> float:
+    """Return the gap of a lattice, over all of its length; the smallest one of other values, and 0 of none.
+
+    The values of a lattice are those that occur, in float32 off by some of its last digits: a single gap is less exact
+    than their mean, by a whole step after some thousands.
+    """
+    if len(grid) < 2:
+        return 0.0
+    gaps = np.diff(grid)
+    even = gaps.max() < 1.1 * gaps.min()
+    return float(gaps.mean() if even else gaps.min())
+
+
 def smallest_gaps(grids: Sequence[Array]) -> tuple[float, ...]:
     """Return the smallest gap between the values of each discrete column, 0 for a continuous one."""
-    return tuple(float(np.diff(grid).min()) if len(grid) > 1 else 0.0 for grid in grids)
+    return tuple(map(gap_of, grids))
 
 
 @checked

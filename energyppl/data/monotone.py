@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-__all__ = ["Atoms", "Base", "Spline", "fit_spline", "require_rising"]
+__all__ = ["MAPS", "Atoms", "Base", "Spline", "fit_spline", "require_rising"]
 
 Array = NDArray[np.float64]
 
 _FARTHEST = 8.0  # normal scores beyond are taken as this where probabilities are needed
-_KINDS = ("none", "log", "logit", "asinh")
+MAPS = ("none", "log", "logit", "asinh")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Base:
             ValueError: otherwise.
         """
         ends = [self.low, self.high, self.sign]
-        plain = self.kind in _KINDS and all(isinstance(end, float | int) and np.isfinite(end) for end in ends)
+        plain = self.kind in MAPS and all(isinstance(end, float | int) and np.isfinite(end) for end in ends)
         fits = plain and self.sign in (-1, 1)
         if not fits or (self.kind == "logit" and self.low >= self.high) or (self.kind == "asinh" and self.high <= 0):
             raise ValueError(f"a column's map is {self.kind!r} with {ends}")

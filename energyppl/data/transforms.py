@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from energyppl._checks import checked
 from energyppl.data.columns import KINDS, Categories, Coordinates, FewValues, Numbers, TwoValues
-from energyppl.data.grids import decimals_of
+from energyppl.data.grids import decimals_of, gap_of
 from energyppl.data.monotone import Atoms, Base, fit_spline
 from energyppl.data.tables import Table
 from energyppl.errors import InvalidInput
@@ -224,7 +224,7 @@ def _choose(name: str, x: Array, grid: Array, categories: int, dtype: str, kind:
         shares = (counts + 0.5) / (counts.sum() + 0.5 * len(values))
         edges = np.concatenate([[0.0], np.cumsum(shares)])
         return FewValues(values, edges / edges[-1])
-    gap = _gap(grid)
+    gap = gap_of(grid)
     if not gap and dtype.lower().startswith(("int", "uint")):
         gap = 1.0
     atoms = None if gap or kind not in ("auto", "quantile") else _atoms(x)
@@ -243,19 +243,6 @@ def _choose(name: str, x: Array, grid: Array, categories: int, dtype: str, kind:
     named = "quantile" if quantile else ("none" if base.kind == "none" else base.kind)
     low, high = _range(ends, base, gap)
     return Numbers(named, base, spline, atoms, gap, low, high, decimals_of(smooth))
-
-
-def _gap(grid: Array) -> float:
-    """Return the gap of a lattice, over all of its length; the smallest one of other values, and 0 of none.
-
-    The values of a lattice are those that occur, in float32 off by some of its last digits: a single gap is less exact
-    than their mean, by a whole step after some thousands.
-    """
-    if not len(grid):
-        return 0.0
-    gaps = np.diff(grid)
-    even = gaps.max() < 1.1 * gaps.min()
-    return float(gaps.mean() if even else gaps.min())
 
 
 def _atoms(x: Array) -> Atoms | None:
