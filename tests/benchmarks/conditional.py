@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 import energyppl as ep
 from energyppl.data.tables import dequantize, table_from_array
+from tests.benchmarks.likelihood import read_arrays
 
 TABLES = ("airfoil", "concrete", "wine", "energy")
 GRID = 3000
@@ -334,9 +335,7 @@ def main(arguments: list[str]) -> None:
         against_truth(truth, args.rows, args.steps, seed, args.contexts)
     if args.file is None:
         return
-    with np.load(args.file, allow_pickle=False) as archive:
-        chosen = {name: archive[name].astype(np.float64) for name in args.tables}
-    for name, values in chosen.items():
+    for name, values in read_arrays(args.file, args.tables).items():
         over_splits(name, values, args.steps, args.splits)
 
 

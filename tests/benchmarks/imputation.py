@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 import energyppl as ep
+from tests.benchmarks.likelihood import read_arrays
 
 Array = NDArray[np.float64]
 _NEIGHBOURS = 10
@@ -131,9 +132,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rows", type=int, default=0)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    with np.load(args.file, allow_pickle=False) as archive:
-        chosen = {name: archive[name].astype(np.float64) for name in args.arrays}
-    for name, values in chosen.items():
+    for name, values in read_arrays(args.file, args.arrays).items():
         for seed in range(args.seeds):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # scikit-learn's, of sweeps that have not converged

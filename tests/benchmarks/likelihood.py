@@ -204,6 +204,12 @@ def _error(rows: Tensor) -> float:
     return float(rows.std()) / math.sqrt(len(rows))
 
 
+def read_arrays(file: Path, names: list[str]) -> dict[str, NDArray[np.float64]]:
+    """Return arrays of an .npz file by name, in float64."""
+    with np.load(file, allow_pickle=False) as archive:
+        return {name: archive[name].astype(np.float64) for name in names}
+
+
 def main(arguments: list[str]) -> None:
     """One line for each split of each table, and one for all of a table's splits."""
     parser = argparse.ArgumentParser(prog="likelihood", description=__doc__)

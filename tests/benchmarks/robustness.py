@@ -21,13 +21,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import energyppl as ep
 from tests.benchmarks.density import gap
-from tests.benchmarks.likelihood import split
+from tests.benchmarks.likelihood import read_arrays, split
 
 RATES = (5e-4, 1e-3, 2e-3)  # on the checkerboard
 FACTORS = (0.5, 1.0, 2.0)  # of the rate that suits a table
@@ -71,9 +70,7 @@ def on_table(rows: Sequence[Tensor], rate: float, seed: int, updates: int | None
 def table_cases(file: Path, arrays: list[str]) -> dict[str, Run]:
     """Return a run for each table and rate, by name."""
     cases: dict[str, Run] = {}
-    with np.load(file, allow_pickle=False) as archive:
-        values = {name: archive[name].astype(np.float64) for name in arrays}
-    for name, table in values.items():
+    for name, table in read_arrays(file, arrays).items():
         *rows, _ = split(table, 0)
         objective = ep.objectives.LevelScoreMatching()
         usual = objective.default_learning_rate(ep.models.model_of_columns(table.shape[1])) or 1e-3

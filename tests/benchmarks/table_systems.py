@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import energyppl as ep
 from tests.benchmarks.budget import training_within
-from tests.benchmarks.likelihood import split
+from tests.benchmarks.likelihood import read_arrays, split
 from tests.benchmarks.warm_systems import chains_at_data, close_levels, in_coordinates_of, joint
 
 RATE = 2e-4  # of what goes on from trained weights
@@ -208,8 +208,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seconds", type=float, default=25.0)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    with np.load(args.file, allow_pickle=False) as archive:
-        chosen = {name: archive[name].astype(np.float64) for name in args.arrays}
-    for name, values in chosen.items():
+    for name, values in read_arrays(args.file, args.arrays).items():
         for seed in range(args.first, args.first + args.splits):
             compare(values, args.systems, seed, args.seconds, name)
