@@ -108,7 +108,7 @@ print(
     f"energy-distance test against fresh data: p = {test.p_value:.2f}"
 )
 titles = ["white noise", *[f"level {t}" for t in reversed(range(ebm.schedule.levels))]]
-plots.show(plots.noise_to_data(found.path, titles, title="From noise to data, in coordinates of unit variance"), "01_path")
+plots.show(plots.noise_to_data(found.path, titles, title="From noise to data, in units of the deviation"), "01_path")
 plots.show(plots.scatter_panels({"data": data[:2000], "samples": x}, title="Data and samples"), "01_samples")
 
 # %% [markdown]

@@ -47,10 +47,10 @@ guessed = ep.sample_chains(ep.HMC(0.4, 10), banana, draws=DRAWS, warmup=0, init=
 print("a guessed step:", *guessed.problems() or ["nothing noticed"], sep="\n  ")
 
 # %% [markdown]
-# The banana's tips are sharp.  A guessed step is too long there: trajectories fly off, and chains stay where they should
-# leave.  A warm-up looks for a step that suits all places, since a divergence counts for more than a rejection.  If
-# `problems()` still finds something, it says what to do; on sharp targets that is mostly to ask for shorter steps, by
-# a higher `target_acceptance`.
+# The banana's tips are sharp.  A guessed step is too long there: trajectories fly off, and chains stay where they
+# should leave.  A warm-up looks for a step that suits all places, since a divergence counts for more than a rejection.
+# If `problems()` still finds something, it says what to do; on sharp targets that is mostly to ask for shorter steps,
+# by a higher `target_acceptance`.
 
 # %%
 runs = {"a guessed step": guessed}

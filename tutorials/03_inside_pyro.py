@@ -303,6 +303,7 @@ plots.show(
         {"before the votes": x[:2_000, :2], "after the votes": share[:2_000, :2]},
         title="Shares of the first two",
         extent=(0.0, 1.0, 0.0, 1.0),
+        labels=("share of the first", "share of the second"),
     ),
     "03_simplex",
 )

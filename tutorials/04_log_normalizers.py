@@ -48,7 +48,8 @@ plots.show(plots.log_weight_histogram(bridge, title="Forward and reverse runs cr
 plots.show(plots.temperature_plot(forward, title="Temperatures of the forward run"), "04_temperatures")
 
 # %% [markdown]
-# Longer runs bring the bounds together; `tolerance` goes on until the interval is as narrow as you ask.
+# Longer runs bring the bounds together.  Each interval holds the truth with a probability of 95 %, so of the eight in
+# the picture one may well miss it.  `tolerance` goes on until the interval is as narrow as you ask.
 
 # %%
 budgets: dict[str, list[ep.LogNormalizer]] = {"a plain Gaussian base": [], "a base fitted to samples": []}
