@@ -14,10 +14,10 @@ __all__ = ["LengthAdapter", "LengthState", "Moments", "updated"]
 
 # The criterion.
 _MEMORY = 25.0  # steps that averages reach back
-_COST_EXPONENT = 0.75  # of what a draw costs: below 1, because slow modes that one draw's autocorrelation hardly shows gain
-# In lengths of a step: a trajectory of length T costs about .65 T/ε + ½ gradients, and the rest of a draw as much as one
-# more where energies are cheap (three of a banana's at 64 chains, a perceptron's at 64, nothing of a large network's).
-# Beside none it gave 1.08 times the effective samples a second on nine cases, and as many for each gradient.
+_COST_EXPONENT = 0.75  # below 1, because slow modes that one draw's autocorrelation hardly shows gain
+# In lengths of a step: a trajectory of length T costs about .65 T/ε + ½ gradients, and the rest of a draw about one
+# more where energies are cheap (three of a banana's at 64 chains, one of a perceptron's, nothing of a large network's).
+# With it nine cases gave 1.08 times the effective samples a second, and as many for each gradient.
 _FIXED_COST = (0.5 + 1.0) / 0.65
 _DIRECTIONS = 4  # widest ones, that are followed beside the coordinates
 _WORST = 4.0  # how much more the slowest functions count than the others
