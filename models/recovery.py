@@ -91,7 +91,7 @@ class RecoveryEBM(LevelEnergies):
 
     @property
     def denoises(self) -> bool:
-        """True if samples come by the energy's own denoiser, as in continuous networks of images with no initializer."""
+        """True if samples come by the energy's own denoiser, as in continuous image networks without initializer."""
         continuous = bool(getattr(self.net, "continuous", False))
         return continuous and len(self.event_shape) == 3 and self.initializer is None
 
