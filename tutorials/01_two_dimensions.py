@@ -6,7 +6,7 @@
 # to one.  Energies, log Z and log densities are in *nats*: one nat more of energy is a factor of e less of density.  In
 # two dimensions everything can be checked against the truth, so that is where to learn how such a model behaves.
 #
-# It takes about three minutes on two cores; smaller numbers in the first cell make it shorter.
+# It takes about a minute on one core; smaller numbers in the first cell make it shorter.
 
 # %%
 import math

@@ -6,7 +6,7 @@
 # give more than more draws: they can be compared, and a chain that is stuck, lost or in one mode of many differs from
 # the others.
 #
-# It takes less than a minute; smaller numbers in the first cell make it shorter.
+# It takes about half a minute on one core; smaller numbers in the first cell make it shorter.
 
 # %%
 import warnings

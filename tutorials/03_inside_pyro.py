@@ -4,7 +4,7 @@
 # Two roads meet here.  Every Pyro model is an energy of its unconstrained latent values, so the chains of tutorial 02
 # run on it as it is.  And every energy is a Pyro distribution, so a learned one can be the prior of a Bayesian model.
 #
-# It takes less than a minute; smaller numbers in the first cell make it shorter.
+# It takes about two minutes on one core; smaller numbers in the first cell make it shorter.
 
 # %%
 import time

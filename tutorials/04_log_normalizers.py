@@ -4,7 +4,7 @@
 # An energy gives a density up to a constant, p(x) = exp(−U(x)) / Z.  Likelihoods and model comparison need log Z, and
 # an error bar that holds.
 #
-# It takes about two minutes; smaller numbers in the first cell make it shorter.
+# It takes about a minute on one core; smaller numbers in the first cell make it shorter.
 
 # %%
 import math
