@@ -9,7 +9,6 @@
 # It takes about two minutes; smaller numbers in the first cell make it shorter.
 
 # %%
-
 import pyro
 import torch
 
