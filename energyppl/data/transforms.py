@@ -172,6 +172,28 @@ class TableTransform:
             outside |= ~np.isfinite(own).all(1) | ~np.isfinite(log_weight)
         return np.nan_to_num((z - self.loc) / self.scale, posinf=_BEYOND, neginf=-_BEYOND), outside
 
+    def jumping(self) -> tuple[int, ...]:
+        """Return the numbers of the columns whose values have cells that :meth:`jump` goes between."""
+        return tuple(j for j, column in enumerate(self.columns) if not isinstance(column, Numbers))
+
+    def jump(self, z: Array, j: int, u: Array) -> tuple[Array, Array]:
+        """Take rows to another value of a column: the same place in its cell.
+
+        Args:
+            z: coordinates ``(n, D)``.
+            j: the column's number, of :meth:`jumping`.
+            u: uniform numbers ``(n,)`` that choose the values; the way back is as likely to be chosen.
+
+        Returns:
+            Coordinates ``(n, D)``, and the logarithm of the slope of the map, ``(n,)``.
+        """
+        column, place = self.columns[j], self.places()[j]
+        assert not isinstance(column, Numbers)
+        loc, scale, found = self.loc[place], self.scale[place], z.copy()
+        there, log_slope = column.jump(z[:, place] * scale + loc, u)
+        found[:, place] = (there - loc) / scale
+        return found, log_slope
+
     def part(self, names: Sequence[str]) -> "TableTransform":
         """Return the transform of some of the columns, in the order of ``names``."""
         chosen, places = [self.names.index(name) for name in names], self.places()

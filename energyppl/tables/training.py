@@ -315,7 +315,7 @@ def _completed(
     )
     gaps = torch.isnan(prepared.z).any(1)
     with doing("filling the gaps by draws of this first model", show=progress):
-        z[gaps] = draw_unknown(ebm, prepared.z[gaps]).to(z)
+        z[gaps] = draw_unknown(ebm, prepared.z[gaps], transform=prepared.transform).to(z)
     if kept is not None:
         save_checkpoint(kept, {"key": _key(prepared, settings), "z": z, "weights": dict(ebm.state_dict())})
         if early is not None:
