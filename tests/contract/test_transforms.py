@@ -40,6 +40,7 @@ COLUMNS: dict[str, tuple[Callable[[np.random.Generator], Array], str]] = {
     "tenths": (lambda rng: rng.normal(10.0, 8.0, N).round(1), "as it is, in steps of 0.1"),
     "counts": (lambda rng: rng.negative_binomial(1, 0.03, N), "by its log, in steps of 1"),
     "few counts": (lambda rng: rng.poisson(3.0, N), "values, by their shares of the normal scores"),
+    "a design's values": (lambda rng: np.array([1.0, 3.0, 28.0, 90.0])[rng.integers(4, size=N)], "4 values, by"),
     "uneven values": (lambda rng: np.array([0.0, 1.0, 2.37])[rng.integers(3, size=N)], "3 values, by"),
 }
 
