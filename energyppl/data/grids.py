@@ -33,8 +33,8 @@ def find_grid(column: Array) -> Array:
     if len(values) < 2 or counts[counts > 1].sum() <= 0.5 * len(column):
         return np.empty(0)
     gaps = np.diff(values)
-    # One gap of float32 is off by its last digits, which over thousands of steps make a whole one: each value's place is
-    # counted from its neighbour's, and the gap measured over all of them.
+    # One gap of float32 is off by its last digits, which make a whole step over thousands of them: each value's place
+    # is counted from its neighbour's, and the gap measured over all of them.
     steps = np.concatenate([[0.0], np.cumsum(np.round(gaps / gaps[gaps < 1.5 * gaps.min()].mean()))])
     position = (values - values[0]) / (values[-1] - values[0]) * steps[-1]
     if (np.abs(position - steps) < 0.02).all() and steps[-1] <= _LONGEST_GRID:

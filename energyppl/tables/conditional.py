@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from energyppl.autodiff.bound import bind
-from energyppl.inference.kernels.langevin import MALA
 from energyppl.data.transforms import TableTransform
+from energyppl.inference.kernels.langevin import MALA
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.potentials.algebra import Potential
 
@@ -117,6 +117,8 @@ def jump(ebm: RecoveryEBM, transform: TableTransform, x: Tensor, free: Tensor | 
     energy = potential(x).double()
     for j in transform.jumping():
         place = transform.places()[j]
+        if free is not None and not bool(free[:, place.start].any()):
+            continue
         z, log_slope = transform.jump(
             ebm.from_unit(x).double().cpu().numpy(), j, torch.rand(len(x), dtype=torch.float64).numpy()
         )

@@ -293,9 +293,7 @@ class TableModel:
             return drawn, torch.as_tensor(own).to(drawn.device)
 
         log_weight = torch.as_tensor(weight).to(z.device)
-        chained = draw_unknown(
-            self.ebm, z, redraw if spread else None, log_weight, transform=self.transform, tick=tick
-        )
+        chained = draw_unknown(self.ebm, z, redraw if spread else None, log_weight, transform=self.transform, tick=tick)
         return np.where(np.isnan(values), self.decode(chained), values)
 
 
