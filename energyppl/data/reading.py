@@ -150,10 +150,9 @@ def _read_excel(path: Path, sheet: str | None, decimal: str) -> pd.DataFrame:
     head = [["" if value != value else str(value).strip() for value in row] for row in cells[:_SAMPLE].to_numpy()]
     named = _has_names(head)
     frame = cells[1:] if named else cells
-    frame = frame.map(partial(_plain_cell, decimal=decimal)).reset_index(drop=True).infer_objects()
-    texts = [j for j, kind in enumerate(frame.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
-    for j in texts:
-        frame.isetitem(j, grouped_numbers(frame.iloc[:, j], decimal))
+    stripped = frame.map(lambda value: value.strip() if isinstance(value, str) else value)
+    frame = stripped.apply(grouped_numbers, decimal=decimal).map(partial(_plain_cell, decimal=decimal))
+    frame = frame.reset_index(drop=True).infer_objects()
     frame.columns = pd.Index(head[0] if named else [f"c{i}" for i in range(frame.shape[1])])
     frame = _named(frame, str(path))
     frame.attrs["unnamed"] = not named
@@ -161,11 +160,8 @@ def _read_excel(path: Path, sheet: str | None, decimal: str) -> pd.DataFrame:
 
 
 def _plain_cell(value: Any, decimal: str) -> Any:
-    """Return a text without spaces around it, and with a point in a number that has a decimal comma."""
-    if not isinstance(value, str):
-        return value
-    value = value.strip()
-    return value.replace(",", ".") if decimal == "," and _is_numeral(value) else value
+    """Return a text that is a number with a decimal comma with a point in its place."""
+    return value.replace(",", ".") if isinstance(value, str) and decimal == "," and _is_numeral(value) else value
 
 
 def _marks() -> list[str]:
