@@ -125,8 +125,7 @@ class EnergyDistribution(dist.TorchDistribution):
 
     def __repr__(self) -> str:
         """Show the shapes: torch would list parameters, of which an energy has none."""
-        shapes = f"batch_shape: {tuple(self.batch_shape)}, event_shape: {tuple(self.event_shape)}"
-        return f"{type(self).__name__}({shapes})"
+        return f"{type(self).__name__}(batch_shape: {tuple(self.batch_shape)}, event_shape: {tuple(self.event_shape)})"
 
     @property
     def like(self) -> Tensor:
