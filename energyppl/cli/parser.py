@@ -131,7 +131,9 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--given", type=_values, metavar="A=1,B=x", help="values of some columns, given which the others are drawn"
     )
-    parser.add_argument("--label", metavar="NAME", help="draw images of this class")
+    parser.add_argument(
+        "--label", metavar="NAME", help="draw images of this class (default: of all, as often as in training)"
+    )
     parser.add_argument("--guidance", type=float, metavar="W", help="how much to sharpen the class (default: 1)")
     parser.add_argument(
         "--out",
