@@ -174,8 +174,8 @@ def columns_of_frame(
         names, where = ", ".join(commas), next(iter(commas.values()))
         problems.insert(
             0,
-            f"{names} hold{'s' if len(commas) == 1 else ''} numbers with commas, such as {where} (pass decimal=',' "
-            "(--decimal ,) if they are decimal commas; else write nothing between thousands)",
+            f"{names} hold{'s' if len(commas) == 1 else ''} numbers with commas, such as {where} (read the file with "
+            "decimal=',' (--decimal ,) if they are decimal commas; else write nothing between thousands)",
         )
     if dates:
         problems.insert(
