@@ -97,13 +97,13 @@ def score(
 
 def _complete(table: Table) -> tuple[NDArray[np.int64], Array]:
     """Return the rows without missing cells, by number and value."""
-    gaps: NDArray[np.bool_] = table.missing.any(1)
+    gaps = np.asarray(table.missing.any(1))
     if gaps.all():
         raise InvalidInput(f"{table.source} must have rows without missing cells to score; got none: impute them first")
     if gaps.any():
         warn_user(
-            f"{int(gaps.sum())} of {len(gaps)} rows of {table.source} have missing cells, and no score: they are left out; "
-            "impute them first to score them"
+            f"{int(gaps.sum())} of {len(gaps)} rows of {table.source} have missing cells, and no score: they are left "
+            "out; impute them first to score them"
         )
     return np.flatnonzero(~gaps), table.values[~gaps]
 

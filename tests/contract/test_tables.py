@@ -103,7 +103,7 @@ def test_csv_dialects(tmp_path: Path, text: str, columns: tuple[str, ...]) -> No
         ("a,b\n", "at least 10 rows"),
         (
             "a;b\n" + "".join(f"{i},5;{i * i},25\n" for i in range(12)),
-            r"'a', 'b' hold numbers with commas, such as '0,5' in line 2 \(read the file with decimal=',' \(--decimal ,\)",
+            r"'a', 'b' hold numbers with commas, such as '0,5' in line 2 \(read the file with decimal=','",
         ),
         ("a,b\n" + "".join(f"{i / 2},7\n" for i in range(12)), r"constant: 'b' \(drop it\)"),
     ],
