@@ -185,7 +185,7 @@ def _impute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=_path, metavar="RUN", help="folder that fit made")
     _table_file(parser)
     parser.add_argument("--out", type=_path, required=True, metavar="FILE", help=f"{_WRITTEN} file for the best values")
-    parser.add_argument("--draws", type=int, default=20, metavar="M", help="of each missing cell")
+    parser.add_argument("--draws", type=int, default=40, metavar="M", help="of each missing cell")
     parser.add_argument(
         "--multiple", type=int, default=0, metavar="M", help="completed tables to write besides, one for each draw"
     )
