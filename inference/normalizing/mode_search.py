@@ -83,7 +83,7 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
 
     Args:
         target: the energy U.
-        x: where the first descents begin, ``(n, *event)``.
+        x: where the first descents begin, ``(n, *event)``, and a quarter of the first round's.
         starts: descents in a round.
 
     Raises:
@@ -93,6 +93,9 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
     radius, tried = _reach(framed, x)
     cost += tried
     begin, step = _scattered(x, starts, radius)
+    own = min(len(x), starts // _AGAIN)  # about the target's own origin, where the first basin may hide a narrow one
+    begin[:own] = framed.to_unit(x[:own])
+    step[:own] = (0.1 / framed.factor.diagonal()).clamp(min=_CLOSE).reshape(x.shape[1:])
     ends, rounds = x[:0], list[_Chains]()
     while True:
         low, energy, tried = _descend(framed, begin, step, _STEPS, _CLOSE)
@@ -182,7 +185,7 @@ def _scattered(x: Tensor, count: int, radius: float) -> tuple[Tensor, Tensor]:
     """
     far = torch.exp(math.log(radius) * torch.rand(count, *[1] * (x.dim() - 1))).to(x)
     begin = far * torch.randn(count, *x.shape[1:]).to(x)
-    return begin, (0.1 * far).expand_as(begin)
+    return begin, (0.1 * far).expand_as(begin).clone()
 
 
 def _between(ends: Tensor, count: int) -> Tensor:
