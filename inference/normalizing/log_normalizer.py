@@ -142,19 +142,8 @@ def _estimate(
             bar.update(runs.evaluations - before)
             found = _conclude(target, path, runs, method, confidence)
             bar.set_postfix_str(f"{found.estimate:.4f} ± {found.standard_error:.2g}")
-            if plan and (finer := agreed(finer_by(found, runs.evaluations - before, path.evaluations))) > 1.0:
-                path, runs, before = (
-                    path.stretched(finer * path.temperatures),
-                    _Runs(runs.evaluations),
-                    runs.evaluations,
-                )
-                _batch(path, runs, method, draws)
-                found = _conclude(target, path, runs, method, confidence)
             if plan:
-                batches = agreed(batches_wanted(found, runs.evaluations - before, path.evaluations))
-                for _ in range(batches - 1):
-                    _batch(path, runs, method, draws)
-                found = _conclude(target, path, runs, method, confidence, batches)
+                path, runs, found = _as_planned(target, path, runs, method, confidence, found)
             stopped = agreed(
                 _why_stop(found, runs, method, tolerance, max_evaluations, runs.evaluations - before, draws)
             )
@@ -162,6 +151,25 @@ def _estimate(
                 break
     asked = tolerance is not None or max_evaluations is not None
     return agreed(replace(found, seconds=time.perf_counter() - began, stopped=stopped if asked else None))
+
+
+def _as_planned(
+    target: Potential, path: AnnealingPath, runs: _Runs, method: Annealing, confidence: float, first: LogNormalizer
+) -> tuple[AnnealingPath, _Runs, LogNormalizer]:
+    """Run over more temperatures and in more batches, as the first batch says; no draws of the target are known."""
+    spent = sum(everyone(path.evaluations))
+    before, found = spent, first
+    if (finer := agreed(finer_by(first, runs.evaluations - before, spent))) > 1.0:
+        before = runs.evaluations
+        path, runs = path.stretched(finer * path.temperatures), _Runs(before)
+        _batch(path, runs, method, None)
+        found = _conclude(target, path, runs, method, confidence)
+    batches = agreed(batches_wanted(found, runs.evaluations - before, spent))
+    if batches > 1:
+        for _ in range(batches - 1):
+            _batch(path, runs, method, None)
+        found = _conclude(target, path, runs, method, confidence, batches)
+    return path, runs, found
 
 
 def _problem(
