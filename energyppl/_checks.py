@@ -7,7 +7,7 @@ import math
 import numbers
 import os
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -339,6 +339,8 @@ def _is_kind(value: Any, hint: Any) -> bool:
     if origin is dict:
         key, item = get_args(hint)
         return isinstance(value, dict) and all(_is_kind(k, key) and _is_kind(v, item) for k, v in value.items())
+    if origin is Iterable:  # whose items can be taken once only
+        return isinstance(value, Iterable) and not isinstance(value, (str, Mapping, Tensor))
     if origin in (Sequence, list, tuple):
         parts = get_args(hint)
         if not isinstance(value, Tensor) and callable(getattr(value, "tolist", None)):  # numpy's and pandas' own

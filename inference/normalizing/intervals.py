@@ -93,10 +93,15 @@ def island_means(log_weights: Tensor, particles: int) -> Tensor:
 
 
 def _by_islands(log_weights: Tensor, particles: int) -> tuple[float, float]:
-    """Return the log mean weight, and its standard error from groups of particles."""
-    parts = island_means(log_weights, particles)
-    error = float(parts.std()) / math.sqrt(len(parts)) if bool(torch.isfinite(parts).all()) else math.inf
-    return float(log_mean_exp(log_weights)), error
+    """Return the log mean weight, and its standard error from groups of particles.
+
+    The error is the larger one of the delta method's, from the spread of Z, and that from the spread of log Z: a few
+    groups of heavy-tailed weights make either one too small.
+    """
+    parts, mean = island_means(log_weights, particles), float(log_mean_exp(log_weights))
+    if not bool(torch.isfinite(parts).all()):
+        return mean, math.inf
+    return mean, float(torch.maximum(parts.std(), torch.exp(parts - mean).std())) / math.sqrt(len(parts))
 
 
 def _disagreement(forward: Tensor, reverse: Tensor, estimate: float, alone: float, error: float) -> list[str]:
