@@ -69,7 +69,9 @@ def append_dims(value: Tensor, x: Tensor) -> Tensor:
     Raises:
         InvalidInput: if there are other points.
     """
-    if any(own not in (1, of) for own, of in zip(value.shape, x.shape, strict=False)) or value.dim() > x.dim():
+    if value.shape != x.shape[: value.dim()] and (
+        value.dim() > x.dim() or any(own not in (1, of) for own, of in zip(value.shape, x.shape, strict=False))
+    ):
         raise InvalidInput(
             f"values must be one number or one for each point; got {shape_text(value.shape)} for points "
             f"{shape_text(x.shape)}: pass one number, or a tensor of the points' batch shape"

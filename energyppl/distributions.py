@@ -123,9 +123,13 @@ class EnergyDistribution(dist.TorchDistribution):
         """Real points of the event shape, or the support that was given."""
         return of_event_dim(constraints.real, len(self.event_shape)) if self._support is None else self._support
 
+    def __repr__(self) -> str:
+        """Show the shapes: torch would list parameters, of which an energy has none."""
+        return f"{type(self).__name__}(batch_shape: {tuple(self.batch_shape)}, event_shape: {tuple(self.event_shape)})"
+
     @property
     def like(self) -> Tensor:
-        """A tensor with the dtype and device of the draws: those that were given, or else the potential's own."""
+        """A tensor with the dtype and device of the draws; those that were given, or else the potential's own."""
         if self._dtype is not None:
             return self._like
         return self._like.to(dtype=dtype_of(self.potential), device=self.device)

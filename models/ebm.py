@@ -58,7 +58,7 @@ class EBM(OneEnergy, KernelModel):
 
         Args:
             sample_shape: shape of the batch.
-            level: 0.
+            level: the only one there is, 0.
             steps: of each chain, the kernel's step size tuned on the way.
         """
         check_count("steps", steps)

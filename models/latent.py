@@ -93,7 +93,7 @@ class LatentPrior(EBM):
 
     @property
     def tracked_log_z(self) -> float:
-        """Log Z as the second group's weights tell it, in nats: of the network at the last backward pass."""
+        """Log Z as the second group's weights tell it, in nats, of the network at the last backward pass."""
         return float(log_mean_exp(self.log_weights[1]))
 
     def marginal(self, level: int = 0) -> EnergyDistribution:

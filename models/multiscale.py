@@ -122,7 +122,7 @@ class MultiscaleEBM(OneEnergy, EnergyModel):
 
         Args:
             sample_shape: shape of the batch.
-            level: 0.
+            level: the only one there is, 0.
             schedule: the temperatures; if None the paper's 2,700 steps, from the temperature of the noisiest level (the
                 paper's 100 stands for 10 σ0, its noisiest level being 12 σ0).
             step_size: ε, in standardized units; the paper's, a fifth of σ0, if None.

@@ -67,7 +67,7 @@ class RecoveryEBM(LevelEnergies):
 
     @property
     def default_objective(self) -> type[RecoveryLikelihood] | type[LevelScoreMatching]:
-        """Objective of `fit` where none is passed: score matching tied across levels, if the network allows it."""
+        """Objective of `fit` where none is passed; score matching tied across levels, if the network allows it."""
         return LevelScoreMatching if getattr(self.net, "continuous", False) else RecoveryLikelihood
 
     def __init__(
@@ -91,7 +91,7 @@ class RecoveryEBM(LevelEnergies):
 
     @property
     def denoises(self) -> bool:
-        """True if samples come by the energy's own denoiser: of a continuous network of images, without initializer."""
+        """True if samples come by the energy's own denoiser, as in continuous image networks without initializer."""
         continuous = bool(getattr(self.net, "continuous", False))
         return continuous and len(self.event_shape) == 3 and self.initializer is None
 

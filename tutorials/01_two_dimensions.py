@@ -6,7 +6,7 @@
 # to one.  Energies, log Z and log densities are in *nats*: one nat more of energy is a factor of e less of density.  In
 # two dimensions everything can be checked against the truth, so that is where to learn how such a model behaves.
 #
-# It takes about three minutes on two cores; smaller numbers in the first cell make it shorter.
+# It takes about a minute on one core; smaller numbers in the first cell make it shorter.
 
 # %%
 import math
@@ -108,7 +108,7 @@ print(
     f"energy-distance test against fresh data: p = {test.p_value:.2f}"
 )
 titles = ["white noise", *[f"level {t}" for t in reversed(range(ebm.schedule.levels))]]
-plots.show(plots.noise_to_data(found.path, titles, title="From noise to data"), "01_path")
+plots.show(plots.noise_to_data(found.path, titles, title="From noise to data, in units of the deviation"), "01_path")
 plots.show(plots.scatter_panels({"data": data[:2000], "samples": x}, title="Data and samples"), "01_samples")
 
 # %% [markdown]
@@ -140,7 +140,7 @@ for name, objective in recipes.items():
     kept = run.finish()
     gaps[name] = (kept.column("step"), kept.column("energy_gap"))
     print(f"{name}: {outcome}")
-plots.show(plots.training_curves(gaps, title="The energy gap of two recipes"), "01_fixed_steps")
+plots.show(plots.training_curves(gaps, title="The energy gap of two recipes, in nats"), "01_fixed_steps")
 
 # %% [markdown]
 # ## Exercises

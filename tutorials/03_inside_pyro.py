@@ -4,7 +4,7 @@
 # Two roads meet here.  Every Pyro model is an energy of its unconstrained latent values, so the chains of tutorial 02
 # run on it as it is.  And every energy is a Pyro distribution, so a learned one can be the prior of a Bayesian model.
 #
-# It takes less than a minute; smaller numbers in the first cell make it shorter.
+# It takes about two minutes on one core; smaller numbers in the first cell make it shorter.
 
 # %%
 import time
@@ -303,6 +303,7 @@ plots.show(
         {"before the votes": x[:2_000, :2], "after the votes": share[:2_000, :2]},
         title="Shares of the first two",
         extent=(0.0, 1.0, 0.0, 1.0),
+        labels=("share of the first", "share of the second"),
     ),
     "03_simplex",
 )

@@ -4,7 +4,7 @@
 # An energy gives a density up to a constant, p(x) = exp(−U(x)) / Z.  Likelihoods and model comparison need log Z, and
 # an error bar that holds.
 #
-# It takes about two minutes; smaller numbers in the first cell make it shorter.
+# It takes about a minute on one core; smaller numbers in the first cell make it shorter.
 
 # %%
 import math
@@ -48,7 +48,8 @@ plots.show(plots.log_weight_histogram(bridge, title="Forward and reverse runs cr
 plots.show(plots.temperature_plot(forward, title="Temperatures of the forward run"), "04_temperatures")
 
 # %% [markdown]
-# Longer runs bring the bounds together; `tolerance` goes on until the interval is as narrow as you ask.
+# Longer runs bring the bounds together.  Each interval holds the truth with a probability of 95 %, so of the eight in
+# the picture one may well miss it.  `tolerance` goes on until the interval is as narrow as you ask.
 
 # %%
 budgets: dict[str, list[ep.LogNormalizer]] = {"a plain Gaussian base": [], "a base fitted to samples": []}

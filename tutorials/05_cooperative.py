@@ -9,7 +9,6 @@
 # It takes about two minutes; smaller numbers in the first cell make it shorter.
 
 # %%
-
 import pyro
 import torch
 
@@ -35,8 +34,12 @@ ep.fit(plain, data, options=options, progress=False)
 initializer = ep.MLPInitializer((2,), learn_scale=True)
 ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(6), initializer=initializer)
 history = ep.fit(ebm, data, ep.CooperativeRecovery(), options=options, progress=False)
-names = ("energy_gap", "initializer_loss", "initializer_drop")
-curves = {name: ([r.step for r in history.records], [r.values[name] for r in history.records]) for name in names}
+names = {
+    "energy_gap": "energy gap (nats)",
+    "initializer_loss": "the initializer's loss",
+    "initializer_drop": "nats that chains fall from its draws",
+}
+curves = {title: (history.column("step"), history.column(name)) for name, title in names.items()}
 plots.show(plots.training_curves(curves, title="Both networks in training"), "05_training")
 
 # %% [markdown]

@@ -7,7 +7,6 @@
 # It takes about three minutes; smaller numbers in the first cell make it shorter.
 
 # %%
-
 import pyro
 import torch
 from sklearn.datasets import load_digits
@@ -70,7 +69,7 @@ rows = {
     "8, not 3": ep.product(eight, three, weights=[1.5, -0.5]).sample((10,), denoise=True),
     "3 or 8": ep.mixture(three, eight).sample((10,), denoise=True),
 }
-plots.show(image_strips(rows, titles=titles, title="Algebra of classes"), "06_composition")
+plots.show(image_strips(rows, titles=[""] * 10, title="Ten draws of each combination"), "06_composition")
 
 # %% [markdown]
 # ## Inpainting and deblurring

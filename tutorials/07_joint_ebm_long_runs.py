@@ -38,8 +38,12 @@ joint = ep.JointEBM(ep.MLPEnergy((2,), levels=7), schedule)
 history = ep.fit(joint, data, ep.PersistentLikelihood(), options=options, progress=False)
 plain = ep.EBM(ep.MLPEnergy((2,), levels=1))
 ep.fit(plain, data, ep.PersistentLikelihood(sweeps=1), options=options, progress=False)
-names = ("energy_gap", "level_least", "level_most")
-curves = {name: ([r.step for r in history.records], [r.values[name] for r in history.records]) for name in names}
+names = {
+    "energy_gap": "energy gap (nats)",
+    "level_least": "share of the rarest level",
+    "level_most": "share of the most frequent one",
+}
+curves = {title: (history.column("step"), history.column(name)) for name, title in names.items()}
 plots.show(plots.training_curves(curves, title="The joint model in training"), "07_training")
 last = history.records[-1].values
 print(f"levels' shares of the chains: {last['level_least']:.2f} to {last['level_most']:.2f} of an equal one")

@@ -7,7 +7,6 @@
 # It takes about three minutes on one core; smaller numbers in the first cell make it shorter.
 
 # %%
-
 import pyro
 import torch
 from sklearn.datasets import load_digits

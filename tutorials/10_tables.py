@@ -8,7 +8,6 @@
 # It takes about a minute and a half on one core; smaller numbers in the first cell make it shorter.
 
 # %%
-
 import numpy as np
 import pyro
 import torch

@@ -10,7 +10,6 @@
 # pictures of your own `energyppl fit FOLDER --out RUN`.
 
 # %%
-
 import numpy as np
 import pyro
 import torch

@@ -77,7 +77,7 @@ plots.show(
         {"truth": [true], "model": [learned]},
         ["p(y | c)"],
         extent=(-3, 3, -3, 3),
-        title="Densities",
+        title="Brighter is denser",
         labels=("context c", "y"),
     ),
     "12_densities",

@@ -358,7 +358,7 @@ def _quality(found: dict[str, Any]) -> dict[str, str]:
     mean, of_log_z = (f"{value['value']:.3f} ± {value['standard_error']:.2g}" for value in (density, log_z))
     return {
         "log density": f"{mean} nats a held-out row, log Z's error included{chose}",
-        "counted as": "a density for each unit of a continuous column, a probability for each value of another",
+        "counted as": "a density per unit of a continuous column, a probability per value of a discrete one",
         "log Z": f"{of_log_z} in standardized coordinates, where training alone implies 0, by {log_z['method']}",
         "energy distance": f"{test['statistic']:.4f}, p = {test['p_value']:.3f} ({rows[0]} held-out rows, {rows[1]} "
         "samples)",

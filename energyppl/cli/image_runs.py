@@ -36,6 +36,7 @@ KIND = "images"
 _RECORD: dict[str, Any] = {  # of what run.json says of a finished run
     "source": str,
     "classes": list[str],
+    "class_counts": list[int],  # of the training images
     "images": dict[str, Any],
     "steps": int,
     "seconds": float,
@@ -175,6 +176,9 @@ def load_image_run(run: Path, device: str | None = None) -> ImageRun:
             raise ValueError("its images are not finite")
         if len(record["classes"]) not in (0, ebm.net.classes) or list(ebm.event_shape) != record["images"]["size"]:
             raise ValueError("its record is of other images than its model")
+        counts = record["class_counts"]
+        if len(counts) != len(record["classes"]) or min(counts, default=0) < 0 or (counts and not any(counts)):
+            raise ValueError("its counts are of other classes")
         return ImageRun(ebm, held_out, rows, tuple(record["classes"]), record)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{run} is damaged ({first_line(error)}): fit it again") from error

@@ -44,7 +44,7 @@ __all__ = ["fit_images", "sample_images", "show_images"]
 _TOP_LOG_SNR = 5.0  # of level 0: noise of a twelfth of the pixels' standard deviation
 _HELD_OUT, _KEPT, _SHEET = 1000, 2000, 100  # images
 _AT_A_TIME = 100
-_END = 40  # of so many updates one more is by level 0's likelihood, so that long chains stay
+_END = 20  # of so many updates one more is by level 0's likelihood, so that long chains stay
 _GUIDANCE = 1.0
 _DENOISED_LEVELS = 5
 
@@ -93,7 +93,7 @@ def _train(images: Images, run: Path, settings: ImageSettings, device: str | Non
     objective = LevelScoreMatching(autocast=torch.bfloat16 if settings.bfloat16 else None)
     checkpoint, path = run / "training.ckpt", run / "run.json"
     going_on = checkpoint.exists() and path.exists()
-    record = _record(images, len(rows), settings, spent=seconds_before(path) if going_on else 0.0)
+    record = _record(images, rows, settings, spent=seconds_before(path) if going_on else 0.0)
     if not going_on:
         write_json(path, record)
     end = Level0Likelihood(objective)
@@ -145,9 +145,10 @@ def _class_count(images: Images) -> int:
     return 0 if images.labels is None else int(images.labels.max()) + 1
 
 
-def _record(images: Images, training: int, settings: ImageSettings, *, spent: float) -> dict[str, Any]:
+def _record(images: Images, rows: Tensor, settings: ImageSettings, *, spent: float) -> dict[str, Any]:
     """Return what ``run.json`` says while training goes on."""
-    held_out = len(images.x) - training
+    training, held_out, classes = len(rows), len(images.x) - len(rows), _class_count(images)
+    counts = torch.zeros(0) if images.labels is None else torch.bincount(images.labels[rows], minlength=classes)
     return {
         "status": "training",
         "kind": KIND,
@@ -158,7 +159,8 @@ def _record(images: Images, training: int, settings: ImageSettings, *, spent: fl
             "size": list(images.x.shape[1:]),
             "grey": images.levels,
         },
-        "classes": list(images.classes) or [str(label) for label in range(_class_count(images))],
+        "classes": list(images.classes) or [str(label) for label in range(classes)],
+        "class_counts": counts.tolist(),
         "settings": asdict(settings),
         "seconds": spent,
     }
@@ -191,6 +193,8 @@ def sample_images(
 ) -> str:
     """Write samples to ``out``: grey values of an ``.npy`` or ``.npz``, (n, height, width[, 3]), or a sheet, ``.png``.
 
+    Without a label each draws its class first, as often as it is among the training images.
+
     Returns:
         A sentence about what was written.
 
@@ -203,7 +207,7 @@ def sample_images(
     check_count("the number of samples", count)
     found = load_image_run(run, device)
     pyro.set_rng_seed(seed)
-    model = _of_class(found, label, guidance)
+    model = _of_class(found, count, label, guidance)
     began = time.perf_counter()
     x, gradients = _drawn(model, count)
     each = (time.perf_counter() - began) / count * 1e3
@@ -218,7 +222,7 @@ def sample_images(
                 np.save(file, grey)
             else:
                 np.savez_compressed(file, samples=grey)
-    what = "" if label is None else f" of class {label}"
+    what = "" if not found.classes else " of all classes" if label is None else f" of class {label}"
     return f"{count} samples{what} in {out}; {gradients} gradients and {each:.0f} ms each"
 
 
@@ -232,7 +236,7 @@ def show_images(run: Path, count: int, *, seed: int = 0, device: str | None = No
     pyro.set_rng_seed(seed)
     count = min(count, len(found.held_out))
     began = time.perf_counter()
-    x, gradients = _drawn(found.ebm, count)
+    x, gradients = _drawn(_of_all_classes(found, count), count)
     each = (time.perf_counter() - began) / count * 1e3
     real = found.held_out
     means = [float(images.mean()) for images in (real, x)]
@@ -310,14 +314,26 @@ def _drawn(model: RecoveryEBM, count: int) -> tuple[Tensor, int]:
     return model.from_unit(made.x).clamp(0.0, 1.0), made.evaluations * (2 if model.guidance else 1)
 
 
-def _of_class(found: ImageRun, label: str | None, guidance: float | None) -> RecoveryEBM:
+def _of_class(found: ImageRun, count: int, label: str | None, guidance: float | None) -> RecoveryEBM:
     if label is None:
         if guidance is not None:
             raise InvalidInput("guidance needs a class: pass --label too, or leave it out")
-        return found.ebm
+        return _of_all_classes(found, count)
     if label not in found.classes:
         raise InvalidInput(f"label must be one of {', '.join(found.classes) or 'no classes'}; got {label!r}")
     return found.ebm.given(found.classes.index(label), guidance=_GUIDANCE if guidance is None else guidance)
+
+
+def _of_all_classes(found: ImageRun, count: int) -> RecoveryEBM:
+    """Return the model of images of any class: each draws its class first, as often as it is among training images.
+
+    ``p(x) = Σ p(c) p(x | c)``: the energy of no class is of the same images, but a classifier recognizes fewer of its
+    samples (``images`` in tests/benchmarks/README.md).
+    """
+    if not found.classes:
+        return found.ebm
+    counts = torch.tensor(found.record["class_counts"], dtype=torch.float64)
+    return found.ebm.given(torch.multinomial(counts, count, replacement=True))
 
 
 def _about(record: dict[str, Any]) -> dict[str, str]:

@@ -131,7 +131,9 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--given", type=_values, metavar="A=1,B=x", help="values of some columns, given which the others are drawn"
     )
-    parser.add_argument("--label", metavar="NAME", help="draw images of this class")
+    parser.add_argument(
+        "--label", metavar="NAME", help="draw images of this class (default: of all, as often as in training)"
+    )
     parser.add_argument("--guidance", type=float, metavar="W", help="how much to sharpen the class (default: 1)")
     parser.add_argument(
         "--out",
@@ -183,7 +185,7 @@ def _impute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=_path, metavar="RUN", help="folder that fit made")
     _table_file(parser)
     parser.add_argument("--out", type=_path, required=True, metavar="FILE", help=f"{_WRITTEN} file for the best values")
-    parser.add_argument("--draws", type=int, default=20, metavar="M", help="of each missing cell")
+    parser.add_argument("--draws", type=int, default=40, metavar="M", help="of each missing cell")
     parser.add_argument(
         "--multiple", type=int, default=0, metavar="M", help="completed tables to write besides, one for each draw"
     )

@@ -1,6 +1,7 @@
 """``energyppl logz`` and ``energyppl score``: log Z of a trained run, and normalized log densities of rows."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def score_run(
     if out.suffix.lower() != ".csv":
         raise InvalidInput(f"{out} must end in .csv; got {out.suffix or 'no ending'!r}")
     with doing(f"reading {file}", show=progress):
-        table = settings.read(file, model.table)
+        table = replace(settings, missing="impute").read(file, model.table)  # rows with gaps are left out with a word
     log_z = known_log_z(run, model, seed=seed, progress=progress)
     with doing(f"scoring {len(table.values):,} rows", show=progress):
         found = score(model, table, first=first, log_z=log_z, seed=seed)

@@ -218,6 +218,17 @@ class FewValues:
         found: Array = self.values[k] + inside * np.where(inside < 0.0, left, right)
         return found
 
+    def jump(self, z: Array, u: Array) -> tuple[Array, Array]:
+        """Return the same place in another value's cell for points ``(n, 1)``, and the log slope of that map, ``(n,)``.
+
+        ``u``, uniform numbers ``(n,)``, choose the values; the way back is as likely to be chosen.
+        """
+        p, widths = ndtr(z[:, 0]), np.diff(self.edges)
+        k = np.clip(np.searchsorted(self.edges, p, side="right") - 1, 0, len(widths) - 1)
+        other = _another(k, len(widths), u)
+        there = truncated_normal(self.edges[other], self.edges[other + 1], (p - self.edges[k]) / widths[k])
+        return there[:, None], np.log(widths[other] / widths[k]) + log_normal(z[:, 0]) - log_normal(there)
+
     def tree(self) -> dict[str, Any]:
         """Return the column as lists, numbers and strings."""
         return {"class": "FewValues", **tree_of(self)}
@@ -274,6 +285,10 @@ class TwoValues:
             return np.asarray(self.values[(z[:, 0] > 0.0).astype(np.int64)])
         found: Array = self.values.mean() + 0.5 * np.ptp(self.values) * z[:, 0]
         return found
+
+    def jump(self, z: Array, u: Array) -> tuple[Array, Array]:
+        """Return the same place in the other heap for points ``(n, 1)``, and the log slope of that map, 0."""
+        return -z, np.zeros(len(z))
 
     def tree(self) -> dict[str, Any]:
         """Return the column as lists, numbers and strings."""
@@ -342,6 +357,16 @@ class Categories:
         largest: Array = z.argmax(1).astype(np.float64)
         return largest
 
+    def jump(self, z: Array, u: Array) -> tuple[Array, Array]:
+        """Return points ``(n, k)`` with the largest coordinate exchanged for another one, and the log slope, 0.
+
+        ``u``, uniform numbers ``(n,)``, choose the others; the way back is as likely to be chosen.
+        """
+        own, rows, found = z.argmax(1), np.arange(len(z)), z.copy()
+        other = _another(own, self.count, u)
+        found[rows, own], found[rows, other] = z[rows, other], z[rows, own]
+        return found, np.zeros(len(z))
+
     def tree(self) -> dict[str, Any]:
         """Return the column as lists, numbers and strings."""
         return {"class": "Categories", "count": self.count}
@@ -352,6 +377,12 @@ class Categories:
         if type(tree["count"]) is not int or not 1 < tree["count"] < 1_000_000:
             raise ValueError(f"a column has {tree['count']} categories")
         return cls(tree["count"])
+
+
+def _another(own: NDArray[np.int64], count: int, u: Array) -> NDArray[np.int64]:
+    """Return another one of so many values for each, by uniform numbers."""
+    other: NDArray[np.int64] = (own + 1 + (u * (count - 1)).astype(np.int64)) % count
+    return other
 
 
 @functools.cache

@@ -1,12 +1,14 @@
-"""Columns that other columns determine: all rows lie on a plane, where no density exists."""
+"""What a table's columns must not be: determined by others, so that rows lie on a plane, or full of codes for gaps."""
 
 import numpy as np
 from numpy.typing import NDArray
 
+from energyppl._numerals import plain
 from energyppl.data.tables import Table
-from energyppl.errors import InvalidInput
+from energyppl.data.written import outlying_codes
+from energyppl.errors import InvalidInput, warn_user
 
-__all__ = ["require_different_columns", "require_no_sums"]
+__all__ = ["require_different_columns", "require_no_sums", "warn_of_codes"]
 
 Array = NDArray[np.float64]
 
@@ -76,3 +78,14 @@ def _in_widths(rows: Array) -> Array:
     width = [np.median(np.abs(column[column != 0.0])) for column in off.T]
     found: Array = off / width
     return found
+
+
+def warn_of_codes(table: Table) -> None:
+    """Warn of values that look like codes of missing cells."""
+    numbers = [(n, x) for n, x, own in zip(table.columns, table.values.T, table.labels, strict=True) if not own]
+    said = [f"{n!r} is {plain(v)} in {k} row(s)" for n, x in numbers for v, k in outlying_codes(x).items()]
+    if said:
+        warn_user(
+            f"far from all other values, {', '.join(said)}: where that marks a missing cell, leave the cell empty "
+            "(missing='impute', --missing impute, learns from the rest of such rows), or it is learned as a number"
+        )

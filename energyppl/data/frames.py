@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from energyppl._checks import is_number, numpy_of, without_mask
+from energyppl._checks import numpy_of, without_mask
+from energyppl.data.written import is_grouped, number_of, unit_of
 from energyppl.errors import InvalidInput, first_line, warn_user
 
 __all__ = ["Column", "columns_of_frame", "frame_of_array", "frame_of_columns", "frame_of_rows", "select_columns"]
@@ -22,6 +23,7 @@ _MAX_LABELS = 50
 _DATES = re.compile(
     r"\s*(\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})?([T ]?\d{1,2}:\d{2}.*)?\s*$"
 )
+_FEW_LABELS = 10  # up to so many, texts that begin with a number may be categories
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +174,8 @@ def columns_of_frame(
         names, where = ", ".join(commas), next(iter(commas.values()))
         problems.insert(
             0,
-            f"{names} hold{'s' if len(commas) == 1 else ''} numbers with commas, such as {where} (pass decimal=',' "
-            "(--decimal ,) if they are decimal commas; else write nothing between thousands)",
+            f"{names} hold{'s' if len(commas) == 1 else ''} numbers with commas, such as {where} (read the file with "
+            "decimal=',' (--decimal ,) if they are decimal commas; else write nothing between thousands)",
         )
     if dates:
         problems.insert(
@@ -229,16 +231,17 @@ def _of_cells(
         values = np.full(len(column), np.nan)
         values[column.notna().to_numpy()] = cells
         return Column(name, values, (), "object")
-    numbers = [_number(value) for value in cells]
+    numbers = [number_of(value) for value in cells]
     share = float(np.mean([n is not None for n in numbers]))
     if share == 1.0:
         values = np.full(len(column), np.nan)
         values[column.notna().to_numpy()] = np.asarray(numbers, np.float64)
         return Column(name, values, (), "float64")
     texts = [str(value) for value in cells]
-    with_comma = float(np.mean([_number(text.replace(",", ".")) is not None for text in texts]))
-    if max(share, with_comma) > 0.5:
-        _refuse_words(name, column, texts, numbers, with_comma, line_of_row)
+    with_comma = float(np.mean([number_of(text.replace(",", ".")) is not None or is_grouped(text) for text in texts]))
+    units = unit_of(texts) if len(set(texts)) > _FEW_LABELS else ""
+    if max(share, with_comma) > 0.5 or units:
+        _refuse_words(name, column, texts, numbers, with_comma, units, line_of_row)
     if np.mean([bool(text.strip()) and _DATES.match(text) is not None for text in texts]) > 0.9:
         raise _Dates
     if known is not None:
@@ -253,6 +256,7 @@ def _refuse_words(
     texts: Sequence[str],
     numbers: Sequence[float | None],
     with_comma: float,
+    units: str,
     line_of_row: Callable[[int], tuple[int, list[str]] | None],
 ) -> None:
     """Name the first cell that is a word among numbers.
@@ -267,6 +271,10 @@ def _refuse_words(
     where = f"row {row}" if line is None else f"line {line[0]}"
     if with_comma == 1.0:
         raise _Commas(f"{texts[place]!r} in {where}")
+    if units:
+        raise ValueError(
+            f"{name!r} holds numbers with {units!r}, such as {texts[place]!r} in {where} (write the numbers alone)"
+        )
     raise ValueError(f"{name!r} holds {texts[place]!r} in {where} among numbers (mend that cell, or drop the column)")
 
 
@@ -307,15 +315,6 @@ def _plain(value: Any) -> Any:
     """Return numpy's scalars as Python's own, texts without spaces around them."""
     value = value.item() if isinstance(value, np.generic) else value
     return value.strip() if isinstance(value, str) else value
-
-
-def _number(value: Any) -> float | None:
-    if is_number(value):
-        return float(value)
-    try:
-        return float(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
 
 
 def frame_of_columns(

@@ -32,12 +32,13 @@ def find_grid(column: Array) -> Array:
     values = values[new]
     if len(values) < 2 or counts[counts > 1].sum() <= 0.5 * len(column):
         return np.empty(0)
-    gap = np.diff(values).min()
-    multiples = np.round((values[-1] - values[0]) / gap)
-    position = (values - values[0]) / (values[-1] - values[0]) * multiples
-    steps = np.round(position)
-    if (np.abs(position - steps) < 0.02).all() and multiples <= _LONGEST_GRID:
-        grid: Array = np.linspace(values[0], values[-1], int(multiples) + 1)
+    gaps = np.diff(values)
+    # One gap of float32 is off by its last digits, which make a whole step over thousands of them: each value's place
+    # is counted from its neighbour's, and the gap measured over all of them.
+    steps = np.concatenate([[0.0], np.cumsum(np.round(gaps / gaps[gaps < 1.5 * gaps.min()].mean()))])
+    position = (values - values[0]) / (values[-1] - values[0]) * steps[-1]
+    if (np.abs(position - steps) < 0.02).all() and steps[-1] <= _LONGEST_GRID:
+        grid: Array = np.linspace(values[0], values[-1], int(steps[-1]) + 1)
         grid[steps.astype(np.int64)] = values  # these to the last digit
         return grid
     return values if len(values) <= _FEW_VALUES else np.empty(0)

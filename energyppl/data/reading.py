@@ -6,6 +6,7 @@ import io
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ import pandas as pd
 from energyppl._checks import as_path
 from energyppl.data.arrays import check_unpacked, member_shapes, read_member, read_npy, refused
 from energyppl.data.frames import frame_of_array
+from energyppl.data.written import grouped_numbers
 from energyppl.errors import InvalidInput
 
 __all__ = ["KINDS", "MISSING", "line_of_row", "read_frame"]
@@ -123,6 +125,9 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
     known = parquet.read_schema(path).names
     wanted = list(columns) if columns is not None and set(columns) <= set(known) else None
     frame = pd.read_parquet(path, engine="pyarrow", columns=wanted)
+    for name, column in frame.items():
+        if isinstance(column.dropna().head(1).squeeze(), Decimal):  # as databases keep amounts of money
+            frame[name] = column.astype(np.float64)
     if any(name is not None for name in frame.index.names):
         frame = frame.reset_index()
     frame.columns = ["" if str(name).startswith("Unnamed:") else str(name) for name in frame.columns]
@@ -145,7 +150,9 @@ def _read_excel(path: Path, sheet: str | None, decimal: str) -> pd.DataFrame:
     head = [["" if value != value else str(value).strip() for value in row] for row in cells[:_SAMPLE].to_numpy()]
     named = _has_names(head)
     frame = cells[1:] if named else cells
-    frame = frame.map(partial(_plain_cell, decimal=decimal)).reset_index(drop=True).infer_objects()
+    stripped = frame.map(lambda value: value.strip() if isinstance(value, str) else value)
+    frame = stripped.apply(grouped_numbers, decimal=decimal).map(partial(_plain_cell, decimal=decimal))
+    frame = frame.reset_index(drop=True).infer_objects()
     frame.columns = pd.Index(head[0] if named else [f"c{i}" for i in range(frame.shape[1])])
     frame = _named(frame, str(path))
     frame.attrs["unnamed"] = not named
@@ -153,11 +160,8 @@ def _read_excel(path: Path, sheet: str | None, decimal: str) -> pd.DataFrame:
 
 
 def _plain_cell(value: Any, decimal: str) -> Any:
-    """Return a text without spaces around it, and with a point in a number that has a decimal comma."""
-    if not isinstance(value, str):
-        return value
-    value = value.strip()
-    return value.replace(",", ".") if decimal == "," and _is_numeral(value) else value
+    """Return a text that is a number with a decimal comma with a point in its place."""
+    return value.replace(",", ".") if isinstance(value, str) and decimal == "," and _is_numeral(value) else value
 
 
 def _marks() -> list[str]:
@@ -325,7 +329,8 @@ def _read_text(path: Path, decimal: str, packed: bool) -> pd.DataFrame:
     for name in frame.columns:
         column = frame[name]
         if not pd.api.types.is_numeric_dtype(column.dtype):
-            frame[name] = column.map(lambda value: value.strip() if isinstance(value, str) else value)
+            texts = column.map(lambda value: value.strip() if isinstance(value, str) else value)
+            frame[name] = grouped_numbers(texts, decimal)
         elif column.isna().any() and (column.dropna() % 1.0 == 0.0).all() and column.abs().max() < _WHOLE:
             frame[name] = column.astype("Int64")  # whole numbers with gaps
     frame.attrs |= {"nameless_first": names.attrs["nameless_first"], "unnamed": dialect.unnamed}

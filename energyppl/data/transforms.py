@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 
 _CHOICES = ("auto", "none", "log", "logit", "quantile")
 _FEW = 20  # distinct values, at most, of a column that is taken value by value
+_DESIGNED = 3  # rows, at least, that have each of few values of a long lattice: hardly any row has another one
 _HEAVY = 8.0  # of the central 99 % over the central half: a Gaussian's is 3.8, a logistic's 4.8, Cauchy's 64
 _WILD = 30.0  # central halves from the median to an end: one such cell would set the scale of all others
 _SKEWED = 0.35  # of the quantile skewness of the central 95 %; an exponential's is .58
@@ -74,9 +75,10 @@ class TableTransform:
         Args:
             table: rows to train on.
             kinds: for columns by name, ``none``, ``log``, ``logit``, ``quantile`` or ``auto``; what is not named is
-                ``auto``: few values and categories by their cells, else the logarithm of a column that this brings
-                nearer to a Gaussian, logit between two edges that rows crowd at, normal scores of other skewed,
-                heavy-tailed or one-sided columns and of those with repeated values, and nothing otherwise.
+                ``auto``: categories, and few values (of a lattice that is mostly empty those that occur), by their
+                cells, else the logarithm of a column that this brings nearer to a Gaussian, logit between two edges
+                that rows crowd at, normal scores of other skewed, heavy-tailed or one-sided columns and of those with
+                repeated values, and nothing otherwise.
 
         Raises:
             InvalidInput: for another word, a column that there is not, one of categories, or the logarithm of what is
@@ -172,6 +174,28 @@ class TableTransform:
             outside |= ~np.isfinite(own).all(1) | ~np.isfinite(log_weight)
         return np.nan_to_num((z - self.loc) / self.scale, posinf=_BEYOND, neginf=-_BEYOND), outside
 
+    def jumping(self) -> tuple[int, ...]:
+        """Return the numbers of the columns whose values have cells that :meth:`jump` goes between."""
+        return tuple(j for j, column in enumerate(self.columns) if not isinstance(column, Numbers))
+
+    def jump(self, z: Array, j: int, u: Array) -> tuple[Array, Array]:
+        """Take rows to another value of a column: the same place in its cell.
+
+        Args:
+            z: coordinates ``(n, D)``.
+            j: the column's number, of :meth:`jumping`.
+            u: uniform numbers ``(n,)`` that choose the values; the way back is as likely to be chosen.
+
+        Returns:
+            Coordinates ``(n, D)``, and the logarithm of the slope of the map, ``(n,)``.
+        """
+        column, place = self.columns[j], self.places()[j]
+        assert not isinstance(column, Numbers)
+        loc, scale, found = self.loc[place], self.scale[place], z.copy()
+        there, log_slope = column.jump(z[:, place] * scale + loc, u)
+        found[:, place] = (there - loc) / scale
+        return found, log_slope
+
     def part(self, names: Sequence[str]) -> "TableTransform":
         """Return the transform of some of the columns, in the order of ``names``."""
         chosen, places = [self.names.index(name) for name in names], self.places()
@@ -218,8 +242,7 @@ def _choose(name: str, x: Array, grid: Array, categories: int, dtype: str, kind:
         return Categories(categories)
     if kind == "auto" and len(grid) and len(np.unique(x)) == 2:
         return TwoValues(np.unique(x))
-    if kind == "auto" and 0 < len(grid) <= _FEW:
-        values = grid
+    if kind == "auto" and len(values := _few_values(x, grid)):
         counts = np.bincount(FewValues(values, np.empty(0)).place(x), minlength=len(values))
         shares = (counts + 0.5) / (counts.sum() + 0.5 * len(values))
         edges = np.concatenate([[0.0], np.cumsum(shares)])
@@ -243,6 +266,20 @@ def _choose(name: str, x: Array, grid: Array, categories: int, dtype: str, kind:
     named = "quantile" if quantile else ("none" if base.kind == "none" else base.kind)
     low, high = _range(ends, base, gap)
     return Numbers(named, base, spline, atoms, gap, low, high, decimals_of(smooth))
+
+
+def _few_values(x: Array, grid: Array) -> Array:
+    """Return the values of a column that is taken value by value, none of any other.
+
+    They are all of a short lattice, and of a long one those that occur, if most of it never does and each of them
+    several times, as in a designed experiment.
+    """
+    if len(grid) <= _FEW:
+        return grid
+    counts = np.bincount(FewValues(grid, np.empty(0)).place(x), minlength=len(grid))
+    found: Array = grid[counts > 0]
+    designed = len(found) <= _FEW and len(grid) > 2 * len(found) and counts[counts > 0].min() >= _DESIGNED
+    return found if designed else np.empty(0)
 
 
 def _atoms(x: Array) -> Atoms | None:

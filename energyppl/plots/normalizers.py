@@ -87,9 +87,10 @@ def temperature_plot(found: LogNormalizer, *, title: str) -> Figure:
     ):
         right.plot(np.arange(1, len(values) + 1), values.numpy(), color=ink, marker=".", linewidth=1.0, label=name)
     right.set_ylim(0.0, 1.02)
+    right.set_ylabel("share", fontsize=9)
     right.legend(fontsize=8)
     for axes in (left, right):
-        axes.set_xlabel("temperature", fontsize=9)
+        axes.set_xlabel("number of the temperature", fontsize=9)
         axes.tick_params(labelsize=8)
     return figure
 

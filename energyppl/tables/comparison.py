@@ -168,5 +168,6 @@ def _verdict(p_value: float, columns: pd.DataFrame, pairs: pd.DataFrame, rows: p
             f"and {pair['other']:+.2f} of the transformed columns"
         )
     if len(rows):
-        said.append(f"{len(rows)} rows lie where the other table has hardly any, the oddest first in the list")
+        lie = "1 row lies" if len(rows) == 1 else f"{len(rows)} rows lie"
+        said.append(f"{lie} where the other table has hardly any, the oddest first in the list")
     return said

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from energyppl.autodiff.bound import bind
+from energyppl.data.transforms import TableTransform
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.potentials.algebra import Potential
 
-__all__ = ["Clamped", "Redraw", "draw_unknown"]
+__all__ = ["Clamped", "Redraw", "draw_unknown", "jump"]
 
 _STEPS = 12  # at each level above 0
 _LAST_STEPS = 150  # at level 0, whose conditional density is the answer
@@ -53,6 +54,7 @@ def draw_unknown(
     redraw: Redraw | None = None,
     log_weight: Tensor | None = None,
     *,
+    transform: TableTransform | None = None,
     tick: Callable[[], object] = lambda: None,
     last_steps: int = _LAST_STEPS,
 ) -> Tensor:
@@ -62,12 +64,14 @@ def draw_unknown(
     on the level's energy (with the known ones in place of noise this is the exact conditional density of the level); at
     level 0 they are held as they are.  Known coordinates that stand for a cell, as of a category, move within it: draws
     that ``redraw`` makes are accepted by Metropolis and Hastings, so the cell is what is given and no place in it.
+    Unknown ones :func:`jump` between cells.
 
     Args:
         ebm: the trained model.
         z: rows ``(n, D)`` in its data coordinates.
         redraw: draws the known coordinates anew; None if all of them are numbers that are known exactly.
         log_weight: of the known coordinates in ``z``, ``(n,)``.
+        transform: that made the coordinates; None if none of them stands for a cell.
         tick: called after each level and each round at level 0, :func:`rounds` times in all.
         last_steps: moves at level 0.
 
@@ -90,8 +94,43 @@ def draw_unknown(
         x, step = _move(potential, x, step, _BETWEEN, tune=done < last_steps // 2)
         if redraw is not None and log_weight is not None:
             known, log_weight = _within_cells(ebm, x, known, free, log_weight, redraw)
+        if transform is not None:
+            x = jump(ebm, transform, free * x + known, free)
         tick()
     return ebm.from_unit(free * x + known)
+
+
+@torch.no_grad()
+def jump(ebm: RecoveryEBM, transform: TableTransform, x: Tensor, free: Tensor | None = None) -> Tensor:
+    """Propose to each point another value of each column of cells, accepted by Metropolis and Hastings at level 0.
+
+    Chains that go in small steps leave a category's heap at high noise levels only, where what hangs on a rare one is
+    blurred; a jump takes them from heap to heap of the very density that is asked for.
+
+    Args:
+        ebm: the trained model.
+        transform: that made its coordinates.
+        x: points ``(n, D)`` in its unit coordinates.
+        free: 1 for coordinates that may move, ``(n, D)``; all if None.
+    """
+    potential = ebm.potential(0)
+    energy = potential(x).double()
+    for j in transform.jumping():
+        place = transform.places()[j]
+        if free is not None and not bool(free[:, place.start].any()):
+            continue
+        z, log_slope = transform.jump(
+            ebm.from_unit(x).double().cpu().numpy(), j, torch.rand(len(x), dtype=torch.float64).numpy()
+        )
+        there = x.clone()
+        there[:, place] = ebm.to_unit(torch.as_tensor(z).to(x))[:, place]
+        proposed = potential(there).double()
+        log_ratio = energy - proposed + torch.as_tensor(log_slope).to(energy)
+        accepted = torch.rand_like(log_ratio).log() < log_ratio
+        if free is not None:
+            accepted &= free[:, place.start] > 0.0
+        x, energy = torch.where(accepted[:, None], there, x), torch.where(accepted, proposed, energy)
+    return x
 
 
 def rounds(ebm: RecoveryEBM, last_steps: int = _LAST_STEPS) -> int:

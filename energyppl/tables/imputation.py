@@ -1,5 +1,6 @@
 """Missing cells, drawn by conditional chains several times: draws, means, intervals, completed tables."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,14 +75,14 @@ class Imputation:
         """Return a line for each missing cell: row, column, mean, standard deviation, interval, commonest category.
 
         Args:
-            confidence: of the central interval of the draws, whose ends are draws: values that the column can take.
+            confidence: that the interval is to hold the cell with.  Its ends are draws, values that the column can
+                take: the k-th from below and from above of n, which hold one more draw with the probability
+                1 − 2 k / (n + 1).  At 95 % that takes 39 draws; the least and the largest of fewer hold it more rarely.
         """
         check_between("confidence", confidence, 0.0, 1.0)
-        tail = 50.0 * (1.0 - confidence)
-        low, high = np.empty((2, 0))
-        if self.draws.size:
-            low = np.percentile(self.draws, tail, axis=0, method="lower")
-            high = np.percentile(self.draws, 100.0 - tail, axis=0, method="higher")
+        ordered, count = np.sort(self.draws, axis=0), len(self.draws)
+        k = max(1, math.floor(0.5 * (1.0 - confidence) * (count + 1) + 1e-9))
+        low, high = ordered[k - 1], ordered[count - k]
         lines = []
         for i, (row, j) in enumerate(self.places.astype(int)):
             own, labels = self.draws[:, i], self.table.labels[j]
@@ -105,7 +106,7 @@ class Imputation:
 
 
 @checked
-def impute(model: TableModel, rows: Rows, *, draws: int = 20, seed: int = 0, progress: bool = False) -> Imputation:
+def impute(model: TableModel, rows: Rows, *, draws: int = 40, seed: int = 0, progress: bool = False) -> Imputation:
     """Draw the missing cells of rows by chains on the model's density given the cells that are there.
 
     Each draw of each row is a chain of its own, so draws are independent and keep the correlations of a row's missing

@@ -23,7 +23,7 @@ from energyppl.data.transforms import TableTransform
 from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models.recovery import RecoveryEBM
-from energyppl.tables.conditional import draw_unknown, rounds
+from energyppl.tables.conditional import draw_unknown, jump, rounds
 
 __all__ = ["Rows", "TableModel"]
 
@@ -34,6 +34,7 @@ Rows: TypeAlias = Table | pd.DataFrame | ArrayLike | Mapping[str, Sequence[Any]]
 _SPREADS = 16  # draws of a row's place within its cells that its density is averaged over
 _BLOCK = 65_536  # points whose energies are asked at a time
 _CHAINS = 8192  # conditional chains at a time
+_JUMPS = 10  # between the values of each column of cells, of a sample
 _OFF = 0.02  # of the steps of a column: how far a value may be from one
 _NAMED = 6  # columns that a model's summary names
 
@@ -184,7 +185,13 @@ class TableModel:
     def sample_values(self, count: int, *, rounded: bool = True) -> Array:
         """Draw rows ``(count, d)`` as the table holds its values; discrete columns between them unless ``rounded``."""
         check_count("the number of samples", count)
-        return self.decode(self.ebm.sample((count,)), rounded=rounded)
+        z = self.ebm.sample((count,))
+        if self.transform.jumping():
+            x = self.ebm.to_unit(z)
+            for _ in range(_JUMPS):
+                x = jump(self.ebm, self.transform, x)
+            z = self.ebm.from_unit(x)
+        return self.decode(z, rounded=rounded)
 
     @checked
     def sample(self, count: int, given: Mapping[str, Any] | None = None, *, seed: int | None = None) -> pd.DataFrame:
@@ -285,7 +292,8 @@ class TableModel:
             drawn, own = self.encode(values, generator)
             return drawn, torch.as_tensor(own).to(drawn.device)
 
-        chained = draw_unknown(self.ebm, z, redraw if spread else None, torch.as_tensor(weight).to(z.device), tick=tick)
+        log_weight = torch.as_tensor(weight).to(z.device)
+        chained = draw_unknown(self.ebm, z, redraw if spread else None, log_weight, transform=self.transform, tick=tick)
         return np.where(np.isnan(values), self.decode(chained), values)
 
 

@@ -5,10 +5,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from energyppl._checks import check_count, checked
 from energyppl.data.columns import Numbers
+from energyppl.data.tables import Table
+from energyppl.errors import InvalidInput, warn_user
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.tables.model import Array, Rows, TableModel, empty_like
 
@@ -52,7 +55,8 @@ def score(
 
     Args:
         model: of a table.
-        rows: with the model's columns.
+        rows: with the model's columns.  Those with missing cells have no density of their own, and are left out with a
+            warning; :func:`impute` fills them.
         first: for how many of them reasons are looked for.
         log_z: of the model; estimated if None.  All rows share its error, so their order has none of it.
         seed: of the places within cells.
@@ -62,7 +66,7 @@ def score(
         a probability for discrete ones; ``held_out_rows_less_likely``, a share; ``because``, in words.
 
     Raises:
-        InvalidInput: for other columns, unknown categories or missing cells.
+        InvalidInput: for other columns, unknown categories, or no row without missing cells.
 
     Example:
         >>> import numpy as np, pandas as pd
@@ -73,21 +77,35 @@ def score(
         (20, True)
     """
     check_count("first", first, at_least=0)
-    table = model.rows_of(rows)
+    table = model.rows_of(rows, missing=True)
+    numbers, values = _complete(table)
     log_z = model.log_normalizer() if log_z is None else log_z
-    scores = model.log_prob(table, log_z, seed=seed)
+    scores = model.log_prob(empty_like(table, values), log_z, seed=seed)
     held_out = model.held_out[~np.isnan(model.held_out).any(1)]
     reference = np.sort(model.log_prob(empty_like(model.table, held_out), log_z, seed=seed))
     order = np.argsort(scores, kind="stable")
-    because = [reasons(surprises(model, table.values[i], seed=seed)) for i in order[:first]]
+    because = [reasons(surprises(model, values[i], seed=seed)) for i in order[:first]]
     return pd.DataFrame(
         {
-            "row": order,
+            "row": numbers[order],
             "log_density": scores[order],
             "held_out_rows_less_likely": np.searchsorted(reference, scores[order]) / max(1, len(reference)),
             "because": because + [""] * (len(order) - len(because)),
         }
     )
+
+
+def _complete(table: Table) -> tuple[NDArray[np.int64], Array]:
+    """Return the rows without missing cells, by number and value."""
+    gaps = np.asarray(table.missing.any(1))
+    if gaps.all():
+        raise InvalidInput(f"{table.source} must have rows without missing cells to score; got none: impute them first")
+    if gaps.any():
+        warn_user(
+            f"{int(gaps.sum())} of {len(gaps)} rows of {table.source} have missing cells, and no score: they are left "
+            "out; impute them first to score them"
+        )
+    return np.flatnonzero(~gaps), table.values[~gaps]
 
 
 def reasons(found: list[Surprise]) -> str:

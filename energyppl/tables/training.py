@@ -17,7 +17,7 @@ from energyppl._progress import doing
 from energyppl._seeds import seeded
 from energyppl.autodiff.devices import move_to
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
-from energyppl.data.dependence import require_different_columns, require_no_sums
+from energyppl.data.dependence import require_different_columns, require_no_sums, warn_of_codes
 from energyppl.data.tables import Table, table_from_rows
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import CheckpointError, InvalidInput, warn_user
@@ -94,6 +94,7 @@ def prepare(table: Table, transforms: Mapping[str, str] | None = None) -> Prepar
 
     A tenth of the rows is held out; from 1000 rows on another tenth chooses the weights, below the held-out rows do.
     """
+    warn_of_codes(table)
     require_different_columns(table)
     require_no_sums(table)
     order = np.random.default_rng(0).permutation(len(table.values))
@@ -315,7 +316,7 @@ def _completed(
     )
     gaps = torch.isnan(prepared.z).any(1)
     with doing("filling the gaps by draws of this first model", show=progress):
-        z[gaps] = draw_unknown(ebm, prepared.z[gaps]).to(z)
+        z[gaps] = draw_unknown(ebm, prepared.z[gaps], transform=prepared.transform).to(z)
     if kept is not None:
         save_checkpoint(kept, {"key": _key(prepared, settings), "z": z, "weights": dict(ebm.state_dict())})
         if early is not None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from energyppl._checks import append_dims, check_event, is_number
+from energyppl._checks import append_dims, is_number
 from energyppl.autodiff.gradient import energy_and_grad, energy_only, gradient_only
 from energyppl.errors import InvalidInput
 from energyppl.potentials.algebra import Potential
@@ -34,6 +34,7 @@ __all__ = [
     "metropolis",
     "middle_step",
     "select",
+    "surely_finite",
 ]
 
 
@@ -188,11 +189,11 @@ def evaluate(potential: Potential, x: Tensor, force_dtype: torch.dtype | None = 
         >>> ep.kernels.evaluate(bell, torch.ones(1, 2)).energy
         tensor([1.])
     """
-    check_event("x", x, potential.event_shape)
-    x = x.detach()
     if force_dtype is None:
-        return State(x, *energy_and_grad(potential, x))
-    return State(x, energy_only(potential, x), gradient_only(potential, x, force_dtype))
+        energy, grad = energy_and_grad(potential, x)
+    else:
+        energy, grad = energy_only(potential, x), gradient_only(potential, x, force_dtype)
+    return State(x.detach(), energy, grad)
 
 
 def check_kernel(kernel: Any, name: str = "kernel") -> None:
@@ -222,7 +223,7 @@ def select(accepted: Tensor, new: State, old: State) -> State:
         tensor([[1.],
                 [0.]])
     """
-    wide = append_dims(accepted, old.x).expand_as(old.x).contiguous()  # twice read: where is slow on a strided mask
+    wide = append_dims(accepted, old.x).expand(old.x.shape).contiguous()  # where is slow on a strided mask
     return State(
         torch.where(wide, new.x, old.x),
         torch.where(accepted, new.energy, old.energy),
@@ -242,10 +243,19 @@ def metropolis(log_ratio: Tensor, new: State, old: State) -> tuple[State, Info]:
         >>> info.accepted
         tensor([True, True, True, True])
     """
-    legal = (log_ratio > -math.inf) & (new.energy > -math.inf)
-    accept_prob = torch.where(legal, log_ratio.clamp(max=0.0).exp(), 0.0)
+    accept_prob = log_ratio.clamp(max=0.0).exp_()
+    if surely_finite(log_ratio):  # then no energy is infinite either
+        diverging = torch.zeros_like(accept_prob, dtype=torch.bool)
+    else:
+        legal = (log_ratio > -math.inf) & (new.energy > -math.inf)
+        accept_prob, diverging = torch.where(legal, accept_prob, 0.0), ~legal
     accepted = torch.rand_like(accept_prob) < accept_prob
-    return select(accepted, new, old), Info(accept_prob, accepted, ~legal)
+    return select(accepted, new, old), Info(accept_prob, accepted, diverging)
+
+
+def surely_finite(*values: Tensor) -> bool:
+    """Tell, where it costs little, that all values are finite; on a GPU the question would make every step wait."""
+    return values[0].device.type == "cpu" and math.isfinite(sum(float(value.sum()) for value in values))
 
 
 def dot(a: Tensor, b: Tensor, like: Tensor) -> Tensor:

@@ -125,20 +125,16 @@ def trajectory(kernel: "HMC | ChEES", potential: Potential, state: State, steps:
     by = stepper(kernel.step_size, kernel.inverse_mass, state.x, potential.event_shape)
     start = torch.randn_like(state.x)
     end, u = leapfrog(potential, state, start, by, steps, kernel.force_dtype)
-    before, after = (s.energy + 0.5 * dot(v, v, s.energy) for s, v in ((state, start), (end, u)))
-    new, info = metropolis(before - after, end, state)
-    return Proposal(new, judged(info, before, after, steps), end, u)
+    before, after = (s.energy.add(dot(v, v, s.energy), alpha=0.5) for s, v in ((state, start), (end, u)))
+    error = after - before
+    new, info = metropolis(-error, end, state)
+    return Proposal(new, judged(info, error, steps, torch.where(info.accepted, after, before)), end, u)
 
 
-def judged(info: Info, before: Tensor, after: Tensor, gradients: int) -> Info:
-    """Add the total energies to what an accept step knows; too large an error counts as diverging."""
-    return Info(
-        info.accept_prob,
-        info.accepted,
-        info.diverging | (after - before > LARGEST_ERROR),
-        gradients,
-        torch.where(info.accepted, after, before),
-    )
+def judged(info: Info, error: Tensor, gradients: int, total_energy: Tensor) -> Info:
+    """Add what a trajectory knows to what an accept step does; too large an energy error counts as diverging."""
+    diverging = info.diverging | (error > LARGEST_ERROR)
+    return Info(info.accept_prob, info.accepted, diverging, gradients, total_energy)
 
 
 def spread_share(uniform: float) -> float:
@@ -363,5 +359,5 @@ class MALT:
             energy = energy_only(potential, x)
         error = energy - state.energy + gained
         new, info = metropolis(-error, State(x, energy, grad), state)
-        info = judged(info, start, start + error, self.steps)
-        return new, info._replace(total_energy=torch.where(info.accepted, energy + 0.5 * dot(u, u, energy), start))
+        total = torch.where(info.accepted, energy + 0.5 * dot(u, u, energy), start)
+        return new, judged(info, error, self.steps, total)

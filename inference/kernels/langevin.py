@@ -9,7 +9,16 @@ from torch import Tensor
 
 from energyppl._checks import append_dims, check_positive
 from energyppl.autodiff.gradient import energy_and_grad
-from energyppl.inference.kernels.contract import Info, State, check_force_dtype, dot, evaluate, metropolis, select
+from energyppl.inference.kernels.contract import (
+    Info,
+    State,
+    check_force_dtype,
+    dot,
+    evaluate,
+    metropolis,
+    select,
+    surely_finite,
+)
 from energyppl.potentials.algebra import Potential
 
 __all__ = ["MALA", "Langevin"]
@@ -70,8 +79,7 @@ class Langevin:
         """Move every chain once; a move to a non-finite energy or gradient is not made, and flagged."""
         x, _, _ = _langevin_proposal(self.step_size, state)
         new = State(x, *energy_and_grad(potential, x, self.force_dtype))
-        # Two sums tell that all is well, the usual case; on a GPU the question would make every step wait.
-        if not x.is_cuda and math.isfinite(float(new.energy.sum() + new.grad.sum())):
+        if surely_finite(new.energy, new.grad):
             fine = torch.ones_like(new.energy, dtype=torch.bool)
             return new, Info(torch.ones_like(new.energy), fine, ~fine)
         finite = (new.energy + dot(new.grad, new.grad, new.energy)).abs() < math.inf

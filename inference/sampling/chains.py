@@ -63,8 +63,8 @@ class Chains:
     notes: tuple[str, ...] = ()  # what the warm-up could not tune, a sentence each
 
     def __repr__(self) -> str:
-        chains, draws, *event = self.draws.shape
-        lines = [f"Chains: {chains} of {draws} draws of points {tuple(event)}, {type(self.kernel).__name__}"]
+        event = self.draws.shape[2:]
+        lines = [f"Chains: {self._size()} of points {tuple(event)}, by {type(self.kernel).__name__}"]
         lines.append(
             f"  {self.gradients:.0f} gradients a chain in {self.seconds:.1f} s, after {self.warmup_gradients:.0f} in "
             f"{self.warmup_seconds:.1f} s of warm-up; acceptance {float(self.acceptance.double().mean()):.2f}"
@@ -72,15 +72,18 @@ class Chains:
         return "\n".join([*lines, *(f"  {remark}" for remark in self._remarks())])
 
     def _repr_html_(self) -> str:
-        chains, draws, *event = self.draws.shape
         rows = {
             "kernel": type(self.kernel).__name__,
-            "points": str(tuple(event)),
+            "points": str(tuple(self.draws.shape[2:])),
             "sampling": f"{self.gradients:.0f} gradients a chain, {self.seconds:.1f} s",
             "warm-up": f"{self.warmup_gradients:.0f} gradients a chain, {self.warmup_seconds:.1f} s",
             "acceptance": f"{float(self.acceptance.double().mean()):.2f}",
         }
-        return summary_table(f"Chains: {chains} of {draws} draws", rows, self._remarks())
+        return summary_table(f"Chains: {self._size()}", rows, self._remarks())
+
+    def _size(self) -> str:
+        chains, draws = self.draws.shape[:2]
+        return f"{chains} chains of {draws} draws"
 
     def _remarks(self) -> list[str]:
         return [*self.notes, *(self.problems() or ["no problem noticed"])]

@@ -67,7 +67,8 @@ class History:
         return f"History({'; '.join([f'{len(self.records)} steps', *shown, self.stopped])})"
 
     def _repr_html_(self) -> str:
-        return summary_table(f"Training: {self.stopped}", self._summary())
+        remarks = ["what follows the loss is a mean of the same last steps"] if self.records else []
+        return summary_table(f"Training: {self.stopped}", self._summary(), remarks)
 
     def _summary(self) -> dict[str, str]:
         """Describe the run: its best held-out measure, and means over the last tenth of the steps."""

@@ -14,7 +14,7 @@ from tests.benchmarks.budget import training_within
 from tests.benchmarks.image_judge import CLASSES, Data
 
 LEVELS, TOP_LOG_SNR = 50, 5.0
-END = 40  # of so many updates one more is by level 0's likelihood, so that long chains stay
+END = 20  # of so many updates one more is by level 0's likelihood, so that long chains stay
 BRIEF = torch.bfloat16
 
 

@@ -4,7 +4,7 @@
 [--chains N] [--completed N] [--weights FILE] [--pictures FOLDER] [--sheet FILE.png]``
 
 The files hold ``x_train``, ``y_train``, ``x_test``, ``y_test`` (n, 28, 28), as MNIST and Fashion-MNIST.  One network
-with classes learns FILE for ``--seconds`` of CPU time of one thread, and a seventh of that more by level 0's
+with classes learns FILE for ``--seconds`` of CPU time of one thread, and about a fifth of that more by level 0's
 likelihood, so that chains stay; it is kept in ``--weights`` if that is given (the run on its way beside it, in a file
 ending in .run, from which a killed one goes on); if that file is there already, it is judged as it is.  The number of
 levels that samples without guidance come down is chosen on training images kept back; guided ones, of two gradients a

@@ -6,8 +6,9 @@ One line for each target: the root-mean-square error of log Z, the evaluations u
 of every method; then our error without samples over the best peer's.  Peers begin where ours without samples does, at
 N(0, spread²), and are tuned by pilot runs that count: a pilot is made once for a target and charged to every repeat.
 Ours starts no batch beyond the budget, but its own pilots of 256 particles may go beyond; then peers get as many
-evaluations as it took.  Gradients are what is equal: energies that ours evaluates alone count as if gradients,
-those of the annealing peers are free; dynesty has no gradients, and spends the budget on energies.
+evaluations as it took.  "By default" is ``log_normalizer`` told nothing but the energy, which spends what it finds
+necessary, the search for modes included.  Gradients are what is equal: energies that ours evaluates alone count as if
+gradients, those of the annealing peers are free; dynesty has no gradients, and spends the budget on energies.
 
 A peer that is not installed is left out.  To install them, see ``peers.py``, and ``pip install normflows dynesty``.
 """
@@ -28,12 +29,25 @@ import torch
 
 import energyppl as ep
 from tests.benchmarks.coverage import guess
-from tests.benchmarks.normalizer_targets import TARGETS, Known
+from tests.benchmarks.normalizer_targets import TARGETS as KNOWN
+from tests.benchmarks.normalizer_targets import Known, toy
 
 PILOTS = 0.2  # of the budget, for peers that must be told a step size
 CHAINS = 64  # of annealed importance sampling: ebmkit's default; the rest of the budget goes into temperatures
 LEAPFROGS = 5  # ebmkit's default
 SLOW = ("ours with samples", "dynesty")
+
+
+def scattered_gaussians(dim: int = 10, count: int = 6) -> Known:
+    """Gaussians of different weights and covariances, about three standard deviations of their places apart."""
+    generator = torch.Generator().manual_seed(dim)
+    means = 2.0 * torch.randn(count, dim, generator=generator)
+    factors = torch.eye(dim) + 0.2 * torch.randn(count, dim, dim, generator=generator)
+    weights = torch.arange(1.0, count + 1.0)
+    return toy(ep.toys.GaussianMixture(means, factors @ factors.mT, weights))
+
+
+TARGETS: dict[str, Callable[[], Known]] = KNOWN | {"six Gaussians, 10-D": scattered_gaussians}
 
 
 class Found(NamedTuple):
@@ -56,6 +70,16 @@ def ours(name: str, budget: int, samples: bool = False) -> Run:
         method = ep.normalizing.BAR(256) if samples else ep.normalizing.SMC(256)
         begin: dict[str, Any] = {"samples": known.draw} if samples else {"base": guess(known)}
         found = ep.log_normalizer(known.potential, method=method, max_evaluations=budget, **begin)
+        return Found(found.estimate, found.evaluations)
+
+    return run
+
+
+def by_default(name: str, budget: int) -> Run:
+    """What a user gets who passes the energy alone."""
+
+    def run(seed: int) -> Found:
+        found = ep.log_normalizer(TARGETS[name]().potential)
         return Found(found.estimate, found.evaluations)
 
     return run
@@ -259,7 +283,11 @@ def dynesty(name: str, budget: int) -> Run | str:
 
 # --- The table ---
 
-OURS: dict[str, Prepare] = {"ours": ours, "ours with samples": partial(ours, samples=True)}
+OURS: dict[str, Prepare] = {
+    "ours": ours,
+    "ours by default": by_default,
+    "ours with samples": partial(ours, samples=True),
+}
 PEERS: dict[str, tuple[str, Prepare]] = {
     "ebmkit AIS": ("ebm", ebmkit),
     "normflows HAIS": ("normflows", normflows),

@@ -81,6 +81,17 @@ def jax_energy(problem: Problem) -> Callable[[Any], Any]:
     def gaussian(x: Any) -> Any:
         return 0.5 * jnp.sum((x / w["sd"]) ** 2)
 
+    def schools(x: Any) -> Any:
+        mu, log_tau, z = x[0], x[1], x[2:]
+        tau = jnp.exp(log_tau)
+        misfit = (mu + tau * z - w["effect"]) / w["error"]
+        prior = 0.5 * (mu / 5.0) ** 2 + jnp.log1p((tau / 5.0) ** 2) - log_tau + 0.5 * jnp.sum(z**2)
+        return prior + 0.5 * jnp.sum(misfit**2)
+
+    def logistic(x: Any) -> Any:
+        logit = w["columns"] @ x
+        return 0.5 * jnp.sum(x**2) + jnp.sum(jax.nn.softplus(logit)) - jnp.sum(logit * w["outcome"])
+
     def rings(x: Any) -> Any:
         hidden = silu(w["net.0.weight"] @ x + w["net.0.bias"])
         hidden = silu(w["net.2.weight"] @ hidden + w["net.2.bias"])
@@ -98,7 +109,14 @@ def jax_energy(problem: Problem) -> Callable[[Any], Any]:
         hidden = convolution(convolution(x.reshape(8, 8, 1), "first"), "second")
         return (w["last.weight"] @ hidden.sum((0, 1)))[0] + 0.5 * w["confinement"] * jnp.sum(x**2)
 
-    energies = {"banana": banana, "gaussian": gaussian, "rings": rings, "digits": digits}
+    energies = {
+        "banana": banana,
+        "gaussian": gaussian,
+        "schools": schools,
+        "logistic": logistic,
+        "rings": rings,
+        "digits": digits,
+    }
     return energies[problem.name]
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,38 @@ def test_what_cannot_be_learned_is_named_all_at_once() -> None:
     assert table_from_frame(frame, missing="impute", **left).missing.sum() == 5
 
 
+AMOUNTS = np.array([-1234567.5, 12.25, 1234.0, -999.5] * 6) + np.arange(N)
+
+
+@pytest.mark.parametrize(("mark", "decimal"), [(",", "."), (".", ","), ("'", "."), ("\u00a0", ","), (" ", ".")])
+def test_marks_between_thousands_are_read(mark: str, decimal: str, tmp_path: Path) -> None:
+    """As banks export amounts, in whatever country."""
+    texts = [f"{x:,.2f}".replace(",", "m").replace(".", decimal).replace("m", mark) for x in AMOUNTS]
+    path = tmp_path / "t.csv"
+    path.write_text("amount;rooms\n" + "".join(f'"{text}";{i % 4}\n' for i, text in enumerate(texts)))
+    table = read_table(path, decimal=decimal)
+    np.testing.assert_array_equal(table.values[:, 0], AMOUNTS)
+    if decimal == ",":
+        with pytest.raises(InvalidInput, match="--decimal ,"):
+            read_table(path)
+
+
+def test_what_is_no_number_stays_a_text(tmp_path: Path) -> None:
+    """1,234 may be a decimal comma and 1.2.2024 is a date: neither is taken for thousands."""
+    for cells, decimal, said in ((["1,234", "7,512"], ".", "--decimal ,"), (["1.12.2024", "12.01.2024"], ",", "dates")):
+        rows = [f"{cell};{i}" for i, cell in enumerate(cells * 12)]
+        (tmp_path / "t.csv").write_text("\n".join(["amount;x", *rows]))
+        with pytest.raises(InvalidInput, match=said):
+            read_table(tmp_path / "t.csv", columns=["amount"], decimal=decimal)
+
+
+def test_units_in_cells_are_named() -> None:
+    doses = pd.DataFrame({"dose": [f"{5 + i / 10} mg/l" for i in range(N)], "rooms": ["3 rooms", "4 rooms"] * 12})
+    with pytest.raises(InvalidInput, match=r"'dose' holds numbers with 'mg/l', such as '5\.0 mg/l' in row 0"):
+        table_from_frame(doses)
+    assert table_from_frame(doses[["rooms"]]).labels == (("3 rooms", "4 rooms"),)  # few are categories
+
+
 def test_whole_numbers_with_gaps_stay_whole(tmp_path: Path) -> None:
     """A column of ages with an empty cell, or as pandas writes it, 32.0; heights keep their decimals."""
     rows = [f"{30 + i % 7},{30 + i % 7}.0,{1.5 + i / 7}" for i in range(N)]
@@ -203,6 +236,9 @@ def test_parquet(tmp_path: Path) -> None:
     assert read_table(tmp_path / "t.parquet", columns=["income"]).columns == ("income",)
     with pytest.raises(InvalidInput, match="there is no column 'wage'; the columns: income, town"):
         read_table(tmp_path / "t.parquet", columns=["wage"])
+    money = frame.assign(income=[Decimal(str(x)) for x in X])  # as databases write amounts
+    money.to_parquet(tmp_path / "money.parquet")
+    assert read_table(tmp_path / "money.parquet").values[:, 0].tolist() == X.tolist()
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:200])
     with pytest.raises(InvalidInput, match="can't be read as a table"):
         read_table(tmp_path / "cut.parquet")
@@ -221,10 +257,12 @@ def test_excel(tmp_path: Path) -> None:
     assert read_table(path, decimal=",").values[:, 0].tolist() == X.tolist()
     with pytest.raises(InvalidInput, match="--decimal ,"):
         read_table(path)
+    frame.assign(income=[f"{x:,.2f}" for x in AMOUNTS]).to_excel(path, index=False)
+    assert read_table(path).values[:, 0].tolist() == AMOUNTS.tolist()
     gaps = frame.astype(object)
     gaps.loc[3] = "?"
     gaps.to_excel(path)
-    with pytest.warns(UserWarning, match="the first column, 'c0', is left out"):
+    with pytest.warns(UserWarning, match="the first column of .*, 'c0', is left out"):
         assert np.isnan(read_table(path, missing="impute").values[3]).all()
     with pd.ExcelWriter(path) as book:
         for name in ("one", "two"):

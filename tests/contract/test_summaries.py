@@ -44,7 +44,7 @@ OBJECTS = {
     ),
     "product": (lambda: ep.product(recovery(), recovery()), ["Product", "(2,)"]),
     "history": (history, ["4 steps", "2.5 at best, at step 3", "loss 6 in the last 1 steps", "all 4 steps made"]),
-    "chains": (chains, ["Chains: 4 of 10 draws", "HMC"]),
+    "chains": (chains, ["Chains: 4 chains of 10 draws", "HMC"]),
     "log Z": (log_z, ["1.0000 ± 0.3 nats", "annealing", "not to be trusted"]),
 }
 

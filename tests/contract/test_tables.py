@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from energyppl.data.dependence import require_different_columns, require_no_sums
+from energyppl.data.dependence import require_different_columns, require_no_sums, warn_of_codes
 from energyppl.data.grids import requantize
 from energyppl.data.tables import dequantize, read_table, table_from_array
 from energyppl.data.transforms import TableTransform
@@ -103,7 +103,7 @@ def test_csv_dialects(tmp_path: Path, text: str, columns: tuple[str, ...]) -> No
         ("a,b\n", "at least 10 rows"),
         (
             "a;b\n" + "".join(f"{i},5;{i * i},25\n" for i in range(12)),
-            r"'a', 'b' hold numbers with commas, such as '0,5' in line 2 \(pass decimal=',' \(--decimal ,\)",
+            r"'a', 'b' hold numbers with commas, such as '0,5' in line 2 \(read the file with decimal=','",
         ),
         ("a,b\n" + "".join(f"{i / 2},7\n" for i in range(12)), r"constant: 'b' \(drop it\)"),
     ],
@@ -325,3 +325,18 @@ def test_a_column_has_room_beyond_its_training_rows() -> None:
     transform = TableTransform.fit(replace(years, values=years.values[:198]), {"c0": "logit"})
     _, weight = transform.encode(years.values[[198, 199]].repeat(50, 0), torch.Generator().manual_seed(0))
     assert np.isfinite(weight).all()
+
+
+def test_codes_of_missing_cells_are_said() -> None:
+    """Of nines far away; not 99 among percentages, nor what is merely far."""
+    n = np.arange(60)
+    columns = {
+        "bmi": np.where(n % 9 == 0, -99.0, RNG.normal(26.0, 3.0, 60).round(1)),
+        "sbp": np.where(n == 7, 999, 90 + n),
+        "percent": 1.0 * n + 40.0,
+        "far": np.where(n == 7, 1000.0, RNG.normal(size=60)),
+    }
+    table = table_from_array(np.stack(list(columns.values()), 1), tuple(columns))
+    with pytest.warns(UserWarning, match=r"'bmi' is -99 in 7 row\(s\), 'sbp' is 999 in 1 row\(s\): where") as said:
+        warn_of_codes(table)
+    assert len(said) == 1

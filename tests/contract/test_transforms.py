@@ -40,6 +40,7 @@ COLUMNS: dict[str, tuple[Callable[[np.random.Generator], Array], str]] = {
     "tenths": (lambda rng: rng.normal(10.0, 8.0, N).round(1), "as it is, in steps of 0.1"),
     "counts": (lambda rng: rng.negative_binomial(1, 0.03, N), "by its log, in steps of 1"),
     "few counts": (lambda rng: rng.poisson(3.0, N), "values, by their shares of the normal scores"),
+    "a design's values": (lambda rng: np.array([1.0, 3.0, 28.0, 90.0])[rng.integers(4, size=N)], "4 values, by"),
     "uneven values": (lambda rng: np.array([0.0, 1.0, 2.37])[rng.integers(3, size=N)], "3 values, by"),
 }
 
@@ -83,10 +84,15 @@ def density(transform: TableTransform, values: Array, draws: int = 1) -> Array:
 CONTINUOUS = [name for name, (_, words) in COLUMNS.items() if "steps" not in words and "values" not in words]
 
 
-@pytest.mark.parametrize("unit", [1e-4, 0.1, 1 / 3])
-def test_a_long_lattice_in_float32_keeps_its_values(unit: float) -> None:
-    steps = np.random.default_rng(0).integers(-300, 900, 10 * N)
+@pytest.mark.parametrize(
+    ("unit", "low", "high"),
+    [(1e-4, -300, 900), (0.1, -300, 900), (1 / 3, -300, 900), (0.01, -10_000, 20_000), (0.01, 0, 99_000)],
+)
+def test_a_long_lattice_in_float32_keeps_its_values(unit: float, low: int, high: int) -> None:
+    """A single gap of float32 is off by up to .02 of itself, which over such a lattice is many steps."""
+    steps = np.random.default_rng(0).integers(low, high, max(10 * N, 4 * (high - low)))
     table = table_from_array((steps * unit).astype(np.float32))
+    assert table.discrete[0] == pytest.approx(unit, rel=1e-5)
     transform = TableTransform.fit(table)
     z, _ = transform.encode(table.values, seeded())
     again = transform.decode(z)[:, 0]

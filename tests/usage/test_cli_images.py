@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import energyppl as ep
-from energyppl.cli.image_runs import _IMAGES, _RECORD, holds_images, is_image_run
+from energyppl.cli.image_runs import _IMAGES, _RECORD, holds_images, is_image_run, load_image_run
+from energyppl.cli.images import _of_all_classes
 from energyppl.cli.main import main
 from tests.support.image_files import idx, save_png
 
@@ -46,6 +48,8 @@ def test_a_folder_of_classes_is_trained_on_and_kept(run: Path) -> None:
     assert record["status"] == "finished"
     assert record["images"] == {"training": 22, "held_out": 2, "size": [1, 6, 5], "grey": 256}, "grey, not colour"
     assert record["classes"] == ["dots", "lines"]
+    assert sum(record["class_counts"]) == 22
+    assert len(record["class_counts"]) == 2
     assert all((run / name).exists() for name in ("samples.png", "training.png", "training.ckpt"))
     ebm = ep.load(run / "model.ebm")
     assert ebm.given(1, guidance=1.0).sample((2,)).shape == (2, 1, 6, 5)
@@ -64,11 +68,20 @@ def test_samples_in_arrays_and_sheets(run: Path, tmp_path: Path, capsys: pytest.
     does("sample", run, "-n", 3, "--out", tmp_path / "x.png")
     out = capsys.readouterr().out
     assert "5 samples of class lines" in out
+    assert "3 samples of all classes" in out
     assert "8 gradients" in out, "four levels, twice for guidance"
     assert np.load(tmp_path / "x.npy").dtype == np.uint8
     assert np.load(tmp_path / "x.npy").shape == (5, 6, 5)
     assert np.load(tmp_path / "x.npz")["samples"].shape == (3, 6, 5)
     assert (tmp_path / "x.png").stat().st_size > 0
+
+
+def test_classes_are_drawn_as_often_as_in_training(run: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps({**record, "class_counts": [0, 22]}))
+    found = load_image_run(copied)
+    assert torch.equal(_of_all_classes(found, 50).conditions, torch.ones(50, dtype=torch.long))
 
 
 def test_show_compares_and_draws(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,6 +171,7 @@ def test_a_record_edited_by_hand_is_refused_by_name(
     edits = [{key: value for key, value in record.items() if key != name} for name in _RECORD]
     edits += [{**record, name: other} for name in _RECORD for other in (None, [1], {"a": 1})]
     edits += [{**record, "images": {**record["images"], name: "x"}} for name in _IMAGES]
+    edits += [{**record, "class_counts": counts} for counts in ([22], [0, 0], [-1, 23])]
     edits += [{**record, "classes": ["one"]}, {**record, "images": {**record["images"], "size": [1, 5, 6]}}]
     for edit in edits:
         (copied / "run.json").write_text(json.dumps(edit))

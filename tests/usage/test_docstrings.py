@@ -49,11 +49,28 @@ def documented() -> dict[str, object]:
     return {name: value for name, value in found.items() if inspect.isclass(value) or inspect.isroutine(value)}
 
 
-def test_every_public_name_has_an_example() -> None:
+def without_example() -> set[str]:
     found = documented()
     assert len(found) > 300
-    without = {name for name, value in found.items() if ">>>" not in (inspect.getdoc(value) or "")}
-    assert without == set(), "add an example to its docstring"
+    return {name for name, value in found.items() if ">>>" not in (value.__doc__ or "")}
+
+
+def test_every_public_name_has_an_example() -> None:
+    assert without_example() == set(), "add an example to its docstring"
+
+
+def test_no_property_is_taken_for_one_with_a_type() -> None:
+    """Napoleon takes what stands before a colon in a property's first line for the name of its type."""
+    members = {f"{name}.{key}": m for name, v in documented().items() for key, m in getattr(v, "__dict__", {}).items()}
+    texts = {name: m.__doc__ or "" for name, m in members.items() if isinstance(m, property)}
+    assert len(texts) > 50
+    assert [name for name, text in texts.items() if ": " in re.sub(r"`[^`]*`", "", text.partition("\n")[0])] == []
+
+
+@pytest.mark.parametrize("value", [ep.HMC, ep.fit])
+def test_a_name_without_an_example_is_found(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(value, "__doc__", "Say what it does.")
+    assert {name.rpartition(".")[2] for name in without_example()} == {value.__name__}  # type: ignore[attr-defined]
 
 
 def test_an_example_that_is_wrong_fails() -> None:

@@ -23,7 +23,8 @@ SMALLER = {
 
 
 @pytest.mark.filterwarnings("ignore::energyppl.errors.ChainWarning")  # twenty draws are few
-def test_the_python_blocks_run() -> None:
+def test_the_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where a table is written
     code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     for full, small in SMALLER.items():
         assert full in code, full

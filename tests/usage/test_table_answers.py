@@ -204,11 +204,12 @@ def test_advice_names_what_the_caller_has(
     with pytest.raises(ep.InvalidInput, match="missing must be 'drop' or None"):
         ep.tables.compare(gaps, FRAME, missing="impute")
     gaps.to_csv(folder / "gaps.csv", index=False)
-    assert run("score", folder / "run", folder / "gaps.csv", "--out", folder / "never.csv") == 2
-    said = capsys.readouterr().err
-    assert "leave those rows out, or impute them first" in said
-    assert "--missing" not in said
-    assert "--drop" not in said
+    with pytest.warns(UserWarning, match="1 of 30 rows of .* have missing cells, and no score: they are left out"):
+        assert run("score", folder / "run", folder / "gaps.csv", "--out", folder / "some.csv") == 0
+    assert sorted(pd.read_csv(folder / "some.csv").row) == list(range(1, 30))
+    gaps[:1].to_csv(folder / "gap.csv", index=False)
+    assert run("score", folder / "run", folder / "gap.csv", "--out", folder / "never.csv") == 2
+    assert "got none: impute them first" in capsys.readouterr().err
     with pytest.raises(ep.InvalidInput, match=r"constant: 'c1' \(drop it\)$"):
         ep.data.table_from_array(np.stack([RNG.normal(size=20), np.ones(20)], 1))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from percent import TUTORIALS, gallery_script
+from PIL import Image
 from reference import write_reference
 from sphinx.cmd.build import build_main
 
@@ -66,7 +67,7 @@ def broken_links(folder: Path) -> list[tuple[str, str]]:
 
 def write_gallery(site: Path, *, run: bool) -> None:
     """Write the scripts that sphinx-gallery reads, one for each tutorial that there is."""
-    folder = site / "scripts"
+    folder, source = site / "scripts", site / "source"
     pictures = {path.stem: f"/images/{path.name}" for path in sorted((TUTORIALS / "images").glob("*.png"))}
     names = sorted(path.name for path in TUTORIALS.glob("[0-9]*.py"))
     for old in folder.glob("*.py"):
@@ -75,11 +76,20 @@ def write_gallery(site: Path, *, run: bool) -> None:
     for name in names:
         shown = re.findall(rf"images/({name[:2]}_\w+)\.png", (TUTORIALS / "README.md").read_text(encoding="utf-8"))
         own = [*shown, *(picture for picture in pictures if picture.startswith(name[:3]))]
-        thumbnail = f"images/{own[0]}.png" if own else None
+        thumbnail = cut(source / "images" / f"{own[0]}.png").relative_to(source).as_posix() if own else None
         text = (TUTORIALS / name).read_text(encoding="utf-8")
         copy_if_new(gallery_script(text, {} if run else pictures, thumbnail, str(int(name[:2]))), folder / name)
     header = (Path(__file__).parent / "gallery_header.txt").read_text(encoding="utf-8")
     copy_if_new(header + tutorial_map(), folder / "GALLERY_HEADER.rst")
+
+
+def cut(picture: Path) -> Path:
+    """Write the left or upper part of a long or tall picture beside it, for a thumbnail that can be made out."""
+    target = picture.with_name(f"part_{picture.name}")
+    with Image.open(picture) as whole:
+        width, height = whole.size
+        whole.crop((0, 0, min(width, 2 * height), min(height, width))).save(target)
+    return target
 
 
 def tutorial_map() -> str:

@@ -45,6 +45,7 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+toc_object_entries_show_parents = "hide"  # a class's name before each of its members breaks the lines at the side
 autosummary_generate = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
