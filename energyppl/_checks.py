@@ -186,8 +186,7 @@ def check_positive(name: str, value: object, *, or_infinite: bool = False) -> No
     else:
         ok = is_number(value) and value > 0 and (or_infinite or math.isfinite(value))
     if not ok:
-        finite = "" if or_infinite else " and finite"
-        raise InvalidInput(f"{name} must be positive{finite}; got {_brief(value)}")
+        raise InvalidInput(f"{name} must be positive{'' if or_infinite else ' and finite'}; got {_brief(value)}")
 
 
 def check_between(name: str, value: object, low: float, high: float, *, closed: bool = False) -> None:
@@ -381,8 +380,7 @@ _KIND_NAMES: dict[Any, str] = {
 _PROTOCOL_NAMES = {
     "Potential": "a potential",
     "Base": "a potential with a sample method",
-    "EnergyModel": "a model such as RecoveryEBM",
-    "LevelModel": "a model such as RecoveryEBM",
+    **dict.fromkeys(("EnergyModel", "LevelModel"), "a model such as RecoveryEBM"),
 }
 
 
@@ -399,6 +397,4 @@ def _kind_text(hint: Any) -> str:
             return f"a tuple of {', '.join(map(_kind_text, parts))}"
         return f"a sequence, each {_kind_text(parts[0])}"
     name = getattr(origin or hint, "__name__", str(hint))
-    if name in _PROTOCOL_NAMES:
-        return _PROTOCOL_NAMES[name]
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+    return _PROTOCOL_NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

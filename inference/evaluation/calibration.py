@@ -113,7 +113,6 @@ class Calibration:
         return [*found, *self.notes]
 
 
-@checked
 def calibrate(
     model: Callable[..., Any],
     prior: Callable[[int], Values] | None,

@@ -277,12 +277,6 @@ def refuse_discrete(model: Callable[..., Any], args: Any, kwargs: Any) -> None:
                 raise InvalidInput(
                     f"site {name!r} has torch's own {kind}, which Pyro can't sample: use pyro.distributions.{kind}"
                 )
-            if not hasattr(msg["fn"], "support"):
-                remedy = ".marginal() of it" if hasattr(msg["fn"], "marginal") else "a Pyro distribution"
-                raise InvalidInput(
-                    f"site {name!r} needs a distribution; got {type(msg['fn']).__name__}, which has no support and no "
-                    f"log_prob: pass {remedy}"
-                )
             if site_is_subsample(msg):
                 size, sub = msg["fn"].size, msg["fn"].subsample_size
                 if sub is not None and sub != size:
@@ -290,6 +284,12 @@ def refuse_discrete(model: Callable[..., Any], args: Any, kwargs: Any) -> None:
                         f"plate {name!r} subsamples {sub} of {size} rows, so the density changes from run to run: give "
                         "MCMC all the data"
                     )
+            elif not hasattr(msg["fn"], "support"):
+                remedy = ".marginal() of it" if hasattr(msg["fn"], "marginal") else "a Pyro distribution"
+                raise InvalidInput(
+                    f"site {name!r} needs a distribution; got {type(msg['fn']).__name__}, which has no support and no "
+                    f"log_prob: pass {remedy}"
+                )
             elif not msg["is_observed"] and msg["fn"].support.is_discrete:
                 if name.endswith("_unobserved") and msg["mask"] is not None:
                     data = name.removesuffix("_unobserved")

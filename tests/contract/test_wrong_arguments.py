@@ -240,7 +240,7 @@ LATE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ep.LogNormalizer.from_dict(
             {**ep.LogNormalizer(1.0, 0.1, 0.8, 1.2, 1, "x").to_dict(), "evaluations": "x"}
         ),
-        "evaluations must be a whole number; got 'x'",
+        "evaluations must be a whole number of at least 0; got 'x'",
     ),
     "log Z of another batch": (
         lambda: ep.EnergyDistribution(ep.Energy(lambda x: x.sum(-1), (2,)), log_normalizer=torch.zeros(3)),
