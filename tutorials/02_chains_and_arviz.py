@@ -90,7 +90,7 @@ with warnings.catch_warnings():
         figure = plot.viz["figure"].item() if hasattr(plot, "viz") else np.ravel(plot)[0].figure
         plots.show(figure, name)
 # All sixty-four at once: a row for each chain instead of a histogram.
-both = {"guessed": guessed, "tuned to 0.95": chains}
+both = {"guessed": guessed, "tuned": chains}
 ranks = {f"x[{i}], {name}": found.draws[..., i] for name, found in both.items() for i in (0, 1)}
 plots.show(plots.rank_plot(ranks, title="Ranks of every chain"), "02_rank_all")
 

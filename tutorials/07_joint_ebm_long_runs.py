@@ -95,9 +95,9 @@ for name, model in (("joint", joint), ("plain", plain)):
         print(f"{name}, from {start}: rings {share}; energy {drift.first:.2f} to {drift.last:.2f} nats")
     print(*run.problems, sep="\n")
     panels = {
-        f"from {start}, {when}": group.chains.draws[:, index]
+        f"from {start}, {when}": group.chains.draws[:, kept].flatten(0, 1)
         for start, group in (("data", run.from_data), ("noise", run.from_noise))
-        for when, index in (("early", 0), ("late", -1))
+        for when, kept in (("early", slice(10)), ("late", slice(-10, None)))
     }
     plots.show(plots.scatter_panels(panels, title=f"Long runs, {name} model"), f"07_{name}")
     energies = {"from data": run.from_data.chains.energy, "from noise": run.from_noise.chains.energy}

@@ -135,7 +135,8 @@ print(f"samples over 60 levels: p = {ep.metrics.energy_distance_test(fine, fresh
 levels = {"data": ebm.to_unit(ebm.diffuse(train, 0))[:, some[1:3]]}
 for level in (5, 10, 19):
     levels[f"level {level}"] = ebm.to_unit(ebm.diffuse(train, level))[:, some[1:3]]
-plots.show(plots.scatter_panels(levels, title="bmi and bp, noisier and noisier"), "10_levels")
+title = "bmi and bp in standard deviations, noisier and noisier"
+plots.show(plots.scatter_panels(levels, title=title, labels=("bmi", "bp")), "10_levels")
 
 # %% [markdown]
 # ## Exercises

@@ -173,8 +173,8 @@ class Chains:
         share = float(self.diverging.double().mean())
         if share > rare:
             found.append(
-                f"{share:.2%} of the draws diverged: take smaller steps (target_acceptance=0.95), or write the energy "
-                "more smoothly"
+                f"{100 * share:.2g}% of the draws diverged: take smaller steps (target_acceptance=0.95), or write the "
+                "energy more smoothly"
             )
         r_hat = self.r_hat()
         if self.draws.shape[1] >= _ENOUGH and not bool(self.stuck.all()):

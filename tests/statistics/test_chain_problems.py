@@ -191,7 +191,7 @@ def test_an_energy_that_falls_without_end_is_said() -> None:
 
 def test_chains_print_a_summary() -> None:
     text = repr(sample(ep.ChEES(), NORMAL, draws=60))
-    assert "64 of 60 draws of points (2,), ChEES" in text
+    assert "64 chains of 60 draws of points (2,), by ChEES" in text
     assert "no problem noticed" in text
     assert len(text) < 400
 
