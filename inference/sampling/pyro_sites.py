@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions.transforms import IndependentTransform, Transform
 
-from energyppl._checks import append_dims, broadcast_shapes
+from energyppl._checks import append_dims, broadcast_shapes, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.potentials.constrained import latent_transform
 
@@ -151,7 +151,14 @@ def mask_of(msg: Any) -> Tensor | None:
     if outer is None or outer is True:
         return inner
     outer = torch.as_tensor(outer).bool()
-    if broadcast_shapes(outer.shape, fn.batch_shape) != fn.batch_shape:
+    try:
+        broadcast = broadcast_shapes(outer.shape, fn.batch_shape)
+    except RuntimeError:
+        raise InvalidInput(
+            f"the mask of site {msg['name']!r} must broadcast to batch_shape {shape_text(fn.batch_shape)}; got "
+            f"{shape_text(outer.shape)}: mask whole events, or leave out to_event"
+        ) from None
+    if broadcast != fn.batch_shape:
         return inner
     outer = outer.expand(fn.batch_shape)
     return outer if inner is None else append_dims(outer, inner) & inner

@@ -108,7 +108,7 @@ def test_points_of_another_dtype_than_the_weights_are_named() -> None:
 
 def test_points_elsewhere_than_the_weights_are_named() -> None:
     with pytest.raises(InvalidInput, match="value must be on meta like the network's weights; got cpu: move one"):
-        ep.EnergyDistribution(ep.MLPEnergy((2,), hidden=4, levels=1).to("meta")).energy(ROWS)
+        ep.EBM(ep.MLPEnergy((2,), hidden=4, levels=1)).to("meta").marginal().energy(ROWS)
 
 
 def test_the_process_s_bounds_take_rows_of_any_dtype() -> None:
