@@ -18,6 +18,7 @@ from energyppl._numerals import plain
 from energyppl._progress import progress_bar
 from energyppl._seeds import seeded
 from energyppl.data.columns import Numbers
+from energyppl.data.grids import requantize
 from energyppl.data.tables import Table, table_from_frame, table_from_rows
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import EnergyPPLError, InvalidInput
@@ -122,7 +123,8 @@ class TableModel:
         """
         if not bool(torch.isfinite(z).all()):
             raise EnergyPPLError("the model's samples are not finite: its training went wrong, fit it again")
-        return self.transform.decode(z.double().cpu().numpy(), rounded=rounded)
+        values = self.transform.decode(z.double().cpu().numpy(), rounded=rounded)
+        return requantize(values, self.table.grids) if rounded else values  # to the last digit, as the rows have them
 
     # --- Densities ---
 

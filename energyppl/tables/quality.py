@@ -163,12 +163,17 @@ def column_tests(
         else:
             # Of many rows the exact p-value may underflow, of which scipy warns.
             method = "auto" if min(len(x), len(y)) < _EXACT else "asymp"
-            p_value = float(stats.ks_2samp(x, y, method=method).pvalue)
+            test = stats.ks_2samp(x, y, method=method)
+            p_value = float(test.pvalue)
             low, high = (np.append(np.quantile(v, [0.05, 0.5, 0.95]), v.mean()) for v in (x, y))
             # Columns of few values differ in their means alone; heavy tails make means say nothing.
             j = int(np.abs((high - low)[:3]).argmax()) if (high[:3] != low[:3]).any() else 3
             ours, theirs = plain(low[j]), plain(high[j])
             what = ("the 5 % quantile", "the median", "the 95 % quantile", "the mean")[j]
+            if ours == theirs:  # as where both hold many rows at one value, and others about it
+                at = float(test.statistic_location)
+                ours, theirs = (f"{(v <= at).mean():.1%}" for v in (x, y))
+                what = f"the share up to {plain(at)}"
         said = f"{what} is {ours} in {sides[0]}, {theirs} in {sides[1]}"
         found.append({"column": name, "p_value": min(1.0, p_value * len(table.columns)), "said": said})
     return sorted(found, key=lambda test: test["p_value"])

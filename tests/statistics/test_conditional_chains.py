@@ -164,6 +164,15 @@ def test_imputations_cover_and_keep_units() -> None:
     assert np.corrcoef(np.log(found.best().b), frame.a)[0, 1] > 0.9
 
 
+def test_samples_of_a_lattice_are_values_of_the_table() -> None:
+    """To the last digit, where these are rounded: a test of samples had found a column of float32 all different."""
+    values = (0.149 + np.arange(-20, 21)).astype(np.float32).astype(np.float64)
+    rows = np.random.default_rng(0).choice(values, (400, 1))
+    table = ep.data.table_from_array(rows, ("a",))
+    model = ep.tables.TableModel(exact(torch.eye(1)), ep.data.TableTransform.fit(table), table, rows[:50])
+    assert np.isin(model.sample(300, seed=0).a, values).all()
+
+
 def test_given_what_cannot_be_is_refused() -> None:
     model = gaussian_table(COVARIANCE[:2][:, :2], PLAIN, LOG)
     for given, message in (
