@@ -7,7 +7,7 @@ import math
 import numbers
 import os
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -186,8 +186,7 @@ def check_positive(name: str, value: object, *, or_infinite: bool = False) -> No
     else:
         ok = is_number(value) and value > 0 and (or_infinite or math.isfinite(value))
     if not ok:
-        finite = "" if or_infinite else " and finite"
-        raise InvalidInput(f"{name} must be positive{finite}; got {_brief(value)}")
+        raise InvalidInput(f"{name} must be positive{'' if or_infinite else ' and finite'}; got {_brief(value)}")
 
 
 def check_between(name: str, value: object, low: float, high: float, *, closed: bool = False) -> None:
@@ -341,6 +340,8 @@ def _is_kind(value: Any, hint: Any) -> bool:
     if origin is dict:
         key, item = get_args(hint)
         return isinstance(value, dict) and all(_is_kind(k, key) and _is_kind(v, item) for k, v in value.items())
+    if origin is Iterable:  # whose items can be taken once only
+        return isinstance(value, Iterable) and not isinstance(value, (str, Mapping, Tensor))
     if origin in (Sequence, list, tuple):
         parts = get_args(hint)
         if not isinstance(value, Tensor) and callable(getattr(value, "tolist", None)):  # numpy's and pandas' own
@@ -379,8 +380,7 @@ _KIND_NAMES: dict[Any, str] = {
 _PROTOCOL_NAMES = {
     "Potential": "a potential",
     "Base": "a potential with a sample method",
-    "EnergyModel": "a model such as RecoveryEBM",
-    "LevelModel": "a model such as RecoveryEBM",
+    **dict.fromkeys(("EnergyModel", "LevelModel"), "a model such as RecoveryEBM"),
 }
 
 
@@ -397,6 +397,4 @@ def _kind_text(hint: Any) -> str:
             return f"a tuple of {', '.join(map(_kind_text, parts))}"
         return f"a sequence, each {_kind_text(parts[0])}"
     name = getattr(origin or hint, "__name__", str(hint))
-    if name in _PROTOCOL_NAMES:
-        return _PROTOCOL_NAMES[name]
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+    return _PROTOCOL_NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from energyppl._checks import check_count, checked
 from energyppl._seeds import seeded
 from energyppl.errors import EnergyPPLError, first_line
 
@@ -97,6 +98,7 @@ def alone() -> Iterator[None]:
 # --- Shares ---
 
 
+@checked
 def shard(count: int) -> slice:
     """Return this process's share of so many things, as a slice: neighbours, as many as the others have, or one more.
 
@@ -104,10 +106,12 @@ def shard(count: int) -> slice:
         >>> ep.distributed.shard(10)
         slice(0, 10, None)
     """
+    check_count("count", count, at_least=0)
     world, number = world_size(), rank()
     return slice(count * number // world, count * (number + 1) // world)
 
 
+@checked
 def gather(value: Tensor, dim: int = 0) -> Tensor:
     """Join the shares of all processes along a dimension, in which alone they may differ in size.
 
@@ -146,6 +150,7 @@ def gather(value: Tensor, dim: int = 0) -> Tensor:
 # --- What is the same everywhere ---
 
 
+@checked
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace each parameter's gradient by its mean over the processes; without any there a parameter has none here.
 
@@ -177,6 +182,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
                 weight.grad = grad.copy_(average.reshape(weight.shape))
 
 
+@checked
 def mean(numbers: Mapping[str, float]) -> dict[str, float]:
     """Return the mean of each number over the processes, which have the same names.
 
@@ -197,6 +203,7 @@ def mean(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 @torch.no_grad()
+@checked
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors by those of process 0.
 

@@ -69,6 +69,11 @@ class EnergyModel(nn.Module):
         self._energies = KnownEnergies()
         self._has_grid = len(self.event_shape) == 1 and self.event_shape[0] <= 2
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "net" and not isinstance(value, nn.Module):
+            raise InvalidInput(f"net must be a torch module net(x, level); got {type(value).__name__}")
+        super().__setattr__(name, value)
+
     @checked
     def standardize(self, data: Tensor, *, isotropic: bool = False) -> None:
         """Set ``loc`` and ``scale`` to the mean and standard deviation of each coordinate of ``data``, ``(n, *event)``.

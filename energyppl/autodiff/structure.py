@@ -126,7 +126,7 @@ def modules_of(potential: object) -> list[nn.Module]:
 
 @contextmanager
 def dtype_named(name: str, x: Tensor, potential: object) -> Iterator[None]:
-    """Turn what torch says of points in another dtype than a potential's weights into a sentence with both.
+    """Turn what torch says of points of another dtype, or elsewhere, than a potential's weights into a sentence.
 
     Raises:
         InvalidInput: in place of torch's own error.
@@ -135,12 +135,16 @@ def dtype_named(name: str, x: Tensor, potential: object) -> Iterator[None]:
         yield
     except RuntimeError as error:
         weights = (p for module in modules_of(potential) for p in module.parameters())
-        own = next((p.dtype for p in weights if p.dtype.is_floating_point), x.dtype)
-        if own == x.dtype:
-            raise
-        raise InvalidInput(
-            f"{name} must be {own} like the network's weights; got {x.dtype}: convert one of them"
-        ) from error
+        own = next((p for p in weights if p.dtype.is_floating_point), x)
+        if own.dtype != x.dtype:
+            raise InvalidInput(
+                f"{name} must be {own.dtype} like the network's weights; got {x.dtype}: convert one of them"
+            ) from error
+        if own.device != x.device:
+            raise InvalidInput(
+                f"{name} must be on {own.device} like the network's weights; got {x.device}: move one of them"
+            ) from error
+        raise
 
 
 def modules_read_by(function: object) -> list[nn.Module]:

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from statistics import NormalDist
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
-from energyppl._checks import check_fields, check_kind, is_number
+from energyppl._checks import check_between, check_count, check_fields, check_kind, is_number
 from energyppl._html import summary_table
 from energyppl.arviz_export import Groups, to_inference_data
 from energyppl.errors import InvalidInput
@@ -81,6 +81,7 @@ class Estimate:
 
     def __post_init__(self) -> None:
         _check_numbers(value=self.value, standard_error=self.standard_error, from_log_z=self.from_log_z)
+        check_between("confidence", self.confidence, 0.0, 1.0)
 
     @property
     def lower(self) -> float:
@@ -161,6 +162,9 @@ class LogNormalizer:
 
     def __post_init__(self) -> None:
         _check_numbers(estimate=self.estimate, standard_error=self.standard_error, lower=self.lower, upper=self.upper)
+        check_count("evaluations", self.evaluations, at_least=0)
+        check_kind("method", self.method, str)
+        check_between("confidence", self.confidence, 0.0, 1.0)
         if self.lower > self.upper:
             raise InvalidInput(f"lower must be below upper; got {self.lower} and {self.upper}: swap them")
 
@@ -180,6 +184,9 @@ class LogNormalizer:
         for name, part in parts.items():
             check_kind(name, part, Mapping)
             parts[name] = Estimate(**part)
+        needed = {f.name for f in fields(cls) if f.default is MISSING}
+        if not needed <= found.keys():
+            raise InvalidInput(f"log Z must have {', '.join(sorted(needed - found.keys()))}: pass what to_dict gave")
         result = cls(**{**found, **parts})
         known = replace(result, pareto_k=None) if isinstance(result.pareto_k, float) else result  # it may be NaN
         for whole in (known, *parts.values()):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_fields, shape_text
+from energyppl._checks import check_fields, check_finite, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.potentials.algebra import Potential, as_potential
 
@@ -106,6 +106,22 @@ class Measured:
     observed: Tensor
     gain: Tensor
     precision: Tensor
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("rows", "observed", "gain", "precision"):
+            check_finite(name, getattr(self, name))
+        count = len(self.observed) if self.observed.dim() == 1 else -1
+        if self.rows.shape != (count, self.event_shape.numel()) or self.precision.shape[-1:] not in (
+            (),
+            (1,),
+            (count,),
+        ):
+            raise InvalidInput(
+                f"m measurements of {self.event_shape.numel()} numbers need rows (m, {self.event_shape.numel()}), "
+                f"observed (m,) and precision (…, m); got {shape_text(self.rows.shape)}, "
+                f"{shape_text(self.observed.shape)} and {shape_text(self.precision.shape)}"
+            )
 
     @property
     def event_shape(self) -> torch.Size:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_between, check_count, check_flag, shape_text
+from energyppl._checks import check_between, check_count, check_flag, checked, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.inference.evaluation.coverage import Coverage, rank_coverage, ranked
 from energyppl.inference.evaluation.replicate_chains import ReplicateChains, ReplicateDraws
@@ -199,6 +199,7 @@ def calibrate(
     )
 
 
+@checked
 def calibrate_sampler(
     prior: Callable[[int], Tensor | Values],
     simulate: Callable[[Any], Any],

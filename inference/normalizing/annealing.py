@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from energyppl._checks import append_dims, check_event, checked, shape_text
+from energyppl._checks import append_dims, check_count, check_event, checked, shape_text
 from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.errors import EnergyPPLError, InvalidInput
@@ -49,6 +49,7 @@ class AnnealingSchedule(NamedTuple):
 
     def resampled(self, temperatures: int) -> "AnnealingSchedule":
         """Return the same path with another number of temperatures."""
+        check_count("temperatures", temperatures)
         old = torch.linspace(0.0, 1.0, len(self.betas), dtype=torch.float64)
         new = torch.linspace(0.0, 1.0, temperatures + 1, dtype=torch.float64)
         betas = _interpolate(new, old, self.betas)
@@ -312,6 +313,7 @@ def _resampled(log_weights: Tensor) -> Tensor:
     return torch.searchsorted(ends, places.to(ends)).clamp(max=count - 1).movedim(-1, 0)
 
 
+@checked
 def anneal(
     base: Potential,
     target: Potential,
@@ -348,6 +350,13 @@ def anneal(
     """
     check_event("x", x, target.event_shape)
     path = _Path(base, target, kernel, x)
+    if islands is not None:
+        check_count("islands", islands)
+    if before is not None and before.shape != path.parts.target.shape:
+        raise InvalidInput(
+            f"before must hold a log weight for each particle, {shape_text(path.parts.target.shape)}; got "
+            f"{shape_text(before.shape)}: pass those of the stretch before"
+        )
     order = range(len(schedule.betas) - 1, -1, -1) if reverse else range(len(schedule.betas))
     betas, sizes = [float(schedule.betas[i]) for i in order], [float(schedule.step_sizes[i]) for i in order]
     log_weights = torch.zeros_like(path.parts.target, dtype=torch.float64) if before is None else before

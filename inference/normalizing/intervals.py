@@ -48,13 +48,26 @@ def bridge_interval(forward: Tensor, reverse: Tensor, particles: int, confidence
     return Interval(estimate, error, estimate - half, estimate + half, said)
 
 
-def one_sided_interval(weights: Tensor, method: Annealing, confidence: float) -> Interval:
-    """Return the estimate of forward or of reverse runs alone, with Student's interval over their islands."""
-    from scipy.special import stdtrit
+def one_sided_interval(weights: Tensor, method: Annealing, confidence: float, batches: int = 1) -> Interval:
+    """Return the estimate of forward or of reverse runs alone, with Student's interval over their islands.
 
+    If the first of several batches told how many to run, islands of all of them spread too little on average: few
+    batches follow a first one that spreads little by chance. Stein's (1945) interval by the spread of the first alone
+    is exact for Gaussian islands then, and the wider of the two is returned.
+
+    Args:
+        weights: log weights of the batches, one batch after another, ``(n,)``.
+        method: that they are of.
+        confidence: that the interval is to cover log Z with.
+        batches: how many they are, if the first one told.
+    """
     alone, error = _by_islands(weights, method.particles)
-    estimate, count = alone if method.forward else -alone, len(island_means(weights, method.particles))
-    half = float(stdtrit(count - 1, 0.5 + 0.5 * confidence)) * error
+    half = _student(error, weights, method.particles, confidence)
+    if batches > 1:
+        first = weights[: len(weights) // batches]
+        _, spread = _by_islands(first, method.particles)
+        half = max(half, _student(spread, first, method.particles, confidence) / math.sqrt(batches))
+    estimate = alone if method.forward else -alone
     tail, worth, trouble = pareto_k(weights), float(effective_size(weights)), []
     if tail > _TAIL and worth < _EVEN * len(weights):
         trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")
@@ -65,6 +78,13 @@ def one_sided_interval(weights: Tensor, method: Annealing, confidence: float) ->
     return Interval(estimate, error, estimate - half, estimate + half, trouble)
 
 
+def _student(error: float, log_weights: Tensor, particles: int, confidence: float) -> float:
+    """Return half the width of Student's interval for a standard error that groups of particles tell."""
+    from scipy.special import stdtrit  # here, since importing energyppl should not wait for scipy
+
+    return float(stdtrit(len(island_means(log_weights, particles)) - 1, 0.5 + 0.5 * confidence)) * error
+
+
 def island_means(log_weights: Tensor, particles: int) -> Tensor:
     """Return log mean weights of groups of independent particles, ``(groups,)``."""
     size = max(1, min(particles, len(log_weights)) // ISLANDS)
@@ -73,10 +93,15 @@ def island_means(log_weights: Tensor, particles: int) -> Tensor:
 
 
 def _by_islands(log_weights: Tensor, particles: int) -> tuple[float, float]:
-    """Return the log mean weight, and its standard error from groups of particles."""
-    parts = island_means(log_weights, particles)
-    error = float(parts.std()) / math.sqrt(len(parts)) if bool(torch.isfinite(parts).all()) else math.inf
-    return float(log_mean_exp(log_weights)), error
+    """Return the log mean weight, and its standard error from groups of particles.
+
+    The error is the larger one of the delta method's, from the spread of Z, and that from the spread of log Z: a few
+    groups of heavy-tailed weights make either one too small.
+    """
+    parts, mean = island_means(log_weights, particles), float(log_mean_exp(log_weights))
+    if not bool(torch.isfinite(parts).all()):
+        return mean, math.inf
+    return mean, float(torch.maximum(parts.std(), torch.exp(parts - mean).std())) / math.sqrt(len(parts))
 
 
 def _disagreement(forward: Tensor, reverse: Tensor, estimate: float, alone: float, error: float) -> list[str]:

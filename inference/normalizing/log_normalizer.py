@@ -18,7 +18,7 @@ from energyppl.inference.normalizing.methods import BAR, SMC, Annealing
 from energyppl.inference.normalizing.paths import AnnealingPath, Draws, DrawsOnce, annealed, find_path, is_binary
 from energyppl.inference.normalizing.planning import batches_wanted, finer_by
 from energyppl.inference.normalizing.shared_particles import own_share
-from energyppl.inference.normalizing.tails import out_of_reach
+from energyppl.inference.normalizing.tails import out_of_reach, tail_missed
 from energyppl.integration.estimates import AnnealingTrace, LogNormalizer
 from energyppl.integration.pareto import pareto_k
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential
@@ -142,14 +142,8 @@ def _estimate(
             bar.update(runs.evaluations - before)
             found = _conclude(target, path, runs, method, confidence)
             bar.set_postfix_str(f"{found.estimate:.4f} ± {found.standard_error:.2g}")
-            if plan and (finer := agreed(finer_by(found))) > 1.0:
-                path, runs = path.stretched(finer * path.temperatures), _Runs(runs.evaluations)
-                _batch(path, runs, method, draws)
-                found = _conclude(target, path, runs, method, confidence)
-            if plan and (more := agreed(batches_wanted(found)) - 1):
-                for _ in range(more):
-                    _batch(path, runs, method, draws)
-                found = _conclude(target, path, runs, method, confidence)
+            if plan:
+                path, runs, found = _as_planned(target, path, runs, method, confidence, found)
             stopped = agreed(
                 _why_stop(found, runs, method, tolerance, max_evaluations, runs.evaluations - before, draws)
             )
@@ -157,6 +151,25 @@ def _estimate(
                 break
     asked = tolerance is not None or max_evaluations is not None
     return agreed(replace(found, seconds=time.perf_counter() - began, stopped=stopped if asked else None))
+
+
+def _as_planned(
+    target: Potential, path: AnnealingPath, runs: _Runs, method: Annealing, confidence: float, first: LogNormalizer
+) -> tuple[AnnealingPath, _Runs, LogNormalizer]:
+    """Run over more temperatures and in more batches, as the first batch says; no draws of the target are known."""
+    spent = sum(everyone(path.evaluations))
+    before, found = spent, first
+    if (finer := agreed(finer_by(first, runs.evaluations - before, spent))) > 1.0:
+        before = runs.evaluations
+        path, runs = path.stretched(finer * path.temperatures), _Runs(before)
+        _batch(path, runs, method, None)
+        found = _conclude(target, path, runs, method, confidence)
+    batches = agreed(batches_wanted(found, runs.evaluations - before, spent))
+    if batches > 1:
+        for _ in range(batches - 1):
+            _batch(path, runs, method, None)
+        found = _conclude(target, path, runs, method, confidence, batches)
+    return path, runs, found
 
 
 def _problem(
@@ -257,9 +270,9 @@ def _why_stop(
 
 
 def _conclude(
-    target: Potential, path: AnnealingPath, runs: _Runs, method: Annealing, confidence: float
+    target: Potential, path: AnnealingPath, runs: _Runs, method: Annealing, confidence: float, batches: int = 1
 ) -> LogNormalizer:
-    """Put together what the runs so far say."""
+    """Put together what the runs so far say, in ``batches`` of which the first one told how many."""
     forward, reverse = runs.forward, runs.reverse
     if method.forward and not bool(torch.isfinite(forward).any()):
         raise InvalidInput(
@@ -268,16 +281,16 @@ def _conclude(
     if method.forward and method.reverse:
         found = bridge_interval(forward, reverse, method.particles, confidence)
     else:
-        found = one_sided_interval(forward if method.forward else reverse, method, confidence)
+        found = one_sided_interval(forward if method.forward else reverse, method, confidence, batches)
     trouble = list(found.trouble)
     slowest = min((float(w.acceptance.min()) for w in runs.last if len(w.acceptance)), default=1.0)
     if slowest < _STUCK:
         trouble.append(f"particles hardly move at some temperature (acceptance {slowest:.2f}): use another kernel")
     if path.warning is not None:
         trouble.append(path.warning)
-    piled = out_of_reach(target, path.from_unit(runs.last[-1].x.flatten(0, -1 - len(target.event_shape))))
-    if piled is not None:
-        trouble.append(piled)
+    ends = path.from_unit(runs.last[-1].x.flatten(0, -1 - len(target.event_shape)))
+    missed = tail_missed(target, ends) if not method.reverse else None
+    trouble += [words for words in (out_of_reach(target, ends), missed) if words is not None]
     weights = forward if method.forward else reverse
     return LogNormalizer(
         estimate=found.estimate,

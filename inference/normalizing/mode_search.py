@@ -35,7 +35,8 @@ _FITTED, _FITTED_EACH = 64, (8, 16)  # chains that a base is fitted to at least,
 _AGAIN = 4  # one in so many starts of later rounds is scattered as in the first
 _EACH = 4  # chains from ends at the same place
 _SAME = 0.3  # width of such a place, in those of the first basin, for each root of the dimension
-_SELDOM = 20  # descents that end in a basin at least, if none like it is to have been missed
+_SELDOM, _BY_CHANCE = 20, 5  # descents that end in a basin at least, if none like it is to have been missed, and
+# how many of them begin anywhere: those between known ends say nothing of the chance to meet an unknown one
 _QUIET = 2  # rounds one after another that end in no new place, after which no more are made
 _LOST = 1e12  # widths from which no descent comes back
 _MAX_CURVED = 64  # dimensions up to which all second derivatives are worth their cost
@@ -83,7 +84,7 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
 
     Args:
         target: the energy U.
-        x: where the first descents begin, ``(n, *event)``.
+        x: where the first descents begin, ``(n, *event)``, and a quarter of the first round's.
         starts: descents in a round.
 
     Raises:
@@ -93,10 +94,16 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
     radius, tried = _reach(framed, x)
     cost += tried
     begin, step = _scattered(x, starts, radius)
+    own = min(len(x), starts // _AGAIN)  # about the target's own origin, where the first basin may hide a narrow one
+    begin[:own] = framed.to_unit(x[:own])
+    step[:own] = (0.1 / framed.factor.diagonal()).clamp(min=_CLOSE).reshape(x.shape[1:])
     ends, rounds = x[:0], list[_Chains]()
+    anywhere = by_chance = torch.ones(starts, dtype=torch.bool, device=x.device)
     while True:
         low, energy, tried = _descend(framed, begin, step, _STEPS, _CLOSE)
-        low = low[torch.isfinite(energy) & (low.reshape(len(low), -1).abs().amax(1) < _LOST)]
+        back = torch.isfinite(energy) & (low.reshape(len(low), -1).abs().amax(1) < _LOST)
+        low = low[back]
+        by_chance = torch.cat([by_chance[: len(ends)], anywhere[back]])
         ends = torch.cat([ends, low])
         if len(ends) == 0:
             raise EnergyPPLError("no descent ended at a finite energy")
@@ -104,15 +111,16 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
         rounds.append(_relax(framed, ends, some))
         cost += tried + len(some) * (_MOVES + 1)
         chains, full = _joined(rounds), len(rounds) == _ROUNDS
-        if full or (len(rounds) >= _FEWEST_ROUNDS and not _some_are_rare(ends, chains)):
+        if full or (len(rounds) >= _FEWEST_ROUNDS and not _some_are_rare(ends, by_chance, chains)):
             last = range(max(1, len(rounds) - _QUIET), len(rounds))
             new = max(_new_share(_joined(rounds[:at]), rounds[at], starts) for at in last)
             if full or new == 0.0:
                 break
         again = starts // _AGAIN
-        between = _between(ends[chains.begin[chains.held()]], starts - again)
+        between, along = _between(ends[chains.begin[chains.held()]], starts - again)
         far, far_step = _scattered(x, again, radius)
         begin, step = torch.cat([between, far]), torch.cat([torch.full_like(between, 0.2), far_step])
+        anywhere = torch.cat([~along, torch.ones_like(along[:1]).expand(again)])
     begin = chains.begin[chains.held()]
     even = _evening_weights(ends[begin])
     wanted = max(_FITTED, _FITTED_EACH[0] * x[0].numel(), _FITTED_EACH[1] * round(float(even.sum())))
@@ -134,8 +142,8 @@ def _unlike_those_before(ends: Tensor, first: int) -> Tensor:
     return first + ((same & before).sum(1) < _EACH).nonzero()[:, 0]
 
 
-def _some_are_rare(ends: Tensor, chains: _Chains) -> bool:
-    """Tell whether a basin that matters was found by few descents.
+def _some_are_rare(ends: Tensor, by_chance: Tensor, chains: _Chains) -> bool:
+    """Tell whether a basin that matters was found by few descents, or by few of those that began anywhere, ``(n,)``.
 
     Ends near each other are of one basin, and those whose chain has come closer to another end: descents may stop
     early.
@@ -150,7 +158,9 @@ def _some_are_rare(ends: Tensor, chains: _Chains) -> bool:
         label = label[label]  # so that a long line of ends takes few rounds
     mass = torch.full((len(rows),), -math.inf).to(chains.mass)
     mass = mass.scatter_reduce(0, label[chains.begin], chains.mass, "amax")
-    return bool((chains.that_matter(mass) & (label.bincount(minlength=len(rows)) < _SELDOM)).any())
+    few = label.bincount(minlength=len(rows)) < _SELDOM
+    few |= label[by_chance].bincount(minlength=len(rows)) < _BY_CHANCE
+    return bool((chains.that_matter(mass) & few).any())
 
 
 def _new_share(before: _Chains, found: _Chains, starts: int) -> float:
@@ -182,11 +192,15 @@ def _scattered(x: Tensor, count: int, radius: float) -> tuple[Tensor, Tensor]:
     """
     far = torch.exp(math.log(radius) * torch.rand(count, *[1] * (x.dim() - 1))).to(x)
     begin = far * torch.randn(count, *x.shape[1:]).to(x)
-    return begin, (0.1 * far).expand_as(begin)
+    return begin, (0.1 * far).expand_as(begin).clone()
 
 
-def _between(ends: Tensor, count: int) -> Tensor:
-    """Draw starts between and around ends ``(n, *event)``, places where many ended counting as one."""
+def _between(ends: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Draw starts between and around ends ``(n, *event)``, places where many ended counting as one.
+
+    Returns:
+        Points ``(count, *event)``, and which of them lie in a line with two ends.
+    """
     rows = ends.reshape(len(ends), -1)
     weights = _evening_weights(ends)
     one, two = (rows[torch.multinomial(weights, count, replacement=True)] for _ in range(2))
@@ -196,8 +210,8 @@ def _between(ends: Tensor, count: int) -> Tensor:
     variance = (weights / weights.sum()) @ (rows - mean).square()
     spread = torch.maximum(variance, variance.mean()).sqrt() + 1.0  # modes may lie where no end has been yet
     around = mean + 3.0 * share * spread * torch.randn_like(one)
-    third = (torch.arange(count, device=rows.device) % 3 == 0).unsqueeze(1)
-    return torch.where(third, along, around).reshape(count, *ends.shape[1:])
+    third = torch.arange(count, device=rows.device) % 3 == 0
+    return torch.where(third.unsqueeze(1), along, around).reshape(count, *ends.shape[1:]), third
 
 
 def _first_basin(target: Potential, x: Tensor) -> tuple[Affine, int]:

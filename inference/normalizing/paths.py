@@ -31,6 +31,7 @@ _FITTED = 2048  # states of chains in basins that a base is fitted to, at most
 _REST = 10  # moves of a pilot's particles at the target, before a base is fitted to them
 _SPAN = 1.5  # width of the base of a pilot run, in standard deviations of the chains in all basins
 _NEW = 0.03  # share of the last descents in new places above which it is said
+_WALLED = 0.33  # share of the base's draws at infinite energy above which it is said
 _SPREAD = 1.0  # variance of log weights at which a path's cost is least (Neal 2001)
 
 Draws = Tensor | Callable[[int], Tensor]
@@ -270,6 +271,12 @@ def _path_from_search(
         f"{found.starts} descents from up to {found.radius:.3g} widths of a first basin and from between their ends; a "
         "mode that neither they nor the runs ended in is missing from log Z"
     )
+    cost = path.evaluations + found.evaluations
+    return path._replace(evaluations=cost, searched=searched, warning=_doubts(target, path, found))
+
+
+def _doubts(target: Potential, path: AnnealingPath, found: ModeSearch) -> str | None:
+    """Say what a search, the tails and the walls of a target leave open; None if nothing."""
     doubt = tail_doubt(target, found.x[:_PILOT])
     warning = [doubt] if doubt else []
     if found.new > _NEW:
@@ -277,8 +284,20 @@ def _path_from_search(
             f"{found.new:.0%} of the last descents ended where none before had: there may be more modes that nothing "
             "found, so pass samples, or more starts"
         )
-    cost = path.evaluations + found.evaluations
-    return path._replace(evaluations=cost, searched=searched, warning="; ".join(warning) or None)
+    outside = _share_outside(path)
+    if outside > _WALLED:
+        warning.append(
+            f"the energy is infinite at {outside:.0%} of the draws of the base, and chains do not spread well between "
+            "walls: log Z may be far too low, so pass samples, or a distribution that has these walls as its support"
+        )
+    return "; ".join(warning) or None
+
+
+def _share_outside(path: AnnealingPath) -> float:
+    """Return the share of a base's draws at which the target's energy is infinite, by random numbers of its own."""
+    with torch.random.fork_rng(devices=[]):
+        x = path.base.sample(_PILOT)
+    return float((energy_only(path.stops[-1], x) == math.inf).double().mean())
 
 
 def _searched(target: Potential, x: Tensor, starts: int) -> ModeSearch:

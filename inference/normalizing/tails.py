@@ -1,23 +1,27 @@
 """Tail check: whether an energy rises far away as it must for exp(−U) to have a finite integral."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from energyppl.autodiff.gradient import eager_energy
+from energyppl.autodiff.gradient import eager_energy, eager_energy_and_grad
 from energyppl.errors import NotNormalizable
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.constrained import Constrained
 
-__all__ = ["out_of_reach", "require_normalizable", "tail_doubt"]
+__all__ = ["out_of_reach", "require_normalizable", "tail_doubt", "tail_missed"]
 
 _NEAR, _FAR = 1e3, 1e6  # distances, in spreads of the points
 _MAX_AXES = 64
 _MARGIN = 0.01  # that the slope must exceed what is needed by: the borderline itself is not normalizable
 _HEAVY = 0.4  # and by which it must for nearly all of the mass to be in reach
 _SOME = 0.02  # of the rays, on which an energy does not rise enough, that are worth a word
+_SHELLS = (256.0, 4096.0)  # radii at which the bottoms of valleys are looked for, in spreads
+_DESCENTS, _STEPS, _NARROW = 16, 30, 1e-3  # on each shell, and the distance that curvatures are told from, in spreads
+_BEYOND = 50.0  # nats above the points, and what a shell's volume makes up for: no valley holds mass there
+_OUTER, _LOST, _LIGHT = 0.1, 0.05, 3.0  # share of particles that tells of a tail; lost share; index of no concern
 _FLAT = 0.05  # below it a slope is rounding
 _PILED = 3.0  # nats that the energy rises by at least, so that 5 % of the mass at most lies beyond
 _EDGES = 2.0 ** torch.arange(10.0, -4.0, -0.25)  # distances at which a map is tried, in spreads
@@ -90,7 +94,85 @@ def tail_doubt(potential: Potential, x: Tensor) -> str | None:
                 f"on {few:.0%} of the rays {place} the energy does not rise as it must for exp(−U) to have a finite "
                 "integral: whether it has one could not be told"
             )
+    grows = _valley_growth(potential, x)
+    if grows > -_HEAVY:
+        return (
+            f"far away a narrow valley of the energy holds a mass that changes by {grows:+.2g} nats with each e-fold "
+            "of the distance, and must fall for exp(−U) to have a finite integral: whether it has one could not be told"
+        )
     return None
+
+
+def _valley_growth(potential: Potential, x: Tensor) -> float:
+    """Return by how much the log mass of the lowest valley on a sphere changes for each e-fold of its radius.
+
+    A valley that narrows on its way out is on no ray and on no line, such as that of (xy)² along an axis.  Its bottom
+    is found by descents on two spheres, and its mass there by Laplace's approximation across it, with a width of the
+    radius at most.
+    """
+    rows, shape = x.reshape(len(x), -1), potential.event_shape
+    middle, spread, dim = rows.mean(0), rows.std(0), rows.shape[1]
+    if dim < 2 or dim > _MAX_AXES or not bool((spread > 0).all()):
+        return -math.inf
+
+    def evaluate(z: Tensor) -> tuple[Tensor, Tensor]:
+        energy, grad = eager_energy_and_grad(potential, (middle + spread * z).reshape(-1, *shape))
+        return energy.double().nan_to_num(nan=math.inf), grad.reshape(-1, dim).nan_to_num(0.0, 0.0, 0.0) * spread
+
+    inner, outer = _SHELLS
+    highest = float(eager_energy(potential, x)[0].double().median()) + dim * math.log(inner) + _BEYOND
+    unit = torch.nn.functional.normalize(((rows - middle) / spread)[:_DESCENTS], dim=1)
+    unit, energy = _lowest_on_sphere(evaluate, unit, inner)
+    if not float(energy.min()) < highest:
+        return -math.inf
+    unit, far = _lowest_on_sphere(evaluate, unit, outer)
+    there = _valley_mass(evaluate, unit[far.argmin()], outer)
+    unit, near = _lowest_on_sphere(evaluate, unit, inner)
+    return (there - _valley_mass(evaluate, unit[near.argmin()], inner)) / math.log(outer / inner)
+
+
+def _valley_mass(evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], bottom: Tensor, radius: float) -> float:
+    """Return the log mass of a valley for each e-fold of the radius, at its bottom in a direction ``(d,)``."""
+    dim = len(bottom)
+    ends = _NARROW * torch.eye(dim).to(bottom)
+    low = float(evaluate(radius * bottom[None])[0])
+    slopes = evaluate(radius * bottom + torch.cat([ends, -ends]))[1].double().reshape(2, dim, dim)
+    curved = (slopes[0] - slopes[1]) / (2.0 * _NARROW)
+    across = torch.linalg.svd(bottom.double()[None])[2][1:]  # (d − 1, d), tangents of the sphere
+    bends = torch.linalg.eigvalsh(across @ (0.5 * (curved + curved.T)) @ across.T)
+    widths = (2.0 * math.pi / bends.clamp(min=2.0 * math.pi / radius**2)).sqrt()
+    return math.log(radius) - low + float(widths.log().sum())
+
+
+def tail_missed(potential: Potential, x: Tensor) -> str | None:
+    """Say that runs did not reach far enough into tails that fall like a power; None if they did.
+
+    A tenth of the particles lies beyond some distance r.  Where the density falls like 1 / r^(1 + a), about
+    .1 (R / r)^(−a) of the mass lies beyond the farthest particle at R: one in n if the particles are draws of the
+    target, more if kernel and base kept them from the tail.
+
+    Args:
+        potential: the energy U.
+        x: particles at the end of runs, ``(n, *event)``.
+    """
+    if isinstance(potential, Constrained) or len(x) < 2 * _ROWS:
+        return None
+    rows, lost = x.reshape(len(x), -1), 0.0
+    far = (rows - rows.median(0).values).abs().double()
+    for axis in range(rows.shape[1]) if rows.shape[1] <= _MAX_AXES else ():
+        along = torch.zeros_like(rows[:_ROWS])
+        along[:, axis] = rows[:, axis].std()
+        both = [_slope(potential, rows[:_ROWS], sign * along, potential.event_shape) for sign in (1.0, -1.0)]
+        index = min(float(slope.nan_to_num(posinf=1e9).median()) for slope in both) - 1.0
+        if 0.0 < index < _LIGHT:
+            reached = float(far[:, axis].max() / far[:, axis].quantile(1.0 - _OUTER))
+            lost += _OUTER * reached**-index
+    if lost < _LOST:
+        return None
+    return (
+        f"the density's tails fall like a power, and about {lost:.0%} of the mass lies farther out than any particle "
+        "came: log Z is too low, so pass samples, or a base with tails as heavy"
+    )
 
 
 def out_of_reach(potential: Potential, x: Tensor) -> str | None:
@@ -134,6 +216,28 @@ def out_of_reach(potential: Potential, x: Tensor) -> str | None:
                     "logarithm or the logit, or one that does not pile up at an edge"
                 )
     return None
+
+
+def _lowest_on_sphere(
+    evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], unit: Tensor, radius: float
+) -> tuple[Tensor, Tensor]:
+    """Descend on a sphere from directions ``(n, d)``; returns the directions reached and their energies, ``(n,)``."""
+    energy, grad = evaluate(radius * unit)
+    angle = torch.full_like(unit[:, :1], 0.5)
+    for _ in range(_STEPS):
+        tangent = grad - (grad * unit).sum(1, keepdim=True) * unit
+        step = unit * angle.cos() - torch.nn.functional.normalize(tangent, dim=1) * angle.sin()
+        new = torch.nn.functional.normalize(step, dim=1)  # where there is no slope the step is shorter
+        tried, slope = evaluate(radius * new)
+        better = tried < energy
+        wide = better[:, None]
+        energy, unit, grad = (
+            torch.where(better, tried, energy),
+            torch.where(wide, new, unit),
+            torch.where(wide, slope, grad),
+        )
+        angle = torch.where(wide, 1.5 * angle, 0.3 * angle).clamp(max=0.5)
+    return unit, energy
 
 
 def _slope(potential: Potential, begin: Tensor, direction: Tensor, shape: torch.Size) -> Tensor:

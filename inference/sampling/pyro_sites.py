@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions.transforms import IndependentTransform, Transform
 
-from energyppl._checks import append_dims, broadcast_shapes
+from energyppl._checks import append_dims, broadcast_shapes, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.potentials.constrained import latent_transform
 
@@ -151,7 +151,14 @@ def mask_of(msg: Any) -> Tensor | None:
     if outer is None or outer is True:
         return inner
     outer = torch.as_tensor(outer).bool()
-    if broadcast_shapes(outer.shape, fn.batch_shape) != fn.batch_shape:
+    try:
+        broadcast = broadcast_shapes(outer.shape, fn.batch_shape)
+    except RuntimeError:
+        raise InvalidInput(
+            f"the mask of site {msg['name']!r} must broadcast to batch_shape {shape_text(fn.batch_shape)}; got "
+            f"{shape_text(outer.shape)}: mask whole events, or leave out to_event"
+        ) from None
+    if broadcast != fn.batch_shape:
         return inner
     outer = outer.expand(fn.batch_shape)
     return outer if inner is None else append_dims(outer, inner) & inner
@@ -284,6 +291,12 @@ def refuse_discrete(model: Callable[..., Any], args: Any, kwargs: Any) -> None:
                         f"plate {name!r} subsamples {sub} of {size} rows, so the density changes from run to run: give "
                         "MCMC all the data"
                     )
+            elif not hasattr(msg["fn"], "support"):
+                remedy = ".marginal() of it" if hasattr(msg["fn"], "marginal") else "a Pyro distribution"
+                raise InvalidInput(
+                    f"site {name!r} needs a distribution; got {type(msg['fn']).__name__}, which has no support and no "
+                    f"log_prob: pass {remedy}"
+                )
             elif not msg["is_observed"] and msg["fn"].support.is_discrete:
                 if name.endswith("_unobserved") and msg["mask"] is not None:
                     data = name.removesuffix("_unobserved")

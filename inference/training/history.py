@@ -54,7 +54,7 @@ class History:
     def column(self, name: str) -> NDArray[np.float64]:
         """Return a field of the records, or one of the objective's values, as an array with one entry a step."""
         known = {*Record._fields, *(key for record in self.records for key in record.values)} - {"values"}
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise InvalidInput(f"there is no column {name!r}; choose from {', '.join(sorted(known))}")
         if name in Record._fields:
             return np.array([getattr(r, name) for r in self.records], dtype=np.float64)

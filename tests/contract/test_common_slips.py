@@ -152,6 +152,13 @@ def test_a_wrapped_network_is_the_model_s_network(kind: str, wrap: Callable[[nn.
     assert not torch.equal(ebm.potential()(x), before)
 
 
+@pytest.mark.parametrize("wrong", ["x", None, lambda x, level: x.sum(-1)])
+def test_what_is_no_network_does_not_become_one(wrong: object) -> None:
+    ebm = MODELS["RecoveryEBM"]()
+    with pytest.raises(ep.InvalidInput, match="net must be a torch module"):
+        ebm.net = wrong
+
+
 @pytest.mark.parametrize("unit", [1e-7, 1e-3, 1e6])
 def test_units_don_t_make_a_column_constant(unit: float) -> None:
     """A spread of a fifth of the mean is found in every unit, and one within rounding is refused in every unit."""

@@ -106,6 +106,11 @@ def test_points_of_another_dtype_than_the_weights_are_named() -> None:
         ep.EnergyDistribution(Bowl()).energy(ROWS.half())
 
 
+def test_points_elsewhere_than_the_weights_are_named() -> None:
+    with pytest.raises(InvalidInput, match="value must be on meta like the network's weights; got cpu: move one"):
+        ep.EBM(ep.MLPEnergy((2,), hidden=4, levels=1)).to("meta").marginal().energy(ROWS)
+
+
 def test_the_process_s_bounds_take_rows_of_any_dtype() -> None:
     found = ep.normalizing.process_log_likelihood(model(), ROWS[:3].double(), particles=4, temperatures=2, steps=1)
     assert math.isfinite(found.lower.value)

@@ -181,6 +181,16 @@ def torchs_own() -> None:
     pyro.sample("x", torch.distributions.Normal(0.0, 1.0))
 
 
+def no_distribution() -> None:
+    pyro.sample("x", ep.EBM(ep.MLPEnergy((2,), hidden=4, depth=1, frequencies=2)))
+
+
+def mask_of_entries() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    with poutine.mask(mask=torch.ones(3, 2, dtype=torch.bool)):
+        pyro.sample("y", dist.Normal(x, 1.0).expand([3, 2]).to_event(1), obs=torch.zeros(3, 2))
+
+
 def conjugate() -> None:
     with poutine.reparam(config={"rate": ConjugateReparam(dist.Gamma(3.0, 2.0))}):
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
@@ -189,6 +199,8 @@ def conjugate() -> None:
 
 REFUSED: dict[str, tuple[Callable[[], None], str]] = {
     "torch's own": (torchs_own, r"site 'x' has torch's own Normal, .* use pyro\.distributions\.Normal"),
+    "a model": (no_distribution, r"site 'x' needs a distribution; got EBM, .*: pass \.marginal\(\) of it"),
+    "a mask of entries": (mask_of_entries, r"mask of site 'y' must broadcast to batch_shape \(3,\); got \(3, 2\)"),
     "draws of a handler": (conjugate, "changes from run to run: it must not draw at random"),
     "chain": (named("chain"), "a site can't be called 'chain': ArviZ has a dimension of that name"),
     "draw": (named("draw"), "a site can't be called 'draw'"),

@@ -19,7 +19,7 @@ class Bell(torch.nn.Module):
 
 
 ebm, schedule = ep.EBM(Bell()), ep.NoiseSchedule.cosine(levels=2)
-wrong = lambda n: 20.0 * torch.randn(n, 3)  # no draws of it
+wrong = lambda n: 20.0 + torch.randn(n, 3)  # no draws of it
 bar = ep.normalizing.BAR(64, temperatures=16)
 bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (3,))
 data = torch.randn(200, 3)

@@ -16,6 +16,7 @@ import energyppl as ep
 from tests.support.fuzz import TABLES as FIRST
 from tests.support.fuzz_later import contexts_and_latents, tables
 from tests.support.fuzz_rest import files_and_chains, pictures
+from tests.support.fuzz_results import results_and_runs
 from tests.support.wrong_values import WRONG, Case, cases
 
 TABLES = {
@@ -24,6 +25,7 @@ TABLES = {
     "tables": tables,
     "pictures": pictures,
     "files and chains": files_and_chains,
+    "results and runs": results_and_runs,
 }
 _SECONDS = 10.0  # for one call, which takes milliseconds
 
@@ -32,6 +34,7 @@ TRAINED_BY_DEFAULT = ("batch_size", "columns", "learning_rate", "levels", "missi
 # What is no mistake, and why.
 LEGITIMATE: dict[str, tuple[str, ...]] = {
     "-1": (
+        *("Estimate.value", "Estimate.from_log_z", "LogNormalizer.estimate", "LogNormalizer.lower", "gather.dim"),
         # A sign that means something.
         *(
             "AtLevel.guidance",
@@ -50,12 +53,15 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *(f"conditional.table.{name}.seed" for name in ("sample", "log_prob")),
     ),
     "inf": (
+        *("Estimate.value", "Estimate.standard_error", "Estimate.from_log_z"),
+        *("LogNormalizer.estimate", "LogNormalizer.standard_error", "LogNormalizer.upper"),
         # Documented: no limit, no tilt.
         *("MLPEnergy.saturation_radius", "PersistentLikelihood.room"),
         *("RecoveryDistribution.sigma", "RecoveryPotential.sigma"),
         *("problems.disagreement", "gap_plot.log_z", "log_weight_histogram.log_z"),
     ),
     "list": (
+        *("NoisyToy.sample.sample_shape", "broadcast.tensors", "average_gradients.parameters"),
         # An empty shape is a scalar's; an empty sequence is none of what there may be.
         *("AIS.waypoints", "SMC.waypoints", "BAR.waypoints", "ReverseAIS.waypoints", "UNetInitializer.attention"),
         "AtLogSNR.event_shape",
@@ -73,6 +79,7 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("JointEBM.sample.sample_shape", "MultiscaleEBM.sample.sample_shape", "RecoveryEBM.sample.sample_shape"),
     ),
     "other shape": (
+        *("gather.value", "Measured.gain"),
         # Batches of any shape are taken; what they must fit is known at a call only.
         *("AtLevel.loc", "AtLevel.scale", "Bridge.beta", "MALT.friction", "Scaled.factor", "FromNegatives.negatives"),
         *("EnergyDistribution.like", "EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer"),
@@ -81,6 +88,7 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("diagonal_mass.draws", "identity_mass.draws", "low_rank_mass.draws"),
     ),
     "nan tensor": (
+        *("gather.value", "NoisyToy.log_prob.x"),
         # Values are not looked at where chains or gradients pass at every step: NaN comes out, and chains flag it.
         *("Affine.loc", "AtLevel.loc", "AtLevel.scale", "Conditioned.observed", "FromNegatives.negatives"),
         *("EnergyDistribution.like", "EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer"),
@@ -94,13 +102,21 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         # A picture of them is empty.
         *("energy_landscape.data", "energy_landscape.energy", "energy_plot.total_energy", "pair_plot.samples"),
     ),
-    "text": ("tables.fit_conditional.predict",),  # "x" is a column
+    "text": ("tables.fit_conditional.predict", "LogNormalizer.method"),  # "x" is a column, or a method
+    "nan": (
+        # What is not known.
+        *("Estimate.value", "Estimate.standard_error", "Estimate.from_log_z"),
+        *("LogNormalizer.estimate", "LogNormalizer.standard_error", "LogNormalizer.lower", "LogNormalizer.upper"),
+    ),
+    "complex": ("gather.value",),
     "dict": (
+        "mean.numbers",
         # Nothing is given, or no column has a transform of its own.
         *("marginal_log_likelihood.kwargs", "table.sample.given"),
         *("tables.fit.transforms", "tables.fit_conditional.transforms", "TableTransform.fit.kinds"),
     ),
     "None": (
+        *("anneal.islands", "anneal.before"),
         # None is the default, or a value of its own.
         *(f"{name}.event_shape" for name in ("EBM", "JointEBM", "MultiscaleEBM", "RecoveryEBM", "GaussianBase")),
         *(f"{name}.kernel" for name in ("EBM", "JointEBM", "RecoveryEBM", "RecoveryEBM.tune", "RecoveryLikelihood")),
@@ -224,7 +240,7 @@ LATE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ep.LogNormalizer.from_dict(
             {**ep.LogNormalizer(1.0, 0.1, 0.8, 1.2, 1, "x").to_dict(), "evaluations": "x"}
         ),
-        "evaluations must be a whole number; got 'x'",
+        "evaluations must be a whole number of at least 0; got 'x'",
     ),
     "log Z of another batch": (
         lambda: ep.EnergyDistribution(ep.Energy(lambda x: x.sum(-1), (2,)), log_normalizer=torch.zeros(3)),
