@@ -41,7 +41,7 @@ ep.fit(ebm, x[:1400], objective, labels=labels[:1400], options=options, progress
 asked = torch.arange(10)
 titles = [str(i) for i in range(10)]
 rows = {"data": torch.stack([x[labels == c][0] for c in range(10)]), "no class": ebm.sample((10,), denoise=True)}
-plots.show(image_strips(rows, titles=titles, title="Digits and free samples"), "06_samples")
+plots.show(image_strips(rows, titles=[""] * 10, title="Digits and free samples"), "06_samples")
 
 # %% [markdown]
 # ## Guidance
@@ -59,10 +59,10 @@ plots.show(image_strips(rows, titles=titles, title="Asked for 0 to 9"), "06_guid
 # ## Composition
 #
 # `product` adds energies, with weights: what two classes agree on, or one but not another.  `mixture` is one or the
-# other.  Each row of the picture shows ten draws of one of them.
+# other.  Each row of the picture shows ten draws of one of them, with a guidance of 2.
 
 # %%
-three, eight = ebm.given(3), ebm.given(8)
+three, eight = ebm.given(3, guidance=2.0), ebm.given(8, guidance=2.0)
 rows = {
     "3": three.sample((10,), denoise=True),
     "3 and 8": ep.product(three, eight, weights=[0.5, 0.5]).sample((10,), denoise=True),
@@ -97,7 +97,7 @@ print(
     f"seen pixels: off by {float(error):.3f} (noise 0.05); unseen ones vary by {float(drawn.std(0)[~seen].mean()):.3f}"
 )
 shown = [whole, torch.where(seen, whole, 0.0), *drawn]
-names = ["truth", "seen", *titles[1:]]
+names = ["truth", "seen", *(f"draw {i}" for i in range(1, 10))]
 plots.show(image_strips({"": shown}, titles=names, title="The lower half of a digit"), "06_inpainting")
 
 pixels = torch.eye(64).reshape(64, 1, 8, 8)
@@ -105,7 +105,7 @@ blur = torch.nn.functional.avg_pool2d(pixels, 2).reshape(64, 16).T  # (16, 64): 
 observed = blur @ whole.flatten()
 coarse = observed.reshape(1, 4, 4).repeat_interleave(2, -1).repeat_interleave(2, -2)
 shown = [whole, coarse, *posterior(ep.LinearMeasurement(blur, observed, noise=0.05))]
-names = ["truth", "measured", *titles[1:]]
+names[1] = "measured"
 plots.show(image_strips({"": shown}, titles=names, title="From a quarter of the pixels"), "06_downsampling")
 
 # %% [markdown]

@@ -1,6 +1,6 @@
 """Samplers: effective draws per second and per gradient, ours beside Pyro's, NumPyro's, BlackJAX's and the EBM kits'.
 
-``python -m tests.benchmarks samplers [--targets …] [--samplers …] [--chains …] [--repeats N] [--json FILE]``
+``python -m tests.benchmarks samplers [--targets …] [--samplers …] [--chains …] [--draws N] [--repeats N] [--json F]``
 
 Six energies, which ``peers.py`` writes again in jax: a banana, ten Gaussian coordinates whose variances span a factor
 of 1,000, eight schools, a logistic regression of 25 columns, a perceptron fitted to rings, and a convolutional energy
