@@ -1,7 +1,7 @@
 """The peers of the samplers' benchmark: Pyro, NumPyro, BlackJAX, ebmkit and torchebm, each as its own documents ask.
 
 One adapter for each sampler takes a :class:`Problem` and returns a :class:`Run`.  All work in float32 from the same
-starting points, on the same energies: those of ``samplers.py`` written again in jax, with the same weights.
+starting points, on the same energies: ``sampler_targets.py`` has them in jax too, with the same weights.
 
 None of the peers is needed for anything else.  To install them (torch first, or pip may fetch a CUDA build)::
 
@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from tests.benchmarks.sampler_targets import jax_energy
 
 
 @dataclass(frozen=True)
@@ -65,59 +67,6 @@ class Run(NamedTuple):
 Adapter = Callable[[Problem], Run]
 
 # --- jax -------------------------------------------------------------------------------------------------------------
-
-
-def jax_energy(problem: Problem) -> Callable[[Any], Any]:
-    """The problem's energy of one flattened point, in jax."""
-    import jax
-    import jax.numpy as jnp
-
-    w = {name: jnp.asarray(value.numpy()) for name, value in problem.energy.state_dict().items()}
-    silu = jax.nn.silu
-
-    def banana(x: Any) -> Any:
-        return 0.5 * ((x[0] / w["scale"]) ** 2 + (x[1] - w["curvature"] * (x[0] ** 2 - w["scale"] ** 2)) ** 2)
-
-    def gaussian(x: Any) -> Any:
-        return 0.5 * jnp.sum((x / w["sd"]) ** 2)
-
-    def schools(x: Any) -> Any:
-        mu, log_tau, z = x[0], x[1], x[2:]
-        tau = jnp.exp(log_tau)
-        misfit = (mu + tau * z - w["effect"]) / w["error"]
-        prior = 0.5 * (mu / 5.0) ** 2 + jnp.log1p((tau / 5.0) ** 2) - log_tau + 0.5 * jnp.sum(z**2)
-        return prior + 0.5 * jnp.sum(misfit**2)
-
-    def logistic(x: Any) -> Any:
-        logit = w["columns"] @ x
-        return 0.5 * jnp.sum(x**2) + jnp.sum(jax.nn.softplus(logit)) - jnp.sum(logit * w["outcome"])
-
-    def rings(x: Any) -> Any:
-        hidden = silu(w["net.0.weight"] @ x + w["net.0.bias"])
-        hidden = silu(w["net.2.weight"] @ hidden + w["net.2.bias"])
-        return (w["net.4.weight"] @ hidden + w["net.4.bias"])[0] + 0.5 * w["confinement"] * jnp.sum(x**2)
-
-    def convolution(x: Any, name: str) -> Any:
-        # As nine products of matrices: inside a loop, where samplers run it, XLA's own convolution takes 4 times as
-        # long with channels last and 35 times with channels first (jax 0.10.2, a CPU core, 64 images).
-        weight = w[f"{name}.weight"].transpose(2, 3, 1, 0)
-        padded = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
-        out = sum(padded[i : i + 8, j : j + 8] @ weight[i, j] for i in range(3) for j in range(3))
-        return silu(out + w[f"{name}.bias"])
-
-    def digits(x: Any) -> Any:
-        hidden = convolution(convolution(x.reshape(8, 8, 1), "first"), "second")
-        return (w["last.weight"] @ hidden.sum((0, 1)))[0] + 0.5 * w["confinement"] * jnp.sum(x**2)
-
-    energies = {
-        "banana": banana,
-        "gaussian": gaussian,
-        "schools": schools,
-        "logistic": logistic,
-        "rings": rings,
-        "digits": digits,
-    }
-    return energies[problem.name]
 
 
 def _start(problem: Problem) -> Any:
@@ -175,7 +124,12 @@ def numpyro_nuts(problem: Problem) -> Run:
     from numpyro.infer import MCMC, NUTS
 
     options = {"num_warmup": problem.warmup, "num_samples": problem.draws, "num_chains": problem.chains}
-    mcmc = MCMC(NUTS(potential_fn=jax_energy(problem)), chain_method="vectorized", progress_bar=False, **options)
+    mcmc = MCMC(
+        NUTS(potential_fn=jax_energy(problem.name, problem.energy)),
+        chain_method="vectorized",
+        progress_bar=False,
+        **options,
+    )
     key, start = jax.random.key(problem.seed), _start(problem)
     fields, compilations = ("num_steps",), _compilations()
 
@@ -228,7 +182,7 @@ def blackjax_nuts(problem: Problem, pooled: bool = False) -> Run:
     import jax.numpy as jnp
     from blackjax.adaptation.base import get_filter_adapt_info_fn
 
-    energy = jax_energy(problem)
+    energy = jax_energy(problem.name, problem.energy)
     log_density = lambda x: -energy(x)  # noqa: E731
     adaptation = blackjax.window_adaptation(blackjax.nuts, log_density, adaptation_info_fn=get_filter_adapt_info_fn())
 
@@ -279,7 +233,7 @@ def blackjax_chees(problem: Problem, masses: str | None = None) -> Run:
     import optax
     from blackjax.adaptation.base import get_filter_adapt_info_fn
 
-    energy = jax_energy(problem)
+    energy = jax_energy(problem.name, problem.energy)
     log_density = lambda x: -energy(x)  # noqa: E731
     options = {"adaptation_info_fn": get_filter_adapt_info_fn(), "mass_matrix_estimation": masses}
     adaptation = blackjax.chees_adaptation(log_density, problem.chains, **options)
