@@ -6,7 +6,7 @@ A base is a potential with ``sample(count)``.  The closer it is to the target, t
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -25,7 +25,7 @@ from energyppl._checks import (
 from energyppl.errors import InvalidInput
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential, sum_event
 from energyppl.potentials.constrained import latent_transform
-from energyppl.potentials.mixture_fit import fit_mixture
+from energyppl.potentials.mixture_fit import fit_mixture, student_constant, student_exponent
 
 __all__ = ["Base", "BernoulliBase", "DistributionBase", "GaussianBase", "MixtureBase", "require_base"]
 
@@ -134,16 +134,18 @@ class GaussianBase:
 
 @dataclass(frozen=True, eq=False)
 class MixtureBase:
-    """Mixture of Gaussians with full covariances; one of a single component is a full Gaussian.
+    """Mixture of Gaussians or Student-t densities with full covariances; one component is a full Gaussian.
 
     >>> base = ep.potentials.MixtureBase.fitted(torch.randn(500, 2), torch.Size((2,)))
-    >>> base.sample(5).shape
-    torch.Size([5, 2])
+    >>> base.sample(5).shape, base.freedom
+    (torch.Size([5, 2]), inf)
 
     Args:
         means: ``(k, *event)``.
-        factors: lower triangular L of each covariance L Lᵀ over the flattened event, ``(k, d, d)``.
+        factors: lower triangular L of each scale matrix L Lᵀ over the flattened event, ``(k, d, d)``: the covariance
+            of a Gaussian.
         weights: ``(k,)``, positive; normalized on entry.
+        freedom: degrees of freedom of all components: infinite for Gaussians.
 
     Raises:
         InvalidInput: for shapes that don't fit, or numbers that are not positive where they must be.
@@ -152,6 +154,7 @@ class MixtureBase:
     means: Tensor
     factors: Tensor
     weights: Tensor
+    freedom: float = math.inf
     event_shape: torch.Size = field(init=False)
     _whitening: Tensor = field(init=False, repr=False)  # (k, d, d), the factors' inverses
     _shift: Tensor = field(init=False, repr=False)  # (k, d), the whitened means
@@ -167,13 +170,14 @@ class MixtureBase:
                 f"{(count,)}; got {shape_text(self.factors.shape)} and {shape_text(self.weights.shape)}"
             )
         check_positive("weights", self.weights)
+        check_positive("freedom", self.freedom, or_infinite=True)
         diagonal = self.factors.diagonal(dim1=1, dim2=2)
         check_positive("the diagonals of factors", diagonal)
         eye = torch.eye(size, dtype=self.factors.dtype, device=self.factors.device).expand_as(self.factors)
         whitening = torch.linalg.solve_triangular(self.factors, eye, upper=False)
         shift = (whitening @ self.means.reshape(count, size, 1)).squeeze(-1)
         weights = self.weights / self.weights.sum()
-        log_norm = weights.log() - diagonal.log().sum(1) - 0.5 * size * _LOG_2PI
+        log_norm = weights.log() - diagonal.log().sum(1) + student_constant(size, self.freedom)
         for name, value in {
             "event_shape": torch.Size(event),
             "weights": weights,
@@ -187,14 +191,16 @@ class MixtureBase:
     def fitted(cls, x: Tensor, event_shape: torch.Size, *, groups: Tensor | None = None) -> "MixtureBase":
         """Fit one with as many components as held-out draws ask for, and a wide one added (:func:`fit_mixture`).
 
+        Its tails are Gaussian unless the draws are likelier with heavier ones.
+
         Args:
             x: draws of the target, ``(n, *event)``.
             event_shape: shape of one point.
             groups: a number for each draw, ``(n,)``; dependent draws share one and are held out together.
         """
         check_data("samples", x, event_shape, at_least=4)
-        means, factors, weights = fit_mixture(x.reshape(len(x), -1), groups)
-        return cls(means.reshape(-1, *event_shape), factors, weights)
+        means, factors, weights, freedom = fit_mixture(x.reshape(len(x), -1), groups, heavy=True)
+        return cls(means.reshape(-1, *event_shape), factors, weights, freedom)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Evaluate energies of points ``(*batch, *event)``."""
@@ -204,7 +210,7 @@ class MixtureBase:
         """Return the log of weight times density of each component, ``(n, k)``."""
         rows = x.reshape(-1, 1, self._shift.shape[1])
         z = (self._whitening @ rows.unsqueeze(-1)).squeeze(-1) - self._shift
-        return self._log_norm - 0.5 * (z * z).sum(-1)
+        return self._log_norm + student_exponent((z * z).sum(-1), z.shape[-1], self.freedom)
 
     def reweighted(self, x: Tensor) -> "MixtureBase":
         """Return a fitted one whose weights are for the most part the components' shares of other draws.
@@ -222,12 +228,15 @@ class MixtureBase:
         shares = torch.softmax(self._log_joint(x), -1).mean(0)
         narrow = (0.75 * shares + 0.25 * self.weights)[:-1]
         wide = self.weights[-1:]
-        return MixtureBase(self.means, self.factors, torch.cat([narrow * (1.0 - wide) / narrow.sum(), wide]))
+        return replace(self, weights=torch.cat([narrow * (1.0 - wide) / narrow.sum(), wide]))
 
     def sample(self, count: int) -> Tensor:
         """Draw, ``(count, *event)``."""
         which = torch.multinomial(self.weights, count, replacement=True)
         noise = torch.randn(count, self._shift.shape[1], 1, dtype=self.means.dtype, device=self.means.device)
+        if self.freedom < math.inf:
+            chi2 = distributions.Chi2(torch.tensor(self.freedom).to(noise)).sample((count, 1, 1))
+            noise = noise * (self.freedom / chi2).sqrt()
         return self.means[which] + (self.factors[which] @ noise).reshape(count, *self.event_shape)
 
 

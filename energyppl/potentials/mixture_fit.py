@@ -1,4 +1,4 @@
-"""Gaussian mixtures fitted by expectation maximization, their number of components chosen on held-out draws."""
+"""Mixtures fitted by expectation maximization, their components and tails chosen on held-out draws."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from energyppl.errors import EnergyPPLError
 
-__all__ = ["fit_mixture", "spread_out"]
+__all__ = ["fit_mixture", "spread_out", "student_constant", "student_exponent"]
 
 _CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
 _ROWS_EACH = 12  # draws that a component needs at least, plus one for each dimension
@@ -15,10 +15,13 @@ _ITERATIONS = 60
 _MAX_ROWS = 4000
 _INFLATION = 1.1  # of standard deviations: what a base misses costs more than what it adds
 _DEFENSIVE_WEIGHT, _DEFENSIVE_WIDTH = 0.05, 2.5  # of the component that covers all others
+_FREEDOMS, _LIKELIER = (3.0, 5.0, 8.0, 15.0), 0.02  # and nats a draw by which the first must be likelier than Gaussians
 
 
-def fit_mixture(x: Tensor, groups: Tensor | None = None, *, defensive: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit a Gaussian mixture to draws.
+def fit_mixture(
+    x: Tensor, groups: Tensor | None = None, *, defensive: bool = True, heavy: bool = False
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Fit a mixture of Gaussians, or of Student-t densities, to draws.
 
     A quarter of the draws is held out and chooses how many components there are.  All are made a tenth wider, and one
     with the draws' own covariance, 2.5 times as wide, is added with weight .05: a base with lighter tails than the
@@ -28,9 +31,11 @@ def fit_mixture(x: Tensor, groups: Tensor | None = None, *, defensive: bool = Tr
         x: draws, ``(n, d)``.
         groups: a number for each draw, ``(n,)``; dependent draws share one and are held out together.
         defensive: widen and add as said; without, the mixture is the likeliest one, to be compared with.
+        heavy: take tails of Student's t, of one number of degrees of freedom, where held-out draws are likelier so.
 
     Returns:
-        Means ``(k, d)``, Cholesky factors ``(k, d, d)`` and weights ``(k,)``.
+        Means ``(k, d)``, Cholesky factors of the scale matrices ``(k, d, d)``, weights ``(k,)``, and the degrees of
+        freedom, infinite for Gaussians.
     """
     dtype, dim = x.dtype, x.shape[1]
     order = torch.randperm(len(x), device=x.device)[:_MAX_ROWS]
@@ -39,26 +44,58 @@ def fit_mixture(x: Tensor, groups: Tensor | None = None, *, defensive: bool = Tr
     scale = scale.clamp(min=1e-9 * float(scale.max()) + 1e-30)
     rows = (rows - loc) / scale
     train, held = _split(rows, torch.arange(len(rows), device=x.device) if groups is None else groups[order])
-    best, found = -math.inf, None
+    best, found, freedom = -math.inf, None, math.inf
     for count in _CANDIDATES:
         if count > 1 and len(train) < count * (_ROWS_EACH + dim):
             break
         mixture = _expectation_maximization(train, count)
-        score = float(torch.logsumexp(_log_joint(held, *mixture), 1).mean())
+        score, tails = _likeliest_freedom(held, mixture, heavy)
         if score > best + 0.01:
-            best, found = score, mixture
+            best, found, freedom = score, mixture, tails
         elif count > 4 and score < best - 0.2:
             break
     if found is None:
         raise EnergyPPLError("no mixture of Gaussians fits the draws: they lie too far apart for their numbers' digits")
     means, factors, weights = found
-    if not defensive:
-        return (loc + scale * means).to(dtype), (scale[:, None] * factors).to(dtype), weights.to(dtype)
-    wide = _one(rows)
-    means = torch.cat([means, wide[0]])
-    factors = torch.cat([_INFLATION * factors, _DEFENSIVE_WIDTH * wide[1]])
-    weights = torch.cat([(1.0 - _DEFENSIVE_WEIGHT) * weights, _DEFENSIVE_WEIGHT * wide[2]])
-    return (loc + scale * means).to(dtype), (scale[:, None] * factors).to(dtype), weights.to(dtype)
+    if defensive:
+        wide = _one(rows)
+        means = torch.cat([means, wide[0]])
+        factors = torch.cat([_INFLATION * factors, _DEFENSIVE_WIDTH * wide[1]])
+        weights = torch.cat([(1.0 - _DEFENSIVE_WEIGHT) * weights, _DEFENSIVE_WEIGHT * wide[2]])
+    factors = math.sqrt(1.0 - 2.0 / freedom) * factors  # so that the covariances stay what they are
+    return (loc + scale * means).to(dtype), (scale[:, None] * factors).to(dtype), weights.to(dtype), freedom
+
+
+def student_constant(dim: int, freedom: float) -> float:
+    """Return the log density of a Student-t of unit scale at its centre, in nats; of a Gaussian if infinite."""
+    if freedom == math.inf:
+        return -0.5 * dim * math.log(2.0 * math.pi)
+    half = 0.5 * (freedom + dim)
+    return math.lgamma(half) - math.lgamma(0.5 * freedom) - 0.5 * dim * math.log(freedom * math.pi)
+
+
+def student_exponent(square: Tensor, dim: int, freedom: float) -> Tensor:
+    """Return the log density of a Student-t less that at its centre, for squared distances in scales."""
+    return -0.5 * square if freedom == math.inf else -0.5 * (freedom + dim) * torch.log1p(square / freedom)
+
+
+def _likeliest_freedom(held: Tensor, mixture: tuple[Tensor, Tensor, Tensor], heavy: bool) -> tuple[float, float]:
+    """Return the mean log density of held-out draws and the degrees of freedom it is reached with."""
+    gaussian = _log_joint(held, *mixture)
+    best, found = float(gaussian.logsumexp(1).mean()), math.inf
+    if not heavy:
+        return best, found
+    _, factors, weights = mixture
+    dim = held.shape[1]
+    at_centre = weights.log() - factors.diagonal(dim1=1, dim2=2).log().sum(1)
+    square = 2.0 * (at_centre + student_constant(dim, math.inf) - gaussian)
+    for freedom in _FREEDOMS:
+        share = 1.0 - 2.0 / freedom  # a Student-t's squared scale over its variance, which is kept
+        constant = student_constant(dim, freedom) - 0.5 * dim * math.log(share)
+        score = float((at_centre + constant + student_exponent(square / share, dim, freedom)).logsumexp(1).mean())
+        if score > best + (_LIKELIER if found == math.inf else 0.0):
+            best, found = score, freedom
+    return best, found
 
 
 def _split(rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from energyppl.errors import EnergyPPLError
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.potentials.algebra import Affine, Potential
 from energyppl.potentials.bases import MixtureBase
+from energyppl.potentials.mixture_fit import fit_mixture
 
 __all__ = ["ModeSearch", "search_modes"]
 
@@ -170,8 +171,8 @@ def _new_share(before: _Chains, found: _Chains, starts: int) -> float:
     states = before.states[:, before.held()]
     shape = states.shape[2:]
     index = torch.arange(states.shape[1], device=states.device).repeat(_KEPT)
-    base = MixtureBase.fitted(states.flatten(0, 1), shape, groups=index)
-    narrow = MixtureBase(base.means[:-1], base.factors[:-1], base.weights[:-1])  # without the wide component
+    means, factors, weights, _ = fit_mixture(states.reshape(len(index), -1), index)
+    narrow = MixtureBase(means[:-1].reshape(-1, *shape), factors[:-1], weights[:-1])  # without the wide component
     limit = float(narrow(states[-1]).quantile(0.99)) + _MATTERS
     matters = _joined([before, found]).that_matter(found.mass)
     return float((matters & (narrow(found.states).amin(0) > limit)).sum()) / starts

@@ -56,7 +56,7 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("Estimate.value", "Estimate.standard_error", "Estimate.from_log_z"),
         *("LogNormalizer.estimate", "LogNormalizer.standard_error", "LogNormalizer.upper"),
         # Documented: no limit, no tilt.
-        *("MLPEnergy.saturation_radius", "PersistentLikelihood.room"),
+        *("MLPEnergy.saturation_radius", "MixtureBase.freedom", "PersistentLikelihood.room"),
         *("RecoveryDistribution.sigma", "RecoveryPotential.sigma"),
         *("problems.disagreement", "gap_plot.log_z", "log_weight_histogram.log_z"),
     ),

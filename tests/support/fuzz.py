@@ -245,7 +245,12 @@ def kernels_and_energies() -> Calls:
         "GaussianBase": (p.GaussianBase, {"loc": torch.zeros(2), "scale": torch.ones(2), "event_shape": (2,)}),
         "MixtureBase": (
             p.MixtureBase,
-            {"means": torch.zeros(2, 2), "factors": torch.eye(2).repeat(2, 1, 1), "weights": torch.ones(2) / 2},
+            {
+                "means": torch.zeros(2, 2),
+                "factors": torch.eye(2).repeat(2, 1, 1),
+                "weights": torch.ones(2) / 2,
+                "freedom": 5.0,
+            },
         ),
         "RecoveryPotential": (p.RecoveryPotential, {"potential": NORMAL, "center": torch.zeros(2), "sigma": 1.0}),
         "Scaled": (p.Scaled, {"potential": NORMAL, "factor": 2.0}),
