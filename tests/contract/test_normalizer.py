@@ -85,8 +85,10 @@ def test_a_mixture_base_has_tails_as_heavy_as_the_draws() -> None:
     known = pyro.distributions.MultivariateStudentT(torch.tensor(4.0), torch.ones(2), factor)
     x = known.sample((1000,))
     torch.testing.assert_close(-base(x), known.log_prob(x))
-    # Entropies agree: the mean of 4,000 energies has a standard error of .025, so 5 of them fail once in a million.
-    assert float(base(base.sample(4000)).mean()) == pytest.approx(-float(known.log_prob(x).mean()), abs=0.2)
+    # An energy has a standard deviation of 1.51: means of 4,000 and 16,000 differ by .027, and by five of these once in
+    # a million. Gaussian draws are .5 off.
+    entropy = -float(known.log_prob(known.sample((16_000,))).mean())
+    assert float(base(base.sample(4000)).mean()) == pytest.approx(entropy, abs=0.135)
     rows = torch.randn(1500, 8)
     heavy = rows / (torch.distributions.Chi2(5.0).sample((1500, 1)) / 5.0).sqrt()
     shape = torch.Size((8,))
