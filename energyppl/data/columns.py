@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from energyppl._numerals import plain
+from energyppl.data.grids import ROUNDING
 from energyppl.data.monotone import (
     MAPS,
     Array,
@@ -32,7 +33,6 @@ __all__ = ["KINDS", "Categories", "Coordinates", "FewValues", "Numbers", "TwoVal
 
 _HEAP = 0.4  # width of the noise of two values at −1 and 1
 _CODE = 0.2  # width of the noise of one-hot codes
-_ROUNDING = 0.02  # of a lattice's gap: as far as its values may be off, as in grids.py
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ class Numbers:
     def _on_lattice(self, x: Array) -> Array:
         """Return values without their rounding, so that none leaves its cell: float32 keeps about seven digits."""
         nearest = self._lattice(x)
-        return np.where(np.abs(x - nearest) < _ROUNDING * self.gap, nearest, x)
+        return np.where(np.abs(x - nearest) < ROUNDING * self.gap, nearest, x)
 
     def decode(self, z: Array, *, rounded: bool = True) -> Array:
         """Return the values of coordinates ``(n, 1)``, on the lattice and in its decimals unless not ``rounded``."""

@@ -1,4 +1,4 @@
-"""What a table's columns must not be: determined by others, so that rows lie on a plane, or full of codes for gaps."""
+"""Checks for columns that others determine, so that all rows lie on a plane, and for codes that stand for gaps."""
 
 import numpy as np
 from numpy.typing import NDArray

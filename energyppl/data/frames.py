@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from energyppl._checks import numpy_of, without_mask
-from energyppl.data.written import is_grouped, number_of, unit_of
+from energyppl.data.written import is_grouped, number_of, unit_of, without_spaces
 from energyppl.errors import InvalidInput, first_line, warn_user
 
 __all__ = ["Column", "columns_of_frame", "frame_of_array", "frame_of_columns", "frame_of_rows", "select_columns"]
@@ -313,8 +313,7 @@ def _codes(name: str, column: "pd.Series[Any]", labels: tuple[Label, ...]) -> Ar
 
 def _plain(value: Any) -> Any:
     """Return numpy's scalars as Python's own, texts without spaces around them."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return value.strip() if isinstance(value, str) else value
+    return without_spaces(value.item() if isinstance(value, np.generic) else value)
 
 
 def frame_of_columns(

@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from energyppl._checks import checked
 
-__all__ = ["decimals_of", "find_grid", "gap_of", "requantize", "smallest_gaps"]
+__all__ = ["ROUNDING", "decimals_of", "find_grid", "gap_of", "requantize", "smallest_gaps"]
 
 Array = NDArray[np.float64]
 
 _FEW_VALUES = 20  # up to so many distinct values, most of them repeated, make a column discrete without a lattice
+ROUNDING = 0.02  # of a lattice's gap: as far as its values may be off
 _LONGEST_GRID = 100_000
 _MOST_DECIMALS = 9  # beyond, numbers were computed and not written down
 
@@ -37,7 +38,7 @@ def find_grid(column: Array) -> Array:
     # is counted from its neighbour's, and the gap measured over all of them.
     steps = np.concatenate([[0.0], np.cumsum(np.round(gaps / gaps[gaps < 1.5 * gaps.min()].mean()))])
     position = (values - values[0]) / (values[-1] - values[0]) * steps[-1]
-    if (np.abs(position - steps) < 0.02).all() and steps[-1] <= _LONGEST_GRID:
+    if (np.abs(position - steps) < ROUNDING).all() and steps[-1] <= _LONGEST_GRID:
         grid: Array = np.linspace(values[0], values[-1], int(steps[-1]) + 1)
         grid[steps.astype(np.int64)] = values  # these to the last digit
         return grid

@@ -19,7 +19,7 @@ import pandas as pd
 from energyppl._checks import as_path
 from energyppl.data.arrays import check_unpacked, member_shapes, read_member, read_npy, refused
 from energyppl.data.frames import frame_of_array
-from energyppl.data.written import grouped_numbers
+from energyppl.data.written import grouped_numbers, without_spaces
 from energyppl.errors import InvalidInput
 
 __all__ = ["KINDS", "MISSING", "line_of_row", "read_frame"]
@@ -150,8 +150,7 @@ def _read_excel(path: Path, sheet: str | None, decimal: str) -> pd.DataFrame:
     head = [["" if value != value else str(value).strip() for value in row] for row in cells[:_SAMPLE].to_numpy()]
     named = _has_names(head)
     frame = cells[1:] if named else cells
-    stripped = frame.map(lambda value: value.strip() if isinstance(value, str) else value)
-    frame = stripped.apply(grouped_numbers, decimal=decimal).map(partial(_plain_cell, decimal=decimal))
+    frame = frame.map(without_spaces).apply(grouped_numbers, decimal=decimal).map(partial(_plain_cell, decimal=decimal))
     frame = frame.reset_index(drop=True).infer_objects()
     frame.columns = pd.Index(head[0] if named else [f"c{i}" for i in range(frame.shape[1])])
     frame = _named(frame, str(path))
@@ -329,8 +328,7 @@ def _read_text(path: Path, decimal: str, packed: bool) -> pd.DataFrame:
     for name in frame.columns:
         column = frame[name]
         if not pd.api.types.is_numeric_dtype(column.dtype):
-            texts = column.map(lambda value: value.strip() if isinstance(value, str) else value)
-            frame[name] = grouped_numbers(texts, decimal)
+            frame[name] = grouped_numbers(column.map(without_spaces), decimal)
         elif column.isna().any() and (column.dropna() % 1.0 == 0.0).all() and column.abs().max() < _WHOLE:
             frame[name] = column.astype("Int64")  # whole numbers with gaps
     frame.attrs |= {"nameless_first": names.attrs["nameless_first"], "unnamed": dialect.unnamed}

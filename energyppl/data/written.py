@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from energyppl._checks import is_number
 
-__all__ = ["grouped_numbers", "is_grouped", "number_of", "outlying_codes", "unit_of"]
+__all__ = ["grouped_numbers", "is_grouped", "number_of", "outlying_codes", "unit_of", "without_spaces"]
 
 _GROUPS = {  # of thousands, by the decimal mark; the mark between groups is always the same
     mark: re.compile(rf"[+-]?\d{{1,3}}(?:([{between}' \u00a0\u202f’])\d{{3}})(?:\1\d{{3}})*(?:[{mark}]\d+)?$")
@@ -20,6 +20,11 @@ _UNIT = re.compile(r"[+-]?\d[\d.,]*\s*([^\d\s.,:/-][^\d]*)$")
 _CODE = re.compile(r"-?(9+|8{2,}|7{2,})")
 _FEWEST = 3  # values that are no codes, to tell how far away a code is
 _MOST = 0.9  # of the texts that have the same unit
+
+
+def without_spaces(value: Any) -> Any:
+    """Return a text without spaces around it, anything else as it is."""
+    return value.strip() if isinstance(value, str) else value
 
 
 def number_of(value: Any) -> float | None:

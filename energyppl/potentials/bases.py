@@ -312,7 +312,7 @@ class DistributionBase:
 
     @property
     def is_everywhere(self) -> bool:
-        """Whether the density lives on all real points, as far as its support tells."""
+        """True if the density lives on all real points, as far as its support tells."""
         try:
             transform = latent_transform(self.distribution)
         except (AttributeError, InvalidInput, NotImplementedError):

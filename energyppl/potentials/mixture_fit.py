@@ -15,7 +15,8 @@ _ITERATIONS = 60
 _MAX_ROWS = 4000
 _INFLATION = 1.1  # of standard deviations: what a base misses costs more than what it adds
 _DEFENSIVE_WEIGHT, _DEFENSIVE_WIDTH = 0.05, 2.5  # of the component that covers all others
-_FREEDOMS, _LIKELIER = (3.0, 5.0, 8.0, 15.0), 0.02  # and nats a draw by which the first must be likelier than Gaussians
+_FREEDOMS = (3.0, 5.0, 8.0, 15.0)  # degrees of freedom that are tried
+_LIKELIER = 0.02  # nats a held-out draw by which they must be likelier than Gaussians
 
 
 def fit_mixture(
@@ -82,20 +83,19 @@ def student_exponent(square: Tensor, dim: int, freedom: float) -> Tensor:
 def _likeliest_freedom(held: Tensor, mixture: tuple[Tensor, Tensor, Tensor], heavy: bool) -> tuple[float, float]:
     """Return the mean log density of held-out draws and the degrees of freedom it is reached with."""
     gaussian = _log_joint(held, *mixture)
-    best, found = float(gaussian.logsumexp(1).mean()), math.inf
-    if not heavy:
-        return best, found
     _, factors, weights = mixture
     dim = held.shape[1]
     at_centre = weights.log() - factors.diagonal(dim1=1, dim2=2).log().sum(1)
     square = 2.0 * (at_centre + student_constant(dim, math.inf) - gaussian)
-    for freedom in _FREEDOMS:
+    scores = {math.inf: float(gaussian.logsumexp(1).mean())}
+    for freedom in _FREEDOMS if heavy else ():
         share = 1.0 - 2.0 / freedom  # a Student-t's squared scale over its variance, which is kept
         constant = student_constant(dim, freedom) - 0.5 * dim * math.log(share)
-        score = float((at_centre + constant + student_exponent(square / share, dim, freedom)).logsumexp(1).mean())
-        if score > best + (_LIKELIER if found == math.inf else 0.0):
-            best, found = score, freedom
-    return best, found
+        joint = at_centre + constant + student_exponent(square / share, dim, freedom)
+        scores[freedom] = float(joint.logsumexp(1).mean())
+    best = max(scores, key=lambda freedom: scores[freedom])
+    best = best if scores[best] > scores[math.inf] + _LIKELIER else math.inf
+    return scores[best], best
 
 
 def _split(rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:

@@ -114,9 +114,9 @@ def jump(ebm: RecoveryEBM, transform: TableTransform, x: Tensor, free: Tensor | 
         free: 1 for coordinates that may move, ``(n, D)``; all if None.
     """
     potential = ebm.potential(0)
-    energy = potential(x).double()
+    energy, places = potential(x).double(), transform.places()
     for j in transform.jumping():
-        place = transform.places()[j]
+        place = places[j]
         if free is not None and not bool(free[:, place.start].any()):
             continue
         z, log_slope = transform.jump(

@@ -130,7 +130,7 @@ def _built(tree: dict[str, Any]) -> TableModel | ConditionalTableModel:
         raise ValueError(f"its curves are {', '.join(curves) or 'none'}")
     record = dict(tree["record"])
     require_kinds(record, _RECORD)
-    if len(record.get("rows", ".rows")) not in (3, 5):
+    if "rows" in record and len(record["rows"]) not in (3, 5):
         raise ValueError(f"its record counts rows of {len(record['rows'])} kinds")
     judged = (table, held_out, curves, record, validation)
     if tree["format"] == _CONDITIONAL:

@@ -36,7 +36,7 @@ def bridge_interval(forward: Tensor, reverse: Tensor, particles: int, confidence
 
     estimate, error = bennett(forward, reverse)
     half = float(ndtri(0.5 + 0.5 * confidence)) * error
-    alone, spread = _by_islands(forward, particles)
+    alone, spread, _ = _by_islands(forward, particles)
     floor = alone + math.log(1.0 - confidence)  # P(Ẑ > Z / (1 − confidence)) < 1 − confidence, since E Ẑ = Z (Markov)
     if floor > estimate + half:
         words = (
@@ -61,12 +61,11 @@ def one_sided_interval(weights: Tensor, method: Annealing, confidence: float, ba
         confidence: that the interval is to cover log Z with.
         batches: how many they are, if the first one told.
     """
-    alone, error = _by_islands(weights, method.particles)
-    half = _student(error, weights, method.particles, confidence)
+    alone, error, groups = _by_islands(weights, method.particles)
+    half = _student(error, groups, confidence)
     if batches > 1:
-        first = weights[: len(weights) // batches]
-        _, spread = _by_islands(first, method.particles)
-        half = max(half, _student(spread, first, method.particles, confidence) / math.sqrt(batches))
+        _, spread, groups = _by_islands(weights[: len(weights) // batches], method.particles)
+        half = max(half, _student(spread, groups, confidence) / math.sqrt(batches))
     estimate = alone if method.forward else -alone
     tail, worth, trouble = pareto_k(weights), float(effective_size(weights)), []
     if tail > _TAIL and worth < _EVEN * len(weights):
@@ -78,11 +77,11 @@ def one_sided_interval(weights: Tensor, method: Annealing, confidence: float, ba
     return Interval(estimate, error, estimate - half, estimate + half, trouble)
 
 
-def _student(error: float, log_weights: Tensor, particles: int, confidence: float) -> float:
-    """Return half the width of Student's interval for a standard error that groups of particles tell."""
+def _student(error: float, groups: int, confidence: float) -> float:
+    """Return half the width of Student's interval for a standard error that so many groups tell."""
     from scipy.special import stdtrit  # here, since importing energyppl should not wait for scipy
 
-    return float(stdtrit(len(island_means(log_weights, particles)) - 1, 0.5 + 0.5 * confidence)) * error
+    return float(stdtrit(groups - 1, 0.5 + 0.5 * confidence)) * error
 
 
 def island_means(log_weights: Tensor, particles: int) -> Tensor:
@@ -92,16 +91,17 @@ def island_means(log_weights: Tensor, particles: int) -> Tensor:
     return torch.stack([log_mean_exp(part) for part in log_weights.tensor_split(groups)])
 
 
-def _by_islands(log_weights: Tensor, particles: int) -> tuple[float, float]:
-    """Return the log mean weight, and its standard error from groups of particles.
+def _by_islands(log_weights: Tensor, particles: int) -> tuple[float, float, int]:
+    """Return the log mean weight, its standard error from groups of particles, and how many these are.
 
     The error is the larger one of the delta method's, from the spread of Z, and that from the spread of log Z: a few
     groups of heavy-tailed weights make either one too small.
     """
     parts, mean = island_means(log_weights, particles), float(log_mean_exp(log_weights))
     if not bool(torch.isfinite(parts).all()):
-        return mean, math.inf
-    return mean, float(torch.maximum(parts.std(), torch.exp(parts - mean).std())) / math.sqrt(len(parts))
+        return mean, math.inf, len(parts)
+    spread = float(torch.maximum(parts.std(), torch.exp(parts - mean).std()))
+    return mean, spread / math.sqrt(len(parts)), len(parts)
 
 
 def _disagreement(forward: Tensor, reverse: Tensor, estimate: float, alone: float, error: float) -> list[str]:

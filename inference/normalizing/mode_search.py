@@ -36,8 +36,8 @@ _FITTED, _FITTED_EACH = 64, (8, 16)  # chains that a base is fitted to at least,
 _AGAIN = 4  # one in so many starts of later rounds is scattered as in the first
 _EACH = 4  # chains from ends at the same place
 _SAME = 0.3  # width of such a place, in those of the first basin, for each root of the dimension
-_SELDOM, _BY_CHANCE = 20, 5  # descents that end in a basin at least, if none like it is to have been missed, and
-# how many of them begin anywhere: those between known ends say nothing of the chance to meet an unknown one
+_SELDOM = 20  # descents that end in a basin at least, if none like it is to have been missed
+_BY_CHANCE = 5  # of them begin anywhere: those between known ends say nothing of the chance to meet an unknown one
 _QUIET = 2  # rounds one after another that end in no new place, after which no more are made
 _LOST = 1e12  # widths from which no descent comes back
 _MAX_CURVED = 64  # dimensions up to which all second derivatives are worth their cost

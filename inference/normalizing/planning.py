@@ -1,4 +1,4 @@
-"""What a first batch of runs says of those to follow: how many, and at how many temperatures."""
+"""Plans of runs from what a first batch says: how many more, and at how many temperatures."""
 
 import math
 

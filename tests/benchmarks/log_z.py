@@ -76,7 +76,7 @@ def ours(name: str, budget: int, samples: bool = False) -> Run:
 
 
 def by_default(name: str, budget: int) -> Run:
-    """What a user gets who passes the energy alone."""
+    """The estimate that a user gets who passes the energy alone."""
 
     def run(seed: int) -> Found:
         found = ep.log_normalizer(TARGETS[name]().potential)

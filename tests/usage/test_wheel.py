@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def folder_of(package: str) -> Path:
-    """Where a package lies on disk: the longest prefix that has a folder of its own, and the rest below it."""
+    """Find where a package lies on disk: the longest prefix that has a folder of its own, and the rest below it."""
     owner = max((name for name in FOLDERS if f"{package}.".startswith(f"{name}.")), key=len)
     return ROOT / FOLDERS[owner] / package.removeprefix(owner).strip(".").replace(".", "/")
 
