@@ -1,7 +1,7 @@
 """JointEBM: one energy over points and noise levels, trained by chains that move among both (DA-EBM)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyro
@@ -9,12 +9,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import broadcast_shapes, check_count, check_event, check_shape
+from energyppl._checks import broadcast_shapes, check_count, check_data, check_event, check_shape
+from energyppl.autodiff.gradient import energy_only
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import warn_user
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.inference.levels.joint import draw_levels, level_energies, move_jointly
+from energyppl.inference.normalizing.bennett import bennett
 from energyppl.inference.objectives.persistent import PersistentLikelihood
 from energyppl.models._network_checks import check_parts
 from energyppl.models.levels import LevelEnergies
@@ -22,6 +24,8 @@ from energyppl.potentials.algebra import Potential
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["JointEBM"]
+
+_AT_A_TIME = 256  # energies
 
 
 class JointEBM(LevelEnergies):
@@ -75,6 +79,45 @@ class JointEBM(LevelEnergies):
     def level_probabilities(self, x: Tensor) -> Tensor:
         """Return p(t | x), ``(*batch, levels)``: how noisy the model takes a point to be."""
         return torch.softmax(-self.level_energies(x), -1)
+
+    def balance(self, data: Tensor, *, rows: int = 64) -> None:
+        """Set the levels' offsets so that all have the same mass, for a network that has learned each level's density.
+
+        Neighbouring levels' masses are compared by Bennett's ratio on noised data, which takes three energies a row,
+        however many levels there are.  Without it a network whose levels had a normalizer each, as after score
+        matching, keeps chains from changing levels.
+
+        Args:
+            data: rows, ``(n, *event)``, after :meth:`standardize`.
+            rows: for each level, drawn from the data.
+
+        Raises:
+            InvalidInput: for other data.
+            EnergyPPLError: for levels so far apart that nothing tells their masses.
+
+        Example:
+            >>> joint = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
+            >>> joint.balance(torch.randn(100, 2))
+            >>> joint.net.offset.shape
+            torch.Size([4])
+        """
+        check_count("rows", rows)
+        clean = self.to_unit(check_data("data", data, self.event_shape).to(self.loc))
+        level = torch.arange(self.levels, device=clean.device).repeat_interleave(rows)
+        x = self.schedule.diffuse(clean[torch.randint(len(clean), level.shape, device=clean.device)], level)
+        below, own, above = (
+            torch.cat([energy_only(self.potential(t), part) for part, t in self._parts(x, level + step)])
+            for step in (-1, 0, 1)
+        )
+        up, down = ((own - other).reshape(self.levels, rows) for other in (above, below))
+        with torch.no_grad():
+            for t in range(self.levels - 1):
+                ratio, _ = bennett(up[t], down[t + 1])
+                self.net.offset[t + 1 :] += ratio / self.net.factor  # type: ignore[operator, index]
+
+    def _parts(self, x: Tensor, level: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        level = level.clamp(0, self.levels - 1)
+        return zip(x.split(_AT_A_TIME), level.split(_AT_A_TIME), strict=True)
 
     def sample(
         self,

@@ -30,7 +30,7 @@ from energyppl.inference.objectives.contract import (
 )
 from energyppl.inference.objectives.held_out import conditional_contrast
 from energyppl.inference.objectives.level_allocation import allocate_levels
-from energyppl.inference.objectives.level_tie import level_classification
+from energyppl.inference.objectives.level_tie import level_classification, neighbour_classification
 from energyppl.inference.objectives.persistent_chains import ChainBuffer, chain_contrast
 
 __all__ = ["PersistentLikelihood", "PersistentState"]
@@ -74,12 +74,16 @@ class PersistentLikelihood:
             the level of noisy data, which is exact for a joint model (Yadin et al. 2024): it sees the masses of
             separated regions, which chains that don't cross between them don't. 0 leaves it out.
         tie_fraction: share of each batch whose levels are told.
+        neighbours: for tens of levels in hundreds of dimensions, where an energy at every level costs more than the
+            moves: chains move to neighbouring levels only, and the tie tells only these apart.  Data for the contrast
+            take the levels of the chains, so that what energies differ by between levels, hundreds of nats, is no noise
+            of the gradient; the levels' masses are then learned by the tie alone.
         adaptation_rate: how fast: log step size moves by ``adaptation_rate * (acceptance − target)`` at each update.
         autocast: arithmetic of the loss, as in :class:`RecoveryLikelihood`.
 
     Raises:
-        InvalidInput: for fewer moves than sweeps, a share outside [0, 1], a negative tie, a kernel without one step
-            size, adaptation of one that never rejects, or chains that are no buffer.
+        InvalidInput: for fewer moves than sweeps, a share outside [0, 1], a negative tie, neighbours without a tie, a
+            kernel without one step size, adaptation of one that never rejects, or chains that are no buffer.
 
     Example:
         >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
@@ -100,6 +104,7 @@ class PersistentLikelihood:
     room: float = 4.6
     tie: float = 0.0
     tie_fraction: float = 0.25
+    neighbours: bool = False
     adaptation_rate: float = 0.1
     autocast: torch.dtype | None = None
 
@@ -113,6 +118,8 @@ class PersistentLikelihood:
         check_positive("adaptation_rate", self.adaptation_rate)
         check_weight("tie", self.tie)
         check_fraction("tie_fraction", self.tie_fraction, closed=True)
+        if self.neighbours and not self.tie:
+            raise InvalidInput("neighbours=True needs a tie, which alone learns the levels' masses then: pass tie=1.0")
         check_count("slots", self.slots)
         check_count("sweeps", self.sweeps)
         check_count("num_steps", self.num_steps, at_least=self.sweeps)
@@ -150,6 +157,8 @@ class PersistentLikelihood:
         chains = state.chains
         level = allocate_levels(len(batch), model.levels, 0.0).to(model.loc.device)
         data = diffuse(model, batch, level)
+        some = max(1, int(self.tie_fraction * len(data)))  # levels are allotted in random order
+        told = data[:some], level[:some]
         slots = chains.draw(len(batch))
         chains.begin_anew(slots[torch.rand(len(slots), device=slots.device) < self.rejuvenate])
 
@@ -161,7 +170,11 @@ class PersistentLikelihood:
             sweeps=self.sweeps,
             num_steps=num_steps,
             level_kernel=state.level_kernel,
+            neighbours=self.neighbours,
         )
+        if self.neighbours:
+            level = run.level[torch.arange(len(batch), device=run.level.device) % len(slots)]
+            data = diffuse(model, batch, level)
         chains.store(slots, run.x, run.level, num_steps * self.sweeps)
         if self.adapt:
             state.level_kernel.adapt(run.accept_prob.flatten(), run.path.flatten(), self.adaptation_rate)
@@ -182,8 +195,7 @@ class PersistentLikelihood:
         }
         value = gap
         if self.tie and model.levels > 1:
-            some = max(1, int(self.tie_fraction * len(data)))  # levels are allotted in random order
-            tie = level_classification(model, data[:some], level[:some])
+            tie = (neighbour_classification if self.neighbours else level_classification)(model, *told)
             value, record["level_tie"] = gap + self.tie * tie, float(tie.detach())
         return Loss(value, record, float(gap.detach()), float(state.level_kernel.step_sizes.min()))
 

@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_strips
 from tests.benchmarks.budget import training_within
 from tests.benchmarks.image_judge import RECOGNIZED, Judge, classifier, long_runs, read
-from tests.benchmarks.warm_systems import unlabelled, warm_systems
+from tests.benchmarks.warm_systems import travelled, unlabelled, warm_systems
 
 SHAPE, LEVELS, NOISE, BATCH, SAMPLES, ROWS = (1, 28, 28), 6, 0.03, 64, 256, 1000
 SLOTS = 256  # as many chains as the few updates can keep up
@@ -197,18 +197,14 @@ def measured(model: Any, drawn: Tensor, footing: Footing) -> tuple[list[str], Te
     return [f"{quality:.0f}", f"{drift:+.0f} ± {error:.0f}", f"{kept:.2f}", *(f"{v:.2f}" for v in columns[0])], ends
 
 
-def begun_warm(name: str, file: Path, x: Tensor, seconds: float) -> tuple[ep.RecoveryEBM, float]:
-    """The weights of a file, trained on for so many seconds by a system, and millions of gradients taken."""
+def begun_warm(name: str, file: Path, x: Tensor, seconds: float) -> tuple[ep.RecoveryEBM, Any, float]:
+    """The weights of a file, trained on for so many seconds by a system, its model, millions of gradients taken."""
     torch.manual_seed(1)
-    ebm, system, taken = unlabelled(file, x), warm_systems()[name], 0.0
-    if system.tied:
-        tied = ep.objectives.LevelScoreMatching(tie=1.0, autocast=BRIEF)
-        taken += 2.0 * trained_on(ebm, tied, x, system.tied * seconds)
-    if system.objective is not None:
-        model = system.model(ebm, x)
-        images = trained_on(model, system.objective(model, x), x, (1.0 - system.tied) * seconds, system.rate)
-        taken += system.gradients * images
-    return ebm, taken
+    ebm, system = unlabelled(file, x), warm_systems()[name]
+    model = system.model(ebm, x)
+    if system.objective is None:
+        return ebm, model, 0.0
+    return ebm, model, system.gradients * trained_on(model, system.objective(model, x), x, seconds, system.rate)
 
 
 def trained_on(model: Any, objective: Any, x: Tensor, seconds: float, rate: float = 1e-3) -> float:
@@ -241,10 +237,7 @@ def trained_on(model: Any, objective: Any, x: Tensor, seconds: float, rate: floa
 
 def ablation(file: Path, x: Tensor, seconds: float, footing: Footing) -> Iterator[list[str]]:
     """Rows for each way to begin chains and each number of moves: gradients, CPU ms, Fréchet and recognized share."""
-    torch.manual_seed(1)
-    system = warm_systems()["cooperative"]
-    model = system.model(unlabelled(file, x), x)
-    trained_on(model, cast(Any, system.objective)(model, x), x, seconds, system.rate)
+    _, model, _ = begun_warm("cooperative", file, x, seconds)
     initializer, count = model.initializer, len(footing.real)
     for name in ("learned initializer", "own denoiser", "neither"):
         model.initializer = initializer if name == "learned initializer" else None
@@ -313,7 +306,9 @@ def main(arguments: list[str]) -> None:
                 taken = len(history.records) * BATCH * systems()[name].gradients / 1e6
                 print(f"  {len(history.records)} updates, {history.stopped}", flush=True)
             else:
-                model, taken = begun_warm(name, args.warm, x, args.seconds)
+                model, trained, taken = begun_warm(name, args.warm, x, args.seconds)
+                if isinstance(trained, ep.JointEBM):
+                    print(f"  {travelled(trained, begin, args.steps)}", flush=True)
         except ep.TrainingDiverged as error:
             print(f"  diverged: {error}", flush=True)
             table.append([name, "diverged"])

@@ -27,7 +27,6 @@ class WarmSystem:
     model: Callable[[ep.RecoveryEBM, Tensor], Any]
     objective: Callable[[Any, Tensor], Any] | None  # None leaves the weights as they are
     gradients: float
-    tied: float = 0.0  # share of the seconds that goes to score matching with a level tie before
     rate: float = 1e-3
 
 
@@ -93,42 +92,20 @@ def close_levels(first: ep.NoiseSchedule, dimensions: int, apart: float = 2.2) -
     return ep.NoiseSchedule(table.sigmoid().sqrt(), (-table).sigmoid().sqrt())
 
 
-def joint(ebm: ep.RecoveryEBM, x: Tensor, rows: int = SLOTS_A_LEVEL) -> ep.JointEBM:
-    """A joint energy over points and closer levels, whose offsets are fitted so that they tell data's levels.
-
-    Args:
-        ebm: whose weights it shares.
-        x: data.
-        rows: for each level, that the offsets are fitted to.
-    """
+def joint(ebm: ep.RecoveryEBM, x: Tensor) -> ep.JointEBM:
+    """A joint energy over points and closer levels, of equal masses on the images ``x``."""
     schedule = close_levels(ebm.schedule, ebm.event_shape.numel())
     net = AtWholeLevels(cast(Unlabelled, ebm.net), schedule.log_snr.float())
     model = in_coordinates_of(ebm, ep.JointEBM(net, schedule))
-    level = torch.arange(rows * model.levels) % model.levels
-    clean = x[torch.randint(len(x), level.shape)]
-    with torch.no_grad():
-        energies = torch.cat([model.level_energies(part) for part in model.diffuse(clean, level).split(16)])
-    offset = torch.zeros(model.levels, requires_grad=True)
-    optimizer = torch.optim.LBFGS([offset], max_iter=500, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = nn.functional.cross_entropy(-(energies + offset), level) + 1e-6 * offset.square().sum()
-        value.backward()
-        return value
-
-    final = float(optimizer.step(loss))
-    print(f"  {model.levels} levels told apart with a log loss of {final:.2f} nats", flush=True)
-    with torch.no_grad():
-        own = cast(Any, model.net)
-        own.offset.copy_(offset / own.factor)
+    model.balance(x)
     return model
 
 
 def joint_chains(model: ep.JointEBM, x: Tensor) -> ep.PersistentLikelihood:
-    """Persistent likelihood whose chains begin at data of all levels."""
+    """Persistent likelihood whose chains begin at data of all levels, and move between neighbouring ones."""
     chains = chains_at_data(model, x, SLOTS_A_LEVEL * model.levels)
-    return ep.PersistentLikelihood(ep.MALA(0.1), buffer=chains, sweeps=1, num_steps=MOVES, autocast=BRIEF)
+    options = {"num_steps": MOVES, "sweeps": MOVES // 2, "tie": 1.0, "tie_fraction": 1.0, "neighbours": True}
+    return ep.PersistentLikelihood(ep.MALA(0.1), buffer=chains, **options)  # type: ignore[arg-type]
 
 
 def chains_at_data(model: ep.JointEBM, x: Tensor, count: int) -> ep.objectives.ChainBuffer:
@@ -137,6 +114,25 @@ def chains_at_data(model: ep.JointEBM, x: Tensor, count: int) -> ep.objectives.C
     clean = model.to_unit(x[torch.randint(len(x), (count,))])
     chains.x.copy_(model.schedule.diffuse(clean, chains.level))
     return chains
+
+
+def travelled(model: ep.JointEBM, clean: Tensor, moves: int) -> str:
+    """Say how chains of ``moves`` fare that begin at images of all levels and move among these."""
+    torch.manual_seed(4)
+    begun = torch.arange(len(clean)) % model.levels
+    images = model.to_unit(clean)
+    x, sweeps = model.schedule.diffuse(images, begun), moves // 5
+    run = ep.levels.move_jointly(model, x, begun, sweeps=sweeps, num_steps=5, neighbours=True)
+    potential = model.potential(run.level)
+    fresh = [ep.autodiff.energy_only(potential, model.schedule.diffuse(images, run.level)) for _ in range(8)]
+    excess = ep.autodiff.energy_only(potential, run.x) - torch.stack(fresh).mean(0)
+    thirds = torch.bincount(3 * run.level // model.levels, minlength=3).tolist()
+    accepted, far = (run.path[1:] != run.path[:-1]).float().mean(), (run.level - begun).abs().float().mean()
+    return (
+        f"{len(clean)} joint chains: {float(accepted):.2f} of level moves accepted, {float(far):.1f} levels from where "
+        f"they began, {thirds} in the lower, middle and upper third; energy above that of images at the same level "
+        f"{float(excess.mean()):+.1f} ± {float(excess.std() / len(clean) ** 0.5):.1f}"
+    )
 
 
 # --- The table ---
@@ -158,7 +154,7 @@ def warm_systems() -> dict[str, WarmSystem]:
             lambda model, x: ep.CooperativeRecovery(recipe=recovery, initializer_fraction=1.0),
             recovery.steps + 2.0,
         ),
-        "joint": WarmSystem(joint, joint_chains, MOVES + 2.0, tied=1 / 3),
+        "joint": WarmSystem(joint, joint_chains, MOVES + MOVES // 2 + 3.0, rate=1e-4),
     }
 
 

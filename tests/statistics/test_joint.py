@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import energyppl as ep
 from energyppl.inference.kernels.contract import Info, State
+from energyppl.inference.levels import joint
 from energyppl.inference.levels.joint import draw_levels, level_energies, move_jointly
-from energyppl.inference.objectives.level_tie import level_classification
+from energyppl.inference.objectives.level_tie import level_classification, neighbour_classification
 from tests.support.objectives import loss_of
 
 LIMIT = 4.5  # standard errors: a false alarm in 150,000 for each number
@@ -105,15 +106,30 @@ def test_joint_chains_keep_unit_variance_in_784_dimensions(kernel: Any, low: flo
     assert float(run.accept_prob.mean()) > 0.5
 
 
-def test_shares_of_levels_and_moments_in_long_chains() -> None:
-    """2,000 chains from far too wide, all at one level, forget it: shares and variances within 4.5 standard errors."""
+def inward(level: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """A proposal that is wrong at the edges: always inward, and accepted as if its reverse were as likely."""
+    other = level + 2 * torch.randint_like(level, 2) - 1
+    return torch.where(other < 0, 1, torch.where(other == levels, levels - 2, other)), torch.ones_like(level) > 0
+
+
+@pytest.mark.parametrize("moves", ["all levels", "neighbours", "inward"])
+def test_shares_of_levels_and_moments_in_long_chains(moves: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 chains from far too wide, all at one level, forget it: shares and variances within 4.5 standard errors.
+
+    A proposal to neighbours that is wrong at the edges is the negative control.
+    """
     torch.manual_seed(0)
     ebm = bells()
     ebm.kernel = ep.MALA(1.0)
-    run = move_jointly(ebm, 3.0 * torch.randn(2000, 2), torch.full((2000,), 3), sweeps=30, num_steps=3)
+    x, level = 3.0 * torch.randn(2000, 2), torch.full((2000,), 3)
+    if moves == "inward":
+        monkeypatch.setattr(joint, "neighbouring", inward)
+    sweeps = 30 if moves == "all levels" else 90
+    run = move_jointly(ebm, x, level, sweeps=sweeps, num_steps=3, neighbours=moves != "all levels")
     expected = torch.softmax(-ebm.net.net.heights.detach(), 0)  # type: ignore[union-attr]
     shares = torch.bincount(run.level, minlength=4) / 2000
-    assert bool(((shares - expected).abs() < LIMIT * (expected * (1 - expected) / 2000).sqrt()).all())
+    off = ((shares - expected).abs() / (expected * (1 - expected) / 2000).sqrt()).max()
+    assert (float(off) < LIMIT) == (moves != "inward")
     assert abs(float(run.x.var()) - 1.0) < LIMIT * math.sqrt(2.0 / 4000)
 
 
@@ -143,7 +159,8 @@ def test_rejuvenation_is_a_share_of_the_visited_chains() -> None:
         assert abs(changed - share) <= LIMIT * math.sqrt(share * (1 - share) / 10_000)
 
 
-def test_the_loss_has_the_likelihoods_gradient() -> None:
+@pytest.mark.parametrize("options", [{}, {"neighbours": True, "tie": 1.0, "tie_fraction": 1.0}])
+def test_the_loss_has_the_likelihoods_gradient(options: dict[str, Any]) -> None:
     """At the truth the mean gradient is zero, 4.5 standard errors of 200 batches; elsewhere it is not.
 
     Heights of levels have equal shares as their truth; chains are at equilibrium by construction.
@@ -152,7 +169,7 @@ def test_the_loss_has_the_likelihoods_gradient() -> None:
     gradients = {}
     for name, heights in (("truth", torch.zeros(4)), ("elsewhere", torch.tensor([1.0, 0.0, 0.0, 0.0]))):
         ebm = bells(heights=heights)
-        objective = ep.PersistentLikelihood(ep.MALA(1.0), slots=64, num_steps=10, sweeps=5, adapt=False)
+        objective = ep.PersistentLikelihood(ep.MALA(1.0), slots=64, num_steps=10, sweeps=5, adapt=False, **options)
         state, rows = objective.init(ebm), []
         for _ in range(200):
             loss = loss_of(objective, ebm, torch.randn(64, 2), state).value
@@ -287,9 +304,30 @@ def test_the_level_is_a_site_that_pyro_can_enumerate() -> None:
     assert ebm.draw_level(x).shape == (3,)
 
 
+def test_levels_that_are_balanced_have_equal_masses() -> None:
+    """Of an exact density whose heights differ by up to 40 nats."""
+    torch.manual_seed(0)
+    ebm = bells(heights=torch.tensor([0.0, -20.0, 20.0, 3.0]))
+    ebm.balance(torch.randn(200, 2), rows=8)
+    torch.testing.assert_close(
+        ebm.level_probabilities(torch.randn(5, 2)), torch.full((5, 4), 0.25), atol=1e-4, rtol=0.0
+    )
+
+
+def test_neighbours_are_told_as_all_levels_are() -> None:
+    """Of two levels, one neighbour each half of the time: the loss is half of that of telling both."""
+    ebm, level = bells(heights=torch.tensor([0.0, 0.7])), torch.arange(2).repeat(2000)
+    x = torch.randn(len(level), 2)
+    torch.manual_seed(0)
+    half = float(neighbour_classification(ebm, x, level).detach())
+    error = 0.5 / math.sqrt(len(level))  # of the share that has a neighbour, in units of at most 1.1 nats
+    assert abs(half - 0.5 * float(level_classification(ebm, x, level).detach())) < LIMIT * 1.1 * error
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: ep.PersistentLikelihood(neighbours=True), "neighbours=True needs a tie"),
         (lambda: ep.objectives.ChainBuffer(torch.Size((2,)), slots=2, levels=3), "slots must be"),
         (
             lambda: ep.PersistentLikelihood(buffer=ep.objectives.ChainBuffer(torch.Size((3,)), 64, 4)).init(bells()),

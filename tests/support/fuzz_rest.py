@@ -122,6 +122,7 @@ def files_and_chains() -> Calls:
         "identity_mass": (k.identity_mass, {"draws": drawn}),
         "low_rank_mass": (k.low_rank_mass, {"draws": drawn, "rank": 1, "cutoff": 1.5}),
         "draw_levels": (lv.draw_levels, {"model": joint, "x": ROWS}),
+        "JointEBM.balance": (joint.balance, {"data": ROWS, "rows": 4}),
         "recovery_potential": (lv.recovery_potential, {"model": ebm, "noisy": ROWS, "level": level}),
         "recovery_proposal": (lv.recovery_proposal, {"model": with_guide, "noisy": ROWS, "level": level}),
         "ancestral_draw": (lv.ancestral_draw, {"schedule": SCHEDULE, "noisy": ROWS, "clean": ROWS, "level": 1}),
