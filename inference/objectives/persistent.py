@@ -42,6 +42,7 @@ class PersistentState(KernelState):
     Args:
         level_kernel: moves the chains.
         chains: those that last from update to update.
+        from_data: keep where each began, as for many levels.
 
     Example:
         >>> state = ep.PersistentLikelihood(slots=64).init(ep.EBM(ep.MLPEnergy((2,), levels=1)))
@@ -49,9 +50,21 @@ class PersistentState(KernelState):
         64
     """
 
-    def __init__(self, level_kernel: LevelKernel, chains: ChainBuffer) -> None:
+    first: Tensor  # (slots, *event), standardized rows where chains began, without noise
+    begun: Tensor  # (slots,)
+
+    def __init__(self, level_kernel: LevelKernel, chains: ChainBuffer, *, from_data: bool = False) -> None:
         super().__init__(level_kernel)
         self.chains = chains
+        if from_data:
+            self.register_buffer("first", torch.zeros_like(chains.x))
+            self.register_buffer("begun", torch.zeros_like(chains.level, dtype=torch.bool))
+
+    def begin_at(self, slots: Tensor, clean: Tensor, noisy: Tensor, level: Tensor) -> None:
+        """Begin the chains of ``slots`` anew, at standardized rows that are noised to their levels."""
+        chains = self.chains
+        self.first[slots], chains.x[slots], chains.level[slots] = clean, noisy, level
+        chains.age[slots], self.begun[slots] = 0, True
 
 
 @dataclass(frozen=True)
@@ -74,15 +87,17 @@ class PersistentLikelihood:
             the level of noisy data, which is exact for a joint model (Yadin et al. 2024): it sees the masses of
             separated regions, which chains that don't cross between them don't. 0 leaves it out.
         tie_fraction: share of each batch whose levels are told.
-        neighbours: for tens of levels in hundreds of dimensions, where an energy at every level costs more than the
-            moves: chains move to neighbouring levels only, and the tie tells only these apart.  Data for the contrast
-            take the levels of the chains, so that what energies differ by between levels, hundreds of nats, is no noise
-            of the gradient; the levels' masses are then learned by the tie alone.
+        many_levels: for tens of levels in hundreds of dimensions, as of images, where an energy at every level costs
+            more than the moves, and one image's energy differs from another's by hundreds of nats.  Chains move to
+            neighbouring levels only, and the tie tells only these apart.  They begin at rows of a batch with a level's
+            noise, and so do those that begin anew; each is compared with its own first row, noised afresh to the level
+            where the chain is, as in :class:`~energyppl.objectives.Level0Likelihood`, so that neither rows' nor levels'
+            differences are noise of the gradient.  The levels' masses are then learned by the tie alone.
         adaptation_rate: how fast: log step size moves by ``adaptation_rate * (acceptance − target)`` at each update.
         autocast: arithmetic of the loss, as in :class:`RecoveryLikelihood`.
 
     Raises:
-        InvalidInput: for fewer moves than sweeps, a share outside [0, 1], a negative tie, neighbours without a tie, a
+        InvalidInput: for fewer moves than sweeps, a share outside [0, 1], a negative tie, many levels without a tie, a
             kernel without one step size, adaptation of one that never rejects, or chains that are no buffer.
 
     Example:
@@ -104,7 +119,7 @@ class PersistentLikelihood:
     room: float = 4.6
     tie: float = 0.0
     tie_fraction: float = 0.25
-    neighbours: bool = False
+    many_levels: bool = False
     adaptation_rate: float = 0.1
     autocast: torch.dtype | None = None
 
@@ -118,8 +133,8 @@ class PersistentLikelihood:
         check_positive("adaptation_rate", self.adaptation_rate)
         check_weight("tie", self.tie)
         check_fraction("tie_fraction", self.tie_fraction, closed=True)
-        if self.neighbours and not self.tie:
-            raise InvalidInput("neighbours=True needs a tie, which alone learns the levels' masses then: pass tie=1.0")
+        if self.many_levels and not self.tie:
+            raise InvalidInput("many_levels=True needs a tie, which alone learns the levels' masses: pass tie=1.0 too")
         check_count("slots", self.slots)
         check_count("sweeps", self.sweeps)
         check_count("num_steps", self.num_steps, at_least=self.sweeps)
@@ -146,7 +161,7 @@ class PersistentLikelihood:
         if chains is None:
             chains = ChainBuffer(model.event_shape, max(self.slots, model.levels), model.levels).to(model.loc)
         chains.check(model.event_shape, model.levels, model.loc)
-        return PersistentState(LevelKernel(kernel, model.levels, model.loc), chains)
+        return PersistentState(LevelKernel(kernel, model.levels, model.loc), chains, from_data=self.many_levels)
 
     def default_learning_rate(self, model: LevelModel) -> float | None:
         """Return 1e-3 without noise levels, where chains fall behind a density that sharpens as fast as elsewhere."""
@@ -160,7 +175,13 @@ class PersistentLikelihood:
         some = max(1, int(self.tie_fraction * len(data)))  # levels are allotted in random order
         told = data[:some], level[:some]
         slots = chains.draw(len(batch))
-        chains.begin_anew(slots[torch.rand(len(slots), device=slots.device) < self.rejuvenate])
+        anew = torch.rand(len(slots), device=slots.device) < self.rejuvenate
+        if self.many_levels:
+            anew |= ~state.begun[slots]
+            rows = anew.nonzero()[:, 0]
+            state.begin_at(slots[rows], model.to_unit(batch)[rows], data[rows], level[rows])
+        else:
+            chains.begin_anew(slots[anew])
 
         num_steps = self.num_steps // self.sweeps
         run = move_jointly(
@@ -170,11 +191,10 @@ class PersistentLikelihood:
             sweeps=self.sweeps,
             num_steps=num_steps,
             level_kernel=state.level_kernel,
-            neighbours=self.neighbours,
+            neighbours=self.many_levels,
         )
-        if self.neighbours:
-            level = run.level[torch.arange(len(batch), device=run.level.device) % len(slots)]
-            data = diffuse(model, batch, level)
+        if self.many_levels:
+            level, data = run.level, model.schedule.diffuse(state.first[slots], run.level)
         chains.store(slots, run.x, run.level, num_steps * self.sweeps)
         if self.adapt:
             state.level_kernel.adapt(run.accept_prob.flatten(), run.path.flatten(), self.adaptation_rate)
@@ -195,7 +215,7 @@ class PersistentLikelihood:
         }
         value = gap
         if self.tie and model.levels > 1:
-            tie = (neighbour_classification if self.neighbours else level_classification)(model, *told)
+            tie = (neighbour_classification if self.many_levels else level_classification)(model, *told)
             value, record["level_tie"] = gap + self.tie * tie, float(tie.detach())
         return Loss(value, record, float(gap.detach()), float(state.level_kernel.step_sizes.min()))
 

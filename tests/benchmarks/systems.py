@@ -204,7 +204,7 @@ def begun_warm(name: str, file: Path, x: Tensor, seconds: float) -> tuple[ep.Rec
     model = system.model(ebm, x)
     if system.objective is None:
         return ebm, model, 0.0
-    return ebm, model, system.gradients * trained_on(model, system.objective(model, x), x, seconds, system.rate)
+    return ebm, model, system.gradients * trained_on(model, system.objective(ebm), x, seconds, system.rate)
 
 
 def trained_on(model: Any, objective: Any, x: Tensor, seconds: float, rate: float = 1e-3) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import energyppl as ep
 
 BRIEF, MOVES = torch.bfloat16, 10
-SLOTS_A_LEVEL = 4
+SLOTS, AGAIN = 220, 0.005  # joint chains, and the share that begins anew when visited: each lasts 2,000 moves
 
 Model = TypeVar("Model", ep.RecoveryEBM, ep.JointEBM, ep.MultiscaleEBM)
 
@@ -25,7 +25,7 @@ class WarmSystem:
     """An objective that trains the weights of a file on, and how many gradients it takes for each image of a batch."""
 
     model: Callable[[ep.RecoveryEBM, Tensor], Any]
-    objective: Callable[[Any, Tensor], Any] | None  # None leaves the weights as they are
+    objective: Callable[[ep.RecoveryEBM], Any] | None  # of the weights; None leaves the weights as they are
     gradients: float
     rate: float = 1e-3
 
@@ -101,19 +101,33 @@ def joint(ebm: ep.RecoveryEBM, x: Tensor) -> ep.JointEBM:
     return model
 
 
-def joint_chains(model: ep.JointEBM, x: Tensor) -> ep.PersistentLikelihood:
-    """Persistent likelihood whose chains begin at data of all levels, and move between neighbouring ones."""
-    chains = chains_at_data(model, x, SLOTS_A_LEVEL * model.levels)
-    options = {"num_steps": MOVES, "sweeps": MOVES // 2, "tie": 1.0, "tie_fraction": 1.0, "neighbours": True}
-    return ep.PersistentLikelihood(ep.MALA(0.1), buffer=chains, **options)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class BesideScores:
+    """Persistent likelihood of a joint energy, beside score matching of the network that it shares with ``levels``."""
+
+    chains: ep.PersistentLikelihood
+    score: ep.objectives.LevelScoreMatching
+    levels: ep.RecoveryEBM
+
+    def init(self, model: ep.JointEBM) -> Any:
+        """Make the state of the chains."""
+        return self.chains.init(model)
+
+    def loss(self, model: ep.JointEBM, state: Any, batch: Tensor) -> ep.objectives.Loss:
+        """Return the sum of both, in nats."""
+        own, score = self.chains.loss(model, state, batch), self.score.loss(self.levels, state, batch)
+        return own._replace(value=own.value + score.value, record={**own.record, **score.record})
+
+    def measure(self, model: ep.JointEBM, state: Any, data: Tensor) -> float:
+        """Return the score matching's measure."""
+        return self.score.measure(self.levels, state, data)
 
 
-def chains_at_data(model: ep.JointEBM, x: Tensor, count: int) -> ep.objectives.ChainBuffer:
-    """Chains of all levels that begin at data."""
-    chains = ep.objectives.ChainBuffer(model.event_shape, count, model.levels)
-    clean = model.to_unit(x[torch.randint(len(x), (count,))])
-    chains.x.copy_(model.schedule.diffuse(clean, chains.level))
-    return chains
+def joint_chains(ebm: ep.RecoveryEBM, score: ep.objectives.LevelScoreMatching) -> BesideScores:
+    """Persistent likelihood whose chains begin at data of all levels, beside score matching."""
+    options = {"slots": SLOTS, "num_steps": MOVES, "sweeps": 2, "tie": 3.0, "tie_fraction": 1.0, "rejuvenate": AGAIN}
+    chains = ep.PersistentLikelihood(ep.MALA(0.1), many_levels=True, **options)  # type: ignore[arg-type]
+    return BesideScores(chains, score, ebm)
 
 
 def travelled(model: ep.JointEBM, clean: Tensor, moves: int) -> str:
@@ -146,15 +160,15 @@ def warm_systems() -> dict[str, WarmSystem]:
     level0 = ep.objectives.Level0Likelihood(score, num_steps=MOVES)
     return {
         "as it is": WarmSystem(unchanged, None, 0.0),
-        "score": WarmSystem(unchanged, lambda model, x: score, 2.0),
-        "level 0": WarmSystem(unchanged, lambda model, x: level0, 4.0 + level0.chains / 64 * (MOVES + 2.0), rate=1e-4),
-        "recovery": WarmSystem(unchanged, lambda model, x: recovery, recovery.steps + 2.0),
+        "score": WarmSystem(unchanged, lambda ebm: score, 2.0),
+        "level 0": WarmSystem(unchanged, lambda ebm: level0, 4.0 + level0.chains / 64 * (MOVES + 2.0), rate=1e-4),
+        "recovery": WarmSystem(unchanged, lambda ebm: recovery, recovery.steps + 2.0),
         "cooperative": WarmSystem(
             with_initializer,
-            lambda model, x: ep.CooperativeRecovery(recipe=recovery, initializer_fraction=1.0),
+            lambda ebm: ep.CooperativeRecovery(recipe=recovery, initializer_fraction=1.0),
             recovery.steps + 2.0,
         ),
-        "joint": WarmSystem(joint, joint_chains, MOVES + MOVES // 2 + 3.0, rate=1e-4),
+        "joint": WarmSystem(joint, lambda ebm: joint_chains(ebm, score), MOVES + 8.0, rate=1e-4),
     }
 
 
