@@ -1,7 +1,7 @@
 """JointEBM: one energy over points and noise levels, trained by chains that move among both (DA-EBM)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyro
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from energyppl._checks import broadcast_shapes, check_count, check_data, check_event, check_shape
 from energyppl.autodiff.gradient import energy_only
 from energyppl.distributions import EnergyDistribution
-from energyppl.errors import warn_user
+from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.inference.levels.joint import draw_levels, level_energies, move_jointly
@@ -92,32 +92,34 @@ class JointEBM(LevelEnergies):
             rows: for each level, drawn from the data.
 
         Raises:
-            InvalidInput: for other data.
+            InvalidInput: for other data, or before :meth:`standardize`.
             EnergyPPLError: for levels so far apart that nothing tells their masses.
 
         Example:
             >>> joint = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
-            >>> joint.balance(torch.randn(100, 2))
+            >>> data = torch.randn(100, 2)
+            >>> joint.standardize(data)
+            >>> joint.balance(data)
             >>> joint.net.offset.shape
             torch.Size([4])
         """
         check_count("rows", rows)
         clean = self.to_unit(check_data("data", data, self.event_shape).to(self.loc))
+        if not bool(self.is_standardized):
+            raise InvalidInput("the model has no coordinates yet: call standardize(data) before balance(data)")
         level = torch.arange(self.levels, device=clean.device).repeat_interleave(rows)
         x = self.schedule.diffuse(clean[torch.randint(len(clean), level.shape, device=clean.device)], level)
-        below, own, above = (
-            torch.cat([energy_only(self.potential(t), part) for part, t in self._parts(x, level + step)])
-            for step in (-1, 0, 1)
-        )
-        up, down = ((own - other).reshape(self.levels, rows) for other in (above, below))
+
+        def energies(at: Tensor) -> Tensor:
+            parts = zip(x.split(_AT_A_TIME), at.clamp(0, self.levels - 1).split(_AT_A_TIME), strict=True)
+            found = [energy_only(self.potential(part_level), part) for part, part_level in parts]
+            return torch.cat(found).reshape(self.levels, rows)
+
+        below, own, above = (energies(level + step) for step in (-1, 0, 1))
         with torch.no_grad():
             for t in range(self.levels - 1):
-                ratio, _ = bennett(up[t], down[t + 1])
+                ratio, _ = bennett(own[t] - above[t], own[t + 1] - below[t + 1])
                 self.net.offset[t + 1 :] += ratio / self.net.factor  # type: ignore[operator, index]
-
-    def _parts(self, x: Tensor, level: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        level = level.clamp(0, self.levels - 1)
-        return zip(x.split(_AT_A_TIME), level.split(_AT_A_TIME), strict=True)
 
     def sample(
         self,

@@ -156,6 +156,8 @@ class PersistentLikelihood:
             raise InvalidInput(
                 f"{needs}; got the levels of a {type(model).__name__}, with a normalizer each: {training_hint(model)}"
             )
+        if self.many_levels and model.levels == 1:
+            raise InvalidInput(f"many_levels=True needs a model of levels, as a JointEBM; got {type(model).__name__}")
         kernel = model.initial_kernel if self.kernel is None else self.kernel
         chains = copy.deepcopy(self.buffer)  # an objective is a value: its own chains stay as they are
         if chains is None:

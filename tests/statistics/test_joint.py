@@ -286,9 +286,8 @@ def test_chains_of_many_levels_are_compared_with_the_rows_where_they_began(monke
 
 
 def test_levels_that_are_balanced_have_equal_masses() -> None:
-    """Of an exact density whose heights differ by up to 40 nats."""
-    torch.manual_seed(0)
     ebm = bells(heights=torch.tensor([0.0, -20.0, 20.0, 3.0]))
+    ebm.is_standardized.fill_(True)
     ebm.balance(torch.randn(200, 2), rows=8)
     torch.testing.assert_close(
         ebm.level_probabilities(torch.randn(5, 2)), torch.full((5, 4), 0.25), atol=1e-4, rtol=0.0
@@ -309,6 +308,11 @@ def test_neighbours_are_told_as_all_levels_are() -> None:
     ("make", "message"),
     [
         (lambda: ep.PersistentLikelihood(many_levels=True), "many_levels=True needs a tie"),
+        (
+            lambda: ep.PersistentLikelihood(many_levels=True, tie=1.0).init(ep.EBM(ep.MLPEnergy((2,), levels=1))),
+            "needs a model of levels, as a JointEBM; got EBM",
+        ),
+        (lambda: bells().balance(torch.randn(50, 2)), "call standardize"),
         (lambda: ep.objectives.ChainBuffer(torch.Size((2,)), slots=2, levels=3), "slots must be"),
         (
             lambda: ep.PersistentLikelihood(buffer=ep.objectives.ChainBuffer(torch.Size((3,)), 64, 4)).init(bells()),

@@ -78,6 +78,7 @@ def files_and_chains() -> Calls:
     given = ep.tables.fit_conditional(frame, "b", steps=1, levels=2, progress=False)
     ebm, n, k, lv = recovery(), ep.normalizing, ep.kernels, ep.levels
     chains, joint = _chains(), ep.JointEBM(network(), SCHEDULE)
+    joint.standardize(ROWS)
     base, drawn = ep.potentials.GaussianBase(torch.zeros(2), torch.ones(2)), torch.randn(16, 2)
     level = torch.zeros(len(ROWS), dtype=torch.long)
     grid = ep.Grid((-5.0,), (5.0,), (64,))
