@@ -40,7 +40,7 @@ class JointEBM(LevelEnergies):
         net: any module ``net(x, level)``, as for :class:`RecoveryEBM`, for levels 0 to ``schedule.levels``.
         schedule: the noise levels; ``NoiseSchedule.sqrtcumlinear`` is the paper's.  The more dimensions, the closer
             they must lie for chains to change between them: the paper has 6 for two dimensions and 50 for images.
-            For as many, see ``many_levels`` of the objective, and :meth:`balance` for a network that is trained already.
+            For as many, see ``many_levels`` of the objective, and :meth:`balance` for a network that is trained.
         event_shape: shape of one point; taken from ``net.event_shape`` if it has one.
         kernel: moves chains at a fixed level; MALA if None.
 
