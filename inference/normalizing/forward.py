@@ -89,7 +89,7 @@ def forward_runs(target: Potential, base: Base, method: Annealing) -> ForwardRun
     Returns:
         The kind of runs that is believed, and the evaluations of both.
     """
-    few = target.event_shape.numel() <= _FEW
+    few = math.prod(target.event_shape) <= _FEW
     if few and not method.waypoints:
         searches = [independent_runs((target,), None, method, method.particles // 2) for _ in range(_SEARCHES)]
         return ForwardRuns(
