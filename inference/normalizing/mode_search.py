@@ -367,16 +367,16 @@ def _settled(framed: Potential, chains: _Chains, most: int) -> tuple[Tensor, Ten
         the evaluations.
     """
     some, moves, spent = chains.held().nonzero()[:, 0], _MOVES, 0
-    if _rises(chains.rise[some]):
+    if rises := _rise(chains.rise[some]):
         some = some[torch.randperm(len(some), device=some.device)[:most]]
-    states, log_step, rise = chains.states[:, some], chains.log_step[some], chains.rise[some]
-    while moves <= _LONGEST and _rises(rise):
+    states, log_step = chains.states[:, some], chains.log_step[some]
+    while rises and moves <= _LONGEST:
         state = MALA(1.0).init(framed, states[-1])
         _, log_step, states, rise = _move(framed, state, log_step, moves)
-        spent, moves = spent + len(some) * (moves + 1), 2 * moves
+        rises, spent, moves = _rise(rise), spent + len(some) * (moves + 1), 2 * moves
     return chains.begin[some], states, spent
 
 
-def _rises(rise: Tensor) -> bool:
+def _rise(rise: Tensor) -> bool:
     """Tell whether energies of chains rise on average, by more than chance has it."""
     return float(rise.mean()) > _RISES * float(rise.std()) / math.sqrt(len(rise))
