@@ -198,8 +198,8 @@ class EnergyDistribution(dist.TorchDistribution):
         if self.log_normalizer is None:
             raise NotNormalized(
                 "log_prob needs the normalizing constant of this energy, and none is known. Three ways out: estimate "
-                "it and pass log_normalizer=… (in 1-D and 2-D energyppl.quadrature gives it, and a RecoveryEBM does so "
-                "by itself); ask for .unnormalized(), which is right inside MCMC; or train with a contrastive "
+                "it and pass log_normalizer=… (energyppl.log_normalizer(energy) gives it, and a RecoveryEBM does so by "
+                "itself); ask for .unnormalized(), which is right inside MCMC; or train with a contrastive "
                 "estimate, log_normalizer=Contrastive(…)"
             )
         points, inside = self._split(value)

@@ -194,8 +194,8 @@ class EnergyModel(nn.Module):
 
         Raises:
             InvalidInput: for a confidence outside (0, 1) or a tolerance that is not positive.
-            QuadratureError: if the energy is not normalizable within 64 standard deviations of the data.
-            NotNormalizable: if annealing finds that it is not.
+            QuadratureError: if the integral does not come to an end within 64 standard deviations of the data.
+            NotNormalizable: if the energy does not rise far away as it must.
         """
         self.potential(level)  # which checks the level
         check_between("confidence", confidence, 0.0, 1.0)

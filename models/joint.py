@@ -9,12 +9,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import broadcast_shapes, check_count, check_event, check_shape
+from energyppl._checks import broadcast_shapes, check_count, check_data, check_event, check_shape
+from energyppl.autodiff.gradient import energy_only
 from energyppl.distributions import EnergyDistribution
-from energyppl.errors import warn_user
+from energyppl.errors import InvalidInput, warn_user
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.inference.levels.joint import draw_levels, level_energies, move_jointly
+from energyppl.inference.normalizing.bennett import bennett
 from energyppl.inference.objectives.persistent import PersistentLikelihood
 from energyppl.models._network_checks import check_parts
 from energyppl.models.levels import LevelEnergies
@@ -22,6 +24,8 @@ from energyppl.potentials.algebra import Potential
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["JointEBM"]
+
+_AT_A_TIME = 256  # energies
 
 
 class JointEBM(LevelEnergies):
@@ -36,6 +40,7 @@ class JointEBM(LevelEnergies):
         net: any module ``net(x, level)``, as for :class:`RecoveryEBM`, for levels 0 to ``schedule.levels``.
         schedule: the noise levels; ``NoiseSchedule.sqrtcumlinear`` is the paper's.  The more dimensions, the closer
             they must lie for chains to change between them: the paper has 6 for two dimensions and 50 for images.
+            For as many, see ``many_levels`` of the objective, and :meth:`balance` for a network that is trained.
         event_shape: shape of one point; taken from ``net.event_shape`` if it has one.
         kernel: moves chains at a fixed level; MALA if None.
 
@@ -75,6 +80,47 @@ class JointEBM(LevelEnergies):
     def level_probabilities(self, x: Tensor) -> Tensor:
         """Return p(t | x), ``(*batch, levels)``: how noisy the model takes a point to be."""
         return torch.softmax(-self.level_energies(x), -1)
+
+    def balance(self, data: Tensor, *, rows: int = 64) -> None:
+        """Set the levels' offsets so that all have the same mass, for a network that has learned each level's density.
+
+        Neighbouring levels' masses are compared by Bennett's ratio on noised data, which takes three energies a row,
+        however many levels there are.  Without it a network whose levels had a normalizer each, as after score
+        matching, keeps chains from changing levels.
+
+        Args:
+            data: rows, ``(n, *event)``, after :meth:`standardize`.
+            rows: for each level, drawn from the data.
+
+        Raises:
+            InvalidInput: for other data, or before :meth:`standardize`.
+            EnergyPPLError: for levels so far apart that nothing tells their masses.
+
+        Example:
+            >>> joint = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
+            >>> data = torch.randn(100, 2)
+            >>> joint.standardize(data)
+            >>> joint.balance(data)
+            >>> joint.net.offset.shape
+            torch.Size([4])
+        """
+        check_count("rows", rows)
+        clean = self.to_unit(check_data("data", data, self.event_shape).to(self.loc))
+        if not bool(self.is_standardized):
+            raise InvalidInput("the model has no coordinates yet: call standardize(data) before balance(data)")
+        level = torch.arange(self.levels, device=clean.device).repeat_interleave(rows)
+        x = self.schedule.diffuse(clean[torch.randint(len(clean), level.shape, device=clean.device)], level)
+
+        def energies(at: Tensor) -> Tensor:
+            parts = zip(x.split(_AT_A_TIME), at.clamp(0, self.levels - 1).split(_AT_A_TIME), strict=True)
+            found = [energy_only(self.potential(part_level), part) for part, part_level in parts]
+            return torch.cat(found).reshape(self.levels, rows)
+
+        below, own, above = (energies(level + step) for step in (-1, 0, 1))
+        with torch.no_grad():
+            for t in range(self.levels - 1):
+                ratio, _ = bennett(own[t] - above[t], own[t + 1] - below[t + 1])
+                self.net.offset[t + 1 :] += ratio / self.net.factor  # type: ignore[operator, index]
 
     def sample(
         self,

@@ -40,6 +40,7 @@ __all__ = ["BoundPotential", "bind", "evaluate", "unbound"]
 
 Function = Callable[[Tensor], Tensor]
 _TRACES_KEPT = 64
+_CACHE, _FEWEST = 2**21, 512  # bytes of a core's cache, about; points that are worth a call
 
 
 class BoundPotential(Wrapper):
@@ -59,7 +60,7 @@ class BoundPotential(Wrapper):
 
     def __init__(self, potential: Function) -> None:
         super().__init__(potential)
-        self._served: dict[tuple[Any, ...], _Traced | _Eager] = {}
+        self._served: dict[tuple[Any, ...], _Serving] = {}
 
     @property
     def event_shape(self) -> torch.Size:
@@ -92,8 +93,7 @@ class BoundPotential(Wrapper):
     def renew(self) -> None:
         """Run the prologues again, after a tensor field of the potential was written in place and nothing else."""
         for serving in self._served.values():
-            if isinstance(serving, _Traced):
-                serving.fold()
+            serving.fold()
 
 
 def bind(potential: Function) -> BoundPotential:
@@ -160,14 +160,38 @@ class _Eager:
     def __init__(self, potential: Function, what: Evaluation, reason: str) -> None:
         self._potential, self._what, self.reason = potential, what, reason
 
+    def fold(self) -> None:
+        """Do nothing: all is read at each call."""
+
     def __call__(self, x: Tensor) -> Values:
         return self._what(self._potential, x)
 
 
+class _InParts:
+    """Many points, some at a time: what larger tensors cost more than smaller ones is the memory outside the cache."""
+
+    def __init__(self, potential: Function, what: Evaluation, x: Tensor, rows: int) -> None:
+        self._rows = rows
+        self._some = _serving(potential, what, x[:rows])
+        rest = len(x) % rows
+        self._last = _serving(potential, what, x[-rest:]) if rest else self._some
+
+    def fold(self) -> None:
+        """Run the prologues."""
+        for serving in {self._some, self._last}:
+            serving.fold()
+
+    def __call__(self, x: Tensor) -> Values:
+        *parts, last = x.split(self._rows)
+        found = [*map(self._some, parts), self._last(last)]
+        return tuple(map(torch.cat, zip(*found, strict=True)))
+
+
+_Serving = _Traced | _Eager | _InParts
 _traces: "OrderedDict[tuple[Any, ...], Trace | TraceFailure]" = OrderedDict()
 
 
-def _serving(potential: Function, what: Evaluation, x: Tensor) -> _Traced | _Eager:
+def _serving(potential: Function, what: Evaluation, x: Tensor) -> "_Serving":
     """Find what evaluates a potential as it is now, at points like ``x``."""
     check_not_model("the energy", potential)
     check_event("x", x, getattr(potential, "event_shape", ()))
@@ -176,7 +200,9 @@ def _serving(potential: Function, what: Evaluation, x: Tensor) -> _Traced | _Eag
     except Untraceable as reason:
         return _Eager(potential, what, str(reason))
     trace = _find_trace(potential, parts, what, x)
-    return _Traced(trace, parts) if isinstance(trace, Trace) else _Eager(potential, what, trace.reason)
+    if not isinstance(trace, Trace):
+        return _Eager(potential, what, trace.reason)
+    return _InParts(potential, what, x, trace.rows_at_once) if trace.rows_at_once else _Traced(trace, parts)
 
 
 def _find_trace(potential: Function, parts: Structure, what: Evaluation, x: Tensor) -> Trace | TraceFailure:
@@ -212,11 +238,35 @@ def _make_trace(potential: Function, parts: Structure, what: Evaluation, x: Tens
                 eager = _eagerly(potential, parts, what, other)  # first: it may work out constants
                 trace = Trace(potential, parts, x, what)
                 _require_equal(_Traced(trace, parts)(other), eager)
+                trace.rows_at_once = _rows_at_once(trace, potential, parts, what, other, eager)
             if fingerprint.changed():
                 raise Untraceable("a forward pass changes the module's attributes")
         finally:
             before.restore()
     return trace
+
+
+def _rows_at_once(
+    trace: Trace, potential: Function, parts: Structure, what: Evaluation, x: Tensor, values: Values
+) -> int:
+    """Return how many points to evaluate at a time for all that is made of them to stay in the cache; 0 for all.
+
+    It is 0 too where some points have other values than among all, or a tensor may belong to the points one by one.
+    """
+    count = len(x) if x.dim() else 0
+    batch = x.dim() - len(getattr(potential, "event_shape", x.shape[1:]))
+    each = any(tensor.shape[:1] == x.shape[:1] for tensor in (*parts.tensors, *trace.constants))
+    if trace.largest <= 2 * _CACHE or x.device.type != "cpu" or batch != 1 or each:
+        return 0
+    rows = max(_FEWEST, 1 << (count * _CACHE // trace.largest).bit_length() - 1)
+    if rows >= count:
+        return 0
+    try:
+        for part in (slice(rows), slice(count - rows, None)):
+            _require_equal(_eagerly(potential, parts, what, x[part]), tuple(value[part] for value in values))
+    except Untraceable:
+        return 0
+    return rows
 
 
 def _eagerly(potential: Function, parts: Structure, what: Evaluation, x: Tensor) -> Values:

@@ -110,12 +110,14 @@ def _getter(places: Sequence[int]) -> Callable[[Any], Any]:
 
 def _quick(node: Node) -> Callable[..., Any]:
     """Choose what to call for a node: the same operation by the shortest way there is."""
-    if node.target is _aten.mm.default and _is_large(*node.args):
+    arguments: tuple[Any, ...] = node.args
+    if node.target is _aten.mm.default and _is_large(*arguments):
         return _matrix_product
-    if node.target is _aten.addmm.default and not node.kwargs and _is_large(*node.args[1:]):
-        bias: Any = node.args[0]
-        if len(kind_of(bias).shape) == 1:
-            return _biased_product
+    if node.target is _aten.mm.default and _is_large(*arguments, columns=2):
+        return _narrow_product
+    biased = node.target is _aten.addmm.default and not node.kwargs and len(kind_of(arguments[0]).shape) == 1
+    if biased and _is_large(*arguments[1:]):
+        return _biased_product
     quick: Callable[..., Any] = _QUICK.get(node.target) or short_binding(node.target)  # type: ignore[call-overload]
     return quick
 
@@ -125,13 +127,18 @@ def _matrix_product(rows: Tensor, matrix: Tensor, bias: Tensor | None = None) ->
     return fused_linear(rows, matrix.t(), bias)
 
 
+def _narrow_product(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Compute ``rows @ matrix`` of few columns, of which MKL is slow unless they lie in memory one after another."""
+    return _matrix_product(rows, matrix) if matrix.is_contiguous() else torch.mm(rows, matrix)
+
+
 def _biased_product(bias: Tensor, rows: Tensor, matrix: Tensor) -> Tensor:
     return _matrix_product(rows, matrix, bias)
 
 
-def _is_large(rows: Any, matrix: Any) -> bool:
+def _is_large(rows: Any, matrix: Any, *, columns: int = _COLUMNS) -> bool:
     rows, matrix = kind_of(rows), kind_of(matrix)
-    large = rows.shape[0] >= _ROWS and min(matrix.shape) >= _COLUMNS
+    large = rows.shape[0] >= _ROWS and matrix.shape[0] >= _COLUMNS and matrix.shape[1] >= columns
     return bool(
         large and rows.dtype == torch.float32 and rows.device.type == "cpu" and torch.backends.mkldnn.is_available()
     )

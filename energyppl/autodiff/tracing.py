@@ -43,6 +43,9 @@ _FILLED = {_aten.ones_like.default: 1.0, _aten.zeros_like.default: 0.0}
 class Trace:
     """A potential's operations at one shape of points, split into a prologue (free of x) and a body.
 
+    ``largest`` is the size in bytes of the largest tensor that the body makes, ``rows_at_once`` how many points are
+    better evaluated at a time, 0 for all.
+
     Weights and closures' tensors are read where they are whenever the prologue runs, so their values can't be stale.
     """
 
@@ -72,6 +75,10 @@ class Trace:
         needed = [used for node in body for used in node.all_input_nodes]
         carried = list(dict.fromkeys(n for n in needed if n not in depends))
         early = [n for n in calls if n not in depends]
+        self.largest = max(
+            (kind_of(n).shape.numel() * kind_of(n).dtype.itemsize for n in body if "kind" in n.meta), default=0
+        )
+        self.rows_at_once = 0
         self.constants: list[Tensor] = [held[n] for n in read]
         self._layouts = _layouts(self.constants)
         self.prologue = Program(early, [*tensors, *read], carried)

@@ -226,7 +226,10 @@ def _of_cells(
         raise ValueError(f"{name!r} is empty (drop it)")
     other = next((value for value in cells if not isinstance(value, (str, bool, int, float))), None)
     if other is not None:
-        raise ValueError(f"{name!r} holds {type(other).__name__} objects (convert or drop it)")
+        raise ValueError(
+            f"{name!r} holds {type(other).__name__} objects, and a cell must be one number, text, date, true or false "
+            "(convert or drop it)"
+        )
     if all(isinstance(value, bool) for value in cells):
         values = np.full(len(column), np.nan)
         values[column.notna().to_numpy()] = cells

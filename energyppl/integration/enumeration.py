@@ -40,7 +40,7 @@ def enumerated(potential: Potential) -> LogNormalizer:
         2.0794
     """
     began, shape = time.perf_counter(), as_potential("potential", potential).event_shape
-    sites = shape.numel()
+    sites = math.prod(shape)
     if sites > _MAX_SITES:
         raise InvalidInput(
             f"at most {_MAX_SITES} binary variables can be enumerated; got {sites}: estimate log Z with log_normalizer"

@@ -140,7 +140,7 @@ class GridOptions:
     tolerance: float = 1e-3
     max_points: int = 4096
     dtype: torch.dtype | None = None
-    chunk: int = 65_536
+    chunk: int = 4096  # of a network 65,536 take 2.4 times as long, since their layers leave the cache
 
     def __post_init__(self) -> None:
         check_fields(self)

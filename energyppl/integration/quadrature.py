@@ -259,7 +259,7 @@ def _as_points(potential: Callable[[Tensor], Tensor], nodes: Tensor, dtype: torc
     """Bring nodes ``(n, d)`` to the shape, dtype and device that the potential takes."""
     shape = getattr(potential, "event_shape", None)
     shape = torch.Size((nodes.shape[1],)) if shape is None else torch.Size(shape)
-    if len(shape) > 1 or shape.numel() != nodes.shape[1]:
+    if len(shape) > 1 or math.prod(shape) != nodes.shape[1]:
         raise InvalidInput(
             f"the potential's event_shape must have {nodes.shape[1]} dimension(s), as the grid; "
             f"got {shape_text(shape)}: pass a grid of that dimension (quadrature takes one or two)"

@@ -5,6 +5,7 @@ are frozen values: their tensors are fields, so that ``energy_and_grad`` traces 
 batch of noisy points or levels without a new trace.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -91,6 +92,11 @@ def as_potential(name: str, value: object) -> Potential:
         raise InvalidInput(
             f"{name} must be a potential, a callable with an event_shape; got {came}: wrap a plain function in "
             "Energy(function, event_shape)"
+        )
+    if not isinstance(value.event_shape, tuple):
+        raise InvalidInput(
+            f"{name} must have a torch.Size or tuple as its event_shape; got {value.event_shape!r}: write "
+            "event_shape = (2,) for points of two numbers"
         )
     return value
 
@@ -212,7 +218,7 @@ class Affine:
     def __post_init__(self) -> None:
         event_shape = as_potential("the potential of an Affine", self.potential).event_shape
         check_event("loc", self.loc, event_shape)
-        size = event_shape.numel()
+        size = math.prod(event_shape)
         check_event("factor", self.factor, (size, size))
         check_positive("the diagonal of factor", self.factor.diagonal())
 

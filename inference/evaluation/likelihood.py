@@ -116,7 +116,7 @@ def bits_per_dimension(log_likelihood: Estimate, event_shape: Sequence[int], *, 
             f"{shape_text(gaps.shape)}"
         )
     total = float(gaps.log().expand(event_shape).sum())
-    unit = event_shape.numel() * math.log(2.0)
+    unit = math.prod(event_shape) * math.log(2.0)
     return Estimate(
         -(log_likelihood.value + total) / unit,
         log_likelihood.standard_error / unit,

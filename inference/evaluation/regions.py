@@ -11,7 +11,7 @@ from torch import Tensor
 
 from energyppl._checks import check_count, check_data, check_event, checked
 from energyppl._seeds import seeded
-from energyppl.errors import InvalidInput, QuadratureError, warn_user
+from energyppl.errors import InvalidInput, NotNormalizable, QuadratureError, warn_user
 from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.normalizing.forward import independent_runs
 from energyppl.inference.normalizing.methods import SMC
@@ -178,7 +178,7 @@ def warn_of_masses(model: EnergyModel, data: Tensor) -> None:
         with seeded(MEASURE_SEED):
             nothing = torch.zeros(0, *model.event_shape, dtype=torch.float64)
             said = _compared(model, data, nothing, _REGIONS).problems()
-    except QuadratureError:  # whoever asks for a density is told
+    except (NotNormalizable, QuadratureError):  # whoever asks for a density is told
         return
     if said:
         warn_user(

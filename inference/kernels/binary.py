@@ -1,5 +1,6 @@
 """Kernels for binary vectors: single-site Gibbs, and Langevin proposals that flip many sites at once."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -45,7 +46,7 @@ class BinaryGibbs:
         """Update every chain at ``updates`` random sites."""
         x, energy = state.x, state.energy
         changed = torch.zeros_like(energy, dtype=torch.bool)
-        size = potential.event_shape.numel()
+        size = math.prod(potential.event_shape)
         for _ in range(self.updates):
             rows = x.reshape(*energy.shape, size)
             site = torch.randint(size, (*energy.shape, 1), device=x.device)

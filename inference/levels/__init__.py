@@ -9,7 +9,7 @@ from energyppl.inference.levels.annealed_langevin import (
 )
 from energyppl.inference.levels.generation import Generation, generate
 from energyppl.inference.levels.initializers import recovery_proposal
-from energyppl.inference.levels.joint import JointTrajectory, draw_levels, level_energies, move_jointly
+from energyppl.inference.levels.joint import JointTrajectory, draw_levels, level_energies, move_jointly, step_levels
 from energyppl.inference.levels.moment_matching import MomentMatching, match_moments
 from energyppl.inference.levels.recovery import recovery_potential
 
@@ -29,4 +29,5 @@ __all__ = [
     "move_jointly",
     "recovery_potential",
     "recovery_proposal",
+    "step_levels",
 ]

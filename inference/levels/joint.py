@@ -1,7 +1,9 @@
-"""Chains over points and levels at once: moves at a fixed level, then an exact draw of the level (DA-EBM).
+"""Chains over points and levels at once: moves at a fixed level, then a move of the level (DA-EBM).
 
 One energy U(x, t) with one normalizer makes p(t | x) = softmax(−U(x, t)) a table that can be drawn from; so a chain
-goes up to noisy levels, where it mixes, and comes back, and each part leaves the joint density as it is.
+goes up to noisy levels, where it mixes, and comes back, and each part leaves the joint density as it is.  In hundreds
+of dimensions levels lie so close, and so many of them, that the table costs more than the moves and only neighbours
+matter: there a Metropolis move to a neighbouring level takes one energy.
 """
 
 from typing import NamedTuple
@@ -16,7 +18,7 @@ from energyppl.inference.levels.contract import LevelModel
 from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.sampling.run_chain import run_chain
 
-__all__ = ["JointTrajectory", "draw_levels", "level_energies", "move_jointly"]
+__all__ = ["JointTrajectory", "draw_levels", "level_energies", "move_jointly", "neighbouring", "step_levels"]
 
 
 class JointTrajectory(NamedTuple):
@@ -69,6 +71,41 @@ def draw_levels(model: LevelModel, x: Tensor) -> Tensor:
     return torch.where(torch.isfinite(energies), gumbel - energies, -torch.inf).argmax(0)
 
 
+def neighbouring(level: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Choose the level below or above each of ``level``, ``(n,)``, and tell where there is one among ``levels``.
+
+    Example:
+        >>> from energyppl.inference.levels.joint import neighbouring
+        >>> other, exists = neighbouring(torch.tensor([1, 1, 1]), 3)
+        >>> bool(((other - 1).abs() == 1).all()), bool(exists.all())
+        (True, True)
+    """
+    other = level + 2 * torch.randint_like(level, 2) - 1
+    return other.clamp(0, levels - 1), (other >= 0) & (other < levels)
+
+
+def step_levels(model: LevelModel, x: Tensor, level: Tensor, energy: Tensor) -> Tensor:
+    """Make one Metropolis move of each point's level to a neighbouring one, ``(chains,)``, for one energy a point.
+
+    Args:
+        model: the joint model.
+        x: standardized points, ``(chains, *event)``.
+        level: their levels, ``(chains,)``.
+        energy: their energies there, ``(chains,)``, in nats.
+
+    Example:
+        >>> ebm = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
+        >>> x, level = torch.randn(5, 2), torch.tensor([0, 1, 2, 3, 3])
+        >>> moved = ep.levels.step_levels(ebm, x, level, ebm.potential(level)(x).detach())
+        >>> bool(((moved - level).abs() <= 1).all())
+        True
+    """
+    other, exists = neighbouring(level, model.levels)
+    log_ratio = energy - energy_only(model.potential(other), x)
+    accepted = exists & (torch.rand_like(log_ratio).log() < log_ratio)  # never where the energy is not a number
+    return torch.where(accepted, other, level)
+
+
 def move_jointly(
     model: LevelModel,
     x: Tensor,
@@ -77,8 +114,9 @@ def move_jointly(
     sweeps: int,
     num_steps: int,
     level_kernel: LevelKernel | None = None,
+    neighbours: bool = False,
 ) -> JointTrajectory:
-    """Move points ``num_steps`` times at fixed levels, then draw levels (mixture sampling, Zhang, Tan & Ou 2023).
+    """Move points ``num_steps`` times at fixed levels, then their levels (mixture sampling, Zhang, Tan & Ou 2023).
 
     Args:
         model: the joint model.
@@ -87,6 +125,7 @@ def move_jointly(
         sweeps: how often.
         num_steps: of the kernel in each sweep.
         level_kernel: moves the chains; the model's own if None.
+        neighbours: propose a neighbouring level, in place of a draw from all of them.
 
     Example:
         >>> ebm = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
@@ -106,5 +145,6 @@ def move_jointly(
         # A chain that is nowhere finite has no level to draw; it stays for the caller to see.
         fine = torch.isfinite(chain.state.energy)
         x = torch.where(append_dims(fine, x), chain.state.x, x)
-        level = torch.where(fine, draw_levels(model, x), level)
+        moved = step_levels(model, x, level, chain.state.energy) if neighbours else draw_levels(model, x)
+        level = torch.where(fine, moved, level)
     return JointTrajectory(x, level, torch.stack(path), torch.stack(accepted), diverging)

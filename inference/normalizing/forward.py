@@ -21,12 +21,13 @@ from energyppl.integration.estimates import Estimate, LogNormalizer
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.bases import Base
 
-__all__ = ["ForwardRuns", "combined", "forward_runs", "independent_runs"]
+__all__ = ["ForwardRuns", "believed", "combined", "forward_runs", "independent_runs"]
 
 _FEW = 64  # dimensions up to which modes are searched for
 _SEARCHES = 3  # where there are no levels
 _STARTS = 256  # descents in a round of a search
-_MORE = 4  # particles of all forward runs through the levels, for each particle of the bridge in one direction
+_MORE = 4  # particles of eight forward runs, for each particle of the bridge in one direction
+_CHEAP = 2  # times as many through the levels in few dimensions, which cost a tenth of the search beside them
 _OUTLYING = 0.02  # of the samples, farther from the others than what counts as near a sample
 _REFERENCES = 2048  # samples that particles are compared with, at most
 _UNVISITED = 0.03  # of the mass, far from all samples: below, it may be chance, and the bridge's value stands
@@ -77,8 +78,8 @@ def forward_runs(target: Potential, base: Base, method: Annealing) -> ForwardRun
 
     Eight runs go from the base through the noise levels.  In few dimensions eight more begin at the basins that a
     search for modes finds in the target itself: a hole that only the sharpest levels have is met by runs through the
-    levels by rare luck.  Either kind estimates Z without bias and fails by leaving out mass, so those that find more
-    are returned.  Without noise levels there are three searches, each a run.
+    levels by rare luck.  :func:`believed` says which are returned.  Without noise levels there are three searches, each
+    a run.
 
     Args:
         target: the energy.
@@ -86,9 +87,9 @@ def forward_runs(target: Potential, base: Base, method: Annealing) -> ForwardRun
         method: whose particles, temperatures, kernel and waypoints to take.
 
     Returns:
-        The kind of runs that finds more, and the evaluations of both.
+        The kind of runs that is believed, and the evaluations of both.
     """
-    few = target.event_shape.numel() <= _FEW
+    few = math.prod(target.event_shape) <= _FEW
     if few and not method.waypoints:
         searches = [independent_runs((target,), None, method, method.particles // 2) for _ in range(_SEARCHES)]
         return ForwardRuns(
@@ -97,14 +98,24 @@ def forward_runs(target: Potential, base: Base, method: Annealing) -> ForwardRun
             sum(run.evaluations for run in searches),
             "from the modes that a search finds",
         )
-    particles = _MORE * method.particles
     words = "through the levels" if method.waypoints else "from the base"
+    particles = (_CHEAP if few else 1) * _MORE * method.particles
     runs = independent_runs((*method.waypoints, target), base, method, particles, words)
     if not few:
         return runs
-    others = independent_runs((target,), None, method, particles, "from the modes that a search finds")
-    best = max(runs, others, key=lambda kind: kind.estimate().value)
-    return replace(best, evaluations=runs.evaluations + others.evaluations)
+    searched = "from the modes that a search finds"
+    return believed(runs, independent_runs((target,), None, method, _MORE * method.particles, searched))
+
+
+def believed(runs: ForwardRuns, others: ForwardRuns) -> ForwardRuns:
+    """Return runs through the levels, or others if those find more by three standard errors; evaluations are of both.
+
+    Both estimate Z without bias, so the larger of two that agree would be too large on average.
+    """
+    one, other = runs.estimate(), others.estimate()
+    evaluations = runs.evaluations + others.evaluations
+    more = other.value - one.value > _APART * math.hypot(one.standard_error, other.standard_error)
+    return replace(others if more or one.value == -math.inf else runs, evaluations=evaluations)
 
 
 def independent_runs(

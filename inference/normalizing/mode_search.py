@@ -248,7 +248,7 @@ def _correlation_factor(framed: Potential) -> Tensor:
     """
     shape = framed.event_shape
     like = framed.loc if isinstance(framed, Affine) else torch.zeros(shape)
-    dim = shape.numel()
+    dim = math.prod(shape)
     ends = 0.5 * torch.eye(dim, dtype=like.dtype, device=like.device)
     _, grad = eager_energy_and_grad(framed, torch.cat([ends, -ends]).reshape(-1, *shape))
     grad = grad.reshape(2, dim, dim).double().nan_to_num(0.0, 0.0, 0.0)
@@ -307,7 +307,7 @@ def _descend(target: Potential, x: Tensor, step: Tensor, steps: int, close: floa
 def _widths(target: Potential, minima: Tensor) -> tuple[Tensor, int]:
     """Find how far along each coordinate the energy rises by ½ from minima ``(k, *event)``: the median, the cost."""
     count, shape = len(minima), minima.shape[1:]
-    dim, rounds = max(1, shape.numel()), 9
+    dim, rounds = max(1, math.prod(shape)), 9
     eye = torch.eye(dim, dtype=minima.dtype, device=minima.device).reshape(1, dim, *shape)
     floor = _energy(target, minima).reshape(count, 1)
     low, high = torch.full((2, count, dim), -30.0).to(minima), torch.full((2, count, dim), 30.0).to(minima)

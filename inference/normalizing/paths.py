@@ -221,7 +221,7 @@ def _path_from_draws(
     d / (2 n).
     """
     shape = stops[-1].event_shape
-    rows = draws.take(min(draws.left // 2, 4 * max(_PILOT, 4 * shape.numel())))
+    rows = draws.take(min(draws.left // 2, 4 * max(_PILOT, 4 * math.prod(shape))))
     require_normalizable(stops[-1], rows[:_PILOT])
     framed = _framed(stops, rows)
     path, _ = _pilot(MixtureBase.fitted(framed[-1].to_unit(rows), shape), framed, kernel, betas)
@@ -256,7 +256,7 @@ def _path_from_search(
     found = _searched(target, origin + torch.randn(_PILOT, *shape).to(origin), starts)
     framed = _framed(stops, found.x)
     wide = GaussianBase(origin, torch.full_like(origin, _SPAN))
-    refit = refit and 4 * shape.numel() <= _PILOT  # fewer particles are too few to fit a base to
+    refit = refit and 4 * math.prod(shape) <= _PILOT  # fewer particles are too few to fit a base to
     first = (_PILOT // 2, _ROUGHER) if refit else (_PILOT, _STEEP)
     path, x = _pilot(wide, framed, kernel, betas, *first, rest=_REST)
     if refit:

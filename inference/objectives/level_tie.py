@@ -16,9 +16,10 @@ from torch import Tensor
 from energyppl._checks import append_dims
 from energyppl.inference.levels.contract import Conditional, LevelModel
 from energyppl.inference.levels.initializers import model_of_rows
+from energyppl.inference.levels.joint import neighbouring
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["LevelTie", "level_classification", "level_tie"]
+__all__ = ["LevelTie", "level_classification", "level_tie", "neighbour_classification"]
 
 
 class LevelTie(NamedTuple):
@@ -120,3 +121,25 @@ def level_classification(model: LevelModel, x: Tensor, level: Tensor) -> Tensor:
     levels = torch.arange(model.levels, device=x.device)[:, None].expand(model.levels, len(x))
     energies = model.potential(levels)(x.expand(model.levels, *x.shape))
     return torch.nn.functional.cross_entropy(-energies.T, level)
+
+
+def neighbour_classification(model: LevelModel, x: Tensor, level: Tensor) -> Tensor:
+    """Return the mean log loss of telling a point's level from a neighbouring one, chosen at random, ``()``, in nats.
+
+    It has the optimum of :func:`level_classification`, for two energies a point, if levels have equal shares.
+
+    Args:
+        model: energies at the levels, with one normalizer.
+        x: points, ``(n, *event)``, standardized.
+        level: the one that each is from, ``(n,)``.
+
+    Example:
+        >>> from energyppl.inference.objectives.level_tie import neighbour_classification
+        >>> ebm = ep.JointEBM(ep.MLPEnergy((2,), levels=4), ep.NoiseSchedule.cosine(levels=3))
+        >>> neighbour_classification(ebm, torch.randn(8, 2), torch.arange(8) % 4).shape
+        torch.Size([])
+    """
+    other, exists = neighbouring(level, model.levels)
+    own, theirs = model.potential(torch.cat([level, other]))(torch.cat([x, x])).split(len(x))
+    loss = torch.nn.functional.softplus(own - theirs)
+    return torch.where(exists, loss, 0.0).mean()

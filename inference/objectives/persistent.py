@@ -30,7 +30,7 @@ from energyppl.inference.objectives.contract import (
 )
 from energyppl.inference.objectives.held_out import conditional_contrast
 from energyppl.inference.objectives.level_allocation import allocate_levels
-from energyppl.inference.objectives.level_tie import level_classification
+from energyppl.inference.objectives.level_tie import level_classification, neighbour_classification
 from energyppl.inference.objectives.persistent_chains import ChainBuffer, chain_contrast
 
 __all__ = ["PersistentLikelihood", "PersistentState"]
@@ -42,6 +42,7 @@ class PersistentState(KernelState):
     Args:
         level_kernel: moves the chains.
         chains: those that last from update to update.
+        from_data: keep where each began, as for many levels.
 
     Example:
         >>> state = ep.PersistentLikelihood(slots=64).init(ep.EBM(ep.MLPEnergy((2,), levels=1)))
@@ -49,9 +50,21 @@ class PersistentState(KernelState):
         64
     """
 
-    def __init__(self, level_kernel: LevelKernel, chains: ChainBuffer) -> None:
+    first: Tensor  # (slots, *event), standardized rows where chains began, without noise
+    begun: Tensor  # (slots,)
+
+    def __init__(self, level_kernel: LevelKernel, chains: ChainBuffer, *, from_data: bool = False) -> None:
         super().__init__(level_kernel)
         self.chains = chains
+        if from_data:
+            self.register_buffer("first", torch.zeros_like(chains.x))
+            self.register_buffer("begun", torch.zeros_like(chains.level, dtype=torch.bool))
+
+    def begin_at(self, slots: Tensor, clean: Tensor, noisy: Tensor, level: Tensor) -> None:
+        """Begin the chains of ``slots`` anew, at standardized rows that are noised to their levels."""
+        chains = self.chains
+        self.first[slots], chains.x[slots], chains.level[slots] = clean, noisy, level
+        chains.age[slots], self.begun[slots] = 0, True
 
 
 @dataclass(frozen=True)
@@ -74,12 +87,18 @@ class PersistentLikelihood:
             the level of noisy data, which is exact for a joint model (Yadin et al. 2024): it sees the masses of
             separated regions, which chains that don't cross between them don't. 0 leaves it out.
         tie_fraction: share of each batch whose levels are told.
+        many_levels: for tens of levels in hundreds of dimensions, as of images, where an energy at every level costs
+            more than the moves, and one image's energy differs from another's by hundreds of nats.  Chains move to
+            neighbouring levels only, and the tie tells only these apart.  They begin at rows of a batch with a level's
+            noise, and so do those that begin anew; each is compared with its own first row, noised afresh to the level
+            where the chain is, as in :class:`~energyppl.objectives.Level0Likelihood`, so that neither rows' nor levels'
+            differences are noise of the gradient.  The levels' masses are then learned by the tie alone.
         adaptation_rate: how fast: log step size moves by ``adaptation_rate * (acceptance − target)`` at each update.
         autocast: arithmetic of the loss, as in :class:`RecoveryLikelihood`.
 
     Raises:
-        InvalidInput: for fewer moves than sweeps, a share outside [0, 1], a negative tie, a kernel without one step
-            size, adaptation of one that never rejects, or chains that are no buffer.
+        InvalidInput: for fewer moves than sweeps, a share outside [0, 1], a negative tie, many levels without a tie, a
+            kernel without one step size, adaptation of one that never rejects, or chains that are no buffer.
 
     Example:
         >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
@@ -100,6 +119,7 @@ class PersistentLikelihood:
     room: float = 4.6
     tie: float = 0.0
     tie_fraction: float = 0.25
+    many_levels: bool = False
     adaptation_rate: float = 0.1
     autocast: torch.dtype | None = None
 
@@ -113,6 +133,8 @@ class PersistentLikelihood:
         check_positive("adaptation_rate", self.adaptation_rate)
         check_weight("tie", self.tie)
         check_fraction("tie_fraction", self.tie_fraction, closed=True)
+        if self.many_levels and not self.tie:
+            raise InvalidInput("many_levels=True needs a tie, which alone learns the levels' masses: pass tie=1.0 too")
         check_count("slots", self.slots)
         check_count("sweeps", self.sweeps)
         check_count("num_steps", self.num_steps, at_least=self.sweeps)
@@ -134,12 +156,14 @@ class PersistentLikelihood:
             raise InvalidInput(
                 f"{needs}; got the levels of a {type(model).__name__}, with a normalizer each: {training_hint(model)}"
             )
+        if self.many_levels and model.levels == 1:
+            raise InvalidInput(f"many_levels=True needs a model of levels, as a JointEBM; got {type(model).__name__}")
         kernel = model.initial_kernel if self.kernel is None else self.kernel
         chains = copy.deepcopy(self.buffer)  # an objective is a value: its own chains stay as they are
         if chains is None:
             chains = ChainBuffer(model.event_shape, max(self.slots, model.levels), model.levels).to(model.loc)
         chains.check(model.event_shape, model.levels, model.loc)
-        return PersistentState(LevelKernel(kernel, model.levels, model.loc), chains)
+        return PersistentState(LevelKernel(kernel, model.levels, model.loc), chains, from_data=self.many_levels)
 
     def default_learning_rate(self, model: LevelModel) -> float | None:
         """Return 1e-3 without noise levels, where chains fall behind a density that sharpens as fast as elsewhere."""
@@ -150,8 +174,16 @@ class PersistentLikelihood:
         chains = state.chains
         level = allocate_levels(len(batch), model.levels, 0.0).to(model.loc.device)
         data = diffuse(model, batch, level)
+        some = max(1, int(self.tie_fraction * len(data)))  # levels are allotted in random order
+        told = data[:some], level[:some]
         slots = chains.draw(len(batch))
-        chains.begin_anew(slots[torch.rand(len(slots), device=slots.device) < self.rejuvenate])
+        anew = torch.rand(len(slots), device=slots.device) < self.rejuvenate
+        if self.many_levels:
+            anew |= ~state.begun[slots]
+            rows = anew.nonzero()[:, 0]
+            state.begin_at(slots[rows], model.to_unit(batch)[rows], data[rows], level[rows])
+        else:
+            chains.begin_anew(slots[anew])
 
         num_steps = self.num_steps // self.sweeps
         run = move_jointly(
@@ -161,7 +193,10 @@ class PersistentLikelihood:
             sweeps=self.sweeps,
             num_steps=num_steps,
             level_kernel=state.level_kernel,
+            neighbours=self.many_levels,
         )
+        if self.many_levels:
+            level, data = run.level, model.schedule.diffuse(state.first[slots], run.level)
         chains.store(slots, run.x, run.level, num_steps * self.sweeps)
         if self.adapt:
             state.level_kernel.adapt(run.accept_prob.flatten(), run.path.flatten(), self.adaptation_rate)
@@ -182,8 +217,7 @@ class PersistentLikelihood:
         }
         value = gap
         if self.tie and model.levels > 1:
-            some = max(1, int(self.tie_fraction * len(data)))  # levels are allotted in random order
-            tie = level_classification(model, data[:some], level[:some])
+            tie = (neighbour_classification if self.many_levels else level_classification)(model, *told)
             value, record["level_tie"] = gap + self.tie * tie, float(tie.detach())
         return Loss(value, record, float(gap.detach()), float(state.level_kernel.step_sizes.min()))
 

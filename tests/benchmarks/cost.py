@@ -1,14 +1,17 @@
 """What energies with gradients, samplers, mixed precision and a whole training update cost, as ratios in one run.
 
-``python -m tests.benchmarks cost [--threads N] [--repeats N]``
+``python -m tests.benchmarks cost [--threads N] [--repeats N] [--only PART …]``
 
-Every figure is the median over paired, interleaved repeats, with the quartiles of the ratio.
+Every figure is the median over paired, interleaved repeats, with the quartiles of the ratio.  Gradients beside compiled
+JAX's are the last part, if JAX is installed; ``XLA_FLAGS=--xla_cpu_multi_thread_eigen=false`` and ``taskset -c 0`` keep
+it to one core, and its seconds and ours are the processor's.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +34,23 @@ class Plain(nn.Module):
         return self.net(x).squeeze(-1)
 
 
-def ratio(ours: Callable[[], object], theirs: Callable[[], object], calls: int, repeats: int) -> str:
+def ratio(
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    calls: int,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> str:
     """Median and quartiles of time(ours) / time(theirs), in alternation."""
     ours(), theirs()
     ratios, times = [], []
     for _ in range(repeats):
         seconds = []
         for function in (ours, theirs):
-            begin = time.perf_counter()
+            begin = clock()
             for _ in range(calls):
                 function()
-            seconds.append((time.perf_counter() - begin) / calls)
+            seconds.append((clock() - begin) / calls)
         ratios.append(seconds[0] / seconds[1])
         times.append(seconds)
     low, middle, high = statistics.quantiles(ratios, n=4)
@@ -157,13 +166,76 @@ def update(most: int, batch: int = 512, steps: int = 5, updates: int = 15) -> No
         print(f"{updates} training updates / textbook's, {name}: {ratio(ours, theirs, 1, min(9, most))}", flush=True)
 
 
+def beside_jax(most: int) -> None:
+    """Energy and gradient beside a compiled function of JAX: the perceptron, a banana and a logistic regression."""
+    if find_spec("jax") is None:
+        print("gradients beside JAX's: JAX is not installed")
+        return
+    import jax
+    import jax.numpy as jnp
+
+    net = Plain().requires_grad_(False)
+    layers = [(jnp.asarray(p.weight.T), jnp.asarray(p.bias)) for p in net.net if isinstance(p, nn.Linear)]
+    rows = torch.randn(1_000, 25)
+    labels = (rows[:, 0] > 0.0).float()
+    their_rows, their_labels = jnp.asarray(rows), jnp.asarray(labels)
+
+    def banana(x):  # type: ignore[no-untyped-def]  # of either library
+        return 0.125 * x[..., 0] ** 2 + 0.5 * (x[..., 1] + 0.5 * x[..., 0] ** 2 - 2.0) ** 2
+
+    def perceptron(x):  # type: ignore[no-untyped-def]
+        for weight, bias in layers[:-1]:
+            x = jax.nn.silu(x @ weight + bias)
+        return (x @ layers[-1][0] + layers[-1][1])[..., 0]
+
+    def regression(x: Tensor) -> Tensor:
+        logits = x @ rows.T
+        return (nn.functional.softplus(logits) - labels * logits).sum(-1) + 0.5 * (x * x).sum(-1)
+
+    def their_regression(x):  # type: ignore[no-untyped-def]
+        logits = x @ their_rows.T
+        return (jnp.logaddexp(0.0, logits) - their_labels * logits).sum(-1) + 0.5 * (x * x).sum(-1)
+
+    for name, size, ours, theirs in (
+        ("perceptron", 2, net, perceptron),
+        ("banana", 2, ep.Energy(banana, (2,)), banana),
+        ("logistic regression, 25-D", 25, ep.Energy(regression, (25,)), their_regression),
+    ):
+        bound = ep.autodiff.bind(ours)
+        compiled = jax.jit(lambda x, f=theirs: (f(x), jax.grad(lambda z: f(z).sum())(x)))
+        for batch, calls in ((64, 200), (1_000, 30), (10_000, 3)):
+            x = torch.randn(batch, size)
+            point = jnp.asarray(x)
+            text = ratio(
+                lambda: ep.energy_and_grad(bound, x),  # noqa: B023
+                lambda: jax.block_until_ready(compiled(point)),  # noqa: B023
+                calls,
+                min(15, most),
+                time.process_time,
+            )
+            print(f"energy_and_grad / JAX, {name}, {batch:6} points: {text}", flush=True)
+
+
+PARTS = {
+    "gradients": gradients,
+    "sampler": sampler,
+    "leapfrog": leapfrog,
+    "mixed_precision": mixed_precision,
+    "update": update,
+    "jax": beside_jax,
+}
+
+
 def main(arguments: list[str]) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="cost", description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=25, help="at most, of each pair; two or more")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to run (default: all)"
+    )
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    for table in (gradients, sampler, leapfrog, mixed_precision, update):
-        table(args.repeats)
+    for part in args.only:
+        PARTS[part](args.repeats)

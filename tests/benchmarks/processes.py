@@ -1,4 +1,7 @@
-"""Two processes beside one: throughput of training, of chains and of log Z, and the density that both learn."""
+"""Two processes beside one: throughput of training, of chains and of log Z, and the density that both learn.
+
+Beside it what the machine allows: two processes that know nothing of each other, with half of the work each.
+"""
 
 import argparse
 import os
@@ -88,7 +91,7 @@ def log_z(particles: int) -> Took:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run each piece of work in one process and in two, forked, one thread each."""
+    """Run each piece of work in one process, in two, and half of it in each of two apart; forked, one thread each."""
     parser = argparse.ArgumentParser(prog="processes", description=__doc__)
     parser.add_argument("--steps", type=int, default=100, help="updates of training (default: 100)")
     parser.add_argument("--batch", type=int, default=4096, help="rows in a batch (default: 4096)")
@@ -101,19 +104,28 @@ def main(arguments: Sequence[str]) -> None:
         "idle; the processor's time of a process is what they would be there, at most, without waiting",
         flush=True,
     )
-    print(f"{'':10} {'one process':>32} {'two processes, the slower':>32} {'clock':>8} {'processor':>10}", flush=True)
+    print(
+        f"{'':10} {'one process':>32} {'two processes, the slower':>32} {'two apart':>32} {'clock':>8} {'apart':>8} "
+        f"{'processor':>10}",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as folder:
-        for name, work, sizes in (
-            ("training", training, (options.steps, options.batch)),
-            ("chains", chains, (options.chains, options.draws)),
-            ("log Z", log_z, (options.particles,)),
+        for name, work, sizes, half in (
+            ("training", training, (options.steps, options.batch), (options.steps, options.batch // 2)),
+            ("chains", chains, (options.chains, options.draws), (options.chains // 2, options.draws)),
+            ("log Z", log_z, (options.particles,), (options.particles // 2,)),
         ):
             one = values(run(work, Path(folder) / f"{name}1", *sizes, count=1, limit=3600.0))[0]
-            two = values(run(work, Path(folder) / f"{name}2", *sizes, count=2, limit=3600.0))
-            slower = Took(*(max(took[i] for took in two) for i in (0, 1)), two[0].figure)
-            cells = (f"{t.clock:8.1f} s, {t.processor:6.1f} s, {t.figure:8.3f}" for t in (one, slower))
-            ratios = (one.clock / slower.clock, one.processor / slower.processor)
+            two = slower(values(run(work, Path(folder) / f"{name}2", *sizes, count=2, limit=3600.0)))
+            apart = slower(values(run(work, Path(folder) / f"{name}3", *half, limit=3600.0, together=False)))
+            cells = (f"{t.clock:8.1f} s, {t.processor:6.1f} s, {t.figure:8.3f}" for t in (one, two, apart))
             print(
-                f"{name:10} {'   '.join(f'{cell:>32}' for cell in cells)} {ratios[0]:7.2f}x {ratios[1]:9.2f}x",
+                f"{name:10} {'   '.join(f'{cell:>32}' for cell in cells)} {one.clock / two.clock:7.2f}x "
+                f"{one.clock / apart.clock:7.2f}x {one.processor / two.processor:9.2f}x",
                 flush=True,
             )
+
+
+def slower(took: list[Took]) -> Took:
+    """The longer times of processes, and the figure of the first."""
+    return Took(max(t.clock for t in took), max(t.processor for t in took), took[0].figure)

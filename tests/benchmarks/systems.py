@@ -1,7 +1,7 @@
 """All ways of training beside each other on real images: samples, long chains, and strangers told apart.
 
 ``python -m tests.benchmarks systems FILE.npz OTHER.npz [SYSTEM …] [--warm WEIGHTS] [--seconds N] [--steps N]
-[--samples N] [--chains N] [--pictures FOLDER]``
+[--samples N] [--chains N] [--pictures FOLDER] [--ablation]``
 
 Both files hold ``x_train``, ``y_train``, ``x_test``, ``y_test`` (n, 28, 28), as MNIST and Fashion-MNIST.  Every system
 learns FILE with one convolutional network for ``--seconds`` of CPU time of one thread, from images with noise of
@@ -16,9 +16,14 @@ standard deviation .03 (as the baselines of Zhang, Tan & Ou 2023 have; without i
 - AUROC of the level-0 energy (for ``joint`` also of the energy of all levels together) and of typicality, 1,000 test
   images of FILE against as many of OTHER and of four other kinds, with intervals at 95 %;
 - millions of images whose gradient was taken in training.
+
+``--warm WEIGHTS --ablation`` is CDRL's of the moves in generation: its six levels and second network train for
+``--seconds`` from the weights, then ``--samples`` images each are drawn with 15, 8, 5 and 3 moves a level, begun by the
+second network, by the energy's own denoiser, and as for Gaussian data.
 """
 
 import argparse
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,12 +38,13 @@ from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_strips
 from tests.benchmarks.budget import training_within
 from tests.benchmarks.image_judge import RECOGNIZED, Judge, classifier, long_runs, read
-from tests.benchmarks.warm_systems import unlabelled, warm_systems
+from tests.benchmarks.warm_systems import travelled, unlabelled, warm_systems
 
 SHAPE, LEVELS, NOISE, BATCH, SAMPLES, ROWS = (1, 28, 28), 6, 0.03, 64, 256, 1000
 SLOTS = 256  # as many chains as the few updates can keep up
 BRIEF = torch.bfloat16
 SIGMAS = torch.logspace(0.7, -0.7, 32)  # in standard deviations of the data
+ABLATION = (15, 8, 5, 3)  # moves a level
 
 
 @dataclass(frozen=True)
@@ -191,18 +197,14 @@ def measured(model: Any, drawn: Tensor, footing: Footing) -> tuple[list[str], Te
     return [f"{quality:.0f}", f"{drift:+.0f} ± {error:.0f}", f"{kept:.2f}", *(f"{v:.2f}" for v in columns[0])], ends
 
 
-def begun_warm(name: str, file: Path, x: Tensor, seconds: float) -> tuple[ep.RecoveryEBM, float]:
-    """The weights of a file, trained on for so many seconds by a system, and millions of gradients taken."""
+def begun_warm(name: str, file: Path, x: Tensor, seconds: float) -> tuple[ep.RecoveryEBM, Any, float]:
+    """The weights of a file, trained on for so many seconds by a system, its model, millions of gradients taken."""
     torch.manual_seed(1)
-    ebm, system, taken = unlabelled(file, x), warm_systems()[name], 0.0
-    if system.tied:
-        tied = ep.objectives.LevelScoreMatching(tie=1.0, autocast=BRIEF)
-        taken += 2.0 * trained_on(ebm, tied, x, system.tied * seconds)
-    if system.objective is not None:
-        model = system.model(ebm, x)
-        images = trained_on(model, system.objective(model, x), x, (1.0 - system.tied) * seconds, system.rate)
-        taken += system.gradients * images
-    return ebm, taken
+    ebm, system = unlabelled(file, x), warm_systems()[name]
+    model = system.model(ebm, x)
+    if system.objective is None:
+        return ebm, model, 0.0
+    return ebm, model, system.gradients * trained_on(model, system.objective(ebm), x, seconds, system.rate)
 
 
 def trained_on(model: Any, objective: Any, x: Tensor, seconds: float, rate: float = 1e-3) -> float:
@@ -233,6 +235,31 @@ def trained_on(model: Any, objective: Any, x: Tensor, seconds: float, rate: floa
     return len(history.records) * BATCH / 1e6
 
 
+def ablation(file: Path, x: Tensor, seconds: float, footing: Footing) -> Iterator[list[str]]:
+    """Rows for each way to begin chains and each number of moves: gradients, CPU ms, Fréchet and recognized share."""
+    _, model, _ = begun_warm("cooperative", file, x, seconds)
+    initializer, count = model.initializer, len(footing.real)
+    for name in ("learned initializer", "own denoiser", "neither"):
+        model.initializer = initializer if name == "learned initializer" else None
+        for moves in ABLATION:
+            torch.manual_seed(2)
+            began, options = time.process_time(), {"steps": moves, "denoise": True, "micro_batch": 100}
+            if name == "neither":
+                made = ep.levels.generate(model, torch.Size((count,)), **options)
+            else:
+                made = model.generate((count,), **options)
+            spent = (time.process_time() - began) / count
+            drawn = model.from_unit(made.x).clamp(0.0, 1.0)
+            quality, sure = footing.frechet(drawn), footing.recognized(drawn)
+            yield [name, str(moves), str(made.evaluations), f"{spent * 1e3:.0f}", f"{quality:.1f}", f"{sure:.3f}"]
+
+
+def show(titles: list[str], table: list[list[str]]) -> None:
+    """Print a table."""
+    for row in (titles, ["---"] * len(titles), *table):
+        print("|", " | ".join(row), "|")
+
+
 def main(arguments: list[str]) -> None:
     """A line for each system and part, and a table."""
     parser = argparse.ArgumentParser(prog="systems", description=__doc__)
@@ -246,7 +273,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--chains", type=int, default=64)
     parser.add_argument("--classifier-steps", type=int, default=2000)
     parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--ablation", action="store_true")
     args = parser.parse_args(arguments)
+    if args.ablation and args.warm is None:
+        parser.error("--ablation needs --warm WEIGHTS")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     data, other = read(args.file), read(args.other).test[:ROWS]
@@ -263,6 +293,10 @@ def main(arguments: list[str]) -> None:
     footing = Footing(judge, real, begin, noisy(test[:ROWS]), odd, known, args.steps)
     floor, sure = footing.frechet(x[-len(real) :]), footing.recognized(test[:ROWS])
     print(f"real images: Fréchet {floor:.1f}, recognized {sure:.3f}", flush=True)
+    if args.ablation:
+        rows = list(ablation(args.warm, x, args.seconds, footing))
+        show(["chains begin by", "moves a level", "gradients", "ms", "Fréchet", "recognized"], rows)
+        return
     table, pictures = [], {"data": list(begin[:8])}
     for name in args.names or list(systems() if warm is None else warm_systems()):
         print(f"{name}:", flush=True)
@@ -272,7 +306,9 @@ def main(arguments: list[str]) -> None:
                 taken = len(history.records) * BATCH * systems()[name].gradients / 1e6
                 print(f"  {len(history.records)} updates, {history.stopped}", flush=True)
             else:
-                model, taken = begun_warm(name, args.warm, x, args.seconds)
+                model, trained, taken = begun_warm(name, args.warm, x, args.seconds)
+                if isinstance(trained, ep.JointEBM):
+                    print(f"  {travelled(trained, begin, args.steps)}", flush=True)
         except ep.TrainingDiverged as error:
             print(f"  diverged: {error}", flush=True)
             table.append([name, "diverged"])
@@ -288,8 +324,7 @@ def main(arguments: list[str]) -> None:
         table.append([name, *numbers, f"{taken:.1f}"])
         pictures |= {f"{name}: samples": list(drawn[:8]), f"{name}: long chains": list(ends[:8])}
     titles = ["system", "Fréchet", "drift", "recognized", *odd, "million gradients"]
-    for row in (titles, ["---"] * len(titles), *table):
-        print("|", " | ".join(row), "|")
+    show(titles, table)
     if args.pictures is not None:
         figure = image_strips(pictures, titles=[str(i) for i in range(1, 9)], title=args.file.stem)
         save_figure(figure, args.pictures / f"systems_{args.file.stem}.png")

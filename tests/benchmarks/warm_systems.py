@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import energyppl as ep
 
 BRIEF, MOVES = torch.bfloat16, 10
-SLOTS_A_LEVEL = 4
+SLOTS, AGAIN = 220, 0.005  # joint chains, and the share that begins anew when visited: each lasts 2,000 moves
 
 Model = TypeVar("Model", ep.RecoveryEBM, ep.JointEBM, ep.MultiscaleEBM)
 
@@ -25,9 +25,8 @@ class WarmSystem:
     """An objective that trains the weights of a file on, and how many gradients it takes for each image of a batch."""
 
     model: Callable[[ep.RecoveryEBM, Tensor], Any]
-    objective: Callable[[Any, Tensor], Any] | None  # None leaves the weights as they are
+    objective: Callable[[ep.RecoveryEBM], Any] | None  # of the weights; None leaves the weights as they are
     gradients: float
-    tied: float = 0.0  # share of the seconds that goes to score matching with a level tie before
     rate: float = 1e-3
 
 
@@ -93,50 +92,61 @@ def close_levels(first: ep.NoiseSchedule, dimensions: int, apart: float = 2.2) -
     return ep.NoiseSchedule(table.sigmoid().sqrt(), (-table).sigmoid().sqrt())
 
 
-def joint(ebm: ep.RecoveryEBM, x: Tensor, rows: int = SLOTS_A_LEVEL) -> ep.JointEBM:
-    """A joint energy over points and closer levels, whose offsets are fitted so that they tell data's levels.
-
-    Args:
-        ebm: whose weights it shares.
-        x: data.
-        rows: for each level, that the offsets are fitted to.
-    """
+def joint(ebm: ep.RecoveryEBM, x: Tensor) -> ep.JointEBM:
+    """A joint energy over points and closer levels, of equal masses on the images ``x``."""
     schedule = close_levels(ebm.schedule, ebm.event_shape.numel())
     net = AtWholeLevels(cast(Unlabelled, ebm.net), schedule.log_snr.float())
     model = in_coordinates_of(ebm, ep.JointEBM(net, schedule))
-    level = torch.arange(rows * model.levels) % model.levels
-    clean = x[torch.randint(len(x), level.shape)]
-    with torch.no_grad():
-        energies = torch.cat([model.level_energies(part) for part in model.diffuse(clean, level).split(16)])
-    offset = torch.zeros(model.levels, requires_grad=True)
-    optimizer = torch.optim.LBFGS([offset], max_iter=500, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = nn.functional.cross_entropy(-(energies + offset), level) + 1e-6 * offset.square().sum()
-        value.backward()
-        return value
-
-    final = float(optimizer.step(loss))
-    print(f"  {model.levels} levels told apart with a log loss of {final:.2f} nats", flush=True)
-    with torch.no_grad():
-        own = cast(Any, model.net)
-        own.offset.copy_(offset / own.factor)
+    model.balance(x)
     return model
 
 
-def joint_chains(model: ep.JointEBM, x: Tensor) -> ep.PersistentLikelihood:
-    """Persistent likelihood whose chains begin at data of all levels."""
-    chains = chains_at_data(model, x, SLOTS_A_LEVEL * model.levels)
-    return ep.PersistentLikelihood(ep.MALA(0.1), buffer=chains, sweeps=1, num_steps=MOVES, autocast=BRIEF)
+@dataclass(frozen=True)
+class BesideScores:
+    """Persistent likelihood of a joint energy, beside score matching of the network that it shares with ``levels``."""
+
+    chains: ep.PersistentLikelihood
+    score: ep.objectives.LevelScoreMatching
+    levels: ep.RecoveryEBM
+
+    def init(self, model: ep.JointEBM) -> Any:
+        """Make the state of the chains."""
+        return self.chains.init(model)
+
+    def loss(self, model: ep.JointEBM, state: Any, batch: Tensor) -> ep.objectives.Loss:
+        """Return the sum of both, in nats."""
+        own, score = self.chains.loss(model, state, batch), self.score.loss(self.levels, state, batch)
+        return own._replace(value=own.value + score.value, record={**own.record, **score.record})
+
+    def measure(self, model: ep.JointEBM, state: Any, data: Tensor) -> float:
+        """Return the score matching's measure."""
+        return self.score.measure(self.levels, state, data)
 
 
-def chains_at_data(model: ep.JointEBM, x: Tensor, count: int) -> ep.objectives.ChainBuffer:
-    """Chains of all levels that begin at data."""
-    chains = ep.objectives.ChainBuffer(model.event_shape, count, model.levels)
-    clean = model.to_unit(x[torch.randint(len(x), (count,))])
-    chains.x.copy_(model.schedule.diffuse(clean, chains.level))
-    return chains
+def joint_chains(ebm: ep.RecoveryEBM, score: ep.objectives.LevelScoreMatching) -> BesideScores:
+    """Persistent likelihood whose chains begin at data of all levels, beside score matching."""
+    options = {"slots": SLOTS, "num_steps": MOVES, "sweeps": 2, "tie": 3.0, "tie_fraction": 1.0, "rejuvenate": AGAIN}
+    chains = ep.PersistentLikelihood(ep.MALA(0.1), many_levels=True, **options)  # type: ignore[arg-type]
+    return BesideScores(chains, score, ebm)
+
+
+def travelled(model: ep.JointEBM, clean: Tensor, moves: int) -> str:
+    """Say how chains of ``moves`` fare that begin at images of all levels and move among these."""
+    torch.manual_seed(4)
+    begun = torch.arange(len(clean)) % model.levels
+    images = model.to_unit(clean)
+    x, sweeps = model.schedule.diffuse(images, begun), moves // 5
+    run = ep.levels.move_jointly(model, x, begun, sweeps=sweeps, num_steps=5, neighbours=True)
+    potential = model.potential(run.level)
+    fresh = [ep.autodiff.energy_only(potential, model.schedule.diffuse(images, run.level)) for _ in range(8)]
+    excess = ep.autodiff.energy_only(potential, run.x) - torch.stack(fresh).mean(0)
+    thirds = torch.bincount(3 * run.level // model.levels, minlength=3).tolist()
+    accepted, far = (run.path[1:] != run.path[:-1]).float().mean(), (run.level - begun).abs().float().mean()
+    return (
+        f"{len(clean)} joint chains: {float(accepted):.2f} of level moves accepted, {float(far):.1f} levels from where "
+        f"they began, {thirds} in the lower, middle and upper third; energy above that of images at the same level "
+        f"{float(excess.mean()):+.1f} ± {float(excess.std() / len(clean) ** 0.5):.1f}"
+    )
 
 
 # --- The table ---
@@ -150,15 +160,15 @@ def warm_systems() -> dict[str, WarmSystem]:
     level0 = ep.objectives.Level0Likelihood(score, num_steps=MOVES)
     return {
         "as it is": WarmSystem(unchanged, None, 0.0),
-        "score": WarmSystem(unchanged, lambda model, x: score, 2.0),
-        "level 0": WarmSystem(unchanged, lambda model, x: level0, 4.0 + level0.chains / 64 * (MOVES + 2.0), rate=1e-4),
-        "recovery": WarmSystem(unchanged, lambda model, x: recovery, recovery.steps + 2.0),
+        "score": WarmSystem(unchanged, lambda ebm: score, 2.0),
+        "level 0": WarmSystem(unchanged, lambda ebm: level0, 4.0 + level0.chains / 64 * (MOVES + 2.0), rate=1e-4),
+        "recovery": WarmSystem(unchanged, lambda ebm: recovery, recovery.steps + 2.0),
         "cooperative": WarmSystem(
             with_initializer,
-            lambda model, x: ep.CooperativeRecovery(recipe=recovery, initializer_fraction=1.0),
+            lambda ebm: ep.CooperativeRecovery(recipe=recovery, initializer_fraction=1.0),
             recovery.steps + 2.0,
         ),
-        "joint": WarmSystem(joint, joint_chains, MOVES + 2.0, tied=1 / 3),
+        "joint": WarmSystem(joint, lambda ebm: joint_chains(ebm, score), MOVES + 8.0, rate=1e-4),
     }
 
 

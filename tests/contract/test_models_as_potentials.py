@@ -1,5 +1,6 @@
 """A model where an energy or a distribution is wanted: it is named, with what to pass instead."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,3 +55,54 @@ def test_what_is_passed_instead_serves() -> None:
     assert energy.shape == (4,)
     assert grad.shape == (4, 2)
     assert pyro.sample("x", ebm.marginal()).shape == (2,)
+
+
+class Bell(torch.nn.Module):
+    """A user's module, whose shape is a tuple."""
+
+    event_shape: Any = (2,)
+
+    def __init__(self, energy: Callable[[torch.Tensor], torch.Tensor] = lambda x: 0.5 * (x * x).sum(-1)) -> None:
+        super().__init__()
+        self.energy = energy
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.energy(x)
+
+
+@pytest.mark.filterwarnings("ignore::energyppl.errors.ChainWarning")
+def test_a_tuple_is_a_shape() -> None:
+    bell, quick = Bell(), ep.normalizing.AIS(particles=64)
+    base = ep.potentials.GaussianBase(torch.zeros(2), torch.ones(2))
+    for found in (
+        ep.log_normalizer(bell, method=quick),
+        ep.log_normalizer(bell, method=quick, base=base),
+        ep.log_normalizer(bell, method=quick, samples=torch.randn(200, 2)),
+    ):
+        assert abs(found.estimate - math.log(2.0 * math.pi)) < 1.0  # a shape that is misread raises
+    assert ep.potentials.Affine(bell, torch.zeros(2), torch.eye(2))(torch.ones(2)) == 1.0
+    assert ep.sample_chains(ep.HMC(), bell, chains=4, draws=9, warmup=50, progress=False).draws.shape == (4, 9, 2)
+
+
+@pytest.mark.parametrize(
+    "use", [ep.log_normalizer, ep.EnergyDistribution, lambda bell: ep.potentials.Scaled(bell, 0.5)]
+)
+def test_a_list_is_no_shape(use: Callable[[Any], object]) -> None:
+    bell = Bell()
+    bell.event_shape = [2]
+    with pytest.raises(ep.InvalidInput, match=r"torch\.Size or tuple as its event_shape; got \[2\]: write event_shape"):
+        use(bell)
+
+
+@pytest.mark.parametrize(
+    ("energy", "message"),
+    [
+        (lambda x: -x.abs().sum(-1), "not normalizable"),
+        (lambda x: 1e-3 * x.abs().sum(-1), "within 64 standard deviations of the data: .*add a confining term"),
+    ],
+    ids=["falls", "hardly rises"],
+)
+def test_a_plain_model_that_has_no_integral_says_what_to_add(energy: Any, message: str) -> None:
+    ebm = ep.EBM(Bell(energy))
+    with pytest.raises((ep.errors.NotNormalizable, ep.errors.QuadratureError), match=message):
+        ebm.log_normalizer()

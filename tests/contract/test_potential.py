@@ -138,6 +138,25 @@ def test_the_ends_of_a_bridge_are_exact_where_the_other_energy_is_infinite(kind:
         assert between[1] == pytest.approx(1.5)
 
 
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_many_points_are_evaluated_in_parts(each: bool, labelled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = MLPEnergy((2,), hidden=8, depth=1, levels=3, classes=4 if labelled else 0)
+    x, level = torch.randn(2, 5, 2), torch.randint(3, (2, 5)) if each else torch.tensor(1)
+    label = torch.randint(4, (2, 5)) if labelled and each else torch.tensor(2) if labelled else None
+    potential = AtLevel(net, level, PAIR, condition=label)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_()  # levels and classes begin alike
+        whole = potential(x)
+        sizes: list[int] = []
+        net.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        monkeypatch.setattr("energyppl.potentials.network._AT_ONCE", 4)
+        parts = potential(x)
+    assert sizes == [4, 4, 2]
+    assert torch.allclose(parts, whole, atol=1e-6)
+
+
 def test_conditioned_completes_points() -> None:
     observed = torch.arange(6.0).reshape(2, 3)
     potential = Conditioned(IMAGE, observed, MASK)

@@ -151,9 +151,12 @@ def test_systems_begin_at_weights(files: dict[str, Path], tmp_path: Path, capsys
     ebm.standardize(torch.rand(50, 1, 28, 28), isotropic=True)
     ep.save(ebm, weights)
     names = ["as it is", "joint", "level 0"]
-    small = "--seconds 0.01 --steps 20 --classifier-steps 5 --samples 40 --chains 4"
-    importlib.import_module("tests.benchmarks.systems").main(
-        [str(files["images"]), str(files["images"]), *names, "--warm", str(weights), *shlex.split(small)]
-    )
+    small = shlex.split("--seconds 0.01 --steps 20 --classifier-steps 5 --samples 40 --chains 4")
+    files_and_weights = [*[str(files["images"])] * 2, "--warm", str(weights), *small]
+    main = importlib.import_module("tests.benchmarks.systems").main
+    main([*files_and_weights[:2], *names, *files_and_weights[2:]])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == ["system", "---", *names]
+    main([*files_and_weights, "--ablation"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + 3 * 4  # ways to begin chains, numbers of moves

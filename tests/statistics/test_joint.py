@@ -8,52 +8,18 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 import energyppl as ep
 from energyppl.inference.kernels.contract import Info, State
+from energyppl.inference.levels import joint
 from energyppl.inference.levels.joint import draw_levels, level_energies, move_jointly
-from energyppl.inference.objectives.level_tie import level_classification
+from energyppl.inference.objectives.level_tie import level_classification, neighbour_classification
+from tests.support.joint import Still, bells
 from tests.support.objectives import loss_of
 
 LIMIT = 4.5  # standard errors: a false alarm in 150,000 for each number
 OPTIONS = ep.TrainingOptions(steps=30, batch_size=64)
-
-
-class Bells(nn.Module):
-    """N(0, I) at every level, plus a height for each: exact shares of levels are softmax(−heights)."""
-
-    def __init__(self, size: int, heights: Tensor) -> None:
-        super().__init__()
-        self.event_shape = torch.Size((size,))
-        self.heights = nn.Parameter(heights)
-
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        return 0.5 * x.square().sum(-1) + self.heights[level]
-
-
-def bells(size: int = 2, heights: Tensor | None = None) -> ep.JointEBM:
-    heights = torch.tensor([0.0, 0.7, -0.4, 0.2]) if heights is None else heights
-    return ep.JointEBM(Bells(size, heights), ep.NoiseSchedule.cosine(len(heights) - 1))
-
-
-class Still:
-    """A kernel that moves nothing."""
-
-    step_size, target_acceptance, max_step_size = 1.0, None, 1.0
-
-    def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "Still":
-        return self
-
-    def with_step_size(self, step_size: float | Tensor) -> "Still":
-        return self
-
-    def init(self, potential: ep.potentials.Potential, x: Tensor) -> State:
-        return State(x, potential(x).detach(), torch.zeros_like(x))
-
-    def step(self, potential: ep.potentials.Potential, state: State) -> tuple[State, Info]:
-        ones = torch.ones_like(state.energy)
-        return state, Info(ones, ones > 0, ones < 0)
 
 
 class ReleasedMALA(ep.MALA):
@@ -105,15 +71,30 @@ def test_joint_chains_keep_unit_variance_in_784_dimensions(kernel: Any, low: flo
     assert float(run.accept_prob.mean()) > 0.5
 
 
-def test_shares_of_levels_and_moments_in_long_chains() -> None:
-    """2,000 chains from far too wide, all at one level, forget it: shares and variances within 4.5 standard errors."""
+def inward(level: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """A proposal that is wrong at the edges: always inward, and accepted as if its reverse were as likely."""
+    other = level + 2 * torch.randint_like(level, 2) - 1
+    return torch.where(other < 0, 1, torch.where(other == levels, levels - 2, other)), torch.ones_like(level) > 0
+
+
+@pytest.mark.parametrize("moves", ["all levels", "neighbours", "inward"])
+def test_shares_of_levels_and_moments_in_long_chains(moves: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 chains from far too wide, all at one level, forget it: shares and variances within 4.5 standard errors.
+
+    A proposal to neighbours that is wrong at the edges is the negative control.
+    """
     torch.manual_seed(0)
     ebm = bells()
     ebm.kernel = ep.MALA(1.0)
-    run = move_jointly(ebm, 3.0 * torch.randn(2000, 2), torch.full((2000,), 3), sweeps=30, num_steps=3)
+    x, level = 3.0 * torch.randn(2000, 2), torch.full((2000,), 3)
+    if moves == "inward":
+        monkeypatch.setattr(joint, "neighbouring", inward)
+    sweeps = 30 if moves == "all levels" else 90
+    run = move_jointly(ebm, x, level, sweeps=sweeps, num_steps=3, neighbours=moves != "all levels")
     expected = torch.softmax(-ebm.net.net.heights.detach(), 0)  # type: ignore[union-attr]
     shares = torch.bincount(run.level, minlength=4) / 2000
-    assert bool(((shares - expected).abs() < LIMIT * (expected * (1 - expected) / 2000).sqrt()).all())
+    off = ((shares - expected).abs() / (expected * (1 - expected) / 2000).sqrt()).max()
+    assert (float(off) < LIMIT) == (moves != "inward")
     assert abs(float(run.x.var()) - 1.0) < LIMIT * math.sqrt(2.0 / 4000)
 
 
@@ -143,7 +124,8 @@ def test_rejuvenation_is_a_share_of_the_visited_chains() -> None:
         assert abs(changed - share) <= LIMIT * math.sqrt(share * (1 - share) / 10_000)
 
 
-def test_the_loss_has_the_likelihoods_gradient() -> None:
+@pytest.mark.parametrize("options", [{}, {"many_levels": True, "tie": 1.0, "tie_fraction": 1.0}])
+def test_the_loss_has_the_likelihoods_gradient(options: dict[str, Any]) -> None:
     """At the truth the mean gradient is zero, 4.5 standard errors of 200 batches; elsewhere it is not.
 
     Heights of levels have equal shares as their truth; chains are at equilibrium by construction.
@@ -152,7 +134,7 @@ def test_the_loss_has_the_likelihoods_gradient() -> None:
     gradients = {}
     for name, heights in (("truth", torch.zeros(4)), ("elsewhere", torch.tensor([1.0, 0.0, 0.0, 0.0]))):
         ebm = bells(heights=heights)
-        objective = ep.PersistentLikelihood(ep.MALA(1.0), slots=64, num_steps=10, sweeps=5, adapt=False)
+        objective = ep.PersistentLikelihood(ep.MALA(1.0), slots=64, num_steps=10, sweeps=5, adapt=False, **options)
         state, rows = objective.init(ebm), []
         for _ in range(200):
             loss = loss_of(objective, ebm, torch.randn(64, 2), state).value
@@ -287,9 +269,50 @@ def test_the_level_is_a_site_that_pyro_can_enumerate() -> None:
     assert ebm.draw_level(x).shape == (3,)
 
 
+def test_chains_of_many_levels_are_compared_with_the_rows_where_they_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If neither point nor level moves, the gap has the noise of 16 rows' noises, 8 nats, and not of rows, 160 nats."""
+    torch.manual_seed(0)
+    ebm, rows = bells(heights=torch.zeros(4)), 3.0 * torch.arange(16.0)[:, None].expand(16, 2)
+    monkeypatch.setattr(joint, "step_levels", lambda model, x, level, energy: level)
+    options = {"slots": 16, "adapt": False, "room": math.inf, "tie": 1.0, "many_levels": True}
+    objective = ep.PersistentLikelihood(Still(), **options)  # type: ignore[arg-type]
+    state = objective.init(ebm)
+    for _ in range(2):
+        loss = loss_of(objective, ebm, rows, state)
+        assert bool(state.begun.all())
+        assert torch.equal(state.first.sort(0).values, ebm.to_unit(rows))
+    assert abs(loss.energy_gap) < LIMIT * 8.0  # type: ignore[arg-type]
+    assert float(ebm.potential(0)(rows).detach().std()) / 4.0 > 100.0
+
+
+def test_levels_that_are_balanced_have_equal_masses() -> None:
+    ebm = bells(heights=torch.tensor([0.0, -20.0, 20.0, 3.0]))
+    ebm.is_standardized.fill_(True)
+    ebm.balance(torch.randn(200, 2), rows=8)
+    torch.testing.assert_close(
+        ebm.level_probabilities(torch.randn(5, 2)), torch.full((5, 4), 0.25), atol=1e-4, rtol=0.0
+    )
+
+
+def test_neighbours_are_told_as_all_levels_are() -> None:
+    """Of two levels, one neighbour each half of the time: the loss is half of that of telling both."""
+    ebm, level = bells(heights=torch.tensor([0.0, 0.7])), torch.arange(2).repeat(2000)
+    x = torch.randn(len(level), 2)
+    torch.manual_seed(0)
+    half = float(neighbour_classification(ebm, x, level).detach())
+    error = 0.5 / math.sqrt(len(level))  # of the share that has a neighbour, in units of at most 1.1 nats
+    assert abs(half - 0.5 * float(level_classification(ebm, x, level).detach())) < LIMIT * 1.1 * error
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: ep.PersistentLikelihood(many_levels=True), "many_levels=True needs a tie"),
+        (
+            lambda: ep.PersistentLikelihood(many_levels=True, tie=1.0).init(ep.EBM(ep.MLPEnergy((2,), levels=1))),
+            "needs a model of levels, as a JointEBM; got EBM",
+        ),
+        (lambda: bells().balance(torch.randn(50, 2)), "call standardize"),
         (lambda: ep.objectives.ChainBuffer(torch.Size((2,)), slots=2, levels=3), "slots must be"),
         (
             lambda: ep.PersistentLikelihood(buffer=ep.objectives.ChainBuffer(torch.Size((3,)), 64, 4)).init(bells()),

@@ -78,6 +78,7 @@ def files_and_chains() -> Calls:
     given = ep.tables.fit_conditional(frame, "b", steps=1, levels=2, progress=False)
     ebm, n, k, lv = recovery(), ep.normalizing, ep.kernels, ep.levels
     chains, joint = _chains(), ep.JointEBM(network(), SCHEDULE)
+    joint.standardize(ROWS)
     base, drawn = ep.potentials.GaussianBase(torch.zeros(2), torch.ones(2)), torch.randn(16, 2)
     level = torch.zeros(len(ROWS), dtype=torch.long)
     grid = ep.Grid((-5.0,), (5.0,), (64,))
@@ -122,6 +123,7 @@ def files_and_chains() -> Calls:
         "identity_mass": (k.identity_mass, {"draws": drawn}),
         "low_rank_mass": (k.low_rank_mass, {"draws": drawn, "rank": 1, "cutoff": 1.5}),
         "draw_levels": (lv.draw_levels, {"model": joint, "x": ROWS}),
+        "JointEBM.balance": (joint.balance, {"data": ROWS, "rows": 4}),
         "recovery_potential": (lv.recovery_potential, {"model": ebm, "noisy": ROWS, "level": level}),
         "recovery_proposal": (lv.recovery_proposal, {"model": with_guide, "noisy": ROWS, "level": level}),
         "ancestral_draw": (lv.ancestral_draw, {"schedule": SCHEDULE, "noisy": ROWS, "clean": ROWS, "level": 1}),

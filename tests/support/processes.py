@@ -20,10 +20,13 @@ class Ended(NamedTuple):
     code: int | None  # minus the signal's number, None if it had to be killed
 
 
-def _work(function: Callable[..., Any], number: int, count: int, folder: Path, arguments: tuple[Any, ...]) -> None:
+def _work(
+    function: Callable[..., Any], number: int, count: int, folder: Path, arguments: tuple[Any, ...], together: bool
+) -> None:
     torch.set_num_threads(1)
     value, error = None, ""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=count)
+    meeting, rank, size = ("meeting", number, count) if together else (f"meeting-{number}", 0, 1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/{meeting}", rank=rank, world_size=size)
     try:
         torch.manual_seed(3)  # as a script does, in each process alike
         value = function(*arguments)
@@ -33,12 +36,19 @@ def _work(function: Callable[..., Any], number: int, count: int, folder: Path, a
 
 
 def run(
-    function: Callable[..., Any], folder: Path, *arguments: Any, count: int = 2, limit: float = 60.0
+    function: Callable[..., Any],
+    folder: Path,
+    *arguments: Any,
+    count: int = 2,
+    limit: float = 60.0,
+    together: bool = True,
 ) -> list[Ended]:
-    """Call a function in several processes at once, and wait for all of them."""
+    """Call a function in several processes at once, of one group or each of its own, and wait for all of them."""
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_work, args=(function, i, count, folder, arguments)) for i in range(count)]
+    processes = [
+        context.Process(target=_work, args=(function, i, count, folder, arguments, together)) for i in range(count)
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 and later warn of forks beside threads
         for process in processes:
