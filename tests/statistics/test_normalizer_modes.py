@@ -246,7 +246,10 @@ def test_the_search_finds_modes_beside_those_that_it_found_first() -> None:
 
 
 def test_chains_of_pointed_basins_are_moved_on_until_they_fill_them() -> None:
-    """From the tips of five Laplace in 15-D: mean distances of .95 scales or so, .76 where chains ended after 36 moves."""
+    """From the tips of five Laplace in 15-D: mean distances in scales, .76 where chains ended after 36 moves.
+
+    Over 10 searches .91 to .99, .96 on average with a deviation of .022: the bounds are five deviations away or more.
+    """
     generator = torch.Generator().manual_seed(20)
     centres = 6.0 * torch.randn(5, 15, generator=generator)
     scales = 0.5 + torch.rand(5, 15, generator=generator)
