@@ -133,7 +133,7 @@ def joint_chains(ebm: ep.RecoveryEBM, score: ep.objectives.LevelScoreMatching) -
 def travelled(model: ep.JointEBM, clean: Tensor, moves: int) -> str:
     """Say how chains of ``moves`` fare that begin at images of all levels and move among these."""
     torch.manual_seed(4)
-    begun = torch.arange(len(clean)) % model.levels
+    begun = torch.arange(len(clean)) * model.levels // len(clean)
     images = model.to_unit(clean)
     x, sweeps = model.schedule.diffuse(images, begun), moves // 5
     run = ep.levels.move_jointly(model, x, begun, sweeps=sweeps, num_steps=5, neighbours=True)
