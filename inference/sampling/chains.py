@@ -65,12 +65,17 @@ class Chains:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        lead = self.draws.shape[:2]
-        for name in ("draws", "energy", "acceptance", "diverging", "moved", "steps", "total_energy", "tree_depth"):
+        if self.draws.dim() < 2 or not self.draws.dtype.is_floating_point:
+            raise InvalidInput(
+                f"draws must be real points (chains, draws, *event); got {self.draws.dtype} of shape "
+                f"{shape_text(self.draws.shape)}"
+            )
+        lead = self.energy.shape[:2]
+        for name in ("energy", "acceptance", "diverging", "moved", "steps", "total_energy", "tree_depth"):
             value = getattr(self, name)
             if value is not None and (value.dim() < 2 or value.shape[:2] != lead):
                 raise InvalidInput(
-                    f"{name} must have chains and draws first, as draws of shape {shape_text(self.draws.shape)}; got "
+                    f"{name} must have chains and draws first, like energy {shape_text(self.energy.shape)}; got "
                     f"{shape_text(value.shape)}"
                 )
         if self.step_sizes.shape != lead[1:]:

@@ -79,7 +79,7 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("JointEBM.sample.sample_shape", "MultiscaleEBM.sample.sample_shape", "RecoveryEBM.sample.sample_shape"),
     ),
     "other shape": (
-        *("gather.value", "Measured.gain"),
+        *("gather.value", "Measured.gain", "Chains.draws"),  # diagnostics may be of fewer draws
         # Batches of any shape are taken; what they must fit is known at a call only.
         *("AtLevel.loc", "AtLevel.scale", "Bridge.beta", "MALT.friction", "Scaled.factor", "FromNegatives.negatives"),
         *("EnergyDistribution.like", "EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer"),
@@ -88,7 +88,7 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("diagonal_mass.draws", "identity_mass.draws", "low_rank_mass.draws"),
     ),
     "nan tensor": (
-        *("gather.value", "NoisyToy.log_prob.x"),
+        *("gather.value", "NoisyToy.log_prob.x", "Chains.draws"),
         # Values are not looked at where chains or gradients pass at every step: NaN comes out, and chains flag it.
         *("Affine.loc", "AtLevel.loc", "AtLevel.scale", "Conditioned.observed", "FromNegatives.negatives"),
         *("EnergyDistribution.like", "EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer"),
