@@ -23,7 +23,7 @@ from energyppl.autodiff.devices import device_of
 from energyppl.autodiff.structure import dtype_named, modules_of
 from energyppl.autodiff.watched import watched
 from energyppl.errors import InvalidInput, NotNormalized
-from energyppl.integration.estimates import LogNormalizer
+from energyppl.integration.estimates import LeftOut, LogNormalizer
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential, can_expand
 from energyppl.potentials.constrained import Constrained, check_ends, constrain, contains, of_event_dim, unconstrain
 from energyppl.potentials.points import dtype_of
@@ -262,7 +262,7 @@ class EnergyDistribution(dist.TorchDistribution):
 
         It is not where the energy's own weights are learned: a backward pass to them warns.
         """
-        return self._copy(self.batch_shape, log_normalizer=0.0)
+        return self._copy(self.batch_shape, log_normalizer=LeftOut())
 
     def sample(self, sample_shape: int | Sequence[int] = ()) -> Tensor:
         """Draw points of shape ``(*sample_shape, *batch_shape, *event_shape)``.

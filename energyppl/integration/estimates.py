@@ -14,7 +14,11 @@ from energyppl._html import summary_table
 from energyppl.arviz_export import Groups, to_inference_data
 from energyppl.errors import InvalidInput
 
-__all__ = ["AnnealingTrace", "Estimate", "LogNormalizer"]
+__all__ = ["AnnealingTrace", "Estimate", "LeftOut", "LogNormalizer"]
+
+
+class LeftOut(float):
+    """Zero in place of a log Z that was asked to be left out, told from one that is zero."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_between, check_count, check_flag, checked, shape_text
+from energyppl._checks import check_between, check_count, check_flag, check_kind, checked, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.inference.evaluation.coverage import Coverage, rank_coverage, ranked
 from energyppl.inference.evaluation.replicate_chains import ReplicateChains, ReplicateDraws
@@ -179,7 +179,17 @@ def calibrate(
         >>> found.ranks["mu"].shape, found.draws
         (torch.Size([20]), 15)
     """
-    check_kernel(kernel)
+    check_kernel(kernel)  # before the kinds of the others, since it says what a kernel has
+    for name, value, kind in (
+        ("prior", prior, Callable | None),
+        ("args", args, Sequence),
+        ("kwargs", kwargs, Mapping | None),
+        ("observed", observed, Sequence | None),
+        ("simulator", simulator, Callable | None),
+        ("quantities", quantities, Callable | None),
+        ("mass", mass, Callable),
+    ):
+        check_kind(name, value, kind)
     _check_counts(replicates=replicates, at_once=at_once, chains=chains, draws=draws, warmup=warmup, max_thin=max_thin)
     check_between("false_alarm", false_alarm, 0.0, 1.0)
     check_flag("progress", progress)

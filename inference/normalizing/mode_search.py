@@ -15,6 +15,7 @@ from energyppl._checks import append_dims
 from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import eager_energy_and_grad, energy_and_grad, energy_only
 from energyppl.errors import EnergyPPLError
+from energyppl.inference.kernels.contract import State
 from energyppl.inference.kernels.langevin import MALA
 from energyppl.potentials.algebra import Affine, Potential
 from energyppl.potentials.bases import MixtureBase
@@ -26,18 +27,21 @@ _FIRST, _FIRST_STEPS = 8, 80  # descents that find the first minimum, and their 
 _STEPS, _CLOSE = 40, 0.1  # of the other descents, at most; they end when all steps are smaller, in widths
 _SHAPES = 32  # descents go on in multiples of so many, so that few shapes are traced
 _MOVES, _KEPT = 36, 3  # of the chains, and how many of their states are kept, evenly over the last half
+_LONGEST = 72  # moves of the last stretch of chains that have not settled yet
+_RISES = 2.0  # standard errors by which the energies of chains rise that have not
 _REACH = 64.0  # the farthest starts, in widths of the first basin, if the energy rises by then
 _FARTHEST = 2.0**20  # where it does not
 _NEGLIGIBLE = 30.0  # nats below the best basin's mass, about
 _MATTERS = 5.0  # nats below the best basin's mass: what is new there changes log Z
 _FASTER, _SLOWER = 2.0, 0.4  # factors of a step of a descent while the slope keeps its sign, and where it turns
 _FEWEST_ROUNDS, _ROUNDS = 2, 16  # of starts
-_FITTED, _FITTED_EACH = 64, (8, 16)  # chains that a base is fitted to at least, for each dimension and each basin
+_FITTED, _FITTED_EACH = 64, (8, 16, 3)  # chains that a base is fitted to at least, for each dimension, basin, and both
 _AGAIN = 4  # one in so many starts of later rounds is scattered as in the first
 _EACH = 4  # chains from ends at the same place
 _SAME = 0.3  # width of such a place, in those of the first basin, for each root of the dimension
 _SELDOM = 20  # descents that end in a basin at least, if none like it is to have been missed
 _BY_CHANCE = 5  # of them begin anywhere: those between known ends say nothing of the chance to meet an unknown one
+_OVERLOOKED = 1e-3  # chance that starts around known ends meet none in another basin, above which there are more
 _QUIET = 2  # rounds one after another that end in no new place, after which no more are made
 _LOST = 1e12  # widths from which no descent comes back
 _MAX_CURVED = 64  # dimensions up to which all second derivatives are worth their cost
@@ -60,6 +64,8 @@ class _Chains(NamedTuple):
     begin: Tensor  # (n,), the ends' numbers
     states: Tensor  # (kept, n, *event)
     mass: Tensor  # (n,), logarithm of about the mass of each chain's basin
+    log_step: Tensor  # (n,), as tuned on the way
+    rise: Tensor  # (n,), of the mean energy over the last half of the kept states' moves, from that over the first
 
     def held(self) -> Tensor:
         """Tell which chains, ``(n,)``, are in basins that hold more than next to nothing; masses are rough."""
@@ -72,8 +78,8 @@ class _Chains(NamedTuple):
 
 def _joined(chains: list[_Chains]) -> _Chains:
     """Join chains of several rounds."""
-    begin, states, mass = zip(*chains, strict=True)
-    return _Chains(torch.cat(begin), torch.cat(states, 1), torch.cat(mass))
+    begin, states, *rest = zip(*chains, strict=True)
+    return _Chains(torch.cat(begin), torch.cat(states, 1), *(torch.cat(part) for part in rest))
 
 
 def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
@@ -95,7 +101,8 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
     radius, tried = _reach(framed, x)
     cost += tried
     begin, step = _scattered(x, starts, radius)
-    own = min(len(x), starts // _AGAIN)  # about the target's own origin, where the first basin may hide a narrow one
+    again = starts // _AGAIN
+    own = min(len(x), again)  # about the target's own origin, where the first basin may hide a narrow one
     begin[:own] = framed.to_unit(x[:own])
     step[:own] = (0.1 / framed.factor.diagonal()).clamp(min=_CLOSE).reshape(x.shape[1:])
     ends, rounds = x[:0], list[_Chains]()
@@ -112,26 +119,27 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
         rounds.append(_relax(framed, ends, some))
         cost += tried + len(some) * (_MOVES + 1)
         chains, full = _joined(rounds), len(rounds) == _ROUNDS
-        if full or (len(rounds) >= _FEWEST_ROUNDS and not _some_are_rare(ends, by_chance, chains)):
+        around = (len(rounds) - 1) * 2 * (starts - again) // 3
+        if full or (len(rounds) >= _FEWEST_ROUNDS and not _some_are_rare(ends, by_chance, chains, around)):
             last = range(max(1, len(rounds) - _QUIET), len(rounds))
             new = max(_new_share(_joined(rounds[:at]), rounds[at], starts) for at in last)
             if full or new == 0.0:
                 break
-        again = starts // _AGAIN
         between, along = _between(ends[chains.begin[chains.held()]], starts - again)
         far, far_step = _scattered(x, again, radius)
         begin, step = torch.cat([between, far]), torch.cat([torch.full_like(between, 0.2), far_step])
         anywhere = torch.cat([~along, torch.ones_like(along[:1]).expand(again)])
     begin = chains.begin[chains.held()]
     even = _evening_weights(ends[begin])
-    wanted = max(_FITTED, _FITTED_EACH[0] * x[0].numel(), _FITTED_EACH[1] * round(float(even.sum())))
+    dim, basins = x[0].numel(), round(float(even.sum()))
+    wanted = max(_FITTED, _FITTED_EACH[0] * dim, _FITTED_EACH[1] * basins, _FITTED_EACH[2] * dim * basins)
     more = min(wanted, 2 * starts) - len(begin)
     if more > 0:
         anew = begin[torch.multinomial(even, more, replacement=True)]
         chains, cost = _joined([chains, _relax(framed, ends, anew)]), cost + more * (_MOVES + 1)
-    held = chains.held()
-    rows = framed.from_unit(chains.states[:, held].flatten(0, 1))
-    weight = _evening_weights(ends[chains.begin[held]]).repeat(_KEPT)
+    begin, states, tried = _settled(framed, chains, 2 * starts)
+    rows, cost = framed.from_unit(states.flatten(0, 1)), cost + tried
+    weight = _evening_weights(ends[begin]).repeat(len(states))
     return ModeSearch(rows, weight, starts * len(rounds), new, radius, cost)
 
 
@@ -143,11 +151,12 @@ def _unlike_those_before(ends: Tensor, first: int) -> Tensor:
     return first + ((same & before).sum(1) < _EACH).nonzero()[:, 0]
 
 
-def _some_are_rare(ends: Tensor, by_chance: Tensor, chains: _Chains) -> bool:
+def _some_are_rare(ends: Tensor, by_chance: Tensor, chains: _Chains, around: int) -> bool:
     """Tell whether a basin that matters was found by few descents, or by few of those that began anywhere, ``(n,)``.
 
-    Ends near each other are of one basin, and those whose chain has come closer to another end: descents may stop
-    early.
+    Or whether one more may well have been missed: of k + 1 basins that share the starts around known ends as a broken
+    stick its pieces (MacArthur 1957), the smallest draws one in (k + 1)².  Ends near each other are of one basin, and
+    those whose chain has come closer to another end: descents may stop early.
     """
     rows = ends.reshape(len(ends), -1)
     near = torch.cdist(rows, rows) < math.sqrt(2.0 * rows.shape[1])
@@ -161,7 +170,8 @@ def _some_are_rare(ends: Tensor, by_chance: Tensor, chains: _Chains) -> bool:
     mass = mass.scatter_reduce(0, label[chains.begin], chains.mass, "amax")
     few = label.bincount(minlength=len(rows)) < _SELDOM
     few |= label[by_chance].bincount(minlength=len(rows)) < _BY_CHANCE
-    return bool((chains.that_matter(mass) & few).any())
+    matter = chains.that_matter(mass)
+    return bool((matter & few).any()) or around < -math.log(_OVERLOOKED) * (int(matter.sum()) + 1) ** 2
 
 
 def _new_share(before: _Chains, found: _Chains, starts: int) -> float:
@@ -330,14 +340,43 @@ def _relax(framed: Potential, ends: Tensor, some: Tensor) -> _Chains:
     """Run a chain from some of the ends ``(n, *event)``, each with a step size of its own."""
     z = ends[some]
     if not len(z):
-        return _Chains(some, z.expand(_KEPT, *z.shape), z.new_zeros(0))
-    dim = max(1, z[0].numel())
-    log_step = torch.zeros(len(z)).to(z)
-    state = MALA(1.0).init(framed, z)
-    kept, every = [], _MOVES // (2 * _KEPT)
-    for move in range(_MOVES):
+        return _Chains(some, z.expand(_KEPT, *z.shape), *(z.new_zeros(0),) * 3)
+    state, log_step, _, _ = _move(framed, MALA(1.0).init(framed, z), torch.zeros(len(z)).to(z), _MOVES // 2)
+    state, log_step, states, rise = _move(framed, state, log_step, _MOVES // 2)
+    return _Chains(some, states, max(1, z[0].numel()) * log_step - state.energy, log_step, rise)
+
+
+def _move(framed: Potential, state: State, log_step: Tensor, moves: int) -> tuple[State, Tensor, Tensor, Tensor]:
+    """Move chains and tune their steps; returns both, some of the states, and by how much the energies rise, (n,)."""
+    kept, energies, every = [], [], _MOVES // (2 * _KEPT)
+    for move in range(moves):
         state, info = MALA(log_step.exp()).step(framed, state)
         log_step = (log_step + 0.5 * (info.accept_prob.nan_to_num(0.0) - 0.6)).clamp(max=math.log(10.0))
-        if move >= _MOVES // 2 and (move + 1) % every == 0:
+        energies.append(state.energy)
+        if (move + 1) % every == 0:
             kept.append(state.x)
-    return _Chains(some, torch.stack(kept), dim * log_step - state.energy)
+    first, last = torch.stack(energies).tensor_split(2)
+    return state, log_step, torch.stack(kept), last.mean(0) - first.mean(0)
+
+
+def _settled(framed: Potential, chains: _Chains, most: int) -> tuple[Tensor, Tensor, int]:
+    """Move at most so many chains on while energies rise: from the tip of a pointed basin to all of it takes long.
+
+    Returns:
+        The number of the end where each began that is in a basin that counts, their states ``(kept, n, *event)``, and
+        the evaluations.
+    """
+    some, moves, spent = chains.held().nonzero()[:, 0], _MOVES, 0
+    if rises := _rise(chains.rise[some]):
+        some = some[torch.randperm(len(some), device=some.device)[:most]]
+    states, log_step = chains.states[:, some], chains.log_step[some]
+    while rises and moves <= _LONGEST:
+        state = MALA(1.0).init(framed, states[-1])
+        _, log_step, states, rise = _move(framed, state, log_step, moves)
+        rises, spent, moves = _rise(rise), spent + len(some) * (moves + 1), 2 * moves
+    return chains.begin[some], states, spent
+
+
+def _rise(rise: Tensor) -> bool:
+    """Tell whether energies of chains rise on average, by more than chance has it."""
+    return float(rise.mean()) > _RISES * float(rise.std()) / math.sqrt(len(rise))

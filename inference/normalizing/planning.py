@@ -9,8 +9,8 @@ __all__ = ["batches_wanted", "finer_by"]
 _UNEVEN, _FINEST = 2.0, 4.0  # variance of log weights above which more temperatures pay; as many times more at most
 _PRECISE = 0.075  # nats, half the width of an interval that is narrow enough where nothing is asked
 _SAFETY = 1.2  # factor of the width that the first batch says
-_MOST = 6  # batches
-_SHARE = 3.0  # evaluations of runs over those that it took to find their path, at most, if that is two batches
+_MOST = 12  # batches
+_SHARE = 2.5  # evaluations of runs over those that it took to find their path, at most, if that is two batches
 
 
 def finer_by(first: LogNormalizer, batch: int, path: int) -> float:

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from energyppl._checks import check_between, check_count, check_flag, check_positive
+from energyppl._checks import check_between, check_count, check_fields, check_flag, check_positive, shape_text
 from energyppl._html import summary_table
 from energyppl.arviz_export import Groups, to_inference_data
+from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.contract import Kernel
 from energyppl.inference.sampling.pyro_model import ModelPotential
 from energyppl.potentials.algebra import Potential
@@ -61,6 +62,28 @@ class Chains:
     warmup_gradients: float = 0.0  # for each chain
     attributes: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what the warm-up could not tune, a sentence each
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.draws.dim() < 2 or not self.draws.dtype.is_floating_point:
+            raise InvalidInput(
+                f"draws must be real points (chains, draws, *event); got {self.draws.dtype} of shape "
+                f"{shape_text(self.draws.shape)}"
+            )
+        lead = self.energy.shape[:2]
+        for name in ("energy", "acceptance", "diverging", "moved", "steps", "total_energy", "tree_depth"):
+            value = getattr(self, name)
+            if value is not None and (value.dim() < 2 or value.shape[:2] != lead):
+                raise InvalidInput(
+                    f"{name} must have chains and draws first, like energy {shape_text(self.energy.shape)}; got "
+                    f"{shape_text(value.shape)}"
+                )
+        if self.step_sizes.shape != lead[1:]:
+            raise InvalidInput(
+                f"step_sizes must be one for each draw, {shape_text(lead[1:])}; got {shape_text(self.step_sizes.shape)}"
+            )
+        for name in ("seconds", "warmup_seconds", "warmup_gradients"):
+            check_between(name, getattr(self, name), 0.0, math.inf, closed=True)
 
     def __repr__(self) -> str:
         event = self.draws.shape[2:]

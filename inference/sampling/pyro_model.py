@@ -24,6 +24,7 @@ from energyppl.inference.sampling.pyro_sites import (
     origin,
     refuse_discrete,
 )
+from energyppl.integration.estimates import LeftOut
 from energyppl.potentials.constrained import latent_transform
 
 __all__ = ["ModelPotential", "unvalidated"]
@@ -213,7 +214,20 @@ class ModelPotential:
         """Evaluate the log density of observed sites given the latent ones, ``(*batch, *site batch)`` by name.
 
         It is that of each datum, whatever ``poutine.scale`` or a plate counts it for; 0 where a mask takes it out.
+
+        Raises:
+            InvalidInput: if a site's log Z was left out: the log likelihood of each datum would be off by it.
         """
+        nodes = self._run(torch.zeros(self.event_shape, dtype=self.dtype, device=self.device))[0].nodes
+        for name in self.groups.likelihoods:
+            density = nodes[name]["fn"]
+            while density is not None:
+                if isinstance(getattr(density, "log_normalizer", None), LeftOut):
+                    raise InvalidInput(
+                        f"site {name!r} must be normalized for its log likelihood; got one whose log Z was left out: "
+                        "take ebm.marginal() in the model in place of ebm.marginal().unnormalized()"
+                    )
+                density = getattr(density, "base_dist", None)
         return self._sites_of(z, self._likelihood)
 
     def predictive(self, z: Tensor) -> Mapping[str, Tensor]:

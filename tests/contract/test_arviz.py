@@ -153,6 +153,27 @@ def test_arviz_compares_models_by_leave_one_out() -> None:
     assert abs(table["elpd_diff"].iloc[1]) > 5.0  # ArviZ 1.x counts it downwards
 
 
+def test_a_likelihood_whose_log_z_was_left_out_is_refused() -> None:
+    """Before, each datum's log likelihood was off by log Z, .92 here, and ``az.loo`` by that times the data."""
+    bell = ep.EnergyDistribution(ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (1,)), log_normalizer=0.919)
+    y = torch.tensor([[0.5], [-1.0]])
+
+    def model(normalized: bool) -> None:
+        pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 2):
+            pyro.sample("y", (bell if normalized else bell.unnormalized()).mask(torch.tensor(True)), obs=y)
+
+    whole, open_ended = (
+        ep.sample_chains(ep.HMC(), model, (known,), chains=2, draws=4, warmup=0, progress=False)
+        for known in (True, False)
+    )
+    found = torch.tensor(whole.to_arviz(log_likelihood=True).log_likelihood["y"].values)
+    torch.testing.assert_close(found, (-0.5 * y[:, 0].square() - 0.919).expand(2, 4, 2))
+    with pytest.raises(ep.InvalidInput, match="site 'y' must be normalized"):
+        open_ended.to_arviz(log_likelihood=True)
+    assert open_ended.to_arviz().posterior["mu"].shape == (2, 4)
+
+
 def test_the_same_groups_under_arviz_1() -> None:
     arviz_base = pytest.importorskip("arviz_base", reason="ArviZ 1.x's data structures are not installed")
     x, y = data()

@@ -61,7 +61,7 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("problems.disagreement", "gap_plot.log_z", "log_weight_histogram.log_z"),
     ),
     "list": (
-        *("NoisyToy.sample.sample_shape", "broadcast.tensors", "average_gradients.parameters"),
+        *("NoisyToy.sample.sample_shape", "broadcast.tensors", "average_gradients.parameters", "Chains.notes"),
         # An empty shape is a scalar's; an empty sequence is none of what there may be.
         *("AIS.waypoints", "SMC.waypoints", "BAR.waypoints", "ReverseAIS.waypoints", "UNetInitializer.attention"),
         "AtLogSNR.event_shape",
@@ -79,7 +79,7 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("JointEBM.sample.sample_shape", "MultiscaleEBM.sample.sample_shape", "RecoveryEBM.sample.sample_shape"),
     ),
     "other shape": (
-        *("gather.value", "Measured.gain"),
+        *("gather.value", "Measured.gain", "Chains.draws"),  # diagnostics may be of fewer draws
         # Batches of any shape are taken; what they must fit is known at a call only.
         *("AtLevel.loc", "AtLevel.scale", "Bridge.beta", "MALT.friction", "Scaled.factor", "FromNegatives.negatives"),
         *("EnergyDistribution.like", "EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer"),
@@ -88,7 +88,7 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
         *("diagonal_mass.draws", "identity_mass.draws", "low_rank_mass.draws"),
     ),
     "nan tensor": (
-        *("gather.value", "NoisyToy.log_prob.x"),
+        *("gather.value", "NoisyToy.log_prob.x", "Chains.draws"),
         # Values are not looked at where chains or gradients pass at every step: NaN comes out, and chains flag it.
         *("Affine.loc", "AtLevel.loc", "AtLevel.scale", "Conditioned.observed", "FromNegatives.negatives"),
         *("EnergyDistribution.like", "EnergyDistribution.log_normalizer", "RecoveryDistribution.log_normalizer"),
@@ -110,13 +110,14 @@ LEGITIMATE: dict[str, tuple[str, ...]] = {
     ),
     "complex": ("gather.value",),
     "dict": (
-        "mean.numbers",
+        *("mean.numbers", "Chains.attributes", "calibrate.kwargs"),
         # Nothing is given, or no column has a transform of its own.
         *("marginal_log_likelihood.kwargs", "table.sample.given"),
         *("tables.fit.transforms", "tables.fit_conditional.transforms", "TableTransform.fit.kinds"),
     ),
     "None": (
-        *("anneal.islands", "anneal.before"),
+        *("anneal.islands", "anneal.before", "Chains.total_energy", "Chains.tree_depth", "Chains.warmup"),
+        *(f"calibrate.{name}" for name in ("prior", "kwargs", "quantities", "simulator")),
         # None is the default, or a value of its own.
         *(f"{name}.event_shape" for name in ("EBM", "JointEBM", "MultiscaleEBM", "RecoveryEBM", "GaussianBase")),
         *(f"{name}.kernel" for name in ("EBM", "JointEBM", "RecoveryEBM", "RecoveryEBM.tune", "RecoveryLikelihood")),

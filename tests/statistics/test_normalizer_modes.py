@@ -236,12 +236,26 @@ def test_samples_in_a_plane_are_refused(kind: str, message: str) -> None:
 def test_the_search_finds_modes_beside_those_that_it_found_first() -> None:
     """Five places in 15-D: the rarest was found by 22 chains or more in 20 searches, so none in 3 by e^-22.
 
-    With later starts in the directions of the ends before them only, two places were lost in 1 of 8 searches.
+    With later starts in the directions of the ends before them only, two places were lost in 1 of 8 searches.  With two
+    rounds of descents the rarest was lost in 4 of 49 runs: one start in 40 around the others' ends goes there.
     """
     centres = 6.0 * torch.randn(5, 15, generator=torch.Generator().manual_seed(20))
     for _ in range(3):
         found = search_modes(MODE_TARGETS["five Laplace, 15-D"]().potential, torch.randn(256, 15), 128)
         assert int((torch.cdist(centres, found.x).amin(1) < 8.0).sum()) == 5
+
+
+def test_chains_of_pointed_basins_are_moved_on_until_they_fill_them() -> None:
+    """From the tips of five Laplace in 15-D: mean distances in scales, .76 where chains ended after 36 moves.
+
+    Over 10 searches .91 to .99, .96 on average with a deviation of .022: the bounds are five deviations away or more.
+    """
+    generator = torch.Generator().manual_seed(20)
+    centres = 6.0 * torch.randn(5, 15, generator=generator)
+    scales = 0.5 + torch.rand(5, 15, generator=generator)
+    found = search_modes(MODE_TARGETS["five Laplace, 15-D"]().potential, torch.randn(256, 15), 128)
+    nearest = torch.cdist(found.x, centres).argmin(1)
+    assert 0.85 < float(((found.x - centres[nearest]) / scales[nearest]).abs().mean()) < 1.1
 
 
 def test_the_search_goes_on_while_a_basin_is_seldom_found() -> None:

@@ -1,7 +1,10 @@
 """Public callables of results, processes, annealing runs, calibration and measurements with arguments that work."""
 
+from functools import partial
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +14,18 @@ from tests.support.fuzz import NORMAL, ROWS, SCHEDULE, Calls, network
 
 def _posterior(data: Tensor, draws: int) -> Tensor:
     return data[:, None] / 2 + 0.5**0.5 * torch.randn(len(data), draws)
+
+
+def _model(rows: int) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", rows):
+        pyro.sample("y", dist.Normal(mu, 1.0))
+
+
+CHAINS = (
+    *("draws", "energy", "acceptance", "diverging", "moved", "steps", "step_sizes", "kernel", "potential", "variables"),
+    *("tree_depth", "interrupted", "seconds", "warmup_seconds", "warmup_gradients", "attributes", "notes"),
+)
 
 
 def results_and_runs() -> Calls:
@@ -24,6 +39,7 @@ def results_and_runs() -> Calls:
     number = ep.LogNormalizer(0.0, 0.1, -0.2, 0.2, 10, "exact")
     ends: dict[str, Any] = {"estimate": 0.0, "standard_error": 0.1, "lower": -0.2, "upper": 0.2}
     one = torch.ones(())
+    chains = ep.sample_chains(ep.MALA(0.5), NORMAL, chains=4, draws=6, warmup=0, progress=False)
     return {
         "Estimate": (ep.Estimate, {"value": 0.0, "standard_error": 0.1, "from_log_z": 0.1, "confidence": 0.9}),
         "LogNormalizer": (ep.LogNormalizer, {**ends, "evaluations": 3, "method": "exact", "confidence": 0.9}),
@@ -40,6 +56,16 @@ def results_and_runs() -> Calls:
             | {"reverse": False, "goes_on": False, "before": torch.zeros(32, dtype=torch.float64)},
         ),
         "resampled": (schedule.resampled, {"temperatures": 3}),
+        "Chains": (
+            ep.Chains,
+            {name: getattr(chains, name) for name in CHAINS} | {"warmup": chains, "total_energy": chains.energy},
+        ),
+        "calibrate": (
+            partial(ep.evaluation.calibrate, _model),
+            {"prior": None, "kernel": ep.MALA(0.5), "args": (3,), "kwargs": {}, "observed": ["y"], "simulator": None}
+            | {"quantities": None, "replicates": 2, "at_once": 2, "chains": 2, "draws": 2, "warmup": 0, "max_thin": 1}
+            | {"false_alarm": 0.01, "mass": ep.kernels.diagonal_mass, "progress": False},
+        ),
         "calibrate_sampler": (
             ep.evaluation.calibrate_sampler,
             {"prior": torch.randn, "simulate": lambda mu: mu + torch.randn(len(mu)), "posterior": _posterior}
