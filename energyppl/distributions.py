@@ -24,9 +24,9 @@ from energyppl.autodiff.structure import dtype_named, modules_of
 from energyppl.autodiff.watched import watched
 from energyppl.errors import InvalidInput, NotNormalized
 from energyppl.integration.estimates import LeftOut, LogNormalizer
-from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential, can_expand
+from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential
 from energyppl.potentials.constrained import Constrained, check_ends, constrain, contains, of_event_dim, unconstrain
-from energyppl.potentials.points import dtype_of
+from energyppl.potentials.points import can_expand, dtype_of
 
 __all__ = ["EnergyDistribution", "LogZ", "RecoveryDistribution", "Sampler"]
 

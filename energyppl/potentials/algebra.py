@@ -24,6 +24,7 @@ from energyppl._checks import (
 )
 from energyppl.autodiff.structure import check_not_model
 from energyppl.errors import InvalidInput
+from energyppl.potentials.points import can_expand
 
 __all__ = ["Affine", "Bridge", "Conditioned", "Energy", "Potential", "RecoveryPotential", "Scaled", "Sum"]
 
@@ -104,14 +105,6 @@ def as_potential(name: str, value: object) -> Potential:
 def sum_event(value: Tensor, event_shape: torch.Size) -> Tensor:
     """Sum over the event dimensions: ``(*batch, *event)`` to ``(*batch,)``."""
     return value.sum(dim=tuple(range(-len(event_shape), 0))) if event_shape else value
-
-
-def can_expand(shape: torch.Size, other: torch.Size) -> bool:
-    """Tell whether a tensor of one shape can be expanded to the other."""
-    try:
-        return bool(broadcast_shapes(shape, other) == other)
-    except RuntimeError:
-        return False
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,13 +1,14 @@
-"""Dtype and device of the points that a potential takes."""
+"""Dtype, device and shapes of the points that a potential takes."""
 
 import torch
 from torch import Tensor, nn
 
+from energyppl._checks import broadcast_shapes
 from energyppl.autodiff.devices import device_of
 from energyppl.autodiff.structure import Untraceable, structure
 from energyppl.errors import InvalidInput
 
-__all__ = ["dtype_of", "origin_of", "require_digits"]
+__all__ = ["can_expand", "dtype_of", "origin_of", "require_digits"]
 
 
 def dtype_of(owner: object) -> torch.dtype | None:
@@ -41,3 +42,11 @@ def require_digits(what: str, dtype: torch.dtype | None) -> None:
     """
     if dtype in (torch.float16, torch.bfloat16):
         raise InvalidInput(f"{what} needs float32 or float64; got weights or points in {dtype}: call .float() on them")
+
+
+def can_expand(shape: torch.Size, other: torch.Size) -> bool:
+    """Tell whether a tensor of one shape can be expanded to the other."""
+    try:
+        return bool(broadcast_shapes(shape, other) == other)
+    except RuntimeError:
+        return False

@@ -11,7 +11,7 @@ from energyppl.autodiff.devices import beside
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
 from energyppl.integration.estimates import Estimate, LogNormalizer
-from energyppl.potentials.algebra import can_expand
+from energyppl.potentials.points import can_expand
 
 __all__ = ["bits_per_dimension", "entropy", "kl_by_samples", "mean_log_likelihood"]
 
