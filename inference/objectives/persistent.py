@@ -92,7 +92,8 @@ class PersistentLikelihood:
             neighbouring levels only, and the tie tells only these apart.  They begin at rows of a batch with a level's
             noise, and so do those that begin anew; each is compared with its own first row, noised afresh to the level
             where the chain is, as in :class:`~energyppl.objectives.Level0Likelihood`, so that neither rows' nor levels'
-            differences are noise of the gradient.  The levels' masses are then learned by the tie alone.
+            differences are noise of the gradient; where a chain's level depends on its row, that is biased, unmeasured.
+            The levels' masses are then learned by the tie alone.
         adaptation_rate: how fast: log step size moves by ``adaptation_rate * (acceptance − target)`` at each update.
         autocast: arithmetic of the loss, as in :class:`RecoveryLikelihood`.
 
