@@ -55,6 +55,9 @@ def one_sided_interval(weights: Tensor, method: Annealing, confidence: float, ba
     batches follow a first one that spreads little by chance. Stein's (1945) interval by the spread of the first alone
     is exact for Gaussian islands then, and the wider of the two is returned.
 
+    Heavy-tailed weights mostly miss some of their mean, so the end of the interval on that side goes farther, by what
+    a generalized Pareto distribution has beyond the largest weight, one draw in n: w_max / (1 − k).
+
     Args:
         weights: log weights of the batches, one batch after another, ``(n,)``.
         method: that they are of.
@@ -74,7 +77,9 @@ def one_sided_interval(weights: Tensor, method: Annealing, confidence: float, ba
         trouble.append(f"the weights are worth {worth:.0f} of {len(weights)}")
     if trouble:
         trouble.append("use more temperatures, or a base that is closer to the target and has wider tails")
-    return Interval(estimate, error, estimate - half, estimate + half, trouble)
+    beyond = math.log1p(float((weights.amax() - weights.logsumexp(0)).exp()) / (1.0 - min(max(tail, 0.0), _TAIL)))
+    below, above = (half, half + beyond) if method.forward else (half + beyond, half)
+    return Interval(estimate, error, estimate - below, estimate + above, trouble)
 
 
 def _student(error: float, groups: int, confidence: float) -> float:
