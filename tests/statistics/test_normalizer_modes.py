@@ -157,6 +157,24 @@ def test_a_number_of_batches_told_by_the_first_one_does_not_make_the_interval_to
     assert narrow < held
 
 
+def test_intervals_reach_for_the_mass_beyond_the_largest_weight() -> None:
+    """Pareto weights of shape .65, 600 times: .90 is 4.5 deviations below the .943 of 600 others.
+
+    Control: as far to the other side as to this one, they hold .855, .04 less in all but one of 10,000 such tests.
+    """
+    method, held, even, shape = ep.normalizing.SMC(particles=512), 0, 0, 0.65
+    log_z = math.log(1.0 + 1.0 / (1.0 - shape))
+    for _ in range(600):
+        weights = 1.0 + (torch.rand(512, dtype=torch.float64) ** -shape - 1.0) / shape
+        found = one_sided_interval(weights.log(), method, 0.95)
+        held += found.lower <= log_z <= found.upper
+        even += abs(found.estimate - log_z) <= found.estimate - found.lower
+    assert held / 600 > 0.9
+    assert (held - even) / 600 > 0.04
+    light = one_sided_interval(0.1 * torch.randn(512, dtype=torch.float64), ep.normalizing.AIS(particles=512), 0.95)
+    assert light.upper - light.estimate < 1.5 * (light.estimate - light.lower)
+
+
 def test_weights_of_roots_show_what_resampling_hides() -> None:
     """The error that they say is the spread of 40 repeats, to half of it (4.5 deviations of a spread of 40).
 
