@@ -77,7 +77,9 @@ def one_sided_interval(weights: Tensor, method: Annealing, confidence: float, ba
         trouble.append(f"the weights are worth {worth:.0f} of {len(weights)}")
     if trouble:
         trouble.append("use more temperatures, or a base that is closer to the target and has wider tails")
-    beyond = math.log1p(float((weights.amax() - weights.logsumexp(0)).exp()) / (1.0 - min(max(tail, 0.0), _TAIL)))
+    beyond = 0.0
+    if tail <= _TAIL:  # heavier ones are not to be trusted, and said not to be
+        beyond = math.log1p(float((weights.amax() - weights.logsumexp(0)).exp()) / (1.0 - max(tail, 0.0)))
     below, above = (half, half + beyond) if method.forward else (half + beyond, half)
     return Interval(estimate, error, estimate - below, estimate + above, trouble)
 
