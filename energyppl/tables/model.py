@@ -33,7 +33,6 @@ Rows: TypeAlias = Table | pd.DataFrame | ArrayLike | Mapping[str, Sequence[Any]]
 """Rows that a model takes: a frame, a table or a file by its names, an array or lists by the order of their columns."""
 
 _SPREADS = 16  # draws of a row's place within its cells that its density is averaged over
-_BLOCK = 4096  # points whose energies are asked at a time; the layers of more leave the cache
 _CHAINS = 8192  # conditional chains at a time
 _JUMPS = 10  # between the values of each column of cells, of a sample
 _OFF = 0.02  # of the steps of a column: how far a value may be from one
@@ -164,8 +163,7 @@ class TableModel:
     def minus_energy(self, z: Tensor) -> Array:
         """Return −U of coordinates ``(n, D)``, ``(n,)``."""
         with torch.no_grad():
-            energy = self.ebm.marginal().energy
-            found: Array = -torch.cat([energy(part) for part in z.split(_BLOCK)]).double().cpu().numpy()
+            found: Array = -self.ebm.marginal().energy(z).double().cpu().numpy()
         return found
 
     def mean_over_cells(

@@ -89,21 +89,20 @@ def forward_runs(target: Potential, base: Base, method: Annealing) -> ForwardRun
     Returns:
         The kind of runs that is believed, and the evaluations of both.
     """
-    few = math.prod(target.event_shape) <= _FEW
+    few, searched = math.prod(target.event_shape) <= _FEW, "from the modes that a search finds"
     if few and not method.waypoints:
         searches = [independent_runs((target,), None, method, method.particles // 2) for _ in range(_SEARCHES)]
         return ForwardRuns(
             torch.stack([run.log_weights.flatten() for run in searches]),
             torch.stack([run.x.flatten(0, 1) for run in searches]),
             sum(run.evaluations for run in searches),
-            "from the modes that a search finds",
+            searched,
         )
     words = "through the levels" if method.waypoints else "from the base"
     particles = (_CHEAP if few else 1) * _MORE * method.particles
     runs = independent_runs((*method.waypoints, target), base, method, particles, words)
     if not few:
         return runs
-    searched = "from the modes that a search finds"
     return believed(runs, independent_runs((target,), None, method, _MORE * method.particles, searched))
 
 

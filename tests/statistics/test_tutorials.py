@@ -139,8 +139,8 @@ def test_tutorial_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            # Of a model that was trained for a few steps.
-            warnings.filterwarnings("ignore", "log Z: forward runs find", UserWarning)
+            if name == "10_tables.py":  # whose model was trained for a few steps; after all of them nothing is said
+                warnings.filterwarnings("ignore", "log Z: forward runs find", UserWarning)
             runpy.run_path(str(path), run_name="__main__")
     assert len(list(tmp_path.glob("*.png"))) >= 5
 
