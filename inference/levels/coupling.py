@@ -14,7 +14,7 @@ from energyppl._seeds import seed_all, seeded
 from energyppl.autodiff.bound import bind
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.levels.contract import Conditional
-from energyppl.inference.levels.initializers import recovery_start
+from energyppl.inference.levels.initializers import recovery_start, start_evaluations
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt_widths
 from energyppl.potentials.algebra import Potential
 
@@ -23,16 +23,16 @@ __all__ = ["moves_needed"]
 _PAIRS = 1024
 _LAG = 8
 _MOST_BIAS = 0.002  # total variation that is left at each level, as the bound has it
-_SAFETY, _FEWEST = 3, 8  # times as many moves as the bound asks for: a thousand pairs don't show the slowest chains
+_SAFETY, _FEWEST = 3, 8  # times as many moves as a bound asks for that a thousand pairs give, not the slowest chains
 _APART = 0.02  # widths of a level's tilt from which on two points are apart
 
 
 def moves_needed(model: Conditional, most: int) -> tuple[int, ...]:
     """Return how many moves bring each level's chains to their target, at most ``most``, from level 0 up.
 
-    They are three times as many as leave a total variation of .002 by the bound, and 8 at least; ``most`` stands where
-    the chains of any pair have not met by then.  The random numbers are the same at every call, and torch's generators
-    are left as they were.
+    They leave a total variation of .002 by the bound, and are 8 at least; three times as many unless chains begin by
+    resampling, which has regions in their shares from the first.  ``most`` stands where the chains of any pair have not
+    met by then.  The random numbers are the same at every call, and torch's generators are left as they were.
 
     Args:
         model: its chains move by the same random numbers to the same place, as those of Crank–Nicolson do.
@@ -50,7 +50,7 @@ def moves_needed(model: Conditional, most: int) -> tuple[int, ...]:
             kernel = recovery_kernel(model.level_kernel, schedule, level.expand(_PAIRS))
             distance = _APART * float(tilt_widths(schedule)[t]) * math.sqrt(math.prod(model.event_shape))
             meeting, x = _meetings(kernel, bind(potential), start, most, distance)
-            needed.append(_moves_for(meeting, most))
+            needed.append(_moves_for(meeting, most, 1 if start_evaluations(model, level) else _SAFETY))
     return tuple(reversed(needed))
 
 
@@ -80,11 +80,11 @@ def _meetings(
     return last_apart + 1, ahead.x
 
 
-def _moves_for(meeting: Tensor, most: int) -> int:
+def _moves_for(meeting: Tensor, most: int, safety: int) -> int:
     """Return enough moves for the bound to be small, ``most`` if a pair has not met by then."""
     if int(meeting.max()) > most:
         return most
     for moves in range(1, most):
         if float(((meeting - moves).clamp(min=0) / _LAG).ceil().sum()) <= _MOST_BIAS * len(meeting):
-            return min(max(_FEWEST, _SAFETY * moves), most)
+            return min(max(_FEWEST, safety * moves), most)
     return most

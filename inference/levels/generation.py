@@ -15,7 +15,12 @@ from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.hamiltonian import ChEES
 from energyppl.inference.kernels.mass import identity_mass
 from energyppl.inference.levels.contract import Conditional, LevelModel
-from energyppl.inference.levels.initializers import flat_conditions, model_of_rows, recovery_start
+from energyppl.inference.levels.initializers import (
+    flat_conditions,
+    model_of_rows,
+    recovery_start,
+    start_evaluations,
+)
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt_widths
 from energyppl.inference.sampling.run_chain import run_chain
 
@@ -124,7 +129,7 @@ def _descend(model: Conditional, shape: torch.Size, moves: Sequence[int], last: 
         chain = run_chain(kernel, potential, start, moves[t])
         x = chain.state.x
         acceptance[t] = chain.accept_prob.mean()
-        evaluations += chain.evaluations
+        evaluations += start_evaluations(model, level) + chain.evaluations
         path.append(x)
     if denoise and last == 0:
         x, evaluations = clean_mean(model, x, torch.tensor(0, device=like.device)), evaluations + 1

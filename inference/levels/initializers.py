@@ -1,7 +1,7 @@
-"""Initializers: learned q(x_t | x_{t+1}) from which recovery chains begin (CDRL, Zhu et al. 2024).
+"""Where recovery chains begin: at draws of a learned q(x_t | x_{t+1}) (CDRL, Zhu et al. 2024), or of simple Gaussians.
 
 An initializer network says how far q's mean lies from that of the recovery distribution of Gaussian data, in standard
-deviations of the latter; a fresh one, which answers zero, begins where chains begin without any.
+deviations of the latter; a fresh one, which answers zero, begins where chains of many dimensions begin without any.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from energyppl._checks import append_dims, broadcast_shapes, check_whole, checked, shape_text
+from energyppl.autodiff.bound import bind
+from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
+from energyppl.inference.kernels.contract import dot
 from energyppl.inference.kernels.crank_nicolson import reference
 from energyppl.inference.levels.contract import Conditional, LevelModel
-from energyppl.inference.levels.recovery import recovery_potential
+from energyppl.inference.levels.recovery import recovery_potential, tilt_widths
 from energyppl.potentials.algebra import RecoveryPotential
 from energyppl.schedule import NoiseSchedule
 
@@ -27,7 +30,13 @@ __all__ = [
     "model_of_rows",
     "recovery_proposal",
     "recovery_start",
+    "resampled_start",
+    "start_evaluations",
 ]
+
+_FEW_DIMENSIONS, _CANDIDATES = 4, 16  # up to which chains begin at one of so many draws
+_WIDE = 0.5  # standard deviations of a level, from which on what a noisy point allows may hold several regions
+_WIDER = 4.0  # the second Gaussian that they are drawn from, in standard deviations of the first one's
 
 InitializerNetwork = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From noisy points of unit variance, ``(*batch, *event)``, and levels to (shift, log scale), zero at first."""
@@ -184,8 +193,57 @@ def gaussian_start(potential: RecoveryPotential, marginal_std: Tensor) -> Tensor
     return torch.where(tilted, mean + deviation * torch.randn_like(center), center)
 
 
+def resampled_start(potential: RecoveryPotential, marginal_std: Tensor) -> Tensor:
+    """Draw starts from some candidates, by sampling and importance resampling (SIR, Rubin 1988).
+
+    Local moves seldom cross from one region to another: after 80 of them at each of 6 levels a far mode of 1 % had .7
+    of its mass.  One of 16 draws from Gaussians, chosen by weight, is in each region nearly as often as it should be,
+    unless that is both far and narrow; where noise nearly joins regions, it has made them wide.
+
+    Args:
+        potential: tilted to the noisy points ``(*batch, *event)``.
+        marginal_std: standard deviation of the level's marginal, ``()`` or ``(*batch,)``.
+    """
+    bound, x = bind(potential), gaussian_start(potential, marginal_std)
+    references = [reference(potential, scale * marginal_std, x) for scale in (1.0, _WIDER)]
+    best: Tensor | None = None
+    for turn in range(_CANDIDATES):
+        mean, deviation = references[turn % len(references)]
+        drawn = mean + deviation * torch.randn_like(x)
+        energy = energy_only(bound, drawn)
+        log_weight = -energy - _log_proposal(references, drawn, energy)
+        # The largest sum of log weight and Gumbel noise is a draw by the weights (Yellott 1977).
+        gumbel = -torch.empty_like(energy).exponential_().log()
+        score = torch.where(torch.isfinite(log_weight), log_weight + gumbel, -torch.inf)
+        best = torch.full_like(score, -torch.inf) if best is None else best
+        x = torch.where(append_dims(score > best, x), drawn, x)
+        best = torch.maximum(score, best)
+    return x
+
+
+def _log_proposal(references: list[tuple[Tensor, Tensor]], x: Tensor, like: Tensor) -> Tensor:
+    """Return the log density, but for a constant, of the Gaussians together, each with half of the draws."""
+    densities = []
+    for mean, deviation in references:
+        whitened, log_deviation = (x - mean) / deviation, deviation.log().expand_as(x)
+        ones = torch.ones_like(x)
+        densities.append(-0.5 * dot(whitened, whitened, like) - dot(log_deviation, ones, like))
+    return torch.logsumexp(torch.stack(densities), 0)
+
+
+def start_evaluations(model: Conditional, level: Tensor) -> int:
+    """Return how many evaluations of the energy :func:`recovery_start` takes for each chain at these levels."""
+    if model.initializer is not None or model.event_shape.numel() > _FEW_DIMENSIONS:
+        return 0
+    widths = tilt_widths(model.schedule) / model.schedule.marginal_std[:-1]
+    return _CANDIDATES if bool((widths.to(level.device)[level] > _WIDE).any()) else 0
+
+
 def recovery_start(model: Conditional, potential: RecoveryPotential, noisy: Tensor, level: Tensor) -> Tensor:
-    """Draw starts for a model's recovery chains, ``(*batch, *event)``: its initializer's, or by :func:`gaussian_start`.
+    """Draw starts for a model's recovery chains, ``(*batch, *event)``.
+
+    They come from its initializer, or by :func:`resampled_start` where in few dimensions a noisy point says little,
+    else by :func:`gaussian_start`.
 
     Args:
         model: the model.
@@ -194,7 +252,8 @@ def recovery_start(model: Conditional, potential: RecoveryPotential, noisy: Tens
         level: t, ``()`` or ``(*batch,)``.
     """
     if model.initializer is None:
-        return gaussian_start(potential, model.schedule.marginal_std.to(noisy)[level])
+        draw = resampled_start if start_evaluations(model, level) else gaussian_start
+        return draw(potential, model.schedule.marginal_std.to(noisy)[level])
     with torch.no_grad():
         drawn: Tensor = recovery_proposal(model, noisy, level, potential).sample()
     return drawn

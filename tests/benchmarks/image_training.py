@@ -8,6 +8,7 @@ from typing import cast
 import torch
 
 import energyppl as ep
+from energyppl.autodiff.private import has_fast_bfloat16
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.inference.training.options import suited_options
 from tests.benchmarks.budget import training_within
@@ -15,7 +16,7 @@ from tests.benchmarks.image_judge import CLASSES, Data
 
 LEVELS, TOP_LOG_SNR = 50, 5.0
 END = 20  # of so many updates one more is by level 0's likelihood, so that long chains stay
-BRIEF = torch.bfloat16
+BRIEF = torch.bfloat16 if has_fast_bfloat16() else None
 
 
 def with_levels(net: ep.models.UNetEnergy, x: torch.Tensor, levels: int = LEVELS) -> ep.RecoveryEBM:
@@ -34,13 +35,13 @@ def kept_back(data: Data) -> tuple[slice, slice]:
 
 
 def train(
-    data: Data, seconds: float, classes: int = CLASSES, kept: Path | None = None
+    data: Data, seconds: float, classes: int = CLASSES, kept: Path | None = None, seed: int = 1
 ) -> tuple[ep.RecoveryEBM, ep.History]:
     """A model trained for so many seconds; what ``kept`` holds of such a run goes on."""
     for_weights, for_levels = kept_back(data)
 
     def build(updates: int) -> ep.Training:
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         net = ep.models.UNetEnergy(data.x.shape[1:], classes=classes)
         ebm = with_levels(net, data.x)
         objective = ep.objectives.LevelScoreMatching(autocast=BRIEF)

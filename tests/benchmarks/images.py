@@ -1,7 +1,7 @@
 """Images at their full size: digits or clothes by score matching, for as many seconds of one core as asked.
 
 ``python -m tests.benchmarks images FILE.npz [OTHER.npz] [--seconds N] [--samples N] [--corrected N] [--moves N]
-[--chains N] [--completed N] [--weights FILE] [--pictures FOLDER] [--sheet FILE.png]``
+[--chains N] [--completed N] [--seed N] [--weights FILE] [--pictures FOLDER] [--sheet FILE.png]``
 
 The files hold ``x_train``, ``y_train``, ``x_test``, ``y_test`` (n, 28, 28), as MNIST and Fashion-MNIST.  One network
 with classes learns FILE for ``--seconds`` of CPU time of one thread, and about a fifth of that more by level 0's
@@ -226,6 +226,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--chains", type=int, default=32)
     parser.add_argument("--completed", type=int, default=100)
     parser.add_argument("--classifier-steps", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=1, help="of the training")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--sheet", type=Path)
@@ -245,7 +246,7 @@ def main(arguments: list[str]) -> None:
         ebm = cast(ep.RecoveryEBM, ep.load(args.weights))
     else:
         kept = None if args.weights is None else args.weights.with_suffix(".run")
-        ebm, history = train(data, args.seconds, kept=kept)
+        ebm, history = train(data, args.seconds, kept=kept, seed=args.seed)
         print(f"trained: {len(history.records)} updates, {history.stopped}", flush=True)
         if args.weights is not None:
             ep.save(ebm, args.weights)

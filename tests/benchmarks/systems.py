@@ -38,11 +38,11 @@ from energyppl.plots.base import save_figure
 from energyppl.plots.images import image_strips
 from tests.benchmarks.budget import training_within
 from tests.benchmarks.image_judge import RECOGNIZED, Judge, classifier, long_runs, read
+from tests.benchmarks.image_training import BRIEF
 from tests.benchmarks.warm_systems import travelled, unlabelled, warm_systems
 
 SHAPE, LEVELS, NOISE, BATCH, SAMPLES, ROWS = (1, 28, 28), 6, 0.03, 64, 256, 1000
 SLOTS = 256  # as many chains as the few updates can keep up
-BRIEF = torch.bfloat16
 SIGMAS = torch.logspace(0.7, -0.7, 32)  # in standard deviations of the data
 ABLATION = (15, 8, 5, 3)  # moves a level
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from tests.benchmarks.image_training import BRIEF
 
-BRIEF, MOVES = torch.bfloat16, 10
+MOVES = 10
 SLOTS, AGAIN = 220, 0.005  # joint chains, and the share that begins anew when visited: each lasts 2,000 moves
 
 Model = TypeVar("Model", ep.RecoveryEBM, ep.JointEBM, ep.MultiscaleEBM)
