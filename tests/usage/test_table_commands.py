@@ -1,6 +1,7 @@
 """Tables with categories and gaps through commands and functions: fit, extend, sample, score, impute, compare."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,7 @@ def test_a_caller_s_random_numbers_go_on() -> None:
 def test_a_log_gets_lines_and_no_carriage_returns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # of a notebook that another test has run
     monkeypatch.setattr("energyppl._progress._FIRST", 0.0)
     monkeypatch.setattr("energyppl._progress._BEAT", 0.0)
     with progress_bar(total=3, desc="training") as bar:
