@@ -23,7 +23,7 @@ __all__ = ["moves_needed"]
 _PAIRS = 1024
 _LAG = 8
 _MOST_BIAS = 0.002  # total variation that is left at each level, as the bound has it
-_SAFETY, _FEWEST = 3, 8  # times as many moves as a bound asks for that a thousand pairs give, not the slowest chains
+_SAFETY, _FEWEST = 3, 8  # times as many moves as the bound asks for: a thousand pairs may not show the slowest chains
 _APART = 0.02  # widths of a level's tilt from which on two points are apart
 
 

@@ -15,12 +15,7 @@ from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.hamiltonian import ChEES
 from energyppl.inference.kernels.mass import identity_mass
 from energyppl.inference.levels.contract import Conditional, LevelModel
-from energyppl.inference.levels.initializers import (
-    flat_conditions,
-    model_of_rows,
-    recovery_start,
-    start_evaluations,
-)
+from energyppl.inference.levels.initializers import flat_conditions, model_of_rows, recovery_start, start_evaluations
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt_widths
 from energyppl.inference.sampling.run_chain import run_chain
 

@@ -14,11 +14,10 @@ from energyppl._checks import append_dims, broadcast_shapes, check_whole, checke
 from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import energy_only
 from energyppl.errors import InvalidInput
-from energyppl.inference.kernels.contract import dot
 from energyppl.inference.kernels.crank_nicolson import reference
 from energyppl.inference.levels.contract import Conditional, LevelModel
 from energyppl.inference.levels.recovery import recovery_potential, tilt_widths
-from energyppl.potentials.algebra import RecoveryPotential
+from energyppl.potentials.algebra import RecoveryPotential, sum_event
 from energyppl.schedule import NoiseSchedule
 
 __all__ = [
@@ -206,29 +205,20 @@ def resampled_start(potential: RecoveryPotential, marginal_std: Tensor) -> Tenso
     """
     bound, x = bind(potential), gaussian_start(potential, marginal_std)
     references = [reference(potential, scale * marginal_std, x) for scale in (1.0, _WIDER)]
-    best: Tensor | None = None
+    best = x.new_full(x.shape[: x.dim() - len(potential.event_shape)], -torch.inf)
     for turn in range(_CANDIDATES):
         mean, deviation = references[turn % len(references)]
         drawn = mean + deviation * torch.randn_like(x)
         energy = energy_only(bound, drawn)
-        log_weight = -energy - _log_proposal(references, drawn, energy)
+        # Each of the Gaussians makes half of the draws; a constant in their log densities changes no choice.
+        of_each = [-sum_event(0.5 * ((drawn - m) / s).square() + s.log(), potential.event_shape) for m, s in references]
+        log_weight = -energy - torch.logaddexp(*of_each)
         # The largest sum of log weight and Gumbel noise is a draw by the weights (Yellott 1977).
         gumbel = -torch.empty_like(energy).exponential_().log()
         score = torch.where(torch.isfinite(log_weight), log_weight + gumbel, -torch.inf)
-        best = torch.full_like(score, -torch.inf) if best is None else best
         x = torch.where(append_dims(score > best, x), drawn, x)
         best = torch.maximum(score, best)
     return x
-
-
-def _log_proposal(references: list[tuple[Tensor, Tensor]], x: Tensor, like: Tensor) -> Tensor:
-    """Return the log density, but for a constant, of the Gaussians together, each with half of the draws."""
-    densities = []
-    for mean, deviation in references:
-        whitened, log_deviation = (x - mean) / deviation, deviation.log().expand_as(x)
-        ones = torch.ones_like(x)
-        densities.append(-0.5 * dot(whitened, whitened, like) - dot(log_deviation, ones, like))
-    return torch.logsumexp(torch.stack(densities), 0)
 
 
 def start_evaluations(model: Conditional, level: Tensor) -> int:
