@@ -7,7 +7,7 @@ from torch import Tensor
 
 from energyppl.errors import EnergyPPLError
 
-__all__ = ["fit_mixture", "spread_out", "student_constant", "student_exponent"]
+__all__ = ["fit_mixture", "log_joint", "spread_out", "student_constant", "student_exponent"]
 
 _CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
 _ROWS_EACH = 12  # draws that a component needs at least, plus one for each dimension
@@ -20,7 +20,12 @@ _LIKELIER = 0.02  # nats a held-out draw by which they must be likelier than Gau
 
 
 def fit_mixture(
-    x: Tensor, groups: Tensor | None = None, *, defensive: bool = True, heavy: bool = False
+    x: Tensor,
+    groups: Tensor | None = None,
+    *,
+    defensive: bool = True,
+    heavy: bool = False,
+    most: int = _CANDIDATES[-1],
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """Fit a mixture of Gaussians, or of Student-t densities, to draws.
 
@@ -33,6 +38,7 @@ def fit_mixture(
         groups: a number for each draw, ``(n,)``; dependent draws share one and are held out together.
         defensive: widen and add as said; without, the mixture is the likeliest one, to be compared with.
         heavy: take tails of Student's t, of one number of degrees of freedom, where held-out draws are likelier so.
+        most: components, at most.
 
     Returns:
         Means ``(k, d)``, Cholesky factors of the scale matrices ``(k, d, d)``, weights ``(k,)``, and the degrees of
@@ -47,7 +53,7 @@ def fit_mixture(
     train, held = _split(rows, torch.arange(len(rows), device=x.device) if groups is None else groups[order])
     best, found, freedom = -math.inf, None, math.inf
     for count in _CANDIDATES:
-        if count > 1 and len(train) < count * (_ROWS_EACH + dim):
+        if count > 1 and (count > most or len(train) < count * (_ROWS_EACH + dim)):
             break
         mixture = _expectation_maximization(train, count)
         score, tails = _likeliest_freedom(held, mixture, heavy)
@@ -82,7 +88,7 @@ def student_exponent(square: Tensor, dim: int, freedom: float) -> Tensor:
 
 def _likeliest_freedom(held: Tensor, mixture: tuple[Tensor, Tensor, Tensor], heavy: bool) -> tuple[float, float]:
     """Return the mean log density of held-out draws and the degrees of freedom it is reached with."""
-    gaussian = _log_joint(held, *mixture)
+    gaussian = log_joint(held, *mixture)
     _, factors, weights = mixture
     dim = held.shape[1]
     at_centre = weights.log() - factors.diagonal(dim1=1, dim2=2).log().sum(1)
@@ -131,8 +137,15 @@ def _factors(rows: Tensor, shares: Tensor, means: Tensor) -> Tensor:
     return factors
 
 
-def _log_joint(rows: Tensor, means: Tensor, factors: Tensor, weights: Tensor) -> Tensor:
-    """Return the log of weight times density of every row in every component, ``(n, k)``."""
+def log_joint(rows: Tensor, means: Tensor, factors: Tensor, weights: Tensor) -> Tensor:
+    """Return the log of weight times density of every row in every component, ``(n, k)``.
+
+    Args:
+        rows: ``(n, d)``.
+        means: ``(k, d)``.
+        factors: Cholesky factors of the covariances, ``(k, d, d)``.
+        weights: ``(k,)``.
+    """
     z = torch.linalg.solve_triangular(factors, (rows - means[:, None]).mT, upper=False)  # (k, d, n)
     log_det = factors.diagonal(dim1=1, dim2=2).log().sum(1)
     constant = weights.log() - log_det - 0.5 * rows.shape[1] * math.log(2.0 * math.pi)
@@ -154,7 +167,7 @@ def _expectation_maximization(rows: Tensor, count: int) -> tuple[Tensor, Tensor,
         weights = total / total.sum()
         means = shares.T @ rows / total[:, None]
         factors = _factors(rows, shares + 1e-6 / len(rows), means)
-        joint = _log_joint(rows, means, factors, weights)
+        joint = log_joint(rows, means, factors, weights)
         norm = torch.logsumexp(joint, 1, keepdim=True)
         shares = (joint - norm).exp()
         score = float(norm.mean())

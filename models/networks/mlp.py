@@ -42,7 +42,8 @@ class MLPEnergy(Rebuildable, nn.Module):
     and any noise schedule can be laid on it.  f grows at most linearly, so every level has a finite normalizer.  What a
     level makes of it is worked out once while chains run there, and not once a step.
     q is N(0, I), and once a model is standardized a Gaussian with the rows' covariance, noised exactly, at every level;
-    each column with a heavy tail, rows beyond 6 standard deviations, has a Gaussian scale mixture in its place.
+    each column with a heavy tail, rows beyond 6 standard deviations, has a Gaussian scale mixture in its place, and
+    rows in clusters far apart have a Gaussian for each cluster, up to 8 in up to 64 coordinates, without classes.
 
     With a ``context_shape`` it is U(x, λ; c), for :class:`~energyppl.models.ConditionalEBM`: a second perceptron makes
     of a context c the scales and shifts of every layer (FiLM), beside those of the level, and a Gaussian N(m, Σ) in
@@ -137,7 +138,9 @@ class MLPEnergy(Rebuildable, nn.Module):
             self.context_film = ContextConditioning(
                 self.context_shape, modulations, size, frequencies=context_frequencies, hidden=hidden
             )
-        self.base = ScaleMixture(size) if self.continuous and context_shape is None else None
+        self.base: ScaleMixture | None = None
+        if self.continuous and context_shape is None:  # classes may be clusters, and each has a density of its own
+            self.base = ScaleMixture(size, clustered=not classes)
         self.readout = nn.Linear(hidden, 1)
         if self.continuous:  # it begins as the Gaussian that every level has if nothing is known
             nn.init.zeros_(self.readout.weight)
@@ -185,7 +188,7 @@ class MLPEnergy(Rebuildable, nn.Module):
         return self._energy(x, self.film, level, None, condition)
 
     def fit_base(self, rows: Tensor) -> None:
-        """Give a continuous network without contexts the covariance and heavy tails of standardized rows.
+        """Give a continuous network without contexts the clusters, covariance and heavy tails of standardized rows.
 
         Models call it when they are standardized.
 
@@ -196,8 +199,8 @@ class MLPEnergy(Rebuildable, nn.Module):
             self.base.fit(rows.reshape(len(rows), -1))
 
     def noisiest_base(self) -> Base | None:
-        """Return the density at λ_min where heavy tails make it another than about N(0, I); None where they do not."""
-        if self.base is None or not self.base.heavy or len(self.event_shape) != 1:
+        """Return the density at λ_min where heavy tails or clusters make it another than about N(0, I), or None."""
+        if self.base is None or not (self.base.heavy or self.base.clusters > 1) or len(self.event_shape) != 1:
             return None
         return NoisedMixture(self.base, torch.tensor(self.log_snr_min).to(self.base.variances))
 

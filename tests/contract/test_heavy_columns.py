@@ -109,7 +109,7 @@ def test_light_columns_have_the_rows_covariance_noised_and_a_heavy_one_stands_be
 def test_few_rows_draw_the_covariance_towards_independence() -> None:
     few, many = ScaleMixture(8), ScaleMixture(8)
     few.fit(torch.randn(5, 8))
-    many.fit(torch.randn(2, 8).repeat(1000, 1) + 0.01 * torch.randn(2000, 8))
+    many.fit(torch.randn(2000, 2) @ torch.randn(2, 8) + 0.01 * torch.randn(2000, 8))
     assert float(few.variances.min()) > 0.1
     assert float(many.variances.min()) < 0.01  # a negative control: many rows are believed
 
