@@ -134,7 +134,8 @@ def report(by: str, share: float, distance: float, tie: float, args: argparse.Na
     said = ep.evaluation.region_masses(ebm, data, samples=samples).problems()
     print(
         f"{by}, {args.dimensions}-D: {100 * share:3.0f} % at {distance:2.0f} sd, tie {tie:g}: gap {found.gap:.4f}, "
-        f"far mode's mass over its own {found.far / share:.2f} in the density, {drawn / share:.2f} in samples, {own / share:.2f} in the data; "
+        f"far mode's mass over its own {found.far / share:.2f} in the density, {drawn / share:.2f} in samples, "
+        f"{own / share:.2f} in the data; "
         f"log Z {found.log_z:+.3f} ({seconds:.0f} s); region_masses says {'; '.join(said[:2]) or 'nothing'}",
         flush=True,
     )
