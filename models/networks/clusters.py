@@ -19,8 +19,8 @@ _AT_ONCE = 8192  # rows
 def find_clusters(rows: Tensor, most: int) -> Tensor:
     """Tell which cluster each of some rows belongs to, ``(n,)``, 0 and on; all to the first if there are no two.
 
-    The rows are clustered by a mixture of Gaussians, and its components joined whose means are less than 4 widths apart,
-    in their mean covariance with noise of half a standard deviation, or that a chain of such ones joins.  Narrow
+    The rows are clustered by a mixture of Gaussians, and its components joined whose means are less than 4 widths
+    apart, in their mean covariance with noise of half a standard deviation, or that a chain of such ones joins.  Narrow
     components that lie closer are left to training: with Gaussians of their own a table of nine columns became worse by
     .1 to .3 nats.  Widths don't count besides, since in many columns tails would be apart from what they are tails of.
 

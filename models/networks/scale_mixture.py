@@ -30,14 +30,14 @@ class ScaleMixture(nn.Module):
 
     Rows in clusters far apart have a Gaussian for each cluster in place of the one.  Training hardly sees the relative
     masses of such clusters: of 50,000 rows in five columns a far one of 1 % had .04 of its mass where the base had one
-    Gaussian, 1.04 with one for each cluster.
+    Gaussian, .99 with one for each cluster.
 
     Noise at a log-SNR λ turns a component N(m, v) of an axis into N(α m, α² v + σ²), with α² = sigmoid λ and σ² =
     sigmoid −λ, so the product stays exact at every level.  Before it is fitted it is N(0, I).
 
     Attributes:
         heavy: whether some column's tail is.
-        clusters: how many there are.
+        clusters: how many clusters there are, 1 if none is far from the others.
 
     Args:
         size: number of coordinates.
@@ -142,8 +142,10 @@ class ScaleMixture(nn.Module):
         return x * torch.rsqrt(1.0 + (x / _FAR).square())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("centers", "cluster_axes", "cluster_variances", "cluster_log_weights"):
-            state_dict.setdefault(prefix + name, getattr(self, name))  # weights from before there were clusters
+        if prefix + "centers" not in state_dict:  # weights from before there were clusters
+            none = torch.full_like(self.cluster_log_weights, -math.inf)
+            kept = {name: getattr(self, name) for name in ("centers", "cluster_axes", "cluster_variances")}
+            state_dict |= {prefix + name: value for name, value in (kept | {"cluster_log_weights": none}).items()}
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.buffers_changed()
 
