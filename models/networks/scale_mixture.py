@@ -50,7 +50,7 @@ class ScaleMixture(nn.Module):
         self.register_buffer("centers", torch.zeros(most, size))
         self.register_buffer("cluster_axes", torch.eye(size).repeat(most, 1, 1))
         self.register_buffer("cluster_variances", torch.ones(most, size))
-        self.register_buffer("cluster_log_weights", torch.full((most,), -math.inf))
+        self.register_buffer("cluster_weights", torch.zeros(most))
         self.register_buffer("axes", torch.eye(size))
         self.register_buffer("variances", torch.ones(size, _COMPONENTS))
         self.register_buffer("log_weights", torch.full((size, _COMPONENTS), -math.log(_COMPONENTS)))
@@ -62,7 +62,7 @@ class ScaleMixture(nn.Module):
     centers: Tensor  # (most, size), along the cluster's own axes; like those, of the first clusters, if there are two
     cluster_axes: Tensor  # (most, size, size)
     cluster_variances: Tensor  # (most, size)
-    cluster_log_weights: Tensor  # (most,), −∞ of those that there are not
+    cluster_weights: Tensor  # (most,), 0 of those that there are not
 
     @torch.no_grad()
     def fit(self, rows: Tensor) -> None:
@@ -88,7 +88,7 @@ class ScaleMixture(nn.Module):
             scales, log_weights[heavy] = _mixtures(rows[:, heavy].abs())
             variances[heavy] = scales.square()
         light = (~heavy).nonzero()[:, 0]
-        self.cluster_log_weights.fill_(-math.inf)
+        self.cluster_weights.zero_()
         if len(clusters) > 1:
             axes[light, light] = 0.0
             for k, own in enumerate(clusters):
@@ -106,7 +106,7 @@ class ScaleMixture(nn.Module):
         axes, variances = rows.new_zeros(size, size), rows.new_ones(size)
         variances[light], axes[light[:, None], light] = torch.linalg.eigh(_shrunk_covariance((rows - mean)[:, light]))
         self.cluster_axes[k], self.cluster_variances[k] = axes.to(self.axes), variances.to(self.axes)
-        self.centers[k], self.cluster_log_weights[k] = (mean @ axes).to(self.axes), math.log(share)
+        self.centers[k], self.cluster_weights[k] = (mean @ axes).to(self.axes), share
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """Return the energies of points ``(*batch, size)`` at log-SNRs ``()`` or ``(*batch,)``, normalized."""
@@ -121,7 +121,7 @@ class ScaleMixture(nn.Module):
         along = (x @ self.cluster_axes[:count].transpose(0, 1).reshape(size, -1)).unflatten(-1, (count, size))
         variance = signal * self.cluster_variances[:count] + noise
         exponent = (along - signal.sqrt() * self.centers[:count]).square() / variance + variance.log()
-        log_density: Tensor = self.cluster_log_weights[:count] - 0.5 * exponent.sum(-1)
+        log_density: Tensor = self.cluster_weights[:count].log() - 0.5 * exponent.sum(-1)
         return -log_density.logsumexp(-1)
 
     def _axes_energy(self, x: Tensor, log_snr: Tensor) -> Tensor:
@@ -143,16 +143,16 @@ class ScaleMixture(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if prefix + "centers" not in state_dict:  # weights from before there were clusters
-            none = torch.full_like(self.cluster_log_weights, -math.inf)
             kept = {name: getattr(self, name) for name in ("centers", "cluster_axes", "cluster_variances")}
-            state_dict |= {prefix + name: value for name, value in (kept | {"cluster_log_weights": none}).items()}
+            kept["cluster_weights"] = torch.zeros_like(self.cluster_weights)
+            state_dict |= {prefix + name: value for name, value in kept.items()}
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.buffers_changed()
 
     def buffers_changed(self) -> None:
         """Take notice of buffers that were written from outside, as from another process."""
         self.heavy = bool((self.variances[:, -1] > self.variances[:, 0]).any())
-        self.clusters = max(1, int(self.cluster_log_weights.isfinite().sum()))
+        self.clusters = max(1, int((self.cluster_weights > 0.0).sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +189,7 @@ class NoisedMixture:
     def _in_clusters(self, count: int) -> Tensor:
         """Draw from the clusters, 0 in columns with heavy tails, ``(count, size)``."""
         mixture, signal = self.mixture, self.log_snr.sigmoid()
-        own = torch.distributions.Categorical(logits=mixture.cluster_log_weights).sample((count,))
+        own = torch.distributions.Categorical(mixture.cluster_weights).sample((count,))
         widths = (signal * mixture.cluster_variances[own] + (-self.log_snr).sigmoid()).sqrt()
         along = signal.sqrt() * mixture.centers[own] + widths * torch.randn_like(widths)
         return (mixture.cluster_axes[own] @ along.unsqueeze(-1)).squeeze(-1)
