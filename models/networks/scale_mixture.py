@@ -76,8 +76,7 @@ class ScaleMixture(nn.Module):
             rows: standardized, ``(n, size)``.
         """
         rows = rows.double()
-        bent = rows * torch.rsqrt(1.0 + (rows / (2.0 * _FAR)).square())  # so that a tail's far rows are no cluster
-        place = find_clusters(bent, len(self.centers))
+        place = find_clusters(_bent(rows, 2.0 * _FAR), len(self.centers))  # a tail's far rows are no cluster
         clusters = [rows[place == k] for k in range(int(place.max()) + 1)]
         axes, variances = torch.eye(rows.shape[1]).to(rows), torch.ones_like(self.variances).to(rows)
         log_weights = torch.full_like(self.log_weights, -math.log(_COMPONENTS)).to(rows)
@@ -139,7 +138,7 @@ class ScaleMixture(nn.Module):
 
     def saturated(self, x: Tensor) -> Tensor:
         """Return points whose coordinates bend towards ± 6 widths, so that a far one leaves the others as they are."""
-        return x * torch.rsqrt(1.0 + (x / _FAR).square())
+        return _bent(x, _FAR)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if prefix + "centers" not in state_dict:  # weights from before there were clusters
@@ -193,6 +192,11 @@ class NoisedMixture:
         widths = (signal * mixture.cluster_variances[own] + (-self.log_snr).sigmoid()).sqrt()
         along = signal.sqrt() * mixture.centers[own] + widths * torch.randn_like(widths)
         return (mixture.cluster_axes[own] @ along.unsqueeze(-1)).squeeze(-1)
+
+
+def _bent(x: Tensor, most: float) -> Tensor:
+    """Return numbers that bend towards ± ``most``."""
+    return x * torch.rsqrt(1.0 + (x / most).square())
 
 
 def _widths_away(rows: Tensor, cluster: Tensor) -> Tensor:

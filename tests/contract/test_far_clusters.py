@@ -71,6 +71,9 @@ def test_a_heavy_column_stands_beside_the_clusters_of_the_others() -> None:
     heavy.fit(tail)
     assert (both.clusters, both.heavy, one.clusters, heavy.heavy) == (2, True, 2, True)
     level, x, far = torch.tensor(1.0), rows[:50], tail[:50]
+    other = far.flip(0)  # as independent of the others, it changes energies by its own whatever the clusters are
+    changed = both(torch.cat([x, far], 1), level) - both(torch.cat([x, other], 1), level)
+    torch.testing.assert_close(changed, heavy(far, level) - heavy(other, level), atol=1e-4, rtol=0.0)
     # A heavy column widens the clusters that are looked for, so a row or two may change sides.
     torch.testing.assert_close(
         both(torch.cat([x, far], 1), level), one(x, level) + heavy(far, level), atol=0.1, rtol=0.0
