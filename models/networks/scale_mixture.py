@@ -29,7 +29,7 @@ class ScaleMixture(nn.Module):
     rows are: log Z of the wines of UCI went up to 4 nats.)
 
     Rows in clusters far apart have a Gaussian for each cluster in place of the one.  Training hardly sees the relative
-    masses of such clusters: of 50,000 rows in five columns a far one of 1 % had .04 of its mass where the base had one
+    masses of such clusters: of 50,000 rows in five columns a far one of 1 % had .01 of its mass where the base had one
     Gaussian, .99 with one for each cluster.
 
     Noise at a log-SNR λ turns a component N(m, v) of an axis into N(α m, α² v + σ²), with α² = sigmoid λ and σ² =
