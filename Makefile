@@ -34,7 +34,7 @@ test: $(READY)  ## run all tests but the slow ones: about five minutes on two co
 check: $(READY)  ## lint, format, types and import floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p energyppl
+	$(BIN)/mypy -p energyppl -p tests.benchmarks
 	$(BIN)/lint-imports --no-logo
 
 bench: $(READY)  ## run the benchmarks

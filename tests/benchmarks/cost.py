@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl.autodiff import bind, gradient_only
 from energyppl.autodiff.gradient import eager_energy_and_grad
 from tests.benchmarks import textbook
 
@@ -60,7 +61,7 @@ def ratio(
 
 def gradients(most: int) -> None:
     net = Plain().requires_grad_(False)
-    for name, potential in (("bound", ep.autodiff.bind(net)), ("not bound", net)):
+    for name, potential in (("bound", bind(net)), ("not bound", net)):
         for batch, calls in ((1, 200), (64, 100), (1_000, 30), (10_000, 3)):
             x = torch.randn(batch, 2)
             text = ratio(
@@ -79,7 +80,7 @@ def sampler(most: int, steps: int = 20) -> None:
             x = torch.randn(batch, 2)
 
             def bare() -> None:
-                bound = ep.autodiff.bind(net)
+                bound = bind(net)
                 for _ in range(steps + 1):
                     ep.energy_and_grad(bound, x)  # noqa: B023
 
@@ -91,7 +92,7 @@ def sampler(most: int, steps: int = 20) -> None:
 
 
 def leapfrog(most: int, steps: int = 20) -> None:
-    net = ep.autodiff.bind(Plain().requires_grad_(False))
+    net = bind(Plain().requires_grad_(False))
     kernel = ep.HMC(0.05, steps, 0.0, torch.ones(2))
     for batch, repeats in ((64, 25), (1_000, 15), (10_000, 7)):
         x = torch.randn(batch, 2)
@@ -99,7 +100,7 @@ def leapfrog(most: int, steps: int = 20) -> None:
 
         def bare() -> None:
             for _ in range(steps - 1):
-                ep.autodiff.gradient_only(net, x)  # noqa: B023
+                gradient_only(net, x)  # noqa: B023
             ep.energy_and_grad(net, x)  # noqa: B023
 
         text = ratio(lambda: kernel.step(net, state), bare, 1, min(repeats, most))  # noqa: B023
@@ -131,7 +132,7 @@ class Convolutions(nn.Module):
 def mixed_precision(most: int, batch: int = 64, steps: int = 10) -> None:
     net, x = Convolutions(), torch.randn(batch, 1, 28, 28)
     net(x)
-    bound = ep.autodiff.bind(net.requires_grad_(False))
+    bound = bind(net.requires_grad_(False))
     exact, cheap = ep.HMC(0.05, steps, 0.0), ep.HMC(0.05, steps, 0.0, force_dtype=torch.bfloat16)
     states = exact.init(bound, x), cheap.init(bound, x)
     text = ratio(lambda: cheap.step(bound, states[1]), lambda: exact.step(bound, states[0]), 1, min(9, most))
@@ -198,10 +199,10 @@ def beside_jax(most: int) -> None:
 
     for name, size, ours, theirs in (
         ("perceptron", 2, net, perceptron),
-        ("banana", 2, ep.Energy(banana, (2,)), banana),
-        ("logistic regression, 25-D", 25, ep.Energy(regression, (25,)), their_regression),
+        ("banana", 2, ep.Energy(banana, torch.Size((2,))), banana),
+        ("logistic regression, 25-D", 25, ep.Energy(regression, torch.Size((25,))), their_regression),
     ):
-        bound = ep.autodiff.bind(ours)
+        bound = bind(ours)
         compiled = jax.jit(lambda x, f=theirs: (f(x), jax.grad(lambda z: f(z).sum())(x)))
         for batch, calls in ((64, 200), (1_000, 30), (10_000, 3)):
             x = torch.randn(batch, size)

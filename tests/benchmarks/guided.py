@@ -10,7 +10,9 @@ unguided samples, of classes drawn as often as among the training digits and wit
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ def main(arguments: list[str]) -> None:
     own = spread(x[train], y[train])
     print(f"classifier: {real:.3f} of {len(test)} real digits held out; a class's pixels vary by {own:.3f}")
 
-    sizes = {"levels": 6, "classes": 10, "hidden": 256}
+    sizes: dict[str, Any] = {"levels": 6, "classes": 10, "hidden": 256}
     initializer = ep.MLPInitializer((1, 8, 8), learn_scale=True, **sizes)
     schedule = ep.NoiseSchedule.cosine(6, log_snr_max=5.0)
     ebm = ep.RecoveryEBM(ep.MLPEnergy((1, 8, 8), **sizes), schedule, initializer=initializer)
@@ -72,7 +74,8 @@ def main(arguments: list[str]) -> None:
     history = ep.fit(ebm, x[train], objective, labels=y[train], options=options, progress=False)
     print(f"trained {len(history.records)} updates in {time.perf_counter() - began:.0f} s")
 
-    asked, rows = torch.arange(args.count) % 10, {}
+    asked = torch.arange(args.count) % 10
+    rows: dict[str, Sequence[Tensor]] = {}
     shares = torch.bincount(y[train], minlength=10).double() / len(train)
 
     def balance(drawn: Tensor) -> str:
@@ -91,7 +94,7 @@ def main(arguments: list[str]) -> None:
             f"{time.perf_counter() - began:.1f} s for {args.count}",
             flush=True,
         )
-        rows[f"w = {weight}"] = drawn[:10]
+        rows[f"w = {weight}"] = list(drawn[:10])
     labels = torch.multinomial(shares, args.count, replacement=True)
     print(f"  unguided, classes drawn: {balance(ebm.given(labels).sample((args.count,), steps=20, denoise=True))}")
     print(f"  without a class: {balance(ebm.sample((args.count,), steps=20, denoise=True))}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl.autodiff import energy_only
 
 CLASSES, RECOGNIZED = 10, 0.9
 
@@ -85,9 +86,9 @@ def long_runs(model: Any, clean: Tensor, moves: int, kernel: ep.MALA, kept: int 
     """Move images ``(chains, 1, 28, 28)`` by a model's energy at level 0."""
     kept = min(kept, moves)
     potential = ep.potentials.Standardized(model.potential(0), model.loc, model.scale)
-    fresh = torch.stack([ep.autodiff.energy_only(potential, model.diffuse(clean, 0)) for _ in range(8)])
+    fresh = torch.stack([energy_only(potential, model.diffuse(clean, 0)) for _ in range(8)])
     start = model.diffuse(clean, 0)
-    options = {"chains": len(clean), "draws": kept, "thin": moves // kept, "warmup": 100, "progress": False}
-    draws = ep.sample_chains(kernel, potential, init=start, **options).draws
-    energies = torch.stack([ep.autodiff.energy_only(potential, draws[:, i]) for i in range(kept)])
+    options: dict[str, Any] = {"draws": kept, "thin": moves // kept, "warmup": 100, "progress": False}
+    draws = ep.sample_chains(kernel, potential, init=start, chains=len(clean), **options).draws
+    energies = torch.stack([energy_only(potential, draws[:, i]) for i in range(kept)])
     return LongRuns(draws, energies, fresh)

@@ -25,7 +25,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -195,7 +195,8 @@ def completions(ebm: ep.RecoveryEBM, judge: Judge, data: Data, count: int) -> tu
         "upper half": (torch.eye(seen.numel())[seen.flatten()], lambda image: image * seen),
         "4×4 pixels": (coarse, blocks),
     }
-    text, strips = [], {}
+    text: list[str] = []
+    strips: dict[str, Any] = {}
     for name, (matrix, show) in cases.items():
         images, drawn = data.test[:count], []
         for image in images:

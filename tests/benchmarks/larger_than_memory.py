@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ def truth(columns: int) -> MixtureSameFamily:
 
 def write(path: Path, rows: int, columns: int) -> None:
     """Write rows of the truth, sorted by component, a block at a time."""
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, columns))
-    parts: Any = truth(columns).component_distribution.base_dist
+    array: Any = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, columns))
+    parts = cast(Any, truth(columns).component_distribution).base_dist
     generator = np.random.default_rng(0)
     for begin in range(0, rows, BLOCK):
         end = min(rows, begin + BLOCK)

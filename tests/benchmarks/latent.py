@@ -79,7 +79,7 @@ def train(latent: Latent, guide: Callable[[Tensor], Any], x: Tensor, steps: int)
     """Plain SVI, whichever the guide; the learning rate falls to a tenth."""
     pyro.clear_param_store()
     rate = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 2e-3}, "gamma": 0.1 ** (1.0 / steps)}
-    optimizer = pyro.optim.ExponentialLR(rate)
+    optimizer: Any = pyro.optim.ExponentialLR(rate)  # type: ignore[attr-defined]  # made when pyro is imported
     svi = SVI(latent.model, guide, optimizer, Trace_ELBO())
     for _ in range(steps):
         svi.step(x[torch.randint(len(x), (128,))])

@@ -20,7 +20,7 @@ covariance.
 import argparse
 import math
 import time
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ def masses(ebm: ep.RecoveryEBM, toy: ep.toys.GaussianMixture) -> Masses:
 @torch.no_grad()
 def weighted_masses(ebm: ep.RecoveryEBM, toy: ep.toys.GaussianMixture, points: int) -> Masses:
     """The same in any dimension, by importance sampling from a mixture of three with known densities."""
-    far = ep.toys.GaussianMixture(toy.means[ARC:], toy.covariances[ARC:], toy.weights[ARC:])
+    far = ep.toys.GaussianMixture(toy.means[ARC:], toy.covariances[ARC:])
     drawn = toy.sample((10_000,))
     wide = ep.toys.GaussianMixture(drawn.mean(0, keepdim=True), 4.0 * torch.cov(drawn.T)[None], torch.ones(1))
     parts = ((toy, 0.4), (far, 0.3), (wide, 0.3))
@@ -90,7 +90,7 @@ def weighted_masses(ebm: ep.RecoveryEBM, toy: ep.toys.GaussianMixture, points: i
     energy = torch.cat([potential(ebm.to_unit(part.to(ebm.loc))).double() for part in x.split(8192)])
     log_z = float((-energy - log_proposal).logsumexp(0)) - math.log(len(x))
     mass = (-energy - log_proposal - log_z).exp() / len(x)
-    of_far = (math.log(float(toy.weights[ARC])) + of_mode - log_truth).exp()
+    of_far = (math.log(float(cast(Tensor, toy.weights)[ARC])) + of_mode - log_truth).exp()
     gap = float(((log_truth - log_proposal).exp() * (log_truth + energy + log_z)).mean())
     return Masses(gap, float((mass * of_far).sum()), log_z - float(ebm.scale.log().sum()))
 

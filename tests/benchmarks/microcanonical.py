@@ -120,8 +120,8 @@ def main(arguments: list[str]) -> None:
             for label, untuned in (("MALT", ep.kernels.MALT(steps=steps)), ("HMC", ep.HMC(steps=steps))):
                 tuning = ep.adapt(untuned, potential, start, args.warmup, mass=ep.kernels.diagonal_mass)
                 found[label, steps, 0.0] = efficiency(tuning.kernel, potential, tuning.state.x, args.draws)
-        tuning = ep.adapt(ep.ChEES(), potential, start, args.warmup, mass=ep.kernels.diagonal_mass)
-        found["ChEES", 0, 0.0] = efficiency(tuning.kernel, potential, tuning.state.x, args.draws)
+        chees = ep.adapt(ep.ChEES(), potential, start, args.warmup, mass=ep.kernels.diagonal_mass)
+        found["ChEES", 0, 0.0] = efficiency(chees.kernel, potential, chees.state.x, args.draws)
         best = {
             k: max((v, n) for (label, n, _), v in found.items() if label == k) for k in ("MALT", "MAMS", "HMC", "ChEES")
         }

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.benchmarks.sampler_targets import jax_energy
+from tests.benchmarks.sampler_targets import Target, jax_energy
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Problem:
     """
 
     name: str
-    energy: nn.Module
+    energy: Target
     start: Tensor
     draws: int
     warmup: int

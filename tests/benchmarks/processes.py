@@ -9,12 +9,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 import energyppl as ep
+from energyppl.inference.objectives.contract import KernelState
+from energyppl.potentials import Potential
 from tests.support.processes import run, values
 
 COLUMNS = 8
@@ -55,10 +57,10 @@ def training(steps: int, batch: int) -> Took:
 
     took = timed(work)
     run.finish()
-    return took._replace(figure=-objective.measure(ebm, run.state, fresh))
+    return took._replace(figure=-objective.measure(ebm, cast(KernelState, run.state), fresh))
 
 
-def network() -> ep.Energy:
+def network() -> Potential:
     """A network's energy, whose cost is that of chains on a model."""
     torch.manual_seed(2)
     net = ep.MLPEnergy((COLUMNS,), levels=1)

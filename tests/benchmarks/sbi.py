@@ -111,7 +111,7 @@ class Task:
     """A simulator, minus its log likelihood, and its prior."""
 
     simulator: Callable[[Tensor], Tensor]
-    energy: Callable[[Tensor, Tensor], Tensor]
+    energy: Callable[..., Tensor]  # of parameters and x
     limit: float
     parameters: int
     data: int
@@ -155,8 +155,8 @@ class Known:
     energy: Callable[[Tensor], Tensor]
     event_shape: torch.Size
 
-    def __call__(self, theta: Tensor) -> Tensor:
-        return self.energy(theta)
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.energy(x)
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,11 +40,12 @@ def misses(name: str, repeats: int, first: int = 0) -> tuple[int, int, float]:
         silent += not holds and found.warning is None and abs(off) > MISS
         errors.append(off)
         cost += found.evaluations
-    off = torch.tensor(errors or [float("nan")])
+    misses = torch.tensor(errors or [float("nan")])
     evaluations = cost / max(1, len(errors))
     print(
         f"{name:35} covers {held:3}, says so {said:3}, either {either:3}, silent misses {silent:3} of {repeats}; "
-        f"error {float(off.mean()):+.3f} rms {float(off.square().mean().sqrt()):.3f}; {evaluations:,.0f} evaluations, "
+        f"error {float(misses.mean()):+.3f} rms {float(misses.square().mean().sqrt()):.3f}; "
+        f"{evaluations:,.0f} evaluations, "
         f"{(time.perf_counter() - began) / repeats:.1f} s",
         flush=True,
     )

@@ -75,7 +75,7 @@ def systems() -> dict[str, System]:
     recovery, lasting = recipe.steps + 2.0, ep.PersistentLikelihood(mala, slots=SLOTS, sweeps=1, autocast=BRIEF)
     brief = {"steps": 10, "denoise": True, "micro_batch": BATCH}
     plain, long = (lambda: ep.EBM(net())), {"steps": 300}
-    schedule = ep.levels.TemperatureSchedule(start=float(SIGMAS[0] / 0.4) ** 2, hot=100, cooling=400, quench=50)
+    temperatures = ep.levels.TemperatureSchedule(start=float(SIGMAS[0] / 0.4) ** 2, hot=100, cooling=400, quench=50)
     return {
         "recovery": System(lambda: ep.RecoveryEBM(net(LEVELS), schedule()), recipe, recovery, brief),
         "cooperative": System(
@@ -95,7 +95,7 @@ def systems() -> dict[str, System]:
             lambda: ep.MultiscaleEBM(net(), SIGMAS, base_sigma=0.4),
             ep.objectives.MultiscaleScoreMatching(),
             2.0,
-            {"schedule": schedule, "force_dtype": BRIEF},
+            {"schedule": temperatures, "force_dtype": BRIEF},
         ),
         "persistent": System(plain, lasting, 22.0, long),
         "hybrid": System(
@@ -243,7 +243,8 @@ def ablation(file: Path, x: Tensor, seconds: float, footing: Footing) -> Iterato
         model.initializer = initializer if name == "learned initializer" else None
         for moves in ABLATION:
             torch.manual_seed(2)
-            began, options = time.process_time(), {"steps": moves, "denoise": True, "micro_batch": 100}
+            began = time.process_time()
+            options: dict[str, Any] = {"steps": moves, "denoise": True, "micro_batch": 100}
             if name == "neither":
                 made = ep.levels.generate(model, torch.Size((count,)), **options)
             else:

@@ -28,13 +28,12 @@ from torch import Tensor, nn
 import energyppl as ep
 from tests.benchmarks.budget import training_within
 from tests.benchmarks.likelihood import read_arrays, split
-from tests.benchmarks.warm_systems import chains_at_data, close_levels, in_coordinates_of, joint
+from tests.benchmarks.warm_systems import close_levels, in_coordinates_of, joint
 
 RATE = 2e-4  # of what goes on from trained weights
 LEVELS = ep.NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0)
 SIGMAS = torch.logspace(0.6, -1.0, 32)  # of MDSM, in standard deviations; the last is level 0's
 CHAINS = 4096
-FITTED = 200  # rows for each level, that the joint energy's offsets are fitted to
 SAMPLES = 1000
 BRIDGE = ep.normalizing.BAR(192)  # fewer particles than the default: there are ten log Z's to a split
 
@@ -58,7 +57,7 @@ def table_systems() -> dict[str, TableSystem]:
             lambda ebm, x: in_coordinates_of(ebm, cooperative(ebm.net)),
             lambda model, x: ep.CooperativeRecovery(),
         ),
-        "joint": TableSystem(joint_from_scratch, lambda ebm, x: joint(ebm, x, FITTED), joint_likelihood),
+        "joint": TableSystem(joint_from_scratch, joint, joint_likelihood),
         "multi-scale": TableSystem(
             lambda size: ep.MultiscaleEBM(ep.MLPEnergy((size,), levels=1), SIGMAS),
             lambda ebm, x: in_coordinates_of(ebm, ep.MultiscaleEBM(AtLevel0(ebm), SIGMAS)),
@@ -85,7 +84,10 @@ def joint_from_scratch(size: int) -> ep.JointEBM:
 
 def joint_likelihood(model: ep.JointEBM, x: Tensor) -> ep.PersistentLikelihood:
     """Persistent likelihood with a level tie, whose chains begin at data of all levels."""
-    return ep.PersistentLikelihood(buffer=chains_at_data(model, x, CHAINS), tie=1.0)
+    chains = ep.objectives.ChainBuffer(model.event_shape, CHAINS, model.levels)
+    clean = model.to_unit(x[torch.randint(len(x), (CHAINS,))])
+    chains.x.copy_(model.schedule.diffuse(clean, chains.level))
+    return ep.PersistentLikelihood(buffer=chains, tie=1.0)
 
 
 class AtLevel0(nn.Module):

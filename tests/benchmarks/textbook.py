@@ -23,6 +23,8 @@ class TextbookEnergy(nn.Module):
         self.readout = nn.Linear(hidden, 1)
         self.embedding = embedding
 
+    frequencies: Tensor
+
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         half = torch.exp(torch.arange(self.embedding // 2) * (-math.log(1e4) / (self.embedding // 2)))
         angle = level[:, None] * half

@@ -84,9 +84,9 @@ def prepare(folder: Path, rows: int, steps: int | None) -> None:
 def chains(name: str, count: int, draws: int, warmup: int) -> None:
     """Sample the banana in this process, and print what came of it as JSON; each row of chains runs this."""
     begin = time.perf_counter()
-    from tests.benchmarks import samplers
+    from tests.benchmarks import peers, sampler_targets, samplers
 
-    imported = time.perf_counter() - begin if name in samplers.PEERS else 0.0
+    imported = time.perf_counter() - begin if name in peers.PEERS else 0.0
     adapter, missing, most = samplers.find(name)
     if adapter is None or count > most:
         print(json.dumps({"missing": missing or f"not asked for {count} chains"}))
@@ -94,7 +94,7 @@ def chains(name: str, count: int, draws: int, warmup: int) -> None:
     import torch
 
     torch.manual_seed(0)
-    problem = samplers.Problem("banana", samplers.make("banana"), torch.randn(count, 2), draws, warmup, 0)
+    problem = peers.Problem("banana", sampler_targets.make("banana"), torch.randn(count, 2), draws, warmup, 0)
     found = adapter(problem)
     begin = time.perf_counter()
     ess, r_hat = samplers.quality(found.draws)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl.autodiff import energy_only
 from tests.benchmarks.image_training import BRIEF
 
 MOVES = 10
@@ -139,8 +140,8 @@ def travelled(model: ep.JointEBM, clean: Tensor, moves: int) -> str:
     x, sweeps = model.schedule.diffuse(images, begun), moves // 5
     run = ep.levels.move_jointly(model, x, begun, sweeps=sweeps, num_steps=5, neighbours=True)
     potential = model.potential(run.level)
-    fresh = [ep.autodiff.energy_only(potential, model.schedule.diffuse(images, run.level)) for _ in range(8)]
-    excess = ep.autodiff.energy_only(potential, run.x) - torch.stack(fresh).mean(0)
+    fresh = [energy_only(potential, model.schedule.diffuse(images, run.level)) for _ in range(8)]
+    excess = energy_only(potential, run.x) - torch.stack(fresh).mean(0)
     thirds = torch.bincount(3 * run.level // model.levels, minlength=3).tolist()
     accepted, far = (run.path[1:] != run.path[:-1]).float().mean(), (run.level - begun).abs().float().mean()
     return (
