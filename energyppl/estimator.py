@@ -42,7 +42,7 @@ class EnergyDensity:
     Args:
         steps: updates at most; what suits the model if None, like all that follows where it is None.
         batch_size: rows in a batch.
-        learning_rate: of Adam.
+        learning_rate: the optimizer's.
         weight_decay: of the network's weights.
         levels: noise levels, at least 1; 6 in one and two columns, 20 above, if None.
         hidden: width of the network's hidden layers.

@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 __all__ = [
     "AdamW",
     "OpOverload",
+    "Optimizer",
     "TorchDispatchMode",
     "WeakTensorKeyDictionary",
     "below_autograd",
@@ -36,16 +37,21 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 """A context in which operations go past autograd, so that none of its bookkeeping is paid for."""
 
 
-class AdamW(torch.optim.AdamW):
-    """Torch's AdamW without what shields it from torch's compiler, which takes two seconds to import.
+class Optimizer(torch.optim.Optimizer):
+    """Torch's optimizer without what shields it from torch's compiler, which takes two seconds to import.
 
     Not to be used inside ``torch.compile``.
     """
 
-    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
-    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
-    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class AdamW(Optimizer, torch.optim.AdamW):
+    """Torch's AdamW, likewise."""
+
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 

@@ -111,7 +111,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="training steps at most, after half as many with --missing impute; more than a finished run made extend "
-        "it (default: 1500, or 1200 above two coordinates)",
+        "it (default: 1500, or 1000 above two coordinates)",
     )
     parser.add_argument(
         "--levels", type=int, metavar="N", help="noise levels (default: 6, or 20 above two coordinates)"
@@ -121,7 +121,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
         "--learning-rate",
         type=float,
         metavar="X",
-        help="Adam's learning rate (default: .004, or .003 above two coordinates)",
+        help="the optimizer's learning rate (default: .01)",
     )
 
 

@@ -70,7 +70,7 @@ def fit_conditional(
         steps: updates at most; 2000 if None.
         levels: of noise; 20 if None.
         batch_size: rows in a batch; 256 if None.
-        learning_rate: of Adam; .002 if None.
+        learning_rate: the optimizer's; .002 if None.
         seed: of everything random.
         checkpoint: a file to keep the run in; if it exists the run goes on from it.
         device: where to train, such as ``"cuda"``.

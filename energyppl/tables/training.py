@@ -74,7 +74,7 @@ class FitSettings:
 
     def resolved(self, width: int) -> "FitSettings":
         """Return the settings for so many coordinates, with a number wherever there was None."""
-        steps, levels = (1500, 6) if width <= 2 else (1200, 20)
+        steps, levels = (1500, 6) if width <= 2 else (1000, 20)
         return replace(self, steps=self.steps or steps, levels=self.levels or levels, batch_size=self.batch_size or 512)
 
 
@@ -179,11 +179,11 @@ def fit(
             by draws of a Gaussian of the coordinates first and, after a first training of half as many steps, by
             conditional chains of the model itself (a stochastic EM of two rounds; Celeux & Diebolt 1985).
         transforms: for columns by name, how they are taken, as :meth:`energyppl.data.TableTransform.fit` says.
-        steps: updates at most; 1500, or 1200 above two coordinates, if None.  Half as many more come before them where
+        steps: updates at most; 1500, or 1000 above two coordinates, if None.  Half as many more come before them where
             gaps are filled, and are no part of the model's ``curves``.
         levels: of noise; 6, or 20 above two coordinates, if None.
         batch_size: rows in a batch; 512 if None.
-        learning_rate: of Adam; .004, or .003 above two coordinates, if None.
+        learning_rate: the optimizer's; .01 if None.
         seed: of everything random.
         checkpoint: a file to keep the run in; if it exists the run goes on from it.  Filled gaps are kept beside it, in
             a file of its name that ends in ``.completed.ckpt``.

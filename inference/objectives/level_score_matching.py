@@ -262,16 +262,20 @@ class LevelScoreMatching:
         if given:  # a measure in nats that may lie near 0, of which 2 % is next to nothing
             options["patience"] = 20
         elif size > _PLANE:
-            options |= {"steps": 1200, "batch_size": 512}
+            options |= {"steps": 1000, "batch_size": 512}
         return options
 
     def default_learning_rate(self, model: LevelModel) -> float | None:
-        """Return 3e-3 for tables, 2e-3 in the plane and with contexts, 6e-3 for images; None for what others take."""
+        """Return .01 for SOAP; for AdamW 6e-3 for images, 2e-3 with contexts, and None for what others take."""
         if not is_continuous(model):
             return None
         if is_image(model):
             return 6e-3
-        return 3e-3 if model.event_shape.numel() > _PLANE and not getattr(model, "condition_dims", 0) else 2e-3
+        return 0.01 if self.suits_soap(model) else 2e-3
+
+    def suits_soap(self, model: LevelModel) -> bool:
+        """Tell whether a network is a continuous one of rows of numbers without contexts."""
+        return is_continuous(model) and not is_image(model) and not getattr(model, "condition_dims", 0)
 
     def settle(self, model: LevelModel, state: KernelState, data: Tensor) -> None:
         """Give the chains step sizes that suit the trained energies, from some rows of the training data."""

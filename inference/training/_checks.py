@@ -230,3 +230,9 @@ def default_learning_rate(objective: object, model: object, data: Tensor) -> flo
     """Return the learning rate that suits an objective, if it knows one, or else points of these dimensions."""
     own = objective.default_learning_rate(model) if isinstance(objective, Paced) else None
     return own or (4e-3 if math.prod(data.shape[1:]) <= 2 else 1e-3)
+
+
+def suits_soap(objective: object, model: object) -> bool:
+    """Tell whether an objective says that SOAP suits a model better than AdamW."""
+    suits: Any = getattr(objective, "suits_soap", None)
+    return False if suits is None else bool(suits(model))

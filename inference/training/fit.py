@@ -63,11 +63,13 @@ def fit(
             ``DataLoader`` included), or an iterable's first batches.
         options: how to optimize; those that suit the objective if None.
         steps: updates at most, with the other options as they suit the objective.
-        optimizer: makes an optimizer of a list of parameters, such as ``functools.partial(torch.optim.SGD, lr=0.01)``;
-            with AdamW's place it takes that of the options' learning rate and weight decay.  AdamW if None.
+        optimizer: makes an optimizer of a list of parameters, such as ``functools.partial(torch.optim.SGD, lr=0.01)``,
+            which has a learning rate and a weight decay of its own in place of the options'.  If None
+            :class:`~energyppl.inference.training.SOAP` where the objective says that it suits the model, as
+            score matching tied across levels does for rows of numbers and recovery likelihood in the plane, else AdamW.
         scheduler: makes a learning-rate scheduler of the optimizer, such as
             ``functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.01, total_steps=1500)``; a warm-up and a
-            cosine decay of AdamW's if None, nothing beside another optimizer.
+            cosine decay if neither is given, nothing beside another optimizer.
         checkpoint: a file to keep the run in, written at every evaluation; if it exists the run goes on from it.
         device: move the model there first, such as ``"cuda"``; data follow the model, which stays there.
         progress: show a bar with the loss, the energy gap and the acceptance.

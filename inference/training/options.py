@@ -20,8 +20,8 @@ class TrainingOptions:
     Args:
         steps: updates at most.
         batch_size: rows in a batch; all of the data if they are fewer.
-        learning_rate: Adam's, after a short warm-up and before its cosine decay to zero; if None what suits the
-            objective, or else 4e-3 in one and two dimensions and 1e-3 above.
+        learning_rate: the optimizer's, after a short warm-up and before its cosine decay to zero; if None what suits
+            the objective, or else 4e-3 in one and two dimensions and 1e-3 above.
         ema: decay of the averaged weights that the model ends with.
         clip: a gradient longer than this many times its recent length is shortened to that.
         evaluate_every: updates between evaluations on held-out data, which are also when a checkpoint is written.

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from energyppl.autodiff.private import AdamW
 from energyppl.errors import InvalidInput
 from energyppl.inference.training.options import TrainingOptions
+from energyppl.inference.training.soap import SOAP
 
 __all__ = ["MakeOptimizer", "MakeScheduler", "Updates"]
 
@@ -23,7 +24,7 @@ MakeScheduler = Callable[[Optimizer], LRScheduler]
 
 
 class Updates:
-    """AdamW with a warm-up and a cosine decay, or an optimizer and a scheduler of a user's own.
+    """AdamW or SOAP with a warm-up and a cosine decay, or an optimizer and a scheduler of a user's own.
 
     With an optimizer of its own the learning rate is the optimizer's, and with a scheduler the scheduler's, which is
     stepped once after each update (``ReduceLROnPlateau`` after each evaluation, with the held-out measure).
@@ -31,8 +32,9 @@ class Updates:
     Args:
         model: whose parameters are updated.
         state: of the objective, whose parameters are updated without weight decay.
-        options: the length of the run, the weight decay and the learning rate of AdamW.
-        learning_rate: the largest one of AdamW.
+        options: the length of the run, the weight decay and the learning rate of AdamW or SOAP.
+        learning_rate: the largest one of these.
+        by_soap: update by SOAP in place of AdamW.
         optimizer: makes another one.
         scheduler: makes the scheduler of either.
 
@@ -49,16 +51,18 @@ class Updates:
         learning_rate: float,
         optimizer: MakeOptimizer | None,
         scheduler: MakeScheduler | None,
+        *,
+        by_soap: bool = False,
     ) -> None:
         self._options, self._largest = options, learning_rate
         groups: list[dict[str, Any]] = [
             {"params": [p for p in part.parameters() if p.requires_grad], "weight_decay": decay}
             for part, decay in ((model, options.weight_decay), (state, 0.0))
         ]
+        groups = [group for group in groups if group["params"]]
         if optimizer is None:
-            self._optimizer: Optimizer = AdamW(
-                [group for group in groups if group["params"]], lr=learning_rate, fused=True
-            )
+            made = SOAP(groups, lr=learning_rate) if by_soap else AdamW(groups, lr=learning_rate, fused=True)
+            self._optimizer: Optimizer = made
         else:
             self._optimizer = _own_optimizer(optimizer, [p for group in groups for p in group["params"]], options)
         self._scheduler = None if scheduler is None else _own_scheduler(scheduler, self._optimizer)
@@ -105,8 +109,8 @@ class Updates:
         Raises:
             ValueError: for states that don't fit, or are not finite.
         """
-        if isinstance(self._optimizer, AdamW):
-            _load_adam(self._optimizer, optimizer, any_settings=self._scheduler is not None)
+        if isinstance(self._optimizer, (AdamW, SOAP)):
+            _load_moments(self._optimizer, optimizer, any_settings=self._scheduler is not None)
         else:
             _require_finite(optimizer["state"])
             self._optimizer.load_state_dict(optimizer)
@@ -149,8 +153,8 @@ def _own_scheduler(make: MakeScheduler, optimizer: Optimizer) -> LRScheduler:
     return made
 
 
-def _load_adam(optimizer: Optimizer, state: dict[str, Any], *, any_settings: bool) -> None:
-    """Load Adam's moments, in the memory order of the weights: fused Adam updates moments of another order otherwise.
+def _load_moments(optimizer: AdamW | SOAP, state: dict[str, Any], *, any_settings: bool) -> None:
+    """Load moments, in the memory order of the weights: fused Adam updates moments of another order otherwise.
 
     Raises:
         ValueError: for other settings than the optimizer's, which only a scheduler may change, or moments that don't
@@ -166,10 +170,11 @@ def _load_adam(optimizer: Optimizer, state: dict[str, Any], *, any_settings: boo
         raise ValueError("the optimizer's moments are of other weights")
     for index, moments in state["state"].items():
         weight = weights[index]
-        if set(moments) != {"step", "exp_avg", "exp_avg_sq"} or moments["step"].shape != ():
+        shapes = _shapes(optimizer, weight)
+        if set(moments) != set(shapes) or moments["step"].shape != ():
             raise ValueError("the optimizer's moments are of another optimizer")
-        for name in ("exp_avg", "exp_avg_sq"):
-            if moments[name].shape != weight.shape or moments[name].dtype != weight.dtype:
+        for name, shape in shapes.items():
+            if tuple(moments[name].shape) != shape or (name != "step" and moments[name].dtype != weight.dtype):
                 raise ValueError("the optimizer's moments don't fit the weights")
         _require_finite(moments)
         if bool((moments["exp_avg_sq"] < 0).any()) or not float(moments["step"]) >= 0:
@@ -180,6 +185,13 @@ def _load_adam(optimizer: Optimizer, state: dict[str, Any], *, any_settings: boo
         for name in ("exp_avg", "exp_avg_sq"):
             moment = optimizer.state[weight][name]
             optimizer.state[weight][name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
+
+
+def _shapes(optimizer: AdamW | SOAP, weight: Tensor) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor that an optimizer keeps for a weight, by name."""
+    if isinstance(optimizer, SOAP):
+        return optimizer.shapes(weight)
+    return {"step": (), "exp_avg": tuple(weight.shape), "exp_avg_sq": tuple(weight.shape)}
 
 
 def _groups(*states: dict[str, Any]) -> list[list[dict[str, Any]]]:

@@ -207,8 +207,8 @@ def main(arguments: list[str]) -> None:
             draws = args.draws or (500 if chains < 1000 else 200 if chains < 10_000 else 50)
             print(f"\n{target}, {chains:,} chains, {args.warmup} moves of warm-up, {draws} draws")
             print("  ".join([f"{'':24}", *[head for head, _, _ in COLUMNS], "off"]), flush=True)
-            for name, (adapter, _, limit_of_chains) in found.items():
-                if adapter is None or chains > limit_of_chains:
+            for name, (adapter, _, at_most) in found.items():
+                if adapter is None or chains > at_most:
                     continue
                 runs: list[dict[str, Any]] = []
                 said: set[str] = set()

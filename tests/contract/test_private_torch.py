@@ -31,9 +31,9 @@ class Watch(private.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def adam_steps(optimizer: type[torch.optim.Optimizer]) -> Tensor:
+def adam_steps(optimizer: Callable[..., torch.optim.Optimizer]) -> Tensor:
     weight = nn.Parameter(torch.arange(1.0, 6.0))
-    updates = optimizer([weight], lr=0.1, weight_decay=0.2)  # type: ignore[call-arg]
+    updates = optimizer([weight], lr=0.1, weight_decay=0.2)
     for _ in range(5):
         updates.zero_grad()
         weight.square().sum().backward()
@@ -46,6 +46,18 @@ def adam_steps(optimizer: type[torch.optim.Optimizer]) -> Tensor:
 
 def check_adam() -> None:
     assert torch.equal(adam_steps(private.AdamW), adam_steps(torch.optim.AdamW))
+
+
+def check_optimizer() -> None:
+    class Descent(private.Optimizer):
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            with torch.no_grad():
+                for weight in self.param_groups[0]["params"]:
+                    weight.sub_(weight.grad, alpha=self.param_groups[0]["lr"])
+                    self.state[weight]["step"] = self.state[weight].get("step", 0) + 1
+
+    found = adam_steps(lambda weights, lr, weight_decay: Descent(weights, {"lr": lr}))
+    assert torch.allclose(found, 0.8**5 * torch.arange(1.0, 6.0))
 
 
 def check_overload() -> None:
@@ -151,6 +163,7 @@ def check_values() -> None:
 CHECKS: dict[str, Callable[[], None]] = {
     "AdamW": check_adam,
     "OpOverload": check_overload,
+    "Optimizer": check_optimizer,
     "TorchDispatchMode": check_dispatch,
     "WeakTensorKeyDictionary": check_weak_keys,
     "below_autograd": check_below_autograd,

@@ -11,11 +11,13 @@ from torch.optim import lr_scheduler
 
 import energyppl as ep
 from energyppl.errors import CheckpointError
+from energyppl.inference.training import SOAP
 
 OPTIONS = ep.TrainingOptions(steps=12, batch_size=16, evaluate_every=3)
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
 PAIRS: dict[str, tuple[Any, Any]] = {
     "SGD": (SGD, None),
+    "SOAP": (partial(SOAP, lr=0.01), None),
     **({"Adafactor": (torch.optim.Adafactor, None)} if hasattr(torch.optim, "Adafactor") else {}),  # from torch 2.5 on
     "RMSprop, steps": (partial(torch.optim.RMSprop, lr=0.01), partial(lr_scheduler.StepLR, step_size=5)),
     "AdamW, one cycle": (None, partial(lr_scheduler.OneCycleLR, max_lr=0.01, total_steps=12)),
