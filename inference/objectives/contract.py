@@ -59,8 +59,9 @@ class Objective(Protocol):
 
     It may have more, of which training makes use: ``keeps_best = True`` leaves the model with the weights of its best
     ``measure`` in place of the averaged ones; ``default_options(model)`` returns arguments of ``TrainingOptions``;
-    ``settle(model, state, data)`` is called once when training ends; ``suits_soap(model)`` tells whether weights are
-    updated by :class:`~energyppl.inference.training.SOAP` in place of AdamW; and see :class:`Paced`.
+    ``settle(model, state, data)`` is called once when training ends; ``default_weight_decay(model, rows)`` is
+    taken where the options have none; ``suits_soap(model)`` tells whether weights are updated by
+    :class:`~energyppl.inference.training.SOAP` in place of AdamW; and see :class:`Paced`.
 
     Example:
         >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))

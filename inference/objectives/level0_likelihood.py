@@ -166,6 +166,10 @@ class Level0Likelihood:
         """Return 1e-4: chains must keep up with the energy."""
         return 1e-4
 
+    def default_weight_decay(self, model: LevelModel, rows: int) -> float:
+        """Return the score matching's."""
+        return self.score.default_weight_decay(model, rows)
+
     def settle(self, model: LevelModel, state: Level0State, data: Tensor) -> None:
         """Give the model's chains step sizes, as score matching does, and fit the tilt of a network that has one."""
         self.score.settle(model, state, data)

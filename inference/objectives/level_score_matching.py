@@ -30,6 +30,7 @@ _NOISY = -4.0
 _EACH_COLUMN = 0.25  # weight of the mass contrast
 _PLANE = 2  # columns, above which larger batches fit validation rows better
 _REPEATS = 4  # noises for each held-out row
+_DECAYED_ROWS = 3000  # of a table, beyond which weights decay less: a prior counts as so many rows
 _TUNED_ROWS = 1024
 _INTEGRATED_ROWS, _TOLERANCE = 256, 1e-2  # whose log Z is integrated at each evaluation
 _TUNED_IMAGES = 4  # at each level
@@ -258,8 +259,6 @@ class LevelScoreMatching:
             return {"steps": 10_000, "batch_size": 64, "ema": 0.9999, "evaluate_every": 500} | dropped
         size, given = model.event_shape.numel(), bool(getattr(model, "condition_dims", 0))
         options = {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50}
-        if size > _PLANE:  # a table's rows are few for its columns
-            options["weight_decay"] = 0.3 if self.suits_soap(model) else 1.0  # SOAP's rate is three times AdamW's
         if given:  # a measure in nats that may lie near 0, of which 2 % is next to nothing
             options["patience"] = 20
         elif size > _PLANE:
@@ -273,6 +272,12 @@ class LevelScoreMatching:
         if is_image(model):
             return 6e-3
         return 0.01 if self.suits_soap(model) else 2e-3
+
+    def default_weight_decay(self, model: LevelModel, rows: int) -> float:
+        """Return 0 in the plane, for images and for whole levels; else 1, and less the more rows beyond 3,000."""
+        if not is_continuous(model) or is_image(model) or model.event_shape.numel() <= _PLANE:
+            return 0.0
+        return min(1.0, _DECAYED_ROWS / rows) if self.suits_soap(model) else 1.0
 
     def suits_soap(self, model: LevelModel) -> bool:
         """Tell whether a network is a continuous one of rows of numbers without contexts."""

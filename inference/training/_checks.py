@@ -232,6 +232,12 @@ def default_learning_rate(objective: object, model: object, data: Tensor) -> flo
     return own or (4e-3 if math.prod(data.shape[1:]) <= 2 else 1e-3)
 
 
+def default_weight_decay(objective: object, model: object, rows: int) -> float:
+    """Return the weight decay that suits an objective and a number of rows, if it knows one, or else 0."""
+    suited: Any = getattr(objective, "default_weight_decay", None)
+    return 0.0 if suited is None else float(suited(model, rows))
+
+
 def suits_soap(objective: object, model: object) -> bool:
     """Tell whether an objective says that SOAP suits a model better than AdamW."""
     suits: Any = getattr(objective, "suits_soap", None)

@@ -31,7 +31,7 @@ class TrainingOptions:
         label_drop: share of rows whose label is hidden at each update, or of updates whose contexts are: the energy
             without a class or a context is learned too.  If None 0.1 of the labels, and no contexts.
         weight_decay: decoupled decay of the model's weights (Loshchilov & Hutter 2019): each update shrinks them by
-            this times the learning rate.
+            this times the learning rate; if None what suits the objective and the number of rows, or else 0.
         max_gap: energy gap, in nats for each dimension, beyond which training counts as diverged.
 
     Example:
@@ -47,7 +47,7 @@ class TrainingOptions:
     evaluate_every: int = 100
     patience: int = 10
     tolerance: float = 0.02
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
     max_gap: float = 100.0
     label_drop: float | None = None
 
@@ -58,9 +58,12 @@ class TrainingOptions:
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
         for name in ("tolerance", "weight_decay"):
-            check_number(name, getattr(self, name))
-            if getattr(self, name) < 0.0:
-                raise InvalidInput(f"{name} must not be negative; got {getattr(self, name)}: 0 turns it off")
+            value = getattr(self, name)
+            if value is None and name == "weight_decay":
+                continue
+            check_number(name, value)
+            if value < 0.0:
+                raise InvalidInput(f"{name} must not be negative; got {value}: 0 turns it off")
         if self.label_drop is not None:
             check_number("label_drop", self.label_drop)
         if self.label_drop is not None and not 0.0 <= self.label_drop <= 1.0:

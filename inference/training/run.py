@@ -19,6 +19,7 @@ from energyppl.inference.training._checks import (
     checked_objective,
     clipped_apart,
     default_learning_rate,
+    default_weight_decay,
     one_condition,
     suits_soap,
 )
@@ -112,9 +113,14 @@ class Training:
         self.stopped = ""
         self._guard = Guard(self.options.max_gap * math.prod(self._source.sample.shape[1:]))
         rate = self.options.learning_rate or default_learning_rate(self.objective, model, self._source.sample)
+        decay = self.options.weight_decay
+        if decay is None:
+            decay = default_weight_decay(self.objective, model, len(self._source.sample))
         by_soap = suits_soap(self.objective, model)
         self._weights = [p for p in (*model.parameters(), *self.state.parameters()) if p.requires_grad]
-        self._updates = Updates(model, self.state, self.options, rate, optimizer, scheduler, by_soap=by_soap)
+        self._updates = Updates(
+            model, self.state, self.options, rate, optimizer, scheduler, weight_decay=decay, by_soap=by_soap
+        )
         self._clip = GradientClip(clipped_apart(model, self._weights), self.options.clip)
         self._ema = Ema(self._weights, self.options.ema)
         self._early = EarlyStop(self._everything(), self.options.patience, self.options.tolerance)

@@ -32,11 +32,12 @@ class Updates:
     Args:
         model: whose parameters are updated.
         state: of the objective, whose parameters are updated without weight decay.
-        options: the length of the run, the weight decay and the learning rate of AdamW or SOAP.
+        options: the length of the run, and the learning rate if it is the options'.
         learning_rate: the largest one of these.
-        by_soap: update by SOAP in place of AdamW.
         optimizer: makes another one.
         scheduler: makes the scheduler of either.
+        weight_decay: of AdamW or SOAP.
+        by_soap: update by SOAP in place of AdamW.
 
     Raises:
         InvalidInput: for anything but functions that make such things, an optimizer that needs a closure, and a
@@ -52,12 +53,13 @@ class Updates:
         optimizer: MakeOptimizer | None,
         scheduler: MakeScheduler | None,
         *,
+        weight_decay: float = 0.0,
         by_soap: bool = False,
     ) -> None:
         self._options, self._largest = options, learning_rate
         groups: list[dict[str, Any]] = [
             {"params": [p for p in part.parameters() if p.requires_grad], "weight_decay": decay}
-            for part, decay in ((model, options.weight_decay), (state, 0.0))
+            for part, decay in ((model, weight_decay), (state, 0.0))
         ]
         groups = [group for group in groups if group["params"]]
         if optimizer is None:

@@ -100,6 +100,22 @@ def test_objectives_say_whom_it_suits(name: str) -> None:
     assert own.state_dict()["updates"] == "SGD"
 
 
+def decay_of(model: Any, rows: int, options: ep.TrainingOptions | None = None) -> float:
+    objective = ep.objectives.LevelScoreMatching()
+    run = ep.Training(copy.deepcopy(model), torch.randn(rows, *model.event_shape), objective, options=options)
+    groups: list[dict[str, Any]] = run.state_dict()["optimizer"]["param_groups"]
+    return float(groups[0]["weight_decay"])
+
+
+def test_weights_of_tables_decay_less_the_more_rows_there_are() -> None:
+    table = SUITED["score"][0]
+    assert decay_of(table, 900) == 1.0
+    assert decay_of(table, 10_000) == pytest.approx(3000 / 9000)  # a tenth of the rows is held out
+    assert decay_of(table, 10_000, ep.TrainingOptions(weight_decay=0.5)) == 0.5
+    assert decay_of(network(), 900) == 0.0
+    assert decay_of(IMAGES, 30) == 0.0
+
+
 DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no basis": lambda kept: kept.pop("left_basis"),
     "another size": lambda kept: kept.update(right=torch.eye(3)),
