@@ -114,7 +114,7 @@ class Training:
         self._guard = Guard(self.options.max_gap * math.prod(self._source.sample.shape[1:]))
         rate = self.options.learning_rate or default_learning_rate(self.objective, model, self._source.sample)
         decay = self.options.weight_decay
-        if decay is None:
+        if decay is None:  # of rows that are read on the way the sample is a part, but a large one
             decay = default_weight_decay(self.objective, model, len(self._source.sample))
         by_soap = suits_soap(self.objective, model)
         self._weights = [p for p in (*model.parameters(), *self.state.parameters()) if p.requires_grad]
