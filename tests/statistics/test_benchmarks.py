@@ -45,7 +45,8 @@ SMALL = {
     "samplers": "--targets banana --chains 4 --draws 20 --warmup 20",
     "sbi": "two_moons --simulations 200 --observations 1 --steps 2 --draws 30 --tried 2000",
     "silent_misses": "'two Gaussians 20 apart, 2-D' --repeats 1",
-    "systems": "{images} {images} --seconds 0.01 --steps 20 --classifier-steps 5 --samples 20 --chains 4",
+    "systems": "{images} {images} recovery contrastive --seconds 0.01 --steps 20 --classifier-steps 5 --samples 20 "
+    "--chains 4",
     "table_systems": "{table} rows --seconds 0.01",
     "tables": "{table} --steps 2",
     "temperature": "--scale 0.07",
