@@ -267,11 +267,11 @@ class LevelScoreMatching:
 
     def default_learning_rate(self, model: LevelModel) -> float | None:
         """Return .01 for SOAP; for AdamW 6e-3 for images, 2e-3 with contexts, and None for what others take."""
+        if self.suits_soap(model):
+            return 0.01
         if not is_continuous(model):
             return None
-        if is_image(model):
-            return 6e-3
-        return 0.01 if self.suits_soap(model) else 2e-3
+        return 6e-3 if is_image(model) else 2e-3
 
     def default_weight_decay(self, model: LevelModel, rows: int) -> float:
         """Return 0 in the plane, for images and for whole levels; else 1, and less the more rows beyond 3,000."""

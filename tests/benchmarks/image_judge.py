@@ -88,7 +88,15 @@ def long_runs(model: Any, clean: Tensor, moves: int, kernel: ep.MALA, kept: int 
     potential = ep.potentials.Standardized(model.potential(0), model.loc, model.scale)
     fresh = torch.stack([energy_only(potential, model.diffuse(clean, 0)) for _ in range(8)])
     start = model.diffuse(clean, 0)
-    options: dict[str, Any] = {"draws": kept, "thin": moves // kept, "warmup": 100, "progress": False}
-    draws = ep.sample_chains(kernel, potential, init=start, chains=len(clean), **options).draws
-    energies = torch.stack([energy_only(potential, draws[:, i]) for i in range(kept)])
-    return LongRuns(draws, energies, fresh)
+    chains = ep.sample_chains(
+        kernel,
+        potential,
+        init=start,
+        chains=len(clean),
+        draws=kept,
+        thin=moves // kept,
+        warmup=100,
+        progress=False,
+    )
+    energies = torch.stack([energy_only(potential, chains.draws[:, i]) for i in range(kept)])
+    return LongRuns(chains.draws, energies, fresh)
