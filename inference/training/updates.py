@@ -173,7 +173,7 @@ def _load_moments(optimizer: AdamW | SOAP, state: dict[str, Any], *, any_setting
     for index, moments in state["state"].items():
         weight = weights[index]
         shapes = _shapes(optimizer, weight)
-        if set(moments) != set(shapes) or moments["step"].shape != ():
+        if set(moments) != set(shapes):
             raise ValueError("the optimizer's moments are of another optimizer")
         for name, shape in shapes.items():
             if tuple(moments[name].shape) != shape or (name != "step" and moments[name].dtype != weight.dtype):

@@ -109,12 +109,14 @@ class ScaleMixture(nn.Module):
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """Return the energies of points ``(*batch, size)`` at log-SNRs ``()`` or ``(*batch,)``, normalized."""
-        if self.clusters > 1:
-            return self._axes_energy(x, log_snr) + self._clusters_energy(x, log_snr)
-        return self._axes_energy(x, log_snr)
+        constant = 0.5 * x.shape[-1] * math.log(2.0 * math.pi)
+        if self.clusters == 1:
+            return constant + self._axes_energy(x, log_snr)
+        energy = self._clusters_energy(x, log_snr)
+        return constant + (energy + self._axes_energy(x, log_snr) if self.heavy else energy)
 
     def _clusters_energy(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        """Return minus the log of the clusters' densities, without the constant that all axes have."""
+        """Return minus the log of the clusters' densities, without the constant of π."""
         count, size = self.clusters, x.shape[-1]
         signal, noise = log_snr.sigmoid()[..., None, None], (-log_snr).sigmoid()[..., None, None]
         along = (x @ self.cluster_axes[:count].transpose(0, 1).reshape(size, -1)).unflatten(-1, (count, size))
@@ -124,17 +126,16 @@ class ScaleMixture(nn.Module):
         return -log_density.logsumexp(-1)
 
     def _axes_energy(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        """Return the energies of the product over axes; one whose axis is 0 adds its constant."""
+        """Return the energies of the product over axes, likewise; of one whose axis is 0 it is 0."""
         along = (x @ self.axes).square()
-        constant = 0.5 * x.shape[-1] * math.log(2.0 * math.pi)
         if not self.heavy:
             log_snr = log_snr[..., None]
             variance = log_snr.sigmoid() * self.variances[:, 0] + (-log_snr).sigmoid()
-            return constant + 0.5 * (along / variance + variance.log()).sum(-1)
+            return 0.5 * (along / variance + variance.log()).sum(-1)
         log_snr = log_snr[..., None, None]
         variance = log_snr.sigmoid() * self.variances + (-log_snr).sigmoid()
         log_density = self.log_weights - 0.5 * (along.unsqueeze(-1) / variance + variance.log())
-        return constant - log_density.logsumexp(-1).sum(-1)
+        return -log_density.logsumexp(-1).sum(-1)
 
     def saturated(self, x: Tensor) -> Tensor:
         """Return points whose coordinates bend towards ± 6 widths, so that a far one leaves the others as they are."""
