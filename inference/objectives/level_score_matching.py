@@ -266,12 +266,10 @@ class LevelScoreMatching:
         return options
 
     def default_learning_rate(self, model: LevelModel) -> float | None:
-        """Return .01 for SOAP; for AdamW 6e-3 for images, 2e-3 with contexts, and None for what others take."""
+        """Return .01 for SOAP, 2e-3 with contexts, and None for whole levels, which take what is usual."""
         if self.suits_soap(model):
             return 0.01
-        if not is_continuous(model):
-            return None
-        return 6e-3 if is_image(model) else 2e-3
+        return 2e-3 if is_continuous(model) else None
 
     def default_weight_decay(self, model: LevelModel, rows: int) -> float:
         """Return 0 in the plane, for images and for whole levels; else 1, and less the more rows beyond 3,000."""
@@ -280,8 +278,8 @@ class LevelScoreMatching:
         return min(1.0, _DECAYED_ROWS / rows) if self.suits_soap(model) else 1.0
 
     def suits_soap(self, model: LevelModel) -> bool:
-        """Tell whether a network is a continuous one of rows of numbers without contexts."""
-        return is_continuous(model) and not is_image(model) and not getattr(model, "condition_dims", 0)
+        """Tell whether a network is a continuous one without contexts."""
+        return is_continuous(model) and not getattr(model, "condition_dims", 0)
 
     def settle(self, model: LevelModel, state: KernelState, data: Tensor) -> None:
         """Give the chains step sizes that suit the trained energies, from some rows of the training data."""

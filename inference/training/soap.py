@@ -11,7 +11,7 @@ from energyppl.errors import InvalidInput
 
 __all__ = ["SOAP"]
 
-_LARGEST = 512  # rows or columns of a matrix, beyond which its eigenvectors cost more than they save
+_LARGEST = 1024  # rows or columns of a matrix, beyond which its eigenvectors cost more than they save
 _SIDES = ("left", "right")
 _EXACT = (torch.float32, torch.float64)  # whose eigenvectors torch computes
 
@@ -21,8 +21,9 @@ class SOAP(Optimizer):
 
     The averages of G Gᵀ and Gᵀ G of a matrix's gradients G (Shampoo; Gupta, Koren & Singer 2018) have eigenvectors
     along which the loss is steep or flat; Adam scales its steps along those, in place of along single weights.  The
-    eigenvectors are followed by a step of orthogonal iteration every few updates.  Matrices with more than 512 rows or
-    columns, vectors, and weights of more dimensions are updated by Adam.
+    eigenvectors are followed by a step of orthogonal iteration every few updates.  A convolution's kernel is a matrix
+    whose rows are its outputs.  Of more than 1,024 rows or columns no eigenvectors are computed, so the steps are
+    scaled along the other side's alone (the paper's section 4), and vectors are updated by Adam.
 
     Args:
         params: as torch's optimizers take them.
@@ -68,10 +69,12 @@ class SOAP(Optimizer):
     @staticmethod
     def shapes(weight: Tensor) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor that is kept for a weight, by name."""
-        kept: dict[str, tuple[int, ...]] = {"step": ()} | dict.fromkeys(("exp_avg", "exp_avg_sq"), tuple(weight.shape))
-        if weight.dim() == 2 and min(weight.shape) > 1 and max(weight.shape) <= _LARGEST and weight.dtype in _EXACT:
-            for side, size in zip(_SIDES, weight.shape, strict=True):
-                kept |= {side: (size, size), f"{side}_basis": (size, size)}
+        shape = tuple(_matrix(weight).shape)
+        kept: dict[str, tuple[int, ...]] = {"step": ()} | dict.fromkeys(("exp_avg", "exp_avg_sq"), shape)
+        if len(shape) > 1 and min(shape) > 1 and weight.dtype in _EXACT:
+            for side, size in zip(_SIDES, shape, strict=True):
+                if size <= _LARGEST:
+                    kept |= {side: (size, size), f"{side}_basis": (size, size)}
         return kept
 
     @torch.no_grad()
@@ -83,12 +86,12 @@ class SOAP(Optimizer):
                     self._update(weight, weight.grad, group)
 
     def _update(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        kept = self.state[weight]
+        kept, grad = self.state[weight], _matrix(grad)
         if not kept:
             kept |= {name: weight.new_zeros(shape) for name, shape in self.shapes(weight).items()}
-            if "left" in kept:
-                self._follow(kept, grad, 0.0)
-                for side in _SIDES:
+            _follow(kept, grad, 0.0)
+            for side in _SIDES:
+                if side in kept:
                     kept[f"{side}_basis"] = torch.linalg.eigh(kept[side]).eigenvectors.flip(1).contiguous()
         kept["step"] += 1
         count, (beta, beta_sq) = int(kept["step"]), group["betas"]
@@ -98,31 +101,40 @@ class SOAP(Optimizer):
         width = (kept["exp_avg_sq"] / (1.0 - beta_sq**count)).sqrt_().add_(group["eps"])
         move = _rotated_back(kept, _rotated(kept, kept["exp_avg"]) / width)
         weight.mul_(1.0 - group["lr"] * group["weight_decay"])
-        weight.add_(move, alpha=-group["lr"] / (1.0 - beta**count))
-        if "left" in kept:
-            self._follow(kept, grad, group["preconditioner_beta"])
-            if count % group["every"] == 0:
-                _turn(kept)
+        weight.add_(move.reshape(weight.shape), alpha=-group["lr"] / (1.0 - beta**count))
+        _follow(kept, grad, group["preconditioner_beta"])
+        if count % group["every"] == 0:
+            _turn(kept)
 
-    @staticmethod
-    def _follow(kept: dict[str, Tensor], grad: Tensor, beta: float) -> None:
-        """Average the products of a matrix's gradients."""
+
+def _matrix(weight: Tensor) -> Tensor:
+    """Return a kernel as a matrix, a row for each output; matrices and vectors as they are."""
+    return weight.flatten(1) if weight.dim() > 2 else weight
+
+
+def _follow(kept: dict[str, Tensor], grad: Tensor, beta: float) -> None:
+    """Average the products of a matrix's gradients."""
+    if "left" in kept:
         kept["left"].mul_(beta).addmm_(grad, grad.T, alpha=1.0 - beta)
+    if "right" in kept:
         kept["right"].mul_(beta).addmm_(grad.T, grad, alpha=1.0 - beta)
 
 
 def _rotated(kept: dict[str, Tensor], grad: Tensor) -> Tensor:
-    return kept["left_basis"].T @ grad @ kept["right_basis"] if "left" in kept else grad
+    grad = kept["left_basis"].T @ grad if "left" in kept else grad
+    return grad @ kept["right_basis"] if "right" in kept else grad
 
 
 def _rotated_back(kept: dict[str, Tensor], grad: Tensor) -> Tensor:
-    return kept["left_basis"] @ grad @ kept["right_basis"].T if "left" in kept else grad
+    grad = kept["left_basis"] @ grad if "left" in kept else grad
+    return grad @ kept["right_basis"].T if "right" in kept else grad
 
 
 def _turn(kept: dict[str, Tensor]) -> None:
     """Move the eigenvectors by a step of orthogonal iteration, the steepest first, and sort the squares likewise."""
     for dim, side in enumerate(_SIDES):
-        products, basis = kept[side], kept[f"{side}_basis"]
-        order = (basis * (products @ basis)).sum(0).argsort(descending=True)
-        kept["exp_avg_sq"] = kept["exp_avg_sq"].index_select(dim, order)
-        kept[f"{side}_basis"] = torch.linalg.qr(products @ basis[:, order]).Q.contiguous()
+        if side in kept:
+            products, basis = kept[side], kept[f"{side}_basis"]
+            order = (basis * (products @ basis)).sum(0).argsort(descending=True)
+            kept["exp_avg_sq"] = kept["exp_avg_sq"].index_select(dim, order)
+            kept[f"{side}_basis"] = torch.linalg.qr(products @ basis[:, order]).Q.contiguous()

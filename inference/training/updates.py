@@ -156,7 +156,7 @@ def _own_scheduler(make: MakeScheduler, optimizer: Optimizer) -> LRScheduler:
 
 
 def _load_moments(optimizer: AdamW | SOAP, state: dict[str, Any], *, any_settings: bool) -> None:
-    """Load moments, in the memory order of the weights: fused Adam updates moments of another order otherwise.
+    """Load moments, Adam's in the memory order of the weights: fused, it updates moments of another order otherwise.
 
     Raises:
         ValueError: for other settings than the optimizer's, which only a scheduler may change, or moments that don't
@@ -182,6 +182,8 @@ def _load_moments(optimizer: AdamW | SOAP, state: dict[str, Any], *, any_setting
         if bool((moments["exp_avg_sq"] < 0).any()) or not float(moments["step"]) >= 0:
             raise ValueError("the optimizer's moments are impossible")
     optimizer.load_state_dict(state)
+    if isinstance(optimizer, SOAP):
+        return
     for index in state["state"]:  # to ask for the moments of a weight that has none would give it empty ones
         weight = weights[index]
         for name in ("exp_avg", "exp_avg_sq"):

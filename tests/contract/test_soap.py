@@ -28,9 +28,7 @@ def descended(make: Make, first: Tensor, loss: Callable[[Tensor], Tensor], updat
     return weight.detach()
 
 
-@pytest.mark.parametrize(
-    "shape", [(7,), (1, 9), (2, 513), (3, 4, 5)], ids=["a vector", "a row", "a long matrix", "a kernel"]
-)
+@pytest.mark.parametrize("shape", [(7,), (1, 9), (1, 2, 3)], ids=["a vector", "a row", "a kernel with one output"])
 def test_weights_without_a_basis_are_updated_by_adam(shape: tuple[int, ...]) -> None:
     first, target = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
     ours, adams = (descended(make, first, lambda w: ((w - target) ** 4).sum(), 25) for make in (OURS, ADAM))
@@ -48,6 +46,38 @@ def test_axes_of_a_matrix_do_not_matter(make: Make, same: bool) -> None:
     turned = descended(make, first, lambda w: (scales * (left @ w @ right - target)).square().sum(), 40)
     moved = (plain - left @ first @ right).norm()
     assert bool((left @ turned @ right - plain).norm() < 1e-6 * moved) is same
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 2, 2), (6, 16, 1, 1), (2, 16, 8)])
+def test_kernels_are_matrices_with_a_row_for_each_output(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    first, target = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    if len(shape) == 4:  # as convolutions on images keep them
+        first = first.contiguous(memory_format=torch.channels_last)
+    kernel = descended(OURS, first, lambda w: ((w - target) ** 4).sum(), 25)
+    matrix = descended(OURS, first.flatten(1), lambda w: ((w - target.flatten(1)) ** 4).sum(), 25)
+    assert torch.allclose(kernel.flatten(1), matrix, rtol=1e-12)
+    assert kernel.stride() == first.stride()
+
+
+@pytest.mark.parametrize(("shape", "turned"), [((3, 1030), "left"), ((1030, 3), "right")])
+def test_of_a_long_side_no_eigenvectors_are_followed(shape: tuple[int, int], turned: str) -> None:
+    """Then descent depends on that side's axes alone: f(A W) from W is that of f, for orthogonal A, but of f(W B) not."""
+    torch.manual_seed(0)
+    first, target = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    scales = torch.linspace(0.1, 1.0, first.numel(), dtype=torch.float64).reshape(shape)
+    assert {name for name in SOAP.shapes(first) if name.endswith("_basis")} == {f"{turned}_basis"}
+    for side, size in zip(("left", "right"), shape, strict=True):
+        turn = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q
+
+        def turning(weight: Tensor, back: bool = False, side: str = side, turn: Tensor = turn) -> Tensor:
+            turn = turn.T if back else turn
+            return turn @ weight if side == "left" else weight @ turn
+
+        start = turning(first)
+        plain = descended(OURS, start, lambda w: (scales * (w - target)).square().sum(), 20)
+        other = descended(OURS, first, lambda w, t=turning: (scales * (t(w) - target)).square().sum(), 20)
+        assert bool((turning(other) - plain).norm() < 1e-6 * (plain - start).norm()) is (side == turned)
 
 
 @pytest.mark.parametrize("every", [1, 7, 10**9])
@@ -84,7 +114,8 @@ IMAGES = ep.RecoveryEBM(ep.models.UNetEnergy((1, 8, 8), width=4), ep.NoiseSchedu
 SUITED: dict[str, tuple[Any, Any, str]] = {
     "recovery": (network(), None, "SOAP"),
     "score": (ep.RecoveryEBM(ep.MLPEnergy((3,)), ep.NoiseSchedule.cosine(3, log_snr_min=-6.0)), None, "SOAP"),
-    "images": (IMAGES, None, "AdamW"),
+    "images": (IMAGES, None, "SOAP"),
+    "level 0 of images": (IMAGES, ep.objectives.Level0Likelihood(), "AdamW"),
     "whole levels": (network(), ep.objectives.LevelScoreMatching(), "AdamW"),
     "persistent chains": (ep.EBM(ep.MLPEnergy((2,), levels=1)), ep.PersistentLikelihood(slots=8), "AdamW"),
 }
