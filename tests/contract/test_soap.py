@@ -62,7 +62,7 @@ def test_kernels_are_matrices_with_a_row_for_each_output(shape: tuple[int, ...])
 
 @pytest.mark.parametrize(("shape", "turned"), [((3, 1030), "left"), ((1030, 3), "right")])
 def test_of_a_long_side_no_eigenvectors_are_followed(shape: tuple[int, int], turned: str) -> None:
-    """Then descent depends on that side's axes alone: f(A W) from W is that of f, for orthogonal A, but of f(W B) not."""
+    """Descent then depends on that side's axes alone: f(A W) from W is that of f, but not f(W B), or the reverse."""
     torch.manual_seed(0)
     first, target = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
     scales = torch.linspace(0.1, 1.0, first.numel(), dtype=torch.float64).reshape(shape)
