@@ -121,7 +121,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
         "--learning-rate",
         type=float,
         metavar="X",
-        help="the optimizer's learning rate (default: .01 for tables, .002 with --predict, .006 for images)",
+        help="the optimizer's learning rate (default: .01, and .002 with --predict)",
     )
 
 
