@@ -1,6 +1,6 @@
 """Training objectives: a batch in, a loss out."""
 
-from energyppl.inference.objectives.contract import Loss, Objective
+from energyppl.inference.objectives.contract import Loss, Objective, OptimizerSettings
 from energyppl.inference.objectives.contrastive import Contrastive, FromNegatives, from_data, from_noisy
 from energyppl.inference.objectives.contrastive_divergence import ContrastiveDivergence
 from energyppl.inference.objectives.cooperative import CooperativeRecovery
@@ -38,6 +38,7 @@ __all__ = [
     "MultiscaleScoreMatching",
     "NoiseContrastive",
     "Objective",
+    "OptimizerSettings",
     "PersistentLikelihood",
     "PosteriorGuide",
     "ProposalContrastive",

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ __all__ = [
     "KernelState",
     "Loss",
     "Objective",
-    "Paced",
+    "OptimizerSettings",
     "check_fraction",
     "check_model",
     "check_tunable",
@@ -59,9 +59,8 @@ class Objective(Protocol):
 
     It may have more, of which training makes use: ``keeps_best = True`` leaves the model with the weights of its best
     ``measure`` in place of the averaged ones; ``default_options(model)`` returns arguments of ``TrainingOptions``;
-    ``settle(model, state, data)`` is called once when training ends; ``default_weight_decay(model, rows)`` is
-    taken where the options have none; ``suits_soap(model)`` tells whether weights are updated by
-    :class:`~energyppl.inference.training.SOAP` in place of AdamW; and see :class:`Paced`.
+    ``default_optimizer(model, rows)`` returns the :class:`OptimizerSettings` that suit as many training rows;
+    ``settle(model, state, data)`` is called once when training ends.
 
     Example:
         >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
@@ -88,19 +87,18 @@ class Objective(Protocol):
         ...
 
 
-@runtime_checkable
-class Paced(Protocol):
-    """Objective that knows which learning rate suits it.
+class OptimizerSettings(NamedTuple):
+    """How weights are updated where training options and user leave it open.
 
     Example:
-        >>> from energyppl.inference.objectives.contract import Paced
-        >>> isinstance(ep.PersistentLikelihood(), Paced), isinstance(ep.objectives.SlicedScoreMatching(), Paced)
-        (True, False)
+        >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+        >>> ep.PersistentLikelihood().default_optimizer(ebm, rows=1000)
+        OptimizerSettings(learning_rate=0.001, weight_decay=0.0, soap=False)
     """
 
-    def default_learning_rate(self, model: Any) -> float | None:
-        """Return the largest one; None for what points of these dimensions usually take."""
-        ...
+    learning_rate: float | None = None  # the largest one; None for what points of these dimensions usually take
+    weight_decay: float = 0.0  # decoupled
+    soap: bool = False  # by :class:`~energyppl.inference.training.SOAP` in place of AdamW
 
 
 class KernelState(nn.Module):

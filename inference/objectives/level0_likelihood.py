@@ -13,7 +13,7 @@ from energyppl.inference.kernels.langevin import MALA
 from energyppl.inference.levels.contract import LevelModel
 from energyppl.inference.levels.moment_matching import match_moments
 from energyppl.inference.levels.step_sizes import LevelKernel
-from energyppl.inference.objectives.contract import KernelState, Loss
+from energyppl.inference.objectives.contract import KernelState, Loss, OptimizerSettings
 from energyppl.inference.objectives.level_score_matching import (
     LevelScoreMatching,
     at_log_snr,
@@ -162,13 +162,9 @@ class Level0Likelihood:
         """Return training options that suit the end of a training, by name."""
         return self.score.default_options(model) | {"steps": 400, "batch_size": 32, "ema": 0.98, "evaluate_every": 100}
 
-    def default_learning_rate(self, model: LevelModel) -> float | None:
-        """Return 1e-4: chains must keep up with the energy."""
-        return 1e-4
-
-    def default_weight_decay(self, model: LevelModel, rows: int) -> float:
-        """Return the score matching's."""
-        return self.score.default_weight_decay(model, rows)
+    def default_optimizer(self, model: LevelModel, rows: int) -> OptimizerSettings:
+        """Return AdamW at 1e-4, since chains must keep up with the energy, with the score matching's weight decay."""
+        return self.score.default_optimizer(model, rows)._replace(learning_rate=1e-4, soap=False)
 
     def settle(self, model: LevelModel, state: Level0State, data: Tensor) -> None:
         """Give the model's chains step sizes, as score matching does, and fit the tilt of a network that has one."""

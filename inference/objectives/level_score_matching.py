@@ -15,7 +15,14 @@ from energyppl.inference.levels.contract import Conditional, LevelModel
 from energyppl.inference.levels.generation import tune_levels
 from energyppl.inference.levels.initializers import model_of_rows
 from energyppl.inference.levels.step_sizes import LevelKernel
-from energyppl.inference.objectives.contract import KernelState, Loss, check_fraction, check_model, check_weight
+from energyppl.inference.objectives.contract import (
+    KernelState,
+    Loss,
+    OptimizerSettings,
+    check_fraction,
+    check_model,
+    check_weight,
+)
 from energyppl.inference.objectives.held_out import denoising_error, fixed_noise, row_weights, weighted_mean
 from energyppl.inference.objectives.level_allocation import allocate_levels
 from energyppl.inference.objectives.mass_contrast import MassContrast, can_rank
@@ -265,21 +272,17 @@ class LevelScoreMatching:
             options |= {"steps": 1000, "batch_size": 512}
         return options
 
-    def default_learning_rate(self, model: LevelModel) -> float | None:
-        """Return .01 for SOAP, 2e-3 with contexts, and None for whole levels, which take what is usual."""
-        if self.suits_soap(model):
-            return 0.01
-        return 2e-3 if is_continuous(model) else None
+    def default_optimizer(self, model: LevelModel, rows: int) -> OptimizerSettings:
+        """Return SOAP at .01 for continuous networks, AdamW at 2e-3 with contexts; whole levels take what is usual.
 
-    def default_weight_decay(self, model: LevelModel, rows: int) -> float:
-        """Return 0 in the plane, for images and for whole levels; else 1, and less the more rows beyond 3,000."""
-        if not is_continuous(model) or is_image(model) or model.event_shape.numel() <= _PLANE:
-            return 0.0
-        return min(1.0, _DECAYED_ROWS / rows) if self.suits_soap(model) else 1.0
-
-    def suits_soap(self, model: LevelModel) -> bool:
-        """Tell whether a network is a continuous one without contexts."""
-        return is_continuous(model) and not getattr(model, "condition_dims", 0)
+        Above two dimensions, but for images, weights decay: by 1, and by SOAP less the more rows beyond 3,000.
+        """
+        if not is_continuous(model):
+            return OptimizerSettings()
+        soap = not getattr(model, "condition_dims", 0)
+        decays = not is_image(model) and model.event_shape.numel() > _PLANE
+        decay = float(decays) * (min(1.0, _DECAYED_ROWS / rows) if soap else 1.0)
+        return OptimizerSettings(0.01 if soap else 2e-3, decay, soap)
 
     def settle(self, model: LevelModel, state: KernelState, data: Tensor) -> None:
         """Give the chains step sizes that suit the trained energies, from some rows of the training data."""

@@ -21,6 +21,7 @@ from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.objectives.contract import (
     KernelState,
     Loss,
+    OptimizerSettings,
     check_fraction,
     check_model,
     check_tunable,
@@ -166,9 +167,9 @@ class PersistentLikelihood:
         chains.check(model.event_shape, model.levels, model.loc)
         return PersistentState(LevelKernel(kernel, model.levels, model.loc), chains, from_data=self.many_levels)
 
-    def default_learning_rate(self, model: LevelModel) -> float | None:
-        """Return 1e-3 without noise levels, where chains fall behind a density that sharpens as fast as elsewhere."""
-        return 1e-3 if model.levels == 1 else None
+    def default_optimizer(self, model: LevelModel, rows: int) -> OptimizerSettings:
+        """Return a rate of 1e-3 without noise levels, where chains fall behind a density that sharpens too fast."""
+        return OptimizerSettings(1e-3 if model.levels == 1 else None)
 
     def loss(self, model: LevelModel, state: PersistentState, batch: Tensor) -> Loss:
         """Return the mean energy of ``batch``, ``(n, *event)``, at its levels, less that of as many chains."""

@@ -12,7 +12,14 @@ from energyppl._checks import check_count, check_fields
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import Conditional, LevelModel
 from energyppl.inference.levels.step_sizes import LevelKernel
-from energyppl.inference.objectives.contract import KernelState, Loss, Objective, check_fraction, check_model
+from energyppl.inference.objectives.contract import (
+    KernelState,
+    Loss,
+    Objective,
+    OptimizerSettings,
+    check_fraction,
+    check_model,
+)
 from energyppl.inference.objectives.held_out import fixed_noise, weighted_mean
 from energyppl.inference.objectives.level_score_matching import (
     LevelScoreMatching,
@@ -145,9 +152,9 @@ class ProposalContrastive:
         """Return training options that suit it, by name."""
         return {"steps": 2000, "batch_size": 256, "ema": 0.995, "evaluate_every": 50, "patience": 20}
 
-    def default_learning_rate(self, model: LevelModel) -> float:
-        """Return 2e-3."""
-        return 2e-3
+    def default_optimizer(self, model: LevelModel, rows: int) -> OptimizerSettings:
+        """Return AdamW at 2e-3."""
+        return OptimizerSettings(2e-3)
 
     def settle(self, model: LevelModel, state: KernelState, data: Tensor) -> None:
         """Give the chains step sizes that suit the trained energies, from some rows of the training data."""

@@ -22,6 +22,7 @@ from energyppl.inference.levels.step_sizes import LevelKernel
 from energyppl.inference.objectives.contract import (
     KernelState,
     Loss,
+    OptimizerSettings,
     check_fraction,
     check_model,
     check_tunable,
@@ -244,13 +245,9 @@ class RecoveryLikelihood:
         level = pairs.level[: len(contrast.points), None].expand(contrast.points.shape[:2])
         return contrast.losses(model.potential(level)(contrast.points)).mean()
 
-    def default_learning_rate(self, model: LevelModel) -> float | None:
-        """Return .01 for SOAP; None, what others take, for AdamW."""
-        return 0.01 if self.suits_soap(model) else None
-
-    def suits_soap(self, model: LevelModel) -> bool:
-        """Tell whether points are of one or two numbers, of which it was measured."""
-        return model.event_shape.numel() <= 2
+    def default_optimizer(self, model: LevelModel, rows: int) -> OptimizerSettings:
+        """Return SOAP at .01 for points of one or two numbers, of which it was measured; what is usual for others."""
+        return OptimizerSettings(0.01, soap=True) if model.event_shape.numel() <= 2 else OptimizerSettings()
 
     def measure(self, model: LevelModel, state: KernelState, data: Tensor) -> float:
         """Return the denoising error of held-out data, :func:`denoising_error`: a proper score without log Z."""

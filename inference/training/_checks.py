@@ -1,6 +1,5 @@
 """Checks of a training run: its model, rows and labels, and the checkpoints that it may go on from."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from energyppl._checks import shape_text
 from energyppl.errors import CheckpointError, InvalidInput
-from energyppl.inference.objectives.contract import Objective, Paced
+from energyppl.inference.objectives.contract import Objective
 
 _DECLARED = ("sigmas", "base_sigma")  # of a model's state: what it is built with and no training changes
 _MEASURED = ("moves",)
@@ -224,21 +223,3 @@ def _check_declared(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
                     f"this checkpoint was made with another model's {name}: {their:.6g}, not {our:.6g}"
                     f"{f' at place {place}' if len(now) > 1 else ''}; continue with the same, or write to another place"
                 )
-
-
-def default_learning_rate(objective: object, model: object, data: Tensor) -> float:
-    """Return the learning rate that suits an objective, if it knows one, or else points of these dimensions."""
-    own = objective.default_learning_rate(model) if isinstance(objective, Paced) else None
-    return own or (4e-3 if math.prod(data.shape[1:]) <= 2 else 1e-3)
-
-
-def default_weight_decay(objective: object, model: object, rows: int) -> float:
-    """Return the weight decay that suits an objective and a number of rows, if it knows one, or else 0."""
-    suited: Any = getattr(objective, "default_weight_decay", None)
-    return 0.0 if suited is None else float(suited(model, rows))
-
-
-def suits_soap(objective: object, model: object) -> bool:
-    """Tell whether an objective says that SOAP suits a model better than AdamW."""
-    suits: Any = getattr(objective, "suits_soap", None)
-    return False if suits is None else bool(suits(model))

@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from energyppl._checks import check_between, check_count, check_number, check_positive
 from energyppl.errors import InvalidInput
-from energyppl.inference.objectives.contract import Objective
+from energyppl.inference.objectives.contract import Objective, OptimizerSettings
 
-__all__ = ["TrainingOptions", "chosen_options", "suited_options"]
+__all__ = ["TrainingOptions", "chosen_options", "suited_optimizer", "suited_options"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,14 @@ def suited_options(objective: Objective, model: nn.Module) -> TrainingOptions:
     """Return the options that suit an objective: the usual ones, but for its ``default_options``."""
     own: Any = getattr(objective, "default_options", None)
     return TrainingOptions(**({} if own is None else own(model)))
+
+
+def suited_optimizer(objective: Objective, model: nn.Module, sample: Tensor) -> OptimizerSettings:
+    """Return how weights are updated if nobody says it: an objective's ``default_optimizer``, with a learning rate."""
+    own: Any = getattr(objective, "default_optimizer", None)
+    suited: OptimizerSettings = OptimizerSettings() if own is None else own(model, len(sample))
+    usual = 4e-3 if math.prod(sample.shape[1:]) <= 2 else 1e-3
+    return suited._replace(learning_rate=suited.learning_rate or usual)
 
 
 def chosen_options(

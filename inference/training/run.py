@@ -18,15 +18,12 @@ from energyppl.inference.training._checks import (
     check_trainable,
     checked_objective,
     clipped_apart,
-    default_learning_rate,
-    default_weight_decay,
     one_condition,
-    suits_soap,
 )
 from energyppl.inference.training.conditions import Conditions
 from energyppl.inference.training.contract import Readable, Source
 from energyppl.inference.training.history import History, Record
-from energyppl.inference.training.options import TrainingOptions, chosen_options
+from energyppl.inference.training.options import TrainingOptions, chosen_options, suited_optimizer
 from energyppl.inference.training.parts import EarlyStop, Ema, GradientClip, Guard, copy_all
 from energyppl.inference.training.processes import (
     begin_together,
@@ -112,15 +109,10 @@ class Training:
         self.records: list[Record] = []
         self.stopped = ""
         self._guard = Guard(self.options.max_gap * math.prod(self._source.sample.shape[1:]))
-        rate = self.options.learning_rate or default_learning_rate(self.objective, model, self._source.sample)
-        decay = self.options.weight_decay
-        if decay is None:  # of rows that are read on the way the sample is a part, but a large one
-            decay = default_weight_decay(self.objective, model, len(self._source.sample))
-        by_soap = suits_soap(self.objective, model)
+        # Of rows that are read on the way the sample is a part, but a large one.
+        settings = suited_optimizer(self.objective, model, self._source.sample)
         self._weights = [p for p in (*model.parameters(), *self.state.parameters()) if p.requires_grad]
-        self._updates = Updates(
-            model, self.state, self.options, rate, optimizer, scheduler, weight_decay=decay, by_soap=by_soap
-        )
+        self._updates = Updates(model, self.state, self.options, settings, optimizer, scheduler)
         self._clip = GradientClip(clipped_apart(model, self._weights), self.options.clip)
         self._ema = Ema(self._weights, self.options.ema)
         self._early = EarlyStop(self._everything(), self.options.patience, self.options.tolerance)

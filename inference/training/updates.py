@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from energyppl.autodiff.private import AdamW
 from energyppl.errors import InvalidInput
+from energyppl.inference.objectives.contract import OptimizerSettings
 from energyppl.inference.training.options import TrainingOptions
 from energyppl.inference.training.soap import SOAP
 
@@ -33,11 +34,9 @@ class Updates:
         model: whose parameters are updated.
         state: of the objective, whose parameters are updated without weight decay.
         options: the length of the run, and the learning rate if it is the options'.
-        learning_rate: the largest one of these.
+        settings: what is taken where the options leave it open, with a learning rate.
         optimizer: makes another one.
         scheduler: makes the scheduler of either.
-        weight_decay: of AdamW or SOAP.
-        by_soap: update by SOAP in place of AdamW.
 
     Raises:
         InvalidInput: for anything but functions that make such things, an optimizer that needs a closure, and a
@@ -49,21 +48,21 @@ class Updates:
         model: nn.Module,
         state: nn.Module,
         options: TrainingOptions,
-        learning_rate: float,
+        settings: OptimizerSettings,
         optimizer: MakeOptimizer | None,
         scheduler: MakeScheduler | None,
-        *,
-        weight_decay: float = 0.0,
-        by_soap: bool = False,
     ) -> None:
-        self._options, self._largest = options, learning_rate
+        rate = options.learning_rate or settings.learning_rate
+        assert rate is not None
+        self._options, self._largest = options, rate
+        weight_decay = settings.weight_decay if options.weight_decay is None else options.weight_decay
         groups: list[dict[str, Any]] = [
             {"params": [p for p in part.parameters() if p.requires_grad], "weight_decay": decay}
             for part, decay in ((model, weight_decay), (state, 0.0))
         ]
         groups = [group for group in groups if group["params"]]
         if optimizer is None:
-            made = SOAP(groups, lr=learning_rate) if by_soap else AdamW(groups, lr=learning_rate, fused=True)
+            made = SOAP(groups, lr=rate) if settings.soap else AdamW(groups, lr=rate, fused=True)
             self._optimizer: Optimizer = made
         else:
             self._optimizer = _own_optimizer(optimizer, [p for group in groups for p in group["params"]], options)

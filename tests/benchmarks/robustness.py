@@ -73,7 +73,8 @@ def table_cases(file: Path, arrays: list[str]) -> dict[str, Run]:
     for name, table in read_arrays(file, arrays).items():
         *rows, _ = split(table, 0)
         objective = ep.objectives.LevelScoreMatching()
-        usual = objective.default_learning_rate(ep.models.model_of_columns(table.shape[1])) or 1e-3
+        suited = objective.default_optimizer(ep.models.model_of_columns(table.shape[1]), len(rows[0]))
+        usual = suited.learning_rate or 1e-3
         for rate in (factor * usual for factor in FACTORS):
             cases[f"{name} rate {rate:.0e}"] = partial(on_table, rows, rate)
     return cases

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl.inference.objectives.contract import OptimizerSettings
 from energyppl.inference.training import SOAP
 from energyppl.inference.training.updates import Updates
 
@@ -144,6 +145,26 @@ def test_weights_of_tables_decay_less_the_more_rows_there_are() -> None:
     assert decay_of(IMAGES, 30) == 0.0
 
 
+class Own(ep.objectives.SlicedScoreMatching):
+    def default_optimizer(self, model: ep.EBM, rows: int) -> OptimizerSettings:
+        return OptimizerSettings(1.0 / rows, 0.2, soap=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "rate", "decay"),
+    [({}, 1.0 / 36, 0.2), ({"learning_rate": 0.3}, 0.3, 0.2), ({"weight_decay": 0.0}, 1.0 / 36, 0.0)],
+)
+def test_an_objective_of_ones_own_says_what_the_options_leave_open(
+    options: dict[str, float], rate: float, decay: float
+) -> None:
+    ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))
+    run = ep.Training(ebm, torch.randn(40, 2), Own(), options=ep.TrainingOptions(**options))  # type: ignore[arg-type]
+    kept = run.state_dict()
+    assert kept["updates"] == "SOAP"
+    group = kept["optimizer"]["param_groups"][0]
+    assert (group["lr"], group["weight_decay"]) == pytest.approx((rate, decay))
+
+
 DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no basis": lambda kept: kept.pop("left_basis"),
     "another size": lambda kept: kept.update(right=torch.eye(3)),
@@ -162,7 +183,7 @@ def test_damaged_states_are_refused(name: str) -> None:
     next(run)
     state = run.state_dict()["optimizer"]
     DAMAGE[name](next(kept for kept in state["state"].values() if "left" in kept))
-    other = Updates(network(), nn.Module(), ep.TrainingOptions(steps=4), 0.01, None, None, by_soap=True)
+    other = Updates(network(), nn.Module(), ep.TrainingOptions(steps=4), OptimizerSettings(0.01, soap=True), None, None)
     with pytest.raises(ValueError, match=r"moments|finite"):
         other.load(state, None)
 

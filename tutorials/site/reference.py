@@ -48,7 +48,7 @@ PARTS = {
         "energyppl.objectives",
         others="inference.objectives.contract.KernelState inference.objectives.recovery.RecoveryPairs "
         "inference.objectives.noise_contrastive.NoiseState inference.objectives.persistent.PersistentState "
-        "inference.objectives.contract.Paced inference.objectives.level_tie.level_tie "
+        "inference.objectives.level_tie.level_tie "
         "inference.objectives.level_tie.level_classification inference.objectives.level0_likelihood.Level0State "
         "inference.objectives.mass_contrast.MassContrast",
     ),
