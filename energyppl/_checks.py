@@ -277,7 +277,11 @@ def checked(function: _Function) -> _Function:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         hints = _hints(function)
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # Python's own words for it name the function
+        for name, value in bound.arguments.items():
             kind = signature.parameters[name].kind
             if name in hints and kind is not inspect.Parameter.VAR_POSITIONAL:
                 check_kind(name, value, hints[name])

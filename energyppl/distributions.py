@@ -272,8 +272,8 @@ class EnergyDistribution(dist.TorchDistribution):
         """
         if self.sampler is None:
             raise InvalidInput(
-                "this distribution has no sampler: pass sampler=MarkovSampler(kernel, steps), or anything that maps "
-                "(potential, shape, like) to draws"
+                "this distribution has no sampler: pass sampler=ep.sampling.MarkovSampler(kernel, steps), or anything "
+                "that maps (potential, shape, like) to draws; ep.sample_chains needs none"
             )
         shape = check_shape("sample_shape", sample_shape) + self.batch_shape
         unconstrained = self.unconstrained()

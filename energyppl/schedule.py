@@ -289,23 +289,28 @@ class NoiseSchedule:
         """
         check_event("x0", x0, ())
         self.check_level(level)
-        level = torch.as_tensor(level)
-        if upper is None:
-            upper = level + 1
-        else:
+        t = torch.as_tensor(level)
+        u = t + 1
+        if upper is not None:
             self.check_level(upper, marginal=True)
-            upper = torch.as_tensor(upper, device=level.device).expand_as(level)
-            if not bool((upper > level).all()):
+            u = torch.as_tensor(upper, device=t.device)
+            if t.dim() and u.dim() and t.shape != u.shape:
+                raise InvalidInput(
+                    f"upper must be one number or one for each level; got {shape_text(u.shape)} for levels "
+                    f"{shape_text(t.shape)}"
+                )
+            t, u = torch.broadcast_tensors(t, u)
+            if not bool((u > t).all()):
                 raise InvalidInput(
                     "upper must be above level everywhere; got one that is not: noise can't be taken off"
                 )
         noise = torch.randn_like(x0)
-        clean = _at(self.alpha_bar, level, x0) * x0 + _at(self.sigma_bar, level, x0) * noise
+        clean = _at(self.alpha_bar, t, x0) * x0 + _at(self.sigma_bar, t, x0) * noise
         if shared_noise:
-            return NoisyPair(clean, _at(self.alpha_bar, upper, x0) * x0 + _at(self.sigma_bar, upper, x0) * noise)
+            return NoisyPair(clean, _at(self.alpha_bar, u, x0) * x0 + _at(self.sigma_bar, u, x0) * noise)
         noise = torch.randn_like(x0)
-        alpha, sigma = self.step(level.cpu(), upper.cpu())
-        whole = torch.arange(level.numel()).reshape(level.shape)
+        alpha, sigma = self.step(t.cpu(), u.cpu())
+        whole = torch.arange(t.numel()).reshape(t.shape)
         return NoisyPair(clean, _at(alpha.flatten(), whole, x0) * clean + _at(sigma.flatten(), whole, x0) * noise)
 
 

@@ -281,7 +281,10 @@ class Resampled:
         tried, energies = self._tried(shape.numel(), needed, like)
         effective = float(effective_size(-energies))
         if effective < min(_FEW, needed):
-            x = self._moved(potential, unconstrain(potential, tried[: max(_PARTICLES, shape.numel())]))
+            some = tried[: max(_PARTICLES, shape.numel())]
+            if len(some) < shape.numel():
+                some = some[torch.randint(len(some), (shape.numel(),), device=some.device)]
+            x = self._moved(potential, unconstrain(potential, some))
             chosen = x[torch.randperm(len(x), device=x.device)[: shape.numel()]]
             return chosen.reshape(*shape, *chosen.shape[1:])
         if effective < needed:

@@ -39,9 +39,19 @@ def move_to(model: nn.Module, device: str | torch.device) -> None:
     Raises:
         InvalidInput: if there is no such device here.
     """
+    check_device(device)
+    model.to(device)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Require a device that can be used here.
+
+    Raises:
+        InvalidInput: if there is no such device.
+    """
     check_kind("device", device, str | int | torch.device)
     try:
-        model.to(device)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         reason = first_line(error)
         raise InvalidInput(

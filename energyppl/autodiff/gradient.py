@@ -70,7 +70,8 @@ def energy_only(potential: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         >>> ep.autodiff.energy_only(lambda x: 0.5 * (x * x).sum(-1), torch.ones(3, 2))
         tensor([1., 1., 1.])
     """
-    (energy,) = evaluate(potential, eager_energy, x)
+    with dtype_named("x", x, potential):
+        (energy,) = evaluate(potential, eager_energy, x)
     return energy
 
 

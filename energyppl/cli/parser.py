@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-_READ = "a .csv, .tsv, .txt, .npy, .npz, .parquet or .xlsx"
+_READ = "a .csv, .tsv, .txt, .dat, .data, .npy, .npz, .parquet or .xlsx"
 _WRITTEN = "a .csv, .npy, .npz or .parquet"
 
 
@@ -257,7 +257,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "sample": ("Draw samples from a trained run, in the units of its table or as images.", _sample),
     "show": ("Compare a trained run with held-out rows or images: measures, pictures, a verdict.", _show),
     "diagnose": ("Run long Markov chains on a trained run's energy and diagnose them.", _diagnose),
-    "logz": ("Estimate a trained run's normalizing constant, and keep it for score.", _logz),
+    "logz": ("Estimate the normalizing constant of a table's run, and keep it for score.", _logz),
     "score": ("Score a table's rows by normalized log density, outliers first, and say what is odd.", _score),
     "impute": ("Fill a table's missing cells by draws given the cells that are there.", _impute),
     "predict": ("Predict columns of a table's rows from the others, with intervals.", _predict),

@@ -48,9 +48,9 @@ def fit_predictions(
     """
     assert settings.predict is not None
     require_no_imputing(settings.missing)
-    _require_unfinished(run, settings.predict)
     with doing(f"reading {file}", show=progress):
         table = targets_first(settings.read(file), settings.predict)
+        _require_unfinished(run, settings.predict)
         prepared = prepare(table, settings.transforms)
     own = FitSettings(**{field.name: getattr(settings, field.name) for field in fields(FitSettings)})
     with locked(run):
@@ -87,7 +87,8 @@ def _require_unfinished(run: Path, predict: tuple[str, ...]) -> None:
     kept = read_json(path) if path.exists() else None
     with damaged_json(path):
         before = None if kept is None else Settings(**kept["settings"]).predict
-    if kept is not None and before != predict:
+    begun = any((run / name).exists() for name in ("training.ckpt", "model.ckpt"))
+    if begun and kept is not None and before != predict:
         raise InvalidInput(f"{run} holds a run of another kind, or that predicts other columns: choose another folder")
     if (run / "model.ckpt").exists():
         raise InvalidInput(

@@ -249,7 +249,8 @@ def _table(
         raise InvalidInput(f"missing must be 'drop', 'impute' or None; got {missing!r}")
     fewest = _FEWEST_ROWS if like is None else 1
     if len(frame) < fewest or not frame.shape[1]:
-        raise InvalidInput(f"{source} must have at least {fewest} rows and a column; got shape {frame.shape}")
+        rows = "1 row" if fewest == 1 else f"{fewest} rows"
+        raise InvalidInput(f"{source} must have at least {rows} and a column; got shape {frame.shape}")
     if like is None:
         frame = select_columns(frame, columns, drop, source)
     elif columns is None and not drop:
@@ -317,8 +318,8 @@ def _about_gaps(choosable: bool) -> str:
     """Say what can be done about missing cells, where ``missing`` can be chosen and where it can't."""
     if choosable:
         return (
-            "missing='drop', --missing drop, leaves those rows out; a density of whole rows can be trained on them "
-            "too, missing='impute', --missing impute"
+            "missing='drop', --missing drop, leaves those rows out; fit can train a density of whole rows on them too, "
+            "missing='impute', --missing impute"
         )
     return "leave those rows out, or impute them first"
 

@@ -1,6 +1,6 @@
 """Transforms of a table's columns to coordinates in which a smooth density can be learned, and back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from energyppl._checks import checked
 from energyppl.data.columns import KINDS, Categories, Coordinates, FewValues, Numbers, TwoValues
 from energyppl.data.grids import decimals_of, gap_of
+from energyppl.data.hashed import hashed_uniforms
 from energyppl.data.monotone import Atoms, Base, fit_spline
 from energyppl.data.tables import Table
 from energyppl.errors import InvalidInput
@@ -145,16 +146,38 @@ class TableTransform:
             Coordinates ``(n, D)``, and log weights ``(n,)`` in nats, −∞ for rows outside of the columns' ranges;
             missing cells count nothing.
         """
+        drawn = [torch.rand(len(values), c.width, dtype=torch.float64, generator=generator) for c in self.columns]
+        return self.encode_at(values, torch.cat(drawn, 1).numpy())
+
+    def encode_at(self, values: Array, u: Array) -> tuple[Array, Array]:
+        """Return coordinates of rows and their log weights as :meth:`encode` does, at places within cells.
+
+        Args:
+            values: ``(n, d)``, likewise.
+            u: uniform numbers, ``(n, D)``.
+        """
         z, weight = np.empty((len(values), self.width)), np.zeros(len(values))
         for x, column, place in zip(values.T, self.columns, self.places(), strict=True):
-            u = torch.rand(len(x), column.width, dtype=torch.float64, generator=generator)
             with np.errstate(invalid="ignore"):
-                own, log_weight = column.encode(x, u.numpy())
+                own, log_weight = column.encode(x, u[:, place])
             z[:, place] = np.where(np.isnan(x)[:, None], np.nan, own)
             weight += np.where(np.isnan(x), 0.0, log_weight - np.log(self.scale[place]).sum())
         outside = ~np.isfinite(np.where(np.isnan(z), 0.0, z)).all(1) | np.isnan(weight)
         z = np.where(np.isinf(z), 0.0, (z - self.loc) / self.scale)
         return z, np.where(outside, -np.inf, weight)
+
+    def spreads(self, values: Array, count: int, seed: int) -> Iterator[tuple[Array, Array]]:
+        """Yield coordinates and log weights of rows as :meth:`encode` does, ``count`` times if cells are drawn from.
+
+        The places within cells are chosen by a row's own values, so that equal rows have equal ones wherever they are.
+
+        Args:
+            values: ``(n, d)``, likewise.
+            count: how many times.
+            seed: of the places.
+        """
+        for u in hashed_uniforms(values, self.width, count if self.random else 1, seed):
+            yield self.encode_at(values, u)
 
     def middles(self, values: Array) -> tuple[Array, NDArray[np.bool_]]:
         """Return the middles of the cells of rows, for a model that is told the rows and has no density of them.

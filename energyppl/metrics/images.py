@@ -221,11 +221,6 @@ def nearest_neighbours(samples: Tensor, training: Tensor, k: int = 1, batch: int
         k: neighbours.
         batch: rows of each that are compared at a time; memory grows with ``batch²`` and ``batch`` events.
 
-    Example:
-        >>> training = torch.arange(10.0)[:, None]
-        >>> ep.metrics.nearest_neighbours(torch.tensor([[3.2], [7.9]]), training).indices[:, 0].tolist()
-        [3, 8]
-
     Raises:
         InvalidInput: for different events, non-finite rows, or fewer training points than ``k``.
 
@@ -257,11 +252,6 @@ def memorized(samples: Tensor, training: Tensor, held_out: Tensor) -> Memorizati
         samples: ``(n, *event)``.
         training: ``(m, *event)``, what the model was trained on.
         held_out: ``(h, *event)`` from the same source, never trained on; h at least 100.
-
-    Example:
-        >>> training, held_out = torch.randn(2, 500, 4)
-        >>> ep.metrics.memorized(training[:100], training, held_out).share
-        1.0
 
     Raises:
         InvalidInput: for different events, non-finite rows, or fewer than 100 held-out points.

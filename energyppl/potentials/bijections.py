@@ -14,7 +14,8 @@ __all__ = ["Direction", "LogStickBreaking"]
 class Direction(transforms.Transform):
     """The angle of a point of the plane, in [−π, π], for a point whose distance from the origin is Rayleigh's.
 
-    The distance is independent of the angle and normalized, so no density of an angle is changed by it.
+    The distance is independent of the angle and its density e^(−r²/2) r is normalized, so neither the density of an
+    angle nor its normalizer is changed by it.
     """
 
     domain = constraints.real_vector
@@ -32,8 +33,8 @@ class Direction(transforms.Transform):
         return torch.stack([y.cos(), y.sin()], -1)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return log |det ∂y/∂x|, ``(*batch,)``."""
-        return -0.5 * (x * x).sum(-1) - math.log(2.0 * math.pi)
+        """Return log (e^(−r²/2) r) less log r, that of the volume's element ``dx = r dr dy``; ``(*batch,)``."""
+        return -0.5 * (x * x).sum(-1)
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """Return the shape of angles of points of a shape."""

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from energyppl.errors import EnergyPPLError
+from energyppl.errors import EnergyPPLError, InvalidInput
 
 __all__ = ["fit_mixture", "log_joint", "spread_out", "student_constant", "student_exponent"]
 
@@ -107,11 +107,13 @@ def _likeliest_freedom(held: Tensor, mixture: tuple[Tensor, Tensor, Tensor], hea
 def _split(rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """Split shuffled rows into three quarters and one quarter, whole groups each."""
     each, place = groups.unique(return_inverse=True)
+    if len(each) < 2:
+        raise InvalidInput("draws must be of at least two groups: a mixture is chosen by those it has not seen")
     first = torch.full((len(each),), len(rows), device=rows.device).scatter_reduce(
         0, place, torch.arange(len(rows), device=rows.device), "amin"
     )
     held = torch.zeros(len(each), dtype=torch.bool, device=rows.device)
-    held[first.argsort()[: len(each) // 4]] = True  # rows come shuffled, so the order of first places is random
+    held[first.argsort()[: max(1, len(each) // 4)]] = True  # rows come shuffled, so the order of first places is random
     return rows[~held[place]], rows[held[place]]
 
 

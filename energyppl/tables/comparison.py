@@ -96,7 +96,7 @@ def compare(
     test = energy_distance_test(z[0], z[1], generator=generator)
     tests = pd.DataFrame(column_tests(both, values[0], values[1], ("the first table", "the second")))
     pairs = pd.DataFrame(pair_tests(transform, *values), columns=["columns", "one", "other", "p_value"])
-    rows = _odd_rows(z, chosen)
+    rows = _odd_rows(z, chosen, generator)
     return Comparison(test.p_value, test.statistic, tests, pairs, rows, _verdict(test.p_value, tests, pairs, rows))
 
 
@@ -123,17 +123,18 @@ def _common(frames: list[pd.DataFrame]) -> dict[str, Any]:
     }
 
 
-def _odd_rows(z: list[torch.Tensor], chosen: list[NDArray[np.int64]]) -> pd.DataFrame:
+def _odd_rows(z: list[torch.Tensor], chosen: list[NDArray[np.int64]], generator: torch.Generator) -> pd.DataFrame:
     """Find rows whose neighbours are of their own table much more often than chance has it."""
     from scipy import stats  # takes half a second to import
 
     points = torch.cat(z)
     owner = np.concatenate([np.full(len(own), i) for i, own in enumerate(z)])
     count = min(_NEIGHBOURS, len(points) - 1)
-    neighbours = []
-    for part in points.split(1000):
-        distance = torch.cdist(part, points)
-        neighbours.append(distance.topk(count + 1, largest=False).indices[:, 1:])
+    shuffled, neighbours = torch.randperm(len(points), generator=generator), []  # of rows equally far, any are taken
+    for part in torch.arange(len(points)).split(1000):
+        distance = torch.cdist(points[part], points)
+        distance[torch.arange(len(part)), part] = torch.inf
+        neighbours.append(shuffled[distance[:, shuffled].topk(count, largest=False).indices])
     own = (owner[torch.cat(neighbours).numpy()] == owner[:, None]).sum(1)
     share = np.array([(len(one) - 1) / (len(points) - 1) for one in z])[owner]
     p_value = stats.binom.sf(own - 1, count, share)

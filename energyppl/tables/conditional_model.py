@@ -191,17 +191,16 @@ class ConditionalTableModel:
         """
         check_count("spreads", spreads)
         values = table_from_rows(rows, like=self.table).values
-        generator, found, done, count = torch.Generator().manual_seed(seed), [], 0, len(self.targets)
+        found, done, count = [], 0, len(self.targets)
         spreads = spreads if self.target.random else 1
         for p, _ in self._distributions(values[:, count:], spreads):
             own = values[done : done + p.batch_shape[0], :count]
             done += len(own)
-            drawn = [self.target.encode(own, generator) for _ in range(spreads)]
-            z, weight = (np.stack(part) for part in zip(*drawn, strict=True))
+            z, weight = (np.stack(part) for part in zip(*self.target.spreads(own, spreads, seed), strict=True))
             with torch.no_grad():
                 log_density = p.log_prob(torch.as_tensor(z).to(self.ebm.loc)).double().cpu().numpy()
             summed = np.logaddexp.reduce(np.where(np.isneginf(weight), -np.inf, log_density + weight), 0)
-            found.append(summed - math.log(len(drawn)))
+            found.append(summed - math.log(spreads))
         scores: Array = np.concatenate(found)
         if np.isnan(scores).any():
             raise EnergyPPLError(

@@ -21,7 +21,7 @@ from energyppl.data.columns import Numbers
 from energyppl.data.grids import requantize
 from energyppl.data.tables import Table, table_from_frame, table_from_rows
 from energyppl.data.transforms import TableTransform
-from energyppl.errors import EnergyPPLError, InvalidInput
+from energyppl.errors import EnergyPPLError, InvalidInput, warn_user
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.tables.conditional import draw_unknown, jump, rounds
@@ -36,6 +36,7 @@ _SPREADS = 16  # draws of a row's place within its cells that its density is ave
 _CHAINS = 8192  # conditional chains at a time
 _JUMPS = 10  # between the values of each column of cells, of a sample
 _OFF = 0.02  # of the steps of a column: how far a value may be from one
+_MARGIN = 0.1  # of a column's range: how far outside of it a given value may lie without a warning
 _NAMED = 6  # columns that a model's summary names
 
 
@@ -139,6 +140,7 @@ class TableModel:
 
         They count a density for each unit of continuous columns, and a probability for each value of discrete ones and
         categories, averaged over ``spreads`` draws within the cells: a lower bound in the mean that they approach.
+        The draws hang on a row's values and the seed alone, so equal rows have equal densities.
 
         Args:
             rows: with the model's columns.
@@ -172,11 +174,10 @@ class TableModel:
         """Return the log of the mean of a density of coordinates times the rows' weights, ``(n, d)`` to ``(n,)``."""
         check_count("rows", len(values))
         check_count("spreads", spreads)
-        generator = torch.Generator().manual_seed(seed)
         drawn = []
-        for _ in range(spreads if self.transform.random else 1):
-            z, weight = self.encode(values, generator)
-            drawn.append(np.where(np.isneginf(weight), -np.inf, log_density(z) + weight))
+        for z, weight in self.transform.spreads(values, spreads, seed):
+            own = log_density(torch.as_tensor(z).to(self.ebm.loc))
+            drawn.append(np.where(np.isneginf(weight), -np.inf, own + weight))
         total: Array = np.logaddexp.reduce(np.stack(drawn), 0) - math.log(len(drawn))
         return total
 
@@ -247,7 +248,20 @@ class TableModel:
         if not np.isfinite(weight).all():
             said = ", ".join(f"{name}={value}" for name, value in given.items())
             raise InvalidInput(f"{said} lies outside of what the table's columns can be: give values that occur in it")
+        for name in given:
+            self._warn_if_far(self.columns.index(name), float(table.values[0, self.columns.index(name)]))
         return table.values
+
+    def _warn_if_far(self, j: int, value: float) -> None:
+        """Warn of a value of column number ``j`` that lies clearly outside of the training rows."""
+        rows = self.table.values[~np.isnan(self.table.values[:, j]), j]
+        margin = _MARGIN * np.ptp(rows)  # the table's rows may be a part of those that trained the model
+        if value < rows.min() - margin or value > rows.max() + margin:
+            low, high = (self.words(j, end) for end in (rows.min(), rows.max()))
+            warn_user(
+                f"{self.columns[j]}={self.words(j, value)} lies outside of the training rows, where it is {low} to "
+                f"{high}: what is drawn given it is an extrapolation"
+            )
 
     def fill(
         self,

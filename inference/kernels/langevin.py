@@ -65,7 +65,7 @@ class Langevin:
 
     def adjusted(self) -> "MALA":
         """Return the kernel that makes the same proposals and accepts them by Metropolis and Hastings."""
-        return MALA(self.step_size)
+        return MALA(self.step_size, self.force_dtype)
 
     def resized(self, step: Tensor, width: Tensor, marginal_std: Tensor) -> "Langevin":
         """Return the same kernel with steps of ``step`` widths."""

@@ -121,11 +121,13 @@ def come_down(
     batch = x.shape[: x.dim() - len(model.event_shape)]
     acceptance, evaluations, path = model.loc.new_zeros(model.schedule.levels), 0.0, []
     steps = -model.schedule.log_snr.diff()
+    # What the denoiser will be half a step on is told from its last change, but for a step to a level without noise.
+    ahead = torch.where(steps[:-1].isfinite(), 0.5 * steps[:-1] / steps[1:], 0.0).tolist()
     before = None
     for t in reversed(range(last, level + 1)):
         if t < level:
             clean = model.denoised_unit(x, t + 1)
-            middle = clean if before is None else clean + float(0.5 * steps[t] / steps[t + 1]) * (clean - before)
+            middle = clean if before is None else clean + ahead[t] * (clean - before)
             above, before, x = x, clean, ancestral_draw(model.schedule, x, middle, t + 1, noise)
             evaluations += 1.0
         if moves is not None and moves[t] and above is not None:

@@ -12,6 +12,7 @@ the last temperature's would be biased, as TensorFlow Probability's are.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -179,6 +180,18 @@ def resized(kernel: Any, step_size: float) -> Kernel:
     return found
 
 
+def check_temperatures(name: str, betas: Sequence[float]) -> None:
+    """Require temperatures that rise from 0 to 1.
+
+    Raises:
+        InvalidInput: for others.
+    """
+    values = [float(beta) for beta in betas]
+    rising = all(a < b for a, b in pairwise(values))
+    if len(values) < 2 or values[0] != 0.0 or values[-1] != 1.0 or not rising:
+        raise InvalidInput(f"{name} must rise from 0 to 1; got {values[:9]}")
+
+
 @checked
 def pilot_run(
     base: Potential,
@@ -205,7 +218,7 @@ def pilot_run(
         rest: steps more of the kernel at the end.
 
     Raises:
-        InvalidInput: if the target's energy is finite at none of the base's draws.
+        InvalidInput: if the target's energy is finite at none of the base's draws, or betas do not rise from 0 to 1.
         EnergyPPLError: if the path doesn't arrive, as where the target is not normalizable.
 
     Example:
@@ -215,8 +228,8 @@ def pilot_run(
         >>> pilot.schedule.betas.tolist()
         [0.0, 0.5, 1.0]
     """
-    if betas is not None and (len(betas) < 2 or betas[-1] < 1.0):
-        raise InvalidInput(f"betas must go from 0 to 1; got {list(betas)[:9]}")
+    if betas is not None:
+        check_temperatures("betas", betas)
     path = _Path(base, target, kernel, x)
     if not bool(torch.isfinite(path.parts.target).any()):
         raise InvalidInput(

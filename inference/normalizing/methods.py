@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import ClassVar
 
 from energyppl._checks import check_count, check_fields
@@ -10,6 +9,7 @@ from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.composite import Cycle, Mixture, Tempered
 from energyppl.inference.kernels.contract import Kernel, check_kernel
 from energyppl.inference.kernels.langevin import MALA, Langevin
+from energyppl.inference.normalizing.annealing import check_temperatures
 from energyppl.potentials.algebra import Potential
 
 __all__ = ["AIS", "BAR", "SMC", "Annealing", "ReverseAIS"]
@@ -53,10 +53,7 @@ class Annealing:
         if self.particles % ISLANDS:
             raise InvalidInput(f"particles must be a multiple of {ISLANDS}; got {self.particles}")
         if isinstance(self.temperatures, Sequence):
-            betas = [float(beta) for beta in self.temperatures]
-            rising = all(a < b for a, b in pairwise(betas))
-            if len(betas) < 2 or betas[0] != 0.0 or betas[-1] != 1.0 or not rising:
-                raise InvalidInput(f"temperatures must rise from 0 to 1; got {betas}")
+            check_temperatures("temperatures", self.temperatures)
         elif self.temperatures is not None:
             check_count("temperatures", self.temperatures)
         check_count("starts", self.starts, at_least=0)

@@ -362,6 +362,8 @@ def _pilot(
         found = pilot_run(lower, upper, x, kernel, betas=betas, steepness=steepness, rest=more)
         x, evaluations, lower = found.x, evaluations + found.evaluations, upper
         schedules.append(found.schedule)
+        if len(schedules) > 1:  # where stretches meet, runs in both directions must make the same moves
+            found.schedule.step_sizes[0] = schedules[-2].step_sizes[-1]
     return AnnealingPath(base, tuple(stops), tuple(schedules), evaluations), x
 
 

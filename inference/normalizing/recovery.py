@@ -137,7 +137,7 @@ def process_log_likelihood(
     """
     check_data("x", x, model.event_shape, at_least=2)
     check_count("particles", particles, at_least=2)
-    check_count("steps", steps, at_least=0)
+    check_count("steps", steps)
     if temperatures is not None:
         check_count("temperatures", temperatures)
     z, evaluations = model.to_unit(x.to(model.loc)), 0

@@ -60,7 +60,8 @@ class Objective(Protocol):
     It may have more, of which training makes use: ``keeps_best = True`` leaves the model with the weights of its best
     ``measure`` in place of the averaged ones; ``default_options(model)`` returns arguments of ``TrainingOptions``;
     ``default_optimizer(model, rows)`` returns the :class:`OptimizerSettings` that suit as many training rows;
-    ``settle(model, state, data)`` is called once when training ends.
+    ``settle(model, state, data)`` is called once when training ends; ``ties_levels(model)`` tells whether the loss
+    leaves no constant free, so that log Z of the energies given a context is known.
 
     Example:
         >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))

@@ -157,7 +157,9 @@ def _initializer_loss(draws: _InitializerDraws, refined: Tensor, energy: Tensor)
     drop = energy_only(draws.potential, drawn.detach()) - energy
     deviation = proposal.base_dist.scale
     distance = (refined - drawn) / deviation.detach()
-    if deviation.requires_grad:
+    if not len(drawn):  # no row of a small batch is paired with the next level: there is nothing to learn from
+        value = drawn.sum()
+    elif deviation.requires_grad:
         value = -proposal.log_prob(refined).mean() / math.prod(proposal.event_shape)
     else:  # the same expected gradient with less noise: a chain that hardly moves has almost no gradient
         value = 0.5 * distance.square().mean()

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -139,11 +140,7 @@ class LevelScoreMatching:
                 f"score matching at every level trains {schedule.levels} levels, each up to a constant of its own; got "
                 f"{type(model).__name__}, whose {levels} levels share one: train it by PersistentLikelihood"
             )
-        if float(schedule.sigma_bar[0]) <= 0.0:
-            raise InvalidInput(
-                "denoising score matching needs noise at every level, and this schedule's level 0 has none: pass one "
-                "such as NoiseSchedule.cosine"
-            )
+        check_noisy_start(schedule)
         continuous = is_continuous(model)
         if self.tie and not continuous:
             raise InvalidInput(
@@ -360,7 +357,7 @@ def evidence_bound(model: LevelModel, data: Tensor) -> float:
     d = clean[0].numel()
     last, _ = noised(clean, noise, torch.full_like(log_snr, low))
     prior = 0.5 * (weighted_mean(last.reshape(len(clean), -1).square().sum(1), clean) + d * math.log(2.0 * math.pi))
-    softplus = math.log1p(math.exp(high)) - math.log1p(math.exp(low))
+    softplus = float(np.logaddexp(0.0, high) - np.logaddexp(0.0, low))
     return prior + 0.5 * (high - low) * denoising - 0.5 * d * softplus
 
 
@@ -384,6 +381,19 @@ def _time_score(clean: Tensor, noise: Tensor, log_snr: Tensor) -> Tensor:
 
 def _log_scale(model: LevelModel) -> float:
     return float(model.scale.log().expand(model.event_shape).sum())
+
+
+def check_noisy_start(schedule: NoiseSchedule) -> None:
+    """Require a schedule whose level 0 has noise.
+
+    Raises:
+        InvalidInput: for another one.
+    """
+    if float(schedule.sigma_bar[0]) <= 0.0:
+        raise InvalidInput(
+            "this training needs noise at every level, and this schedule's level 0 has none: pass one such as "
+            "NoiseSchedule.cosine"
+        )
 
 
 def check_noisy_end(schedule: NoiseSchedule) -> None:

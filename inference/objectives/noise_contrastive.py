@@ -124,7 +124,10 @@ class NoiseContrastive:
 
         Adam moves a number by its learning rate at a step, so from zero log Z would be long on its way.
         """
-        fitted = GaussianBase.fitted(x, model.event_shape)
+        if len(x) > 1:
+            fitted = GaussianBase.fitted(x, model.event_shape)
+        else:  # of one point no width is known, but standardized ones have about 1
+            fitted = GaussianBase(torch.zeros_like(x[0]), torch.ones_like(x[0]))
         state.noise.copy_(torch.stack([fitted.loc, fitted.scale]))
         base = self._base(state)
         draws = base.sample(len(x)).to(x)

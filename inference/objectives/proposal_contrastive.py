@@ -25,6 +25,7 @@ from energyppl.inference.objectives.level_score_matching import (
     LevelScoreMatching,
     at_log_snr,
     check_noisy_end,
+    check_noisy_start,
     integrated_error,
     is_continuous,
     log_snr_range,
@@ -86,7 +87,7 @@ class ProposalContrastive:
         """Require a model of levels whose continuous network has a Gaussian given the context.
 
         Raises:
-            InvalidInput: for any other, and for a schedule without a noisy end.
+            InvalidInput: for any other, and for a schedule without a noisy end or whose level 0 has no noise.
         """
         check_model(model, "a learned proposal needs a model of levels, as ConditionalEBM", "schedule", "net")
         if not is_continuous(model) or not has_proposal(model.net):
@@ -95,6 +96,7 @@ class ProposalContrastive:
                 f"the context; got {type(model.net).__name__}: build MLPEnergy with context_shape=…, or train by "
                 "LevelScoreMatching"
             )
+        check_noisy_start(model.schedule)
         check_noisy_end(model.schedule)
         return KernelState(LevelKernel(model.initial_kernel, model.schedule.levels, model.loc))
 

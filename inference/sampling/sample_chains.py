@@ -19,6 +19,7 @@ from energyppl.autodiff.bound import bind
 from energyppl.distributed import own_numbers, rank, world_size
 from energyppl.errors import ChainWarning, InvalidInput, warn_user
 from energyppl.inference.adaptation.warmup import untuned, warm_up
+from energyppl.inference.kernels.binary import BinaryGibbs
 from energyppl.inference.kernels.contract import Info, Kernel, State, check_kernel, combined, middle_step
 from energyppl.inference.kernels.mass import MassEstimate, low_rank_mass
 from energyppl.inference.sampling.chains import Chains
@@ -135,6 +136,8 @@ def _sample(
 ) -> Chains:
     """Run this process's chains."""
     x, potential = target.start(chains, init), bind(target.potential)
+    if not isinstance(kernel, BinaryGibbs):  # which needs none
+        target.warn_without_gradient(x)
     recorder = _Recorder(target, x, draws, file)
     early = _Recorder(target, x, warmup, None) if keep_warmup and warmup else None
     bar = progress_bar(total=warmup + draws, disable=not progress, desc="warm-up" if warmup else "sampling", leave=True)

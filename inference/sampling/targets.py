@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from energyppl._checks import append_dims, check_event, shape_text
 from energyppl.autodiff.devices import beside
+from energyppl.autodiff.gradient import energy_only
 from energyppl.autodiff.structure import Untraceable, structure
 from energyppl.distributions import EnergyDistribution
-from energyppl.errors import InvalidInput
+from energyppl.errors import ChainWarning, InvalidInput, warn_user
 from energyppl.inference.sampling.chains import Variables
 from energyppl.inference.sampling.pyro_model import ModelPotential
 from energyppl.potentials.algebra import Potential
@@ -138,7 +139,7 @@ class Target:
     def _finite(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             try:
-                energy = self.potential(x)
+                energy = energy_only(self.potential, x)
                 alone = self.potential(x[:1]) if len(x) > 1 else energy
             except (TypeError, IndexError) as error:
                 raise InvalidInput(
@@ -152,6 +153,19 @@ class Target:
                 "networks that look at the whole batch (batch norm) in eval mode"
             )
         return torch.isfinite(energy)
+
+    def warn_without_gradient(self, x: Tensor) -> None:
+        """Warn of an energy that leaves autograd although it differs from point to point; a constant one may."""
+        with torch.enable_grad():
+            energy = self.potential(x.detach().requires_grad_())
+        finite = energy[torch.isfinite(energy)]
+        if not energy.requires_grad and len(finite) and bool((finite != finite[0]).any()):
+            warn_user(
+                "the energy has no gradient, though it differs from point to point: chains don't follow it, and those "
+                "that accept every move, as Langevin's, sample another density. Leave .detach(), numpy and "
+                "torch.no_grad() out of the energy",
+                ChainWarning,
+            )
 
 
 def _named(potential: Potential) -> Variables:

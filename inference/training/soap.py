@@ -89,6 +89,7 @@ class SOAP(Optimizer):
         kept, grad = self.state[weight], _matrix(grad)
         if not kept:
             kept |= {name: weight.new_zeros(shape) for name, shape in self.shapes(weight).items()}
+            kept["step"] = kept["step"].float()  # bfloat16 counts to 256
             _follow(kept, grad, 0.0)
             for side in _SIDES:
                 if side in kept:

@@ -134,9 +134,7 @@ def compare(
     name: str, values: NDArray[np.float64], steps: int | None, seed: int, peers: Sequence[str] = PEERS
 ) -> dict[str, tuple[float, float]]:
     """Print a split's line; return what the peers are below the EBM, in nats, with standard errors."""
-    image = values.ndim > 2
-    values = values.reshape(len(values), -1).astype(np.float64)
-    values = values[:, values.std(0) > 0] if image else values
+    image, values = values.ndim > 2, as_rows(values)
     train, valid, test, notes = split(values, seed)
     torch.manual_seed(seed)
     ebm = ep.RecoveryEBM(ep.MLPEnergy(train.shape[1:]), ep.NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0))
@@ -208,6 +206,14 @@ def read_arrays(file: Path, names: list[str]) -> dict[str, NDArray[np.float64]]:
     """Return arrays of an .npz file by name, in float64."""
     with np.load(file, allow_pickle=False) as archive:
         return {name: archive[name].astype(np.float64) for name in names}
+
+
+def as_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a table as it is, and images as rows of those of their pixels that change."""
+    if values.ndim < 3:
+        return values
+    flat = values.reshape(len(values), -1)
+    return flat[:, flat.std(0) > 0]
 
 
 def main(arguments: list[str]) -> None:

@@ -9,7 +9,8 @@ for half as long from the weights that ``score``, score matching tied across lev
 A line has the mean log density of the test rows, by how much that is above the weights that ``score`` reached (on the
 same rows, with standard errors, both log Z's included), log Z (standardized; a level tie implies 0) and whether it
 warned, and the p-value of a two-sample test of 1,000 samples against training rows.  MDSM's one energy serves all its
-noise levels and is no −log p in few columns; exp(−U) is normalized all the same.
+noise levels and is no −log p in few columns; exp(−U) is normalized all the same.  Images are rows of those of their
+pixels that change.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 import energyppl as ep
 from tests.benchmarks.budget import training_within
-from tests.benchmarks.likelihood import read_arrays, split
+from tests.benchmarks.likelihood import as_rows, read_arrays, split
 from tests.benchmarks.warm_systems import close_levels, in_coordinates_of, joint
 
 RATE = 2e-4  # of what goes on from trained weights
@@ -212,4 +213,4 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     for name, values in read_arrays(args.file, args.arrays).items():
         for seed in range(args.first, args.first + args.splits):
-            compare(values, args.systems, seed, args.seconds, name)
+            compare(as_rows(values), args.systems, seed, args.seconds, name)

@@ -75,3 +75,14 @@ def test_bad_input_is_said() -> None:
     ):
         with pytest.raises(ep.InvalidInput, match=message):
             act()
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5])
+def test_a_level_without_noise_is_reached(levels: int) -> None:
+    """Its log-SNR is infinite, and so is the step to it."""
+    schedule = ep.NoiseSchedule.sqrtcumlinear(levels, end=0.2)
+    assert float(schedule.sigma_bar[0]) == 0.0
+    ebm = ep.RecoveryEBM(UNetEnergy(SHAPE, width=4), schedule)
+    ebm.standardize(torch.rand(50, *SHAPE), isotropic=True)
+    assert bool(ebm.sample((3,)).isfinite().all())
+    assert bool(ebm.sample((3,), denoise=True).isfinite().all())

@@ -1,6 +1,7 @@
 """Slips that a person makes in the first hour: those that mean one thing work, the others are named with the remedy."""
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -231,3 +232,41 @@ def test_columns_that_determine_each_other_are_refused() -> None:
         with pytest.raises(ep.InvalidInput, match=f"coordinates {re.escape(which)} determine each other"):
             ep.RecoveryEBM(ep.MLPEnergy(len(rows), hidden=4), SCHEDULE).standardize(torch.stack(rows, 1))
     recovery().standardize(torch.stack([a, nearly], 1))
+
+
+def cut(x: torch.Tensor) -> torch.Tensor:
+    return 0.5 * x.detach().square().sum(-1)
+
+
+@pytest.mark.parametrize("kernel", [ep.Langevin(0.3), ep.ChEES()])
+def test_an_energy_without_a_gradient_is_warned_of(kernel: Any) -> None:
+    energies = {
+        "cut": cut,
+        "whole": lambda x: 0.5 * x.square().sum(-1),
+        "constant": lambda x: torch.zeros(x.shape[:-1]),
+    }
+    for name, energy in energies.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ep.sample_chains(kernel, ep.Energy(energy, (3,)), chains=4, draws=3, warmup=0, progress=False)
+        assert any("the energy has no gradient" in str(w.message) for w in caught) == (name == "cut")
+
+
+@pytest.mark.parametrize(
+    ("energy", "came"),
+    [
+        (lambda x: 0.5 * x.square().sum(), r"got \(\)"),
+        (lambda x: x.square(), r"got \(4, 3\)"),
+        (lambda x: x.detach().numpy().sum(-1), "got ndarray"),
+    ],
+)
+def test_energies_of_another_shape_are_named_where_chains_begin(energy: Any, came: str) -> None:
+    with pytest.raises(ep.InvalidInput, match="the energy must return one number for each point.*" + came):
+        ep.sample_chains(ep.HMC(), ep.Energy(energy, (3,)), chains=4, draws=5, progress=False)
+
+
+def test_a_misspelt_argument_is_named_with_its_function() -> None:
+    with pytest.raises(TypeError, match=r"log_normalizer\(\) got an unexpected keyword argument 'tolerence'"):
+        ep.log_normalizer(ep.Energy(cut, (3,)), tolerence=0.1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"quadrature\(\) missing 1 required positional argument: 'grid'"):
+        ep.quadrature(ep.Energy(cut, (3,)))  # type: ignore[call-arg]

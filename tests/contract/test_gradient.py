@@ -158,3 +158,8 @@ class Reduced(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x).square().sum(-1)
+
+
+def test_energies_alone_name_the_dtype_too() -> None:
+    with pytest.raises(InvalidInput, match=r"x must be torch\.float32 like the network's weights; got torch\.float64"):
+        energy_only(ep.EBM(ep.MLPEnergy((2,), levels=1)).potential(0), torch.randn(3, 2).double())

@@ -162,3 +162,8 @@ def test_bad_input_is_named(name: str) -> None:
     make, message = BAD[name]
     with pytest.raises(InvalidInput, match=message):
         make()
+
+
+def test_a_langevin_kernel_is_adjusted_with_the_same_proposals() -> None:
+    adjusted = ep.Langevin(0.1, force_dtype=torch.bfloat16).adjusted()
+    assert (adjusted.step_size, adjusted.force_dtype) == (0.1, torch.bfloat16)

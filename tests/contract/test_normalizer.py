@@ -164,12 +164,23 @@ def test_pictures(tmp_path: Path) -> None:
     assert float(log_weight_histogram(found + 100.0, title="moved").axes[0].get_xlim()[0]) > 50.0
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_few_groups_of_draws_serve_a_mixture(count: int) -> None:
+    x = torch.randn(300, 2)
+    base = ep.potentials.MixtureBase.fitted(x, x.shape[1:], groups=torch.arange(300) % count)
+    assert bool(base(x).isfinite().all())
+
+
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no runs to draw": (lambda: temperature_plot(A, title=""), "no runs to draw"),
     "no runs to export": (lambda: A.to_arviz(), "no runs to show"),
     "mixture of other shapes": (
         lambda: ep.potentials.MixtureBase(torch.zeros(2, 3), torch.eye(3)[None], torch.ones(2)),
         "must have factors",
+    ),
+    "one group of draws": (
+        lambda: ep.potentials.MixtureBase.fitted(torch.randn(50, 2), torch.Size((2,)), groups=torch.zeros(50)),
+        "draws must be of at least two groups",
     ),
     "base of no spread": (lambda: ep.potentials.GaussianBase(torch.zeros(2), torch.zeros(2)), "must be positive"),
     "base that is no distribution": (lambda: ep.potentials.DistributionBase("normal"), "sample and log_prob"),  # type: ignore[arg-type]

@@ -221,6 +221,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "data in a list": (lambda: SCHEDULES["cosine"].diffuse([1.0], 0), "x0 must be a torch tensor; got list"),  # type: ignore[arg-type]
     "data of integers": (lambda: SCHEDULES["cosine"].pairs(torch.ones(2).long(), 0), "x0 must be floating point"),
     "upper below": (lambda: SCHEDULES["cosine"].pairs(torch.ones(2), 3, upper=3), "upper must be above level"),
+    "upper for other rows": (
+        lambda: SCHEDULES["cosine"].pairs(torch.ones(2), torch.tensor([0, 1]), upper=torch.tensor([2, 3, 4])),
+        r"upper must be one number or one for each level; got \(3,\) for levels \(2,\)",
+    ),
     "level too high": (lambda: SCHEDULES["cosine"].pairs(torch.ones(2, 2), 6), "between 0 and 5; got 6"),
     "marginal too high": (lambda: SCHEDULES["cosine"].diffuse(torch.ones(2, 2), 7), "between 0 and 6; got 7"),
     "negative level": (lambda: SCHEDULES["cosine"].diffuse(torch.ones(2, 2), -1), "between 0 and 6; got -1"),
@@ -247,6 +251,8 @@ def test_a_schedule_prints_itself_in_a_line() -> None:
 def test_a_pair_may_skip_levels_by_a_plain_number() -> None:
     clean, noisy = SCHEDULES["cosine"].pairs(torch.zeros(7, 2), torch.arange(6).repeat(2)[:7] // 2, upper=5)
     assert clean.shape == noisy.shape == (7, 2)
+    several = SCHEDULES["cosine"].pairs(torch.zeros(3, 2), 0, upper=torch.tensor([1, 3, 5]))
+    assert several.clean.shape == several.noisy.shape == (3, 2)
 
 
 def test_clean_data_at_level_0_are_allowed() -> None:

@@ -165,6 +165,16 @@ def test_an_objective_of_ones_own_says_what_the_options_leave_open(
     assert (group["lr"], group["weight_decay"]) == pytest.approx((rate, decay))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_updates_are_counted_in_any_dtype(dtype: torch.dtype) -> None:
+    weight = nn.Parameter(torch.randn(3, 3, dtype=dtype))
+    optimizer = SOAP([weight])
+    for _ in range(300):
+        weight.grad = torch.randn_like(weight)
+        optimizer.step()
+    assert int(optimizer.state[weight]["step"]) == 300
+
+
 DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no basis": lambda kept: kept.pop("left_basis"),
     "another size": lambda kept: kept.update(right=torch.eye(3)),

@@ -12,6 +12,7 @@ from scipy import integrate, stats
 
 from energyppl.data import TableTransform, table_from_array, table_from_frame
 from energyppl.data.columns import Categories, FewValues, Numbers, TwoValues
+from energyppl.data.hashed import hashed_uniforms
 from energyppl.errors import InvalidInput
 
 N = 2000
@@ -214,3 +215,17 @@ def test_one_wild_cell_does_not_set_the_scale(count: int, whole: bool) -> None:
     assert np.isfinite(weight).all()
     assert 0.5 < z[:-1].std() < 1.5
     assert np.abs(z).max() < 10.0
+
+
+def test_places_within_cells_are_uniform_and_independent() -> None:
+    """Of 20,000 rows that differ in the last digits, and columns and draws of one row: 4.5 standard errors."""
+    rows = 1.0 + 1e-12 * np.arange(20_000.0)[:, None]
+    first, second = hashed_uniforms(rows, 3, 2, 0)
+    u = np.concatenate([first, second], 1)
+    assert u.min() >= 0.0
+    assert u.max() < 1.0
+    assert np.abs(u.mean(0) - 0.5).max() < 4.5 * (1.0 / 12.0 / 20_000) ** 0.5
+    assert np.abs(np.corrcoef(u.T) - np.eye(6)).max() < 4.5 / 20_000**0.5
+    assert abs(np.corrcoef(u[1:, 0], u[:-1, 0])[0, 1]) < 4.5 / 20_000**0.5
+    (other,) = hashed_uniforms(rows, 3, 1, 1)
+    assert abs(np.corrcoef(other[:, 0], u[:, 0])[0, 1]) < 4.5 / 20_000**0.5

@@ -120,6 +120,19 @@ def test_draws_of_the_prior_reach_both_of_two_modes_far_narrower_than_it(
         assert float((theta[right] - 0.5).std() / 0.01) == pytest.approx(1.0, abs=0.3)
 
 
+def test_fewer_draws_of_the_prior_than_chains_serve_them_all() -> None:
+    prior = Independent(Uniform(-torch.ones(2), torch.ones(2)), 1)
+
+    def energy(theta: Tensor) -> Tensor:
+        return 5e4 * theta.square().sum(-1)
+
+    begin = ep.models.Resampled(prior, energy, tried=50)
+    target = ep.potentials.Sum(ep.potentials.DistributionBase(prior), ep.Energy(energy, (2,)))
+    found = begin(ep.potentials.Constrained(target, prior.support), torch.Size((100,)), torch.zeros(()))
+    assert found.shape == (100, 2)
+    assert len(found.unique(dim=0)) > 50
+
+
 def fails_sometimes(theta: Tensor) -> Tensor:
     x = gaussian(theta)
     return torch.where(theta[:, :1] > 1.5, math.nan, x)

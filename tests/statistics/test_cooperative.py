@@ -131,6 +131,25 @@ def test_the_initializer_learns_from_a_fraction_of_the_negatives(fraction: float
     assert seen == [most]
 
 
+@pytest.mark.parametrize("from_initializer", [True, False])
+@pytest.mark.parametrize("extra", [0.0, 0.5])
+def test_a_batch_without_a_row_for_the_initializer_teaches_it_nothing(from_initializer: bool, extra: float) -> None:
+    """One row in three batches of one is paired with a farther level than the next."""
+    ebm = bell()
+    ebm.standardize(torch.randn(200, 2))
+    recipe = ep.RecoveryLikelihood(skip_fraction=1.0, steps=2)
+    objective = ep.CooperativeRecovery(recipe=recipe, from_initializer=from_initializer, extra_chain_fraction=extra)
+    assert ebm.initializer is not None
+    learned = []
+    for _ in range(20):
+        ebm.zero_grad()
+        value = loss_of(objective, ebm, torch.randn(1, 2)).value
+        assert bool(value.isfinite())
+        value.backward()
+        learned.append(any(p.grad is not None and bool(p.grad.any()) for p in ebm.initializer.parameters()))
+    assert not all(learned)
+
+
 def test_rows_of_another_dtype_are_taken() -> None:
     """As ``fit`` takes them."""
     from pyro.infer import SVI, Trace_ELBO

@@ -141,3 +141,11 @@ def test_weight_decay_shrinks_weights_by_its_rate() -> None:
         ep.fit(ebm, rows(64), options=options, progress=False)
         after.append(ebm.net.variance.detach())
     torch.testing.assert_close(after[0] - after[1], 0.1 * 2.0 * VARIANCE)
+
+
+def test_log_snrs_that_exp_overflows_are_taken() -> None:
+    schedule = ep.NoiseSchedule.cosine(4, log_snr_max=800.0, log_snr_min=-6.0)
+    ebm = ep.RecoveryEBM(ep.MLPEnergy((2,), hidden=8, continuous=True), schedule)
+    rows = torch.randn(100, 2)
+    ebm.standardize(rows)
+    assert math.isfinite(evidence_bound(ebm, rows))

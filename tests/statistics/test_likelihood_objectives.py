@@ -124,6 +124,13 @@ def test_log_z_begins_where_the_energy_is() -> None:
     assert abs(loss.record["log_z"] - 15.0 * math.log(2.0 * math.pi)) < 0.1
 
 
+def test_noise_contrast_may_begin_with_one_row() -> None:
+    ebm, objective = ep.EBM(Gaussian(torch.eye(3))), ep.objectives.NoiseContrastive()
+    state = objective.init(ebm)
+    for rows in (1, 30):
+        assert math.isfinite(float(loss_of(objective, ebm, torch.randn(rows, 3), state).value.detach()))
+
+
 def test_contrastive_divergence_adapts_its_step_size() -> None:
     """From a step far too long; half a hundred updates bring acceptance to MALA's 0.6, within 0.15."""
     ebm, objective = ep.EBM(Gaussian(PRECISION)), ep.objectives.ContrastiveDivergence(ep.MALA(9.0), steps=2)

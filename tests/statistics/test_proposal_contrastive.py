@@ -94,3 +94,10 @@ def test_log_z_of_each_context_is_near_zero_after_training() -> None:
     with torch.no_grad():
         ebm.net.readout.bias += 0.5  # type: ignore[union-attr, operator]
     assert rms() > 0.3, "negative control"
+
+
+def test_a_schedule_whose_level_0_is_clean_is_refused() -> None:
+    clean = ep.NoiseSchedule.sqrtcumlinear(levels=50, end=0.03)
+    ebm = ConditionalEBM(MLPEnergy(2, context_shape=1, hidden=16), clean)
+    with pytest.raises(ep.InvalidInput, match="level 0 has none"):
+        ep.Training(ebm, (torch.randn(100, 2), torch.rand(100, 1)), steps=3)

@@ -109,6 +109,9 @@ def test_angles_as_latents() -> None:
     def model() -> None:
         pyro.sample("angle", dist.VonMises(torch.tensor(3.0), torch.tensor(5.0)))
 
+    log_z = ep.log_normalizer(ep.sampling.ModelPotential.trace(model))
+    assert abs(log_z.estimate) < 4.5 * log_z.standard_error, "it has log Z of its density, 0, whatever stands for it"
+    assert log_z.standard_error < 0.1
     angle = draws_of(model, "angle")
     assert float(angle.min()) >= -math.pi
     assert float(angle.max()) <= math.pi

@@ -190,3 +190,18 @@ def test_runs_of_another_kind_or_finished_are_refused(folder: Path, capsys: pyte
         assert "holds a run of another kind, or that predicts other columns" in capsys.readouterr().err
     assert command("fit", folder / "t.csv", "--out", folder / "run", "--steps", 9) == 2
     assert "holds a finished run, which predicts price and can't go on" in capsys.readouterr().err
+
+
+def test_what_fails_before_training_leaves_no_folder_that_stands_in_the_way(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rest = (folder / "t.csv", "--out", tmp_path / "run", "--steps", 2, "--levels", 3)
+    out = tmp_path / "run"
+    assert command("fit", *rest, "--device", "cuda:99") == 2
+    assert "device 'cuda:99' can't be used" in capsys.readouterr().err
+    assert not (out / "run.json").exists()
+    out.mkdir(exist_ok=True)
+    (out / "run.json").write_text('{"settings": {}, "status": "training"}')  # of a run that was killed at once
+    assert command("fit", *rest, "--predict", "nothing") == 2
+    assert "predict must name columns" in capsys.readouterr().err
+    assert command("fit", *rest, "--predict", "price") == 0

@@ -1,5 +1,6 @@
 """Answers of table commands and functions to values that can't be, wrong counts and other kinds of files."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,9 @@ def test_advice_names_what_the_caller_has(
     model: ep.tables.TableModel, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gaps = FRAME[:30].assign(income=[np.nan, *FRAME.income[1:30]])
-    with pytest.raises(ep.InvalidInput, match="missing='drop', --missing drop, leaves those rows out; a density"):
+    with pytest.raises(
+        ep.InvalidInput, match="missing='drop', --missing drop, leaves those rows out; fit can train a density"
+    ):
         ep.tables.compare(gaps, FRAME)
     with pytest.warns(UserWarning, match="1 of 30 rows"):
         assert len(ep.tables.compare(gaps, FRAME, missing="drop", drop=["sex"]).columns) == 2
@@ -242,3 +245,33 @@ def test_a_saved_table_keeps_its_kernel_and_log_z(tmp_path: Path) -> None:
     assert isinstance(same.ebm.kernel, ep.kernels.MALA)
     assert float(same.ebm.kernel.step_size) == pytest.approx(0.3)
     assert same.log_normalizer().estimate == 0.5
+
+
+def test_rows_that_repeat_are_not_odd() -> None:
+    """Draws of sixty rows in both tables; of rows named by chance a tenth at most, and none is meant to be."""
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(60, 3))
+    x, y = (kinds[rng.integers(60, size=1000)] for _ in range(2))
+    for pair in ((x, y), (y, x)):
+        assert len(ep.tables.compare(*pair).rows) < 5
+    assert (ep.tables.compare(x, np.concatenate([y, np.full((30, 3), 4.0)])).rows.table == "second").sum() >= 30
+
+
+def test_given_values_far_outside_of_the_training_rows_are_warned_of(model: ep.tables.TableModel) -> None:
+    with pytest.warns(UserWarning, match=r"income=.* lies outside of the training rows, where it is"):
+        model.sample(2, given={"income": 10.0 * float(FRAME.income.max())})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.sample(2, given={"income": float(FRAME.income.max())})
+
+
+def test_advice_about_missing_cells_holds_of_each_command() -> None:
+    with pytest.raises(ep.InvalidInput, match="fit can train a density of whole rows on them too"):
+        ep.tables.compare(FRAME.assign(income=FRAME.income.where(FRAME.age > 30)), FRAME)
+
+
+def test_equal_rows_have_equal_densities_wherever_they_are(model: ep.tables.TableModel) -> None:
+    found = model.log_prob(pd.concat([FRAME[40:60], FRAME[40:45]]))
+    np.testing.assert_allclose(found[20:], found[:5], atol=1e-3)
+    np.testing.assert_allclose(model.log_prob(FRAME)[40:60], found[:20], atol=1e-3)
+    assert np.abs(model.log_prob(FRAME[40:60], seed=1) - found[:20]).max() > 0.01, "which places within cells change"
