@@ -278,12 +278,11 @@ def checked(function: _Function) -> _Function:
     def call(*args: Any, **kwargs: Any) -> Any:
         hints = _hints(function)
         try:
-            bound = signature.bind(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
         except TypeError:
-            return function(*args, **kwargs)  # Python's own words for it name the function
-        for name, value in bound.arguments.items():
-            kind = signature.parameters[name].kind
-            if name in hints and kind is not inspect.Parameter.VAR_POSITIONAL:
+            given = {}  # the call below says what is wrong, and names the function
+        for name, value in given.items():
+            if name in hints and signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL:
                 check_kind(name, value, hints[name])
         return function(*args, **kwargs)
 
@@ -292,8 +291,7 @@ def checked(function: _Function) -> _Function:
 
 def check_fields(instance: object) -> None:
     """Require fields of a dataclass of the kinds that it declares."""
-    owner: Any = type(instance)
-    hints = _hints(owner)
+    hints = _hints(cast(Any, type(instance)))
     for field in dataclasses.fields(instance):  # type: ignore[arg-type]
         if field.init and (value := getattr(instance, field.name)) is not field.default:
             check_kind(field.name, value, hints[field.name])
@@ -378,10 +376,10 @@ _KIND_NAMES: dict[Any, str] = {
     Tensor: "a torch tensor",
     torch.Size: "a tuple such as (2,)",
     type(None): "None",
+    Callable: "a function",
 }
 
-# By name: this module lies below those that declare them.
-_PROTOCOL_NAMES = {
+_PROTOCOL_NAMES = {  # by name: this module lies below those that declare them
     "Potential": "a potential",
     "Base": "a potential with a sample method",
     **dict.fromkeys(("EnergyModel", "LevelModel"), "a model such as RecoveryEBM"),
@@ -392,10 +390,8 @@ def _kind_text(hint: Any) -> str:
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(_kind_text(part) for part in parts))
-    if hint in _KIND_NAMES:
-        return _KIND_NAMES[hint]
-    if origin is Callable:
-        return "a function"
+    if (origin or hint) in _KIND_NAMES:
+        return _KIND_NAMES[origin or hint]
     if origin in (Sequence, list, tuple):
         if origin is tuple and Ellipsis not in parts:
             return f"a tuple of {', '.join(map(_kind_text, parts))}"

@@ -14,7 +14,6 @@ import energyppl as ep
 from energyppl._checks import check_count
 from energyppl._numerals import plain
 from energyppl._progress import doing
-from energyppl.autodiff.devices import check_device
 from energyppl.cli.comparison import quality_of_run, show_run
 from energyppl.cli.demo import run_demo
 from energyppl.cli.diagnosis import diagnose_run
@@ -68,8 +67,6 @@ def fit(options: argparse.Namespace) -> None:
     """Train on a table or on images, and print how good the model is."""
     chosen = {name: getattr(options, name) for name in _OF_FIT if getattr(options, name) is not None}
     talk = not options.quiet
-    if options.device is not None:
-        check_device(options.device)  # before a folder is begun
     if holds_images(options.file, options.array):
         _fit_images(options, chosen)
         return

@@ -23,8 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         slow = "torch" not in sys.modules  # which takes two seconds
         with doing("starting", show=slow and not getattr(options, "quiet", False)):
             _use_one_thread()
+            from energyppl.autodiff.devices import check_device
             from energyppl.cli import commands
 
+        check_device(getattr(options, "device", None) or "cpu")  # before anything is written
         with _warnings_in_one_line():
             getattr(commands, options.command)(options)
     except (EnergyPPLError, OSError) as error:

@@ -12,7 +12,6 @@ the last temperature's would be biased, as TensorFlow Probability's are.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from energyppl.autodiff.bound import bind
 from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.inference.kernels.contract import Kernel, State
+from energyppl.inference.normalizing.planning import check_temperatures
 from energyppl.potentials.algebra import Bridge, Potential
 
 __all__ = ["AnnealingSchedule", "PilotRun", "Weights", "anneal", "effective_size", "log_mean_exp", "pilot_run"]
@@ -178,18 +178,6 @@ def resized(kernel: Any, step_size: float) -> Kernel:
     """Return the kernel with another step size; as it is if it has none."""
     found: Kernel = replace(kernel, step_size=step_size) if hasattr(kernel, "step_size") else kernel
     return found
-
-
-def check_temperatures(name: str, betas: Sequence[float]) -> None:
-    """Require temperatures that rise from 0 to 1.
-
-    Raises:
-        InvalidInput: for others.
-    """
-    values = [float(beta) for beta in betas]
-    rising = all(a < b for a, b in pairwise(values))
-    if len(values) < 2 or values[0] != 0.0 or values[-1] != 1.0 or not rising:
-        raise InvalidInput(f"{name} must rise from 0 to 1; got {values[:9]}")
 
 
 @checked
@@ -391,9 +379,7 @@ def anneal(
 def _resample_islands(path: _Path, log_weights: Tensor, islands: int) -> Tensor:
     """Resample those islands whose weights are uneven; their mean weight stays, the same for all of their particles."""
     if len(log_weights) % islands:
-        raise InvalidInput(
-            f"the particles must divide into {islands} islands; got {shape_text(log_weights.shape)} of them"
-        )
+        raise InvalidInput(f"the particles must divide into {islands} islands; got {shape_text(log_weights.shape)}")
     split = log_weights.unflatten(0, (islands, -1)).movedim(1, 0)  # (each, islands, *batch)
     size = len(split)
     uneven = effective_size(split) < _RESAMPLED_BELOW * size

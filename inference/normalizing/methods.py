@@ -9,7 +9,7 @@ from energyppl.errors import InvalidInput
 from energyppl.inference.kernels.composite import Cycle, Mixture, Tempered
 from energyppl.inference.kernels.contract import Kernel, check_kernel
 from energyppl.inference.kernels.langevin import MALA, Langevin
-from energyppl.inference.normalizing.annealing import check_temperatures
+from energyppl.inference.normalizing.planning import check_temperatures
 from energyppl.potentials.algebra import Potential
 
 __all__ = ["AIS", "BAR", "SMC", "Annealing", "ReverseAIS"]

@@ -1,16 +1,31 @@
-"""Plans of runs from what a first batch says: how many more, and at how many temperatures."""
+"""Temperatures of runs, and plans from what a first batch says: how many more, and at how many temperatures."""
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
+from energyppl.errors import InvalidInput
 from energyppl.integration.estimates import LogNormalizer
 
-__all__ = ["batches_wanted", "finer_by"]
+__all__ = ["batches_wanted", "check_temperatures", "finer_by"]
 
 _UNEVEN, _FINEST = 2.0, 4.0  # variance of log weights above which more temperatures pay; as many times more at most
 _PRECISE = 0.075  # nats, half the width of an interval that is narrow enough where nothing is asked
 _SAFETY = 1.2  # factor of the width that the first batch says
 _MOST = 12  # batches
 _SHARE = 2.5  # evaluations of runs over those that it took to find their path, at most, if that is two batches
+
+
+def check_temperatures(name: str, betas: Sequence[float]) -> None:
+    """Require temperatures that rise from 0 to 1.
+
+    Raises:
+        InvalidInput: for others.
+    """
+    values = [float(beta) for beta in betas]
+    rising = all(a < b for a, b in pairwise(values))
+    if len(values) < 2 or values[0] != 0.0 or values[-1] != 1.0 or not rising:
+        raise InvalidInput(f"{name} must rise from 0 to 1; got {values[:9]}")
 
 
 def finer_by(first: LogNormalizer, batch: int, path: int) -> float:

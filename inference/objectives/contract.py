@@ -18,6 +18,7 @@ from energyppl._checks import is_number
 from energyppl.errors import InvalidInput
 from energyppl.inference.levels.contract import EnergyModel
 from energyppl.inference.levels.step_sizes import LevelKernel, check_level_kernel
+from energyppl.schedule import NoiseSchedule
 
 __all__ = [
     "KernelState",
@@ -26,12 +27,16 @@ __all__ = [
     "OptimizerSettings",
     "check_fraction",
     "check_model",
+    "check_noisy_end",
+    "check_noisy_start",
     "check_tunable",
     "check_weight",
     "describe",
     "diffuse",
     "training_hint",
 ]
+
+_NOISY = -4.0  # log-SNR of a noisy end, at most
 
 
 class Loss(NamedTuple):
@@ -147,6 +152,33 @@ def training_hint(model: object) -> str:
     """Say what to do with a model that an objective is not for."""
     own = getattr(model, "default_objective", None)
     return "pass such a model" if own is None else f"train it by {describe(own)}"
+
+
+def check_noisy_start(schedule: NoiseSchedule) -> None:
+    """Require a schedule whose level 0 has noise.
+
+    Raises:
+        InvalidInput: for another one.
+    """
+    if float(schedule.sigma_bar[0]) <= 0.0:
+        raise InvalidInput(
+            "this training needs noise at every level, and this schedule's level 0 has none: pass one such as "
+            "NoiseSchedule.cosine"
+        )
+
+
+def check_noisy_end(schedule: NoiseSchedule) -> None:
+    """Require a schedule whose noisy end is Gaussian whatever the data are.
+
+    Raises:
+        InvalidInput: for another one.
+    """
+    if not float(schedule.log_snr[-1]) <= _NOISY:
+        raise InvalidInput(
+            f"training of a continuous network needs a schedule with a noisy end, of a log-SNR of {_NOISY:g} at "
+            f"most, where the density is known to be Gaussian; got {float(schedule.log_snr[-1]):.3g}: pass one such as "
+            "NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0)"
+        )
 
 
 def check_fraction(name: str, value: Any, *, closed: bool = False) -> None:

@@ -22,6 +22,8 @@ from energyppl.inference.objectives.contract import (
     OptimizerSettings,
     check_fraction,
     check_model,
+    check_noisy_end,
+    check_noisy_start,
     check_weight,
 )
 from energyppl.inference.objectives.held_out import denoising_error, fixed_noise, row_weights, weighted_mean
@@ -30,11 +32,9 @@ from energyppl.inference.objectives.mass_contrast import MassContrast, can_rank
 from energyppl.inference.objectives.second_order import check_second_order, differentiable_score
 from energyppl.integration.batched import log_integrals
 from energyppl.potentials.network import AtLogSNR
-from energyppl.schedule import NoiseSchedule
 
 __all__ = ["LevelScoreMatching"]
 
-_NOISY = -4.0
 _EACH_COLUMN = 0.25  # weight of the mass contrast
 _PLANE = 2  # columns, above which larger batches fit validation rows better
 _REPEATS = 4  # noises for each held-out row
@@ -381,30 +381,3 @@ def _time_score(clean: Tensor, noise: Tensor, log_snr: Tensor) -> Tensor:
 
 def _log_scale(model: LevelModel) -> float:
     return float(model.scale.log().expand(model.event_shape).sum())
-
-
-def check_noisy_start(schedule: NoiseSchedule) -> None:
-    """Require a schedule whose level 0 has noise.
-
-    Raises:
-        InvalidInput: for another one.
-    """
-    if float(schedule.sigma_bar[0]) <= 0.0:
-        raise InvalidInput(
-            "this training needs noise at every level, and this schedule's level 0 has none: pass one such as "
-            "NoiseSchedule.cosine"
-        )
-
-
-def check_noisy_end(schedule: NoiseSchedule) -> None:
-    """Require a schedule whose noisy end is Gaussian whatever the data are.
-
-    Raises:
-        InvalidInput: for another one.
-    """
-    if not float(schedule.log_snr[-1]) <= _NOISY:
-        raise InvalidInput(
-            f"training of a continuous network needs a schedule with a noisy end, of a log-SNR of {_NOISY:g} at "
-            f"most, where the density is known to be Gaussian; got {float(schedule.log_snr[-1]):.3g}: pass one such as "
-            "NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0)"
-        )

@@ -19,13 +19,13 @@ from energyppl.inference.objectives.contract import (
     OptimizerSettings,
     check_fraction,
     check_model,
+    check_noisy_end,
+    check_noisy_start,
 )
 from energyppl.inference.objectives.held_out import fixed_noise, weighted_mean
 from energyppl.inference.objectives.level_score_matching import (
     LevelScoreMatching,
     at_log_snr,
-    check_noisy_end,
-    check_noisy_start,
     integrated_error,
     is_continuous,
     log_snr_range,

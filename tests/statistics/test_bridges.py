@@ -1,4 +1,4 @@
-"""Bennett's acceptance ratio and the runs in both directions that it takes: unbiased, and honest where ends don't meet."""
+"""Bennett's acceptance ratio and runs in both directions: unbiased, and honest where the two ends do not overlap."""
 
 import math
 
