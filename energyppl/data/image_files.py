@@ -20,6 +20,7 @@ from energyppl.errors import InvalidInput
 LABEL_NAMES = ("y", "labels", "target")
 _PNG, _PALETTE, _GREY = b"\x89PNG\r\n\x1a\n", 3, (0, 4)
 _PICTURES = (".png", ".jpg", ".jpeg")
+_NAMED = 5  # files, at most, in one message
 _MAX_PIXELS = 2**24  # which decode to 256 MiB
 _IDX = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -115,15 +116,24 @@ def read_folder(folder: Path) -> Folder:
             raise InvalidInput(f"{place} must hold at least one PNG or JPEG; it is empty: fill it or remove it")
     paths = [path for group in groups for path in group]
     pictures, levels = [], 2
+    refused_files: list[tuple[Path, InvalidInput]] = []
     for path in paths:
-        picture, own = read_png(path) if path.suffix.lower() == ".png" else (read_jpeg(path), 256)
+        try:
+            picture, own = read_png(path) if path.suffix.lower() == ".png" else (read_jpeg(path), 256)
+        except InvalidInput as error:
+            refused_files.append((path, error))  # the others are named with it, so that all can be mended at once
+            continue
         pictures.append(picture)
         levels = max(levels, own)
-        if picture.shape != pictures[0].shape:
+        if not refused_files and picture.shape != pictures[0].shape:
             raise InvalidInput(
                 f"all images must have one size; got {_size(pictures[0])} in {paths[0]} and {_size(picture)} in "
                 f"{path}: resize them, or read them apart"
             )
+    if refused_files:
+        (_, first), *others = refused_files
+        named = ", ".join(str(path) for path, _ in others[:_NAMED]) + ", …" * (len(others) > _NAMED)
+        raise InvalidInput(f"{first}" + f" ({len(others)} more can't be taken: {named})" * bool(others)) from first
     labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups]) if classes else None
     images = np.stack([picture.reshape(*picture.shape[:2], -1).transpose(2, 0, 1) for picture in pictures])
     return Folder(images, labels, tuple(entry.name for entry in classes), levels)

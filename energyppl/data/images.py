@@ -160,11 +160,6 @@ def images_from_array(
         classes: the labels' names.
         source: where the array came from, in words.
 
-    Example:
-        >>> images = ep.data.images_from_array(torch.randint(256, (5, 28, 28)), [0, 1, 2, 3, 4], value_range=(0, 255))
-        >>> images.x.shape, images.levels
-        (torch.Size([5, 1, 28, 28]), 256)
-
     Raises:
         InvalidInput: if it is not numeric, not finite, of another shape, transparent or outside ``value_range``, if its
             range, channels or grey values can't be told from it, or if ``labels`` don't fit.

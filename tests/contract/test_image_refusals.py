@@ -176,3 +176,10 @@ def test_pickles_are_refused_unexecuted(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=re.escape(str(path))):
             read_images(path)
     assert not bomb.path.exists()
+
+
+def test_all_damaged_files_of_a_folder_are_named(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / f"{name}.png").write_bytes(SMALL[:-20] if name in "bd" else SMALL)
+    with pytest.raises(InvalidInput, match=r"b\.png .* it is truncated.* \(1 more can't be taken: .*d\.png\)"):
+        read_images(tmp_path)
