@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
@@ -299,6 +300,8 @@ def _numbers(X: Any, who: str) -> Tensor:
     if values.dtype.kind == "c":
         raise InvalidInput("Complex data not supported: pass real numbers")
     try:
+        if values.dtype == object and (empty := pd.isna(values)).any():  # the nullable dtypes' own missing value
+            values = np.where(empty, np.nan, values)
         values = values.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"X must hold numbers ({error}): encode or drop its other columns") from error

@@ -128,6 +128,14 @@ class EnergyModel(nn.Module):
             fit_base(self.to_unit(data.to(self.loc)))
         self.is_standardized.fill_(True)
 
+    def _require_one_condition(self) -> None:
+        conditions = getattr(self, "conditions", None)
+        if conditions is not None and conditions.dim() > self.condition_dims:
+            raise InvalidInput(
+                "log Z is of one class or context, and this model was given one for each point: ask ebm.given(label) "
+                "for each of them"
+            )
+
     def to_unit(self, data: Tensor) -> Tensor:
         """Return data in the coordinates in which noise is counted, ``(x − loc) / scale``, on the model's device."""
         return (data.to(self.loc.device) - self.loc) / self.scale
@@ -198,6 +206,7 @@ class EnergyModel(nn.Module):
             NotNormalizable: if the energy does not rise far away as it must.
         """
         self.potential(level)  # which checks the level
+        self._require_one_condition()
         check_between("confidence", confidence, 0.0, 1.0)
         if tolerance is not None:
             check_positive("tolerance", tolerance)
@@ -351,6 +360,7 @@ class _MarginalLogZ:
     level: int
 
     def __call__(self, potential: object, value: Tensor) -> Tensor:
+        self.model._require_one_condition()
         estimate = value.new_tensor(self.model._log_z(self.level))
         if not torch.is_grad_enabled():
             return estimate

@@ -5,7 +5,8 @@ schedule and step sizes of the first one; so it samples, recovers, normalizes an
 """
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -172,6 +173,12 @@ class _Composition(RecoveryView):
         self.others = nn.ModuleList(ebms[1:])
         self.weights = tuple(weights)
 
+    def of_parts(self, change: Callable[[RecoveryEBM], RecoveryEBM]) -> "_Composition":
+        """Return the same of other models; itself if none is another."""
+        ebms = [self.base, *cast("list[RecoveryEBM]", list(self.others))]
+        changed = [change(ebm) for ebm in ebms]
+        return self if all(map(operator.is_, changed, ebms)) else type(self)(changed, self.weights)
+
     def _potentials(self, level: int | Tensor) -> list[Potential]:
         """Return each model's energy at a level, asked in the first one's standardized coordinates."""
         first, others = self.base, cast("list[RecoveryEBM]", list(self.others))
@@ -200,6 +207,11 @@ class _Measurement(RecoveryView):
     def __init__(self, base: RecoveryEBM, measurement: LinearMeasurement) -> None:
         super().__init__(base, base.initializer)
         self.measurement = measurement
+
+    def of_parts(self, change: Callable[[RecoveryEBM], RecoveryEBM]) -> "_Measurement":
+        """Return the same measurement of another model; itself if it is no other."""
+        changed = change(self.base)
+        return self if changed is self.base else _Measurement(changed, self.measurement)
 
     @property
     def denoises(self) -> bool:
@@ -257,8 +269,8 @@ def _check_parts(ebms: Sequence[RecoveryEBM], weights: Sequence[float]) -> None:
         odd = _differences(ebm, ebms[0])
         if odd:
             raise InvalidInput(
-                f"the models of a composition must share event_shape and schedule; got another {', '.join(odd)} in "
-                f"model {index} than in model 0: train both with one schedule"
+                f"the models of a composition must share event_shape, schedule, dtype and device; got another "
+                f"{', '.join(odd)} in model {index} than in model 0: train both with one schedule, or convert one"
             )
 
 
@@ -270,5 +282,7 @@ def _differences(ebm: RecoveryEBM, other: RecoveryEBM) -> list[str]:
         "alpha_bar": torch.equal(ours.alpha_bar, theirs.alpha_bar),
         "sigma_bar": torch.equal(ours.sigma_bar, theirs.sigma_bar),
         "tilted_top": ours.tilted_top == theirs.tilted_top,
+        "dtype": ebm.loc.dtype == other.loc.dtype,
+        "device": ebm.loc.device == other.loc.device,
     }
     return [name for name, holds in same.items() if not holds]

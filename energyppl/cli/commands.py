@@ -128,11 +128,12 @@ def _fit_predictions(options: argparse.Namespace, settings: Settings) -> None:
 def predict(options: argparse.Namespace) -> None:
     """Predict columns of a table's rows from the others, and write a line for each row."""
     check_kind_of_file(options.out)
+    require_table_run(options.run, "predict")
     settings = Settings(array=options.array, decimal=options.decimal or decimal_of_run(options.run))
     chosen = {name: getattr(options, name) for name in ("draws", "confidence", "seed", "device")}
     model, found = predict_run(options.run, options.file, options.out, settings, progress=not options.quiet, **chosen)
-    far = f"{found.far.sum()} of them far from those it was trained with"
-    print(f"{', '.join(model.targets)} of {len(found)} rows, {far}, in {options.out}")
+    rows = f"{len(found)} rows, {found.far.sum()} of them far from those it was trained with"
+    print(f"{', '.join(model.targets)} of {rows}, in {options.out}")
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -269,7 +270,7 @@ def show(options: argparse.Namespace) -> None:
 def diagnose(options: argparse.Namespace) -> None:
     """Run long chains on a run's energy, and print what they show."""
     require_table_run(options.run, "diagnose")
-    out = options.run if options.out is None else options.out
+    out = options.out or options.run
     chosen = {name: getattr(options, name) for name in ("chains", "draws", "seed", "device")}
     report = diagnose_run(options.run, out=out, progress=not options.quiet, **chosen)
     r_hat, bulk, tail, drift = (report[name] for name in ("r_hat", "ess_bulk", "ess_tail", "drift"))
@@ -303,8 +304,7 @@ def diagnose(options: argparse.Namespace) -> None:
     lines["levels"] = "acceptance " + ", ".join(f"{share:.2f}" for share in report["level_acceptance"])
     lines["written"] = f"{', '.join(['chains.nc', 'chains_summary.csv', *report['pictures']])} in {out}"
     _table(str(options.run), lines)
-    verdict = report["verdict"] or ["chains agree with each other and stay where the data are"]
-    _say(verdict)
+    _say(report["verdict"] or ["chains agree with each other and stay where the data are"])
 
 
 def logz(options: argparse.Namespace) -> None:

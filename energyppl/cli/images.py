@@ -46,6 +46,7 @@ _HELD_OUT, _KEPT, _SHEET = 1000, 2000, 100  # images
 _AT_A_TIME = 100
 _END = 20  # of so many updates one more is by level 0's likelihood, so that long chains stay
 _GUIDANCE = 1.0
+_FARTHER = 1.5  # times as far from training images as held-out ones are, from which on samples are no such images
 _DENOISED_LEVELS = 5
 
 
@@ -252,7 +253,7 @@ def show_images(run: Path, count: int, *, seed: int = 0, device: str | None = No
         f"{float(near):.3f}",
         "pictures": f"samples.png, neighbours.png, denoised.png in {run}",
     }
-    verdict = list(_verdict(found, x, means, spreads))
+    verdict = list(_verdict(found, x, means, spreads, float(near / usual)))
     ep.plots.save_figure(_sheet(found, _SHEET), run / "samples.png")
     nearest = found.rows[nearest_neighbours(x[:10], found.rows, k=min(3, len(found.rows))).indices]
     ep.plots.save_figure(
@@ -262,7 +263,9 @@ def show_images(run: Path, count: int, *, seed: int = 0, device: str | None = No
     return lines, verdict
 
 
-def _verdict(found: ImageRun, x: Tensor, means: list[float], spreads: list[float]) -> Iterator[str]:
+def _verdict(found: ImageRun, x: Tensor, means: list[float], spreads: list[float], farther: float) -> Iterator[str]:
+    if farther > _FARTHER:
+        yield f"samples lie {farther:.1f} times as far from training images as held-out ones do: train for longer"
     if len(found.held_out) >= 100 and len(x) >= 100:
         share = memorized(x, found.rows, found.held_out).share
         if share > 0.1:

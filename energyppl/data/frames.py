@@ -178,9 +178,9 @@ def columns_of_frame(
             "decimal=',' (--decimal ,) if they are decimal commas; else write nothing between thousands)",
         )
     if dates:
-        problems.insert(
-            0, f"{', '.join(dates)} hold{'s' if len(dates) == 1 else ''} dates (turn them into numbers, such as days)"
-        )
+        hold = "holds" if len(dates) == 1 else "hold"
+        days = "turn them into numbers, such as days: (t - t.min()) / pd.Timedelta(days=1)"
+        problems.insert(0, f"{', '.join(dates)} {hold} dates or spans of time ({days})")
     return found, problems, useless
 
 

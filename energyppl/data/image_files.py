@@ -20,6 +20,7 @@ from energyppl.errors import InvalidInput
 LABEL_NAMES = ("y", "labels", "target")
 _PNG, _PALETTE, _GREY = b"\x89PNG\r\n\x1a\n", 3, (0, 4)
 _PICTURES = (".png", ".jpg", ".jpeg")
+_SYSTEM = ("Thumbs.db", "desktop.ini")  # what Windows puts into folders, and hides
 _NAMED = 5  # files, at most, in one message
 _MAX_PIXELS = 2**24  # which decode to 256 MiB
 _IDX = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -223,7 +224,8 @@ def _checked_chunks(path: Path, data: bytes) -> set[bytes]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    entries = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in _SYSTEM)
+    return sorted(entries)
 
 
 def _size(picture: Array) -> str:

@@ -197,6 +197,8 @@ def _decoded(path: Path, packed: bool) -> str:
         return content.decode("utf-16")
     if b"\0" in content:
         raise ValueError("it holds zero bytes, which no text has")
+    if b"\n" not in content:  # lines end in carriage returns alone, as once on a Macintosh
+        content = content.replace(b"\r", b"\n")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -262,13 +264,18 @@ class _Dialect:
 
 
 def _delimiter(lines: list[str]) -> str:
-    """Return the separator that splits lines into equally many fields, two or more; a comma if none does."""
+    """Return the separator that splits lines into equally many fields, two or more, the first one's as well as others'.
+
+    Where none does, R's, which leaves out the first name of several, or one that the first line has too; else a comma.
+    """
+    split: dict[str, list[int]] = {}
     for mark in _DELIMITERS:
         some = [line.strip() if mark == " " else line for line in lines]
-        counts = {len(row) for row in csv.reader(some, delimiter=mark, skipinitialspace=True) if row}
-        if max(counts) > 1 and (len(counts) == 1 or mark not in ", "):
-            return mark
-    return ","
+        split[mark] = [len(row) for row in csv.reader(some, delimiter=mark, skipinitialspace=True) if row]
+    even = [mark for mark, counts in split.items() if counts[0] > 1 and len(set(counts)) == 1]
+    named_short = [mark for mark, counts in split.items() if counts[0] > 1 and set(counts[1:]) == {counts[0] + 1}]
+    uneven = [mark for mark, counts in split.items() if counts[0] > 1 and mark not in ", "]
+    return (*even, *named_short, *uneven, ",")[0]
 
 
 def _has_names(rows: list[list[str]]) -> bool:

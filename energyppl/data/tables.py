@@ -272,7 +272,9 @@ def _table(
     constant = [] if like is not None else [c.name for c in found if _is_constant(c.values)]
     if constant:
         named = ", ".join(map(repr, constant))
-        problems.append(f"constant: {named} (drop {'it' if len(constant) == 1 else 'them'})")
+        varies = any(len(np.unique(c.values[~np.isnan(c.values)])) > 1 for c in found if c.name in constant)
+        offset = " (to the digits that a number has; subtract an offset first if they do vary)" if varies else ""
+        problems.append(f"constant: {named}{offset} (drop {'it' if len(constant) == 1 else 'them'})")
     if problems:
         drop = [*useless, *constant]
         remedy = f". drop={drop} (--drop {','.join(drop)}) leaves these columns out"

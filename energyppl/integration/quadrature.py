@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from energyppl._checks import checked, shape_text
 from energyppl.autodiff.devices import beside
 from energyppl.autodiff.structure import check_not_model
 from energyppl.errors import InvalidInput, QuadratureError
 from energyppl.integration.grid import Grid, GridOptions
+from energyppl.potentials.algebra import Energy
+from energyppl.potentials.bases import DistributionBase
 from energyppl.potentials.points import dtype_of
 
 __all__ = ["Grid", "GridOptions", "Quadrature", "expectation", "kl_divergence", "quadrature"]
@@ -57,6 +60,13 @@ class Quadrature:
     entropy: float
     leak: float
     evaluations: int
+
+    def __repr__(self) -> str:
+        """Summarize in one line."""
+        return (
+            f"Quadrature(log Z = {self.log_normalizer:.6g} ± {self.error:.2g} nats, entropy {self.entropy:.6g}, "
+            f"leak {self.leak:.2g}, by {' × '.join(map(str, self.grid.points))} points)"
+        )
 
     @property
     def density(self) -> Tensor:
@@ -240,7 +250,14 @@ class _Negative:
     """A log density as a potential, with its event_shape, parameters and all."""
 
     def __init__(self, log_density: Callable[[Tensor], Tensor]) -> None:
-        self._log_density = getattr(log_density, "log_prob", log_density)  # of a distribution, which draws if called
+        if isinstance(log_density, Energy):
+            raise InvalidInput(
+                "log densities are asked for; got an Energy: pass EnergyDistribution(energy, log_normalizer=…)"
+            )
+        self._log_density: Callable[[Tensor], Tensor] = getattr(log_density, "log_prob", log_density)
+        if isinstance(log_density, Distribution):  # which draws if called, and may refuse points off its support
+            base = DistributionBase(log_density)
+            self._log_density = lambda x: -base(x)
         self.owner = getattr(log_density, "__self__", log_density)  # the toy whose method log_prob is
         shape = getattr(self.owner, "event_shape", None)
         if shape is not None:

@@ -62,7 +62,7 @@ def energy_distance_test(
     check_data("x", x, x.shape[1:], at_least=2)
     check_data("y", y, y.shape[1:], at_least=2)
     check_count("permutations", permutations)
-    pooled = torch.cat([x.detach().flatten(1), y.detach().flatten(1).to(x.device)]).double()
+    pooled = torch.cat([rows.detach().reshape(len(rows), -1).to(x.device) for rows in (x, y)]).double()
     distance = torch.cdist(pooled, pooled, compute_mode="donot_use_mm_for_euclid_dist")
     # With weights 1/n on x and −1/m on y, the statistic is −wᵀ D w.
     weights = torch.cat([pooled.new_full((len(x),), 1.0 / len(x)), pooled.new_full((len(y),), -1.0 / len(y))])

@@ -7,13 +7,15 @@ A base is a potential with ``sample(count)``.  The closer it is to the target, t
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, distributions
+from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from energyppl._checks import (
+    append_dims,
     check_data,
     check_event,
     check_fields,
@@ -24,7 +26,7 @@ from energyppl._checks import (
 )
 from energyppl.errors import InvalidInput
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential, sum_event
-from energyppl.potentials.constrained import latent_transform
+from energyppl.potentials.constrained import contains, latent_transform
 from energyppl.potentials.mixture_fit import fit_mixture, student_constant, student_exponent
 
 __all__ = ["Base", "BernoulliBase", "DistributionBase", "GaussianBase", "MixtureBase", "require_base"]
@@ -293,6 +295,7 @@ class DistributionBase:
 
     distribution: distributions.Distribution = field(metadata={"pure": True})
     _log_prob: Callable[[Tensor], Tensor] = field(init=False, repr=False, metadata={"pure": True})
+    _inside: Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         given: Any = self.distribution
@@ -304,6 +307,7 @@ class DistributionBase:
                 "turn it into events with .to_event(n) or Independent"
             )
         object.__setattr__(self, "_log_prob", given.log_prob)
+        object.__setattr__(self, "_inside", None if self.is_everywhere else _point_inside(given))
 
     @property
     def event_shape(self) -> torch.Size:
@@ -322,10 +326,21 @@ class DistributionBase:
         return bool(transform == identity_transform)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Evaluate energies of points ``(*batch, *event)``."""
-        return -self._log_prob(x)
+        """Evaluate energies of points ``(*batch, *event)``, +∞ where they are outside of the support."""
+        if self._inside is None:
+            return -self._log_prob(x)
+        inside = contains(cast(Constraint, self.distribution.support), x)
+        energy = -self._log_prob(torch.where(append_dims(inside, x), x, self._inside.to(x)))
+        return torch.where(inside, energy, torch.inf)
 
     def sample(self, count: int) -> Tensor:
         """Draw, ``(count, *event)``."""
         draws: Tensor = self.distribution.sample((count,))
         return draws
+
+
+def _point_inside(distribution: Any) -> Tensor:
+    """Return a point of a distribution's support."""
+    transform = latent_transform(distribution)
+    point: Tensor = transform(torch.zeros(transform.inverse_shape(distribution.event_shape)))
+    return point

@@ -112,11 +112,11 @@ class ConditionalTableModel:
             progress: show a bar.
 
         Returns:
-            A line for each row.  For each target of numbers its mean, its median and the ends of its interval,
-            ``NAME_mean``, ``NAME_median``, ``NAME_lower`` and ``NAME_upper``; for each target of categories the
-            commonest and its share of the draws, ``NAME_mode`` and ``NAME_share``.  ``far`` marks rows that are nowhere
-            near those of the training, or that have a value which its column never can be: a guess, of which a warning
-            says how many.
+            A line for each row, with the index of a frame that was passed.  For each target of numbers its mean, its
+            median and the ends of its interval, ``NAME_mean``, ``NAME_median``, ``NAME_lower`` and ``NAME_upper``; for
+            each target of categories the commonest and its share of the draws, ``NAME_mode`` and ``NAME_share``.
+            ``far`` marks rows that are nowhere near those of the training, or that have a value which its column never
+            can be: a guess, of which a warning says how many.
 
         Raises:
             InvalidInput: for rows without those columns or with missing cells, or too few draws for the intervals.
@@ -136,6 +136,8 @@ class ConditionalTableModel:
                 far.append(own | p.is_far.cpu().numpy())
                 bar.update(len(own))
         found = pd.concat(parts, ignore_index=True).assign(far=np.concatenate(far))
+        if isinstance(rows, pd.DataFrame):
+            found.index = rows.index
         if found.far.any():
             warn_user(
                 f"{int(found.far.sum())} of {len(found)} rows lie nowhere near those that the model was trained with: "

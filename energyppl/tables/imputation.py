@@ -28,6 +28,7 @@ class Imputation:
         table: the rows as they came.
         places: rows and columns of the missing cells, ``(k, 2)``.
         draws: ``(m, k)``, as the table holds its values.
+        index: of the frame that the rows came in, which completed frames have too; None for other rows.
 
     Example:
         >>> import numpy as np, pandas as pd
@@ -41,6 +42,7 @@ class Imputation:
     table: Table
     places: Array
     draws: Array
+    index: pd.Index | None = None
 
     def __repr__(self) -> str:
         """Summarize in one line."""
@@ -102,7 +104,8 @@ class Imputation:
         values = self.table.values.copy()
         rows, columns = self.places.astype(int).T
         values[rows, columns] = cells
-        return self.table.frame(values)
+        frame = self.table.frame(values)
+        return frame if self.index is None else frame.set_axis(self.index, axis=0)
 
 
 @checked
@@ -148,7 +151,8 @@ def impute(model: TableModel, rows: Rows, *, draws: int = 40, seed: int = 0, pro
         numbers = np.tile(np.flatnonzero(gaps), draws)
         filled = model.fill(np.tile(incomplete, (draws, 1)), generator, numbers=numbers, progress=progress)
     filled = filled.reshape(draws, *incomplete.shape)
-    return Imputation(table, np.argwhere(missing).astype(np.float64), filled[:, missing[gaps]])
+    index = rows.index if isinstance(rows, pd.DataFrame) else None
+    return Imputation(table, np.argwhere(missing).astype(np.float64), filled[:, missing[gaps]], index)
 
 
 def _commonest(draws: Array) -> float:

@@ -225,6 +225,7 @@ class TableModel:
 
     def given_row(self, given: Mapping[str, Any]) -> Array:
         """Return one row, ``(1, d)``, with values of some columns and the others missing."""
+        given = {str(name): value for name, value in given.items()}
         unknown = [name for name in given if name not in self.columns]
         if unknown:
             raise InvalidInput(

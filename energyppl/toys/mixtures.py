@@ -110,7 +110,8 @@ class IsotropicMixture(_Mixture):
     def __post_init__(self) -> None:
         means, weights = _means_and_weights(self.means, self.weights)
         check_positive("scale", self.scale)
-        labels = torch.arange(len(means)) if self.labels is None else as_numbers("labels", self.labels).long()
+        labels = torch.arange(len(means)) if self.labels is None else as_numbers("labels", self.labels)
+        labels = labels.unique(return_inverse=True)[1]  # modes are counted from 0, whatever they are called
         if tuple(labels.shape) != (len(means),):
             raise InvalidInput(
                 f"labels must have shape ({len(means)},); got {shape_text(labels.shape)}: one label per row of means"

@@ -92,4 +92,4 @@ def _window_ends(steps: int, chains: int) -> tuple[int, ...]:
         width *= 2
     if last > ends[-1]:
         ends.append(last)
-    return tuple(e for e in ends if e < steps)
+    return tuple(e for e in ends if e <= last)

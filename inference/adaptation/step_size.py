@@ -16,6 +16,7 @@ _SHORTEST = 64.0  # as a share of the first step size, of which one is accepted 
 _FREE_MISSES = 3  # rejections in a row that happen to a healthy chain
 _SEARCH = 100  # doublings or halvings of the first step size at most
 _DIVERGENCE = 5.0  # rejections that one counts as
+_FEWEST = 8  # steps of dual averaging that are worth more than a search
 
 
 class StepSizeAdapter:
@@ -87,6 +88,7 @@ class DualAveraging:
         lowest = self.log_step - math.log(_SHORTEST) if searched else torch.full_like(log_step, self._low)
         self._floor = lowest.clamp(min=self._low)
         self._anchor = self.log_step + math.log(10.0)
+        self._searched = self.log_step if searched else None
         self._error_sum, self._average, self._count = torch.zeros_like(log_step), self.log_step, 0
 
     def update(self, acceptance: Tensor) -> None:
@@ -103,7 +105,10 @@ class DualAveraging:
 
     def step(self, index: Tensor, grouped: bool, averaged: bool = False) -> float | Tensor:
         """Return the step size now, or the average to keep: a number, or one for each chain if they are in groups."""
-        size = (self._average if averaged else self.log_step).exp()
+        size = self._average if averaged else self.log_step
+        if averaged and self._searched is not None and self._count < _FEWEST:  # the first ones jump far
+            size = self._searched
+        size = size.exp()
         return size[index] if grouped else float(size[0])
 
 

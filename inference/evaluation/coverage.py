@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_between, check_count, check_finite, check_whole, checked, shape_text
+from energyppl._checks import check_between, check_finite, check_whole, checked, shape_text
 from energyppl.errors import InvalidInput
+from energyppl.inference.evaluation.uniformity import check_ranks
 
 __all__ = ["Coverage", "coverage", "rank_coverage"]
 
@@ -122,7 +123,7 @@ def rank_coverage(
         >>> found.nominal, found.observed
         (tensor([0.5000, 0.9000]), tensor([0.5000, 0.9000]))
     """
-    check_count("draws", draws)
+    check_ranks(ranks, draws)
     check_between("confidence", confidence, 0.0, 1.0)
     outside = []
     for level in nominal:

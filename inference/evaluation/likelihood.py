@@ -152,8 +152,8 @@ def _own_energies(p: EnergyDistribution, samples: Tensor) -> Tensor:
 def _log_z(name: str, value: LogNormalizer) -> LogNormalizer:
     if not isinstance(value, LogNormalizer):
         raise InvalidInput(
-            f"{name} must be a LogNormalizer; got {type(value).__name__}: pass what log_normalizer(…) or "
-            "quadrature(…) returned"
+            f"{name} must be a LogNormalizer; got {type(value).__name__}: pass what log_normalizer(…) returned, of a "
+            "model or an energy"
         )
     return value
 

@@ -6,8 +6,7 @@ but hardly any of the mass is (Nalisnick et al. 2019); typicality, the gradient 
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -18,10 +17,10 @@ from energyppl.autodiff.devices import beside
 from energyppl.autodiff.gradient import energy_only, gradient_only
 from energyppl.distributions import EnergyDistribution
 from energyppl.errors import InvalidInput
-from energyppl.inference.levels.contract import EnergyModel
+from energyppl.inference.levels.contract import Conditional, EnergyModel
+from energyppl.inference.levels.initializers import model_of_batch, model_of_rows
 from energyppl.potentials.algebra import Potential, as_potential
 from energyppl.potentials.bases import DistributionBase
-from energyppl.potentials.network import AtLevel
 
 __all__ = ["energy_scores", "gradient_scores", "joint_scores", "ratio_scores", "typicality_scores"]
 
@@ -195,15 +194,11 @@ def _pieces(name: str, x: Tensor, model: Scored, level: int, batch: int) -> Iter
     check_count("level", level, at_least=0)
     potential = _potential(model, level)
     check_data(name, x, potential.event_shape)
-    for start in range(0, len(x), batch):
-        rows = slice(start, start + batch)
+    flat = model_of_batch(cast(Conditional, model), torch.Size((len(x),)))
+    for rows in torch.arange(len(x)).split(batch):
         points = x[rows].detach()
         points = model.to_unit(points.to(model.loc)) if _has_coordinates(model) else beside(model, points)
-        own = potential
-        alone = getattr(model, "condition_dims", 0)  # dimensions of one condition; with more each row has its own
-        if isinstance(own, AtLevel) and own.condition is not None and own.condition.dim() > alone:
-            own = replace(own, condition=own.condition[rows])
-        yield own, points
+        yield potential if flat is model else _potential(model_of_rows(flat, rows), level), points
 
 
 def _potential(model: Scored, level: int) -> Potential:

@@ -58,7 +58,7 @@ def ecdf_test(ranks: Tensor, draws: int) -> float:
         >>> ep.evaluation.ecdf_test(even, draws=63) > 0.5, ep.evaluation.ecdf_test(even // 2, draws=63) < 1e-6
         (True, True)
     """
-    _check_ranks(ranks, draws)
+    check_ranks(ranks, draws)
     below = _thresholds(draws)
     counts = (ranks.cpu().numpy()[:, None] < below).sum(0)
     shares = below / (draws + 1.0)
@@ -116,7 +116,7 @@ def chi_square_test(ranks: Tensor, draws: int, bins: int | None = None) -> float
     """
     from scipy.stats import chisquare  # takes half a second to import
 
-    _check_ranks(ranks, draws)
+    check_ranks(ranks, draws)
     if bins is None:
         most = max(2.0, min(20.0, len(ranks) / _EXPECTED))
         fitting = [b for b in range(2, int(most) + 1) if (draws + 1) % b == 0]
@@ -132,7 +132,7 @@ def chi_square_test(ranks: Tensor, draws: int, bins: int | None = None) -> float
     return float(chisquare(counts).pvalue)
 
 
-def _check_ranks(ranks: Tensor, draws: int) -> None:
+def check_ranks(ranks: Tensor, draws: int) -> None:
     check_count("draws", draws)
     check_whole("ranks", ranks)
     if ranks.dim() != 1 or not len(ranks):

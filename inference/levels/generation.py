@@ -15,7 +15,7 @@ from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.hamiltonian import ChEES
 from energyppl.inference.kernels.mass import identity_mass
 from energyppl.inference.levels.contract import Conditional, LevelModel
-from energyppl.inference.levels.initializers import flat_conditions, model_of_rows, recovery_start, start_evaluations
+from energyppl.inference.levels.initializers import model_of_batch, model_of_rows, recovery_start, start_evaluations
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential, tilt_widths
 from energyppl.inference.sampling.run_chain import run_chain
 
@@ -93,8 +93,7 @@ def generate(
     if micro_batch is None:
         return descend(model, shape, moves, last, denoise)
     check_count("micro_batch", micro_batch)
-    if model.conditions is not None and model.conditions.dim() > model.condition_dims:
-        model = model.view(flat_conditions(model, shape), guidance=model.guidance)
+    model = model_of_batch(model, shape)
     parts = [
         descend(model_of_rows(model, rows), rows.shape, moves, last, denoise)
         for rows in torch.arange(shape.numel(), device=model.loc.device).split(micro_batch)

@@ -5,6 +5,7 @@ deviations of the latter; a fresh one, which answers zero, begins where chains o
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import pyro.distributions as dist
 import torch
@@ -23,9 +24,9 @@ from energyppl.schedule import NoiseSchedule
 __all__ = [
     "InitializerNetwork",
     "check_initializer",
-    "flat_conditions",
     "gaussian_start",
     "initializer_width",
+    "model_of_batch",
     "model_of_rows",
     "recovery_proposal",
     "recovery_start",
@@ -43,17 +44,31 @@ InitializerNetwork = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 def model_of_rows(model: Conditional, rows: Tensor) -> Conditional:
     """Return the model of some rows of a batch: another one only where each row has a condition of its own."""
+    return _changed(model, lambda conditions, _: conditions.to(rows.device)[rows])
+
+
+def model_of_batch(model: Conditional, shape: torch.Size) -> Conditional:
+    """Return the model of a batch of points ``(*shape)`` with one dimension for the batch, and a condition for each.
+
+    It is the model itself where points have none of their own.
+    """
+
+    def flat(conditions: Tensor, dims: int) -> Tensor:
+        own = conditions.shape[conditions.dim() - dims :]
+        return conditions.expand(*shape, *own).reshape(shape.numel(), *own)
+
+    return _changed(model, flat)
+
+
+def _changed(model: Conditional, change: Callable[[Tensor, int], Tensor]) -> Conditional:
+    """Return a model with other conditions of its points; of models that are made of others, these are changed."""
+    of_parts = getattr(type(model), "of_parts", None)  # of its own, not of what it is a view of
+    if of_parts is not None:
+        return cast(Conditional, of_parts(model, lambda part: _changed(part, change)))
     conditions: Tensor | None = getattr(model, "conditions", None)
     if conditions is None or conditions.dim() == model.condition_dims:
         return model
-    return model.view(conditions.to(rows.device)[rows], guidance=model.guidance)
-
-
-def flat_conditions(model: Conditional, shape: torch.Size) -> Tensor:
-    """Return the conditions of a batch of points, ``(*shape)``, one for each, with one dimension for the batch."""
-    assert model.conditions is not None
-    own = model.conditions.shape[model.conditions.dim() - model.condition_dims :]
-    return model.conditions.expand(*shape, *own).reshape(shape.numel(), *own)
+    return model.view(change(conditions, model.condition_dims), guidance=model.guidance)
 
 
 def check_initializer(initializer: object, model: LevelModel) -> None:

@@ -190,9 +190,12 @@ def cover(msg: Any) -> None:
     The density does not count them, but their gradient would be 0 · NaN.  The model itself still sees the data.
     """
     fn, value, mask = msg["fn"], msg["value"], mask_of(msg)
+    if mask is None and isinstance(msg["mask"], Tensor):  # of more dimensions than the site has
+        mask = msg["mask"].bool()
     if mask is None or not isinstance(value, Tensor) or value.dtype == torch.bool:
         return
-    shape = broadcast_shapes(value.shape, fn.shape())
+    shape = broadcast_shapes(value.shape, fn.shape(), mask.shape + fn.event_shape)
+    mask = mask.expand(shape[: len(shape) - len(fn.event_shape)])
     if fn.support.is_discrete:
         inside = torch.as_tensor(getattr(fn.support, "lower_bound", 0)).to(value)
     else:

@@ -1,5 +1,6 @@
 """Sampling by the model's own denoiser: shapes, costs, options."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -86,3 +87,25 @@ def test_a_level_without_noise_is_reached(levels: int) -> None:
     ebm.standardize(torch.rand(50, *SHAPE), isotropic=True)
     assert bool(ebm.sample((3,)).isfinite().all())
     assert bool(ebm.sample((3,), denoise=True).isfinite().all())
+
+
+def test_micro_batches_of_combined_models_have_their_own_labels() -> None:
+    ebm = ep.RecoveryEBM(ep.MLPEnergy((2,), levels=3, classes=3, hidden=8), ep.NoiseSchedule.cosine(levels=3))
+    own = ebm.given((torch.arange(12) % 3).reshape(3, 4))
+    seen = ep.LinearMeasurement(torch.ones(1, 2), torch.tensor([0.5]), 0.1)
+    for model in (own, ep.measured(own, seen), ep.product(own, ebm.given(0)), ep.mixture(own, ebm)):
+        assert model.sample((3, 4), micro_batch=5).shape == (3, 4, 2)
+
+
+def test_log_z_of_labels_for_each_point_is_refused() -> None:
+    ebm = ep.RecoveryEBM(ep.MLPEnergy((2,), levels=3, classes=3, hidden=8), ep.NoiseSchedule.cosine(levels=3))
+    own = ebm.given(torch.arange(4) % 3)
+    for act in (
+        own.log_normalizer,
+        lambda: own.log_prob(torch.randn(4, 2)),
+        lambda: own.marginal().log_prob(torch.randn(4, 2)),
+    ):
+        with pytest.raises(ep.InvalidInput, match="log Z is of one class or context"):
+            act()
+    with pytest.raises(ep.InvalidInput, match="got another dtype in model 1"):
+        ep.mixture(ebm, copy.deepcopy(ebm).double())

@@ -257,3 +257,17 @@ def test_posterior_predictive_draws_in_arviz(model: Any) -> None:
     arviz_base = pytest.importorskip("arviz_base", reason="ArviZ 1.x's data structures are not installed")
     new = chains.to_arviz(posterior_predictive=True, arviz=arviz_base)
     assert new["posterior_predictive"]["y"].dims[:2] == ("chain", "draw")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        (torch.tensor([-5, 1, 20]), "ranks must lie between 0 and 9"),
+        (torch.empty(0, dtype=torch.long), "ranks must have shape"),
+        (torch.zeros(3, 3, dtype=torch.long), "ranks must have shape"),
+        (torch.tensor([0.5, 1.0]), "ranks must"),
+    ],
+)
+def test_coverage_of_impossible_ranks_is_refused(ranks: torch.Tensor, message: str) -> None:
+    with pytest.raises(ep.InvalidInput, match=message):
+        ep.evaluation.rank_coverage(ranks, 9)

@@ -136,6 +136,39 @@ def test_rows_of_classes_of_their_own_are_cut_with_their_labels() -> None:
     assert float(ep.evaluation.energy_scores(ebm.given(1), x[:1])) != pytest.approx(each[0], rel=1e-3)
 
 
+def test_conditions_of_rows_are_cut_with_them_in_models_of_all_kinds() -> None:
+    classes = ep.RecoveryEBM(ep.MLPEnergy((2,), levels=3, classes=3, hidden=8), ep.NoiseSchedule.cosine(levels=3))
+    contexts = ep.models.ConditionalEBM(
+        ep.MLPEnergy(2, context_shape=2, hidden=8), ep.NoiseSchedule.cosine(3, log_snr_min=-6.0)
+    )
+    contexts.inverse_temperature.fill_(2.0)  # type: ignore[operator]
+    label, context, x = torch.arange(12) % 3, torch.rand(12, 2), torch.randn(12, 2)
+    own = classes.given(label)
+    for model in (
+        own,
+        classes.given(torch.tensor([1])),
+        contexts.conditioned(context),
+        contexts.conditioned(context[:1]),
+        ep.product(own, classes.given(0)),
+        ep.mixture(classes.given(1), own),
+        ep.measured(own, ep.LinearMeasurement(torch.ones(1, 2), torch.tensor([0.5]), 0.1)),
+    ):
+        whole = ep.evaluation.energy_scores(model, x)
+        torch.testing.assert_close(ep.evaluation.energy_scores(model, x, batch=5), whole)
+        if model is not own:  # another label changes them
+            assert whole.std() > 0.0
+
+
+def test_points_outside_of_a_distribution_have_infinite_energies() -> None:
+    gamma, x = (
+        torch.distributions.Independent(torch.distributions.Gamma(torch.tensor([2.0]), 1.0), 1),
+        torch.tensor([[1.0], [-1.0]]),
+    )
+    assert ep.evaluation.energy_scores(gamma, x).tolist() == [1.0, math.inf]
+    bell = ep.Energy(lambda x: 0.5 * x.square().sum(-1), (1,))
+    assert ep.evaluation.ratio_scores(bell, x, gamma)[1] == -math.inf
+
+
 def test_an_energy_alone_takes_the_mode_for_ordinary() -> None:
     """In 50 dimensions N(0, I) has its mass at |x|² ≈ 50 ± 10: rows near the mode are outliers of the lowest energy.
 

@@ -178,6 +178,13 @@ def test_pickles_are_refused_unexecuted(tmp_path: Path) -> None:
     assert not bomb.path.exists()
 
 
+def test_what_windows_hides_in_folders_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(SMALL)
+    for name in ("Thumbs.db", "desktop.ini"):
+        (tmp_path / name).write_bytes(b"\0")
+    assert len(read_images(tmp_path).x) == 1
+
+
 def test_all_damaged_files_of_a_folder_are_named(tmp_path: Path) -> None:
     for name in "abcd":
         (tmp_path / f"{name}.png").write_bytes(SMALL[:-20] if name in "bd" else SMALL)

@@ -11,6 +11,7 @@ import torch
 from energyppl import toys
 from energyppl.errors import InvalidInput, QuadratureError
 from energyppl.integration.quadrature import Grid, GridOptions, expectation, kl_divergence, quadrature
+from energyppl.potentials import Energy
 
 COVARIANCE = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
 MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)
@@ -218,3 +219,16 @@ def test_bad_input_is_refused_in_one_sentence(call: Callable[[], Any], message: 
 def test_divergence_of_distributions_is_that_of_their_densities() -> None:
     p, q = (dist.Normal(torch.tensor([mean]), 1.0).to_event(1) for mean in (0.0, 1.0))
     assert kl_divergence(p, q, Grid((-9.0,), (9.0,), (256,))) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_divergence_to_a_distribution_of_a_smaller_support_is_infinite() -> None:
+    normal, rate = dist.Normal(torch.zeros(1), 1.0).to_event(1), dist.Exponential(torch.tensor([2.0])).to_event(1)
+    grid = Grid((-8.0,), (30.0,), (1024,))
+    assert kl_divergence(normal, rate, grid) == math.inf
+
+
+def test_a_divergence_of_energies_is_refused_and_a_quadrature_is_a_line() -> None:
+    bell = Energy(lambda x: 0.5 * x.square().sum(-1), (1,))
+    with pytest.raises(InvalidInput, match="log densities are asked for; got an Energy"):
+        kl_divergence(bell, bell, Grid((-9.0,), (9.0,), (64,)))
+    assert repr(quadrature(bell, Grid((-9.0,), (9.0,), (64,)))).startswith("Quadrature(log Z = 0.918939 ± ")

@@ -297,3 +297,21 @@ def test_frames_and_arrays_go_into_fit_and_densities_as_they_are() -> None:
         torch.testing.assert_close(scores(frame.to_numpy()), scores(points))
     with pytest.raises(InvalidInput, match=r"must hold numbers .*; got .*ep\.tables\.fit"):
         ep.fit(ebm, frame.assign(a="x"), steps=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quote", ['"', ""])
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_marks_in_texts_separate_no_fields(tmp_path: Path, quote: str, mark: str, every: int) -> None:
+    notes = [f"dark{mark}red" if i % every == 0 else "blue" for i in range(N)]
+    rows = "".join(f"{x},{quote}{note}{quote}\n" for x, note in zip(X, notes, strict=True))
+    (tmp_path / "t.csv").write_text("value,note\n" + rows)
+    frame = read_frame(tmp_path / "t.csv")
+    assert list(frame.columns) == ["value", "note"]
+    assert frame["note"].tolist() == notes
+
+
+def test_lines_may_end_in_carriage_returns_alone(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"\r".join([b"x,y", *(f"{i},{i * i}".encode() for i in range(N))]))
+    frame = read_frame(tmp_path / "t.csv")
+    assert frame["y"].tolist() == [i * i for i in range(N)]

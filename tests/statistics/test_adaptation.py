@@ -350,3 +350,15 @@ def test_low_rank_masses_follow_the_points() -> None:
     mass = ep.kernels.LowRankMass(torch.ones(2), torch.tensor([[1.0], [0.0]]), torch.tensor([2.0]))
     potential = energy(lambda x: 0.5 * (x * x).sum(-1), 2)
     assert ep.sampling.run_chain(ep.HMC(inverse_mass=mass), potential, START.double(), 2).state.x.dtype == torch.float64
+
+
+def bell(size: int) -> ep.Energy:
+    return ep.Energy(lambda x: 0.5 * x.square().sum(-1), (size,))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 6, 7, 9, 11, 14])
+@pytest.mark.parametrize("kernel", [ep.HMC(), ep.NUTS(), ep.ChEES()])
+def test_a_short_warm_up_leaves_chains_that_move(kernel: Any, steps: int) -> None:
+    """Of N(0, I): a step size of a few average steps, the first of which jump far, is one that nothing accepts."""
+    chains = ep.sample_chains(kernel, bell(2), chains=32, draws=30, warmup=steps, progress=False)
+    assert float(chains.acceptance.mean()) > 0.3

@@ -73,3 +73,15 @@ def test_the_rate_is_that_of_the_rows_that_were_seen(model: Callable[[], None]) 
 def test_the_check_can_fail() -> None:
     """Negative control: the posterior of six rows."""
     assert worst_z(chains_of(obs_mask), seen=6) > LIMIT
+
+
+def test_a_mask_larger_than_its_site_covers_what_is_missing() -> None:
+    """No plate, one distribution and three data: chains move though one of them is not a number."""
+
+    def model() -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.poutine.mask(mask=torch.tensor([True, False, True])):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=torch.tensor([1.0, math.nan, 2.0]))
+
+    chains = ep.sample_chains(ep.HMC(), model, chains=4, draws=10, warmup=30, progress=False)
+    assert float(chains.acceptance.mean()) > 0.3

@@ -321,3 +321,11 @@ BAD: list[tuple[Callable[[], Any], str]] = [
 def test_bad_input_is_refused_in_one_sentence(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         call()
+
+
+@pytest.mark.parametrize("labels", [[0, 2, 2], [7, -1, -1], [0.5, 0.7, 0.7]])
+def test_modes_are_counted_from_zero_whatever_their_labels(labels: list[float]) -> None:
+    means = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [1.0, 0.2]])
+    toy = toys.IsotropicMixture(means, 0.1, labels=torch.tensor(labels))
+    assert toy.number_of_modes == 2
+    assert sorted(set(toy.modes(means).tolist())) == [0, 1]

@@ -62,3 +62,9 @@ def test_generator_repeats_and_events_of_any_shape() -> None:
 def test_bad_input(x: torch.Tensor, y: torch.Tensor, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         energy_distance_test(x, y)
+
+
+def test_points_may_be_single_numbers() -> None:
+    x, y = torch.randn(20), torch.randn(15)
+    found = energy_distance_test(x, y).statistic
+    assert found == energy_distance_test(x[:, None], y[:, None]).statistic

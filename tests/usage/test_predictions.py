@@ -205,3 +205,18 @@ def test_what_fails_before_training_leaves_no_folder_that_stands_in_the_way(
     assert command("fit", *rest, "--predict", "nothing") == 2
     assert "predict must name columns" in capsys.readouterr().err
     assert command("fit", *rest, "--predict", "price") == 0
+
+
+def test_predictions_have_the_index_of_their_frame() -> None:
+    rows = homes()[20:24][::-1]
+    found = trained("price").predict(rows, draws=40)
+    assert found.index.tolist() == rows.index.tolist()
+    assert trained("price").predict(rows.reset_index(drop=True), draws=40).index.tolist() == [0, 1, 2, 3]
+
+
+def test_predict_names_a_run_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"kind": "images", "settings": {"labels": null}}')
+    homes()[:3].to_csv(tmp_path / "t.csv", index=False)
+    assert command("predict", tmp_path / "run", tmp_path / "t.csv", "--out", tmp_path / "p.csv") == 2
+    assert "energyppl predict is for tables" in capsys.readouterr().err

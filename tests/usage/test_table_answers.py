@@ -275,3 +275,23 @@ def test_equal_rows_have_equal_densities_wherever_they_are(model: ep.tables.Tabl
     np.testing.assert_allclose(found[20:], found[:5], atol=1e-3)
     np.testing.assert_allclose(model.log_prob(FRAME)[40:60], found[:20], atol=1e-3)
     assert np.abs(model.log_prob(FRAME[40:60], seed=1) - found[:20]).max() > 0.01, "which places within cells change"
+
+
+def test_completed_frames_have_the_index_of_their_frame(model: ep.tables.TableModel) -> None:
+    rows = FRAME[30:34][::-1].assign(income=[np.nan, 1e4, 2e4, np.nan])
+    found = ep.tables.impute(model, rows, draws=3)
+    assert found.best().index.tolist() == rows.index.tolist() == found.completed()[0].index.tolist()
+    assert rows.fillna(found.best()).notna().all(axis=None)
+
+
+def test_given_may_name_columns_by_whole_numbers() -> None:
+    own = ep.tables.fit(pd.DataFrame(RNG.normal(size=(100, 2))), steps=2, levels=3, progress=False)
+    assert own.sample(2, given={0: 0.5})["0"].tolist() == [0.5, 0.5]
+
+
+def test_columns_that_vary_in_digits_that_numbers_lack_are_told_apart_from_constant_ones() -> None:
+    large = pd.DataFrame({"a": RNG.integers(2**60, 2**60 + 10**4, 200), "b": RNG.normal(size=200)})
+    with pytest.raises(ep.InvalidInput, match=r"constant: 'a' .*subtract an offset first"):
+        ep.tables.fit(large, steps=1, progress=False)
+    with pytest.raises(ep.InvalidInput, match=r"dates or spans of time .*Timedelta"):
+        ep.tables.fit(large.assign(a=pd.to_timedelta(range(200), unit="h")), steps=1, progress=False)
