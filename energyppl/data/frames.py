@@ -345,12 +345,14 @@ def _restored(column: Array, labels: Sequence[Label], dtype: str) -> Any:
     missing = np.isnan(column)
     if labels:
         cells = [None if gap else labels[int(code)] for code, gap in zip(column, missing, strict=True)]
-        return pd.Series(pd.Categorical(cells, categories=list(labels))) if dtype == "category" else pd.Series(cells)
+        if dtype == "category":
+            return pd.Series(pd.Categorical(cells, categories=list(labels)))
+        return pd.Series(cells, dtype="string") if dtype == "string" else pd.Series(cells)
     if dtype in ("bool", "boolean", "object"):
         if not missing.any():
-            return column > 0.5
+            return pd.Series(column > 0.5, dtype="boolean") if dtype == "boolean" else column > 0.5
         return pd.Series(pd.array([None if gap else bool(v > 0.5) for v, gap in zip(column, missing, strict=True)]))
     if dtype.lower().startswith(("int", "uint")):
         whole = pd.Series(np.rint(column))
         return whole if missing.any() and dtype[0].islower() else whole.astype(dtype)  # numpy's have no gaps
-    return column.astype(dtype.lower() if dtype in ("Float32", "Float64") else dtype if "float" in dtype else "float64")
+    return pd.Series(column, dtype=dtype if dtype.lower().startswith("float") else "float64")

@@ -106,7 +106,7 @@ def test_what_cannot_be_learned_is_named_all_at_once() -> None:
         table_from_frame(frame)
     message = str(caught.value)
     for said in (
-        "'born', 'seen' hold dates (turn them into numbers, such as days)",
+        "'born', 'seen' hold dates or spans of time (turn them into numbers, such as days: (t - t.min())",
         "'name' holds 24 different texts in 24 rows (drop it",
         "constant: 'same' (drop it)",
         "missing or infinite cells in 5 of 24 rows: 'gaps' (5, the first in row 1)",
@@ -315,3 +315,21 @@ def test_lines_may_end_in_carriage_returns_alone(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"\r".join([b"x,y", *(f"{i},{i * i}".encode() for i in range(N))]))
     frame = read_frame(tmp_path / "t.csv")
     assert frame["y"].tolist() == [i * i for i in range(N)]
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_frames_come_back_with_their_dtypes(gaps: bool) -> None:
+    frame = pd.DataFrame(
+        {
+            "yes": pd.array([i % 3 == 0 for i in range(N)], dtype="boolean"),
+            "small": pd.array(X, dtype="Float32"),
+            "number": pd.array(X, dtype="Float64"),
+            "count": pd.array([i % 5 for i in range(N)], dtype="Int16"),
+            "town": pd.array(TOWNS, dtype="string"),
+            "kind": pd.Categorical(TOWNS),
+            "plain": X,
+        }
+    )
+    if gaps:
+        frame = frame.mask(np.arange(N)[:, None] == np.arange(7))
+    pd.testing.assert_frame_equal(table_from_frame(frame, missing="impute").frame(), frame)
