@@ -147,7 +147,7 @@ class ConditionalTableModel:
 
     @checked
     def sample(self, rows: Rows, draws: int = 1, *, seed: int | None = None) -> pd.DataFrame:
-        """Draw the target columns of rows, with the table's names and dtypes.
+        """Draw the target columns of rows, with the table's dtypes and names, as texts where they were numbers.
 
         Args:
             rows: with the columns that are given.

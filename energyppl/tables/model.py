@@ -196,7 +196,7 @@ class TableModel:
 
     @checked
     def sample(self, count: int, given: Mapping[str, Any] | None = None, *, seed: int | None = None) -> pd.DataFrame:
-        """Draw rows as a frame with the table's names and dtypes.
+        """Draw rows as a frame with the table's dtypes and names, as texts where they were numbers.
 
         Args:
             count: how many.
