@@ -1,17 +1,21 @@
 """ROC curves of out-of-distribution scores, with intervals."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from energyppl._checks import check_between, check_count, shape_text
+from energyppl._checks import as_points, check_between, check_count, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.integration.estimates import Estimate
 
 __all__ = ["Bootstrapped", "DetectionReport", "auroc", "detection_report", "fpr_at_95"]
+
+Scores: TypeAlias = Tensor | NDArray[Any]
+"""Scores of rows, ``(n,)``: a tensor, or a numpy array or pandas series, as other detectors give them."""
 
 
 _ENTRIES = 2**22  # largest number of counts in one block of resamples
@@ -55,7 +59,7 @@ class DetectionReport(NamedTuple):
         return f"{', '.join(parts)}; {self.inliers:,} inliers, {self.outliers:,} outliers"
 
 
-def auroc(inliers: Tensor, outliers: Tensor) -> Estimate:
+def auroc(inliers: Scores, outliers: Scores) -> Estimate:
     """Estimate P(outlier's score > inlier's), ties counted half, with the standard error of DeLong et al. (1988).
 
     Args:
@@ -78,7 +82,7 @@ def auroc(inliers: Tensor, outliers: Tensor) -> Estimate:
     return Estimate(float(above.mean()), math.sqrt(above.var(ddof=1) / len(b) + below.var(ddof=1) / len(a)))
 
 
-def fpr_at_95(inliers: Tensor, outliers: Tensor) -> float:
+def fpr_at_95(inliers: Scores, outliers: Scores) -> float:
     """Return the share of inliers that are flagged by the threshold that flags 95 % of the outliers.
 
     Outliers are the positive class (Hendrycks, Mazeika & Dietterich 2019, section 4.1): the threshold is the highest
@@ -103,7 +107,7 @@ def fpr_at_95(inliers: Tensor, outliers: Tensor) -> float:
 
 
 def detection_report(
-    inliers: Tensor, outliers: Tensor, *, repeats: int = 1000, confidence: float = 0.95
+    inliers: Scores, outliers: Scores, *, repeats: int = 1000, confidence: float = 0.95
 ) -> DetectionReport:
     """Estimate AUROC and false-positive rate at 95 %, with bootstrap percentile intervals (Efron 1979) of both sides.
 
@@ -145,12 +149,13 @@ def detection_report(
     )
 
 
-def _sides(inliers: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
+def _sides(inliers: Scores, outliers: Scores) -> tuple[Tensor, Tensor]:
     return _checked("inliers", inliers), _checked("outliers", outliers)
 
 
-def _checked(name: str, scores: Tensor) -> Tensor:
+def _checked(name: str, scores: Scores) -> Tensor:
     """Return scores in float64 on the CPU."""
+    scores = as_points(name, scores)
     if not isinstance(scores, Tensor):
         raise InvalidInput(f"{name} must be a torch tensor; got {type(scores).__name__}: wrap it in torch.as_tensor")
     if scores.dim() != 1 or scores.dtype.is_complex:

@@ -169,6 +169,12 @@ def test_points_outside_of_a_distribution_have_infinite_energies() -> None:
     assert ep.evaluation.ratio_scores(bell, x, gamma)[1] == -math.inf
 
 
+def test_scores_may_be_arrays() -> None:
+    low, high = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.5, 3.0])
+    assert ep.evaluation.auroc(low.numpy(), high.double().numpy()) == ep.evaluation.auroc(low, high)
+    assert ep.evaluation.fpr_at_95(low.numpy(), high) == ep.evaluation.fpr_at_95(low, high)
+
+
 def test_an_energy_alone_takes_the_mode_for_ordinary() -> None:
     """In 50 dimensions N(0, I) has its mass at |x|² ≈ 50 ± 10: rows near the mode are outliers of the lowest energy.
 
