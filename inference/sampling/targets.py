@@ -156,10 +156,14 @@ class Target:
 
     def warn_without_gradient(self, x: Tensor) -> None:
         """Warn of an energy that leaves autograd although it differs from point to point; a constant one may."""
+        if torch.is_inference_mode_enabled() or x.is_inference():  # in which autograd is silent
+            return
         with torch.enable_grad():
-            energy = self.potential(x.detach().requires_grad_())
+            if self.potential(x[:1].detach().requires_grad_()).requires_grad:
+                return
+        energy = energy_only(self.potential, x)
         finite = energy[torch.isfinite(energy)]
-        if not energy.requires_grad and len(finite) and bool((finite != finite[0]).any()):
+        if len(finite) and bool((finite != finite[0]).any()):
             warn_user(
                 "the energy has no gradient, though it differs from point to point: chains don't follow it, and those "
                 "that accept every move, as Langevin's, sample another density. Leave .detach(), numpy and "

@@ -250,6 +250,10 @@ def test_an_energy_without_a_gradient_is_warned_of(kernel: Any) -> None:
             warnings.simplefilter("always")
             ep.sample_chains(kernel, ep.Energy(energy, (3,)), chains=4, draws=3, warmup=0, progress=False)
         assert any("the energy has no gradient" in str(w.message) for w in caught) == (name == "cut")
+    with torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ep.sample_chains(kernel, ep.Energy(energies["whole"], (3,)), chains=4, draws=3, warmup=0, progress=False)
+    assert not any("the energy has no gradient" in str(w.message) for w in caught)
 
 
 @pytest.mark.parametrize(
