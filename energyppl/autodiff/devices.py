@@ -1,5 +1,8 @@
 """Devices of models, potentials and distributions, and points moved to them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -39,8 +42,8 @@ def move_to(model: nn.Module, device: str | torch.device) -> None:
     Raises:
         InvalidInput: if there is no such device here.
     """
-    check_device(device)
-    model.to(device)
+    with _usable(device):
+        model.to(device)
 
 
 def check_device(device: str | torch.device) -> None:
@@ -49,9 +52,15 @@ def check_device(device: str | torch.device) -> None:
     Raises:
         InvalidInput: if there is no such device.
     """
+    with _usable(device):
+        torch.empty(0, device=device)
+
+
+@contextmanager
+def _usable(device: str | torch.device) -> Iterator[None]:
     check_kind("device", device, str | int | torch.device)
     try:
-        torch.empty(0, device=device)
+        yield
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         reason = first_line(error)
         raise InvalidInput(

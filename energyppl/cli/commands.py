@@ -132,8 +132,8 @@ def predict(options: argparse.Namespace) -> None:
     settings = Settings(array=options.array, decimal=options.decimal or decimal_of_run(options.run))
     chosen = {name: getattr(options, name) for name in ("draws", "confidence", "seed", "device")}
     model, found = predict_run(options.run, options.file, options.out, settings, progress=not options.quiet, **chosen)
-    rows = f"{len(found)} rows, {found.far.sum()} of them far from those it was trained with"
-    print(f"{', '.join(model.targets)} of {rows}, in {options.out}")
+    far = f"{found.far.sum()} of them far from those it was trained with"
+    print(f"{', '.join(model.targets)} of {len(found)} rows, {far}, in {options.out}")
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -270,7 +270,7 @@ def show(options: argparse.Namespace) -> None:
 def diagnose(options: argparse.Namespace) -> None:
     """Run long chains on a run's energy, and print what they show."""
     require_table_run(options.run, "diagnose")
-    out = options.out or options.run
+    out = options.run if options.out is None else options.out
     chosen = {name: getattr(options, name) for name in ("chains", "draws", "seed", "device")}
     report = diagnose_run(options.run, out=out, progress=not options.quiet, **chosen)
     r_hat, bulk, tail, drift = (report[name] for name in ("r_hat", "ess_bulk", "ess_tail", "drift"))

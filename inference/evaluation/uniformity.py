@@ -133,6 +133,11 @@ def chi_square_test(ranks: Tensor, draws: int, bins: int | None = None) -> float
 
 
 def check_ranks(ranks: Tensor, draws: int) -> None:
+    """Require whole numbers from 0 to ``draws``, ``(n,)``.
+
+    Raises:
+        InvalidInput: for others.
+    """
     check_count("draws", draws)
     check_whole("ranks", ranks)
     if ranks.dim() != 1 or not len(ranks):

@@ -94,7 +94,7 @@ class Objective(Protocol):
 
 
 class OptimizerSettings(NamedTuple):
-    """How weights are updated where training options and user leave it open.
+    """Settings of the optimizer, where training options and user leave them open.
 
     Example:
         >>> ebm = ep.EBM(ep.MLPEnergy((2,), levels=1))

@@ -212,5 +212,6 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for name, values in read_arrays(args.file, args.arrays).items():
+        rows = as_rows(values)
         for seed in range(args.first, args.first + args.splits):
-            compare(as_rows(values), args.systems, seed, args.seconds, name)
+            compare(rows, args.systems, seed, args.seconds, name)

@@ -56,7 +56,6 @@ def test_runs_in_both_directions_move_alike_where_stretches_meet(alike: bool) ->
         constant = math.log(width) + 0.5 * math.log(2.0 * math.pi)
         return ep.Energy(lambda x: (0.5 * ((x - mean) / width) ** 2 + constant).sum(-1), (1,))
 
-    torch.manual_seed(0)
     base, stops = GaussianBase(torch.zeros(1), torch.ones(1)), (gaussian(1.5, 1.0), gaussian(3.0, 0.3))
     path = find_path(stops, base, None, ep.MALA(1.0), temperatures=4, refit=False, sparing=None)
     first, second = (schedule.step_sizes for schedule in path.schedules)
