@@ -1,7 +1,7 @@
 """Images at their full size: digits or clothes by score matching, for as many seconds of one core as asked.
 
 ``python -m tests.benchmarks images FILE.npz [OTHER.npz] [--seconds N] [--samples N] [--corrected N] [--moves N]
-[--chains N] [--completed N] [--seed N] [--weights FILE] [--pictures FOLDER] [--sheet FILE.png]``
+[--chains N] [--completed N] [--seed N] [--unlabelled] [--weights FILE] [--pictures FOLDER] [--sheet FILE.png]``
 
 The files hold ``x_train``, ``y_train``, ``x_test``, ``y_test`` (n, 28, 28), as MNIST and Fashion-MNIST.  One network
 with classes learns FILE for ``--seconds`` of CPU time of one thread, and about a fifth of that more by level 0's
@@ -12,7 +12,8 @@ level, come down those of the training.  A small convolutional classifier learns
 features lie the Fréchet and kernel distances, of ``--samples`` samples to as many random test images, beside those of
 random training images to the same: the floor.  Then, for samples without a class, of classes drawn, and of each class
 with guidance: the share that the classifier recognizes with 90 % confidence, the share recognized as asked, the balance
-of labels, how much a class's pixels vary, and how near samples come to training images.
+of labels, how much a class's pixels vary, and how near samples come to training images.  With ``--unlabelled`` the
+network is told no classes, so that there are samples of the first kind alone.
 
 Long runs: ``--chains`` chains of ``--moves`` MALA moves at level 0, begun at test images with the level's noise: how
 the energy changed, by how many nats a fresh noising moves it, and the share of chains whose class is still the first
@@ -101,19 +102,18 @@ def judged(judge: Judge, drawn: Tensor, real: Tensor, data: Data, asked: Tensor 
 def samples_table(
     plain: ep.RecoveryEBM, ebm: ep.RecoveryEBM, judge: Judge, data: Data, count: int, corrected: int
 ) -> tuple[list[list[str]], Tensor]:
-    """A row for each way to sample, by ``plain`` unless guided, beside real images, and the guided samples."""
+    """A row for each way to sample, by ``plain`` unless guided, beside real images, and the last way's samples."""
     generator = torch.Generator().manual_seed(3)
     real = data.test[torch.randperm(len(data.test), generator=generator)[:count]]
     rows = torch.randperm(len(data.x), generator=generator)[:count]
     floor = ep.metrics.frechet_distance(judge.features(data.x[rows]), judge.features(real))
     table = [["training images", "", "", *judged(judge, data.x[rows], real, data, None, 0.0)]]
-    drawn_classes = data.y[torch.randint(len(data.y), (count,), generator=generator)]
-    each = torch.arange(count) % CLASSES
-    ways: dict[str, tuple[ep.RecoveryEBM, Tensor | None, int | None]] = {
-        "no class": (plain, None, None),
-        "classes drawn": (plain.given(drawn_classes), drawn_classes, None),
-        f"each class, guidance {GUIDANCE:g}": (ebm.given(each, guidance=GUIDANCE), each, None),
-    }
+    ways: dict[str, tuple[ep.RecoveryEBM, Tensor | None, int | None]] = {"no class": (plain, None, None)}
+    if cast(ep.models.UNetEnergy, ebm.net).classes:
+        drawn_classes = data.y[torch.randint(len(data.y), (count,), generator=generator)]
+        each = torch.arange(count) % CLASSES
+        ways["classes drawn"] = (plain.given(drawn_classes), drawn_classes, None)
+        ways[f"each class, guidance {GUIDANCE:g}"] = (ebm.given(each, guidance=GUIDANCE), each, None)
     if corrected:
         ways = {f"no class, moves a level: {corrected}": (plain, None, corrected)} | ways
     drawn = real
@@ -228,6 +228,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--completed", type=int, default=100)
     parser.add_argument("--classifier-steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1, help="of the training")
+    parser.add_argument("--unlabelled", action="store_true", help="train without classes")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--sheet", type=Path)
@@ -247,7 +248,7 @@ def main(arguments: list[str]) -> None:
         ebm = cast(ep.RecoveryEBM, ep.load(args.weights))
     else:
         kept = None if args.weights is None else args.weights.with_suffix(".run")
-        ebm, history = train(data, args.seconds, kept=kept, seed=args.seed)
+        ebm, history = train(data, args.seconds, 0 if args.unlabelled else CLASSES, kept=kept, seed=args.seed)
         print(f"trained: {len(history.records)} updates, {history.stopped}", flush=True)
         if args.weights is not None:
             ep.save(ebm, args.weights)

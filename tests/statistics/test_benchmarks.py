@@ -145,6 +145,16 @@ def test_image_rates_run(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("_one_thread")
 @pytest.mark.slow
+def test_images_without_labels(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    small = "--seconds 0.01 --samples 40 --classifier-steps 5 --moves 20 --chains 4 --completed 1 --unlabelled"
+    importlib.import_module("tests.benchmarks.images").main([str(files["images"]), *small.split()])
+    table = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert table[-2:] == ["| training images", "| no class"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.slow
 def test_systems_begin_at_weights(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tmp_path / "weights.ebm"
     net = ep.models.UNetEnergy((1, 28, 28), width=4, classes=10)
