@@ -132,7 +132,7 @@ class NoiseSchedule:
 
         Args:
             levels: number of energies.
-            log_snr_max: λ of the least noise, in nats.
+            log_snr_max: log-SNR λ (natural logarithm) of the least noise.
             log_snr_min: λ of the most noise, below ``log_snr_max``.
 
         Raises:
@@ -194,7 +194,7 @@ class NoiseSchedule:
 
     @classmethod
     def geometric_sigmas(cls, levels: int = 128, *, low: float = 0.1, high: float = 3.0) -> "NoiseSchedule":
-        """Build MDSM's for (Fashion-)MNIST: σ geometric from low to high, else as :meth:`linear_sigmas`."""
+        """Build MDSM's noise levels for (Fashion-)MNIST: σ geometric from low to high, as :meth:`linear_sigmas`."""
         _check_sigmas(levels, low, high)
         sigma_bar = torch.logspace(math.log10(low), math.log10(high), levels + 1, dtype=torch.float64)
         return cls(torch.ones_like(sigma_bar), sigma_bar)

@@ -98,7 +98,7 @@ class EnergyModel(nn.Module):
         if not bool(torch.isfinite(rows).all()):
             raise InvalidInput(
                 f"data must be finite in {self.loc.dtype}, the weights' dtype; got values up to "
-                f"{float(data.abs().max()):.3g}: divide by a unit"
+                f"{float(data.abs().max()):.3g}: rescale them, say by a power of ten"
             )
         scale = rows.std(0)
         # Constant is what varies no more than its own rounding, in whatever unit.

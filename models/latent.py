@@ -115,8 +115,9 @@ class LatentPrior(EBM):
             count = points.shape[1]
             if float(sizes.min()) < _LOST * count:
                 warn_user(
-                    f"the network of the prior changed too much for its chains to follow: their weights are worth "
-                    f"{float(sizes.min()):.0f} of {count}, and log Z is uncertain; take a smaller learning rate, or "
+                    "the network of the prior changed too much for its chains to follow: the effective sample size of "
+                    f"their weights is {float(sizes.min()):.0f} of {count}, and log Z is uncertain; take a smaller "
+                    "learning rate, or "
                     "call restart()"
                 )
             for group in (sizes < _RESAMPLED_BELOW * count).nonzero()[:, 0].tolist():

@@ -41,8 +41,8 @@ class RecoveryEBM(LevelEnergies):
     """Energies U(x, t) at every level of a noise schedule, each the marginal of the noised data at that level.
 
     The network sees points of about unit variance: data are standardized by ``loc`` and ``scale`` (by ``fit``, or by
-    :meth:`standardize`), and divided by the level's own standard deviation.  Everything public speaks data coordinates;
-    the noise of a level is counted in units of ``scale``.
+    :meth:`standardize`), and divided by the level's own standard deviation.  :meth:`potential` and :meth:`generate` are
+    in standardized coordinates, all else in those of the data; the noise of a level is in units of ``scale``.
 
     Args:
         net: any module ``net(x, level)`` from points ``(*batch, *event)`` and whole levels ``()`` or ``(*batch,)`` to
@@ -225,7 +225,7 @@ class RecoveryEBM(LevelEnergies):
 
         Pairs of chains on the same random numbers meet, and the times when they do bound how far a chain is from its
         target (Biswas, Jacob & Vanetti 2019).  No level takes more moves than without measuring.  ``fit`` measures
-        once, when training ends.  In the plane only, and for chains without a gradient: others keep theirs.
+        once, when training ends.  In one and two dimensions, for chains without a gradient; others keep theirs.
 
         >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((1,)), ep.NoiseSchedule.cosine(levels=3))
         >>> ebm.moves

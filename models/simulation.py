@@ -289,8 +289,8 @@ class Resampled:
             return chosen.reshape(*shape, *chosen.shape[1:])
         if effective < needed:
             warn_user(
-                f"of {len(tried):,} draws of the prior about {effective:.0f} are likely: draws by resampling are "
-                "copies of those, so run chains from them with a warm-up, or pass a narrower prior"
+                f"the effective sample size of {len(tried):,} draws of the prior is {effective:.0f}: draws by "
+                "resampling are copies of a few, so run chains from them with a warm-up, or pass a narrower prior"
             )
         index = torch.multinomial(torch.softmax(-energies, 0), max(1, shape.numel()), replacement=True)
         chosen = tried[index[: shape.numel()]].reshape(*shape, *self.prior.event_shape)

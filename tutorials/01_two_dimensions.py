@@ -38,7 +38,8 @@ print(f"checkerboard: entropy {toy.entropy():.4f} nats (ln 32 = {math.log(32):.4
 #
 # Any module `net(x, level)` that returns an energy for each point will do; `MLPEnergy` is a perceptron on random
 # Fourier features.  A `RecoveryEBM` has an energy at each of several *noise levels*, and the schedule says how much
-# noise a level adds: level 0 is the data with hardly any noise, level 5 is nearly white noise.
+# noise a level adds: level 0 is the data with hardly any noise, level 5 is the noisiest with an energy of its own, and
+# one step above it is white noise.
 
 # %%
 ebm = ep.RecoveryEBM(ep.MLPEnergy(event_shape=(2,)), ep.NoiseSchedule.cosine(levels=6))

@@ -36,9 +36,10 @@ warnings.simplefilter("ignore", ep.errors.ChainWarning)
 #
 # Hamiltonian Monte Carlo (`HMC`) lets every point roll along the energy for a number of steps, its *trajectory*, and
 # accepts or rejects where it ends; one whose energy explodes on the way is a *divergence*.  A *mass* for each
-# coordinate says how far it should roll.  `sample_chains` takes a kernel, anything with energies, and numbers.  During
-# a *warm-up*, whose draws are thrown away, it tunes step size, mass and, for `ChEES`, the length of trajectories,
-# learned by comparing chains.  `chains.problems()` says in words what not to trust.
+# coordinate says how far it should roll.  `sample_chains` takes a kernel; an energy, a distribution or a Pyro model;
+# and the numbers of chains and draws.  During a *warm-up*, whose draws are thrown away, it tunes step size, mass and,
+# for `ChEES`, the length of trajectories, learned by comparing chains.  `chains.problems()` says in words what not to
+# trust.
 
 # %%
 banana = ep.toys.Banana()
@@ -70,8 +71,9 @@ plots.show(
 # %% [markdown]
 # ## The same chains in ArviZ
 #
-# `to_arviz` gives `InferenceData` (ArviZ 0.x) or a `DataTree` (1.x).  R-hat compares chains: above 1.01 they disagree.
-# The effective sample sizes say how many independent draws the means (`ess_bulk`) and the tails (`ess_tail`) are worth.
+# `to_arviz` gives `InferenceData` (ArviZ 0.x) or a `DataTree` (1.x).  R-hat compares chains: 1 if they agree; look
+# closer above 1.01, and do not trust them above 1.05, of which `problems()` warns. The effective sample sizes say how
+# many independent draws the means (`ess_bulk`) and the tails (`ess_tail`) are worth.
 
 # %%
 columns = ["mean", "sd", "ess_bulk", "ess_tail", "r_hat"]
@@ -156,9 +158,9 @@ plots.show(
 # %% [markdown]
 # ## Modes
 #
-# Eight well-separated Gaussians.  A chain of gradients stays in the mode where it began: each looks healthy by itself,
-# and only the comparison (R-hat) tells.  `Tempered` gives each chain replicas at higher temperatures, where there are
-# no barriers, and lets them swap.
+# Eight well-separated Gaussians.  A chain that follows gradients stays in the mode where it began: each looks healthy
+# by itself, and only the comparison (R-hat) tells.  `Tempered` gives each chain replicas at higher temperatures, where
+# there are no barriers, and lets them swap.
 
 # %%
 toy = ep.toys.EightGaussians()

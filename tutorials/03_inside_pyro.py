@@ -108,7 +108,7 @@ for name, kernel in runs.items():
 # ## A learned energy as a prior: denoising
 #
 # An energy-based model of two moons, trained for a short while.  `ebm.marginal()` is a Pyro distribution.  Inside MCMC
-# its normalizing constant cancels, which `unnormalized()` says aloud.
+# its normalizing constant cancels; `unnormalized()` states that it is left out.
 
 # %%
 toy = ep.toys.TwoMoons()
@@ -186,8 +186,8 @@ print(f"worst R-hat {r_hat:.3f}; not to be trusted:", posterior.problems() or "n
 # ## The same model, other inference
 #
 # Nothing above knows that the prior is an energy: it is an ordinary site.  So Pyro's own NUTS runs on the same model,
-# and so does variational inference.  The true posterior bends, and lies on both moons: one chain of gradients stays on
-# the moon where it began, and `AutoNormal` can only be a single bell with upright axes.
+# and so does variational inference.  The true posterior bends, and lies on both moons: one chain that follows gradients
+# stays on the moon where it began, and `AutoNormal` can only be a single bell with upright axes.
 
 
 # %%
@@ -228,8 +228,8 @@ plots.show(
 # ## Deblurring
 #
 # Now a point is not seen at all, only a mixture of its coordinates, with noise: fewer numbers than unknowns, and the
-# prior must fill in what is lost.  The posterior has a piece wherever the line crosses a moon, and chains of gradients
-# don't cross between pieces.  `Tempered` does, on Pyro models as on any potential.
+# prior must fill in what is lost.  The posterior has a piece wherever the line crosses a moon, and chains that follow
+# gradients don't cross between pieces.  `Tempered` does, on Pyro models as on any potential.
 
 # %%
 blur = torch.tensor([0.8, 0.6])

@@ -21,7 +21,7 @@ pyro.set_rng_seed(0)
 torch.set_num_threads(1)
 
 # %% [markdown]
-# ## In two dimensions a grid knows
+# ## Quadrature in two dimensions
 #
 # `quadrature` integrates exp(−U) on a grid and says how far off it may be.  Here the truth is 0.
 
@@ -99,8 +99,9 @@ except ep.errors.NotNormalizable as error:
 # %% [markdown]
 # ## A trained model, in nats and in bits per dimension
 #
-# The model sees data that were rounded to a tenth, spread uniformly over their cells.  Its density of the spread data
-# bounds the probability of the rounded ones.  The error of log Z is carried along.
+# The data were rounded to a tenth and then dequantized: uniform noise spreads each value over its cell (Theis, van den
+# Oord & Bethge 2016). The log density of the dequantized data bounds the log probability of the rounded ones from
+# below. The error of log Z is carried along.
 
 # %%
 toy, gap = ep.toys.TwoMoons(), 0.1
@@ -131,9 +132,8 @@ plots.show(
     plots.log_weight_histogram(by_levels, title="A trained model, annealed through its noise levels"), "04_model"
 )
 
-# %% [markdown]
-# Strangers have a low density, whatever log Z is.  The AUROC is the probability that a stranger's energy is above that
-# of a point of the data; 0.5 would be a guess.
+# %% [markdown] Points out of distribution have a low density, whatever log Z is. The AUROC is the probability that the
+# energy of such a point is above that of a point of the data; 0.5 is chance.
 
 # %%
 strangers = held_out + torch.tensor([0.0, 1.0])

@@ -77,9 +77,9 @@ for level in range(joint.levels):
 # %% [markdown]
 # ## Long runs
 #
-# Half of the chains begin at data, half at noise.  Those from the data must stay where they are shared out rightly, a
-# quarter on each ring; those from noise must arrive.  What is wrong is said in words; each group goes to ArviZ by
-# `to_arviz()`.
+# Half of the chains begin at data, half at noise.  Those from the data must keep a quarter of their points on each
+# ring; those from noise must arrive at the same shares. `run.problems` says in words what is wrong, and `to_arviz()`
+# exports each group to ArviZ.
 
 
 # %%

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Score matching: training without chains and without a normalizer
 #
-# The score of a model, −∇U(x), does not hold log Z.  Score matching fits it to the data's in four ways: exact, sliced,
-# denoising at one noise level, and denoising at many (multi-scale denoising score matching, MDSM; Li, Chen & Sommer
-# 2019).  Each has a blind spot, and in two dimensions, where the truth is known, all of them show.
+# The score of a model, −∇U(x), does not depend on log Z.  Score matching fits it to the data's in four ways: exact,
+# sliced, denoising at one noise level, and denoising at many (multi-scale denoising score matching, MDSM; Li, Chen &
+# Sommer 2019).  Each has a blind spot, and in two dimensions, where the truth is known, all of them show.
 #
 # It takes about a minute on one core; smaller numbers in the first cell make it shorter.
 
@@ -163,8 +163,9 @@ plots.show(plots.scatter_panels(clouds, title="Two moons: samples", extent=(-3, 
 # %% [markdown]
 # ## Where it is at home: 64 pixels
 #
-# The paper's noise levels for CIFAR-10, 1.2 to 0.05 with σ0 = 0.1 for pixels in [0, 1], in standard deviations of the
-# data, about a quarter: 4.8 to 0.2 with σ0 = 0.4.  Training has no chains; sampling has 2,700 steps.
+# The range of the paper's noise levels for CIFAR-10, 1.2 to 0.05 with σ0 = 0.1 for pixels in [0, 1], is 4.8 to 0.2 with
+# σ0 = 0.4 in standard deviations of the data, about a quarter each. Here 128 levels are spaced geometrically.  Training
+# has no chains; sampling has 2,700 steps.
 
 # %%
 x = torch.as_tensor(load_digits().images, dtype=torch.float32).reshape(-1, 1, 8, 8)

@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Out of distribution: which points are strange?
+# Out-of-distribution detection
 #
-# An energy is a score of strangeness that needs no labels and no normalizer.  Four models learn scikit-learn's 8 × 8
-# digits; each then ranks held-out digits among things that are no digits.
+# An energy is an out-of-distribution score that needs no labels and no normalizing constant.  Four models learn
+# scikit-learn's 8 × 8 digits; each then ranks held-out digits among things that are no digits.
 #
 # It takes about three minutes on one core; smaller numbers in the first cell make it shorter.
 
@@ -23,9 +23,8 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Digits, and what is not
 #
-# Every set is made of held-out digits, so nothing but its own strangeness tells it from them: upside down, pixels
-# shuffled by one permutation, halves of two digits, the mean of two, and white noise with the pixels' own mean and
-# spread.
+# Every set is made of held-out digits, so that it differs from them by the change alone: upside down, pixels shuffled
+# by one permutation, halves of two digits, the mean of two, and white noise with the pixels' own mean and spread.
 
 # %%
 x = torch.as_tensor(load_digits().images, dtype=torch.float32).reshape(-1, 1, 8, 8)

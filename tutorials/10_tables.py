@@ -122,9 +122,9 @@ strangest = int(scores["test rows"].argmax())
 print("the strangest test row:", {n: round(float(v), 2) for n, v in zip(columns, test[strangest], strict=True)})
 
 # %% [markdown]
-# ## One level after another
+# ## A finer noise schedule
 #
-# The same network at other noise levels, without training anew: any schedule can be laid on it.
+# The network is continuous in the noise level, so another noise schedule can be used without training anew.
 
 # %%
 finer = ep.RecoveryEBM(ebm.net, ep.NoiseSchedule.cosine(60, log_snr_max=4.6, log_snr_min=-6.0))

@@ -30,7 +30,8 @@ torch.set_num_threads(1)
 #
 # `MLPEnergy(1, context_shape=1)` is U(y; c), of two perceptrons.  One reads the context c and returns a Gaussian, a
 # first guess of y, together with scales and shifts for each layer of the other one, which reads y and returns what the
-# energy has beyond that guess.  `ConditionalEBM` is trained on pairs, by the objective that trains a `RecoveryEBM`.
+# energy has beyond that guess.  `ConditionalEBM` is trained on pairs: one number given a context by
+# `LevelScoreMatching`, 2 to 16 numbers by `ProposalContrastive`.
 
 
 # %%

@@ -20,6 +20,9 @@ def pareto_k(log_weights: Tensor) -> float:
     Weights have moments below 1/k.  ArviZ has the same (``psislw``); this one needs no ArviZ to be imported, and is
     tested against it.  It is NaN for fewer than 25 weights, for which no tail can be told, and −∞ for equal ones.
 
+    Raises:
+        InvalidInput: for weights of another shape.
+
     Example:
         >>> ep.integration.pareto_k(0.1 * torch.randn(1_000)) < 0.7  # a light tail
         True

@@ -246,6 +246,9 @@ class MixtureBase:
 class BernoulliBase:
     """Bernoulli base: independent coordinates that are 0 or 1, for binary targets.
 
+    Raises:
+        InvalidInput: for probabilities outside (0, 1).
+
     >>> round(float(ep.potentials.BernoulliBase(torch.full((3,), 0.5))(torch.ones(3))), 3)
     2.079
 
@@ -284,6 +287,9 @@ class BernoulliBase:
 @dataclass(frozen=True, eq=False)
 class DistributionBase:
     """Base from any normalized distribution of torch or Pyro that can be drawn from.
+
+    Raises:
+        InvalidInput: for a distribution with a batch shape, or without ``sample`` and ``log_prob``.
 
     >>> base = ep.potentials.DistributionBase(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
     >>> base.sample(5).shape

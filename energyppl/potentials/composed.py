@@ -94,6 +94,9 @@ class Measured:
         gain: by which points are multiplied before, ``()`` or ``(*batch,)``.
         precision: one over the noise's variance, ``(m,)`` or ``(*batch, m)``.
 
+    Raises:
+        InvalidInput: for numbers that are not finite, or shapes that don't fit.
+
     Example:
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), event_shape=(2,))
         >>> row, seen = torch.tensor([[1.0, 1.0]]), torch.tensor([2.0])

@@ -62,7 +62,10 @@ def fit_mixture(
         elif count > 4 and score < best - 0.2:
             break
     if found is None:
-        raise EnergyPPLError("no mixture of Gaussians fits the draws: they lie too far apart for their numbers' digits")
+        raise EnergyPPLError(
+            "no mixture of Gaussians fits the draws: they are spread too widely for their floating-point precision; "
+            "rescale them or take float64"
+        )
     means, factors, weights = found
     if defensive:
         wide = _one(rows)

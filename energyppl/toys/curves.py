@@ -130,6 +130,9 @@ class TwoMoons(MixtureToy):
     Attributes:
         scale: the Gaussian's standard deviation, at least 0.001.
 
+    Raises:
+        InvalidInput: for a scale below 0.001.
+
     Example:
         >>> toy = ep.toys.TwoMoons()
         >>> toy.diffused(alpha=0.9, sigma=0.4).log_prob(torch.zeros(5, 2)).shape

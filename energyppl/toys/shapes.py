@@ -102,6 +102,9 @@ class Rings(Density):
         radii: the rings' radii, positive.
         sd: standard deviation of the radius, positive.
 
+    Raises:
+        InvalidInput: for no radii, or radii or a standard deviation that are not positive.
+
     Example:
         >>> toy = ep.toys.Rings(radii=(1.0, 2.0))
         >>> round(ep.toys.Rings().entropy(), 3)

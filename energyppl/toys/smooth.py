@@ -27,6 +27,9 @@ class Banana(Density):
         curvature: how strongly it bends; 0 is a Gaussian.
         scale: the first coordinate's standard deviation, positive.
 
+    Raises:
+        InvalidInput: for a curvature that is no number, or a scale that is not positive.
+
     Example:
         >>> toy = ep.toys.Banana(curvature=0.5, scale=2.0)
         >>> toy.log_prob(torch.zeros(3, 2))
@@ -73,6 +76,9 @@ class Funnel(Density):
     Attributes:
         dim: number of coordinates, at least 2.
         scale: standard deviation of v, positive.
+
+    Raises:
+        InvalidInput: for fewer than two coordinates, or a scale that is not positive.
 
     Example:
         >>> toy = ep.toys.Funnel(dim=3)

@@ -155,7 +155,11 @@ def warm_up(
     groups: Tensor | None = None,
     mass: MassEstimate = low_rank_mass,
 ) -> Iterator[Tuned]:
-    """Tune step by step, as :func:`adapt` does: the last kernel it yields is the tuned one."""
+    """Tune step by step, as :func:`adapt` does: the last kernel it yields is the tuned one.
+
+    Raises:
+        InvalidInput: as :func:`adapt`.
+    """
     _check_arguments(kernel, potential, steps, target_acceptance, mass)
     require_digits("a warm-up", getattr(x, "dtype", None))
     potential = bind(potential)

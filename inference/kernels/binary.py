@@ -23,6 +23,9 @@ class BinaryGibbs:
     Args:
         updates: sites that each chain updates in a step, drawn with replacement; one evaluation of the energy each.
 
+    Raises:
+        InvalidInput: for fewer than one update; when chains begin, for points that are not zeros and ones.
+
     Example:
         >>> spins = ep.Energy(lambda x: -(x * x.roll(1, -1)).sum(-1), (5,))
         >>> x = torch.bernoulli(torch.full((8, 5), 0.5))
@@ -69,6 +72,9 @@ class DiscreteLangevin:
 
     Args:
         step_size: α, a number or one for each chain, ``(*chains,)``.
+
+    Raises:
+        InvalidInput: for a step size that is not positive; when chains begin, for points that are not zeros and ones.
 
     Example:
         >>> biased = ep.Energy(lambda x: -x.sum(-1), (4,))  # of vectors of zeros and ones

@@ -34,6 +34,10 @@ class CrankNicolson:
         reference_scale: standard deviation of the wide Gaussian around the origin, a number or ``(*chains,)``; 1 for
             standardized data.
 
+    Raises:
+        InvalidInput: for a step size outside (0, 1] or a scale that is not positive; when chains begin, for a potential
+            without a Gaussian tilt.
+
     Example:
         >>> ebm = ep.RecoveryEBM(ep.MLPEnergy((2,)), ep.NoiseSchedule.cosine(3), kernel=ep.kernels.CrankNicolson())
         >>> ebm.recovery(torch.zeros(5, 2), level=1, steps=5).sample().shape
@@ -92,6 +96,9 @@ class CrankNicolsonLangevin:
         step_size: β in (0, 1], a number or one for each chain, ``(*chains,)``.
         reference_scale: as in :class:`CrankNicolson`.
         force_dtype: arithmetic of the drift, as in :class:`~energyppl.MALA`: the target stays exact.
+
+    Raises:
+        InvalidInput: as :class:`CrankNicolson`.
 
     Example:
         >>> kernel = ep.kernels.CrankNicolsonLangevin()

@@ -159,6 +159,10 @@ class HMC:
         force_dtype: arithmetic of the forces along the trajectory, ``torch.bfloat16`` for large networks; its end is
             judged by the energy's own dtype, so the target stays exact.
 
+    Raises:
+        InvalidInput: for a step size that is not positive and finite, fewer than one step, a jitter outside [0, 1], or
+            an inverse mass of another kind.
+
     Example:
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> kernel = ep.HMC(step_size=0.3, steps=5)
@@ -219,6 +223,10 @@ class ChEES:
         inverse_mass: as in :class:`HMC`.
         force_dtype: as in :class:`HMC`.
         max_steps: leapfrog steps of a trajectory at most.
+
+    Raises:
+        InvalidInput: for a step size or a length that is not positive and finite, fewer than one step, or an inverse
+            mass of another kind.
 
     Example:
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
@@ -288,6 +296,10 @@ class MALT:
         friction: γ, per unit of the whitened coordinates, a number or one for each chain; 0 is HMC.
         inverse_mass: as in :class:`HMC`.
         force_dtype: as in :class:`HMC`.
+
+    Raises:
+        InvalidInput: for a step size that is not positive and finite, fewer than one step, a negative friction, or an
+            inverse mass of another kind.
 
     Example:
         >>> bell = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))

@@ -44,6 +44,9 @@ class Langevin:
         force_dtype: arithmetic of the network, ``torch.bfloat16`` for large ones; nothing corrects its rounding, which
             the energies of the states carry too.
 
+    Raises:
+        InvalidInput: for a step size that is not positive and finite.
+
     Example:
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> ep.sampling.run_chain(ep.Langevin(0.1), normal, torch.randn(8, 2), 20).state.x.shape
@@ -94,6 +97,9 @@ class MALA:
         step_size: the standard deviation s of the noise in one step, a number or one for each chain, ``(*chains,)``.
         force_dtype: arithmetic of the drift, ``torch.bfloat16`` for large networks: any deterministic drift is as good
             to the accept step, which uses the energy's own dtype, so the target stays exact.
+
+    Raises:
+        InvalidInput: for a step size that is not positive and finite.
 
     Example:
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))

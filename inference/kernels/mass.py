@@ -204,6 +204,9 @@ def identity_mass(draws: Tensor) -> InverseMass:
 def diagonal_mass(draws: Tensor) -> InverseMass:
     """Estimate variances from draws, ``(n, *event)``, shrunk towards their geometric mean when draws are few.
 
+    Raises:
+        InvalidInput: for draws that are no tensor of numbers.
+
     Example:
         >>> ep.kernels.diagonal_mass(torch.randn(100, 3)).shape
         torch.Size([3])
@@ -223,6 +226,9 @@ def low_rank_mass(draws: Tensor, rank: int = 32, cutoff: float = 1.5) -> Inverse
         draws: ``(n, *event)``.
         rank: directions at most.
         cutoff: a direction is kept if its variance leaves ``[1 / cutoff, cutoff]`` and ``n`` draws can tell.
+
+    Raises:
+        InvalidInput: for a rank below one, or a cutoff that is not positive.
 
     Example:
         >>> draws = torch.randn(500, 2) @ torch.tensor([[1.0, 1.0], [0.0, 0.1]])  # nearly on a line

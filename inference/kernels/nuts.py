@@ -55,6 +55,9 @@ class NUTS:
         max_depth: doublings at most.
         inverse_mass: None for the identity, variances ``(*event)``, or a :class:`LowRankMass`.
 
+    Raises:
+        InvalidInput: for a step size that is not positive and finite, no doublings, or an inverse mass of another kind.
+
     Example:
         >>> normal = ep.Energy(lambda x: 0.5 * (x * x).sum(-1), (2,))
         >>> kernel = ep.NUTS(step_size=0.5)

@@ -39,7 +39,10 @@ def bennett(forward: Tensor, reverse: Tensor) -> tuple[float, float]:
             raise InvalidInput(f"{name} must be log weights (n,), one at least; got {shape_text(weights.shape)}")
     forward, reverse = forward.double(), reverse.double()
     if not all(bool(torch.isfinite(weights).any()) for weights in (forward, reverse)):
-        raise EnergyPPLError("no particle came through from one of the ends: base and target don't overlap")
+        raise EnergyPPLError(
+            "all forward or all reverse log weights are infinite: base and target don't overlap; pass a base that is "
+            "closer to the target"
+        )
     shift = math.log(len(forward) / len(reverse))
 
     def balance(guess: float) -> float:

@@ -74,7 +74,7 @@ def one_sided_interval(weights: Tensor, method: Annealing, confidence: float, ba
     if tail > _TAIL and worth < _EVEN * len(weights):
         trouble.append(f"the weights' tail is too heavy to average (Pareto k = {tail:.2f})")
     if worth < _WORN * len(weights):
-        trouble.append(f"the weights are worth {worth:.0f} of {len(weights)}")
+        trouble.append(f"the effective sample size of the weights is {worth:.0f} of {len(weights)}")
     if trouble:
         trouble.append("use more temperatures, or a base that is closer to the target and has wider tails")
     beyond = 0.0

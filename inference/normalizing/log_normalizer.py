@@ -254,7 +254,7 @@ def _why_stop(
     batches = max(len(runs.forward), len(runs.reverse)) // method.particles
     half = 0.5 * (found.upper - found.lower)
     if tolerance is not None and half <= tolerance:
-        return f"the interval is ± {half:.2g} nats wide, within the tolerance"
+        return f"the interval's half-width is {half:.2g} nats, within the tolerance"
     if math.isinf(found.upper):
         return "the samples are no draws of this energy, and more runs would not mend it"
     if most is not None and runs.evaluations + cost > most:

@@ -31,6 +31,10 @@ class Annealing:
             it began at, if that shortens the path.
         starts: descents that search for modes where there is neither a base nor samples; 0 to begin at N(0, I).
 
+    Raises:
+        InvalidInput: for a number of particles that eight islands can't share, temperatures that don't rise from 0 to
+            1, or a kernel that never rejects or can't be run backwards.
+
     Example:
         >>> isinstance(ep.normalizing.BAR(), ep.normalizing.Annealing), ep.normalizing.SMC(temperatures=20).temperatures
         (True, 20)

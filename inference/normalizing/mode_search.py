@@ -23,6 +23,8 @@ from energyppl.potentials.mixture_fit import fit_mixture
 
 __all__ = ["ModeSearch", "search_modes"]
 
+_NOTHING_FOUND = "the search for modes found no point of finite energy: pass samples= or base="
+
 _FIRST, _FIRST_STEPS = 8, 80  # descents that find the first minimum, and their steps: 2^40 is in reach
 _STEPS, _CLOSE = 40, 0.1  # of the other descents, at most; they end when all steps are smaller, in widths
 _SHAPES = 32  # descents go on in multiples of so many, so that few shapes are traced
@@ -114,7 +116,7 @@ def search_modes(target: Potential, x: Tensor, starts: int) -> ModeSearch:
         by_chance = torch.cat([by_chance[: len(ends)], anywhere[back]])
         ends = torch.cat([ends, low])
         if len(ends) == 0:
-            raise EnergyPPLError("no descent ended at a finite energy")
+            raise EnergyPPLError(_NOTHING_FOUND)
         some = _unlike_those_before(ends, len(ends) - len(low))
         rounds.append(_relax(framed, ends, some))
         cost += tried + len(some) * (_MOVES + 1)
@@ -231,7 +233,7 @@ def _first_basin(target: Potential, x: Tensor) -> tuple[Affine, int]:
     order = energy.argsort()
     lowest = lowest[order[torch.isfinite(energy[order])][:4]]
     if len(lowest) == 0:
-        raise EnergyPPLError("no descent ended at a finite energy")
+        raise EnergyPPLError(_NOTHING_FOUND)
     scale, cost = _widths(target, lowest)
     framed = Affine(target, lowest[0], torch.diag(scale.reshape(-1)))
     cost += spent

@@ -63,10 +63,11 @@ class Level0State(KernelState):
 class Level0Likelihood:
     """Score matching of all levels, plus maximum likelihood of level 0 by persistent chains that begin at data.
 
-    Denoising scores hardly feel slow directions, in which an error of a thousandth of their loss lets chains run down
-    a hundred nats.  Chains feel little else.  The contrast is ``U(image + fresh noise) − U(chain)`` with each chain's
-    own first image (Tieleman 2008, and Hinton 2002 in that chains begin at data), so that images' differences are no
-    noise.  Scores of the sharpest levels are matched once more, since it is there that chains take them at their word.
+    The denoising loss hardly depends on directions in which the density varies slowly: an error of a thousandth of the
+    loss lets long chains lower their energy by a hundred nats. Maximum likelihood by chains depends on just these. The
+    contrast is ``U(image + fresh noise) − U(chain)`` with each chain's own first image (Tieleman 2008, and Hinton 2002
+    in that chains begin at data), so that images' differences are no noise.  Scores of the sharpest levels are matched
+    once more, since chains move by them there.
 
     It is for the end of a training: some hundreds of updates at a small rate from :class:`LevelScoreMatching`'s
     weights.  When training ends, :func:`energyppl.levels.match_moments` fits the network's tilt, if it has one.

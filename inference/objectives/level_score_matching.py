@@ -61,8 +61,10 @@ class LevelScoreMatching:
     known, so that exp(−U) is about normalized at every level, and sees what slopes can't: how much mass separated
     regions have.
 
-    Rows of numbers have a third term, the mass contrast: how much mass lies far from the data, where slopes
-    hardly count, is nearly free without it.
+    Rows of numbers have a third term, the :class:`~energyppl.inference.objectives.mass_contrast.MassContrast`: minus
+    the log probability of picking the data point among points of which one column is drawn from a known density
+    (ranking noise-contrastive estimation, Ma & Collins 2018). Without it how much mass lies far from the data is hardly
+    constrained.
 
     For a network with whole levels it is ``mean |σ̄_t ∇U(x_t, t) − ε|²`` (Song & Ermon 2019), 1 for a constant energy,
     and each level's U(x, t) is −log p(x_t) up to a constant of its own; the relative weights of regions that no data

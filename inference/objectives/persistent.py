@@ -81,9 +81,9 @@ class PersistentLikelihood:
         sweeps: draws of the level at each update; the moves are shared among them.
         rejuvenate: share of the visited chains that begin anew from noise: 0 is persistent, 1 short runs from noise.
         adapt: adapt each visited level's step size to the kernel's target acceptance.
-        room: nats for each dimension by which a chain's energy may exceed the data's of its level, until it counts as
-            one of these: no place is e^room times as large, in every direction, as where the data are.  Without a limit
-            a chain that is stuck is pushed up for ever, and training runs away; infinity takes it off.
+        room: nats for each dimension by which a chain's energy may exceed the mean energy of the data at its level; a
+            chain beyond that counts as if it were at the limit.  Without one the energy of a chain that is stuck is
+            raised for ever, and training diverges; infinity removes it.
         tie: weight of :func:`~energyppl.inference.objectives.level_tie.level_classification`, the log loss of telling
             the level of noisy data, which is exact for a joint model (Yadin et al. 2024): it sees the masses of
             separated regions, which chains that don't cross between them don't. 0 leaves it out.

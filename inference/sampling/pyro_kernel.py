@@ -34,6 +34,9 @@ class PyroKernel(MCMCKernel):
         chains: how many chains in the batch.
         mass: as in :func:`~energyppl.adapt`.
 
+    Raises:
+        InvalidInput: for less than one chain, or a kernel or a model of another kind.
+
     Example:
         >>> import pyro.distributions as dist
         >>> def model():

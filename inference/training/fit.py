@@ -65,8 +65,8 @@ def fit(
         steps: updates at most, with the other options as they suit the objective.
         optimizer: makes an optimizer of a list of parameters, such as ``functools.partial(torch.optim.SGD, lr=0.01)``,
             which has a learning rate and a weight decay of its own in place of the options'.  If None
-            :class:`~energyppl.inference.training.SOAP` where the objective says that it suits the model, as
-            score matching tied across levels and, in the plane, recovery likelihood do, else AdamW.
+            :class:`~energyppl.inference.training.SOAP` where the objective says that it suits the model, as score
+            matching tied across levels and, in one and two dimensions, recovery likelihood do, else AdamW.
         scheduler: makes a learning-rate scheduler of the optimizer, such as
             ``functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.01, total_steps=1500)``; a warm-up and a
             cosine decay if neither is given, nothing beside another optimizer.

@@ -29,10 +29,14 @@ class TrainingOptions:
             stops, and the best weights are taken.
         tolerance: how much worse, relative to the best, is clearly worse.
         label_drop: share of rows whose label is hidden at each update, or of updates whose contexts are: the energy
-            without a class or a context is learned too.  If None 0.1 of the labels, and no contexts.
+            without a class or a context is learned too.  If None what suits the objective: half of images' labels in
+            score matching across levels, else 0.1 of the labels, and no contexts.
         weight_decay: decoupled decay of the model's weights (Loshchilov & Hutter 2019): each update shrinks them by
             this times the learning rate; if None what suits the objective and the number of rows, or else 0.
         max_gap: energy gap, in nats for each dimension, beyond which training counts as diverged.
+
+    Raises:
+        InvalidInput: for counts below one, rates that are not positive, or shares outside [0, 1].
 
     Example:
         >>> ep.TrainingOptions(steps=300, learning_rate=1e-3).batch_size

@@ -39,8 +39,8 @@ class MLPEnergy(Rebuildable, nn.Module):
     With a table of ``levels`` it is ``U(x, t) = f(x, t) + ½ confinement |x|²``, t a whole number.  A *continuous*
     network, the default above two dimensions, takes the log-SNR λ: ``U(x, λ) = −log q(x, λ) + (sigmoid λ − sigmoid
     λ_min) f(x, λ)``, q at λ_min, so that its noisiest level is normalized by construction.  It has a derivative in λ,
-    and any noise schedule can be laid on it.  f grows at most linearly, so every level has a finite normalizer.  What a
-    level makes of it is worked out once while chains run there, and not once a step.
+    and works with any noise schedule.  f grows at most linearly, so every level has a finite normalizer.  The
+    modulation by the noise level is computed once while chains run there, and not once a step.
     q is N(0, I), and once a model is standardized a Gaussian with the rows' covariance, noised exactly, at every level;
     each column with a heavy tail, rows beyond 6 standard deviations, has a Gaussian scale mixture in its place, and
     rows in clusters far apart have a Gaussian for each cluster, up to 8 in up to 64 coordinates, without classes.
