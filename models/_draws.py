@@ -1,10 +1,14 @@
-"""Draws of a model's recovery distributions, by the chains that the model is trained with."""
+"""Draws of a model's recovery distributions, by the chains that the model is trained with, and given contexts."""
 
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from energyppl.autodiff.private import is_transformed
+from energyppl.errors import QuadratureError
 from energyppl.inference.levels.contract import Conditional
 from energyppl.inference.levels.initializers import recovery_start
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential
@@ -12,7 +16,7 @@ from energyppl.inference.objectives.contrastive import FromNegatives
 from energyppl.inference.sampling.run_chain import run_chain
 from energyppl.potentials.algebra import Potential
 
-__all__ = ["RecoveryDraws"]
+__all__ = ["ContextDraws", "RecoveryDraws"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,3 +48,25 @@ class RecoveryDraws:
         kernel = recovery_kernel(model.level_kernel, model.schedule, levels)
         x = run_chain(kernel, tilted, start, self.steps).state.x
         return model.loc + model.scale * self.alpha * x
+
+
+@dataclass(frozen=True, eq=False)
+class ContextDraws:
+    """Samples of points given a context each: of one number by quantiles of its density, else from white noise."""
+
+    model: Any  # a ConditionalEBM
+    context: Tensor
+    guidance: float
+
+    def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
+        model = self.model
+        if model.event_shape == (1,) and shape.numel() and not is_transformed():
+            # Guidance or a temperature scales the energies of noisy levels too, which chains would come down.
+            given = model.given_unchecked(self.context, self.guidance)
+            ranks = torch.rand(shape.numel() // given.batch_shape.numel(), *given.batch_shape, device=model.loc.device)
+            with suppress(QuadratureError):  # of densities too sharp for the grid, which chains still draw from
+                exact: Tensor = given.at_ranks(ranks).reshape(*shape, 1)
+                return exact.to(like)
+        own = self.context.expand(*shape, *model.context_shape)
+        drawn: Tensor = model.conditioned(own, guidance=self.guidance).sample(shape)
+        return drawn.to(like)

@@ -2,18 +2,20 @@
 
 Each is a view: it holds the models that it is made of, combines their potentials at every level, and takes coordinates,
 schedule and step sizes of the first one; so it samples, recovers, normalizes and goes into Pyro as any other does.
+Models that were standardized to other data have their noise in other units: each is asked at the level of its own that
+is about as noisy.
 """
 
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_positive, checked, shape_text
-from energyppl.errors import InvalidInput
+from energyppl._checks import append_dims, check_positive, checked, shape_text
+from energyppl.errors import InvalidInput, warn_user
 from energyppl.models.recovery import RecoveryEBM, RecoveryView
 from energyppl.potentials.algebra import Potential, Scaled, Sum
 from energyppl.potentials.composed import LogSumExp, Measured, Standardized
@@ -52,7 +54,9 @@ def mixture(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> Recov
     """Unite densities, ``Σ w_i exp(−U_i)`` at every level.
 
     The energies have normalizers of their own: a density's share is ``w_i Z_i``, so for shares s_i pass
-    ``w_i = s_i exp(−log_normalizer_i)``.
+    ``w_i = s_i exp(−log_normalizer_i)``.  Samples have these shares if the models' scales are equal, since the noised
+    mixture is then the mixture of the noised; with other scales the levels above 0 are a path towards level 0, on
+    which shares may shift (draw from the models themselves where that matters).
 
     Args:
         ebms: models on the same schedule, device and of the same points; the first one's coordinates are kept.
@@ -72,6 +76,7 @@ def mixture(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> Recov
     _check_parts(ebms, factors)
     for weight in factors:
         check_positive("weights of a mixture", weight)
+    _warn_of_far(ebms)
     return _Mixture(ebms, factors)
 
 
@@ -179,26 +184,59 @@ class _Composition(RecoveryView):
         changed = [change(ebm) for ebm in ebms]
         return self if all(map(operator.is_, changed, ebms)) else type(self)(changed, self.weights)
 
-    def _potentials(self, level: int | Tensor) -> list[Potential]:
+    def _parts(self, level: int | Tensor) -> list["_Part"]:
         """Return each model's energy at a level, asked in the first one's standardized coordinates."""
         first, others = self.base, cast("list[RecoveryEBM]", list(self.others))
-        return [
-            first.potential(level),
-            *(
-                Standardized(ebm.potential(level), (ebm.loc - first.loc) / first.scale, ebm.scale / first.scale)
-                for ebm in others
-            ),
-        ]
+        return [_Part(first.potential(level), 0.0), *(_seen_from(first, ebm, level) for ebm in others)]
 
 
 class _Product(_Composition):
     def potential(self, level: int | Tensor = 0) -> Potential:
-        return Sum(*map(Scaled, self._potentials(level), self.weights))
+        return Sum(*map(Scaled, (part.potential for part in self._parts(level)), self.weights))
 
 
 class _Mixture(_Composition):
     def potential(self, level: int | Tensor = 0) -> Potential:
-        return LogSumExp(tuple(self._potentials(level)), tuple(map(math.log, self.weights)))
+        parts = self._parts(level)
+        weights = [math.log(weight) + part.log_weight for weight, part in zip(self.weights, parts, strict=True)]
+        return LogSumExp(tuple(part.potential for part in parts), tuple(weights))
+
+
+class _Part(NamedTuple):
+    """A model's energy in another one's coordinates."""
+
+    potential: Potential
+    log_weight: float | Tensor  # by which the mass of the other level, in these coordinates, is that of level 0
+
+
+def _seen_from(first: RecoveryEBM, ebm: RecoveryEBM, level: int | Tensor) -> _Part:
+    """Return the energy of a model at a level of another one, in whose standardized coordinates points come.
+
+    There x_t = ᾱ_t z + σ̄_t ε.  Of the model's own clean points, z' = (loc − loc' + scale z) / scale', noise of as many
+    units has the log-SNR λ_t + 2 log(scale' / scale): the nearest of its levels is taken, t', and its points stretched
+    to the standard deviation that unit data of its own have at level t.  Level 0 counts as clean: there the model's
+    own level 0 is asked, so that the densities of the data are combined as they are.
+    """
+    like, own, theirs = first.loc, first.schedule, ebm.schedule
+    shift, ratio = ((ebm.loc - first.loc) / first.scale).to(like), (ebm.scale / first.scale).to(like)
+    if not bool((ratio != 1.0).any()) and not bool((shift != 0.0).any()):
+        return _Part(ebm.potential(level), 0.0)
+    stretch = ratio.expand(ebm.event_shape)
+    wanted = own.log_snr[: own.levels].to(like) + 2.0 * stretch.log().mean()
+    nearest = (wanted[:, None] - theirs.log_snr[: theirs.levels].to(like)).abs().argmin(1)
+    nearest[0] = 0
+    alpha, sigma, std = (
+        values[: own.levels].to(like) for values in (own.alpha_bar, own.sigma_bar, theirs.marginal_std)
+    )
+    alpha, sigma, std = alpha.clone(), sigma.clone(), std[nearest]
+    alpha[0], sigma[0], std[0] = 1.0, 0.0, 1.0
+    at = torch.as_tensor(level, device=like.device)
+    like = like.new_empty(*at.shape, *ebm.event_shape)
+    alpha, sigma, std = (append_dims(values[at], like) for values in (alpha, sigma, std))
+    scale = (alpha.square() * stretch.square() + sigma.square()).sqrt() / std
+    log_weight = (stretch.log() - scale.log()).sum(tuple(range(-len(ebm.event_shape), 0)))
+    potential = ebm.potential(int(nearest[level]) if isinstance(level, int) else nearest[at])
+    return _Part(Standardized(potential, alpha * shift, scale), log_weight)
 
 
 class _Measurement(RecoveryView):
@@ -271,6 +309,19 @@ def _check_parts(ebms: Sequence[RecoveryEBM], weights: Sequence[float]) -> None:
             raise InvalidInput(
                 f"the models of a composition must share event_shape, schedule, dtype and device; got another "
                 f"{', '.join(odd)} in model {index} than in model 0: train both with one schedule, or convert one"
+            )
+
+
+def _warn_of_far(ebms: Sequence[RecoveryEBM]) -> None:
+    """Warn of models that chains from the first one's white noise don't reach."""
+    first = ebms[0]
+    for index, ebm in enumerate(ebms):
+        apart = float(((ebm.loc - first.loc) / first.scale).abs().max())
+        if float(first.schedule.alpha_bar[-1]) * apart > 1.0:
+            warn_user(
+                f"model {index} of the mixture lies {apart:.3g} standard deviations from model 0, so that too few "
+                "of the samples, which begin at white noise, are its own: draw from the models themselves, or train them "
+                "with noisier levels"
             )
 
 

@@ -19,6 +19,7 @@ from energyppl.integration.batched import Energies, log_integrals, quantiles
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._cache import WeightKeyedCache, known_log_z
 from energyppl.models._context import Contexts, context_shapes
+from energyppl.models._draws import ContextDraws
 from energyppl.models.levels import LevelEnergies, default_kernel
 from energyppl.models.recovery import ConditionView, RecoveryEBM
 from energyppl.potentials.algebra import Potential, Scaled
@@ -217,7 +218,7 @@ class ConditionalDistribution(EnergyDistribution):
         batch = context.shape[: context.dim() - len(model.context_shape)]
         super().__init__(
             _Broadcast(Standardized(self.view.potential(), model.loc, model.scale), batch),
-            sampler=_Sampler(model, context, guidance),
+            sampler=ContextDraws(model, context, guidance),
             log_normalizer=_LogZ(self) if log_z is None else log_z,
             batch_shape=batch,
             like=model.loc,
@@ -297,8 +298,14 @@ class ConditionalDistribution(EnergyDistribution):
         wanted = torch.as_tensor(probabilities)
         if not bool(((wanted >= 0.0) & (wanted <= 1.0)).all()):
             raise InvalidInput(f"probabilities must lie in [0, 1]; got {wanted.tolist()}")
-        found = quantiles(self._energies(), self.batch_shape.numel(), self.model.loc, wanted.flatten())
-        return self.model.from_unit(found).reshape(*wanted.shape, *self.batch_shape)
+        return self.at_ranks(wanted.reshape(-1, *[1] * len(self.batch_shape))).reshape(*wanted.shape, *self.batch_shape)
+
+    def at_ranks(self, ranks: Tensor) -> Tensor:
+        """Return the quantile of each context at its own ranks, ``(n, *batch)`` or broadcast to that; no checks."""
+        count = self.batch_shape.numel()
+        each = ranks.expand(-1, *self.batch_shape).reshape(-1, count)
+        found = quantiles(self._energies(), count, self.model.loc, each)
+        return self.model.from_unit(found).reshape(-1, *self.batch_shape)
 
     def interval(self, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
         """Return the ends of central intervals, ``(*batch,)`` each, for events of one dimension.
@@ -384,17 +391,3 @@ class _LogZ:
                 "dist.normalized(dist.anneal()), or ask for dist.unnormalized() where it cancels"
             )
         return self.of.implied_log_normalizer()
-
-
-@dataclass(frozen=True, eq=False)
-class _Sampler:
-    """Samples from white noise, each given its own context."""
-
-    model: ConditionalEBM
-    context: Tensor
-    guidance: float
-
-    def __call__(self, potential: Potential, shape: torch.Size, like: Tensor) -> Tensor:
-        model = self.model
-        own = self.context.expand(*shape, *model.context_shape)
-        return model.conditioned(own, guidance=self.guidance).sample(shape).to(like)

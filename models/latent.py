@@ -117,8 +117,7 @@ class LatentPrior(EBM):
                 warn_user(
                     "the network of the prior changed too much for its chains to follow: the effective sample size of "
                     f"their weights is {float(sizes.min()):.0f} of {count}, and log Z is uncertain; take a smaller "
-                    "learning rate, or "
-                    "call restart()"
+                    "learning rate, or call restart()"
                 )
             for group in (sizes < _RESAMPLED_BELOW * count).nonzero()[:, 0].tolist():
                 index = torch.multinomial(torch.softmax(log_weights[group], 0), count, replacement=True)

@@ -5,7 +5,6 @@ the mean of density × weight over such draws: the weight holds the slope of the
 column) and, for a value with a cell of its own, one over the density of the draw (a probability mass).
 """
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from energyppl._numerals import plain
+from energyppl.data.codes import draw_in_cells, log_density_in_cells
 from energyppl.data.grids import ROUNDING
 from energyppl.data.monotone import (
     MAPS,
@@ -32,7 +32,6 @@ from energyppl.data.monotone import (
 __all__ = ["KINDS", "Categories", "Coordinates", "FewValues", "Numbers", "TwoValues"]
 
 _HEAP = 0.4  # width of the noise of two values at −1 and 1
-_CODE = 0.2  # width of the noise of one-hot codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,6 +328,7 @@ class Categories:
 
     count: int
     random: ClassVar[bool] = True
+    noise: ClassVar[float] = 0.2  # of the codes
 
     @property
     def width(self) -> int:
@@ -341,16 +341,9 @@ class Categories:
 
     def encode(self, x: Array, u: Array) -> tuple[Array, Array]:
         """Return coordinates ``(n, k)`` and log weights of categories ``(n,)``, by uniform numbers ``(n, k)``."""
-        own, rows = np.nan_to_num(x).astype(np.int64), np.arange(len(x))
-        grid, cumulative = _largest(self.count)
-        top = np.interp(u[rows, own], cumulative / cumulative[-1], grid)
-        bound = np.repeat(ndtr(top / _CODE)[:, None], self.count, 1)
-        z = _CODE * truncated_normal(np.zeros_like(u), bound, u)
-        z[rows, own] = top
-        off = z / _CODE
-        off[rows, own] -= 1.0 / _CODE
-        weight = np.log(cumulative[-1]) + self.count * np.log(_CODE) - log_normal(off).sum(1)
-        return np.where(np.isnan(x)[:, None], np.nan, z), weight
+        own = np.nan_to_num(x).astype(np.int64)
+        z = draw_in_cells(own, u, self.noise)
+        return np.where(np.isnan(x)[:, None], np.nan, z), -log_density_in_cells(z, own, self.noise)
 
     def decode(self, z: Array, *, rounded: bool = True) -> Array:
         """Return the categories of coordinates ``(n, k)``."""
@@ -383,14 +376,6 @@ def _another(own: NDArray[np.int64], count: int, u: Array) -> NDArray[np.int64]:
     """Return another one of so many values for each, by uniform numbers."""
     other: NDArray[np.int64] = (own + 1 + (u * (count - 1)).astype(np.int64)) % count
     return other
-
-
-@functools.cache
-def _largest(count: int) -> tuple[Array, Array]:
-    """Return a grid of the own coordinate, and its distribution where all others are smaller, up to it."""
-    grid = np.linspace(1.0 - 8.0 * _CODE, 1.0 + 8.0 * _CODE, 4001)
-    density = np.exp(log_normal((grid - 1.0) / _CODE)) / _CODE * ndtr(grid / _CODE) ** (count - 1)
-    return grid, np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(grid))])
 
 
 KINDS: dict[str, Any] = {cls.__name__: cls for cls in (Numbers, FewValues, TwoValues, Categories)}

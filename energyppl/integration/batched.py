@@ -69,25 +69,27 @@ def log_integrals(
 
 @torch.no_grad()
 def quantiles(energy: Energies, count: int, like: Tensor, probabilities: Tensor, tolerance: float = 1e-3) -> Tensor:
-    """Find quantiles of many one-dimensional energies, ``(probabilities, count)``, on the grids that integrate them.
+    """Find quantiles of many one-dimensional densities, ``(probabilities, count)``, on the grids that integrate them.
 
     Args:
         energy: the energies.
         count: how many there are.
         like: a tensor of the points' dtype and device.
-        probabilities: between 0 and 1, ``(probabilities,)``.
+        probabilities: between 0 and 1, ``(probabilities,)`` of all, or ``(probabilities, count)`` of each: uniform
+            random ones give draws.
         tolerance: as in :func:`log_integrals`.
 
     Raises:
         QuadratureError: as :func:`log_integrals`.
     """
     found = torch.zeros(len(probabilities), count, dtype=torch.float64, device=like.device)
-    wanted = probabilities.double().to(like.device)
+    each = probabilities.double().to(like.device).reshape(len(probabilities), -1).expand(-1, count)
     for part in _solve(energy, count, 1, like, tolerance):
         mass = part.log_mass.exp().T.contiguous()  # (rows, nodes)
         below = mass.cumsum(1)
         below = below / below[:, -1:]
-        place = torch.searchsorted(below, wanted.expand(len(below), -1).contiguous()).clamp(max=mass.shape[1] - 1)
+        wanted = each[:, part.rows].T.contiguous()
+        place = torch.searchsorted(below, wanted).clamp(max=mass.shape[1] - 1)
         upper, share = below.gather(1, place), (mass / mass.sum(1, keepdim=True)).gather(1, place)
         cell = part.edges[1] - part.edges[0]
         into = 1.0 - (upper - wanted) / share.clamp(min=1e-300)  # of the cell, whose mass is spread evenly

@@ -49,7 +49,7 @@ class LogSumExp:
 
     Args:
         potentials: U_i, over points of one shape.
-        log_weights: one number for each, nats.
+        log_weights: one for each, in nats: a number, or a tensor that broadcasts against the batch.
 
     Raises:
         InvalidInput: for no potential, or others than there are weights.
@@ -61,7 +61,7 @@ class LogSumExp:
     """
 
     potentials: tuple[Potential, ...]
-    log_weights: tuple[float, ...]
+    log_weights: tuple[float | Tensor, ...]
 
     def __post_init__(self) -> None:
         check_fields(self)

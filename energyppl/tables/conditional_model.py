@@ -20,6 +20,7 @@ from energyppl.data.tables import Table, table_from_rows
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import EnergyPPLError, InvalidInput, warn_user
 from energyppl.models.conditional import ConditionalDistribution, ConditionalEBM
+from energyppl.tables.category_masses import POINTS, category_probabilities
 from energyppl.tables.model import Array, Rows
 
 __all__ = ["ConditionalTableModel", "columns_of"]
@@ -28,7 +29,6 @@ _SPREADS = 16  # draws of a target's place within its cell that its density is a
 _ROWS = 4096  # at a time
 _DRAWN = 2**17  # quantiles, or points in categories' cells, at a time
 _CHAINS = 8192  # at a time
-_CELLS = 1024  # draws within a category's cell that its mass is averaged over
 _SCORES, _FARTHEST = 1025, 5.0  # normal scores whose quantiles draws of one number lie between, and the last
 
 
@@ -178,8 +178,8 @@ class ConditionalTableModel:
         """Return the log densities of the targets of rows given their other columns, ``(n,)``, in nats.
 
         They are counted as those of :meth:`TableModel.log_prob`: a density for each unit of continuous columns, a
-        probability for each value of others.  log Z is integrated for each row if the targets have one coordinate, and
-        what training implies above, which is not exact.
+        probability for each value of others.  log Z is integrated for each row if the targets have one coordinate;
+        the probabilities of one target's categories sum to 1; else log Z is what training implies, which is not exact.
 
         Args:
             rows: with all columns.
@@ -198,6 +198,10 @@ class ConditionalTableModel:
         for p, _ in self._distributions(values[:, count:], spreads):
             own = values[done : done + p.batch_shape[0], :count]
             done += len(own)
+            if self.of_categories:
+                with torch.no_grad():
+                    found.append(self._masses(p).log().numpy()[np.arange(len(own)), own[:, 0].astype(np.int64)])
+                continue
             z, weight = (np.stack(part) for part in zip(*self.target.spreads(own, spreads, seed), strict=True))
             with torch.no_grad():
                 log_density = p.log_prob(torch.as_tensor(z).to(self.ebm.loc)).double().cpu().numpy()
@@ -236,10 +240,15 @@ class ConditionalTableModel:
         """True if draws come by chains, as those of several columns do."""
         return len(self.targets) > 1
 
+    @property
+    def of_categories(self) -> bool:
+        """True if the target is one column of three categories or more."""
+        return not self.by_chains and isinstance(self.target.columns[0], Categories)
+
     def _distributions(self, values: Array, draws: int) -> Iterator[tuple[ConditionalDistribution, NDArray[np.bool_]]]:
         """Yield the distributions of some rows at a time, and which of these have a value that can't be."""
-        if not self.by_chains and isinstance(self.target.columns[0], Categories):
-            draws = max(draws, _CELLS)
+        if self.of_categories:
+            draws = max(draws, POINTS)
         at_once = max(1, min(_ROWS, (_CHAINS if self.by_chains else _DRAWN) // draws))
         for part in np.split(values, range(at_once, len(values), at_once)):
             context, outside = self.told(part)
@@ -250,7 +259,7 @@ class ConditionalTableModel:
         with torch.no_grad():
             if self.by_chains:
                 return self._decoded(p.sample((len(places),)))
-            if not isinstance(self.target.columns[0], Categories):
+            if not self.of_categories:
                 return self._decoded(p.quantiles(places)[..., None])
             return self._categories(p, places.expand(*p.batch_shape, -1).contiguous())
 
@@ -261,19 +270,20 @@ class ConditionalTableModel:
 
     def _masses(self, p: ConditionalDistribution) -> Tensor:
         """Return the probabilities of the categories of one target column, ``(n, categories)``, float64."""
-        generator, masses = torch.Generator().manual_seed(0), []
-        for value in range(len(self.table.labels[0])):
-            z, weight = self.target.encode(np.full((_CELLS, 1), float(value)), generator)
-            points = torch.as_tensor(z).to(self.ebm.loc)[:, None].expand(-1, *p.batch_shape, -1)
-            density = p.unnormalized().log_prob(points).double().cpu()
-            masses.append(torch.logsumexp(density + torch.as_tensor(weight)[:, None], 0))
-        return torch.stack(masses, 1).softmax(1)
+
+        def log_density(codes: Array) -> Tensor:
+            z = torch.as_tensor((codes - self.target.loc) / self.target.scale).to(self.ebm.loc)
+            return p.unnormalized().log_prob(z[:, None].expand(-1, *p.batch_shape, -1))
+
+        column = self.target.columns[0]
+        assert isinstance(column, Categories)
+        return category_probabilities(column, log_density)
 
     def _independent(self, p: ConditionalDistribution, draws: int) -> Array:
         """Return draws, ``(draws, n, k)``; of one column by its quantiles, interpolated between normal scores."""
         if self.by_chains:
             return self._draws(p, torch.ones(draws))
-        if isinstance(self.target.columns[0], Categories):
+        if self.of_categories:
             with torch.no_grad():
                 return self._categories(p, torch.rand(*p.batch_shape, draws, dtype=torch.float64))
         scores = torch.linspace(-_FARTHEST, _FARTHEST, _SCORES, dtype=torch.float64)

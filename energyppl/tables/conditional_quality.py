@@ -70,14 +70,22 @@ def _measured(model: ConditionalTableModel, seed: int) -> dict[str, Any]:
         "held_out_chose_weights": model.validation is None,
         "rows": len(rows),
         "far": int(far.sum()),
-        "implied": model.target.width > 1,
+        "implied": model.target.width > 1 and not model.of_categories,
         "targets": {name: _of_target(model, j, truth[:, j], drawn[..., j]) for j, name in enumerate(model.targets)},
     }
     return {**found, "verdict": _verdict(found)}
 
 
 def _without_others(model: ConditionalTableModel, truth: Array, seed: int) -> Array:
-    """Return the log density of targets ``(n, k)`` by a mixture of Gaussians of the training rows' coordinates."""
+    """Return the log density of targets ``(n, k)`` by a mixture of Gaussians of the training rows' coordinates.
+
+    Of categories it is that of their shares of the training rows, one half counted in for each.
+    """
+    if model.of_categories:
+        kinds = len(model.table.labels[0])
+        counts = np.bincount(model.table.values[:, 0].astype(np.int64), minlength=kinds) + 0.5
+        shares: Array = np.log(counts / counts.sum())[truth[:, 0].astype(np.int64)]
+        return shares
     generator = torch.Generator().manual_seed(seed)
     training = model.target.encode(model.table.values[:, : truth.shape[1]], generator)[0]
     mixture = mixture_log_density(torch.as_tensor(training), [slice(None)])
@@ -133,7 +141,7 @@ def _verdict(found: dict[str, Any]) -> list[str]:
         said += _of_category(name, own) if "right" in own else _of_numbers(name, own, found["rows"])
     if found["implied"]:
         said.append(
-            "log densities of several columns or categories take log Z as training implies it, which is about right"
+            "log densities of several columns take log Z as training implies it, which is about right"
         )
     if found["held_out_chose_weights"]:
         what = "weights" if found["implied"] else "weights and their temperature"

@@ -232,8 +232,8 @@ def pilot_run(
     while beta < 1.0:
         if len(visited) > _MAX_TEMPERATURES or not math.isfinite(log_step):
             raise EnergyPPLError(
-                f"annealing did not reach the target (β = 1): after {len(visited)} temperatures it was at {beta:.2g}. The "
-                "target may not be normalizable, or lies far from the base: pass a base that covers it"
+                f"annealing did not reach the target (β = 1): after {len(visited)} temperatures it was at {beta:.2g}. "
+                "The target may not be normalizable, or lies far from the base: pass a base that covers it"
             )
         work = path.parts.work()
         new = next(fixed) if betas is not None else _next_beta(beta, work, log_weights, steepness)

@@ -1,16 +1,19 @@
 """Some columns given the others: training, predictions, files and the commands, and what they refuse."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import energyppl as ep
 from energyppl.cli.main import main
-from energyppl.tables import conditional_model
+from energyppl.data import columns
+from energyppl.tables import category_masses
 
 N = 150
 
@@ -51,19 +54,36 @@ def test_densities_integrate_to_one_in_the_table_s_units() -> None:
 
 
 @pytest.mark.parametrize(("name", "values"), [("kind", ["barn", "flat", "villa"]), ("sold", [False, True])])
-def test_masses_of_categories_sum_to_one_and_are_the_shares(
-    name: str, values: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of three categories log Z is implied, and hardly trained here: what is left of it is the same for all."""
-    monkeypatch.setattr(conditional_model, "_CELLS", 16_384)  # as many as leave a hundredth of error
+def test_masses_of_categories_sum_to_one_and_are_the_shares(name: str, values: list[Any]) -> None:
     model, row = trained(name, steps=150), homes().iloc[[0] * len(values)].assign(**{name: values})
     masses = np.exp(model.log_prob(row, spreads=4000))
-    if name == "sold":
-        assert masses.sum() == pytest.approx(1.0, abs=0.02)
+    assert masses.sum() == pytest.approx(1.0, abs=0.02 if name == "sold" else 1e-6)
     found = model.predict(row[:1], draws=1000)
     assert found.columns.tolist() == [f"{name}_mode", f"{name}_share", "far"]
-    share = masses[values.index(found[f"{name}_mode"][0])] / masses.sum()
+    share = masses[values.index(found[f"{name}_mode"][0])]
     assert found[f"{name}_share"][0] == pytest.approx(share, abs=0.05)
+
+
+@pytest.mark.parametrize("widths", [(1.0, 2.0), (1.0,)], ids=["both", "the codes' own alone"])
+def test_probabilities_of_categories_under_densities_wider_than_the_codes(
+    widths: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Gaussian of twice the codes' width between two of four codes, whose cells' masses a million draws count.
+
+    By the codes' own noise alone, the negative control, they are far off.
+    """
+    monkeypatch.setattr(category_masses, "_WIDTHS", widths)
+    category_masses._in_cell.cache_clear()
+    generator = torch.Generator().manual_seed(zlib.crc32(b"wide codes"))
+    mean, width = torch.tensor([0.7, 0.4, -0.3, 0.1]), torch.tensor([0.3, 0.4, 0.5, 0.4])
+    drawn = (mean + width * torch.randn(1_000_000, 4, generator=generator)).argmax(1)
+    truth = torch.bincount(drawn, minlength=4).double() / len(drawn)
+    normal = torch.distributions.Independent(torch.distributions.Normal(mean, width), 1)
+    found = category_masses.category_probabilities(
+        columns.Categories(4), lambda codes: normal.log_prob(torch.as_tensor(codes).float())[:, None]
+    )[0]
+    category_masses._in_cell.cache_clear()
+    assert (float((found - truth).abs().max()) < 0.02) == (len(widths) == 2), (found, truth)
 
 
 def test_several_columns_are_drawn_together() -> None:
