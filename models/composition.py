@@ -320,8 +320,8 @@ def _warn_of_far(ebms: Sequence[RecoveryEBM]) -> None:
         if float(first.schedule.alpha_bar[-1]) * apart > 1.0:
             warn_user(
                 f"model {index} of the mixture lies {apart:.3g} standard deviations from model 0, so that too few "
-                "of the samples, which begin at white noise, are its own: draw from the models themselves, or train them "
-                "with noisier levels"
+                "of the samples, which begin at white noise, are its own: draw from the models themselves, or "
+                "train them with noisier levels"
             )
 
 

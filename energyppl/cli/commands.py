@@ -20,15 +20,14 @@ from energyppl.cli.diagnosis import diagnose_run
 from energyppl.cli.image_runs import holds_images, is_image_run, require_table_run
 from energyppl.cli.images import fit_images, sample_images, show_images
 from energyppl.cli.predictions import fit_predictions, predict_run
+from energyppl.cli.row_files import check_kind_of_file, write_frame
 from energyppl.cli.runs import (
     Settings,
-    check_kind_of_file,
     decimal_of_run,
     fit_table,
     interrupted,
     load_run,
     settings_for,
-    write_frame,
 )
 from energyppl.cli.scoring import logz_run, score_run
 

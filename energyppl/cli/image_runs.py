@@ -141,7 +141,8 @@ def image_settings(run: Path, chosen: dict[str, Any]) -> ImageSettings:
         settings = kept_settings(path, settings)
     unknown = set(chosen) - {field.name for field in fields(ImageSettings)}
     if unknown:
-        named = ", ".join(f"--{name.replace('_', '-').removesuffix('s')}" for name in sorted(unknown))
+        options = {"transforms": "transform"}
+        named = ", ".join(f"--{options.get(name, name).replace('_', '-')}" for name in sorted(unknown))
         raise InvalidInput(f"{named} is for tables, and these are images: leave it out")
     return replace(settings, **chosen)
 

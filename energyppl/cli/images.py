@@ -233,6 +233,7 @@ def show_images(run: Path, count: int, *, seed: int = 0, device: str | None = No
     Returns:
         What is to be printed, by name, and sentences that judge.
     """
+    check_count("n", count)
     found = load_image_run(run, device)
     pyro.set_rng_seed(seed)
     count = min(count, len(found.held_out))
@@ -253,7 +254,7 @@ def show_images(run: Path, count: int, *, seed: int = 0, device: str | None = No
         f"{float(near):.3f}",
         "pictures": f"samples.png, neighbours.png, denoised.png in {run}",
     }
-    verdict = list(_verdict(found, x, means, spreads, float(near / usual)))
+    verdict = list(_verdict(found, x, means, spreads, float(near), float(usual)))
     ep.plots.save_figure(_sheet(found, _SHEET), run / "samples.png")
     nearest = found.rows[nearest_neighbours(x[:10], found.rows, k=min(3, len(found.rows))).indices]
     ep.plots.save_figure(
@@ -263,9 +264,13 @@ def show_images(run: Path, count: int, *, seed: int = 0, device: str | None = No
     return lines, verdict
 
 
-def _verdict(found: ImageRun, x: Tensor, means: list[float], spreads: list[float], farther: float) -> Iterator[str]:
-    if farther > _FARTHER:
-        yield f"samples lie {farther:.1f} times as far from training images as held-out ones do: train for longer"
+def _verdict(
+    found: ImageRun, x: Tensor, means: list[float], spreads: list[float], near: float, usual: float
+) -> Iterator[str]:
+    if usual == 0.0:
+        yield "most held-out images are copies of training images: leave duplicates out, which nothing here can judge"
+    elif near > _FARTHER * usual:
+        yield f"samples lie {near / usual:.1f} times as far from training images as held-out ones do: train for longer"
     if len(found.held_out) >= 100 and len(x) >= 100:
         share = memorized(x, found.rows, found.held_out).share
         if share > 0.1:
@@ -281,10 +286,11 @@ def _sheet(found: ImageRun, count: int) -> Any:
     """Return a figure of samples: of each class with guidance, a column for each, or without classes."""
     if not found.classes:
         return ep.plots.image_grid(_drawn(found.ebm, count)[0], title="Samples")
-    columns = min(10, len(found.classes))
-    labels = torch.arange(count) % columns
+    some = torch.tensor(found.record["class_counts"]).nonzero()[:10, 0]  # a number that no label has is a class too
+    columns = len(some)
+    labels = some[torch.arange(count) % columns]
     x, _ = _drawn(found.ebm.given(labels, guidance=_GUIDANCE), count)
-    title = f"Samples of {', '.join(found.classes[:columns])}, guidance {_GUIDANCE:g}"
+    title = f"Samples of {', '.join(found.classes[label] for label in some)}, guidance {_GUIDANCE:g}"
     return ep.plots.image_grid(x, columns=columns, title=title)
 
 
@@ -324,6 +330,8 @@ def _of_class(found: ImageRun, count: int, label: str | None, guidance: float | 
         return _of_all_classes(found, count)
     if label not in found.classes:
         raise InvalidInput(f"label must be one of {', '.join(found.classes) or 'no classes'}; got {label!r}")
+    if not found.record["class_counts"][found.classes.index(label)]:
+        raise InvalidInput(f"no training image is of class {label!r}: there is nothing to draw from")
     return found.ebm.given(found.classes.index(label), guidance=_GUIDANCE if guidance is None else guidance)
 
 

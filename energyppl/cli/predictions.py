@@ -14,6 +14,7 @@ from energyppl._files import locked, write_json
 from energyppl._progress import doing
 from energyppl.cli.endings import finished
 from energyppl.cli.image_runs import require_table_run
+from energyppl.cli.row_files import write_frame
 from energyppl.cli.runs import (
     Settings,
     begun,
@@ -22,7 +23,6 @@ from energyppl.cli.runs import (
     read_json,
     require_same_table,
     seconds_before,
-    write_frame,
 )
 from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.tables.conditional_model import ConditionalTableModel

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 
-from energyppl._files import locked, whole_file, write_json
+from energyppl._files import locked, write_json
 from energyppl._progress import doing
 from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.cli.endings import finished
@@ -32,7 +31,6 @@ from energyppl.tables.training import FitSettings, Prepared, prepare, require_sa
 __all__ = [
     "Settings",
     "begun",
-    "check_kind_of_file",
     "damaged_json",
     "decimal_of_run",
     "fit_table",
@@ -45,7 +43,6 @@ __all__ = [
     "require_same_table",
     "seconds_before",
     "settings_for",
-    "write_frame",
 ]
 
 SettingsKind = TypeVar("SettingsKind")
@@ -90,6 +87,8 @@ def settings_for(run: Path, chosen: dict[str, Any]) -> Settings:
     """
     settings, path = Settings(), run / "run.json"
     if (run / "training.ckpt").exists() and path.exists():
+        if (read_json(path) or {}).get("kind") == "images":
+            raise InvalidInput(f"{run} holds a run of images, and this is a table: choose another folder")
         settings = kept_settings(path, settings)
     return replace(settings, **chosen)
 
@@ -319,42 +318,6 @@ def _kept_log_z(run: Path, model: TableModel) -> LogNormalizer | None:
 
 
 # --- Files ---
-
-
-def write_frame(frame: pd.DataFrame, out: Path, *, decimal: str = ".") -> None:
-    """Write rows to a ``.csv``, ``.npy``, ``.npz`` or ``.parquet`` file, whole or not at all.
-
-    Args:
-        frame: the rows.
-        out: the file.
-        decimal: mark of decimals in text; with a comma, columns are separated by semicolons.
-
-    Raises:
-        InvalidInput: for another kind of file, or categories for one that holds numbers alone.
-    """
-    kind = check_kind_of_file(out)
-    with whole_file(out) as file:
-        if kind == ".csv":
-            file.write(frame.to_csv(index=False, decimal=decimal, sep=";" if decimal == "," else ",").encode())
-        elif kind == ".parquet":
-            frame.to_parquet(file, index=False)
-        else:
-            try:
-                values = frame.to_numpy(np.float64)
-            except ValueError:
-                raise InvalidInput(f"{out} holds numbers alone, and the table has categories: write a .csv") from None
-            if kind == ".npy":
-                np.save(file, values, allow_pickle=False)
-            else:
-                np.savez(file, values=values, columns=np.array(frame.columns, dtype=np.str_))
-
-
-def check_kind_of_file(out: Path) -> str:
-    """Require a file of a kind that rows can be written to, and return it."""
-    kind = out.suffix.lower()
-    if kind not in (".npy", ".npz", ".csv", ".parquet"):
-        raise InvalidInput(f"{out} must end in .npy, .npz, .csv or .parquet; got {out.suffix or 'no ending'!r}")
-    return kind
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,8 @@ import numpy as np
 
 import energyppl as ep
 from energyppl._progress import doing
-from energyppl.cli.runs import Settings, known_log_z, load_run, write_frame
+from energyppl.cli.row_files import write_frame
+from energyppl.cli.runs import Settings, known_log_z, load_run
 from energyppl.errors import InvalidInput
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.tables.outliers import score

@@ -22,7 +22,7 @@ from energyppl.data.frames import frame_of_array
 from energyppl.data.written import grouped_numbers, without_spaces
 from energyppl.errors import InvalidInput
 
-__all__ = ["KINDS", "MISSING", "line_of_row", "read_frame"]
+__all__ = ["KINDS", "MISSING", "line_of_row", "read_frame", "require_engine"]
 
 _TEXT = (".csv", ".tsv", ".txt", ".dat", ".data")
 KINDS = (*_TEXT, ".npy", ".npz", ".parquet", ".xlsx")
@@ -78,7 +78,7 @@ def read_frame(
         if kind in _TEXT:
             return _read_text(path, decimal, packed)
         if kind in _ENGINES:
-            _require_engine(path, kind)
+            require_engine(path, kind)
             return _read_parquet(path, columns) if kind == ".parquet" else _read_excel(path, array, decimal)
         if kind == ".npy":
             return frame_of_array(read_npy(path), str(path))
@@ -110,7 +110,8 @@ def _choose(shapes: dict[str, tuple[int, ...]], path: Path, array: str | None) -
     return next(iter(shapes)) if array is None else array
 
 
-def _require_engine(path: Path, kind: str) -> None:
+def require_engine(path: Path, kind: str) -> None:
+    """Refuse a kind of file whose package is not installed."""
     package = _ENGINES[kind]
     if find_spec(package) is None:
         raise InvalidInput(
@@ -279,9 +280,14 @@ def _delimiter(lines: list[str]) -> str:
 
 
 def _has_names(rows: list[list[str]]) -> bool:
-    """Tell whether the first row holds names: a word where others have numbers, or words that no other row has."""
+    """Tell whether the first row holds names.
+
+    A word where others have numbers, words that no other row has, or the columns' numbers, as pandas writes them.
+    """
     if len(rows) < 2:
         return any(not _is_numeral(field) for field in rows[0])
+    if _is_numbered(rows):
+        return True
     columns = [
         [row[j] for row in rows[1:] if j < len(row) and row[j].lower() not in MISSING]
         for j in range(max(map(len, rows[:2])))
@@ -294,6 +300,23 @@ def _has_names(rows: list[list[str]]) -> bool:
         return True
     new = all(name not in column for name, column in zip(rows[0], columns[offset:], strict=False))
     return not any(numeric) and all(words) and new
+
+
+def _is_numbered(rows: list[list[str]]) -> bool:
+    """Tell whether the first row counts the columns from 0 or 1, perhaps beside an index without a name.
+
+    Of three numbers it may be a row of data, unless a column of the others has no whole numbers; of two, unless a
+    column has words.
+    """
+    skipped = 1 if rows[0][0] == "" else 0
+    counted = rows[0][skipped:]
+    if len(counted) < 2 or not any(counted == [str(start + j) for j in range(len(counted))] for start in (0, 1)):
+        return False
+    columns = [[row[j + skipped] for row in rows[1:] if j + skipped < len(row)] for j in range(len(counted))]
+    if skipped or len(counted) > 3:
+        return True
+    whole = str.isdigit if len(counted) == 3 else _is_numeral
+    return any(not any(map(whole, column)) for column in columns)
 
 
 def _is_numeral(field: str) -> bool:

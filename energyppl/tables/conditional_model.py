@@ -18,7 +18,7 @@ from energyppl._seeds import seeded
 from energyppl.data.columns import Categories
 from energyppl.data.tables import Table, table_from_rows
 from energyppl.data.transforms import TableTransform
-from energyppl.errors import EnergyPPLError, InvalidInput, warn_user
+from energyppl.errors import EnergyPPLError, InvalidInput, QuadratureError, warn_user
 from energyppl.models.conditional import ConditionalDistribution, ConditionalEBM
 from energyppl.tables.category_masses import POINTS, category_probabilities
 from energyppl.tables.model import Array, Rows
@@ -116,11 +116,11 @@ class ConditionalTableModel:
             median and the ends of its interval, ``NAME_mean``, ``NAME_median``, ``NAME_lower`` and ``NAME_upper``; for
             each target of categories the commonest and its share of the draws, ``NAME_mode`` and ``NAME_share``.
             ``far`` marks rows that are nowhere near those of the training, or that have a value which its column never
-            can be: a guess, of which a warning says how many.
+            can be: a guess, of which a warning says how many, or NaN where the density there can't be integrated.
 
         Raises:
             InvalidInput: for rows without those columns or with missing cells, or too few draws for the intervals.
-            QuadratureError: if a row's density is too sharp for the grid.
+            QuadratureError: if the density of a row near others is too sharp for the grid.
         """
         check_between("confidence", confidence, 0.0, 1.0)
         check_count("draws", draws)
@@ -132,7 +132,7 @@ class ConditionalTableModel:
         parts, far = [], []
         with seeded(seed), progress_bar(total=len(values), desc="predicting rows", disable=not progress) as bar:
             for p, own in self._distributions(values, draws):
-                parts.append(self._summaries(self._draws(p, middles), confidence))
+                parts.append(self._summaries(self._draws_or_gaps(p, middles), confidence))
                 far.append(own | p.is_far.cpu().numpy())
                 bar.update(len(own))
         found = pd.concat(parts, ignore_index=True).assign(far=np.concatenate(far))
@@ -263,6 +263,18 @@ class ConditionalTableModel:
                 return self._decoded(p.quantiles(places)[..., None])
             return self._categories(p, places.expand(*p.batch_shape, -1).contiguous())
 
+    def _draws_or_gaps(self, p: ConditionalDistribution, places: Tensor) -> Array:
+        """Return :meth:`_draws`, NaN for rows far away whose density can't be integrated."""
+        try:
+            return self._draws(p, places)
+        except QuadratureError:
+            if len(p.context) == 1:
+                if not bool(p.is_far):
+                    raise
+                return np.full((len(places), 1, len(self.targets)), np.nan)
+        halves = p.context.split(-(-len(p.context) // 2))
+        return np.concatenate([self._draws_or_gaps(self.ebm.given_unchecked(half), places) for half in halves], 1)
+
     def _categories(self, p: ConditionalDistribution, places: Tensor) -> Array:
         """Return the categories at probabilities ``(n, draws)``, ``(draws, n, 1)``."""
         below = self._masses(p).cumsum(1)[:, :-1].contiguous()
@@ -314,9 +326,10 @@ class ConditionalTableModel:
             if self.is_category(j):
                 values = np.arange(float(len(self.table.labels[j]) or 2))
                 shares = (own[..., None] == values).mean(0)
-                best = values[shares.argmax(1)]
+                gap = np.isnan(own).all(0)
+                best = np.where(gap, np.nan, values[shares.argmax(1)])
                 words = columns_of(self.table, (name,)).frame(best[:, None])[name]
-                found |= {f"{name}_mode": words, f"{name}_share": shares.max(1)}
+                found |= {f"{name}_mode": words, f"{name}_share": np.where(gap, np.nan, shares.max(1))}
                 continue
             low, middle, high = np.quantile(own, [tail, 0.5, 1.0 - tail], axis=0, method="hazen")
             ends = {f"{name}_median": middle, f"{name}_lower": low, f"{name}_upper": high}

@@ -140,9 +140,7 @@ def _verdict(found: dict[str, Any]) -> list[str]:
     for name, own in found["targets"].items():
         said += _of_category(name, own) if "right" in own else _of_numbers(name, own, found["rows"])
     if found["implied"]:
-        said.append(
-            "log densities of several columns take log Z as training implies it, which is about right"
-        )
+        said.append("log densities of several columns take log Z as training implies it, which is about right")
     if found["held_out_chose_weights"]:
         what = "weights" if found["implied"] else "weights and their temperature"
         said.append(f"the held-out rows also chose the {what}: these figures are a little too good")

@@ -11,6 +11,7 @@ from torch import Tensor
 from energyppl._checks import checked
 from energyppl._numerals import plain
 from energyppl._seeds import seeded
+from energyppl.data.columns import Numbers
 from energyppl.data.tables import Table
 from energyppl.data.transforms import TableTransform
 from energyppl.errors import EnergyPPLError
@@ -288,7 +289,8 @@ def _remedies(found: dict[str, Any], model: TableModel) -> list[str]:
         )
     if len(model.rows) < _FEW_ROWS:
         tries.append(f"fewer columns, since {len(model.rows)} rows say little about {len(model.columns)} at once")
-    if found["worst_column"]["p_value"] < _WORST:
-        name = found["worst_column"]["column"]
+    name = found["worst_column"]["column"]
+    kind = model.transform.columns[model.columns.index(name)]
+    if found["worst_column"]["p_value"] < _WORST and isinstance(kind, Numbers):
         tries.append(f"another transform of {name!r} (transforms=, --transform NAME=quantile)")
     return [f"try {', or '.join(tries)}"]

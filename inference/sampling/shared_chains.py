@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from energyppl._checks import shape_text
 from energyppl.distributed import everyone, gather, mean, rank, shard, world_size
 from energyppl.errors import InvalidInput
 from energyppl.inference.sampling.chains import Chains
@@ -18,13 +19,19 @@ def own_share(chains: int, init: Init) -> tuple[int, Init]:
     """Return how many of so many chains this process runs, and where they begin.
 
     Raises:
-        InvalidInput: for fewer chains than processes.
+        InvalidInput: for fewer chains than processes, or starts of another number of chains.
     """
     if world_size() == 1:
         return chains, init
     if chains < world_size():
         raise InvalidInput(f"chains must be at least the number of processes, {world_size()}; got {chains}")
     part = shard(chains)
+    given = init.values() if isinstance(init, Mapping) else [init]
+    for value in given:
+        if isinstance(value, Tensor) and value.shape[:1] != (chains,):
+            raise InvalidInput(
+                f"init must have a row for each of the {chains} chains of all processes; got {shape_text(value.shape)}"
+            )
     if isinstance(init, Tensor):
         init = init[part]
     elif isinstance(init, Mapping):

@@ -12,6 +12,7 @@ from energyppl.errors import InvalidInput
 __all__ = ["SOAP"]
 
 _LARGEST = 1024  # rows or columns of a matrix, beyond which its eigenvectors cost more than they save
+_LOPSIDED = 10  # times as many rows as columns, or columns as rows: likewise of the longer side
 _SIDES = ("left", "right")
 _EXACT = (torch.float32, torch.float64)  # whose eigenvectors torch computes
 
@@ -22,8 +23,8 @@ class SOAP(Optimizer):
     The averages of G Gᵀ and Gᵀ G of a matrix's gradients G (Shampoo; Gupta, Koren & Singer 2018) have eigenvectors
     along which the loss is steep or flat; Adam scales its steps along those, in place of along single weights.  The
     eigenvectors are followed by a step of orthogonal iteration every few updates.  A convolution's kernel is a matrix
-    whose rows are its outputs.  Of more than 1,024 rows or columns no eigenvectors are computed, so that steps are
-    scaled along the other side's alone; vectors are updated by Adam.
+    whose rows are its outputs.  Of more than 1,024 rows or columns, or ten times as many as of the other kind, no
+    eigenvectors are computed, so that steps are scaled along the other side's alone; vectors are updated by Adam.
 
     Args:
         params: as torch's optimizers take them.
@@ -73,7 +74,7 @@ class SOAP(Optimizer):
         kept: dict[str, tuple[int, ...]] = {"step": ()} | dict.fromkeys(("exp_avg", "exp_avg_sq"), shape)
         if len(shape) > 1 and min(shape) > 1 and weight.dtype in _EXACT:
             for side, size in zip(_SIDES, shape, strict=True):
-                if size <= _LARGEST:
+                if size <= min(_LARGEST, _LOPSIDED * min(shape)):
                     kept |= {side: (size, size), f"{side}_basis": (size, size)}
         return kept
 
@@ -116,9 +117,9 @@ def _matrix(weight: Tensor) -> Tensor:
 def _follow(kept: dict[str, Tensor], grad: Tensor, beta: float) -> None:
     """Average the products of a matrix's gradients."""
     if "left" in kept:
-        kept["left"].mul_(beta).addmm_(grad, grad.T, alpha=1.0 - beta)
+        kept["left"].addmm_(grad, grad.T, beta=beta, alpha=1.0 - beta)
     if "right" in kept:
-        kept["right"].mul_(beta).addmm_(grad.T, grad, alpha=1.0 - beta)
+        kept["right"].addmm_(grad.T, grad, beta=beta, alpha=1.0 - beta)
 
 
 def _rotated(kept: dict[str, Tensor], grad: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from energyppl._checks import as_points, check_data
-from energyppl.distributed import rank, world_size
+from energyppl.distributed import everyone, rank, world_size
 from energyppl.errors import InvalidInput
 from energyppl.inference.training._checks import check_condition, is_conditional, split_pair
 from energyppl.inference.training.contract import (
@@ -40,7 +40,8 @@ def source_of(model: nn.Module, data: Any, labels: Any, held_out: Any, batch_siz
         batch_size: rows in a batch, where the batches are ours to make.
 
     Raises:
-        InvalidInput: for anything else, and for data or labels that can't be used.
+        InvalidInput: for anything else, for data or labels that can't be used, and for rows that are others in another
+            process of ``torchrun``: each takes its share of the same batches.
     """
     data, contexts = split_pair(model, "data", data)
     data, beside = _in_memory("data", data), labels if contexts is None else contexts
@@ -48,9 +49,9 @@ def source_of(model: nn.Module, data: Any, labels: Any, held_out: Any, batch_siz
         held_out = _first_rows(model, held_out)
     if isinstance(data, Tensor):
         beside = _in_memory("labels" if contexts is None else "contexts", beside, whole=contexts is None)
-        return TensorRows(model, data, beside, held_out, batch_size)
+        return _the_same_everywhere(TensorRows(model, data, beside, held_out, batch_size))
     if isinstance(data, np.ndarray):
-        return StoredRows(model, ArrayReader(data, beside), held_out, batch_size)
+        return _the_same_everywhere(StoredRows(model, ArrayReader(data, beside), held_out, batch_size))
     if beside is not None:
         raise InvalidInput(
             f"labels go with rows in memory or a mapped array; got them beside a {type(data).__name__}: let it give "
@@ -59,7 +60,7 @@ def source_of(model: nn.Module, data: Any, labels: Any, held_out: Any, batch_siz
     if isinstance(data, IterableDataset):
         data = DataLoader(data, batch_size=batch_size)
     if isinstance(data, Dataset):
-        return StoredRows(model, _dataset_reader(data), held_out, batch_size)
+        return _the_same_everywhere(StoredRows(model, _dataset_reader(data), held_out, batch_size))
     if not isinstance(data, Iterable) or isinstance(data, (str, bytes, dict)):
         raise InvalidInput(
             "data must be a torch tensor, a numpy array, a torch Dataset or DataLoader, or an iterable of batches; got "
@@ -122,6 +123,18 @@ class TensorRows:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a position."""
         self._batches.load_state_dict(state)
+
+
+def _the_same_everywhere(source: Source) -> Source:
+    if world_size() > 1:
+        keys = everyone(source.key())
+        odd = [number for number, key in enumerate(keys) if key != keys[0]]
+        if odd:
+            raise InvalidInput(
+                "every process must be given the same rows, of whose batches each takes its share; process "
+                f"{odd[0]} was given others than process 0: pass all rows to each, or each a DataLoader of its own part"
+            )
+    return source
 
 
 def _in_memory(name: str, value: Any, *, whole: bool = False) -> Any:
