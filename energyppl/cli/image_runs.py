@@ -130,21 +130,32 @@ def image_settings(run: Path, chosen: dict[str, Any]) -> ImageSettings:
     """Put the settings chosen now on top of those that the run was begun with, and these on top of the defaults.
 
     Raises:
-        InvalidInput: for a setting that images don't have or that is out of range, or a run of a table.
+        InvalidInput: for a setting that images don't have, that is out of range or that a run was not begun with, or a
+            run of a table.
         CheckpointError: if ``run.json`` is damaged.
     """
-    settings = ImageSettings(bfloat16=has_fast_bfloat16())
+    usual = settings = ImageSettings(bfloat16=has_fast_bfloat16())
     path = run / "run.json"
     if (run / "training.ckpt").exists() and path.exists():
         if not is_image_run(run):
             raise InvalidInput(f"{run} holds a run of a table, and these are images: choose another folder")
-        settings = kept_settings(path, settings)
+        settings = kept_settings(path, usual)
     unknown = set(chosen) - {field.name for field in fields(ImageSettings)}
     if unknown:
-        options = {"transforms": "transform"}
-        named = ", ".join(f"--{options.get(name, name).replace('_', '-')}" for name in sorted(unknown))
+        named = ", ".join(map(_option, sorted(unknown)))
         raise InvalidInput(f"{named} is for tables, and these are images: leave it out")
+    odd = [name for name, value in chosen.items() if value != getattr(settings, name)]
+    if odd and settings is not usual:
+        raise InvalidInput(
+            f"{run} holds a run that was begun with other options ({', '.join(map(_option, odd))}), which images go on "
+            "with: leave them out, or choose another folder"
+        )
     return replace(settings, **chosen)
+
+
+def _option(name: str) -> str:
+    """Return a setting as the command line calls it."""
+    return "--" + {"transforms": "transform"}.get(name, name).replace("_", "-")
 
 
 def keep_image_run(run: Path, ebm: RecoveryEBM, held_out: Tensor, rows: Tensor) -> None:

@@ -110,8 +110,8 @@ def _training(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=int,
         metavar="N",
-        help="training steps at most, after half as many with --missing impute; more than a finished run made extend "
-        "it (default: 1500, or 1000 above two coordinates)",
+        help="training steps at most, after half as many with --missing impute; more than a finished run of "
+        "a table made extend it, but with --predict (default: 1500, or 1000 above two coordinates)",
     )
     parser.add_argument(
         "--levels", type=int, metavar="N", help="noise levels (default: 6, or 20 above two coordinates)"

@@ -81,6 +81,29 @@ def test_an_index_is_left_out_with_a_word(head: str, rows: list[str], tmp_path: 
     assert table.columns == ("income", "rooms", "town")
 
 
+@pytest.mark.parametrize(
+    ("frame", "options", "names"),
+    [
+        (np.random.default_rng(0).normal(100.0, 1.0, (N, 3)), {}, ("0", "1", "2")),
+        (np.random.default_rng(0).integers(0, 9, (N, 4)), {}, ("0", "1", "2", "3")),
+        ({0: X, 1: TOWNS}, {}, ("0", "1")),
+        (np.random.default_rng(0).normal(100.0, 1.0, (N, 2)), {"index": True}, ("0", "1")),
+        (np.random.default_rng(0).integers(0, 9, (N, 3)), {}, None),  # may be a row of data
+        ([[0.0, 1.0], *[[x, x * x + 1.0] for x in X[1:]]], {"header": False, "float_format": "%g"}, None),
+    ],
+    ids=["numbers", "whole numbers", "a number and words", "an index", "three whole numbers", "two numbers"],
+)
+@pytest.mark.filterwarnings("ignore:the first column of")
+def test_numbers_of_columns_are_names(frame: Any, options: Any, names: tuple[str, ...] | None, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    pd.DataFrame(frame).to_csv(path, **{"index": False} | options)
+    table = read_table(path)
+    if names is None:
+        assert table.columns[0] == "c0"
+    else:
+        assert (table.columns, len(table.values)) == (names, N)
+
+
 def test_an_index_that_is_asked_for_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text(text("id,income,rooms,town", rows=[f"{i},{line}" for i, line in enumerate(lines())]))

@@ -61,7 +61,7 @@ def test_kernels_are_matrices_with_a_row_for_each_output(shape: tuple[int, ...])
     assert kernel.stride() == first.stride()
 
 
-@pytest.mark.parametrize(("shape", "turned"), [((3, 1030), "left"), ((1030, 3), "right")])
+@pytest.mark.parametrize(("shape", "turned"), [((3, 1030), "left"), ((1030, 3), "right"), ((3, 31), "left")])
 def test_of_a_long_side_no_eigenvectors_are_followed(shape: tuple[int, int], turned: str) -> None:
     """Descent then depends on that side's axes alone: f(A W) from W is that of f, but not f(W B), or the reverse."""
     torch.manual_seed(0)

@@ -151,6 +151,26 @@ def test_each_process_draws_its_share_of_every_batch(kind: str, tmp_path: Path) 
     assert sorted([*first, *second]) == [float(i) for i in range(96)]
 
 
+def other_rows() -> str:
+    """Rows of which a process lacks the last, or has others."""
+    found = []
+    for shift, count in ((0.0, 200 - distributed.rank()), (float(distributed.rank()), 200)):
+        data = shift + torch.arange(2.0 * count).reshape(count, 2)
+        try:
+            ep.fit(ep.EBM(ep.MLPEnergy((2,), hidden=8, depth=1, frequencies=2)), data, steps=1, progress=False)
+        except ep.errors.InvalidInput as error:
+            found.append(str(error))
+    with pytest.raises(ep.errors.InvalidInput, match=r"init must have a row for each of the 6 chains .* got \(5, 1\)"):
+        ep.sample_chains(ep.HMC(), ep.Energy(lambda x: x.square().sum(-1), (1,)), chains=6, init=torch.zeros(5, 1))
+    return "; ".join(found)
+
+
+def test_processes_with_other_rows_are_refused_in_all(tmp_path: Path) -> None:
+    first, second = values(run(other_rows, tmp_path))
+    assert first == second
+    assert first.count("process 1 was given others than process 0") == 2
+
+
 STEPS = 12
 
 

@@ -99,6 +99,15 @@ def test_idx_files_with_labels_and_arrays(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "run.json").read_text())["classes"] == ["0", "1", "2"]
 
 
+def test_a_number_that_no_label_has_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "images.npz", x=np.repeat(GREY[:4], 6, 0), y=1 + np.arange(24) % 2)  # copies, too
+    does("fit", tmp_path / "images.npz", "--out", tmp_path / "run", "--steps", 1, "--levels", 2)
+    out = ("--out", tmp_path / "x.npy")
+    assert "no training image is of class '0'" in fails(capsys, "sample", tmp_path / "run", "--label", "0", *out)
+    does("show", tmp_path / "run", "-n", 2)
+    assert "most held-out images are copies of training images" in capsys.readouterr().out
+
+
 def test_what_is_of_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "images.npz", x=GREY, y=np.arange(24))
     np.savez(tmp_path / "table.npz", x=GREY[0])
@@ -133,6 +142,7 @@ def test_what_goes_wrong_is_said(run: Path, tmp_path: Path, capsys: pytest.Captu
         (("sample", run, "--out", tmp_path / "x.csv"), "must end in .npy, .npz or .png for images"),
         (("sample", run, "--label", "cats", "--out", tmp_path / "x.npy"), "one of dots, lines; got 'cats'"),
         (("sample", run, "--guidance", 1, "--out", tmp_path / "x.npy"), "guidance needs a class"),
+        (("show", run, "-n", 0), "n must be a whole number of at least 1"),
         (("diagnose", run), "for tables, and"),
         (("logz", run), "for tables, and"),
         (("score", run, "x.csv"), "for tables, and"),
@@ -153,6 +163,7 @@ def test_tables_have_no_labels_and_runs_no_two_kinds(
     assert "only images have labels" in fails(capsys, *labelled)
     assert "only images have classes" in fails(capsys, "sample", table, "--label", "a", "--out", "x.npy")
     assert "holds a run of a table" in fails(capsys, "fit", run.parent / "pictures", "--out", table)
+    assert "holds a run of images" in fails(capsys, "fit", tmp_path / "table.csv", "--out", run)
 
 
 def test_damaged_runs_are_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

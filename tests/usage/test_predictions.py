@@ -86,6 +86,16 @@ def test_probabilities_of_categories_under_densities_wider_than_the_codes(
     assert (float((found - truth).abs().max()) < 0.02) == (len(widths) == 2), (found, truth)
 
 
+@pytest.mark.parametrize("name", ["price", "sold", "kind"])
+def test_rows_far_away_are_marked_and_others_predicted(name: str) -> None:
+    frame = homes()[:3].assign(size=[1e9, 40.0, 50.0])
+    with pytest.warns(UserWarning, match="1 of 3 rows lie nowhere near"):
+        found = trained(name).predict(frame)
+    assert found.far.tolist() == [True, False, False]
+    assert not found[1:].isna().to_numpy().any()
+    assert trained(name).predict(frame[1:]).reset_index(drop=True).equals(found[1:].reset_index(drop=True))
+
+
 def test_several_columns_are_drawn_together() -> None:
     model = trained(["sold", "price"])
     found = model.sample(homes()[:3], 2, seed=1)
