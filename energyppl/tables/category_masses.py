@@ -1,6 +1,5 @@
 """Probabilities of categories under a density of their one-hot codes with noise."""
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -34,7 +33,6 @@ def category_probabilities(column: Categories, log_density: LogDensity) -> Tenso
     return torch.stack(masses, 1).softmax(1)
 
 
-@functools.lru_cache(maxsize=256)
 def _in_cell(count: int, own: int, noise: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return points of a category's cell, and the log density of the mixture that they are drawn from."""
     each = POINTS // len(_WIDTHS)

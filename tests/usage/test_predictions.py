@@ -73,7 +73,6 @@ def test_probabilities_of_categories_under_densities_wider_than_the_codes(
     By the codes' own noise alone, the negative control, they are far off.
     """
     monkeypatch.setattr(category_masses, "_WIDTHS", widths)
-    category_masses._in_cell.cache_clear()
     generator = torch.Generator().manual_seed(zlib.crc32(b"wide codes"))
     mean, width = torch.tensor([0.7, 0.4, -0.3, 0.1]), torch.tensor([0.3, 0.4, 0.5, 0.4])
     drawn = (mean + width * torch.randn(1_000_000, 4, generator=generator)).argmax(1)
@@ -82,7 +81,6 @@ def test_probabilities_of_categories_under_densities_wider_than_the_codes(
     found = category_masses.category_probabilities(
         columns.Categories(4), lambda codes: normal.log_prob(torch.as_tensor(codes).float())[:, None]
     )[0]
-    category_masses._in_cell.cache_clear()
     assert (float((found - truth).abs().max()) < 0.02) == (len(widths) == 2), (found, truth)
 
 
