@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from energyppl.autodiff.private import is_transformed
-from energyppl.errors import QuadratureError
+from energyppl.errors import QuadratureError, warn_user
 from energyppl.inference.levels.contract import Conditional
 from energyppl.inference.levels.initializers import recovery_start
 from energyppl.inference.levels.recovery import recovery_kernel, recovery_potential
@@ -52,7 +52,10 @@ class RecoveryDraws:
 
 @dataclass(frozen=True, eq=False)
 class ContextDraws:
-    """Samples of points given a context each: of one number by quantiles of its density, else from white noise."""
+    """Samples of points given a context each: of one number by quantiles of its density, else from white noise.
+
+    Inside ``torch.func`` transforms, whose values can't be read, and of densities too sharp for the grid chains draw.
+    """
 
     model: Any  # a ConditionalEBM
     context: Tensor
@@ -62,11 +65,24 @@ class ContextDraws:
         model = self.model
         if model.event_shape == (1,) and shape.numel() and not is_transformed():
             # Guidance or a temperature scales the energies of noisy levels too, which chains would come down.
-            given = model.given_unchecked(self.context, self.guidance)
-            ranks = torch.rand(shape.numel() // given.batch_shape.numel(), *given.batch_shape, device=model.loc.device)
-            with suppress(QuadratureError):  # of densities too sharp for the grid, which chains still draw from
-                exact: Tensor = given.at_ranks(ranks).reshape(*shape, 1)
-                return exact.to(like)
+            with suppress(QuadratureError):
+                return self._by_quantiles(shape).to(like)
+            if self.guidance or float(model.inverse_temperature) != 1.0:
+                warn_user(
+                    "some of the contexts' densities are too sharp to be integrated: samples come by chains, which "
+                    "guidance and a temperature of the model bias"
+                )
         own = self.context.expand(*shape, *model.context_shape)
         drawn: Tensor = model.conditioned(own, guidance=self.guidance).sample(shape)
         return drawn.to(like)
+
+    def _by_quantiles(self, shape: torch.Size) -> Tensor:
+        """Return samples ``(*shape, 1)``; the contexts' batch broadcasts to the shape, as in plates."""
+        given = self.model.given_unchecked(self.context, self.guidance)
+        count = given.batch_shape.numel()
+        own = torch.arange(count).reshape(given.batch_shape).expand(shape).flatten()  # each context as often
+        ranks = torch.rand(shape.numel() // count, count, dtype=torch.float64).clamp(1e-16, 1.0 - 1e-16)
+        drawn: Tensor = given._at_ranks(ranks.reshape(-1, *given.batch_shape))
+        found = torch.empty_like(drawn).flatten()
+        found[own.argsort(stable=True).to(found.device)] = drawn.reshape(-1, count).mT.flatten()
+        return found.reshape(*shape, 1)

@@ -54,9 +54,9 @@ def mixture(*ebms: RecoveryEBM, weights: Sequence[float] | None = None) -> Recov
     """Unite densities, ``Σ w_i exp(−U_i)`` at every level.
 
     The energies have normalizers of their own: a density's share is ``w_i Z_i``, so for shares s_i pass
-    ``w_i = s_i exp(−log_normalizer_i)``.  Samples have these shares if the models' scales are equal, since the noised
-    mixture is then the mixture of the noised; with other scales the levels above 0 are a path towards level 0, on
-    which shares may shift (draw from the models themselves where that matters).
+    ``w_i = s_i exp(−log_normalizer_i)``.  Samples have about these shares if training tied the levels and the
+    models' scales are equal, since the noised mixture is then the mixture of the noised; else the levels above 0 are a
+    path towards level 0, on which shares may shift (draw from the models themselves where that matters).
 
     Args:
         ebms: models on the same schedule, device and of the same points; the first one's coordinates are kept.
@@ -225,16 +225,16 @@ def _seen_from(first: RecoveryEBM, ebm: RecoveryEBM, level: int | Tensor) -> _Pa
     wanted = own.log_snr[: own.levels].to(like) + 2.0 * stretch.log().mean()
     nearest = (wanted[:, None] - theirs.log_snr[: theirs.levels].to(like)).abs().argmin(1)
     nearest[0] = 0
-    alpha, sigma, std = (
-        values[: own.levels].to(like) for values in (own.alpha_bar, own.sigma_bar, theirs.marginal_std)
-    )
-    alpha, sigma, std = alpha.clone(), sigma.clone(), std[nearest]
+    alpha, sigma = (values[: own.levels].to(like).clone() for values in (own.alpha_bar, own.sigma_bar))
+    std = theirs.marginal_std.to(like)[nearest]
+    # Energies of a level are normalized in coordinates of unit variance, so that exp(−U) has a mass of std^d.
+    growth = (own.marginal_std[: own.levels].to(like) / own.marginal_std[0]).log() - (std / std[0]).log()
     alpha[0], sigma[0], std[0] = 1.0, 0.0, 1.0
     at = torch.as_tensor(level, device=like.device)
-    like = like.new_empty(*at.shape, *ebm.event_shape)
-    alpha, sigma, std = (append_dims(values[at], like) for values in (alpha, sigma, std))
+    like = like.new_empty((*at.shape, *ebm.event_shape))
+    alpha, sigma, std, growth = (append_dims(values[at], like) for values in (alpha, sigma, std, growth))
     scale = (alpha.square() * stretch.square() + sigma.square()).sqrt() / std
-    log_weight = (stretch.log() - scale.log()).sum(tuple(range(-len(ebm.event_shape), 0)))
+    log_weight = (stretch.log() - scale.log() + growth).expand_as(like).reshape(*at.shape, -1).sum(-1)
     potential = ebm.potential(int(nearest[level]) if isinstance(level, int) else nearest[at])
     return _Part(Standardized(potential, alpha * shift, scale), log_weight)
 
@@ -316,12 +316,13 @@ def _warn_of_far(ebms: Sequence[RecoveryEBM]) -> None:
     """Warn of models that chains from the first one's white noise don't reach."""
     first = ebms[0]
     for index, ebm in enumerate(ebms):
-        apart = float(((ebm.loc - first.loc) / first.scale).abs().max())
-        if float(first.schedule.alpha_bar[-1]) * apart > 1.0:
+        apart, wider = ((ebm.loc - first.loc) / first.scale).abs(), ebm.scale / first.scale
+        signal = float(first.schedule.alpha_bar[-1] / first.schedule.marginal_std[-1])
+        if signal * float(torch.maximum(apart, wider).max()) > 1.0:
             warn_user(
-                f"model {index} of the mixture lies {apart:.3g} standard deviations from model 0, so that too few "
-                "of the samples, which begin at white noise, are its own: draw from the models themselves, or "
-                "train them with noisier levels"
+                f"model {index} of the mixture lies {float(apart.max()):.3g} standard deviations of model 0 away and "
+                f"is {float(wider.max()):.3g} times as wide: too few of the samples, which begin at white noise, are "
+                "its own; pass the widest model first, draw from the models themselves, or train with noisier levels"
             )
 
 

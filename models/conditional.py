@@ -298,14 +298,15 @@ class ConditionalDistribution(EnergyDistribution):
         wanted = torch.as_tensor(probabilities)
         if not bool(((wanted >= 0.0) & (wanted <= 1.0)).all()):
             raise InvalidInput(f"probabilities must lie in [0, 1]; got {wanted.tolist()}")
-        return self.at_ranks(wanted.reshape(-1, *[1] * len(self.batch_shape))).reshape(*wanted.shape, *self.batch_shape)
+        ranks = wanted.reshape(wanted.numel(), *[1] * len(self.batch_shape))
+        return self._at_ranks(ranks).reshape(*wanted.shape, *self.batch_shape)
 
-    def at_ranks(self, ranks: Tensor) -> Tensor:
-        """Return the quantile of each context at its own ranks, ``(n, *batch)`` or broadcast to that; no checks."""
+    def _at_ranks(self, ranks: Tensor) -> Tensor:
+        """Return the quantile of each context at its own ranks, ``(n, *batch)`` or what broadcasts to that."""
         count = self.batch_shape.numel()
-        each = ranks.expand(-1, *self.batch_shape).reshape(-1, count)
+        each = ranks.expand(len(ranks), *self.batch_shape).reshape(len(ranks), count)
         found = quantiles(self._energies(), count, self.model.loc, each)
-        return self.model.from_unit(found).reshape(-1, *self.batch_shape)
+        return self.model.from_unit(found).reshape(len(ranks), *self.batch_shape)
 
     def interval(self, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
         """Return the ends of central intervals, ``(*batch,)`` each, for events of one dimension.

@@ -312,11 +312,19 @@ def _is_numbered(rows: list[list[str]]) -> bool:
     counted = rows[0][skipped:]
     if len(counted) < 2 or not any(counted == [str(start + j) for j in range(len(counted))] for start in (0, 1)):
         return False
-    columns = [[row[j + skipped] for row in rows[1:] if j + skipped < len(row)] for j in range(len(counted))]
-    if skipped or len(counted) > 3:
+    if skipped:
         return True
-    whole = str.isdigit if len(counted) == 3 else _is_numeral
-    return any(not any(map(whole, column)) for column in columns)
+    if len(counted) > 3:
+        return any(sorted(row) != sorted(counted) for row in rows[1:])  # else rows are rankings
+    columns = [
+        [row[j] for row in rows[1:] if j < len(row) and row[j].lower() not in MISSING] for j in range(len(counted))
+    ]
+    whole = _is_whole if len(counted) == 3 else _is_numeral
+    return any(column and not any(map(whole, column)) for column in columns)
+
+
+def _is_whole(field: str) -> bool:
+    return field.lstrip("+-").isdigit()
 
 
 def _is_numeral(field: str) -> bool:

@@ -83,7 +83,8 @@ def quantiles(energy: Energies, count: int, like: Tensor, probabilities: Tensor,
         QuadratureError: as :func:`log_integrals`.
     """
     found = torch.zeros(len(probabilities), count, dtype=torch.float64, device=like.device)
-    each = probabilities.double().to(like.device).reshape(len(probabilities), -1).expand(-1, count)
+    each = probabilities.double().to(like.device)
+    each = (each if each.dim() == 2 else each[:, None]).expand(len(each), count)
     for part in _solve(energy, count, 1, like, tolerance):
         mass = part.log_mass.exp().T.contiguous()  # (rows, nodes)
         below = mass.cumsum(1)

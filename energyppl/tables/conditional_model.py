@@ -132,8 +132,9 @@ class ConditionalTableModel:
         parts, far = [], []
         with seeded(seed), progress_bar(total=len(values), desc="predicting rows", disable=not progress) as bar:
             for p, own in self._distributions(values, draws):
-                parts.append(self._summaries(self._draws_or_gaps(p, middles), confidence))
-                far.append(own | p.is_far.cpu().numpy())
+                away = own | p.is_far.cpu().numpy()
+                parts.append(self._summaries(self._draws_or_gaps(p, middles, away), confidence))
+                far.append(away)
                 bar.update(len(own))
         found = pd.concat(parts, ignore_index=True).assign(far=np.concatenate(far))
         if isinstance(rows, pd.DataFrame):
@@ -184,7 +185,7 @@ class ConditionalTableModel:
         Args:
             rows: with all columns.
             seed: of the places within cells.
-            spreads: draws of these.
+            spreads: draws of these; one target of categories is integrated, and needs neither.
 
         Raises:
             InvalidInput: for rows of other columns or with missing cells.
@@ -263,17 +264,18 @@ class ConditionalTableModel:
                 return self._decoded(p.quantiles(places)[..., None])
             return self._categories(p, places.expand(*p.batch_shape, -1).contiguous())
 
-    def _draws_or_gaps(self, p: ConditionalDistribution, places: Tensor) -> Array:
+    def _draws_or_gaps(self, p: ConditionalDistribution, places: Tensor, far: NDArray[np.bool_]) -> Array:
         """Return :meth:`_draws`, NaN for rows far away whose density can't be integrated."""
         try:
             return self._draws(p, places)
         except QuadratureError:
-            if len(p.context) == 1:
-                if not bool(p.is_far):
-                    raise
+            if not far.any():
+                raise
+            if len(far) == 1:
                 return np.full((len(places), 1, len(self.targets)), np.nan)
-        halves = p.context.split(-(-len(p.context) // 2))
-        return np.concatenate([self._draws_or_gaps(self.ebm.given_unchecked(half), places) for half in halves], 1)
+        half = len(far) // 2
+        parts = [(p.context[rows], far[rows]) for rows in (slice(half), slice(half, None))]
+        return np.concatenate([self._draws_or_gaps(self.ebm.given_unchecked(c), places, own) for c, own in parts], 1)
 
     def _categories(self, p: ConditionalDistribution, places: Tensor) -> Array:
         """Return the categories at probabilities ``(n, draws)``, ``(draws, n, 1)``."""

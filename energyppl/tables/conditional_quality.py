@@ -71,6 +71,7 @@ def _measured(model: ConditionalTableModel, seed: int) -> dict[str, Any]:
         "rows": len(rows),
         "far": int(far.sum()),
         "implied": model.target.width > 1 and not model.of_categories,
+        "has_temperature": model.target.width == 1,
         "targets": {name: _of_target(model, j, truth[:, j], drawn[..., j]) for j, name in enumerate(model.targets)},
     }
     return {**found, "verdict": _verdict(found)}
@@ -142,7 +143,7 @@ def _verdict(found: dict[str, Any]) -> list[str]:
     if found["implied"]:
         said.append("log densities of several columns take log Z as training implies it, which is about right")
     if found["held_out_chose_weights"]:
-        what = "weights" if found["implied"] else "weights and their temperature"
+        what = "weights and their temperature" if found["has_temperature"] else "weights"
         said.append(f"the held-out rows also chose the {what}: these figures are a little too good")
     if found["far"]:
         said.append(f"{found['far']} of {found['rows']} held-out rows lie nowhere near training rows: guesses there")

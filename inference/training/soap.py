@@ -23,8 +23,8 @@ class SOAP(Optimizer):
     The averages of G Gᵀ and Gᵀ G of a matrix's gradients G (Shampoo; Gupta, Koren & Singer 2018) have eigenvectors
     along which the loss is steep or flat; Adam scales its steps along those, in place of along single weights.  The
     eigenvectors are followed by a step of orthogonal iteration every few updates.  A convolution's kernel is a matrix
-    whose rows are its outputs.  Of more than 1,024 rows or columns, or ten times as many as of the other kind, no
-    eigenvectors are computed, so that steps are scaled along the other side's alone; vectors are updated by Adam.
+    whose rows are its outputs.  Of more than 1,024 rows or columns, or more than ten times as many as of the other
+    kind, no eigenvectors are computed: steps are scaled along the other side's alone.  Vectors are updated by Adam.
 
     Args:
         params: as torch's optimizers take them.

@@ -17,6 +17,7 @@ from energyppl.errors import InvalidInput
 
 N = 24
 X = np.random.default_rng(0).normal(size=N).round(3)
+RANKINGS = np.random.default_rng(0).permuted(np.tile([1, 2, 3, 4], (N, 1)), axis=1)
 TOWNS = [("Bonn", "Ulm", "Köln, West")[i % 3] for i in range(N)]
 
 
@@ -88,10 +89,23 @@ def test_an_index_is_left_out_with_a_word(head: str, rows: list[str], tmp_path: 
         (np.random.default_rng(0).integers(0, 9, (N, 4)), {}, ("0", "1", "2", "3")),
         ({0: X, 1: TOWNS}, {}, ("0", "1")),
         (np.random.default_rng(0).normal(100.0, 1.0, (N, 2)), {"index": True}, ("0", "1")),
-        (np.random.default_rng(0).integers(0, 9, (N, 3)), {}, None),  # may be a row of data
+        (np.random.default_rng(0).integers(-9, 0, (N, 3)), {}, None),  # may be a row of data
+        (
+            [[1, 2, 3, 4], *np.random.default_rng(0).permuted(np.tile([1, 2, 3, 4], (N, 1)), axis=1)],
+            {"header": False},
+            None,
+        ),
         ([[0.0, 1.0], *[[x, x * x + 1.0] for x in X[1:]]], {"header": False, "float_format": "%g"}, None),
     ],
-    ids=["numbers", "whole numbers", "a number and words", "an index", "three whole numbers", "two numbers"],
+    ids=[
+        "numbers",
+        "whole numbers",
+        "a number and words",
+        "an index",
+        "three whole numbers",
+        "rankings",
+        "two numbers",
+    ],
 )
 @pytest.mark.filterwarnings("ignore:the first column of")
 def test_numbers_of_columns_are_names(frame: Any, options: Any, names: tuple[str, ...] | None, tmp_path: Path) -> None:

@@ -17,12 +17,15 @@ DRAWS = 4000
 class Bell(nn.Module):
     """The normalized energies of N(0, 1) in every coordinate, at every level; of N(c, 0.4²) given a context c."""
 
-    def __init__(self, size: int, context_shape: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, size: int, context_shape: tuple[int, ...] | None = None, schedule: ep.NoiseSchedule = SCHEDULE
+    ) -> None:
         super().__init__()
         self.event_shape = torch.Size((size,))
         self.context_shape = context_shape and torch.Size(context_shape)
-        self.register_buffer("alpha", SCHEDULE.alpha_bar.float())
-        self.register_buffer("sigma", SCHEDULE.sigma_bar.float())
+        # Networks see points of unit variance.
+        self.register_buffer("alpha", (schedule.alpha_bar / schedule.marginal_std).float())
+        self.register_buffer("sigma", (schedule.sigma_bar / schedule.marginal_std).float())
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor, level: Tensor, context: Tensor | None = None) -> Tensor:
@@ -33,9 +36,9 @@ class Bell(nn.Module):
         return -self.weight * normal.log_prob(x).sum(-1)
 
 
-def bell(loc: list[float], scale: list[float]) -> ep.RecoveryEBM:
+def bell(loc: list[float], scale: list[float], schedule: ep.NoiseSchedule = SCHEDULE) -> ep.RecoveryEBM:
     """N(loc, scale²), which is N(0, 1) in coordinates of its own."""
-    ebm = ep.RecoveryEBM(Bell(len(loc)), SCHEDULE)
+    ebm = ep.RecoveryEBM(Bell(len(loc), schedule=schedule), schedule)
     ebm.loc.copy_(torch.tensor(loc))
     ebm.scale.copy_(torch.tensor(scale))
     ebm.is_standardized.fill_(True)
@@ -86,22 +89,48 @@ def test_samples_of_a_mixture_have_its_shares(
     assert abs(off) > 0.1 or abs(wider) > 0.05
 
 
-def test_levels_of_a_mixture_hold_as_much_mass_as_its_densities() -> None:
+@pytest.mark.parametrize("schedule", [SCHEDULE, ep.NoiseSchedule.geometric_sigmas(6, low=0.1, high=5.0)])
+def test_levels_of_a_mixture_hold_as_much_mass_as_its_densities(schedule: ep.NoiseSchedule) -> None:
     """By quadrature, in the first model's coordinates: a wider model's levels keep the share that level 0 has."""
-    mixed = ep.mixture(bell([0.0], [1.0]), bell([1.0], [3.0]), weights=[0.5, 0.5 / 3.0])
-    found = [mixed.log_normalizer(level=level).estimate for level in range(SCHEDULE.levels)]
-    assert found == pytest.approx([0.0] * SCHEDULE.levels, abs=2e-3)
+    one, other = bell([0.0], [1.0], schedule), bell([1.0], [3.0], schedule)
+    both = ep.mixture(one, other, weights=[0.5, 0.5 / 3.0])
+    small = ep.mixture(one, other, weights=[0.5, 1e-12])
+    for level in range(schedule.levels):
+        total, first = (mixed.log_normalizer(level=level).estimate for mixed in (both, small))
+        assert first - total == pytest.approx(math.log(0.5), abs=2e-3), level
 
 
 def test_a_mixture_of_models_far_apart_warns() -> None:
-    with pytest.warns(UserWarning, match="lies 30 standard deviations from model 0, so that too few"):
+    with pytest.warns(UserWarning, match="lies 30 standard deviations of model 0 away and is 1 times as wide: too few"):
         ep.mixture(bell([0.0], [1.0]), bell([30.0], [1.0]))
+    with pytest.warns(UserWarning, match="is 30 times as wide"):
+        ep.mixture(bell([0.0], [1.0]), bell([0.0], [30.0]))
+
+
+class ScalarBell(Bell):
+    """The same of scalar points."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.event_shape = torch.Size(())
+
+    def forward(self, x: Tensor, level: Tensor, context: Tensor | None = None) -> Tensor:
+        return super().forward(x[:, None], level)
+
+
+def test_scalar_points_are_mixed_level_by_level() -> None:
+    one, other = (ep.RecoveryEBM(ScalarBell(), SCHEDULE) for _ in range(2))
+    other.loc.fill_(2.0)
+    other.scale.fill_(3.0)
+    mixed, x, levels = ep.mixture(one, other), torch.randn(SCHEDULE.levels), torch.arange(SCHEDULE.levels)
+    each = torch.stack([mixed.potential(level)(x[level]) for level in levels.tolist()])
+    torch.testing.assert_close(mixed.potential(levels)(x), each)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_samples_given_a_context_are_of_its_density(temperature: float) -> None:
     """Twelve contexts' own ranks fall evenly into ten bins: χ² of nine degrees below 40 (a false alarm in 130,000
-    for one context, one in 11,000 for twelve).  Draws of chains, the negative control, fail at a temperature of 0.5.
+    for one context, one in 3,600 for all cases).  Draws of chains, the negative control, fail at a temperature of 0.5.
     """
     ebm = ep.models.ConditionalEBM(Bell(1, (1,)), SCHEDULE)
     ebm.is_standardized.fill_(True)
@@ -121,3 +150,17 @@ def test_samples_given_a_context_are_of_its_density(temperature: float) -> None:
     if temperature == 0.5:
         chains = ebm.conditioned(contexts.expand(1000, 12, 1)).sample((1000, 12))[..., 0]
         assert misfit(chains) > 80.0
+
+
+def test_samples_in_plates_keep_their_contexts() -> None:
+    """Means within 4.5 standard errors, a false alarm in 12,000 for all of them; contexts lie 50 errors apart."""
+    ebm = ep.models.ConditionalEBM(Bell(1, (1,)), SCHEDULE)
+    ebm.is_standardized.fill_(True)
+    contexts = torch.tensor([-1.0, 0.0, 1.0])
+    given = ebm.given_unchecked(contexts[:, None, None])  # a batch of (3, 1)
+    expected = (SCHEDULE.alpha_bar[0].float() * contexts)[:, None].expand(3, 4)
+    deviation = float((0.16 * SCHEDULE.alpha_bar[0] ** 2 + SCHEDULE.sigma_bar[0] ** 2).sqrt())
+    drawn = given.expand([3, 4]).sample((400,))
+    assert drawn.shape == (400, 3, 4, 1)
+    assert float((drawn[..., 0].mean(0) - expected).abs().max()) < 4.5 * deviation / 20.0
+    assert given.quantiles(torch.tensor([])).shape == (0, 3, 1)

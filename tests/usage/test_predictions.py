@@ -13,6 +13,7 @@ import torch
 import energyppl as ep
 from energyppl.cli.main import main
 from energyppl.data import columns
+from energyppl.models.conditional import ConditionalDistribution
 from energyppl.tables import category_masses
 
 N = 150
@@ -68,7 +69,7 @@ def test_masses_of_categories_sum_to_one_and_are_the_shares(name: str, values: l
 def test_probabilities_of_categories_under_densities_wider_than_the_codes(
     widths: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Gaussian of twice the codes' width between two of four codes, whose cells' masses a million draws count.
+    """A Gaussian of 1.5 to 2.5 times the codes' width between two of four codes, whose masses a million draws count.
 
     By the codes' own noise alone, the negative control, they are far off.
     """
@@ -92,6 +93,26 @@ def test_rows_far_away_are_marked_and_others_predicted(name: str) -> None:
     assert found.far.tolist() == [True, False, False]
     assert not found[1:].isna().to_numpy().any()
     pd.testing.assert_frame_equal(trained(name).predict(frame[1:]), found[1:], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["price", "sold"])
+def test_rows_far_away_whose_density_is_too_sharp_are_gaps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, frame = trained(name), homes()[:5].assign(size=[40.0, 50.0, 1e9, 60.0, 70.0])
+    usual, sharp = ConditionalDistribution.quantiles, [True, False]  # far rows' densities, near ones'
+
+    def refused(given: ConditionalDistribution, probabilities: Any) -> torch.Tensor:
+        if (given.is_far & sharp[0]).any() or (~given.is_far & sharp[1]).any():
+            raise ep.errors.QuadratureError("too sharp")
+        return usual(given, probabilities)
+
+    monkeypatch.setattr(ConditionalDistribution, "quantiles", refused)
+    with pytest.warns(UserWarning, match="1 of 5 rows lie nowhere near"):
+        found = model.predict(frame)
+    assert found.iloc[2, :-1].isna().all()
+    assert not found.drop(index=2).isna().to_numpy().any()
+    sharp[:] = [False, True]
+    with pytest.raises(ep.errors.QuadratureError, match="too sharp"):
+        model.predict(frame)
 
 
 def test_several_columns_are_drawn_together() -> None:
