@@ -17,7 +17,6 @@ from energyppl.errors import InvalidInput
 
 N = 24
 X = np.random.default_rng(0).normal(size=N).round(3)
-RANKINGS = np.random.default_rng(0).permuted(np.tile([1, 2, 3, 4], (N, 1)), axis=1)
 TOWNS = [("Bonn", "Ulm", "Köln, West")[i % 3] for i in range(N)]
 
 
