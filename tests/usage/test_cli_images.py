@@ -188,7 +188,7 @@ def test_a_record_edited_by_hand_is_refused_by_name(
         (copied / "run.json").write_text(json.dumps(edit))
         assert f"{copied} is damaged" in fails(capsys, "show", copied), edit
     (copied / "run.json").write_text(json.dumps({**record, "seconds": "long"}))
-    more = ("fit", run.parent / "pictures", "--out", copied, "--steps", 4)
+    more = ("fit", run.parent / "pictures", "--out", copied, "--steps", 3)
     assert f"{copied / 'run.json'} is damaged" in fails(capsys, *more)
 
 
