@@ -1,5 +1,5 @@
 # %% [markdown]
-# Out-of-distribution detection
+# # Out-of-distribution detection
 #
 # An energy is an out-of-distribution score that needs no labels and no normalizing constant.  Four models learn
 # scikit-learn's 8 × 8 digits; each then ranks held-out digits among things that are no digits.

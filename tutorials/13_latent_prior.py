@@ -1,5 +1,5 @@
 # %% [markdown]
-# Learned priors of latent variables, energies with a known physical term, and calibration
+# # Learned priors of latent variables, energies with a known physical term, and calibration
 #
 # An energy can be a part of a larger model: the prior of a decoder's latents, the prior of an image of which only a
 # blurred and noisy picture is known, a correction of a physical law, or a factor beside a constraint.  This tutorial
