@@ -315,9 +315,9 @@ def _check_parts(ebms: Sequence[RecoveryEBM], weights: Sequence[float]) -> None:
 def _warn_of_far(ebms: Sequence[RecoveryEBM]) -> None:
     """Warn of models that chains from the first one's white noise don't reach."""
     first = ebms[0]
+    signal = float(first.schedule.alpha_bar[-1] / first.schedule.marginal_std[-1])
     for index, ebm in enumerate(ebms):
         apart, wider = ((ebm.loc - first.loc) / first.scale).abs(), ebm.scale / first.scale
-        signal = float(first.schedule.alpha_bar[-1] / first.schedule.marginal_std[-1])
         if signal * float(torch.maximum(apart, wider).max()) > 1.0:
             warn_user(
                 f"model {index} of the mixture lies {float(apart.max()):.3g} standard deviations of model 0 away and "

@@ -21,14 +21,7 @@ from energyppl.cli.image_runs import holds_images, is_image_run, require_table_r
 from energyppl.cli.images import fit_images, sample_images, show_images
 from energyppl.cli.predictions import fit_predictions, predict_run
 from energyppl.cli.row_files import check_kind_of_file, write_frame
-from energyppl.cli.runs import (
-    Settings,
-    decimal_of_run,
-    fit_table,
-    interrupted,
-    load_run,
-    settings_for,
-)
+from energyppl.cli.runs import Settings, decimal_of_run, fit_table, interrupted, load_run, settings_for
 from energyppl.cli.scoring import logz_run, score_run
 
 __all__ = ["compare", "demo", "diagnose", "fit", "impute", "logz", "predict", "sample", "score", "show"]
@@ -71,6 +64,8 @@ def fit(options: argparse.Namespace) -> None:
         return
     if options.labels is not None:
         raise ep.InvalidInput(f"only images have labels; {options.file} is a table: leave --labels out")
+    if is_image_run(options.out):
+        raise ep.InvalidInput(f"{options.out} holds a run of images, and this is a table: choose another folder")
     settings = settings_for(options.out, chosen)
     if settings.predict is not None:
         _fit_predictions(options, settings)

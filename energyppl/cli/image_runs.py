@@ -144,7 +144,10 @@ def image_settings(run: Path, chosen: dict[str, Any]) -> ImageSettings:
     if unknown:
         named = ", ".join(map(_option, sorted(unknown)))
         raise InvalidInput(f"{named} is for tables, and these are images: leave it out")
-    odd = [name for name, value in chosen.items() if value != getattr(settings, name)]
+    # Which images and labels they are is compared by the checkpoint, not by how their files are named.
+    odd = [
+        name for name, value in chosen.items() if name not in ("array", "labels") and value != getattr(settings, name)
+    ]
     if odd and settings is not usual:
         raise InvalidInput(
             f"{run} holds a run that was begun with other options ({', '.join(map(_option, odd))}), which images go on "

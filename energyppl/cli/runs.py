@@ -87,8 +87,6 @@ def settings_for(run: Path, chosen: dict[str, Any]) -> Settings:
     """
     settings, path = Settings(), run / "run.json"
     if (run / "training.ckpt").exists() and path.exists():
-        if (read_json(path) or {}).get("kind") == "images":
-            raise InvalidInput(f"{run} holds a run of images, and this is a table: choose another folder")
         settings = kept_settings(path, settings)
     return replace(settings, **chosen)
 

@@ -66,9 +66,6 @@ def _check_numbers(*, standard_error: float, **others: float) -> None:
 class Estimate:
     """Estimate of a number with its standard error, of which a part may come from log Z.
 
-    Raises:
-        InvalidInput: for values that are no numbers, or a confidence outside (0, 1).
-
     >>> print(ep.Estimate(-3.2, 0.1))
     -3.2000 ± 0.1
     >>> round(ep.Estimate(-3.2, 0.1).upper, 3)
@@ -79,6 +76,9 @@ class Estimate:
         standard_error: of the value, everything included.
         from_log_z: the part of it that comes from log Z, which more data don't make smaller.
         confidence: that the interval is meant to cover the truth with.
+
+    Raises:
+        InvalidInput: for values that are no numbers, or a confidence outside (0, 1).
     """
 
     value: float

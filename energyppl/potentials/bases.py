@@ -246,14 +246,14 @@ class MixtureBase:
 class BernoulliBase:
     """Bernoulli base: independent coordinates that are 0 or 1, for binary targets.
 
-    Raises:
-        InvalidInput: for probabilities outside (0, 1).
-
     >>> round(float(ep.potentials.BernoulliBase(torch.full((3,), 0.5))(torch.ones(3))), 3)
     2.079
 
     Args:
         probs: of a 1, ``(*event)``, inside (0, 1).
+
+    Raises:
+        InvalidInput: for probabilities outside (0, 1).
     """
 
     probs: Tensor
@@ -288,15 +288,15 @@ class BernoulliBase:
 class DistributionBase:
     """Base from any normalized distribution of torch or Pyro that can be drawn from.
 
-    Raises:
-        InvalidInput: for a distribution with a batch shape, or without ``sample`` and ``log_prob``.
-
     >>> base = ep.potentials.DistributionBase(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
     >>> base.sample(5).shape
     torch.Size([5, 2])
 
     Args:
         distribution: with the target's event shape.
+
+    Raises:
+        InvalidInput: for a distribution with a batch shape, or without ``sample`` and ``log_prob``.
     """
 
     distribution: distributions.Distribution = field(metadata={"pure": True})

@@ -33,9 +33,11 @@ def prediction_quality(model: ConditionalTableModel, *, seed: int = 0) -> dict[s
     Returns:
         ``log_density``, the mean over held-out rows in nats and the table's units, with its standard error;
         ``above``, by how much that is above a mixture of Gaussians of the targets' coordinates, which is not told the
-        other columns; ``held_out_chose_weights``, true of tables of fewer than 1000 rows, whose weights and
+        other columns (of one target of categories, above their shares of the training rows);
+        ``held_out_chose_weights``, true of tables of fewer than 1000 rows, whose weights and
         temperature they chose: these figures are a little too good; ``rows`` and ``far``, how many there are and how
         many lie nowhere near the training rows; ``implied``, true if log Z is what training implies and not integrated;
+        ``has_temperature``, true if held-out rows chose one of the energies;
         ``targets``, for each column of numbers ``coverage`` (``nominal``, ``observed``, and the ``lower`` and ``upper``
         end of its 95 % interval), ``rmse`` of its mean and ``rmse_of_constant``, of the training rows' mean, and for
         each column of categories ``right``, the share of rows whose commonest is the truth, and ``right_of_constant``;

@@ -92,7 +92,7 @@ def test_rows_far_away_are_marked_and_others_predicted(name: str) -> None:
         found = trained(name).predict(frame)
     assert found.far.tolist() == [True, False, False]
     assert not found[1:].isna().to_numpy().any()
-    pd.testing.assert_frame_equal(trained(name).predict(frame[1:]), found[1:], rtol=1e-4)
+    pd.testing.assert_frame_equal(trained(name).predict(frame[1:]), found[1:], rtol=1e-5)  # float32, by other batches
 
 
 @pytest.mark.parametrize("name", ["price", "sold"])
