@@ -108,7 +108,7 @@ def is_image_run(run: Path) -> bool:
     """Tell whether a run's folder was made from images; a damaged ``run.json`` is left to others to refuse."""
     try:
         record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return (run / "images.ckpt").exists()
     return isinstance(record, dict) and record.get("kind") == KIND
 
