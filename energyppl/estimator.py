@@ -24,7 +24,7 @@ from energyppl.inference.training.fit import fit
 from energyppl.inference.training.history import History
 from energyppl.inference.training.options import TrainingOptions, suited_options
 from energyppl.models.base import EnergyModel
-from energyppl.models.of_columns import model_of_columns
+from energyppl.models.of_columns import model_of_columns, suited_log_snr_max
 
 __all__ = ["EnergyDensity"]
 
@@ -45,7 +45,7 @@ class EnergyDensity:
         batch_size: rows in a batch.
         learning_rate: the optimizer's.
         weight_decay: of the network's weights.
-        levels: noise levels, at least 1; 6 in one and two columns, 20 above, if None.
+        levels: noise levels, at least 1; 6 in one and two columns, 24 or more above, if None.
         hidden: width of the network's hidden layers.
         depth: number of hidden layers.
         model: a function of the number of columns that builds another model, in place of levels, hidden and depth.
@@ -122,7 +122,7 @@ class EnergyDensity:
         if len(rows) < 3:
             raise InvalidInput(f"X must have at least 3 rows; got n_samples={len(rows)}: pass more data")
         with self._random_numbers(_seed(self.random_state)) as self._drawn_seed:
-            model = self._build(rows.shape[1])
+            model = self._build(rows)
             objective = getattr(model, "default_objective", None) if self.objective is None else None
             objective = self.objective if objective is None else objective()
             self.history_ = fit(
@@ -213,10 +213,12 @@ class EnergyDensity:
 
     # --- Inside ---
 
-    def _build(self, columns: int) -> EnergyModel:
+    def _build(self, rows: Tensor) -> EnergyModel:
+        columns = rows.shape[1]
         if self.model is not None:
             return self.model(columns)
-        return model_of_columns(columns, levels=self.levels, hidden=self.hidden, depth=self.depth)
+        noise = suited_log_snr_max(rows)
+        return model_of_columns(columns, levels=self.levels, log_snr_max=noise, hidden=self.hidden, depth=self.depth)
 
     def _options(self, objective: Any, model: EnergyModel) -> TrainingOptions:
         suited = suited_options(objective, model)

@@ -15,7 +15,7 @@ from energyppl.models.networks.mlp import MLPEnergy
 from energyppl.models.networks.mlp_initializer import MLPInitializer
 from energyppl.models.networks.unet import UNetInitializer
 from energyppl.models.networks.unet_energy import UNetEnergy
-from energyppl.models.of_columns import model_of_columns
+from energyppl.models.of_columns import model_of_columns, suited_log_snr_max
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.models.simulation import Resampled, Simulations, posterior, simulate
 from energyppl.models.storage import load, save
@@ -45,4 +45,5 @@ __all__ = [
     "product",
     "save",
     "simulate",
+    "suited_log_snr_max",
 ]

@@ -132,7 +132,7 @@ def fit_table(
 
 
 def _numbers(settings: FitSettings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in ("steps", "levels", "batch_size")}
+    return {name: getattr(settings, name) for name in ("steps", "batch_size")}
 
 
 def _train(

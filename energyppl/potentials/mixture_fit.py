@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from energyppl.errors import EnergyPPLError, InvalidInput
+from energyppl.potentials.covariance import shrunk_covariance
 
 __all__ = ["fit_mixture", "log_joint", "spread_out", "student_constant", "student_exponent"]
 
@@ -50,12 +51,16 @@ def fit_mixture(
     loc, scale = rows.mean(0), rows.std(0)
     scale = scale.clamp(min=1e-9 * float(scale.max()) + 1e-30)
     rows = (rows - loc) / scale
-    train, held = _split(rows, torch.arange(len(rows), device=x.device) if groups is None else groups[order])
+    groups = torch.arange(len(rows), device=x.device) if groups is None else groups[order]
+    common = torch.linalg.cholesky(shrunk_covariance(rows, groups))
+    white = torch.linalg.solve_triangular(common, rows.T, upper=False).T  # columns that hardly vary are as others here
+    held_out = _held_out(groups)
+    rows, train, held = rows[~held_out], white[~held_out], white[held_out]
     best, found, freedom = -math.inf, None, math.inf
     for count in _CANDIDATES:
         if count > 1 and (count > most or len(train) < count * (_ROWS_EACH + dim)):
             break
-        mixture = _expectation_maximization(train, count)
+        mixture = _expectation_maximization(train, _start(rows, count))
         score, tails = _likeliest_freedom(held, mixture, heavy)
         if score > best + 0.01:
             best, found, freedom = score, mixture, tails
@@ -68,11 +73,12 @@ def fit_mixture(
         )
     means, factors, weights = found
     if defensive:
-        wide = _one(rows)
+        wide = _one(white)
         means = torch.cat([means, wide[0]])
         factors = torch.cat([_INFLATION * factors, _DEFENSIVE_WIDTH * wide[1]])
         weights = torch.cat([(1.0 - _DEFENSIVE_WEIGHT) * weights, _DEFENSIVE_WEIGHT * wide[2]])
     factors = math.sqrt(1.0 - 2.0 / freedom) * factors  # so that the covariances stay what they are
+    means, factors = means @ common.T, common @ factors
     return (loc + scale * means).to(dtype), (scale[:, None] * factors).to(dtype), weights.to(dtype), freedom
 
 
@@ -107,21 +113,21 @@ def _likeliest_freedom(held: Tensor, mixture: tuple[Tensor, Tensor, Tensor], hea
     return scores[best], best
 
 
-def _split(rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Split shuffled rows into three quarters and one quarter, whole groups each."""
+def _held_out(groups: Tensor) -> Tensor:
+    """Tell which of shuffled rows are held out, ``(n,)``: a quarter, whole groups each."""
     each, place = groups.unique(return_inverse=True)
     if len(each) < 2:
         raise InvalidInput("draws must be of at least two groups: a mixture is chosen by those it has not seen")
-    first = torch.full((len(each),), len(rows), device=rows.device).scatter_reduce(
-        0, place, torch.arange(len(rows), device=rows.device), "amin"
+    first = torch.full((len(each),), len(groups), device=groups.device).scatter_reduce(
+        0, place, torch.arange(len(groups), device=groups.device), "amin"
     )
-    held = torch.zeros(len(each), dtype=torch.bool, device=rows.device)
+    held = torch.zeros(len(each), dtype=torch.bool, device=groups.device)
     held[first.argsort()[: max(1, len(each) // 4)]] = True  # rows come shuffled, so the order of first places is random
-    return rows[~held[place]], rows[held[place]]
+    return held[place]
 
 
 def _one(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit a single Gaussian, its covariance shrunk towards its diagonal as far as few rows demand."""
+    """Fit a single Gaussian to rows whose own covariance is about I."""
     mean = rows.mean(0, keepdim=True)
     share = torch.full((len(rows), 1), 1.0).to(rows)
     return mean, _factors(rows, share, mean), torch.ones(1).to(rows)
@@ -159,13 +165,16 @@ def log_joint(rows: Tensor, means: Tensor, factors: Tensor, weights: Tensor) -> 
     return joint
 
 
-def _expectation_maximization(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit ``count`` components, begun by k-means++ (Dempster, Laird & Rubin 1977)."""
-    if count == 1:
+def _start(rows: Tensor, count: int) -> Tensor:
+    """Return each row's component to begin with, ``(n, count)``: the nearest of rows that lie far apart (k-means++)."""
+    nearest = torch.cdist(rows, spread_out(rows, count)).argmin(1)
+    return torch.nn.functional.one_hot(nearest, count).to(rows)
+
+
+def _expectation_maximization(rows: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit as many components as there are shares ``(n, k)`` to begin with (Dempster, Laird & Rubin 1977)."""
+    if shares.shape[1] == 1:
         return _one(rows)
-    means = spread_out(rows, count)
-    nearest = torch.cdist(rows, means).argmin(1)
-    shares = torch.nn.functional.one_hot(nearest, count).to(rows)
     last = -math.inf
     for _ in range(_ITERATIONS):
         total = shares.sum(0) + 1e-6

@@ -25,7 +25,7 @@ from energyppl.inference.training.fit import fit as fit_model
 from energyppl.inference.training.history import History
 from energyppl.inference.training.options import TrainingOptions, suited_options
 from energyppl.inference.training.run import Training
-from energyppl.models import RecoveryEBM, model_of_columns
+from energyppl.models import RecoveryEBM, model_of_columns, suited_log_snr_max
 from energyppl.tables.conditional import draw_unknown
 from energyppl.tables.model import Rows, TableModel, empty_like
 
@@ -73,9 +73,8 @@ class FitSettings:
             object.__setattr__(self, "transforms", dict(self.transforms))
 
     def resolved(self, width: int) -> "FitSettings":
-        """Return the settings for so many coordinates, with a number wherever there was None."""
-        steps, levels = (1500, 6) if width <= 2 else (1000, 20)
-        return replace(self, steps=self.steps or steps, levels=self.levels or levels, batch_size=self.batch_size or 512)
+        """Return the settings for so many coordinates, with their numbers of steps and of rows in a batch."""
+        return replace(self, steps=self.steps or (1500 if width <= 2 else 1000), batch_size=self.batch_size or 512)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +180,7 @@ def fit(
         transforms: for columns by name, how they are taken, as :meth:`energyppl.data.TableTransform.fit` says.
         steps: updates at most; 1500, or 1000 above two coordinates, if None.  Half as many more come before them where
             gaps are filled, and are no part of the model's ``curves``.
-        levels: of noise; 6, or 20 above two coordinates, if None.
+        levels: of noise; if None 6, and above two coordinates 24, or more where columns nearly determine each other.
         batch_size: rows in a batch; 512 if None.
         learning_rate: the optimizer's; .01 if None.
         seed: of everything random.
@@ -213,9 +212,8 @@ def train(
 ) -> tuple[TableModel, History]:
     """Train on a prepared table; see :func:`fit`."""
     settings = settings.resolved(prepared.transform.width)
-    assert settings.levels is not None
     with seeded(settings.seed):
-        ebm, z = model_of_columns(prepared.transform.width, levels=settings.levels), prepared.z
+        ebm, z = _untrained(prepared, settings), prepared.z
         if bool(torch.isnan(z).any()):
             z = _completed(ebm, prepared, settings, checkpoint, device, progress)
         history = fit_model(
@@ -260,15 +258,19 @@ def require_same_run(
         CheckpointError: if it is damaged, or one of other rows or settings.
     """
     settings = settings.resolved(prepared.transform.width)
-    assert settings.levels is not None
     with seeded(settings.seed):
-        ebm, z = model_of_columns(prepared.transform.width, levels=settings.levels), prepared.z
+        ebm, z = _untrained(prepared, settings), prepared.z
         if bool(torch.isnan(z).any()):
             z = _kept_rows(checkpoint, ebm, prepared, settings)
         if device is not None:
             move_to(ebm, device)
         training = Training(ebm, z[prepared.rows], held_out=z[choosing(prepared)], options=_options(settings, ebm))
         training.load_state_dict(load_checkpoint(checkpoint))
+
+
+def _untrained(prepared: Prepared, settings: FitSettings) -> RecoveryEBM:
+    noise = suited_log_snr_max(prepared.z[prepared.rows])
+    return model_of_columns(prepared.transform.width, levels=settings.levels, log_snr_max=noise)
 
 
 def _options(settings: FitSettings, ebm: RecoveryEBM) -> TrainingOptions:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from energyppl.models.networks.clusters import find_clusters
+from energyppl.potentials.covariance import shrunk_covariance
 
 __all__ = ["NoisedMixture", "ScaleMixture"]
 
@@ -93,7 +94,7 @@ class ScaleMixture(nn.Module):
             for k, own in enumerate(clusters):
                 self._fit_cluster(k, own, light, len(own) / len(rows))
         else:
-            values, axes[light[:, None], light] = torch.linalg.eigh(_shrunk_covariance(rows[:, light]))
+            values, axes[light[:, None], light] = torch.linalg.eigh(shrunk_covariance(rows[:, light]))
             variances[light] = values[:, None]
         for buffer, found in ((self.axes, axes), (self.variances, variances), (self.log_weights, log_weights)):
             buffer.copy_(found)
@@ -103,7 +104,7 @@ class ScaleMixture(nn.Module):
         """Fit a Gaussian to a cluster's columns that have light tails; axes of others are 0 and say nothing."""
         size, mean = rows.shape[1], rows.mean(0)
         axes, variances = rows.new_zeros(size, size), rows.new_ones(size)
-        variances[light], axes[light[:, None], light] = torch.linalg.eigh(_shrunk_covariance((rows - mean)[:, light]))
+        variances[light], axes[light[:, None], light] = torch.linalg.eigh(shrunk_covariance((rows - mean)[:, light]))
         self.cluster_axes[k], self.cluster_variances[k] = axes.to(self.axes), variances.to(self.axes)
         self.centers[k], self.cluster_weights[k] = (mean @ axes).to(self.axes), share
 
@@ -204,21 +205,6 @@ def _widths_away(rows: Tensor, cluster: Tensor) -> Tensor:
     """Return how many widths rows ``(n, size)`` lie from a cluster's mean in each column, likewise."""
     mean = cluster.mean(0)
     return (rows - mean).abs() / (cluster - mean).square().mean(0).sqrt().clamp(min=_NARROWEST)
-
-
-def _shrunk_covariance(rows: Tensor) -> Tensor:
-    """Return the second moments of rows ``(n, size)``, drawn towards a multiple of I as far as rows are few.
-
-    Oracle-approximating shrinkage (Chen, Wiesel, Eldar & Hero 2010, eq. 23).
-    """
-    n, size = rows.shape
-    if size == 0:
-        return rows.new_zeros(0, 0)
-    moments = rows.T @ rows / n
-    mean, square = moments.diagonal().mean(), moments.square().sum()
-    apart = (n + 1.0 - 2.0 / size) * (square - size * mean.square())
-    share = (((1.0 - 2.0 / size) * square + (size * mean).square()) / apart).nan_to_num(1.0, 1.0).clamp(0.0, 1.0)
-    return torch.lerp(moments, mean * torch.eye(size).to(rows), share)
 
 
 def _mixtures(sizes: Tensor) -> tuple[Tensor, Tensor]:

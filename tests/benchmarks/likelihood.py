@@ -1,11 +1,12 @@
 """Held-out log likelihood of real tables: RecoveryEBM beside a neural spline flow and a mixture of Gaussians.
 
-``python -m tests.benchmarks likelihood FILE.npz [ARRAY …] [--splits N] [--first N] [--steps N] [--peers PEER …]``
+``python -m tests.benchmarks likelihood FILE.npz [ARRAY …] [--splits N] [--first N] [--steps N] [--peers PEER …]
+[--log-snr-max X]``
 
 For each split a tenth of the rows is held out, another tenth validates; columns are standardized by the training rows,
-and discrete ones spread over their gaps.  Level 0 of the EBM is the density of rows with a little noise (standard
-deviation 0.1), so all three are scored once on the same noisy test rows, and the peers learn from rows with noise drawn
-likewise.
+and discrete ones spread over their gaps.  Level 0 of the EBM is the density of rows with a little noise (of the log-SNR
+that tables have by default; 4.6, a standard deviation of .1, is what the older figures have), so all three are scored
+once on the same noisy test rows, and the peers learn from rows with noise drawn likewise.
 
 - RecoveryEBM with the defaults of ``fit``; log Z by ``log_normalizer``, whose error is part of the uncertainty;
 - zuko's neural spline flow, its own size and one twice as wide, Adam for as many seconds each as the EBM's training
@@ -131,13 +132,19 @@ def mixture(train: Tensor, valid: Tensor) -> tuple[Rows, str]:
 
 
 def compare(
-    name: str, values: NDArray[np.float64], steps: int | None, seed: int, peers: Sequence[str] = PEERS
+    name: str,
+    values: NDArray[np.float64],
+    steps: int | None,
+    seed: int,
+    peers: Sequence[str] = PEERS,
+    log_snr_max: float | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Print a split's line; return what the peers are below the EBM, in nats, with standard errors."""
     image, values = values.ndim > 2, as_rows(values)
     train, valid, test, notes = split(values, seed)
     torch.manual_seed(seed)
-    ebm = ep.RecoveryEBM(ep.MLPEnergy(train.shape[1:]), ep.NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0))
+    top = ep.models.suited_log_snr_max(train) if log_snr_max is None else log_snr_max
+    ebm = ep.models.model_of_columns(train.shape[1], log_snr_max=top)
     options = None if steps is None else replace(ep.Training(ebm, train).options, steps=steps)
     began = time.process_time()
     history = ep.fit(ebm, train, held_out=valid, options=options, progress=False)
@@ -190,6 +197,7 @@ def compare(
         notes.append(f"bounds of the runs to it and from samples {low:.3f} and {high:.3f}, {high - low:+.3f} apart")
     if log_z.warning:
         notes.append(f"log Z warns: {log_z.warning}")
+    notes.append(f"log-SNR of level 0 {float(ebm.schedule.log_snr[0]):.2f}, {ebm.schedule.levels} levels")
     notes.append(
         f"samples: p = {p_value:.3f}, {generated.evaluations} gradients each; training {seconds:.0f} CPU s, "
         f"{len(history.records)} updates ({history.stopped})"
@@ -225,13 +233,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first split's number, which is its seed")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--log-snr-max", type=float, help="of level 0's noise")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with np.load(args.file, allow_pickle=False) as archive:
         chosen = {name: archive[name] for name in args.arrays}
     for name, values in chosen.items():
         seeds = range(args.first, args.first + args.splits)
-        found = [compare(name, values, args.steps, seed, args.peers) for seed in seeds]
+        found = [compare(name, values, args.steps, seed, args.peers, args.log_snr_max) for seed in seeds]
         for label in sorted({label for one in found for label in one}):
             means, errors = zip(*(one[label] for one in found), strict=True)
             error = math.sqrt(sum(e * e for e in errors)) / len(errors)

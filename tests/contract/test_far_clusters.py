@@ -115,7 +115,10 @@ def test_random_numbers_go_on_as_if_no_clusters_had_been_looked_for() -> None:
 
 
 def test_draws_of_the_noisiest_density_have_the_clusters_shares() -> None:
-    """20,000 draws: a share of .05 within five standard errors, .0077, mean and width of the far ones within .05."""
+    """20,000 draws: a share of .05 within five standard errors, .0077; the far ones' width within .05, mean within .1.
+
+    Five standard errors of that mean, of rows and draws, are .075; N(0, I)'s rows beyond the middle pull it by .02.
+    """
     torch.manual_seed(0)
     base = ScaleMixture(2)
     base.fit(rows_of_two(20_000, 2))
@@ -124,7 +127,7 @@ def test_draws_of_the_noisiest_density_have_the_clusters_shares() -> None:
     far = draws[draws[:, 0] > 0.5 * AWAY]
     own = float(base.cluster_weights[:2].amin())
     assert len(far) / len(draws) == pytest.approx(own, abs=0.0077)
-    assert float(far[:, 0].mean()) == pytest.approx(AWAY * float(log_snr.sigmoid().sqrt()), abs=0.05)
+    assert float(far[:, 0].mean()) == pytest.approx(AWAY * float(log_snr.sigmoid().sqrt()), abs=0.1)
     exact = float((log_snr.sigmoid() * WIDTH**2 + (-log_snr).sigmoid()).sqrt())
     assert float(far[:, 1].std()) == pytest.approx(exact, abs=0.05)
 

@@ -1,0 +1,76 @@
+"""Covariances of rows: narrow directions stay narrow, few rows say little of correlations."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import energyppl as ep
+from energyppl.models.networks.scale_mixture import ScaleMixture
+from energyppl.potentials.covariance import shrunk_covariance
+from energyppl.potentials.mixture_fit import fit_mixture
+
+WIDTHS = torch.tensor([1.0, 0.8, 1.2, 0.01], dtype=torch.float64)  # along axes that are no columns
+
+
+def narrow_rows(count: int) -> Tensor:
+    """Rows of four columns, one of which the three others say to about a hundredth."""
+    axes = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0]
+    rows = (torch.randn(count, 4, dtype=torch.float64) * WIDTHS) @ axes.T
+    return rows - rows.mean(0)
+
+
+def excess(rows: Tensor, covariance: Tensor) -> float:
+    """By how much rows are likelier under their own covariance than under another, in nats a row."""
+    own = torch.distributions.MultivariateNormal(rows.new_zeros(rows.shape[1]), rows.T @ rows / len(rows))
+    other = torch.distributions.MultivariateNormal(rows.new_zeros(rows.shape[1]), covariance)
+    return float((own.log_prob(rows) - other.log_prob(rows)).mean())
+
+
+def test_a_narrow_direction_stays_narrow() -> None:
+    """Shrinkage by a formula made it ten times too wide, 1.5 nats a row."""
+    rows = narrow_rows(1000)
+    assert excess(rows, shrunk_covariance(rows)) < 0.02
+    means, factors, weights, _ = fit_mixture(rows, defensive=False)
+    mixture = ep.potentials.MixtureBase(means, factors, weights)
+    own = torch.distributions.MultivariateNormal(rows.new_zeros(4), rows.T @ rows / len(rows))
+    assert float((own.log_prob(rows) + mixture(rows)).mean()) < 0.05
+
+
+def test_the_base_of_a_network_is_as_narrow_as_rows() -> None:
+    rows = narrow_rows(1000)
+    base = ScaleMixture(4).double()
+    base.fit(rows / rows.std(0))
+    own = torch.distributions.MultivariateNormal(
+        rows.new_zeros(4), rows.T @ rows / len(rows) / rows.std(0).outer(rows.std(0))
+    )
+    energy = base(rows / rows.std(0), torch.tensor(20.0, dtype=torch.float64))
+    assert float((own.log_prob(rows / rows.std(0)) + energy).mean()) < 0.02
+
+
+@pytest.mark.parametrize("count", [2, 5, 12, 30])
+def test_few_rows_say_little_of_correlations(count: int) -> None:
+    """The covariance of independent columns is nearer to the truth than that of the rows themselves."""
+    rows = torch.randn(count, 20, dtype=torch.float64)
+    rows = rows - rows.mean(0)
+    found = shrunk_covariance(rows)
+    assert bool(torch.isfinite(torch.linalg.cholesky(found)).all())
+    off = found - torch.diag(found.diagonal())
+    raw = rows.T @ rows / count
+    assert float(off.norm()) < 0.7 * float((raw - torch.diag(raw.diagonal())).norm())
+    torch.testing.assert_close(found.diagonal(), raw.diagonal())
+
+
+def test_rows_of_a_group_are_left_out_together() -> None:
+    """Each of twelve draws stands there fifty times: taken for 600, they would seem to determine 20 columns."""
+    draws = torch.randn(12, 20, dtype=torch.float64)
+    rows = (draws - draws.mean(0)).repeat_interleave(50, 0)
+    groups = torch.arange(12).repeat_interleave(50)
+    torch.testing.assert_close(shrunk_covariance(rows, groups), torch.diag(rows.square().mean(0)), atol=0.35, rtol=0.0)
+    assert float(shrunk_covariance(rows).tril(-1).norm()) > 2.0 * float(shrunk_covariance(rows, groups).tril(-1).norm())
+
+
+def test_columns_without_rows_or_spread_are_no_error() -> None:
+    assert shrunk_covariance(torch.zeros(10, 0, dtype=torch.float64)).shape == (0, 0)
+    rows = torch.randn(50, 2, dtype=torch.float64)
+    rows[:, 1] = 0.0
+    assert bool(torch.isfinite(shrunk_covariance(rows)).all())
