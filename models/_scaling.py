@@ -1,16 +1,19 @@
 """Standardization that a few rows can't ruin."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from energyppl.errors import warn_user
+from energyppl.potentials.covariance import narrowest_width
 
-__all__ = ["one_scale", "robust_scaling", "warn_of_narrow_halves"]
+__all__ = ["one_scale", "robust_scaling", "warn_of_hidden_direction", "warn_of_narrow_halves"]
 
 _HEAVY = 10.0  # times the standard deviation that a Gaussian with the same central 95 % of rows has
 _HALF = 1.348980  # the width of the central half of a Gaussian, in standard deviations
+_HIDDEN = 2.0  # times the rows' width: a noise by which a density loses .4 nats
 _CENTRAL = 3.919928  # the width of those in a Gaussian, in standard deviations
 
 
@@ -90,6 +93,27 @@ def warn_of_narrow_halves(rows: Tensor, scale: Tensor) -> None:
             "times what the central half of the rows says: most rows nearly share one value there, and few lie far "
             "away, which a smooth density tells apart poorly. Take ep.tables.fit, which knows repeated values and "
             "heavy tails, or transform the column"
+        )
+
+
+def warn_of_hidden_direction(rows: Tensor, noise: float) -> None:
+    """Warn where the noise of level 0 is wider than rows in the direction in which they vary least.
+
+    Args:
+        rows: ``(n, d)``, of columns that vary.
+        noise: its standard deviation over the columns'.
+    """
+    if noise <= 0.0 or rows.shape[1] < 2 or len(rows) <= rows.shape[1]:
+        return
+    width = max(narrowest_width(rows), 1e-6)
+    ratio = noise / width
+    if ratio > _HIDDEN:
+        lost = 0.5 * (1.0 / (1.0 + ratio**2) - 1.0 + math.log1p(ratio**2))
+        warn_user(
+            f"level 0's noise, {noise:.3g} of each coordinate's standard deviation, is {ratio:.3g} times as wide as "
+            f"the data in the direction in which they vary least, so densities are at least {lost:.2g} nats a row too "
+            "low: coordinates nearly determine each other. Drop one, or take a schedule with less noise at level 0, as "
+            "NoiseSchedule.cosine(levels, log_snr_max=ep.models.suited_log_snr_max(data))"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import check_event, shape_text
+from energyppl._checks import check_event, checked, shape_text
 from energyppl.errors import CheckpointError
 from energyppl.inference.kernels.contract import TunableKernel
 from energyppl.inference.kernels.crank_nicolson import CrankNicolson, CrankNicolsonLangevin
@@ -15,6 +15,7 @@ from energyppl.inference.levels.generation import clean_mean
 from energyppl.inference.normalizing.levels import anneal_through_levels
 from energyppl.integration.estimates import LogNormalizer
 from energyppl.models._network_checks import check_parts, event_shape_of, needs_level_for_each
+from energyppl.models._scaling import warn_of_hidden_direction
 from energyppl.models.base import KernelModel
 from energyppl.potentials.algebra import Potential
 from energyppl.potentials.composed import Standardized
@@ -22,6 +23,7 @@ from energyppl.potentials.network import AtLevel
 from energyppl.schedule import NoiseSchedule
 
 _SCHEDULE = "schedule"  # in a state dict: alpha_bar and sigma_bar
+_MOST_ROWS = 20_000  # by which level 0's noise is judged
 _FEW_DIMENSIONS = 4  # up to here proposals from the tilt are accepted so often that a gradient doesn't pay
 _MAX_LOG_SNR = 20.0  # of a level without noise, for networks that are told the log-SNR
 
@@ -73,6 +75,17 @@ class LevelEnergies(KernelModel):
         if (initializer := getattr(self, "initializer", None)) is not None:
             rows["initializer"] = type(initializer).__name__
         return rows
+
+    @checked
+    def standardize(self, data: Tensor, *, isotropic: bool = False) -> None:
+        """Standardize as :meth:`EnergyModel.standardize`.
+
+        A warning says where level 0's noise is wider than rows in the direction in which they vary least.
+        """
+        super().standardize(data, isotropic=isotropic)
+        if len(self.event_shape) == 1 and not isotropic:
+            noise = float(self.schedule.sigma_bar[0] / self.schedule.alpha_bar[0])
+            warn_of_hidden_direction(data[:_MOST_ROWS], noise)
 
     def diffuse(self, x0: Tensor, level: int | Tensor) -> Tensor:
         """Return clean data, ``(*batch, *event)``, at a marginal of the schedule, in data coordinates."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from energyppl._checks import check_count, check_number
 from energyppl.models.networks.mlp import MLPEnergy
 from energyppl.models.recovery import RecoveryEBM
-from energyppl.potentials.covariance import shrunk_covariance
+from energyppl.potentials.covariance import narrowest_width
 from energyppl.schedule import NoiseSchedule
 
 __all__ = ["model_of_columns", "suited_log_snr_max"]
@@ -86,10 +86,8 @@ def suited_log_snr_max(rows: Tensor) -> float | None:
         >>> ep.models.suited_log_snr_max(x) > 13.0
         True
     """
-    whole = rows[~torch.isnan(rows).any(1)].double()
+    whole = rows[~torch.isnan(rows).any(1)]
     if rows.shape[1] <= 2 or len(whole) <= rows.shape[1]:
         return None
-    whole = whole - whole.mean(0)
-    covariance = shrunk_covariance(whole / whole.square().mean(0).sqrt().clamp(min=torch.finfo(torch.float64).tiny))
-    narrowest = max(float(torch.linalg.eigvalsh(covariance)[0]), 1e-12)
-    return min(max(_LOG_SNR_MAX, -math.log(_VISIBLE**2 * narrowest)), _HIGHEST_LOG_SNR)
+    visible = _VISIBLE * max(narrowest_width(whole), 1e-6)
+    return min(max(_LOG_SNR_MAX, -2.0 * math.log(visible)), _HIGHEST_LOG_SNR)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["shrunk_covariance"]
+__all__ = ["narrowest_width", "shrunk_covariance"]
 
 _FOLDS = 4
 _FEWEST = 2 * _FOLDS  # rows, below which nothing is left out and correlations are taken for 0
@@ -46,6 +46,18 @@ def shrunk_covariance(rows: Tensor, groups: Tensor | None = None) -> Tensor:
     share = shares[loss.argmin()]
     covariance = total / len(rows)
     return torch.lerp(covariance, torch.diag(covariance.diagonal()), share)
+
+
+def narrowest_width(rows: Tensor) -> float:
+    """Return the standard deviation of rows in the direction in which they vary least, over that of the columns.
+
+    Args:
+        rows: ``(n, d)``, of columns that vary.
+    """
+    rows = rows.double()
+    rows = rows - rows.mean(0)
+    covariance = shrunk_covariance(rows / rows.square().mean(0).sqrt().clamp(min=_tiny(rows)))
+    return math.sqrt(max(float(torch.linalg.eigvalsh(covariance)[0]), 0.0))
 
 
 def _correlations(covariance: Tensor) -> Tensor:
