@@ -160,3 +160,23 @@ def test_draws_of_the_base_have_its_density_and_its_correlation() -> None:
         assert float((draws.abs() < width).float().mean()) == pytest.approx(exact, abs=0.018)
     found = float(torch.corrcoef(NoisedMixture(light, log_snr).sample(20_000).T)[0, 1])
     assert found == pytest.approx(0.95 * float(log_snr.sigmoid()), abs=0.014)
+
+
+def test_a_narrow_direction_with_tails_has_a_mixture_of_its_own() -> None:
+    """Two columns whose difference has Student's tails, of 3 degrees of freedom and .05 wide, beside a Gaussian's."""
+    student = torch.distributions.StudentT(torch.tensor(3.0, dtype=torch.float64))
+    common, tails = torch.randn(20_000, 1).double(), student.sample((20_000, 1))
+    rows = torch.cat([common + 0.05 * tails, common - 0.05 * tails, torch.randn(20_000, 1).double()], 1)
+    rows = rows / rows.std(0)
+    base = ScaleMixture(3).double()
+    base.fit(rows)
+    assert int((base.variances[:, -1] > base.variances[:, 0]).sum()) == 1
+    gaussian = torch.distributions.MultivariateNormal(torch.zeros(3).double(), torch.cov(rows.T))
+    gained = -base(rows, torch.tensor(30.0, dtype=torch.float64)) - gaussian.log_prob(rows)
+    along = torch.distributions.Normal(0.0, float(tails.std()))
+    assert float(gained.mean()) == pytest.approx(
+        float((student.log_prob(tails) - along.log_prob(tails)).mean()), abs=0.05
+    )
+    light = ScaleMixture(3).double()
+    light.fit(correlated_rows().double())
+    assert not light.heavy  # a negative control: a narrow direction without tails
