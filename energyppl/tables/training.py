@@ -26,6 +26,7 @@ from energyppl.inference.training.history import History
 from energyppl.inference.training.options import TrainingOptions, suited_options
 from energyppl.inference.training.run import Training
 from energyppl.models import RecoveryEBM, model_of_columns, suited_log_snr_max
+from energyppl.models.of_columns import with_noise_that_pays
 from energyppl.tables.conditional import draw_unknown
 from energyppl.tables.model import Rows, TableModel, empty_like
 
@@ -46,6 +47,7 @@ CURVES = ("step", "loss", "gradient_norm", "held_out")
 _CURVES_OF_SOME = ("energy_gap", "acceptance", "denoising", "tie")  # objectives
 _KEPT_ROWS = 4000  # training rows kept with the model
 _SPLIT_IN_THREE = 1000  # rows: from here a tenth is enough to choose the weights, and another to judge them
+_LOG_SNR_MAX = 6.6  # up to which tables are trained: a noise of .037 of a column's standard deviation
 _AUGMENTATIONS = 30  # draws of gaps by a Gaussian before the first training
 
 
@@ -180,7 +182,7 @@ def fit(
         transforms: for columns by name, how they are taken, as :meth:`energyppl.data.TableTransform.fit` says.
         steps: updates at most; 1500, or 1000 above two coordinates, if None.  Half as many more come before them where
             gaps are filled, and are no part of the model's ``curves``.
-        levels: of noise; if None 6, and above two coordinates 24, or more where columns nearly determine each other.
+        levels: of noise; if None 6, and above two coordinates 20 or more, by how little noise held-out rows need.
         batch_size: rows in a batch; 512 if None.
         learning_rate: the optimizer's; .01 if None.
         seed: of everything random.
@@ -225,6 +227,9 @@ def train(
             device=device,
             progress=progress,
         )
+        if prepared.transform.width > 2:
+            noisier = _untrained(prepared, settings, 4.6).schedule
+            ebm = with_noise_that_pays(ebm, noisier, z[prepared.rows], z[choosing(prepared)])
     recorded = history.records[-1].values if history.records else {}
     kept = [*CURVES, *(name for name in _CURVES_OF_SOME if name in recorded)]
     return TableModel(ebm, prepared.transform, **outcome(table, prepared, settings, history, kept)), history
@@ -268,9 +273,10 @@ def require_same_run(
         training.load_state_dict(load_checkpoint(checkpoint))
 
 
-def _untrained(prepared: Prepared, settings: FitSettings) -> RecoveryEBM:
-    noise = suited_log_snr_max(prepared.z[prepared.rows])
-    return model_of_columns(prepared.transform.width, levels=settings.levels, log_snr_max=noise)
+def _untrained(prepared: Prepared, settings: FitSettings, least: float = _LOG_SNR_MAX) -> RecoveryEBM:
+    """Build a model with a log-SNR of level 0 of at least ``least``, or more if rows need it."""
+    suited = suited_log_snr_max(prepared.z[prepared.rows], least=least)
+    return model_of_columns(prepared.transform.width, levels=settings.levels, log_snr_max=suited)
 
 
 def _options(settings: FitSettings, ebm: RecoveryEBM) -> TrainingOptions:

@@ -14,9 +14,8 @@ __all__ = ["NoisedMixture", "ScaleMixture"]
 
 _COMPONENTS = 6
 _CLUSTERS, _CLUSTERED_SIZE = 8, 64  # at most, and coordinates up to which rows are clustered
-_NARROWEST = 0.02  # width of a column in a cluster, or of half of the rows along an axis, that is counted
+_NARROWEST = 0.02  # width of a column in a cluster by which far rows are judged
 _NARROW = 0.3  # standard deviation along an eigenvector, of columns of 1, below which its tail stays among the rows
-_MEDIAN = 0.674490  # of a standard Gaussian's absolute values
 _FAR = 6.0  # widths: beyond it a Gaussian column has one row in 500 million
 _ROUNDS = 30  # of expectation maximization
 _LARGEST, _MOST_ROWS = 256, 8192  # numbers of a column that all count, and about how many of the others do
@@ -104,13 +103,11 @@ class ScaleMixture(nn.Module):
         else:
             values, own_axes = torch.linalg.eigh(shrunk_covariance(rows[:, light]))
             axes[light[:, None], light], variances[light] = own_axes, values[:, None]
-            along = (rows[:, light] @ own_axes).abs()
-            tailed = (values.sqrt() < _NARROW) & (along.amax(0) > _FAR * values.sqrt())
+            along = (rows[:, light] @ own_axes).abs() / values.sqrt()
+            tailed = (values.sqrt() < _NARROW) & (along.amax(0) > _FAR)
             if bool(tailed.any()):
-                core = along[:, tailed].median(0).values / _MEDIAN
-                core = core.clamp(min=_NARROWEST * values[tailed].sqrt())
-                scales, log_weights[light[tailed]] = _mixtures(along[:, tailed] / core)
-                variances[light[tailed]] = (core[:, None] * scales).square()
+                scales, log_weights[light[tailed]] = _mixtures(along[:, tailed])
+                variances[light[tailed]] = values[tailed, None] * scales.square()
         for buffer, found in ((self.axes, axes), (self.variances, variances), (self.log_weights, log_weights)):
             buffer.copy_(found)
         self.buffers_changed()

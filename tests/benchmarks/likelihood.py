@@ -3,10 +3,10 @@
 ``python -m tests.benchmarks likelihood FILE.npz [ARRAY …] [--splits N] [--first N] [--steps N] [--peers PEER …]
 [--log-snr-max X]``
 
-For each split a tenth of the rows is held out, another tenth validates; columns are standardized by the training rows,
-and discrete ones spread over their gaps.  Level 0 of the EBM is the density of rows with a little noise (of the log-SNR
-that tables have by default; 4.6, a standard deviation of .1, is what the older figures have), so all three are scored
-once on the same noisy test rows, and the peers learn from rows with noise drawn likewise.
+For each split a tenth of the rows is held out, another tenth validates; columns are standardized by the training
+rows, and discrete ones spread over their gaps.  Level 0 of the EBM is the density of rows with a little noise (of a
+log-SNR of 4.6, a standard deviation of .1, unless ``--log-snr-max`` says otherwise), so all three are scored once on
+the same noisy test rows, and the peers learn from rows with noise drawn likewise.
 
 - RecoveryEBM with the defaults of ``fit``; log Z by ``log_normalizer``, whose error is part of the uncertainty;
 - zuko's neural spline flow, its own size and one twice as wide, Adam for as many seconds each as the EBM's training
@@ -143,8 +143,7 @@ def compare(
     image, values = values.ndim > 2, as_rows(values)
     train, valid, test, notes = split(values, seed)
     torch.manual_seed(seed)
-    top = ep.models.suited_log_snr_max(train) if log_snr_max is None else log_snr_max
-    ebm = ep.models.model_of_columns(train.shape[1], log_snr_max=top)
+    ebm = ep.models.model_of_columns(train.shape[1], log_snr_max=log_snr_max)
     options = None if steps is None else replace(ep.Training(ebm, train).options, steps=steps)
     began = time.process_time()
     history = ep.fit(ebm, train, held_out=valid, options=options, progress=False)
@@ -233,7 +232,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first split's number, which is its seed")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--log-snr-max", type=float, help="of level 0's noise")
+    parser.add_argument("--log-snr-max", type=float, help="of level 0")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with np.load(args.file, allow_pickle=False) as archive:

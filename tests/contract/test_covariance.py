@@ -8,6 +8,7 @@ from torch import Tensor
 
 import energyppl as ep
 from energyppl.models.networks.scale_mixture import ScaleMixture
+from energyppl.models.of_columns import with_noise_that_pays
 from energyppl.potentials.covariance import shrunk_covariance
 from energyppl.potentials.mixture_fit import fit_mixture
 
@@ -85,7 +86,9 @@ def test_level_zero_has_less_noise_than_the_narrowest_direction() -> None:
     assert top is not None
     schedule = ep.models.model_of_columns(4, log_snr_max=top).schedule
     assert float(schedule.sigma_bar[0]) == pytest.approx(0.5 * width, rel=0.05)
-    assert ep.models.suited_log_snr_max(torch.randn(500, 4)) == ep.models.model_of_columns(4).schedule.log_snr[0]
+    assert ep.models.suited_log_snr_max(torch.randn(500, 4)) == pytest.approx(
+        float(ep.models.model_of_columns(4).schedule.log_snr[0])
+    )
     assert ep.models.suited_log_snr_max(rows[:, :2]) is None
     assert ep.models.suited_log_snr_max(torch.full((500, 4), torch.nan)) is None
 
@@ -109,3 +112,24 @@ def test_a_table_whose_columns_nearly_determine_each_other_has_its_density() -> 
     own = torch.distributions.MultivariateNormal(rows.new_zeros(4), torch.cov(rows.T))
     implied = model.mean_over_cells(model.held_out, model.minus_energy) - float(model.ebm.scale.log().sum())
     assert float(own.log_prob(torch.as_tensor(model.held_out)).mean()) - float(implied.mean()) < 0.1
+
+
+def test_level_zero_keeps_the_noise_that_held_out_rows_do_not_mind() -> None:
+    """By networks as they begin, whose density is the rows' own Gaussian: a narrow direction alone needs less noise."""
+    for rows, kept in ((narrow_rows(600).float(), True), (torch.randn(600, 4), False)):
+        ebm = ep.models.model_of_columns(4, log_snr_max=12.0, hidden=8, depth=1)
+        ebm.standardize(rows)
+        noisier = ep.models.model_of_columns(4).schedule
+        found = with_noise_that_pays(ebm, noisier, rows[:500], rows[500:])
+        assert (found is ebm) == kept
+        assert found.net is ebm.net
+        torch.testing.assert_close(found.to_unit(rows), ebm.to_unit(rows))
+        again = with_noise_that_pays(found, ebm.schedule, rows[:500], rows[500:])
+        assert again is found  # a schedule with no more noise is not tried
+    assert found.schedule.levels == noisier.levels
+
+
+def test_smooth_rows_keep_the_noise_and_levels_that_were_asked_for_are_made() -> None:
+    model = ep.tables.fit(torch.randn(300, 4).numpy(), steps=2, progress=False)
+    assert model.ebm.schedule.levels == 20
+    assert ep.tables.fit(torch.randn(300, 4).numpy(), steps=2, levels=3, progress=False).ebm.schedule.levels == 3
