@@ -174,9 +174,8 @@ def test_a_narrow_direction_with_tails_has_a_mixture_of_its_own() -> None:
     gaussian = torch.distributions.MultivariateNormal(torch.zeros(3).double(), torch.cov(rows.T))
     gained = -base(rows, torch.tensor(30.0, dtype=torch.float64)) - gaussian.log_prob(rows)
     along = torch.distributions.Normal(0.0, float(tails.std()))
-    assert float(gained.mean()) == pytest.approx(
-        float((student.log_prob(tails) - along.log_prob(tails)).mean()), abs=0.05
-    )
+    possible = float((student.log_prob(tails) - along.log_prob(tails)).mean())
+    assert 0.5 * possible < float(gained.mean()) < possible + 0.01  # no component is narrower than the rows' own width
     light = ScaleMixture(3).double()
     light.fit(correlated_rows().double())
     assert not light.heavy  # a negative control: a narrow direction without tails
