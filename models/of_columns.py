@@ -11,9 +11,10 @@ from energyppl.models.recovery import RecoveryEBM
 from energyppl.potentials.covariance import narrowest_width
 from energyppl.schedule import NoiseSchedule
 
-__all__ = ["model_of_columns", "suited_log_snr_max", "with_noise_that_pays"]
+__all__ = ["TRAINED_LOG_SNR_MAX", "model_of_columns", "suited_log_snr_max", "with_noise_that_pays"]
 
 _LOG_SNR_MAX, _LOG_SNR_MIN = 4.6, -6.0  # the former is a noise of .1 of a column's standard deviation
+TRAINED_LOG_SNR_MAX = 6.6  # up to which tables are trained where held-out rows choose: a noise of .037
 _HIGHEST_LOG_SNR = 14.0  # a noise of .001, which float32 still resolves
 _APART = 0.53  # between the log-SNRs of neighbouring levels, on average
 _VISIBLE = 0.5  # noise at most, over the standard deviation of the narrowest direction

@@ -26,7 +26,7 @@ from energyppl.inference.training.history import History
 from energyppl.inference.training.options import TrainingOptions, suited_options
 from energyppl.inference.training.run import Training
 from energyppl.models import RecoveryEBM, model_of_columns, suited_log_snr_max
-from energyppl.models.of_columns import with_noise_that_pays
+from energyppl.models.of_columns import TRAINED_LOG_SNR_MAX, with_noise_that_pays
 from energyppl.tables.conditional import draw_unknown
 from energyppl.tables.model import Rows, TableModel, empty_like
 
@@ -47,7 +47,6 @@ CURVES = ("step", "loss", "gradient_norm", "held_out")
 _CURVES_OF_SOME = ("energy_gap", "acceptance", "denoising", "tie")  # objectives
 _KEPT_ROWS = 4000  # training rows kept with the model
 _SPLIT_IN_THREE = 1000  # rows: from here a tenth is enough to choose the weights, and another to judge them
-_LOG_SNR_MAX = 6.6  # up to which tables are trained: a noise of .037 of a column's standard deviation
 _AUGMENTATIONS = 30  # draws of gaps by a Gaussian before the first training
 
 
@@ -161,7 +160,8 @@ def fit(
 
     A tenth of the rows is held out to judge the model, and from 1000 rows on another tenth chooses the weights, which
     in smaller tables the held-out rows do.  Above two coordinates the network is continuous in the noise level and
-    trained by score matching tied across levels (``tutorials/10_tables.py``).
+    trained by score matching tied across levels (``tutorials/10_tables.py``); the same rows choose level 0's noise, .1
+    or .037 of a column's spread, or less where columns nearly determine each other.
 
     >>> import numpy as np, pandas as pd
     >>> rng = np.random.default_rng(0)
@@ -273,7 +273,7 @@ def require_same_run(
         training.load_state_dict(load_checkpoint(checkpoint))
 
 
-def _untrained(prepared: Prepared, settings: FitSettings, least: float = _LOG_SNR_MAX) -> RecoveryEBM:
+def _untrained(prepared: Prepared, settings: FitSettings, least: float = TRAINED_LOG_SNR_MAX) -> RecoveryEBM:
     """Build a model with a log-SNR of level 0 of at least ``least``, or more if rows need it."""
     suited = suited_log_snr_max(prepared.z[prepared.rows], least=least)
     return model_of_columns(prepared.transform.width, levels=settings.levels, log_snr_max=suited)

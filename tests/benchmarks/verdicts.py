@@ -2,11 +2,11 @@
 
 ``python -m tests.benchmarks verdicts [UCI.npz] [--only NAME …] [--seconds 8] [--whole]``
 
-A line for each table: rows and columns, what became of it, CPU seconds, by how many nats held-out rows are likelier
-than under a mixture of Gaussians and under independent columns, the two-sample test of samples, log Z.  ``--whole``
-prints the verdict's sentences below.  A table that is trained though it should be refused, refused though it should
-train, or refused for another reason, is marked by ``WRONG``, and the last line counts these.  Without scikit-learn its
-tables are left out, without a file those of the file.
+A line for each table: rows and columns, what became of it, CPU seconds, the mean log density of held-out rows in the
+table's units, by how many nats it is above that under a mixture of Gaussians and under independent columns, the
+two-sample test of samples, log Z.  ``--whole`` prints the verdict's sentences below.  A table that is trained though it
+should be refused, refused though it should train, or refused for another reason, is marked by ``WRONG``, and the last
+line counts these.  Without scikit-learn its tables are left out, without a file those of the file.
 """
 
 import argparse
@@ -74,7 +74,8 @@ def about(found: dict[str, Any]) -> str:
     )
     log_z, test = found["log_z"], found["energy_distance"]
     doubt = " IN DOUBT" if log_z["warning"] else ""
-    return f"above {above}; samples p = {test['p_value']:.3f}; log Z {log_z['value']:+.2f}{doubt}"
+    density = f"log density {found['log_density']['value']:.2f} ± {found['log_density']['standard_error']:.2f}"
+    return f"{density}, above {above}; samples p = {test['p_value']:.3f}; log Z {log_z['value']:+.2f}{doubt}"
 
 
 def judge(name: str, frame: pd.DataFrame, refused: str, missing: str | None, args: argparse.Namespace) -> bool:
