@@ -45,7 +45,8 @@ class EnergyDensity:
         batch_size: rows in a batch.
         learning_rate: the optimizer's.
         weight_decay: of the network's weights.
-        levels: noise levels, at least 1; 6 in one and two columns, 20 or more above, if None.
+        levels: noise levels, at least 1; if None 6 in one and two columns and 20 in more, or what nearly dependent
+            columns need.
         hidden: width of the network's hidden layers.
         depth: number of hidden layers.
         model: a function of the number of columns that builds another model, in place of levels, hidden and depth.

@@ -9,11 +9,13 @@ from torch import Tensor
 from energyppl.errors import warn_user
 from energyppl.potentials.covariance import narrowest_width
 
-__all__ = ["one_scale", "robust_scaling", "warn_of_hidden_direction", "warn_of_narrow_halves"]
+__all__ = ["one_scale", "robust_scaling", "robustly_standardized", "warn_of_hidden_direction", "warn_of_narrow_halves"]
 
 _HEAVY = 10.0  # times the standard deviation that a Gaussian with the same central 95 % of rows has
 _HALF = 1.348980  # the width of the central half of a Gaussian, in standard deviations
 _HIDDEN = 2.0  # times the rows' width: a noise by which a density loses .4 nats
+_LEAST_NOISE = 0.001  # below it a schedule can't help
+_MOST_ROWS, _MOST_COLUMNS = 20_000, 64  # that noise is judged by
 _CENTRAL = 3.919928  # the width of those in a Gaussian, in standard deviations
 
 
@@ -35,10 +37,7 @@ def robust_scaling(
     Returns:
         loc and scale, ``(*event)``.
     """
-    ordered = rows.flatten(1).sort(0).values
-    low, middle, high = (ordered[round(q * (len(ordered) - 1))].reshape(loc.shape) for q in (0.025, 0.5, 0.975))
-    width = (high - low) / _CENTRAL
-    heavy = (scale > _HEAVY * width) & (width > 2.0 * torch.finfo(torch.float32).eps * middle.abs())
+    middle, width, heavy = _central(rows, scale)
     places = heavy.flatten().nonzero()[:, 0].tolist()
     if not places:
         return loc, scale
@@ -49,6 +48,22 @@ def robust_scaling(
         "there, or take the logarithm of a positive column",
     )
     return torch.where(heavy, middle, loc), torch.where(heavy, width, scale)
+
+
+def _central(rows: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return medians, the widths of the central 95 % of rows, and where these are far below standard deviations."""
+    ordered = rows.flatten(1).sort(0).values
+    low, middle, high = (ordered[round(q * (len(ordered) - 1))].reshape(scale.shape) for q in (0.025, 0.5, 0.975))
+    width = (high - low) / _CENTRAL
+    return middle, width, (scale > _HEAVY * width) & (width > 2.0 * torch.finfo(torch.float32).eps * middle.abs())
+
+
+def robustly_standardized(rows: Tensor) -> Tensor:
+    """Return rows ``(n, d)`` as :func:`robust_scaling` standardizes them, without its warning."""
+    rows = rows.double()
+    loc, scale = rows.mean(0), rows.std(0)
+    middle, width, heavy = _central(rows, scale)
+    return (rows - torch.where(heavy, middle, loc)) / torch.where(heavy, width, scale).clamp(min=1e-300)
 
 
 def one_scale(rows: Tensor, loc: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,18 +115,17 @@ def warn_of_hidden_direction(rows: Tensor, noise: float) -> None:
     """Warn where the noise of level 0 is wider than rows in the direction in which they vary least.
 
     Args:
-        rows: ``(n, d)``, of columns that vary.
-        noise: its standard deviation over the columns'.
+        rows: standardized, ``(n, d)``.
+        noise: its standard deviation, likewise.
     """
-    if noise <= 0.0 or rows.shape[1] < 2 or len(rows) <= rows.shape[1]:
+    if noise <= _LEAST_NOISE or not 2 <= rows.shape[1] <= _MOST_COLUMNS:
         return
-    width = max(narrowest_width(rows), 1e-6)
-    ratio = noise / width
+    ratio = noise / max(narrowest_width(rows[:: max(1, len(rows) // _MOST_ROWS)]), 1e-6)
     if ratio > _HIDDEN:
         lost = 0.5 * (1.0 / (1.0 + ratio**2) - 1.0 + math.log1p(ratio**2))
         warn_user(
             f"level 0's noise, {noise:.3g} of each coordinate's standard deviation, is {ratio:.3g} times as wide as "
-            f"the data in the direction in which they vary least, so densities are at least {lost:.2g} nats a row too "
+            f"the data in the direction in which they vary least, so densities are about {lost:.2g} nats a row too "
             "low: coordinates nearly determine each other. Drop one, or take a schedule with less noise at level 0, as "
             "NoiseSchedule.cosine(levels, log_snr_max=ep.models.suited_log_snr_max(data))"
         )

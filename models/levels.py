@@ -23,7 +23,6 @@ from energyppl.potentials.network import AtLevel
 from energyppl.schedule import NoiseSchedule
 
 _SCHEDULE = "schedule"  # in a state dict: alpha_bar and sigma_bar
-_MOST_ROWS = 20_000  # by which level 0's noise is judged
 _FEW_DIMENSIONS = 4  # up to here proposals from the tilt are accepted so often that a gradient doesn't pay
 _MAX_LOG_SNR = 20.0  # of a level without noise, for networks that are told the log-SNR
 
@@ -85,7 +84,7 @@ class LevelEnergies(KernelModel):
         super().standardize(data, isotropic=isotropic)
         if len(self.event_shape) == 1 and not isotropic:
             noise = float(self.schedule.sigma_bar[0] / self.schedule.alpha_bar[0])
-            warn_of_hidden_direction(data[:_MOST_ROWS], noise)
+            warn_of_hidden_direction(self.to_unit(data.to(self.loc)), noise)
 
     def diffuse(self, x0: Tensor, level: int | Tensor) -> Tensor:
         """Return clean data, ``(*batch, *event)``, at a marginal of the schedule, in data coordinates."""

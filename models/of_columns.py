@@ -1,11 +1,13 @@
-"""The model that suits rows of numbers, by how many columns they have and how narrowly they lie."""
+"""The model that suits rows of numbers, and the noise of its level 0."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_number
+from energyppl._checks import check_count, check_number, checked, shape_text
+from energyppl.errors import InvalidInput
+from energyppl.models._scaling import robustly_standardized
 from energyppl.models.networks.mlp import MLPEnergy
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.potentials.covariance import narrowest_width
@@ -13,10 +15,11 @@ from energyppl.schedule import NoiseSchedule
 
 __all__ = ["TRAINED_LOG_SNR_MAX", "model_of_columns", "suited_log_snr_max", "with_noise_that_pays"]
 
-_LOG_SNR_MAX, _LOG_SNR_MIN = 4.6, -6.0  # the former is a noise of .1 of a column's standard deviation
+_PLANE_LOG_SNR_MAX, _PLANE_LOG_SNR_MIN = 9.8, -5.1  # in one and two columns, as in CDRL: a noise of .0075
+_LOG_SNR_MAX, _LOG_SNR_MIN = 4.6, -6.0  # above: a noise of .1 of a column's standard deviation
 TRAINED_LOG_SNR_MAX = 6.6  # up to which tables are trained where held-out rows choose: a noise of .037
 _HIGHEST_LOG_SNR = 14.0  # a noise of .001, which float32 still resolves
-_APART = 0.53  # between the log-SNRs of neighbouring levels, on average
+_PLANE_APART, _APART = 2.48, 0.53  # between the log-SNRs of neighbouring levels, on average
 _VISIBLE = 0.5  # noise at most, over the standard deviation of the narrowest direction
 _PAYS = 0.1  # nats a held-out row that less noise must gain, about what training alone leaves of log Z
 _TUNED_ROWS = 4096
@@ -38,9 +41,10 @@ def model_of_columns(
 
     Args:
         columns: how many.
-        levels: noise levels; if None 6 in one and two columns, and above 20, or more if ``log_snr_max`` is higher.
-        log_snr_max: log-SNR of level 0; 9.8 in one and two columns and 4.6 above, a noise of .007 and .1 of a
-            column's standard deviation, if None.  :func:`suited_log_snr_max` says what rows need.
+        levels: noise levels; if None 6 in one and two columns and 20 in more, or with another ``log_snr_max`` as many
+            as are as far apart.
+        log_snr_max: log-SNR of level 0; if None 9.8 in one and two columns and 4.6 in more, a noise of .007 and .1 of
+            a column's standard deviation.  :func:`suited_log_snr_max` says what rows need.
         hidden: width of the network's hidden layers.
         depth: number of hidden layers.
 
@@ -57,29 +61,37 @@ def model_of_columns(
         check_count("levels", levels)
     if log_snr_max is not None:
         check_number("log_snr_max", log_snr_max)
+    top = _least_log_snr_max(columns) if log_snr_max is None else log_snr_max
     if columns <= 2:
-        count, top = levels or 6, 9.8 if log_snr_max is None else log_snr_max
+        count = levels or max(1, round((top - _PLANE_LOG_SNR_MIN) / _PLANE_APART))
         net = MLPEnergy((columns,), hidden=hidden, depth=depth, levels=count)
-        return RecoveryEBM(net, NoiseSchedule.cosine(count, log_snr_max=top))
-    top = _LOG_SNR_MAX if log_snr_max is None else log_snr_max
+        return RecoveryEBM(net, NoiseSchedule.cosine(count, log_snr_max=top, log_snr_min=_PLANE_LOG_SNR_MIN))
     count = levels or max(1, round((top - _LOG_SNR_MIN) / _APART))
     net = MLPEnergy((columns,), hidden=hidden, depth=depth)
     return RecoveryEBM(net, NoiseSchedule.cosine(count, log_snr_max=top, log_snr_min=_LOG_SNR_MIN))
 
 
-def suited_log_snr_max(rows: Tensor, *, least: float = _LOG_SNR_MAX) -> float | None:
+def _least_log_snr_max(columns: int) -> float:
+    return _PLANE_LOG_SNR_MAX if columns <= 2 else _LOG_SNR_MAX
+
+
+@checked
+def suited_log_snr_max(rows: Tensor, *, least: float | None = None) -> float:
     """Return the log-SNR of level 0 that rows need: its noise must not hide the direction in which they vary least.
 
     Where columns nearly determine each other, a noise that is small beside each column's spread may be many times the
     spread of what is left, and the density of level 0 is as much too wide.
 
     Args:
-        rows: ``(n, columns)``; those with NaN are left out.
-        least: the least that is returned.
+        rows: ``(n, columns)``; those with NaN, or with a cell beyond 6 standard deviations, are left out.
+        least: the least that is returned; what :func:`model_of_columns` takes by itself if None or less.
 
     Returns:
-        The log-SNR at which the noise is half of the narrowest direction's standard deviation, but 14 at most;
-        None, which is what :func:`model_of_columns` takes by itself, in one and two columns and if rows are too few.
+        The log-SNR at which the noise is half of the narrowest direction's standard deviation, but at least ``least``
+        and at most 14.
+
+    Raises:
+        InvalidInput: for rows of another shape, or infinite ones.
 
     Example:
         >>> x = torch.randn(500, 3)
@@ -89,19 +101,30 @@ def suited_log_snr_max(rows: Tensor, *, least: float = _LOG_SNR_MAX) -> float | 
         >>> ep.models.suited_log_snr_max(x) > 13.0
         True
     """
+    if not isinstance(rows, Tensor) or rows.dim() != 2 or not rows.shape[1] or not rows.is_floating_point():
+        raise InvalidInput(f"rows must be a floating-point tensor of shape (n, columns); got {_described(rows)}")
+    if bool(torch.isinf(rows).any()):
+        raise InvalidInput("rows must not be infinite: drop or mend those that are")
+    usual = _least_log_snr_max(rows.shape[1])
+    usual = usual if least is None else max(usual, least)
     whole = rows[~torch.isnan(rows).any(1)]
-    if rows.shape[1] <= 2 or len(whole) <= rows.shape[1]:
-        return None
-    visible = _VISIBLE * max(narrowest_width(whole), 1e-6)
-    return min(max(least, -2.0 * math.log(visible)), _HIGHEST_LOG_SNR)
+    if len(whole) < 2:
+        return usual
+    visible = _VISIBLE * max(narrowest_width(robustly_standardized(whole)), 1e-6)
+    return min(max(usual, -2.0 * math.log(visible)), max(usual, _HIGHEST_LOG_SNR))
+
+
+def _described(value: object) -> str:
+    return f"shape {shape_text(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def with_noise_that_pays(ebm: RecoveryEBM, schedule: NoiseSchedule, rows: Tensor, held_out: Tensor) -> RecoveryEBM:
-    """Return the model on another, noisier schedule, unless held-out rows are likelier on its own by .1 nats.
+    """Return the model on another, noisier schedule, unless held-out rows are clearly likelier on its own.
 
-    How much noise level 0 needs depends on the rows: sharp edges and narrow ridges are lost in it, and smooth densities
-    are learned better with it.  Densities are as training implies them, of rows without noise.  The models share their
-    network.
+    They are if the mean gain is above .1 nats and above two standard errors.  How much noise level 0 needs depends on
+    the rows: sharp edges and narrow ridges are lost in it, and smooth densities are learned better with it.  Densities
+    are those of rows without noise, and as training implies them: log Z is not estimated, which is most often below 0
+    at the sharper level, so that more noise is chosen rather than less.  The models share their network.
 
     Args:
         ebm: trained, its network continuous in the noise level.

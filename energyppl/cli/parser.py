@@ -114,7 +114,10 @@ def _training(parser: argparse.ArgumentParser) -> None:
         "a table made extend it, but with --predict (default: 1500, or 1000 above two coordinates)",
     )
     parser.add_argument(
-        "--levels", type=int, metavar="N", help="noise levels (default: 6, or 20 and more above two coordinates)"
+        "--levels",
+        type=int,
+        metavar="N",
+        help="noise levels (default: 6, or 20 to 24 above two coordinates, more for nearly dependent columns)",
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: 512)")
     parser.add_argument(

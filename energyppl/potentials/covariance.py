@@ -8,62 +8,66 @@ from torch import Tensor
 __all__ = ["narrowest_width", "shrunk_covariance"]
 
 _FOLDS = 4
-_FEWEST = 2 * _FOLDS  # rows, below which nothing is left out and correlations are taken for 0
+_FEWEST = 2 * _FOLDS  # rows; from fewer, columns are taken to be independent
 _SHARES = 25  # that are tried, up to 1 evenly on a log scale
 _SMALLEST = 1e-6  # of them, where there are more rows than columns
+_NO_SPREAD = 1e-12  # variance over the columns' mean variance, below which a column is constant
+_FLOOR = 1e-4  # what it counts as then
+_FAR = 6.0  # standard deviations; a row with a cell beyond says nothing of widths
 
 
 def shrunk_covariance(rows: Tensor, groups: Tensor | None = None) -> Tensor:
     """Estimate the covariance of centred rows, with correlations drawn towards 0.
 
-    By how much is chosen by cross-validation with four folds, as makes rows that are left out likeliest.  Shares by a
-    formula (Ledoit & Wolf 2004; Chen, Wiesel, Eldar & Hero 2010) keep the squared error of the entries small, to which
-    a direction of small variance is nothing: for 1000 rows of four columns they are about .01, so a direction a
-    hundredth as wide as the columns becomes ten times too wide, and a density based on it loses 2 nats.
+    The share by which they are is chosen by cross-validation with four folds: the one under which the rows left out are
+    likeliest.  Shares by a formula (Ledoit & Wolf 2004; Chen, Wiesel, Eldar & Hero 2010) keep the squared error of the
+    entries small, and hardly depend on directions of small variance: for 1000 rows of four columns they are about .01,
+    so a direction a hundredth as wide as the columns becomes ten times too wide, and a density with that covariance
+    loses 2 nats a row.
 
     Args:
-        rows: of mean 0, ``(n, d)``, float64.
+        rows: of mean 0, ``(n, d)``, float64; independent but for their groups.
         groups: a whole number for each row, ``(n,)``; dependent rows share one and are left out together.
 
     Returns:
-        The covariance, ``(d, d)``, positive definite unless a column is 0 throughout.
+        The covariance, ``(d, d)``, positive definite: a constant column has 1e-4 of the mean variance.
     """
+    covariance = rows.T @ rows / max(1, len(rows))
+    mean = float(covariance.diagonal().mean()) if rows.shape[1] else 0.0
+    diagonal = covariance.diagonal()
+    diagonal = diagonal.where(diagonal > _NO_SPREAD * mean, _FLOOR * (mean or 1.0))
     fold = torch.arange(len(rows), device=rows.device) if groups is None else groups.unique(return_inverse=True)[1]
     fold = fold % _FOLDS
     parts = [rows[fold == k] for k in fold.unique().tolist()]
-    scatter = torch.stack([part.T @ part for part in parts])
-    total = scatter.sum(0)
+    if len(parts) < 2 or len(rows) < _FEWEST or not rows.shape[1]:
+        return torch.diag(diagonal)
     smallest = _SMALLEST if len(rows) > rows.shape[1] else rows.shape[1] / (len(rows) + rows.shape[1])
     shares = torch.logspace(math.log10(smallest), 0.0, _SHARES).to(rows)[:, None]
     loss = torch.zeros(_SHARES).to(rows)
-    if len(parts) < 2 or len(rows) < _FEWEST:
-        return torch.diag(total.diagonal() / len(rows))
-    for part, own in zip(parts, scatter, strict=True):
-        values, axes = torch.linalg.eigh(_correlations(rest := (total - own) / (len(rows) - len(part))))
-        axes = axes / rest.diagonal().clamp(min=_tiny(rows)).sqrt()[:, None]
+    for part in parts:
+        own = part.T @ part
+        rest = (covariance * len(rows) - own) / (len(rows) - len(part))
+        varies = rest.diagonal() > _NO_SPREAD * mean
+        own, rest = own[varies][:, varies], rest[varies][:, varies]
+        scale = rest.diagonal().sqrt()
+        values, axes = torch.linalg.eigh(rest / scale / scale[:, None])
+        axes = axes / scale[:, None]
         variances = torch.lerp(values.clamp(min=0.0), torch.ones_like(values), shares)  # (shares, d)
         loss += (len(part) * variances.log() + (axes * (own @ axes)).sum(0) / variances).sum(1)
-    share = shares[loss.argmin()]
-    covariance = total / len(rows)
-    return torch.lerp(covariance, torch.diag(covariance.diagonal()), share)
+    diagonal = torch.diag(diagonal)
+    return torch.lerp(torch.where(diagonal > 0.0, diagonal, covariance), diagonal, shares[loss.argmin()])
 
 
 def narrowest_width(rows: Tensor) -> float:
-    """Return the standard deviation of rows in the direction in which they vary least, over that of the columns.
+    """Return the standard deviation of standardized rows in the direction in which they vary least.
+
+    Rows with a cell beyond 6 standard deviations are left out, since a few of them would rule it.
 
     Args:
-        rows: ``(n, d)``, of columns that vary.
+        rows: ``(n, d)``, of columns with a standard deviation of about 1.
     """
     rows = rows.double()
-    rows = rows - rows.mean(0)
-    covariance = shrunk_covariance(rows / rows.square().mean(0).sqrt().clamp(min=_tiny(rows)))
-    return math.sqrt(max(float(torch.linalg.eigvalsh(covariance)[0]), 0.0))
-
-
-def _correlations(covariance: Tensor) -> Tensor:
-    scale = covariance.diagonal().clamp(min=_tiny(covariance)).sqrt()
-    return covariance / scale / scale[:, None]
-
-
-def _tiny(rows: Tensor) -> float:
-    return torch.finfo(rows.dtype).tiny
+    rows = rows[(rows.abs() <= _FAR).all(1)]
+    if len(rows) <= rows.shape[1]:
+        return 1.0
+    return math.sqrt(float(torch.linalg.eigvalsh(shrunk_covariance(rows - rows.mean(0)))[0].clamp(min=0.0)))

@@ -17,6 +17,10 @@ _MAX_ROWS = 4000
 _INFLATION = 1.1  # of standard deviations: what a base misses costs more than what it adds
 _DEFENSIVE_WEIGHT, _DEFENSIVE_WIDTH = 0.05, 2.5  # of the component that covers all others
 _FREEDOMS = (3.0, 5.0, 8.0, 15.0)  # degrees of freedom that are tried
+_TOO_WIDE = (
+    "no mixture of Gaussians fits the draws: they are spread too widely for their floating-point precision; rescale "
+    "them or take float64"
+)
 _LIKELIER = 0.02  # nats a held-out draw by which they must be likelier than Gaussians
 
 
@@ -51,6 +55,8 @@ def fit_mixture(
     loc, scale = rows.mean(0), rows.std(0)
     scale = scale.clamp(min=1e-9 * float(scale.max()) + 1e-30)
     rows = (rows - loc) / scale
+    if not bool(torch.isfinite(scale).all() & torch.isfinite(rows).all()):
+        raise EnergyPPLError(_TOO_WIDE)
     groups = torch.arange(len(rows), device=x.device) if groups is None else groups[order]
     common = torch.linalg.cholesky(shrunk_covariance(rows, groups))
     white = torch.linalg.solve_triangular(common, rows.T, upper=False).T  # columns that hardly vary are as others here
@@ -67,10 +73,7 @@ def fit_mixture(
         elif count > 4 and score < best - 0.2:
             break
     if found is None:
-        raise EnergyPPLError(
-            "no mixture of Gaussians fits the draws: they are spread too widely for their floating-point precision; "
-            "rescale them or take float64"
-        )
+        raise EnergyPPLError(_TOO_WIDE)
     means, factors, weights = found
     if defensive:
         wide = _one(white)

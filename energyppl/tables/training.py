@@ -182,7 +182,7 @@ def fit(
         transforms: for columns by name, how they are taken, as :meth:`energyppl.data.TableTransform.fit` says.
         steps: updates at most; 1500, or 1000 above two coordinates, if None.  Half as many more come before them where
             gaps are filled, and are no part of the model's ``curves``.
-        levels: of noise; if None 6, and above two coordinates 20 or more, by how little noise held-out rows need.
+        levels: of noise; if None 6, or 20 or 24 above two coordinates; more where columns nearly determine each other.
         batch_size: rows in a batch; 512 if None.
         learning_rate: the optimizer's; .01 if None.
         seed: of everything random.
@@ -228,7 +228,7 @@ def train(
             progress=progress,
         )
         if prepared.transform.width > 2:
-            noisier = _untrained(prepared, settings, 4.6).schedule
+            noisier = _untrained(prepared, settings, None).schedule
             ebm = with_noise_that_pays(ebm, noisier, z[prepared.rows], z[choosing(prepared)])
     recorded = history.records[-1].values if history.records else {}
     kept = [*CURVES, *(name for name in _CURVES_OF_SOME if name in recorded)]
@@ -273,8 +273,8 @@ def require_same_run(
         training.load_state_dict(load_checkpoint(checkpoint))
 
 
-def _untrained(prepared: Prepared, settings: FitSettings, least: float = TRAINED_LOG_SNR_MAX) -> RecoveryEBM:
-    """Build a model with a log-SNR of level 0 of at least ``least``, or more if rows need it."""
+def _untrained(prepared: Prepared, settings: FitSettings, least: float | None = TRAINED_LOG_SNR_MAX) -> RecoveryEBM:
+    """Build a model with a log-SNR at level 0 of ``least``, or more if rows need it."""
     suited = suited_log_snr_max(prepared.z[prepared.rows], least=least)
     return model_of_columns(prepared.transform.width, levels=settings.levels, log_snr_max=suited)
 

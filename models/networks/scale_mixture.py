@@ -31,8 +31,8 @@ class ScaleMixture(nn.Module):
 
     An eigenvector along which rows hardly vary, less than .3 of a column's spread, has a mixture too if some row is
     beyond 6 of its widths: the network sees single columns, and to lift such rows it learned energies that put 98 % of
-    the mass of UCI's protein where there are none.  (Tails along all eigenvectors, or for a share of the rows in all
-    columns, lie where no rows are themselves: log Z of the wines of UCI went up to 4 nats.)
+    the mass of UCI's protein where there are none.  (Wide tails along all eigenvectors, or for a share of the rows in
+    all columns, put mass where there are no rows: log Z of the wines of UCI went up to 4 nats.)
 
     Rows in clusters far apart have a Gaussian for each cluster in place of the one.  Training hardly sees the relative
     masses of such clusters: of 50,000 rows in five columns a far one of 1 % had .01 of its mass where the base had one

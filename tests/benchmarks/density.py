@@ -71,7 +71,7 @@ def train(
         for _ in training:
             pass
         training.finish()
-        print(f"{len(training.records):,} updates", end=", ")
+        print(f"{name}: {len(training.records):,} updates")
         return training.model, toy, time.process_time() - begin
     ebm, begin = build(), time.perf_counter()
     ep.fit(ebm, data, options=options, progress=False)
@@ -135,6 +135,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--levels", type=int, default=1, help="how many levels to print the gap of")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
+    if args.exact and args.seconds is not None:
+        parser.error("--exact makes as many updates as --steps says: leave --seconds out")
     for name in args.toys:
         options = ep.TrainingOptions(steps=args.steps, batch_size=args.batch, learning_rate=args.rate)
         if args.exact:

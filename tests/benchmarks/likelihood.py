@@ -5,8 +5,8 @@
 
 For each split a tenth of the rows is held out, another tenth validates; columns are standardized by the training
 rows, and discrete ones spread over their gaps.  Level 0 of the EBM is the density of rows with a little noise (of a
-log-SNR of 4.6, a standard deviation of .1, unless ``--log-snr-max`` says otherwise), so all three are scored once on
-the same noisy test rows, and the peers learn from rows with noise drawn likewise.
+log-SNR of 4.6, a standard deviation of .1, unless ``--log-snr-max`` says otherwise; tables have that or 6.6), so all
+three are scored once on the same noisy test rows, and the peers learn from rows with noise drawn likewise.
 
 - RecoveryEBM with the defaults of ``fit``; log Z by ``log_normalizer``, whose error is part of the uncertainty;
 - zuko's neural spline flow, its own size and one twice as wide, Adam for as many seconds each as the EBM's training

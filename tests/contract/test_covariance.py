@@ -1,7 +1,9 @@
 """Covariances of rows: narrow directions stay narrow, few rows say little of correlations."""
 
 import warnings
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -72,11 +74,40 @@ def test_rows_of_a_group_are_left_out_together() -> None:
     assert float(shrunk_covariance(rows).tril(-1).norm()) > 2.0 * float(shrunk_covariance(rows, groups).tril(-1).norm())
 
 
-def test_columns_without_rows_or_spread_are_no_error() -> None:
+@pytest.mark.parametrize("count", [60, 200])
+def test_a_constant_column_changes_nothing_for_the_others(count: int) -> None:
+    """It had counted as the likelier the less was shrunk, so that nothing was."""
+    rows = torch.randn(count, 21, dtype=torch.float64)
+    rows = rows - rows.mean(0)
+    rows[:, 7] = 0.0
+    others = torch.arange(21) != 7
+    found = shrunk_covariance(rows)
+    torch.testing.assert_close(found[others][:, others], shrunk_covariance(rows[:, others]))
+    assert float(found[7, 7]) == pytest.approx(1e-4, rel=0.2)
+    assert float(found[7, others].abs().max()) == 0.0
+    rows[::4, 7] = 1.0  # constant in three of the folds
+    assert bool(torch.isfinite(torch.linalg.cholesky(shrunk_covariance(rows - rows.mean(0)))).all())
     assert shrunk_covariance(torch.zeros(10, 0, dtype=torch.float64)).shape == (0, 0)
-    rows = torch.randn(50, 2, dtype=torch.float64)
-    rows[:, 1] = 0.0
-    assert bool(torch.isfinite(shrunk_covariance(rows)).all())
+
+
+@pytest.mark.parametrize("columns", [3, 70])  # clusters are looked for in 64 at most
+def test_constant_columns_with_one_scale_for_all(columns: int) -> None:
+    """As the edges of images; the mixture of clusters had no Cholesky factor, and the base negative variances."""
+    rows = torch.randn(300, columns)
+    rows[:, 1] = 2.0
+    ebm = ep.RecoveryEBM(ep.MLPEnergy((columns,), hidden=8, depth=1), ep.NoiseSchedule.cosine(3, log_snr_min=-6.0))
+    ebm.standardize(rows, isotropic=True)
+    assert float(ebm.net.base.variances.min()) > 0.0  # type: ignore[union-attr,operator]
+    assert bool(torch.isfinite(ebm.potential(0)(ebm.to_unit(rows))).all())
+    base = ep.potentials.MixtureBase.fitted(rows[:, :3], torch.Size((3,)))
+    assert bool(torch.isfinite(base(rows[:, :3])).all())
+
+
+def test_draws_that_can_not_be_scaled_are_refused() -> None:
+    draws = torch.randn(50, 3, dtype=torch.float64)
+    draws[0, 0] = 1e200
+    with pytest.raises(ep.EnergyPPLError, match="spread too widely"):
+        fit_mixture(draws)
 
 
 def test_level_zero_has_less_noise_than_the_narrowest_direction() -> None:
@@ -89,8 +120,28 @@ def test_level_zero_has_less_noise_than_the_narrowest_direction() -> None:
     assert ep.models.suited_log_snr_max(torch.randn(500, 4)) == pytest.approx(
         float(ep.models.model_of_columns(4).schedule.log_snr[0])
     )
-    assert ep.models.suited_log_snr_max(rows[:, :2]) is None
-    assert ep.models.suited_log_snr_max(torch.full((500, 4), torch.nan)) is None
+    assert ep.models.suited_log_snr_max(rows, least=13.0) == 13.0
+    assert (
+        ep.models.suited_log_snr_max(torch.full((500, 4), torch.nan)) == ep.models.suited_log_snr_max(rows[:3]) == 4.6
+    )
+
+
+def test_a_few_wild_cells_neither_hide_nor_make_a_narrow_direction() -> None:
+    wild = torch.randn(2000, 4)
+    wild[0, :2] = 1e3
+    assert ep.models.suited_log_snr_max(wild) == 4.6
+    near = torch.randn(2000, 4)
+    near[:, 1] = near[:, 0] + 0.01 * torch.randn(2000)
+    near[:5, 1] = 1e3
+    assert ep.models.suited_log_snr_max(near) > 9.0
+
+
+@pytest.mark.parametrize(
+    "rows", [torch.randn(5), np.zeros((5, 2)), torch.ones(5, 2, dtype=torch.long), torch.full((5, 3), torch.inf)]
+)
+def test_rows_of_another_kind_are_refused(rows: Any) -> None:
+    with pytest.raises(ep.InvalidInput, match="rows must"):
+        ep.models.suited_log_snr_max(rows)
 
 
 def test_a_model_says_that_its_noise_hides_what_columns_say_of_each_other() -> None:
@@ -98,11 +149,19 @@ def test_a_model_says_that_its_noise_hides_what_columns_say_of_each_other() -> N
     ebm = ep.RecoveryEBM(ep.MLPEnergy((4,), hidden=8), ep.NoiseSchedule.cosine(4, log_snr_max=4.6, log_snr_min=-6.0))
     with pytest.warns(UserWarning, match="nats a row too low: coordinates nearly determine each other"):
         ebm.standardize(rows)
-    fine = ep.NoiseSchedule.cosine(4, log_snr_max=ep.models.suited_log_snr_max(rows) or 0.0, log_snr_min=-6.0)
+    fine = ep.NoiseSchedule.cosine(4, log_snr_max=ep.models.suited_log_snr_max(rows), log_snr_min=-6.0)
+    pair = torch.randn(500, 2)
+    pair[:, 1] = pair[:, 0] + 0.001 * torch.randn(500)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ep.RecoveryEBM(ep.MLPEnergy((4,), hidden=8), fine).standardize(rows)
         ep.RecoveryEBM(ep.MLPEnergy((4,), hidden=8), ebm.schedule).standardize(torch.randn(500, 4))
+        by_class = torch.randn(30_000, 4)
+        by_class[:, 0] = torch.arange(30_000) // 15_000  # rows in order
+        ep.RecoveryEBM(ep.MLPEnergy((4,), hidden=8), ebm.schedule).standardize(by_class)
+        ep.models.model_of_columns(2, log_snr_max=ep.models.suited_log_snr_max(pair)).standardize(pair)
+    with pytest.warns(UserWarning, match="suited_log_snr_max"):
+        ep.models.model_of_columns(2).standardize(pair)
 
 
 def test_a_table_whose_columns_nearly_determine_each_other_has_its_density() -> None:
@@ -127,6 +186,8 @@ def test_level_zero_keeps_the_noise_that_held_out_rows_do_not_mind() -> None:
         again = with_noise_that_pays(found, ebm.schedule, rows[:500], rows[500:])
         assert again is found  # a schedule with no more noise is not tried
     assert found.schedule.levels == noisier.levels
+    untuned = ep.RecoveryEBM(found.net, noisier).level_kernel.step_sizes
+    assert not torch.equal(found.level_kernel.step_sizes, untuned)
 
 
 def test_smooth_rows_keep_the_noise_and_levels_that_were_asked_for_are_made() -> None:
