@@ -15,7 +15,7 @@ __all__ = ["NoisedMixture", "ScaleMixture"]
 _COMPONENTS = 6
 _CLUSTERS, _CLUSTERED_SIZE = 8, 64  # at most, and coordinates up to which rows are clustered
 _NARROWEST = 0.02  # width of a column in a cluster by which far rows are judged
-_NARROW = 0.3  # standard deviation along an eigenvector, of columns of 1, below which its tail stays among the rows
+_NARROW = 0.5  # standard deviation along an eigenvector, of columns of 1, below which its tail stays among the rows
 _FAR = 6.0  # widths: beyond it a Gaussian column has one row in 500 million
 _ROUNDS = 30  # of expectation maximization
 _LARGEST, _MOST_ROWS = 256, 8192  # numbers of a column that all count, and about how many of the others do
@@ -29,10 +29,10 @@ class ScaleMixture(nn.Module):
     one Gaussian with the rows' covariance, along its eigenvectors, for a network that has to learn linear dependence
     from N(0, I) stops short of it.
 
-    An eigenvector along which rows hardly vary, less than .3 of a column's spread, has a mixture too if some row is
+    An eigenvector along which rows hardly vary, less than half of a column's spread, has a mixture too if some row is
     beyond 6 of its widths: the network sees single columns, and to lift such rows it learned energies that put 98 % of
-    the mass of UCI's protein where there are none.  (Wide tails along all eigenvectors, or for a share of the rows in
-    all columns, put mass where there are no rows: log Z of the wines of UCI went up to 4 nats.)
+    the mass of 20,000 rows of UCI's protein where there are none.  (Wide tails along all eigenvectors, or for a share
+    of the rows in all columns, put mass where there are no rows: log Z of the wines of UCI went up to 4 nats.)
 
     Rows in clusters far apart have a Gaussian for each cluster in place of the one.  Training hardly sees the relative
     masses of such clusters: of 50,000 rows in five columns a far one of 1 % had .01 of its mass where the base had one
