@@ -37,14 +37,20 @@ MOST = {
 
 @pytest.mark.parametrize("name", MOST)
 def test_modes_are_found_without_samples(name: str) -> None:
-    """Three runs each; .15 nats is 3.3 deviations or more (.01 to .045): 1e-3 at worst.  A lost mode is .2 to 3.5."""
+    """Three runs each; .15 nats is 3.3 deviations or more (.01 to .045): 1e-3 at worst.  A lost mode is .2 to 3.5.
+
+    Evaluations vary by a tenth between runs (22,140 to 32,668 in 24 runs of the second target, 25,700 on average), so
+    the mean of three is asked to be below the bound and four of its standard errors: 6e-5 for a mean at the bound.
+    """
+    evaluations = 0
     for _ in range(3):
         known = MODE_TARGETS[name]()
         found = ep.log_normalizer(known.potential)
-        assert found.evaluations < MOST[name]
+        evaluations += found.evaluations
         assert abs(found.estimate - known.log_z) < 0.15
         assert found.searched is not None
         assert "descents" in str(found)
+    assert evaluations / 3 < MOST[name] * (1.0 + 4.0 * 0.1 / math.sqrt(3.0))
 
 
 def test_one_start_at_the_origin_misses_a_mode() -> None:
