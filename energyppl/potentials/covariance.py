@@ -14,6 +14,7 @@ _SMALLEST = 1e-6  # of them, where there are more rows than columns
 _NO_SPREAD = 1e-12  # variance over the columns' mean variance, below which a column is constant
 _FLOOR = 1e-4  # what it counts as then
 _FAR = 6.0  # standard deviations; a row with a cell beyond says nothing of widths
+_SINGLE_VALUE = 0.05  # standard deviation of the other rows, below which a column says nothing of them either
 
 
 def shrunk_covariance(rows: Tensor, groups: Tensor | None = None) -> Tensor:
@@ -61,7 +62,8 @@ def shrunk_covariance(rows: Tensor, groups: Tensor | None = None) -> Tensor:
 def narrowest_width(rows: Tensor) -> float:
     """Return the standard deviation of standardized rows in the direction in which they vary least.
 
-    Rows with a cell beyond 6 standard deviations are left out, since a few of them would rule it.
+    Rows with a cell beyond 6 standard deviations are left out, since a few of them would rule it, and so are columns
+    that have one value in nearly all of the others, as rare flags.
 
     Args:
         rows: ``(n, d)``, of columns with a standard deviation of about 1.
@@ -69,5 +71,8 @@ def narrowest_width(rows: Tensor) -> float:
     rows = rows.double()
     rows = rows[(rows.abs() <= _FAR).all(1)]
     if len(rows) <= rows.shape[1]:
+        return 1.0
+    rows = rows[:, rows.std(0) > _SINGLE_VALUE]
+    if not rows.shape[1]:
         return 1.0
     return math.sqrt(float(torch.linalg.eigvalsh(shrunk_covariance(rows - rows.mean(0)))[0].clamp(min=0.0)))

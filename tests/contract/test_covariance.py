@@ -131,6 +131,9 @@ def test_a_few_wild_cells_neither_hide_nor_make_a_narrow_direction() -> None:
     wild = torch.randn(2000, 4)
     wild[0, :2] = 1e3
     assert ep.models.suited_log_snr_max(wild) == 4.6
+    flag = torch.randn(2000, 4)
+    flag[:, 2] = (torch.arange(2000) % 100 == 0).float()  # whose rows lie beyond 6 standard deviations
+    assert ep.models.suited_log_snr_max(flag) == ep.models.suited_log_snr_max(flag[:, 2:3].expand(2000, 3)) == 4.6
     near = torch.randn(2000, 4)
     near[:, 1] = near[:, 0] + 0.01 * torch.randn(2000)
     near[:5, 1] = 1e3
