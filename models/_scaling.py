@@ -37,33 +37,32 @@ def robust_scaling(
     Returns:
         loc and scale, ``(*event)``.
     """
-    middle, width, heavy = _central(rows, scale)
+    loc, scale, heavy = _robust(rows, loc, scale)
     places = heavy.flatten().nonzero()[:, 0].tolist()
-    if not places:
-        return loc, scale
-    named = ", ".join(repr(names[i]) if names is not None else str(i) for i in places[:20])
-    warn_user(
-        f"a few rows rule the standard deviation of coordinate(s) {named}, which is more than {_HEAVY:.0f} times what "
-        "the central 95 % of the rows say: their median and width standardize them instead. Look for wrong cells "
-        "there, or take the logarithm of a positive column",
-    )
-    return torch.where(heavy, middle, loc), torch.where(heavy, width, scale)
+    if places:
+        named = ", ".join(repr(names[i]) if names is not None else str(i) for i in places[:20])
+        warn_user(
+            f"a few rows rule the standard deviation of coordinate(s) {named}, which is more than {_HEAVY:.0f} times "
+            "what the central 95 % of the rows say: their median and width standardize them instead. Look for wrong "
+            "cells there, or take the logarithm of a positive column",
+        )
+    return loc, scale
 
 
-def _central(rows: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return medians, the widths of the central 95 % of rows, and where these are far below standard deviations."""
+def _robust(rows: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return loc and scale as :func:`robust_scaling` does, and where it replaced them."""
     ordered = rows.flatten(1).sort(0).values
-    low, middle, high = (ordered[round(q * (len(ordered) - 1))].reshape(scale.shape) for q in (0.025, 0.5, 0.975))
+    low, middle, high = (ordered[round(q * (len(ordered) - 1))].reshape(loc.shape) for q in (0.025, 0.5, 0.975))
     width = (high - low) / _CENTRAL
-    return middle, width, (scale > _HEAVY * width) & (width > 2.0 * torch.finfo(torch.float32).eps * middle.abs())
+    heavy = (scale > _HEAVY * width) & (width > 2.0 * torch.finfo(torch.float32).eps * middle.abs())
+    return torch.where(heavy, middle, loc), torch.where(heavy, width, scale), heavy
 
 
 def robustly_standardized(rows: Tensor) -> Tensor:
     """Return rows ``(n, d)`` as :func:`robust_scaling` standardizes them, without its warning."""
     rows = rows.double()
-    loc, scale = rows.mean(0), rows.std(0)
-    middle, width, heavy = _central(rows, scale)
-    return (rows - torch.where(heavy, middle, loc)) / torch.where(heavy, width, scale).clamp(min=1e-300)
+    loc, scale, _ = _robust(rows, rows.mean(0), rows.std(0))
+    return (rows - loc) / scale.clamp(min=1e-300)
 
 
 def one_scale(rows: Tensor, loc: Tensor) -> tuple[Tensor, Tensor]:

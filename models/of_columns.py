@@ -1,11 +1,12 @@
 """The model that suits rows of numbers, and the noise of its level 0."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from energyppl._checks import check_count, check_number, checked, shape_text
+from energyppl._checks import check_count, check_event, check_number, checked, shape_text
 from energyppl.errors import InvalidInput
 from energyppl.models._scaling import robustly_standardized
 from energyppl.models.networks.mlp import MLPEnergy
@@ -15,11 +16,19 @@ from energyppl.schedule import NoiseSchedule
 
 __all__ = ["TRAINED_LOG_SNR_MAX", "model_of_columns", "suited_log_snr_max", "with_noise_that_pays"]
 
-_PLANE_LOG_SNR_MAX, _PLANE_LOG_SNR_MIN = 9.8, -5.1  # in one and two columns, as in CDRL: a noise of .0075
-_LOG_SNR_MAX, _LOG_SNR_MIN = 4.6, -6.0  # above: a noise of .1 of a column's standard deviation
+
+class _Range(NamedTuple):
+    """Log-SNRs of the least and the most noise, and how far levels between them are apart on average."""
+
+    log_snr_max: float
+    log_snr_min: float
+    apart: float
+
+
+_PLANE = _Range(9.8, -5.1, 2.48)  # one and two columns, as in CDRL: a noise of .0075 of a column's standard deviation
+_MORE = _Range(4.6, -6.0, 0.53)  # a noise of .1
 TRAINED_LOG_SNR_MAX = 6.6  # up to which tables are trained where held-out rows choose: a noise of .037
 _HIGHEST_LOG_SNR = 14.0  # a noise of .001, which float32 still resolves
-_PLANE_APART, _APART = 2.48, 0.53  # between the log-SNRs of neighbouring levels, on average
 _VISIBLE = 0.5  # noise at most, over the standard deviation of the narrowest direction
 _PAYS = 0.1  # nats a held-out row that less noise must gain, about what training alone leaves of log Z
 _TUNED_ROWS = 4096
@@ -57,22 +66,25 @@ def model_of_columns(
         (6, 20)
     """
     check_count("columns", columns)
+    schedule = _schedule(columns, levels, log_snr_max)
+    net = MLPEnergy((columns,), hidden=hidden, depth=depth, levels=schedule.levels if columns <= 2 else None)
+    return RecoveryEBM(net, schedule)
+
+
+def _range(columns: int) -> _Range:
+    return _PLANE if columns <= 2 else _MORE
+
+
+def _schedule(columns: int, levels: int | None, log_snr_max: float | None) -> NoiseSchedule:
+    """Build the schedule of so many columns; see :func:`model_of_columns`."""
+    usual = _range(columns)
     if levels is not None:
         check_count("levels", levels)
     if log_snr_max is not None:
         check_number("log_snr_max", log_snr_max)
-    top = _least_log_snr_max(columns) if log_snr_max is None else log_snr_max
-    if columns <= 2:
-        count = levels or max(1, round((top - _PLANE_LOG_SNR_MIN) / _PLANE_APART))
-        net = MLPEnergy((columns,), hidden=hidden, depth=depth, levels=count)
-        return RecoveryEBM(net, NoiseSchedule.cosine(count, log_snr_max=top, log_snr_min=_PLANE_LOG_SNR_MIN))
-    count = levels or max(1, round((top - _LOG_SNR_MIN) / _APART))
-    net = MLPEnergy((columns,), hidden=hidden, depth=depth)
-    return RecoveryEBM(net, NoiseSchedule.cosine(count, log_snr_max=top, log_snr_min=_LOG_SNR_MIN))
-
-
-def _least_log_snr_max(columns: int) -> float:
-    return _PLANE_LOG_SNR_MAX if columns <= 2 else _LOG_SNR_MAX
+    top = usual.log_snr_max if log_snr_max is None else log_snr_max
+    count = levels or max(1, round((top - usual.log_snr_min) / usual.apart))
+    return NoiseSchedule.cosine(count, log_snr_max=top, log_snr_min=usual.log_snr_min)
 
 
 @checked
@@ -101,11 +113,12 @@ def suited_log_snr_max(rows: Tensor, *, least: float | None = None) -> float:
         >>> ep.models.suited_log_snr_max(x) > 13.0
         True
     """
-    if not isinstance(rows, Tensor) or rows.dim() != 2 or not rows.shape[1] or not rows.is_floating_point():
-        raise InvalidInput(f"rows must be a floating-point tensor of shape (n, columns); got {_described(rows)}")
+    check_event("rows", rows, ())
+    if rows.dim() != 2 or not rows.shape[1]:
+        raise InvalidInput(f"rows must have shape (n, columns); got {shape_text(rows.shape)}")
     if bool(torch.isinf(rows).any()):
         raise InvalidInput("rows must not be infinite: drop or mend those that are")
-    usual = _least_log_snr_max(rows.shape[1])
+    usual = _range(rows.shape[1]).log_snr_max
     usual = usual if least is None else max(usual, least)
     whole = rows[~torch.isnan(rows).any(1)]
     if len(whole) < 2:
@@ -114,11 +127,9 @@ def suited_log_snr_max(rows: Tensor, *, least: float | None = None) -> float:
     return min(max(usual, -2.0 * math.log(visible)), max(usual, _HIGHEST_LOG_SNR))
 
 
-def _described(value: object) -> str:
-    return f"shape {shape_text(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def with_noise_that_pays(ebm: RecoveryEBM, schedule: NoiseSchedule, rows: Tensor, held_out: Tensor) -> RecoveryEBM:
+def with_noise_that_pays(
+    ebm: RecoveryEBM, log_snr_max: float, levels: int | None, rows: Tensor, held_out: Tensor
+) -> RecoveryEBM:
     """Return the model on another, noisier schedule, unless held-out rows are clearly likelier on its own.
 
     They are if the mean gain is above .1 nats and above two standard errors.  How much noise level 0 needs depends on
@@ -128,10 +139,12 @@ def with_noise_that_pays(ebm: RecoveryEBM, schedule: NoiseSchedule, rows: Tensor
 
     Args:
         ebm: trained, its network continuous in the noise level.
-        schedule: whose level 0 has more noise.
+        log_snr_max: log-SNR of level 0 of the other schedule.
+        levels: of the other schedule, as in :func:`model_of_columns`.
         rows: that trained it, ``(n, columns)``.
         held_out: that did not, ``(m, columns)``.
     """
+    schedule = _schedule(rows.shape[1], levels, log_snr_max)
     if float(schedule.log_snr[0]) >= float(ebm.schedule.log_snr[0]):
         return ebm
     noisier = RecoveryEBM(ebm.net, schedule)

@@ -228,8 +228,8 @@ def train(
             progress=progress,
         )
         if prepared.transform.width > 2:
-            noisier = _untrained(prepared, settings, None).schedule
-            ebm = with_noise_that_pays(ebm, noisier, z[prepared.rows], z[choosing(prepared)])
+            suited = suited_log_snr_max(prepared.z[prepared.rows])
+            ebm = with_noise_that_pays(ebm, suited, settings.levels, z[prepared.rows], z[choosing(prepared)])
     recorded = history.records[-1].values if history.records else {}
     kept = [*CURVES, *(name for name in _CURVES_OF_SOME if name in recorded)]
     return TableModel(ebm, prepared.transform, **outcome(table, prepared, settings, history, kept)), history
@@ -273,9 +273,9 @@ def require_same_run(
         training.load_state_dict(load_checkpoint(checkpoint))
 
 
-def _untrained(prepared: Prepared, settings: FitSettings, least: float | None = TRAINED_LOG_SNR_MAX) -> RecoveryEBM:
-    """Build a model with a log-SNR at level 0 of ``least``, or more if rows need it."""
-    suited = suited_log_snr_max(prepared.z[prepared.rows], least=least)
+def _untrained(prepared: Prepared, settings: FitSettings) -> RecoveryEBM:
+    """Build a model with the log-SNR at level 0 up to which tables are trained, or more if rows need it."""
+    suited = suited_log_snr_max(prepared.z[prepared.rows], least=TRAINED_LOG_SNR_MAX)
     return model_of_columns(prepared.transform.width, levels=settings.levels, log_snr_max=suited)
 
 

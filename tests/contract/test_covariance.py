@@ -67,7 +67,10 @@ def test_few_rows_say_little_of_correlations(count: int) -> None:
 
 
 def test_rows_of_a_group_are_left_out_together() -> None:
-    """Each of twelve draws stands there fifty times: taken for 600, they would seem to determine 20 columns."""
+    """Each of twelve draws stands there fifty times: taken for 600, they would seem to determine 20 columns.
+
+    Of 300 seeds 3 % have an entry above .35 (.53 at most), none fails the second comparison.
+    """
     draws = torch.randn(12, 20, dtype=torch.float64)
     rows = (draws - draws.mean(0)).repeat_interleave(50, 0)
     groups = torch.arange(12).repeat_interleave(50)
@@ -182,14 +185,13 @@ def test_level_zero_keeps_the_noise_that_held_out_rows_do_not_mind() -> None:
     for rows, kept in ((narrow_rows(600).float(), True), (torch.randn(600, 4), False)):
         ebm = ep.models.model_of_columns(4, log_snr_max=12.0, hidden=8, depth=1)
         ebm.standardize(rows)
-        noisier = ep.models.model_of_columns(4).schedule
-        found = with_noise_that_pays(ebm, noisier, rows[:500], rows[500:])
+        found = with_noise_that_pays(ebm, 4.6, None, rows[:500], rows[500:])
         assert (found is ebm) == kept
         assert found.net is ebm.net
         torch.testing.assert_close(found.to_unit(rows), ebm.to_unit(rows))
-        again = with_noise_that_pays(found, ebm.schedule, rows[:500], rows[500:])
+        again = with_noise_that_pays(found, 12.0, None, rows[:500], rows[500:])
         assert again is found  # a schedule with no more noise is not tried
-    assert found.schedule.levels == noisier.levels
+    assert found.schedule.levels == ep.models.model_of_columns(4).schedule.levels
     assert bool((found.level_kernel.step_sizes > 0.0).all())
 
 

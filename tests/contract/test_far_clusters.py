@@ -115,9 +115,9 @@ def test_random_numbers_go_on_as_if_no_clusters_had_been_looked_for() -> None:
 
 
 def test_draws_of_the_noisiest_density_have_the_clusters_shares() -> None:
-    """20,000 draws: a share of .05 within five standard errors, .0077; the far ones' width within .05, mean within .1.
+    """20,000 draws: a share of .05 within five standard errors, .0077, the far ones' mean and width within .05.
 
-    Five standard errors of that mean, of rows and draws, are .075; N(0, I)'s rows beyond the middle pull it by .02.
+    Of rows and draws the mean's standard error is .015, so 1e-3 of seeds fail, where no draw of N(0, I) is among them.
     """
     torch.manual_seed(0)
     base = ScaleMixture(2)
@@ -127,7 +127,8 @@ def test_draws_of_the_noisiest_density_have_the_clusters_shares() -> None:
     far = draws[draws[:, 0] > 0.5 * AWAY]
     own = float(base.cluster_weights[:2].amin())
     assert len(far) / len(draws) == pytest.approx(own, abs=0.0077)
-    assert float(far[:, 0].mean()) == pytest.approx(AWAY * float(log_snr.sigmoid().sqrt()), abs=0.1)
+    far = far[far[:, 0] > 0.75 * AWAY]
+    assert float(far[:, 0].mean()) == pytest.approx(AWAY * float(log_snr.sigmoid().sqrt()), abs=0.05)
     exact = float((log_snr.sigmoid() * WIDTH**2 + (-log_snr).sigmoid()).sqrt())
     assert float(far[:, 1].std()) == pytest.approx(exact, abs=0.05)
 
