@@ -39,8 +39,9 @@ MOST = {
 def test_modes_are_found_without_samples(name: str) -> None:
     """Three runs each; .15 nats is 3.3 deviations or more (.01 to .045): 1e-3 at worst.  A lost mode is .2 to 3.5.
 
-    Evaluations vary by a tenth between runs (22,140 to 32,668 in 24 runs of the second target, 25,700 on average), so
-    the mean of three is asked to be below the bound and four of its standard errors: 6e-5 for a mean at the bound.
+    Evaluations vary between runs, with the code before too: of the pair off centre 22,140 to 32,668 in 24 runs, 25,700
+    on average; of the pair 20 apart 16,820 to 30,084 in 6, 20,300 on average.  So the mean of three is compared, with
+    .23 of the bound to spare: by these spreads 1e-7 and 3e-3 of seeds fail, of the others, at a third of it, fewer.
     """
     evaluations = 0
     for _ in range(3):
@@ -50,7 +51,7 @@ def test_modes_are_found_without_samples(name: str) -> None:
         assert abs(found.estimate - known.log_z) < 0.15
         assert found.searched is not None
         assert "descents" in str(found)
-    assert evaluations / 3 < MOST[name] * (1.0 + 4.0 * 0.1 / math.sqrt(3.0))
+    assert evaluations / 3 < 1.23 * MOST[name]
 
 
 def test_one_start_at_the_origin_misses_a_mode() -> None:
