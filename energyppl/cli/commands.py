@@ -353,6 +353,7 @@ def _quality(found: dict[str, Any]) -> dict[str, str]:
     return {
         "log density": f"{mean} nats a held-out row, log Z's error included{chose}",
         "counted as": "a density per unit of a continuous column, a probability per value of a discrete one",
+        "finest detail": f"level 0's noise, {found['noise']:.2g} of a transformed column's standard deviation",
         "log Z": f"{of_log_z} in standardized coordinates, where training alone implies 0, by {log_z['method']}",
         "energy distance": f"{test['statistic']:.4f}, p = {test['p_value']:.3f} ({rows[0]} held-out rows, {rows[1]} "
         "samples)",

@@ -52,7 +52,8 @@ def quality(
         included; ``mixture`` and ``independent``, by how much that is above a mixture of Gaussians and above the
         columns' own mixtures multiplied, both fitted to the same coordinates of the training rows;
         ``held_out_chose_weights``, true of tables of fewer than 1000 rows, whose figures are a little too good;
-        ``log_z``, where training alone implies 0; ``energy_distance``, a two-sample test of samples and held-out rows;
+        ``log_z``, where training alone implies 0; ``noise``, level 0's over the standard deviation of each transformed
+        column: the density has no finer detail; ``energy_distance``, a two-sample test of samples and held-out rows;
         ``worst_column`` and ``worst_pair``, which differ most; ``regions``, where the density's masses differ from
         those of rows or samples; ``verdict``, sentences.
 
@@ -99,6 +100,7 @@ def _measured(model: TableModel, samples: Array | None, log_z: LogNormalizer | N
             "method": log_z.method,
             "warning": log_z.warning,
         },
+        "noise": float(ebm.schedule.sigma_bar[0] / ebm.schedule.alpha_bar[0]),
         "energy_distance": {"statistic": test.statistic, "p_value": test.p_value, "rows": [len(x), len(y)]},
         "worst_column": column_tests(model.table, held_out, samples)[0],
         "worst_pair": next(iter(pair_tests(model.transform, held_out, samples)), None),

@@ -94,6 +94,7 @@ def test_fit_sample_show(table: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     for word in (
         "rooms 4 values, by their shares of the normal scores",
         "log density",
+        "level 0's noise, 0.0074 of a transformed column's standard deviation",
         "training alone implies 0",
         "verdict",
         "a mixture of Gaussians",

@@ -1,0 +1,91 @@
+"""The reach of corrections to the base of a continuous network, where narrow directions have heavy tails."""
+
+import copy
+
+import torch
+
+import energyppl as ep
+from energyppl.models.networks.scale_mixture import ScaleMixture
+
+SHARP = torch.tensor(6.0)
+
+
+def narrow_rows(count: int = 4000, *, tails: bool = True) -> torch.Tensor:
+    """Three columns; the first two differ by .1 of their spread, with Student's tails (3 degrees of freedom) or not."""
+    common = torch.randn(count, 1)
+    apart = torch.distributions.StudentT(3.0).sample((count, 2)) / 3.0**0.5 if tails else torch.randn(count, 2)
+    apart[0] = torch.tensor([12.0, -12.0]) if tails else apart[0]
+    rows = torch.cat([common + 0.05 * apart, torch.randn(count, 1)], 1)
+    return rows / rows.std(0)
+
+
+def fitted(rows: torch.Tensor) -> tuple[ep.MLPEnergy, ScaleMixture]:
+    net = ep.MLPEnergy((3,), hidden=16)
+    net.fit_base(rows)
+    assert net.base is not None
+    return net, net.base
+
+
+def test_a_correction_counts_among_the_rows_and_not_far_from_them() -> None:
+    rows = narrow_rows()
+    _, base = fitted(rows)
+    assert base.bounded
+    noisy = rows + 0.05 * torch.randn_like(rows)
+    assert float((base.weight(base(noisy, SHARP), SHARP) == 1.0).float().mean()) > 0.96
+    across = torch.tensor([1.0, -1.0, 0.0]) * torch.tensor([0.0, 1.0, 3.0, 9.0])[:, None]
+    weight = base.weight(base(across, SHARP), SHARP)
+    assert bool((weight.diff() < 0.0).all())
+    assert float(weight[0]) == 1.0
+    assert float(weight[-1]) < 0.01
+
+
+def test_no_hole_is_dug_far_from_the_rows() -> None:
+    """Whatever the network says there, the energy is nearly that of the base."""
+    net, base = fitted(narrow_rows())
+    far = torch.tensor([[9.0, -9.0, 0.0], [0.0, 0.0, 15.0], [15.0, 15.0, 0.0]])
+    with torch.no_grad():
+        net.readout.bias.fill_(-100.0)
+        assert float(net(torch.zeros(1, 3), SHARP)) < -90.0
+        assert bool((net(far, SHARP) > base(far, SHARP) - 2.0).all())
+
+
+def test_without_narrow_tails_corrections_count_alike_everywhere() -> None:
+    net, base = fitted(narrow_rows(tails=False))
+    assert not base.bounded
+    net.fit_base(narrow_rows())
+    assert base.bounded
+    net.fit_base(narrow_rows(tails=False))
+    assert not base.bounded, "another fit forgets the one before"
+    assert float(base.inverse_reach) == 0.0
+
+
+def test_energies_have_a_derivative_in_the_noise_level_beyond_the_reach() -> None:
+    """The one by automatic differentiation is that of differences, among the rows and far from them."""
+    rows = narrow_rows().double()
+    net = ep.MLPEnergy((3,), hidden=16).double()
+    net.fit_base(rows)
+    torch.nn.init.normal_(net.readout.weight)
+    assert net.base is not None
+    points, step = torch.cat([rows[::100], rows[::100] * 8.0]), 1e-5
+    level = torch.full((len(points),), 3.0, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(net(points, level).sum(), level)
+    with torch.no_grad():
+        difference = (net(points, level + step) - net(points, level - step)) / (2.0 * step)
+        assert float(net.base.weight(net.base(points, level), level).min()) < 0.5
+    torch.testing.assert_close(slope, difference, rtol=1e-5, atol=1e-5)
+
+
+def test_a_reach_is_loaded_and_older_weights_have_none() -> None:
+    net, _ = fitted(narrow_rows())
+    torch.nn.init.normal_(net.readout.weight)
+    again, unbounded = ep.MLPEnergy((3,), hidden=16), copy.deepcopy(net)
+    state = net.state_dict()
+    again.load_state_dict(state)
+    points = 5.0 * torch.randn(100, 3)
+    assert torch.equal(again(points, SHARP), net(points, SHARP))
+    assert unbounded.base is not None
+    unbounded.base.inverse_reach.zero_()
+    unbounded.base.buffers_changed()
+    again.load_state_dict({name: value for name, value in state.items() if name != "base.inverse_reach"})
+    assert torch.equal(again(points, SHARP), unbounded(points, SHARP))
+    assert not torch.equal(again(points, SHARP), net(points, SHARP))
