@@ -1,6 +1,6 @@
 """Forty tables and more, real and made: each trained or refused, and what the verdict says of it.
 
-``python -m tests.benchmarks verdicts [UCI.npz] [--only NAME …] [--seconds 8] [--whole]``
+``python -m tests.benchmarks verdicts [UCI.npz] [--only NAME …] [--seconds 8 | --steps N] [--whole]``
 
 A line for each table: rows and columns, what became of it, CPU seconds, the mean log density of held-out rows in the
 table's units, by how many nats it is above that under a mixture of Gaussians and under independent columns, the
@@ -83,7 +83,7 @@ def judge(name: str, frame: pd.DataFrame, refused: str, missing: str | None, arg
     began = time.process_time()
     head = f"{name:22} {len(frame):>7,} × {frame.shape[1]:<3}"
     try:
-        steps = max(20, min(2000, int(args.seconds * steps_in_a_second(frame.shape[1]))))
+        steps = args.steps or max(20, min(2000, int(args.seconds * steps_in_a_second(frame.shape[1]))))
         model = ep.tables.fit(frame, steps=steps, missing=missing, progress=False)
         made = len(model.curves["step"])
         found = ep.tables.quality(model)
@@ -105,6 +105,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="tables to take")
     parser.add_argument("--seconds", type=float, default=8.0, help="of training, about (default: 8)")
+    parser.add_argument("--steps", type=int, help="updates in place of those of so many seconds; fit makes 1000")
     parser.add_argument("--whole", action="store_true", help="print the verdict's sentences")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
