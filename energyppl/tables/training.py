@@ -27,6 +27,7 @@ from energyppl.inference.training.options import TrainingOptions, suited_options
 from energyppl.inference.training.run import Training
 from energyppl.models import RecoveryEBM, model_of_columns, suited_log_snr_max
 from energyppl.models.of_columns import TRAINED_LOG_SNR_MAX, with_noise_that_pays
+from energyppl.potentials.covariance import shrunk_covariance
 from energyppl.tables.conditional import draw_unknown
 from energyppl.tables.model import Rows, TableModel, empty_like
 
@@ -376,19 +377,16 @@ def _taken(tree: dict[str, Any], ebm: RecoveryEBM) -> torch.Tensor:
 def gaussian_draws(z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Fill gaps, NaN, by draws of a Gaussian that is fitted along (data augmentation; Schafer 1997, section 5.4).
 
-    Rows with the same gaps share one regression; the covariance is shrunk towards its diagonal as far as few rows
-    demand.
+    Rows with the same gaps share one regression.
     """
     gaps, rows = torch.isnan(z), z.double()
     mean = rows.nanmean(0)
     filled = torch.where(gaps, mean, rows)
     patterns, group = gaps.unique(dim=0, return_inverse=True)
     members = [(pattern, (group == i).nonzero()[:, 0]) for i, pattern in enumerate(patterns) if bool(pattern.any())]
-    keep = len(z) / (len(z) + z.shape[1])
     for _ in range(_AUGMENTATIONS):
-        mean, covariance = filled.mean(0), torch.atleast_2d(torch.cov(filled.T))
-        covariance = keep * covariance + (1.0 - keep) * covariance.diagonal().diag()
-        covariance += 1e-4 * torch.eye(len(mean)).to(covariance)
+        mean = filled.mean(0)
+        covariance = shrunk_covariance(filled - mean)
         for pattern, place in members:
             known = ~pattern
             noise = torch.randn(len(place), int(pattern.sum()), dtype=torch.float64, generator=generator)

@@ -13,6 +13,7 @@ from energyppl.models.networks.scale_mixture import ScaleMixture
 from energyppl.models.of_columns import with_noise_that_pays
 from energyppl.potentials.covariance import shrunk_covariance
 from energyppl.potentials.mixture_fit import fit_mixture
+from energyppl.tables.training import gaussian_draws
 
 WIDTHS = torch.tensor([1.0, 0.8, 1.2, 0.01], dtype=torch.float64)  # along axes that are no columns
 
@@ -199,3 +200,16 @@ def test_smooth_rows_keep_the_noise_and_levels_that_were_asked_for_are_made() ->
     model = ep.tables.fit(torch.randn(300, 4).numpy(), steps=2, progress=False)
     assert model.ebm.schedule.levels == 20
     assert ep.tables.fit(torch.randn(300, 4).numpy(), steps=2, levels=3, progress=False).ebm.schedule.levels == 3
+
+
+def test_gaps_are_filled_within_the_narrowest_direction() -> None:
+    """Squared distances in the rows' own widths are 4 on average, of about 340 rows within .9, 6 standard errors.
+
+    With a covariance that is shrunk by n / (n + d), and .0001 on its diagonal, they were 8 to 60.
+    """
+    rows = narrow_rows(1000)
+    rows = rows / rows.std(0)
+    gaps = torch.rand(1000, 4) < 0.1
+    filled = gaussian_draws(rows.where(~gaps, torch.nan), torch.Generator().manual_seed(0))[gaps.any(1)]
+    squares = (filled @ torch.linalg.inv(torch.cov(rows.T)) * filled).sum(1)
+    assert 3.1 < float(squares.mean()) < 4.9
