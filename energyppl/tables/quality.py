@@ -269,9 +269,15 @@ def _of_samples(found: dict[str, Any]) -> list[str]:
     if pair is not None and pair["p_value"] < _WORST:
         said.append(
             f"not good: the worst pair is {' and '.join(map(repr, pair['columns']))}: correlation of the transformed "
-            f"columns {pair['one']:+.2f} in held-out rows, {pair['other']:+.2f} in samples"
+            f"columns {_correlations(pair['one'], pair['other'])}"
         )
     return said
+
+
+def _correlations(one: float, other: float) -> str:
+    """Say both with as many digits as tell them apart, four at most: near ±1 small differences count."""
+    digits = next((n for n in (2, 3) if round(one, n) != round(other, n)), 4)
+    return f"{one:+.{digits}f} in held-out rows, {other:+.{digits}f} in samples"
 
 
 def _remedies(found: dict[str, Any], model: TableModel) -> list[str]:

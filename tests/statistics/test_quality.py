@@ -124,3 +124,16 @@ def test_a_pair_that_differs_has_a_remedy() -> None:
     assert "not good: the worst pair is 'a' and 'b'" in said
     assert "held-out rows are about as likely as under a mixture of Gaussians (" in said
     assert any(sentence.startswith("try ") for sentence in verdict)
+
+
+def test_correlations_near_one_are_told_apart() -> None:
+    """Columns that nearly determine each other: both correlations are 1.00, and they differ."""
+
+    def rows(seed: int, noise: float, count: int) -> NDArray[np.float64]:
+        x, rest = RNG(seed).normal(size=(2, count))
+        return np.stack([x, x + noise * rest], 1)
+
+    said = " ".join(judged(rows(2, 0.04, 500), rows(3, 0.09, 1000))["verdict"])
+    one, other = re.findall(r"columns ([+\d.]+) in held-out rows, ([+\d.]+) in samples", said)[0]
+    assert one != other
+    assert 1.0 > float(one) > float(other) > 0.99
