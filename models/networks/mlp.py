@@ -44,8 +44,8 @@ class MLPEnergy(Rebuildable, nn.Module):
     q is N(0, I), and once a model is standardized a Gaussian with the rows' covariance, noised exactly, at every level;
     each column with a heavy tail, rows beyond 6 standard deviations, has a Gaussian scale mixture in its place, and
     rows in clusters far apart have a Gaussian for each cluster, up to 8 in up to 64 coordinates, without classes.
-    Where columns that nearly determine each other have heavy tails, f counts less where q is far lower than at nearly
-    all rows: it would put mass where there are none.
+    Where several directions are narrow and have heavy tails, f counts less where q is far lower than at nearly all
+    rows: it would put mass where there are none.
 
     With a ``context_shape`` it is U(x, λ; c), for :class:`~energyppl.models.ConditionalEBM`: a second perceptron makes
     of a context c the scales and shifts of every layer (FiLM), beside those of the level, and a Gaussian N(m, Σ) in

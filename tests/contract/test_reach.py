@@ -10,17 +10,21 @@ from energyppl.models.networks.scale_mixture import ScaleMixture
 SHARP = torch.tensor(6.0)
 
 
-def narrow_rows(count: int = 4000, *, tails: bool = True) -> torch.Tensor:
-    """Three columns; the first two differ by .1 of their spread, with Student's tails (3 degrees of freedom) or not."""
-    common = torch.randn(count, 1)
-    apart = torch.distributions.StudentT(3.0).sample((count, 2)) / 3.0**0.5 if tails else torch.randn(count, 2)
-    apart[0] = torch.tensor([12.0, -12.0]) if tails else apart[0]
-    rows = torch.cat([common + 0.05 * apart, torch.randn(count, 1)], 1)
+def narrow_rows(count: int = 4000, *, tails: int = 2) -> torch.Tensor:
+    """Three columns that are one but for .05 of its spread, and a fourth; so many of two narrow directions have tails.
+
+    They are Student's, of 3 degrees of freedom.
+    """
+    common, apart = torch.randn(count, 1), torch.randn(count, 2)
+    apart[:, :tails] = torch.distributions.StudentT(3.0).sample((count, tails)) / 3.0**0.5
+    apart[0, :tails] = 15.0
+    across = torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]]) / torch.tensor([[2.0], [6.0]]).sqrt()
+    rows = torch.cat([common + 0.05 * apart @ across, torch.randn(count, 1)], 1)
     return rows / rows.std(0)
 
 
 def fitted(rows: torch.Tensor) -> tuple[ep.MLPEnergy, ScaleMixture]:
-    net = ep.MLPEnergy((3,), hidden=16)
+    net = ep.MLPEnergy((4,), hidden=16)
     net.fit_base(rows)
     assert net.base is not None
     return net, net.base
@@ -32,7 +36,7 @@ def test_a_correction_counts_among_the_rows_and_not_far_from_them() -> None:
     assert base.bounded
     noisy = rows + 0.05 * torch.randn_like(rows)
     assert float((base.weight(base(noisy, SHARP), SHARP) == 1.0).float().mean()) > 0.96
-    across = torch.tensor([1.0, -1.0, 0.0]) * torch.tensor([0.0, 1.0, 3.0, 9.0])[:, None]
+    across = torch.tensor([1.0, -1.0, 0.0, 0.0]) * torch.tensor([0.0, 1.0, 3.0, 9.0])[:, None]
     weight = base.weight(base(across, SHARP), SHARP)
     assert bool((weight.diff() < 0.0).all())
     assert float(weight[0]) == 1.0
@@ -42,19 +46,20 @@ def test_a_correction_counts_among_the_rows_and_not_far_from_them() -> None:
 def test_no_hole_is_dug_far_from_the_rows() -> None:
     """Whatever the network says there, the energy is nearly that of the base."""
     net, base = fitted(narrow_rows())
-    far = torch.tensor([[9.0, -9.0, 0.0], [0.0, 0.0, 15.0], [15.0, 15.0, 0.0]])
+    far = torch.tensor([[9.0, -9.0, 0.0, 0.0], [0.0, 0.0, 0.0, 15.0], [15.0, 15.0, 15.0, 0.0]])
     with torch.no_grad():
         net.readout.bias.fill_(-100.0)
-        assert float(net(torch.zeros(1, 3), SHARP)) < -90.0
+        assert float(net(torch.zeros(1, 4), SHARP)) < -90.0
         assert bool((net(far, SHARP) > base(far, SHARP) - 2.0).all())
 
 
-def test_without_narrow_tails_corrections_count_alike_everywhere() -> None:
-    net, base = fitted(narrow_rows(tails=False))
+def test_without_several_narrow_tails_corrections_count_alike_everywhere() -> None:
+    net, base = fitted(narrow_rows(tails=1))
+    assert base.heavy
     assert not base.bounded
     net.fit_base(narrow_rows())
     assert base.bounded
-    net.fit_base(narrow_rows(tails=False))
+    net.fit_base(narrow_rows(tails=0))
     assert not base.bounded, "another fit forgets the one before"
     assert float(base.inverse_reach) == 0.0
 
@@ -62,7 +67,7 @@ def test_without_narrow_tails_corrections_count_alike_everywhere() -> None:
 def test_energies_have_a_derivative_in_the_noise_level_beyond_the_reach() -> None:
     """The one by automatic differentiation is that of differences, among the rows and far from them."""
     rows = narrow_rows().double()
-    net = ep.MLPEnergy((3,), hidden=16).double()
+    net = ep.MLPEnergy((4,), hidden=16).double()
     net.fit_base(rows)
     torch.nn.init.normal_(net.readout.weight)
     assert net.base is not None
@@ -78,10 +83,10 @@ def test_energies_have_a_derivative_in_the_noise_level_beyond_the_reach() -> Non
 def test_a_reach_is_loaded_and_older_weights_have_none() -> None:
     net, _ = fitted(narrow_rows())
     torch.nn.init.normal_(net.readout.weight)
-    again, unbounded = ep.MLPEnergy((3,), hidden=16), copy.deepcopy(net)
+    again, unbounded = ep.MLPEnergy((4,), hidden=16), copy.deepcopy(net)
     state = net.state_dict()
     again.load_state_dict(state)
-    points = 5.0 * torch.randn(100, 3)
+    points = 5.0 * torch.randn(100, 4)
     assert torch.equal(again(points, SHARP), net(points, SHARP))
     assert unbounded.base is not None
     unbounded.base.inverse_reach.zero_()
