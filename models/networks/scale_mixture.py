@@ -40,7 +40,7 @@ class ScaleMixture(nn.Module):
     With several such tails there is much room where this density is hardly low, and what a network adds there is
     extrapolated: from 45,730 rows of protein it learned energies that put up to 98 % of the mass where there are none.
     So corrections have a :meth:`weight` then that falls where this density is far lower than at nearly all rows.  (With
-    one tail no mass was lost, and autompg's rows became less likely by 1.8 nats.)
+    one tail no mass had been lost, and such weights made autompg's rows less likely by 1.8 nats.)
 
     Rows in clusters far apart have a Gaussian for each cluster in place of the one.  Training hardly sees the relative
     masses of such clusters: of 50,000 rows in five columns a far one of 1 % had .01 of its mass where the base had one
@@ -126,10 +126,7 @@ class ScaleMixture(nn.Module):
         self.inverse_reach.zero_()
         self.buffers_changed()
         if narrow_tails > 1:
-            some, sharp = rows[:: max(1, len(rows) // _MOST_ROWS)].to(self.axes), self.axes.new_tensor(_NO_NOISE)
-            reach = (self(some, sharp) - self(torch.zeros_like(some[0]), sharp)).quantile(_REACHED)
-            self.inverse_reach.copy_(1.0 / reach.clamp(min=1.0))
-            self.buffers_changed()
+            self._fit_reach(rows)
 
     def _fit_cluster(self, k: int, rows: Tensor, light: Tensor, share: float) -> None:
         """Fit a Gaussian to a cluster's columns that have light tails; axes of others are 0 and say nothing."""
@@ -138,6 +135,12 @@ class ScaleMixture(nn.Module):
         variances[light], axes[light[:, None], light] = torch.linalg.eigh(shrunk_covariance((rows - mean)[:, light]))
         self.cluster_axes[k], self.cluster_variances[k] = axes.to(self.axes), variances.to(self.axes)
         self.centers[k], self.cluster_weights[k] = (mean @ axes).to(self.axes), share
+
+    def _fit_reach(self, rows: Tensor) -> None:
+        some, sharp = rows[:: max(1, len(rows) // _MOST_ROWS)].to(self.axes), self.axes.new_tensor(_NO_NOISE)
+        reach = (self(some, sharp) - self(torch.zeros_like(some[0]), sharp)).quantile(_REACHED)
+        self.inverse_reach.copy_(1.0 / reach.clamp(min=1.0))
+        self.buffers_changed()
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """Return the energies of points ``(*batch, size)`` at log-SNRs ``()`` or ``(*batch,)``, normalized."""
@@ -184,9 +187,8 @@ class ScaleMixture(nn.Module):
         return _bent(x, _FAR)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.setdefault(
-            prefix + "inverse_reach", torch.zeros_like(self.inverse_reach)
-        )  # before there was a reach
+        if prefix + "inverse_reach" not in state_dict:  # weights from before there was a reach
+            state_dict[prefix + "inverse_reach"] = torch.zeros_like(self.inverse_reach)
         if prefix + "centers" not in state_dict:  # weights from before there were clusters
             kept = {name: getattr(self, name) for name in ("centers", "cluster_axes", "cluster_variances")}
             kept["cluster_weights"] = torch.zeros_like(self.cluster_weights)

@@ -11,15 +11,18 @@ SHARP = torch.tensor(6.0)
 
 
 def narrow_rows(count: int = 4000, *, tails: int = 2) -> torch.Tensor:
-    """Three columns that are one but for .05 of its spread, and a fourth; so many of two narrow directions have tails.
+    """Three columns that are one but for .05 and .02 of its spread in two directions, and a fourth.
 
-    They are Student's, of 3 degrees of freedom.
+    So many of the two directions have Student's tails, of 3 degrees of freedom, cut at 12; their widths differ, for the
+    eigenvectors of equal ones may be any mixtures of both.
     """
     common, apart = torch.randn(count, 1), torch.randn(count, 2)
-    apart[:, :tails] = torch.distributions.StudentT(3.0).sample((count, tails)) / 3.0**0.5
-    apart[0, :tails] = 15.0
+    for j in range(tails):
+        apart[:, j] = torch.distributions.StudentT(3.0).sample((count,)) / 3.0**0.5
+        apart[:, j].clamp_(-12.0, 12.0)
+        apart[j, j] = 12.0
     across = torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]]) / torch.tensor([[2.0], [6.0]]).sqrt()
-    rows = torch.cat([common + 0.05 * apart @ across, torch.randn(count, 1)], 1)
+    rows = torch.cat([common + apart * torch.tensor([0.05, 0.02]) @ across, torch.randn(count, 1)], 1)
     return rows / rows.std(0)
 
 
@@ -31,6 +34,7 @@ def fitted(rows: torch.Tensor) -> tuple[ep.MLPEnergy, ScaleMixture]:
 
 
 def test_a_correction_counts_among_the_rows_and_not_far_from_them() -> None:
+    """98 % of 4,000 rows are within reach, with a standard error of .2 %: noise moves few across."""
     rows = narrow_rows()
     _, base = fitted(rows)
     assert base.bounded
