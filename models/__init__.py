@@ -3,6 +3,7 @@
 if __name__ != "energyppl.models":
     raise ImportError("import energyppl.models: this folder is its source, not a package of its own")
 
+from energyppl.models.averaging import averaged
 from energyppl.models.composition import LinearMeasurement, measured, mixture, product
 from energyppl.models.conditional import ConditionalDistribution, ConditionalEBM
 from energyppl.models.ebm import EBM
@@ -10,6 +11,7 @@ from energyppl.models.interpolation import interpolate
 from energyppl.models.joint import JointEBM
 from energyppl.models.latent import LatentPrior
 from energyppl.models.multiscale import MultiscaleEBM
+from energyppl.models.networks.averaged import AveragedEnergy
 from energyppl.models.networks.conv import ConvEnergy
 from energyppl.models.networks.mlp import MLPEnergy
 from energyppl.models.networks.mlp_initializer import MLPInitializer
@@ -22,6 +24,7 @@ from energyppl.models.storage import load, save
 
 __all__ = [
     "EBM",
+    "AveragedEnergy",
     "ConditionalDistribution",
     "ConditionalEBM",
     "ConvEnergy",
@@ -36,6 +39,7 @@ __all__ = [
     "Simulations",
     "UNetEnergy",
     "UNetInitializer",
+    "averaged",
     "interpolate",
     "load",
     "measured",

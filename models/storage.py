@@ -41,7 +41,8 @@ _KERNELS: dict[str, type[Any]] = {
 _OF_PRIOR = ("num_steps", "adaptation_rate")  # arguments of a LatentPrior
 _OF_NETWORKS = ("net.", "initializer.", "contexts.encoder.")
 _OF_CHAINS = ("chain_", "log_weights")
-_POSITIVE = ("scale", "contexts.scale", "sigmas", "base_sigma", "inverse_temperature", "net.base.variances")
+_POSITIVE = ("scale", "contexts.scale", "sigmas", "base_sigma", "inverse_temperature")
+_POSITIVE_ENDS = ("base.variances",)  # of a network, or of one that it is made of
 _CONFIDENCE = 0.95  # of the log Z that is kept: the default
 
 
@@ -279,7 +280,7 @@ def _require_usable(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) 
         allowed = name.startswith(_OF_CHAINS) or (name in fresh and bool(fresh[name].isinf().any()))
         if bool(value.isinf().any()) and not allowed:
             raise ValueError(f"{name} is not finite")
-        if name in _POSITIVE and not bool((value > 0.0).all()):
+        if (name in _POSITIVE or name.endswith(_POSITIVE_ENDS)) and not bool((value > 0.0).all()):
             raise ValueError(f"{name} must be positive")
 
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,17 +15,20 @@ import energyppl as ep
 from energyppl._checks import check_count
 from energyppl._numerals import plain
 from energyppl._progress import doing
+from energyppl.cli.averaging import average_runs
 from energyppl.cli.comparison import quality_of_run, show_run
 from energyppl.cli.demo import run_demo
 from energyppl.cli.diagnosis import diagnose_run
 from energyppl.cli.image_runs import holds_images, is_image_run, require_table_run
 from energyppl.cli.images import fit_images, sample_images, show_images
 from energyppl.cli.predictions import fit_predictions, predict_run
+from energyppl.cli.printing import about, listed, print_table, quality_lines, say, with_error
 from energyppl.cli.row_files import check_kind_of_file, write_frame
 from energyppl.cli.runs import Settings, decimal_of_run, fit_table, interrupted, load_run, settings_for
 from energyppl.cli.scoring import logz_run, score_run
+from energyppl.tables.model import TableModel
 
-__all__ = ["compare", "demo", "diagnose", "fit", "impute", "logz", "predict", "sample", "score", "show"]
+__all__ = ["average", "compare", "demo", "diagnose", "fit", "impute", "logz", "predict", "sample", "score", "show"]
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -32,13 +36,13 @@ def demo(options: argparse.Namespace) -> None:
     report = run_demo(options.data, options.out, seed=options.seed, steps=options.steps)
     held, log_z, training = report["held_out"], report["log_normalizer"], report["training"]
     sampling, test, modes = report["sampling"], report["energy_distance"], report["modes"]
-    _table(
+    print_table(
         f"{report['data']}, seed {report['seed']}",
         {
             "training": f"{training['steps']} steps in {training['seconds']:.0f} s; {training['stopped']}",
-            "held-out −log p": f"{_error(held, 'negative_log_likelihood')} nats",
+            "held-out −log p": f"{with_error(held, 'negative_log_likelihood')} nats",
             "entropy of the truth": f"{held['true_entropy']:.4f} nats",
-            "excess (KL)": f"{_error(held, 'excess')} nats",
+            "excess (KL)": f"{with_error(held, 'excess')} nats",
             "log Z": f"{log_z['estimate']:.5f} ± {log_z['standard_error']:.1g} nats, by {log_z['method']}",
             "on the support": f"samples {report['support']['samples']:.1%}, data {report['support']['data']:.1%}",
             "mass of the modes": f"{len(modes['data'])} modes, off by {modes['largest_difference']:.3f} at most",
@@ -75,18 +79,11 @@ def fit(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted(options.out)) from None
     record, before = model.record, model.record["steps_before"]
-    try:
-        with _warnings_of_log_z_ignored():
-            found = quality_of_run(options.out, model, seed=record["settings"]["seed"], progress=talk)
-        measured, verdict = _quality(found), found["verdict"]
-    except ep.EnergyPPLError as error:
-        measured, verdict = {}, [f"the model is trained, but how good it is could not be measured: {error}"]
-    except KeyboardInterrupt:
-        measured, verdict = {}, [f"the model is trained, and energyppl show {options.out} measures how good it is"]
-    _table(
+    measured, verdict = _measured(options.out, model, seed=record["settings"]["seed"], talk=talk)
+    print_table(
         record["source"],
         {
-            **_about(record),
+            **about(record),
             **measured,
             "this time": "nothing left to do: the run was finished"
             if before == record["steps"]
@@ -95,7 +92,35 @@ def fit(options: argparse.Namespace) -> None:
             "next": f"energyppl show {options.out}",
         },
     )
-    _say(verdict)
+    say(verdict)
+
+
+def average(options: argparse.Namespace) -> None:
+    """Average the models of several runs of one table, and print how good that is."""
+    model = average_runs(options.runs, options.out, device=options.device)
+    measured, verdict = _measured(options.out, model, seed=options.seed, talk=not options.quiet)
+    print_table(
+        model.record["source"],
+        {
+            **about(model.record),
+            **measured,
+            "kept in": f"{options.out} (model.ckpt, run.json{', logz.json' if measured else ''})",
+            "next": f"energyppl show {options.out}",
+        },
+    )
+    say(verdict)
+
+
+def _measured(run: Path, model: TableModel, *, seed: int, talk: bool) -> tuple[dict[str, str], list[str]]:
+    """Measure how good the model of a run is, or say why that is not known."""
+    try:
+        with _warnings_of_log_z_ignored():
+            found = quality_of_run(run, model, seed=seed, progress=talk)
+        return quality_lines(found), found["verdict"]
+    except ep.EnergyPPLError as error:
+        return {}, [f"the model is trained, but how good it is could not be measured: {error}"]
+    except KeyboardInterrupt:
+        return {}, [f"the model is trained, and energyppl show {run} measures how good it is"]
 
 
 def _fit_images(options: argparse.Namespace, chosen: dict[str, Any]) -> None:
@@ -103,7 +128,7 @@ def _fit_images(options: argparse.Namespace, chosen: dict[str, Any]) -> None:
         lines = fit_images(options.file, options.out, chosen, device=options.device, progress=not options.quiet)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted(options.out)) from None
-    _table(str(options.file), lines)
+    print_table(str(options.file), lines)
 
 
 def _fit_predictions(options: argparse.Namespace, settings: Settings) -> None:
@@ -112,11 +137,13 @@ def _fit_predictions(options: argparse.Namespace, settings: Settings) -> None:
         model, found = fit_predictions(options.file, options.out, settings, **where)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted(options.out)) from None
-    lines = {"predicted": ", ".join(model.targets), **_about(model.record)}
+    lines = {"predicted": ", ".join(model.targets), **about(model.record)}
     if "log_density" in found:
         lines["log density"] = "{value:.3f} ± {standard_error:.2g} nats a held-out row".format(**found["log_density"])
-    _table(model.record["source"], {**lines, "next": f"energyppl predict {options.out} TABLE --out predictions.csv"})
-    _say(found["verdict"])
+    print_table(
+        model.record["source"], {**lines, "next": f"energyppl predict {options.out} TABLE --out predictions.csv"}
+    )
+    say(found["verdict"])
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -184,7 +211,7 @@ def impute(options: argparse.Namespace) -> None:
         write_frame(found.cells(), options.cells, decimal=settings.decimal)
         written.append(str(options.cells))
     counts = {name: int((found.places[:, 1] == j).sum()) for j, name in enumerate(model.columns)}
-    _table(
+    print_table(
         str(options.file),
         {
             "missing cells": ", ".join(f"{name} {count}" for name, count in counts.items() if count),
@@ -212,7 +239,7 @@ def compare(options: argparse.Namespace) -> None:
         found = ep.tables.compare(one, other, seed=options.seed)
     if options.out is not None:
         write_frame(found.rows, options.out, decimal=settings.decimal)
-    _table(
+    print_table(
         f"{options.first} and {options.second}",
         {
             "rows": f"{len(one.values)} and {len(other.values)}",
@@ -225,29 +252,29 @@ def compare(options: argparse.Namespace) -> None:
         print(f"\n{'table':>8}{'row':>8}   neighbours of its own table")
         for own in found.rows[: options.first_rows].itertuples():
             print(f"{own.table:>8}{own.row:>8}   {own.own_neighbours:.0%}")
-    _say(found.verdict)
+    say(found.verdict)
 
 
 def show(options: argparse.Namespace) -> None:
     """Compare a run with its held-out rows or images, and print both beside each other."""
     if is_image_run(options.run):
         lines, verdict = show_images(options.run, options.n, seed=options.seed, device=options.device)
-        _table(str(options.run), lines)
-        _say(verdict)
+        print_table(str(options.run), lines)
+        say(verdict)
         return
     with _warnings_of_log_z_ignored():
         chosen = {"count": options.n, "seed": options.seed, "device": options.device}
         report = show_run(options.run, progress=not options.quiet, **chosen)
-    lines = {**_about(report)}
+    lines = {**about(report)}
     if "largest_correlation_difference" in report:
         worst = report["largest_correlation_difference"]
         lines["correlation"] = (
             f"of the columns as they are, worst for {' and '.join(worst['columns'])}: held-out "
             f"{worst['held_out']:+.3f} (error about {worst['standard_error']:.2f}), samples {worst['samples']:+.3f}"
         )
-    lines |= _quality(report)
+    lines |= quality_lines(report)
     lines["pictures"] = ", ".join(report["pictures"])
-    _table(report["source"], lines)
+    print_table(report["source"], lines)
     heads = ("mean", "sd", "5%", "50%", "95%")
     print("\n" + " " * 27 + "".join(f"{head:>12}" for head in heads))
     for name, sides in report["compared"].items():
@@ -258,7 +285,7 @@ def show(options: argparse.Namespace) -> None:
         print(f"{name[:16]:<16} share of rows, held-out and samples")
         for label, sides in labels.items():
             print(f"{'':<17}{label[:24]:<24}{sides['held_out']:>8.1%}{sides['samples']:>8.1%}")
-    _say(report["verdict"])
+    say(report["verdict"])
 
 
 def diagnose(options: argparse.Namespace) -> None:
@@ -277,8 +304,8 @@ def diagnose(options: argparse.Namespace) -> None:
         "smallest ESS": f"bulk {bulk['value']:.0f} ({bulk['variable']}), tail {tail['value']:.0f} ({tail['variable']}),"
         f" of {count * draws} draws",
         "divergences": f"{report['diverging']:.2%} of the draws",
-        "stuck": _listed(report["stuck"], count),
-        "not finite": _listed(report["not_finite"], count),
+        "stuck": listed(report["stuck"], count),
+        "not finite": listed(report["not_finite"], count),
     }
     if drift is None:
         lines["energy drift"] = "unknown: fewer than two chains from data have finite energies"
@@ -297,8 +324,8 @@ def diagnose(options: argparse.Namespace) -> None:
     lines["BFMI"] = "unknown" if report["bfmi"] is None else f"{report['bfmi']:.2f} in the worst chain"
     lines["levels"] = "acceptance " + ", ".join(f"{share:.2f}" for share in report["level_acceptance"])
     lines["written"] = f"{', '.join(['chains.nc', 'chains_summary.csv', *report['pictures']])} in {out}"
-    _table(str(options.run), lines)
-    _say(report["verdict"] or ["chains agree with each other and stay where the data are"])
+    print_table(str(options.run), lines)
+    say(report["verdict"] or ["chains agree with each other and stay where the data are"])
 
 
 def logz(options: argparse.Namespace) -> None:
@@ -322,7 +349,7 @@ def score(options: argparse.Namespace) -> None:
     log_z, impossible = report["log_z"], report["impossible"]
     left_out = f"; {impossible} more have density 0, by a value that their column can't be" if impossible else ""
     rows = f"{len(report['rows']) - impossible} rows{left_out}"
-    _table(
+    print_table(
         str(options.file),
         {
             "mean log density": f"{report['mean']:.4f} ± {report['standard_error']:.2g} nats, {rows}",
@@ -343,53 +370,3 @@ def _warnings_of_log_z_ignored() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "log Z: ")
         yield
-
-
-def _quality(found: dict[str, Any]) -> dict[str, str]:
-    log_z, test = found["log_z"], found["energy_distance"]
-    density, rows = found["log_density"], test["rows"]
-    chose = "; these rows also chose the weights" if found["held_out_chose_weights"] else ""
-    mean, of_log_z = (f"{value['value']:.3f} ± {value['standard_error']:.2g}" for value in (density, log_z))
-    return {
-        "log density": f"{mean} nats a held-out row, log Z's error included{chose}",
-        "counted as": "a density per unit of a continuous column, a probability per value of a discrete one",
-        "finest detail": f"level 0's noise, {found['noise']:.2g} of a transformed column's standard deviation",
-        "log Z": f"{of_log_z} in standardized coordinates, where training alone implies 0, by {log_z['method']}",
-        "energy distance": f"{test['statistic']:.4f}, p = {test['p_value']:.3f} ({rows[0]} held-out rows, {rows[1]} "
-        "samples)",
-    }
-
-
-def _say(verdict: list[str]) -> None:
-    print("\nverdict:" + "".join(f"\n  - {sentence}" for sentence in verdict))
-
-
-def _listed(chains: list[int], count: int) -> str:
-    if not chains:
-        return f"none of {count} chains"
-    more = ", …" if len(chains) > 10 else ""
-    return f"{len(chains)} of {count} chains: {', '.join(map(str, chains[:10]))}{more}"
-
-
-def _about(record: dict[str, Any]) -> dict[str, str]:
-    rows = dict(zip(("for training", "that chose the weights", "held out"), record["rows"].values(), strict=True))
-    lines = {
-        "rows": ", ".join(f"{count:,} {of}" for of, count in rows.items() if count),
-        "columns": ", ".join(record["columns"]),
-        "training": f"{record['steps']} steps in {record['seconds']:.0f} s; {record['stopped']}",
-    }
-    lines["taken"] = "; ".join(f"{name} {words}" for name, words in record["transforms"].items())
-    if record["missing"]:
-        lines["missing"] = f"{record['missing']} cells, drawn along the way"
-    return lines
-
-
-def _error(values: dict[str, float], name: str) -> str:
-    return f"{values[name]:.4f} ± {values[f'{name}_standard_error']:.4f}"
-
-
-def _table(title: str, lines: dict[str, str]) -> None:
-    print(f"\n{title}")
-    width = max(len(name) for name in lines)
-    for name, text in lines.items():
-        print(f"  {name:<{width}}  {text}")

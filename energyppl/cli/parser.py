@@ -128,6 +128,19 @@ def _training(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _average(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        type=_path,
+        nargs="+",
+        metavar="RUN",
+        help="folders that fit made of one table, each with another --seed",
+    )
+    parser.add_argument("--out", type=_path, required=True, metavar="DIR", help="folder to keep the average in")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples and of log Z's runs")
+    _where(parser)
+
+
 def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=_path, metavar="RUN", help="folder that fit made")
     parser.add_argument("-n", type=int, default=1000, metavar="N", help="how many")
@@ -257,6 +270,7 @@ class _Formatter(argparse.HelpFormatter):
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "demo": ("Train a small model on a 2-D toy whose truth is known, measure it and draw it.", _demo),
     "fit": ("Train a model on a table or on images, or go on with an earlier run, and say how good it is.", _fit),
+    "average": ("Average several runs of one table, which where rows are few is better than each.", _average),
     "sample": ("Draw samples from a trained run, in the units of its table or as images.", _sample),
     "show": ("Compare a trained run with held-out rows or images: measures, pictures, a verdict.", _show),
     "diagnose": ("Run long Markov chains on a trained run's energy and diagnose them.", _diagnose),

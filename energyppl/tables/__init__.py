@@ -1,5 +1,6 @@
 """Densities of tables: train on a frame, then score, sample, impute, predict and compare in the table's own units."""
 
+from energyppl.tables.averaging import average
 from energyppl.tables.comparison import Comparison, compare
 from energyppl.tables.conditional_model import ConditionalTableModel
 from energyppl.tables.conditional_quality import prediction_quality
@@ -17,6 +18,7 @@ __all__ = [
     "Imputation",
     "Surprise",
     "TableModel",
+    "average",
     "compare",
     "fit",
     "fit_conditional",

@@ -24,7 +24,8 @@ class Rebuildable:
     recipe: str | None
     """A JSON object of ``constructor``, ``arguments`` and torch's default ``dtype``.
 
-    None if an argument has no JSON, as a module or a closure.
+    Networks among the arguments are written as their class and their own recipe.  None if an argument has no JSON, as
+    another module or a closure.
     """
 
     def __new__(cls: type[Network], *args: Any, **kwargs: Any) -> Network:
@@ -58,6 +59,10 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
+    if isinstance(value, Rebuildable):
+        if value.recipe is None:
+            raise TypeError(f"{type(value).__name__} has no recipe")
+        return {"network": type(value).__name__, "recipe": value.recipe}
     for name in _ACTIVATIONS:
         if value is getattr(torch.nn.functional, name):
             return {"activation": name}
@@ -68,22 +73,34 @@ def rebuilt(cls: type[Network], recipe: str) -> Network:
     """Build a network of ``cls`` by its recipe, with weights of its own.
 
     Raises:
-        ValueError: if the recipe is none, or names a constructor or an activation that there isn't.
+        ValueError: if the recipe is none, or names a constructor, an activation or a network that there isn't.
     """
     found = json.loads(recipe)
     constructor, arguments = found["constructor"], dict(found["arguments"])
     if constructor and (constructor not in _CONSTRUCTORS or not hasattr(cls, constructor)):
         raise ValueError(f"there is no constructor {constructor!r}")
-    for name, value in arguments.items():
-        if isinstance(value, dict):
-            if value.get("activation") not in _ACTIVATIONS:
-                raise ValueError(f"there is no activation {value}")
-            arguments[name] = getattr(torch.nn.functional, value["activation"])
+    arguments = {name: _as_it_was(value) for name, value in arguments.items()}
     build: Any = getattr(cls, constructor) if constructor else cls
     network: Network
     with _default_dtype(found.get("dtype", "float32")):
         network = build(**arguments)
     return network
+
+
+def _as_it_was(value: Any) -> Any:
+    """Return an argument of :func:`_plain`'s making as it was passed, but for sequences, which are lists now."""
+    if isinstance(value, list):
+        return [_as_it_was(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "network" in value:
+        classes = {cls.__name__: cls for cls in Rebuildable.__subclasses__()}
+        if value["network"] not in classes:
+            raise ValueError(f"there is no network {value['network']!r}")
+        return rebuilt(classes[value["network"]], value["recipe"])
+    if value.get("activation") not in _ACTIVATIONS:
+        raise ValueError(f"there is no activation {value}")
+    return getattr(torch.nn.functional, value["activation"])
 
 
 @contextmanager

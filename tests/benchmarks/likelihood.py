@@ -138,15 +138,21 @@ def compare(
     seed: int,
     peers: Sequence[str] = PEERS,
     log_snr_max: float | None = None,
+    members: int = 1,
 ) -> dict[str, tuple[float, float]]:
     """Print a split's line; return what the peers are below the EBM, in nats, with standard errors."""
     image, values = values.ndim > 2, as_rows(values)
     train, valid, test, notes = split(values, seed)
     torch.manual_seed(seed)
-    ebm = ep.models.model_of_columns(train.shape[1], log_snr_max=log_snr_max)
-    options = None if steps is None else replace(ep.Training(ebm, train).options, steps=steps)
+    ebms, updates, ended = [], 0, ""
     began = time.process_time()
-    history = ep.fit(ebm, train, held_out=valid, options=options, progress=False)
+    for _ in range(members):
+        ebm = ep.models.model_of_columns(train.shape[1], log_snr_max=log_snr_max)
+        options = None if steps is None else replace(ep.Training(ebm, train).options, steps=steps)
+        history = ep.fit(ebm, train, held_out=valid, options=options, progress=False)
+        ebms.append(ebm)
+        updates, ended = updates + len(history.records), history.stopped
+    ebm = ebms[0] if members == 1 else ep.models.averaged(*ebms)
     seconds = time.process_time() - began
 
     def noise(x: Tensor) -> Tensor:
@@ -199,7 +205,7 @@ def compare(
     notes.append(f"log-SNR of level 0 {float(ebm.schedule.log_snr[0]):.2f}, {ebm.schedule.levels} levels")
     notes.append(
         f"samples: p = {p_value:.3f}, {generated.evaluations} gradients each; training {seconds:.0f} CPU s, "
-        f"{len(history.records)} updates ({history.stopped})"
+        f"{updates} updates ({ended})"
     )
     print("\n    ".join((f"{name}, split {seed}: {', '.join(cells)}", *notes)), flush=True)
     return apart
@@ -233,13 +239,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--first", type=int, default=0, help="the first split's number, which is its seed")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--log-snr-max", type=float, help="of level 0")
+    parser.add_argument("--members", type=int, default=1, help="models to average, of which the mixture is no part")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with np.load(args.file, allow_pickle=False) as archive:
         chosen = {name: archive[name] for name in args.arrays}
     for name, values in chosen.items():
         seeds = range(args.first, args.first + args.splits)
-        found = [compare(name, values, args.steps, seed, args.peers, args.log_snr_max) for seed in seeds]
+        found = [compare(name, values, args.steps, seed, args.peers, args.log_snr_max, args.members) for seed in seeds]
         for label in sorted({label for one in found for label in one}):
             means, errors = zip(*(one[label] for one in found), strict=True)
             error = math.sqrt(sum(e * e for e in errors)) / len(errors)

@@ -66,10 +66,15 @@ def measure(name: str, dimensions: int, rows: int, args: argparse.Namespace) -> 
     truth = target(name, dimensions)
     torch.manual_seed(args.seed)
     data = truth.sample(rows)
-    ebm = ep.RecoveryEBM(ep.MLPEnergy((dimensions,)), ep.NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0))
-    ebm.standardize(data, isotropic=True)  # so that the truth at a level is the target with isotropic noise
-    began = time.process_time()
-    history = ep.fit(ebm, data, steps=args.steps, progress=False)
+    began, updates, ebms = time.process_time(), 0, []
+    for _ in range(args.members):
+        ebm = ep.RecoveryEBM(
+            ep.MLPEnergy((dimensions,)), ep.NoiseSchedule.cosine(20, log_snr_max=4.6, log_snr_min=-6.0)
+        )
+        ebm.standardize(data, isotropic=True)  # so that the truth at a level is the target with isotropic noise
+        updates += len(ep.fit(ebm, data, steps=args.steps, progress=False).records)
+        ebms.append(ebm)
+    ebm = ebms[0] if len(ebms) == 1 else ep.models.averaged(*ebms)
     seconds = time.process_time() - began
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the warning is part of what is printed
@@ -86,7 +91,7 @@ def measure(name: str, dimensions: int, rows: int, args: argparse.Namespace) -> 
     print(
         f"{name}, {dimensions}-D, {rows} rows: gap {gap:.3f} ± {error:.3f} (goal {0.02 * dimensions:.2f}); "
         f"log Z {log_z.estimate - scale:.3f} ± {log_z.standard_error:.3f}{', warns' if log_z.warning else ''}; "
-        f"samples p = {p_value:.3f}; {len(history.records)} updates, {seconds:.0f} CPU s",
+        f"samples p = {p_value:.3f}; {updates} updates, {seconds:.0f} CPU s",
         flush=True,
     )
 
@@ -101,6 +106,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--particles", type=int, default=ep.normalizing.BAR().particles, help="of log Z")
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--members", type=int, default=1, help="models to average")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     if unknown := set(args.targets) - set(names):

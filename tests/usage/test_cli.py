@@ -20,7 +20,7 @@ from energyppl.cli.main import main
 from tests.support.cli import fit_wide
 from tests.support.damage import Bomb
 
-COMMANDS = ("demo", "fit", "sample", "show", "diagnose", "logz", "score", "impute", "predict", "compare")
+COMMANDS = ("demo", "fit", "average", "sample", "show", "diagnose", "logz", "score", "impute", "predict", "compare")
 RNG = np.random.default_rng(1)
 ROWS = np.stack([1e6 + 5e3 * RNG.normal(size=80), np.arange(80) % 4], 1)  # a large offset, and a discrete column
 

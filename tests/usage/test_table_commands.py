@@ -58,6 +58,38 @@ def test_a_run_with_gaps_keeps_its_completed_rows(folder: Path) -> None:
     assert again["steps_before"] == again["steps"] == 6
 
 
+def test_runs_of_other_seeds_are_averaged(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Gaps are filled anew by each run, so that the average is one of several imputations too."""
+    one, other, pool = (tmp_path / name for name in ("one", "other", "pool"))
+    for seed, out in ((1, one), (2, other)):
+        arguments = ("--steps", 4, "--levels", 3, "--missing", "impute", "--seed", seed)
+        assert run("fit", folder / "gaps.csv", "--out", out, *arguments) == 0
+    capsys.readouterr()
+    assert run("average", one, other, "--out", pool) == 0
+    said = capsys.readouterr().out
+    assert "8 steps in" in said
+    assert "the average of 2 models" in said
+    assert "verdict:" in said
+    assert run("show", pool, "-n", 50) == 0
+    assert run("sample", pool, "--given", "kind=nurse", "-n", 5, "--out", tmp_path / "drawn.csv") == 0
+    assert set(pd.read_csv(tmp_path / "drawn.csv")["kind"]) == {"nurse"}
+    assert run("score", pool, folder / "whole.csv", "--out", tmp_path / "scores.csv") == 0
+
+    new = tmp_path / "new"
+    assert run("fit", folder / "whole.csv", "--drop", "kind", "--out", tmp_path / "narrow", "--steps", 2) == 0
+    for runs, out, says in (
+        ((one, one), new, "each once"),
+        ((one,), new, "two runs or more"),
+        ((one, other), one, "holds a run already"),
+        ((one, tmp_path / "none"), new, "no finished model"),
+        ((one, tmp_path / "narrow"), new, "model 1 has other columns"),
+    ):
+        capsys.readouterr()
+        assert run("average", *runs, "--out", out) == 2
+        assert says in capsys.readouterr().err
+    assert not new.exists()
+
+
 def test_filled_rows_are_of_their_own_run(tmp_path: Path) -> None:
     """Two runs of equal size in one folder, and one whose rows were edited."""
     one, other = (pd.DataFrame(RNG.normal(size=(40, 2)) + far, columns=["a", "b"]) for far in (0.0, 50.0))

@@ -1,0 +1,94 @@
+"""One model of several that were trained on the same data, by the mean of their energies."""
+
+import copy
+
+import torch
+
+from energyppl._checks import checked
+from energyppl.errors import InvalidInput
+from energyppl.models.networks.averaged import AveragedEnergy
+from energyppl.models.recovery import RecoveryEBM
+
+__all__ = ["averaged"]
+
+
+@checked
+def averaged(*ebms: RecoveryEBM) -> RecoveryEBM:
+    """Return the model whose energy is at every level the mean of several models': an ensemble.
+
+    Networks that were trained on the same rows from other seeds err differently where rows are few, and the errors of
+    their mean are smaller.  At every point its log density, normalized, is at least the mean of theirs (see
+    :class:`AveragedEnergy`).  It costs as many evaluations, and its log Z is its own.
+
+    Args:
+        ebms: models in the same coordinates, on the same device, without initializers.  Continuous networks may differ
+            in their schedules: the noisiest level 0 is taken, whose log-SNR all were trained at.
+
+    Returns:
+        A model with copies of their weights, the kernel and step sizes of the one whose schedule it has; it can be
+        saved, and trained further.
+
+    Raises:
+        InvalidInput: for no model, one of another kind, or models that don't fit together.
+
+    Example:
+        >>> rows, schedule = torch.randn(100, 3), ep.NoiseSchedule.cosine(levels=3, log_snr_min=-6.0)
+        >>> ebms = [ep.RecoveryEBM(ep.MLPEnergy((3,)), schedule) for _ in range(2)]
+        >>> for ebm in ebms:
+        ...     ebm.standardize(rows)  # all rows, so that the models share their coordinates
+        ...     _ = ep.fit(ebm, rows, steps=2, progress=False)
+        >>> ep.models.averaged(*ebms).sample((4,)).shape
+        torch.Size([4, 3])
+    """
+    if not ebms:
+        raise InvalidInput("an average needs at least one model; got none")
+    for index, ebm in enumerate(ebms):
+        _require_alike(index, ebm, ebms[0])
+    chosen = min(ebms, key=lambda ebm: float(ebm.schedule.log_snr[0]))
+    net = AveragedEnergy([copy.deepcopy(ebm.net) for ebm in ebms])
+    model = RecoveryEBM(net, chosen.schedule, event_shape=chosen.event_shape, kernel=chosen.initial_kernel)
+    for name, value in chosen.named_buffers(recurse=False):
+        model.get_buffer(name).copy_(value)
+    model.set_kernel(chosen.kernel, chosen.step_sizes)
+    return model
+
+
+def _require_alike(index: int, ebm: RecoveryEBM, first: RecoveryEBM) -> None:
+    """Require a plain model in the coordinates of the first one."""
+    if type(ebm) is not RecoveryEBM:
+        raise InvalidInput(
+            f"an average is made of RecoveryEBMs themselves; model {index} is a {type(ebm).__name__.lstrip('_')}: "
+            "use product(…, weights=…) for views of models"
+        )
+    if ebm.initializer is not None:
+        raise InvalidInput(
+            f"model {index} has an initializer, which says where chains of its own energy begin: use "
+            "product(…, weights=…), which keeps the first model's"
+        )
+    same = {
+        "event_shape": ebm.event_shape == first.event_shape,
+        "device": ebm.loc.device == first.loc.device,
+        "dtype": ebm.loc.dtype == first.loc.dtype,
+    }
+    odd = [name for name, holds in same.items() if not holds]
+    if odd:
+        raise InvalidInput(f"the models of an average must share {', '.join(same)}; model {index} has another {odd[0]}")
+    if not (torch.equal(ebm.loc, first.loc) and torch.equal(ebm.scale, first.scale)):
+        raise InvalidInput(
+            f"the models of an average must be standardized alike; loc or scale of model {index} differs from that of "
+            "model 0: call ebm.standardize(rows) with the same rows before each training, or use "
+            "product(…, weights=…), which takes models in coordinates of their own"
+        )
+    ours, theirs = ebm.schedule, first.schedule
+    continuous = bool(getattr(ebm.net, "continuous", False)) and bool(getattr(first.net, "continuous", False))
+    if continuous:
+        if not torch.isclose(ours.log_snr[-1], theirs.log_snr[-1], atol=1e-6):
+            raise InvalidInput(
+                f"the models of an average must have the same noisiest level; the log-SNR there is "
+                f"{float(ours.log_snr[-1]):.4g} of model {index} and {float(theirs.log_snr[-1]):.4g} of model 0"
+            )
+    elif not (torch.equal(ours.alpha_bar, theirs.alpha_bar) and torch.equal(ours.sigma_bar, theirs.sigma_bar)):
+        raise InvalidInput(
+            f"the models of an average must have the same schedule, since their networks have whole levels; that of "
+            f"model {index} differs from that of model 0"
+        )

@@ -1,0 +1,99 @@
+"""The mean of several networks' energies, as one network."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from energyppl._checks import shape_text
+from energyppl.errors import InvalidInput
+from energyppl.models.networks.recipe import Rebuildable
+from energyppl.potentials.bases import Base
+
+__all__ = ["AveragedEnergy"]
+
+
+class AveragedEnergy(Rebuildable, nn.Module):
+    """The mean of several networks' energies: the geometric mean of their densities (logarithmic pool; Heskes 1998).
+
+    By Hölder's inequality log Z of the mean energy is at most the mean of their log Z's, so its log density is at every
+    point at least the mean of theirs.  An evaluation costs as much as one of each network.
+
+    Args:
+        networks: of points of the same shape, all continuous in the noise level or none, with as many classes.
+
+    Raises:
+        InvalidInput: for no network, something that is none, or networks that don't fit together.
+
+    Example:
+        >>> one, other = ep.MLPEnergy((3,)), ep.MLPEnergy((3,))
+        >>> net, x, log_snr = ep.models.AveragedEnergy([one, other]), torch.randn(5, 3), torch.tensor(1.0)
+        >>> torch.allclose(net(x, log_snr), 0.5 * (one(x, log_snr) + other(x, log_snr)))
+        True
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if not isinstance(networks, Sequence) or not networks or not all(isinstance(n, nn.Module) for n in networks):
+            raise InvalidInput(f"networks must be a list of one torch module or more; got {networks!r}")
+        self.event_shape = torch.Size(getattr(networks[0], "event_shape", ()))
+        self.continuous = bool(getattr(networks[0], "continuous", False))
+        self.classes = int(getattr(networks[0], "classes", 0))
+        for index, network in enumerate(networks):
+            self._require_alike(index, network)
+        self.networks = nn.ModuleList(networks)
+
+    def _require_alike(self, index: int, network: nn.Module) -> None:
+        shape = torch.Size(getattr(network, "event_shape", ()))
+        if shape != self.event_shape:
+            raise InvalidInput(
+                f"networks must have the same event_shape; network 0 has {shape_text(self.event_shape)}, network "
+                f"{index} {shape_text(shape)}"
+            )
+        if bool(getattr(network, "continuous", False)) != self.continuous:
+            raise InvalidInput(
+                "networks must all take log-SNRs or all whole levels; network "
+                f"{index} is {'not ' if self.continuous else ''}continuous, unlike network 0"
+            )
+        if int(getattr(network, "classes", 0)) != self.classes:
+            raise InvalidInput(f"networks must have the same number of classes; those of 0 and {index} differ")
+
+    def forward(self, x: Tensor, level: Tensor, *condition: Tensor) -> Tensor:
+        """Evaluate energies in nats, ``(*batch,)``, of points ``(*batch, *event)``; the rest as each network takes it.
+
+        Args:
+            x: points, ``(*batch, *event)``.
+            level: whole levels or log-SNRs, ``()`` or ``(*batch,)``.
+            condition: classes, likewise, if any.
+        """
+        return self._mean([network(x, level, *condition) for network in self.networks])
+
+    def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor, *condition: Tensor) -> Tensor:
+        """Evaluate continuous networks at whole levels of a table of log-SNRs, as :meth:`MLPEnergy.at_levels` does."""
+        energies = []
+        for network in self.networks:
+            at_levels = getattr(network, "at_levels", None)
+            if at_levels is None:
+                energies.append(network(x, log_snr.take(level.long()), *condition))
+            else:
+                energies.append(at_levels(x, level, log_snr, *condition))
+        return self._mean(energies)
+
+    def fit_base(self, rows: Tensor) -> None:
+        """Fit the bases of those networks that have one, to standardized rows ``(n, *event)``."""
+        for network in self.networks:
+            fit_base: Any = getattr(network, "fit_base", None)
+            if fit_base is not None:
+                fit_base(rows)
+
+    def noisiest_base(self) -> Base | None:
+        """Return the first network's density at λ_min, where paths of log Z begin; None for about N(0, I)."""
+        known: Any = getattr(self.networks[0], "noisiest_base", None)
+        return None if known is None else cast("Base | None", known())
+
+    def _mean(self, energies: list[Tensor]) -> Tensor:
+        total = energies[0]
+        for energy in energies[1:]:
+            total = total + energy
+        return total / len(energies)

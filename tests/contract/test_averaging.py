@@ -1,0 +1,169 @@
+"""Averages of models: the mean energy at every level, files, and what does not fit together."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import energyppl as ep
+
+
+class Bell(nn.Module):
+    """A Gaussian of a mean and a width, the same at every level: log Z is known."""
+
+    event_shape = torch.Size((2,))
+
+    def __init__(self, mean: float, width: float) -> None:
+        super().__init__()
+        self.mean, self.width = nn.Parameter(torch.tensor(mean)), width
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        return (0.5 * ((x - self.mean) / self.width).square().sum(-1)).expand(x.shape[:-1])
+
+
+def planar(net: nn.Module, levels: int = 3) -> ep.RecoveryEBM:
+    return ep.RecoveryEBM(net, ep.NoiseSchedule.cosine(levels))
+
+
+def shaken(net: nn.Module, seed: int) -> nn.Module:
+    """Weights as after a training: continuous networks begin without any contribution of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in net.parameters():
+        weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+    return net
+
+
+@pytest.mark.parametrize("size", [2, 3])  # whole levels, and log-SNRs
+def test_the_energy_is_the_mean_at_every_level(size: int) -> None:
+    schedule = ep.NoiseSchedule.cosine(3, log_snr_min=-6.0)
+    ebms = [ep.RecoveryEBM(shaken(ep.MLPEnergy((size,)), seed), schedule) for seed in range(3)]
+    pool, x = ep.models.averaged(*ebms), torch.randn(7, size)
+    for level in (0, 2, torch.tensor([0, 1, 2, 0, 1, 2, 0])):
+        apart = torch.stack([ebm.potential(level)(x) for ebm in ebms])
+        assert float(apart.detach().std(0).min()) > 1e-3  # else the mean would be no news
+        torch.testing.assert_close(pool.potential(level)(x), apart.mean(0))
+    grad = ep.energy_and_grad(pool.potential(0), x)[1]
+    torch.testing.assert_close(grad, torch.stack([ep.energy_and_grad(e.potential(0), x)[1] for e in ebms]).mean(0))
+
+
+def test_the_pool_is_nowhere_less_likely_than_the_members_on_average() -> None:
+    """Hölder's inequality; of two bells at ±1 the gain is 1 nat, ½ for each coordinate."""
+    ebms = [planar(Bell(-1.0, 1.0)), planar(Bell(1.0, 1.0))]
+    pool, x = ep.models.averaged(*ebms), 3.0 * torch.randn(50, 2)
+    mean = torch.stack([ebm.log_prob(x) for ebm in ebms]).mean(0)
+    torch.testing.assert_close(pool.log_prob(x) - mean, torch.ones(50), atol=2e-3, rtol=0.0)
+
+
+def test_weights_are_copies() -> None:
+    one, other = planar(Bell(-1.0, 1.0)), planar(Bell(1.0, 1.0))
+    pool, x = ep.models.averaged(one, other), torch.randn(5, 2)
+    before = pool.potential(0)(x).detach()
+    one.net.mean.data += 5.0  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(pool.potential(0)(x), before)
+
+
+def test_an_average_is_saved_and_loaded(tmp_path: Path) -> None:
+    rows = torch.randn(60, 3)
+    schedule = ep.NoiseSchedule.cosine(3, log_snr_min=-6.0)
+    ebms = [ep.RecoveryEBM(ep.MLPEnergy((3,), hidden=8), schedule) for _ in range(2)]
+    for ebm in ebms:
+        ebm.standardize(rows)
+        ep.fit(ebm, rows, steps=2, progress=False)
+    pool = ep.models.averaged(ep.models.averaged(*ebms), ebms[0])  # of an average too
+    for file in (tmp_path / "pool.ebm", tmp_path / "pool.safetensors"):
+        ep.save(pool, file)
+        torch.testing.assert_close(ep.load(file).marginal().energy(rows), pool.marginal().energy(rows), rtol=0, atol=0)
+    ep.fit(pool, rows, steps=2, progress=False)  # a network like any other
+    next(value for name, value in pool.named_buffers() if name.endswith("base.variances")).neg_()
+    with pytest.raises(ep.InvalidInput, match=r"base\.variances must be positive"):
+        ep.save(pool, tmp_path / "negative.ebm")
+
+
+def test_networks_of_the_users_own_are_passed_to_load(tmp_path: Path) -> None:
+    pool = ep.models.averaged(planar(Bell(-1.0, 1.0)), planar(Bell(1.0, 1.0)))
+    ep.save(pool, tmp_path / "pool.ebm")
+    with pytest.raises(ep.InvalidInput, match="build it as it was"):
+        ep.load(tmp_path / "pool.ebm")
+    net = ep.models.AveragedEnergy([Bell(0.0, 1.0), Bell(0.0, 1.0)])
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(ep.load(tmp_path / "pool.ebm", net).potential(0)(x), pool.potential(0)(x))
+
+
+def test_the_noisier_of_two_level_0s_is_taken() -> None:
+    nets = [shaken(ep.MLPEnergy((3,)), seed) for seed in range(2)]
+    sharp, blunt = (ep.NoiseSchedule.cosine(4, log_snr_max=top, log_snr_min=-6.0) for top in (6.6, 4.6))
+    pool = ep.models.averaged(ep.RecoveryEBM(nets[0], sharp), ep.RecoveryEBM(nets[1], blunt))
+    assert float(pool.schedule.log_snr[0]) == pytest.approx(4.6)
+
+
+def _moved(loc: float) -> ep.RecoveryEBM:
+    ebm = planar(Bell(0.0, 1.0))
+    ebm.standardize(loc + torch.randn(50, 2))
+    return ebm
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (lambda: 3, "model 1 is a int"),
+        (lambda: ep.product(planar(Bell(0.0, 1.0))), "model 1 is a Product"),
+        (lambda: planar(ep.MLPEnergy((3,), levels=3)), "another event_shape"),
+        (lambda: _moved(5.0), "loc or scale of model 1 differs"),
+        (lambda: planar(Bell(0.0, 1.0), levels=4), "that of model 1 differs"),
+        (lambda: planar(Bell(0.0, 1.0)).double(), "another dtype"),
+        (
+            lambda: ep.RecoveryEBM(
+                ep.MLPEnergy((2,), levels=3), ep.NoiseSchedule.cosine(3), initializer=ep.MLPInitializer((2,))
+            ),
+            "model 1 has an initializer",
+        ),
+        (
+            lambda: ep.RecoveryEBM(ep.MLPEnergy((2,), continuous=True), ep.NoiseSchedule.cosine(3, log_snr_min=-5.1)),
+            "all take log-SNRs or all whole levels",
+        ),
+    ],
+)
+def test_models_that_do_not_fit_together(other: object, says: str) -> None:
+    with pytest.raises(ep.InvalidInput, match=says):
+        ep.models.averaged(planar(Bell(0.0, 1.0)), other())  # type: ignore[operator]
+
+
+def test_networks_that_are_none() -> None:
+    for networks in ([], 3, [ep.MLPEnergy((2,)), 3]):
+        with pytest.raises(ep.InvalidInput, match="a list of one torch module or more"):
+            ep.models.AveragedEnergy(networks)  # type: ignore[arg-type]
+    with pytest.raises(ep.InvalidInput, match="at least one model; got none"):
+        ep.models.averaged()
+
+
+# --- Tables ---
+
+
+def test_tables_are_averaged_and_kept(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(80, 3))
+    models = [ep.tables.fit(rows, steps=4, seed=seed, progress=False) for seed in range(2)]
+    pool = ep.tables.average(models)
+    assert pool.record["steps"] == 8
+    assert pool.record["stopped"] == "the average of 2 models"
+    z = torch.randn(6, 3)
+    mean = torch.stack([model.ebm.potential(0)(z) for model in models]).mean(0)
+    torch.testing.assert_close(pool.ebm.potential(0)(z), mean)
+    ep.tables.save(pool, tmp_path / "pool.ckpt")
+    assert ep.tables.load(tmp_path / "pool.ckpt").sample(3, seed=0).equals(pool.sample(3, seed=0))  # type: ignore[union-attr]
+
+    others = {
+        "columns": ep.tables.fit(rows, columns=["c0", "c1"], steps=1, progress=False),
+        "transforms": ep.tables.fit(rows, transforms={"c0": "quantile"}, steps=1, progress=False),
+        "rows": ep.tables.fit(np.flipud(rows).copy(), steps=1, progress=False),
+    }
+    for what, model in others.items():
+        with pytest.raises(ep.InvalidInput, match=f"has other ({what}|transforms) than model 0"):
+            ep.tables.average([models[0], model])
+    conditional = ep.tables.fit_conditional(rows, "c0", steps=1, progress=False)
+    with pytest.raises(ep.InvalidInput, match="model 1 is a ConditionalTableModel"):
+        ep.tables.average([models[0], conditional])  # type: ignore[list-item]
+    with pytest.raises(ep.InvalidInput, match="at least two models"):
+        ep.tables.average(models[:1])
