@@ -16,9 +16,9 @@ __all__ = ["averaged"]
 def averaged(*ebms: RecoveryEBM) -> RecoveryEBM:
     """Return the model whose energy is at every level the mean of several models': an ensemble.
 
-    Networks that were trained on the same rows from other seeds err differently where rows are few, and the errors of
-    their mean are smaller.  At every point its log density, normalized, is at least the mean of theirs (see
-    :class:`AveragedEnergy`).  It costs as many evaluations, and its log Z is its own.
+    Networks that were trained on the same rows from other seeds err differently where rows are few, and their mean errs
+    less.  Its log density, normalized, is at every point above the mean of theirs by the same difference: the mean of
+    their log Z's less its own, which is never negative (:class:`AveragedEnergy`).
 
     Args:
         ebms: models in the same coordinates, on the same device, without initializers.  Continuous networks may differ

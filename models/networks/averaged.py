@@ -17,8 +17,9 @@ __all__ = ["AveragedEnergy"]
 class AveragedEnergy(Rebuildable, nn.Module):
     """The mean of several networks' energies: the geometric mean of their densities (logarithmic pool; Heskes 1998).
 
-    By Hölder's inequality log Z of the mean energy is at most the mean of their log Z's, so its log density is at every
-    point at least the mean of theirs.  An evaluation costs as much as one of each network.
+    By Hölder's inequality log Z of the mean energy is at most the mean of their log Z's.  The difference is what the
+    log density, normalized, is above the mean of theirs, and it is the same at every point.  An evaluation costs as
+    much as one of each network.
 
     Args:
         networks: of points of the same shape, all continuous in the noise level or none, with as many classes.

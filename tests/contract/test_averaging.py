@@ -48,8 +48,8 @@ def test_the_energy_is_the_mean_at_every_level(size: int) -> None:
     torch.testing.assert_close(grad, torch.stack([ep.energy_and_grad(e.potential(0), x)[1] for e in ebms]).mean(0))
 
 
-def test_the_pool_is_nowhere_less_likely_than_the_members_on_average() -> None:
-    """Hölder's inequality; of two bells at ±1 the gain is 1 nat, ½ for each coordinate."""
+def test_the_average_gains_the_same_everywhere() -> None:
+    """The gain is the mean of their log Z's less its own at every point: of bells at ±1, ½ nat for each coordinate."""
     ebms = [planar(Bell(-1.0, 1.0)), planar(Bell(1.0, 1.0))]
     pool, x = ep.models.averaged(*ebms), 3.0 * torch.randn(50, 2)
     mean = torch.stack([ebm.log_prob(x) for ebm in ebms]).mean(0)
