@@ -270,7 +270,10 @@ class _Formatter(argparse.HelpFormatter):
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "demo": ("Train a small model on a 2-D toy whose truth is known, measure it and draw it.", _demo),
     "fit": ("Train a model on a table or on images, or go on with an earlier run, and say how good it is.", _fit),
-    "average": ("Average several runs of one table, which where rows are few is better than each.", _average),
+    "average": (
+        "Average several runs of one table: a better density where rows are few, at the cost of all.",
+        _average,
+    ),
     "sample": ("Draw samples from a trained run, in the units of its table or as images.", _sample),
     "show": ("Compare a trained run with held-out rows or images: measures, pictures, a verdict.", _show),
     "diagnose": ("Run long Markov chains on a trained run's energy and diagnose them.", _diagnose),
