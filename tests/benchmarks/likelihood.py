@@ -1,14 +1,15 @@
 """Held-out log likelihood of real tables: RecoveryEBM beside a neural spline flow and a mixture of Gaussians.
 
 ``python -m tests.benchmarks likelihood FILE.npz [ARRAY …] [--splits N] [--first N] [--steps N] [--peers PEER …]
-[--log-snr-max X]``
+[--log-snr-max X] [--members N]``
 
 For each split a tenth of the rows is held out, another tenth validates; columns are standardized by the training
 rows, and discrete ones spread over their gaps.  Level 0 of the EBM is the density of rows with a little noise (of a
 log-SNR of 4.6, a standard deviation of .1, unless ``--log-snr-max`` says otherwise; tables have that or 6.6), so all
 three are scored once on the same noisy test rows, and the peers learn from rows with noise drawn likewise.
 
-- RecoveryEBM with the defaults of ``fit``; log Z by ``log_normalizer``, whose error is part of the uncertainty;
+- RecoveryEBM with the defaults of ``fit``, or the average of ``--members`` of them from other seeds; log Z by
+  ``log_normalizer``, whose error is part of the uncertainty;
 - zuko's neural spline flow, its own size and one twice as wide, Adam for as many seconds each as the EBM's training
   took, the weights and the size that validate best (stopping early once they have not improved for long);
 - scikit-learn's mixture of Gaussians, full covariances, the number of components that validates best.
@@ -239,7 +240,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--first", type=int, default=0, help="the first split's number, which is its seed")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--log-snr-max", type=float, help="of level 0")
-    parser.add_argument("--members", type=int, default=1, help="models to average, of which the mixture is no part")
+    parser.add_argument("--members", type=int, default=1, help="models to average")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with np.load(args.file, allow_pickle=False) as archive:

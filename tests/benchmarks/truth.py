@@ -1,12 +1,13 @@
 """Gap to the true entropy in 5, 10 and 20 dimensions: RecoveryEBM with the defaults on densities that are known.
 
 ``python -m tests.benchmarks truth [TARGET …] [--dimensions 5 10 20] [--rows 1000 10000 100000] [--steps N]
-[--particles N] [--samples N] [--seed N]``
+[--particles N] [--samples N] [--members N] [--seed N]``
 
 The targets are a mixture of five correlated Gaussians, a product of bananas, and a ring times Gaussians.  The gap is
 the expected log density of level 0's truth less that of the model, KL(truth ‖ model), over 4,000 fresh rows: ± holds
 the error of the rows' paired differences and that of log Z.  Beside it: log Z (standardized; training alone implies 0),
-the p-value of a two-sample test of 1,000 samples against fresh rows, and CPU seconds of training.
+the p-value of a two-sample test of 1,000 samples against fresh rows, and CPU seconds of training.  With ``--members``
+the model is the average of as many, each of which sets other rows aside to choose its weights.
 """
 
 import argparse
