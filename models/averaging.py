@@ -16,17 +16,24 @@ __all__ = ["averaged"]
 def averaged(*ebms: RecoveryEBM) -> RecoveryEBM:
     """Return the model whose energy is at every level the mean of several models': an ensemble.
 
-    Networks that were trained on the same rows from other seeds err differently where rows are few, and their mean errs
-    less.  Its log density, normalized, is at every point above the mean of theirs by the same difference: the mean of
-    their log Z's less its own, which is never negative (:class:`AveragedEnergy`).
+    Networks that were trained on the same rows from other seeds err differently where rows are few, and their errors
+    partly cancel.  Its normalized log density is at every point above the mean of theirs at the same noise by the same
+    difference, the mean of their log Z's less its own, which is never negative (:class:`AveragedEnergy`); a single one
+    of them may be better still.  So log Z is below the mean of theirs where training ties it to 0, and
+    ``implied_log_prob`` too low by as much.
+
+    The average of noised densities is not the noised average, so the levels above 0 are a path towards level 0 and no
+    more: where the models disagree about the masses of modes, samples lie between the average's density and the
+    noisy levels'.  Follow them by chains of :meth:`RecoveryEBM.marginal` for draws of the density itself.
 
     Args:
-        ebms: models in the same coordinates, on the same device, without initializers.  Continuous networks may differ
-            in their schedules: the noisiest level 0 is taken, whose log-SNR all were trained at.
+        ebms: models in the same coordinates, on the same device, without initializers, none an average itself.
+            Continuous networks may differ in their schedules: that with the noisiest level 0 is taken, at whose log-SNR
+            all were trained.
 
     Returns:
-        A model with copies of their weights, the kernel and step sizes of the one whose schedule it has; it can be
-        saved, and trained further.
+        A model with copies of their weights, and the kernel and step sizes of the one whose schedule it has; it can be
+        saved, and trained further.  In the plane call its ``measure_moves``, as ``fit`` does, for cheaper samples.
 
     Raises:
         InvalidInput: for no model, one of another kind, or models that don't fit together.
@@ -47,6 +54,7 @@ def averaged(*ebms: RecoveryEBM) -> RecoveryEBM:
     chosen = min(ebms, key=lambda ebm: float(ebm.schedule.log_snr[0]))
     net = AveragedEnergy([copy.deepcopy(ebm.net) for ebm in ebms])
     model = RecoveryEBM(net, chosen.schedule, event_shape=chosen.event_shape, kernel=chosen.initial_kernel)
+    model = model.to(chosen.loc)
     for name, value in chosen.named_buffers(recurse=False):
         model.get_buffer(name).copy_(value)
     model.set_kernel(chosen.kernel, chosen.step_sizes)
@@ -57,8 +65,12 @@ def _require_alike(index: int, ebm: RecoveryEBM, first: RecoveryEBM) -> None:
     """Require a plain model in the coordinates of the first one."""
     if type(ebm) is not RecoveryEBM:
         raise InvalidInput(
-            f"an average is made of RecoveryEBMs themselves; model {index} is a {type(ebm).__name__.lstrip('_')}: "
-            "use product(…, weights=…) for views of models"
+            f"an average is made of RecoveryEBMs, and not of views; the type of model {index} is "
+            f"{type(ebm).__name__.lstrip('_')}"
+        )
+    if isinstance(ebm.net, AveragedEnergy):
+        raise InvalidInput(
+            f"model {index} is an average already: average the models that it was made of, with the others"
         )
     if ebm.initializer is not None:
         raise InvalidInput(
@@ -80,8 +92,10 @@ def _require_alike(index: int, ebm: RecoveryEBM, first: RecoveryEBM) -> None:
             "product(…, weights=…), which takes models in coordinates of their own"
         )
     ours, theirs = ebm.schedule, first.schedule
-    continuous = bool(getattr(ebm.net, "continuous", False)) and bool(getattr(first.net, "continuous", False))
-    if continuous:
+    continuous = [bool(getattr(model.net, "continuous", False)) for model in (ebm, first)]
+    if continuous[0] != continuous[1]:
+        return  # which AveragedEnergy refuses
+    if continuous[0]:
         if not torch.isclose(ours.log_snr[-1], theirs.log_snr[-1], atol=1e-6):
             raise InvalidInput(
                 f"the models of an average must have the same noisiest level; the log-SNR there is "

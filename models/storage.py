@@ -42,7 +42,7 @@ _OF_PRIOR = ("num_steps", "adaptation_rate")  # arguments of a LatentPrior
 _OF_NETWORKS = ("net.", "initializer.", "contexts.encoder.")
 _OF_CHAINS = ("chain_", "log_weights")
 _POSITIVE = ("scale", "contexts.scale", "sigmas", "base_sigma", "inverse_temperature")
-_POSITIVE_ENDS = ("base.variances",)  # of a network, or of one that it is made of
+_POSITIVE_ENDS = (".base.variances",)  # of a network, or of one that it is made of
 _CONFIDENCE = 0.95  # of the log Z that is kept: the default
 
 

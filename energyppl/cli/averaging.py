@@ -1,17 +1,19 @@
 """``energyppl average``: the mean of several runs of one table, in a run's folder of its own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from energyppl._files import locked, write_json
+from energyppl.cli.comparison import record_of
 from energyppl.cli.image_runs import is_image_run, require_table_run
-from energyppl.cli.runs import load_run
+from energyppl.cli.runs import load_run, read_json
 from energyppl.errors import InvalidInput
 from energyppl.tables.averaging import average
 from energyppl.tables.model import TableModel
 from energyppl.tables.storage import save
 
-__all__ = ["average_runs"]
+__all__ = ["average_runs", "require_no_average"]
 
 _OF_A_RUN = ("model.ckpt", "training.ckpt", "run.json")
 
@@ -37,8 +39,25 @@ def average_runs(runs: Sequence[Path], out: Path, *, device: str | None = None) 
         require_table_run(run, "average")
     if is_image_run(out) or any((out / name).exists() for name in _OF_A_RUN):
         raise InvalidInput(f"{out} holds a run already: choose another folder for the average")
-    model = average([load_run(run, device=device) for run in runs])
+    models = [load_run(run, device=device) for run in runs]
+    try:
+        model = average(models)
+    except InvalidInput as error:
+        numbered = ", ".join(f"{index} is {run}" for index, run in enumerate(runs))
+        raise InvalidInput(f"{error} (model {numbered})") from None
+    model = replace(model, record={**record_of(model), "status": "finished"})
     with locked(out):
         save(model, out / "model.ckpt")
         write_json(out / "run.json", model.record)
     return model
+
+
+def require_no_average(run: Path) -> None:
+    """Refuse to train in the folder of an average, which would be lost.
+
+    Raises:
+        InvalidInput: for such a folder.
+    """
+    path = run / "run.json"
+    if path.exists() and "averaged" in (read_json(path) or {}):
+        raise InvalidInput(f"{run} holds an average of runs: choose another folder, or go on with one of the runs")

@@ -15,7 +15,7 @@ import energyppl as ep
 from energyppl._checks import check_count
 from energyppl._numerals import plain
 from energyppl._progress import doing
-from energyppl.cli.averaging import average_runs
+from energyppl.cli.averaging import average_runs, require_no_average
 from energyppl.cli.comparison import quality_of_run, show_run
 from energyppl.cli.demo import run_demo
 from energyppl.cli.diagnosis import diagnose_run
@@ -63,6 +63,7 @@ def fit(options: argparse.Namespace) -> None:
     """Train on a table or on images, and print how good the model is."""
     chosen = {name: getattr(options, name) for name in _OF_FIT if getattr(options, name) is not None}
     talk = not options.quiet
+    require_no_average(options.out)
     if holds_images(options.file, options.array):
         _fit_images(options, chosen)
         return
@@ -116,7 +117,7 @@ def _measured(run: Path, model: TableModel, *, seed: int, talk: bool) -> tuple[d
     try:
         with _warnings_of_log_z_ignored():
             found = quality_of_run(run, model, seed=seed, progress=talk)
-        return quality_lines(found), found["verdict"]
+        return quality_lines(found, averaged="averaged" in model.record), found["verdict"]
     except ep.EnergyPPLError as error:
         return {}, [f"the model is trained, but how good it is could not be measured: {error}"]
     except KeyboardInterrupt:
@@ -272,7 +273,7 @@ def show(options: argparse.Namespace) -> None:
             f"of the columns as they are, worst for {' and '.join(worst['columns'])}: held-out "
             f"{worst['held_out']:+.3f} (error about {worst['standard_error']:.2f}), samples {worst['samples']:+.3f}"
         )
-    lines |= quality_lines(report)
+    lines |= quality_lines(report, averaged="averaged" in report)
     lines["pictures"] = ", ".join(report["pictures"])
     print_table(report["source"], lines)
     heads = ("mean", "sd", "5%", "50%", "95%")

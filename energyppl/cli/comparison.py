@@ -15,7 +15,7 @@ from energyppl.cli.runs import known_log_z, load_run
 from energyppl.tables.model import TableModel
 from energyppl.tables.quality import quality
 
-__all__ = ["quality_of_run", "show_run"]
+__all__ = ["quality_of_run", "record_of", "show_run"]
 
 _SAMPLES = 1000
 
@@ -53,7 +53,7 @@ def show_run(
         samples = fitted.sample_values(count)
     log_z = known_log_z(run, fitted, seed=seed, progress=progress)
     with doing("comparing with held-out rows", show=progress):
-        report = {**_record(fitted), **_compare(fitted, samples), **quality(fitted, samples, log_z, seed=seed)}
+        report = {**record_of(fitted), **_compare(fitted, samples), **quality(fitted, samples, log_z, seed=seed)}
     step = fitted.curves["step"]
     titles = {
         "energy gap, nats": "energy_gap",
@@ -68,17 +68,16 @@ def show_run(
     with doing("drawing pictures", show=progress):
         figures = {
             "pairs.png": ep.plots.pair_plot(rows, samples, fitted.columns, title=name, categories=values),
-            "training.png": ep.plots.training_curves(
-                {title: (step, fitted.curves[key]) for title, key in titles.items() if key in fitted.curves},
-                title=f"{name}: training",
-            ),
         }
+        if len(step):  # an average was not trained itself
+            curves = {title: (step, fitted.curves[key]) for title, key in titles.items() if key in fitted.curves}
+            figures["training.png"] = ep.plots.training_curves(curves, title=f"{name}: training")
         report["pictures"] = [str(ep.plots.save_figure(figure, run / file)) for file, figure in figures.items()]
     write_json(run / "report.json", report)
     return report
 
 
-def _record(fitted: TableModel) -> dict[str, Any]:
+def record_of(fitted: TableModel) -> dict[str, Any]:
     """Return the record of a run, or as much of it as a model tells that was trained and saved in Python."""
     validation = 0 if fitted.validation is None else len(fitted.validation)
     own = {

@@ -271,7 +271,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "demo": ("Train a small model on a 2-D toy whose truth is known, measure it and draw it.", _demo),
     "fit": ("Train a model on a table or on images, or go on with an earlier run, and say how good it is.", _fit),
     "average": (
-        "Average several runs of one table: a better density where rows are few, at the cost of all.",
+        "Average runs of one table: usually a better density where rows are few, at the cost of all.",
         _average,
     ),
     "sample": ("Draw samples from a trained run, in the units of its table or as images.", _sample),

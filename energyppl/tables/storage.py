@@ -35,6 +35,7 @@ _RECORD: dict[str, Any] = {  # of what a record may hold
     "seconds": float,
     "steps": int,
     "steps_before": int,
+    "averaged": int,
     "stopped": str,
 }
 

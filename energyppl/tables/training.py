@@ -186,7 +186,7 @@ def fit(
         levels: of noise; if None 6, or 20 or 24 above two coordinates; more where columns nearly determine each other.
         batch_size: rows in a batch; 512 if None.
         learning_rate: the optimizer's; .01 if None.
-        seed: of everything random.
+        seed: of everything random, but for the first fill of gaps.
         checkpoint: a file to keep the run in; if it exists the run goes on from it.  Filled gaps are kept beside it, in
             a file of its name that ends in ``.completed.ckpt``.
         device: where to train, such as ``"cuda"``.

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from energyppl._checks import shape_text
+from energyppl._checks import check_shape
 from energyppl.errors import InvalidInput
 from energyppl.models.networks.recipe import Rebuildable
 from energyppl.potentials.bases import Base
@@ -22,7 +22,8 @@ class AveragedEnergy(Rebuildable, nn.Module):
     much as one of each network.
 
     Args:
-        networks: of points of the same shape, all continuous in the noise level or none, with as many classes.
+        networks: modules ``net(x, level)`` of points of the same shape, all continuous in the noise level or none, with
+            as many classes, and without contexts.
 
     Raises:
         InvalidInput: for no network, something that is none, or networks that don't fit together.
@@ -34,31 +35,37 @@ class AveragedEnergy(Rebuildable, nn.Module):
         True
     """
 
+    event_shape: torch.Size
+
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         if not isinstance(networks, Sequence) or not networks or not all(isinstance(n, nn.Module) for n in networks):
-            raise InvalidInput(f"networks must be a list of one torch module or more; got {networks!r}")
-        self.event_shape = torch.Size(getattr(networks[0], "event_shape", ()))
+            raise InvalidInput(f"networks must be a list of one torch module or more; got a {type(networks).__name__}")
+        shapes = [getattr(network, "event_shape", None) for network in networks]
+        for index, network in enumerate(networks):
+            self._require_alike(index, network, networks[0])
+        if shapes[0] is not None:
+            self.event_shape = check_shape("event_shape", shapes[0])
         self.continuous = bool(getattr(networks[0], "continuous", False))
         self.classes = int(getattr(networks[0], "classes", 0))
-        for index, network in enumerate(networks):
-            self._require_alike(index, network)
         self.networks = nn.ModuleList(networks)
 
-    def _require_alike(self, index: int, network: nn.Module) -> None:
-        shape = torch.Size(getattr(network, "event_shape", ()))
-        if shape != self.event_shape:
+    @staticmethod
+    def _require_alike(index: int, network: nn.Module, first: nn.Module) -> None:
+        if getattr(network, "context_shape", None) is not None:
+            raise InvalidInput(f"network {index} is told contexts, of which an average is none: pass others")
+        here, there = (getattr(net, "event_shape", None) for net in (network, first))
+        here, there = (None if shape is None else check_shape("event_shape", shape) for shape in (here, there))
+        if here != there:
+            raise InvalidInput(f"networks must have the same event_shape; those of networks 0 and {index} differ")
+        continuous = bool(getattr(first, "continuous", False))
+        if bool(getattr(network, "continuous", False)) != continuous:
             raise InvalidInput(
-                f"networks must have the same event_shape; network 0 has {shape_text(self.event_shape)}, network "
-                f"{index} {shape_text(shape)}"
+                f"networks must all take log-SNRs or all whole levels; network {index} is "
+                f"{'not ' if continuous else ''}continuous, unlike network 0"
             )
-        if bool(getattr(network, "continuous", False)) != self.continuous:
-            raise InvalidInput(
-                "networks must all take log-SNRs or all whole levels; network "
-                f"{index} is {'not ' if self.continuous else ''}continuous, unlike network 0"
-            )
-        if int(getattr(network, "classes", 0)) != self.classes:
-            raise InvalidInput(f"networks must have the same number of classes; those of 0 and {index} differ")
+        if int(getattr(network, "classes", 0)) != int(getattr(first, "classes", 0)):
+            raise InvalidInput(f"networks must have as many classes; those of networks 0 and {index} differ")
 
     def forward(self, x: Tensor, level: Tensor, *condition: Tensor) -> Tensor:
         """Evaluate energies in nats, ``(*batch,)``, of points ``(*batch, *event)``; the rest as each network takes it.

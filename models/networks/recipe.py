@@ -24,8 +24,8 @@ class Rebuildable:
     recipe: str | None
     """A JSON object of ``constructor``, ``arguments`` and torch's default ``dtype``.
 
-    Networks among the arguments are written as their class and their own recipe.  None if an argument has no JSON, as
-    another module or a closure.
+    This library's networks among the arguments are written as their class and their own recipe.  None if an argument
+    has no JSON, as another module or a closure.
     """
 
     def __new__(cls: type[Network], *args: Any, **kwargs: Any) -> Network:
@@ -60,9 +60,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
     if isinstance(value, Rebuildable):
-        if value.recipe is None:
+        if value.recipe is None or _own_networks().get(type(value).__name__) is not type(value):
             raise TypeError(f"{type(value).__name__} has no recipe")
-        return {"network": type(value).__name__, "recipe": value.recipe}
+        return {"network": type(value).__name__, "recipe": json.loads(value.recipe)}
     for name in _ACTIVATIONS:
         if value is getattr(torch.nn.functional, name):
             return {"activation": name}
@@ -87,6 +87,12 @@ def rebuilt(cls: type[Network], recipe: str) -> Network:
     return network
 
 
+def _own_networks() -> dict[str, type[Rebuildable]]:
+    """Return this library's networks by name; a subclass of a user's own has no recipe that a file could tell."""
+    package = __name__.rpartition(".")[0]
+    return {cls.__name__: cls for cls in Rebuildable.__subclasses__() if cls.__module__.rpartition(".")[0] == package}
+
+
 def _as_it_was(value: Any) -> Any:
     """Return an argument of :func:`_plain`'s making as it was passed, but for sequences, which are lists now."""
     if isinstance(value, list):
@@ -94,10 +100,9 @@ def _as_it_was(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "network" in value:
-        classes = {cls.__name__: cls for cls in Rebuildable.__subclasses__()}
-        if value["network"] not in classes:
+        if value["network"] not in _own_networks():
             raise ValueError(f"there is no network {value['network']!r}")
-        return rebuilt(classes[value["network"]], value["recipe"])
+        return rebuilt(_own_networks()[value["network"]], json.dumps(value["recipe"]))
     if value.get("activation") not in _ACTIVATIONS:
         raise ValueError(f"there is no activation {value}")
     return getattr(torch.nn.functional, value["activation"])

@@ -1,5 +1,7 @@
 """Averages of models: the mean energy at every level, files, and what does not fit together."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
+from energyppl.models.networks.recipe import rebuilt
 
 
 class Bell(nn.Module):
@@ -71,7 +74,7 @@ def test_an_average_is_saved_and_loaded(tmp_path: Path) -> None:
     for ebm in ebms:
         ebm.standardize(rows)
         ep.fit(ebm, rows, steps=2, progress=False)
-    pool = ep.models.averaged(ep.models.averaged(*ebms), ebms[0])  # of an average too
+    pool = ep.models.averaged(*ebms)
     for file in (tmp_path / "pool.ebm", tmp_path / "pool.safetensors"):
         ep.save(pool, file)
         torch.testing.assert_close(ep.load(file).marginal().energy(rows), pool.marginal().energy(rows), rtol=0, atol=0)
@@ -79,6 +82,45 @@ def test_an_average_is_saved_and_loaded(tmp_path: Path) -> None:
     next(value for name, value in pool.named_buffers() if name.endswith("base.variances")).neg_()
     with pytest.raises(ep.InvalidInput, match=r"base\.variances must be positive"):
         ep.save(pool, tmp_path / "negative.ebm")
+
+
+def test_a_subclass_of_the_users_own_is_not_rebuilt_as_its_base(tmp_path: Path) -> None:
+    class MLPEnergy(ep.MLPEnergy):
+        def forward(self, x: Tensor, level: Tensor, condition: Tensor | int | None = None) -> Tensor:
+            return super().forward(x, level, condition) + 1.0
+
+    ebm = planar(MLPEnergy((2,), levels=3))
+    ep.save(ep.models.averaged(ebm, planar(ep.MLPEnergy((2,), levels=3))), tmp_path / "pool.ebm")
+    with pytest.raises(ep.InvalidInput, match="build it as it was"):
+        ep.load(tmp_path / "pool.ebm")
+
+
+def test_forged_recipes_are_refused() -> None:
+    recipe = json.loads(ep.models.AveragedEnergy([ep.MLPEnergy((2,), levels=3)]).recipe or "")
+    for name in ("Rebuildable", "Module", "os.system"):
+        recipe["arguments"]["networks"][0]["network"] = name
+        with pytest.raises(ValueError, match="there is no network"):
+            rebuilt(ep.models.AveragedEnergy, json.dumps(recipe))
+
+
+def test_classes_are_passed_on() -> None:
+    nets = [shaken(ep.MLPEnergy((2,), levels=3, classes=2), seed) for seed in range(2)]
+    ebms = [planar(net) for net in nets]
+    pool, x = ep.models.averaged(*ebms), torch.randn(5, 2)
+    for label in (0, torch.tensor([0, 1, 2, 0, 1])):
+        mean = torch.stack([ebm.given(label).potential(0)(x) for ebm in ebms]).mean(0)
+        torch.testing.assert_close(pool.given(label).potential(0)(x), mean)
+
+
+def test_the_dtype_is_kept_without_weights() -> None:
+    class Fixed(nn.Module):
+        event_shape = torch.Size((2,))
+
+        def forward(self, x: Tensor, level: Tensor) -> Tensor:
+            return (0.5 * x.square().sum(-1)).expand(x.shape[:-1])
+
+    ebms = [planar(Fixed()).double() for _ in range(2)]
+    assert ep.models.averaged(*ebms).loc.dtype == torch.float64
 
 
 def test_networks_of_the_users_own_are_passed_to_load(tmp_path: Path) -> None:
@@ -107,8 +149,8 @@ def _moved(loc: float) -> ep.RecoveryEBM:
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        (lambda: 3, "model 1 is a int"),
-        (lambda: ep.product(planar(Bell(0.0, 1.0))), "model 1 is a Product"),
+        (lambda: 3, "type of model 1 is int"),
+        (lambda: ep.product(planar(Bell(0.0, 1.0))), "type of model 1 is Product"),
         (lambda: planar(ep.MLPEnergy((3,), levels=3)), "another event_shape"),
         (lambda: _moved(5.0), "loc or scale of model 1 differs"),
         (lambda: planar(Bell(0.0, 1.0), levels=4), "that of model 1 differs"),
@@ -128,6 +170,17 @@ def _moved(loc: float) -> ep.RecoveryEBM:
 def test_models_that_do_not_fit_together(other: object, says: str) -> None:
     with pytest.raises(ep.InvalidInput, match=says):
         ep.models.averaged(planar(Bell(0.0, 1.0)), other())  # type: ignore[operator]
+
+
+def test_other_noisiest_levels_and_contexts() -> None:
+    ebms = [
+        ep.RecoveryEBM(ep.MLPEnergy((3,), log_snr_min=low), ep.NoiseSchedule.cosine(3, log_snr_min=low))
+        for low in (-6.0, -5.0)
+    ]
+    with pytest.raises(ep.InvalidInput, match="the same noisiest level"):
+        ep.models.averaged(*ebms)
+    with pytest.raises(ep.InvalidInput, match="network 0 is told contexts"):
+        ep.models.AveragedEnergy([ep.MLPEnergy((3,), context_shape=2)])
 
 
 def test_networks_that_are_none() -> None:
@@ -154,14 +207,18 @@ def test_tables_are_averaged_and_kept(tmp_path: Path) -> None:
     ep.tables.save(pool, tmp_path / "pool.ckpt")
     assert ep.tables.load(tmp_path / "pool.ckpt").sample(3, seed=0).equals(pool.sample(3, seed=0))  # type: ignore[union-attr]
 
+    cell = models[1].held_out.copy()
+    cell[0, 0] += 1.0
     others = {
         "columns": ep.tables.fit(rows, columns=["c0", "c1"], steps=1, progress=False),
         "transforms": ep.tables.fit(rows, transforms={"c0": "quantile"}, steps=1, progress=False),
-        "rows": ep.tables.fit(np.flipud(rows).copy(), steps=1, progress=False),
+        "rows": replace(models[1], held_out=cell),
     }
     for what, model in others.items():
-        with pytest.raises(ep.InvalidInput, match=f"has other ({what}|transforms) than model 0"):
+        with pytest.raises(ep.InvalidInput, match=f"has other {what} than model 0"):
             ep.tables.average([models[0], model])
+    with pytest.raises(ep.InvalidInput, match="models 0 and 2 are the same"):
+        ep.tables.average([*models, models[0]])
     conditional = ep.tables.fit_conditional(rows, "c0", steps=1, progress=False)
     with pytest.raises(ep.InvalidInput, match="model 1 is a ConditionalTableModel"):
         ep.tables.average([models[0], conditional])  # type: ignore[list-item]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,17 @@ def test_runs_of_other_seeds_are_averaged(folder: Path, tmp_path: Path, capsys: 
     assert run("sample", pool, "--given", "kind=nurse", "-n", 5, "--out", tmp_path / "drawn.csv") == 0
     assert set(pd.read_csv(tmp_path / "drawn.csv")["kind"]) == {"nurse"}
     assert run("score", pool, folder / "whole.csv", "--out", tmp_path / "scores.csv") == 0
+    for name, out in (("one", one), ("other", other)):  # as Python saves them
+        (tmp_path / f"saved_{name}").mkdir()
+        ep.tables.save(replace(ep.tables.load(out), record={}), tmp_path / f"saved_{name}" / "model.ckpt")
+    assert run("average", tmp_path / "saved_one", tmp_path / "saved_other", "--out", tmp_path / "saved") == 0
 
     new = tmp_path / "new"
     assert run("fit", folder / "whole.csv", "--drop", "kind", "--out", tmp_path / "narrow", "--steps", 2) == 0
     for runs, out, says in (
         ((one, one), new, "each once"),
         ((one,), new, "two runs or more"),
+        ((one, tmp_path / "saved_one"), new, "models 0 and 1 are the same"),
         ((one, other), one, "holds a run already"),
         ((one, tmp_path / "none"), new, "no finished model"),
         ((one, tmp_path / "narrow"), new, "model 1 has other columns"),
@@ -88,6 +94,9 @@ def test_runs_of_other_seeds_are_averaged(folder: Path, tmp_path: Path, capsys: 
         assert run("average", *runs, "--out", out) == 2
         assert says in capsys.readouterr().err
     assert not new.exists()
+    capsys.readouterr()
+    assert run("fit", folder / "whole.csv", "--out", pool, "--steps", 2) == 2
+    assert "holds an average of runs" in capsys.readouterr().err
 
 
 def test_filled_rows_are_of_their_own_run(tmp_path: Path) -> None:
