@@ -6,10 +6,13 @@ import torch
 
 from energyppl._checks import checked
 from energyppl.errors import InvalidInput
+from energyppl.models.composition import differences
 from energyppl.models.networks.averaged import AveragedEnergy
 from energyppl.models.recovery import RecoveryEBM
 
 __all__ = ["averaged"]
+
+_ALIKE = ("event_shape", "device", "dtype")
 
 
 @checked
@@ -77,31 +80,29 @@ def _require_alike(index: int, ebm: RecoveryEBM, first: RecoveryEBM) -> None:
             f"model {index} has an initializer, which says where chains of its own energy begin: use "
             "product(…, weights=…), which keeps the first model's"
         )
-    same = {
-        "event_shape": ebm.event_shape == first.event_shape,
-        "device": ebm.loc.device == first.loc.device,
-        "dtype": ebm.loc.dtype == first.loc.dtype,
-    }
-    odd = [name for name, holds in same.items() if not holds]
-    if odd:
-        raise InvalidInput(f"the models of an average must share {', '.join(same)}; model {index} has another {odd[0]}")
+    odd = differences(ebm, first)
+    for name in odd:
+        if name in _ALIKE:
+            raise InvalidInput(
+                f"the models of an average must share {', '.join(_ALIKE)}; model {index} has another {name}"
+            )
     if not (torch.equal(ebm.loc, first.loc) and torch.equal(ebm.scale, first.scale)):
         raise InvalidInput(
             f"the models of an average must be standardized alike; loc or scale of model {index} differs from that of "
             "model 0: call ebm.standardize(rows) with the same rows before each training, or use "
             "product(…, weights=…), which takes models in coordinates of their own"
         )
-    ours, theirs = ebm.schedule, first.schedule
     continuous = [bool(getattr(model.net, "continuous", False)) for model in (ebm, first)]
     if continuous[0] != continuous[1]:
         return  # which AveragedEnergy refuses
     if continuous[0]:
-        if not torch.isclose(ours.log_snr[-1], theirs.log_snr[-1], atol=1e-6):
+        noisiest, their_noisiest = (model.schedule.log_snr[-1] for model in (ebm, first))
+        if not torch.isclose(noisiest, their_noisiest, atol=1e-6):
             raise InvalidInput(
                 f"the models of an average must have the same noisiest level; the log-SNR there is "
-                f"{float(ours.log_snr[-1]):.4g} of model {index} and {float(theirs.log_snr[-1]):.4g} of model 0"
+                f"{float(noisiest):.4g} of model {index} and {float(their_noisiest):.4g} of model 0"
             )
-    elif not (torch.equal(ours.alpha_bar, theirs.alpha_bar) and torch.equal(ours.sigma_bar, theirs.sigma_bar)):
+    elif odd:
         raise InvalidInput(
             f"the models of an average must have the same schedule, since their networks have whole levels; that of "
             f"model {index} differs from that of model 0"

@@ -20,7 +20,7 @@ from energyppl.models.recovery import RecoveryEBM, RecoveryView
 from energyppl.potentials.algebra import Potential, Scaled, Sum
 from energyppl.potentials.composed import LogSumExp, Measured, Standardized
 
-__all__ = ["LinearMeasurement", "measured", "mixture", "product"]
+__all__ = ["LinearMeasurement", "differences", "measured", "mixture", "product"]
 
 
 @checked
@@ -304,7 +304,7 @@ def _check_parts(ebms: Sequence[RecoveryEBM], weights: Sequence[float]) -> None:
         raise InvalidInput(f"weights must be {len(ebms)} finite numbers, one for each model; got {list(weights)}")
     for index, ebm in enumerate(ebms):
         _check_kind("a composition", ebm)
-        odd = _differences(ebm, ebms[0])
+        odd = differences(ebm, ebms[0])
         if odd:
             raise InvalidInput(
                 f"the models of a composition must share event_shape, schedule, dtype and device; got another "
@@ -326,7 +326,7 @@ def _warn_of_far(ebms: Sequence[RecoveryEBM]) -> None:
             )
 
 
-def _differences(ebm: RecoveryEBM, other: RecoveryEBM) -> list[str]:
+def differences(ebm: RecoveryEBM, other: RecoveryEBM) -> list[str]:
     """Name what two models should have in common and don't."""
     ours, theirs = ebm.schedule, other.schedule
     same = {

@@ -16,14 +16,13 @@ from energyppl.checkpoints import load_checkpoint, save_checkpoint
 from energyppl.errors import CheckpointError, InvalidInput, first_line
 from energyppl.inference import kernels
 from energyppl.integration.estimates import LogNormalizer
-from energyppl.models import networks
 from energyppl.models.base import EnergyModel
 from energyppl.models.conditional import ConditionalEBM
 from energyppl.models.ebm import EBM
 from energyppl.models.joint import JointEBM
 from energyppl.models.latent import LatentPrior
 from energyppl.models.multiscale import MultiscaleEBM
-from energyppl.models.networks.recipe import rebuilt
+from energyppl.models.networks.recipe import own_networks, rebuilt
 from energyppl.models.recovery import RecoveryEBM
 from energyppl.safetensors_files import is_safetensors, load_safetensors, save_safetensors
 from energyppl.schedule import NoiseSchedule
@@ -34,7 +33,6 @@ _FORMAT = "energyppl-model-1"
 _MODELS: dict[str, type[Any]] = {
     cls.__name__: cls for cls in (ConditionalEBM, EBM, JointEBM, LatentPrior, MultiscaleEBM, RecoveryEBM)
 }
-_NETWORKS: dict[str, type[Any]] = {name: getattr(networks, name) for name in networks.__all__}
 _KERNELS: dict[str, type[Any]] = {
     name: cls for name in kernels.__all__ if is_dataclass(cls := getattr(kernels, name)) and isinstance(cls, type)
 }
@@ -224,7 +222,7 @@ def _network(model: EnergyModel) -> nn.Module:
 
 
 def _network_record(net: nn.Module) -> dict[str, Any]:
-    known = _NETWORKS.get(type(net).__name__) is type(net)
+    known = own_networks().get(type(net).__name__) is type(net)
     return {"class": type(net).__name__, "recipe": getattr(net, "recipe", None) if known else None}
 
 
@@ -236,7 +234,7 @@ def _fitting(what: str, net: nn.Module | None, record: Mapping[str, Any], weight
                 f"the file has the weights of its {what} and not how it is built, since {record['class']} is not built "
                 f"from numbers by this library: build it as it was and pass it as {what}="
             )
-        net = rebuilt(_NETWORKS[record["class"]], record["recipe"])
+        net = rebuilt(own_networks()[record["class"]], record["recipe"])
         net = net.to(next((w.dtype for w in weights.values() if w.dtype.is_floating_point), torch.float32))
     if not isinstance(net, nn.Module):
         raise InvalidInput(f"{what} must be a torch module; got {type(net).__name__}: pass a network")

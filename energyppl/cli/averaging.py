@@ -6,7 +6,7 @@ from pathlib import Path
 
 from energyppl._files import locked, write_json
 from energyppl.cli.comparison import record_of
-from energyppl.cli.image_runs import is_image_run, require_table_run
+from energyppl.cli.image_runs import require_table_run
 from energyppl.cli.runs import load_run, read_json
 from energyppl.errors import InvalidInput
 from energyppl.tables.averaging import average
@@ -15,7 +15,7 @@ from energyppl.tables.storage import save
 
 __all__ = ["average_runs", "require_no_average"]
 
-_OF_A_RUN = ("model.ckpt", "training.ckpt", "run.json")
+_OF_A_RUN = ("model.ckpt", "training.ckpt", "images.ckpt", "run.json")
 
 
 def average_runs(runs: Sequence[Path], out: Path, *, device: str | None = None) -> TableModel:
@@ -37,7 +37,7 @@ def average_runs(runs: Sequence[Path], out: Path, *, device: str | None = None) 
         )
     for run in runs:
         require_table_run(run, "average")
-    if is_image_run(out) or any((out / name).exists() for name in _OF_A_RUN):
+    if any((out / name).exists() for name in _OF_A_RUN):
         raise InvalidInput(f"{out} holds a run already: choose another folder for the average")
     models = [load_run(run, device=device) for run in runs]
     try:

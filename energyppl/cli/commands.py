@@ -117,7 +117,7 @@ def _measured(run: Path, model: TableModel, *, seed: int, talk: bool) -> tuple[d
     try:
         with _warnings_of_log_z_ignored():
             found = quality_of_run(run, model, seed=seed, progress=talk)
-        return quality_lines(found, averaged="averaged" in model.record), found["verdict"]
+        return quality_lines({**model.record, **found}), found["verdict"]
     except ep.EnergyPPLError as error:
         return {}, [f"the model is trained, but how good it is could not be measured: {error}"]
     except KeyboardInterrupt:
@@ -273,7 +273,7 @@ def show(options: argparse.Namespace) -> None:
             f"of the columns as they are, worst for {' and '.join(worst['columns'])}: held-out "
             f"{worst['held_out']:+.3f} (error about {worst['standard_error']:.2f}), samples {worst['samples']:+.3f}"
         )
-    lines |= quality_lines(report, averaged="averaged" in report)
+    lines |= quality_lines(report)
     lines["pictures"] = ", ".join(report["pictures"])
     print_table(report["source"], lines)
     heads = ("mean", "sd", "5%", "50%", "95%")

@@ -5,13 +5,15 @@ from typing import Any
 __all__ = ["about", "listed", "print_table", "quality_lines", "say", "with_error"]
 
 
-def quality_lines(found: dict[str, Any], *, averaged: bool = False) -> dict[str, str]:
-    """Return the lines of how good a table's model is."""
+def quality_lines(found: dict[str, Any]) -> dict[str, str]:
+    """Return the lines of how good a table's model is, from its record and what ``tables.quality`` found."""
     log_z, test = found["log_z"], found["energy_distance"]
     density, rows = found["log_density"], test["rows"]
     chose = "; these rows also chose the weights" if found["held_out_chose_weights"] else ""
     mean, of_log_z = (f"{value['value']:.3f} ± {value['standard_error']:.2g}" for value in (density, log_z))
-    implied = "" if averaged else ", where training alone implies 0"  # an average's is below by what it gains
+    implied = (
+        "" if "averaged" in found else ", where training alone implies 0"
+    )  # an average's is below by what it gains
     return {
         "log density": f"{mean} nats a held-out row, log Z's error included{chose}",
         "counted as": "a density per unit of a continuous column, a probability per value of a discrete one",

@@ -19,7 +19,7 @@ from energyppl._checks import (
 from energyppl.autodiff.private import is_dispatched, is_transformed
 from energyppl.errors import InvalidInput
 
-__all__ = ["AtLevel", "AtLogSNR", "EnergyNetwork"]
+__all__ = ["AtLevel", "AtLogSNR", "EnergyNetwork", "energy_at_levels"]
 
 _AT_ONCE = 4096  # points where no gradient is asked for; layers of 65,536 leave the cache, and take 2.7 times as long
 
@@ -151,11 +151,19 @@ class AtLevel:
     def _ask(self, points: Tensor, level: Tensor, *condition: Tensor) -> Tensor:
         if self.log_snr is None:
             return self.net(points, level, *condition)
-        at_levels = getattr(self.net, "at_levels", None)
-        if at_levels is None:
-            return self.net(points, self.log_snr.take(level.long()), *condition)
-        energy: Tensor = at_levels(points, level, self.log_snr, *condition)
-        return energy
+        return energy_at_levels(self.net, points, level, self.log_snr, *condition)
+
+
+def energy_at_levels(
+    net: Callable[..., Tensor], points: Tensor, level: Tensor, log_snr: Tensor, *condition: Tensor
+) -> Tensor:
+    """Evaluate a continuous network at whole levels of a table of log-SNRs, by its own ``at_levels`` if it has one."""
+    at_levels = getattr(net, "at_levels", None)
+    if at_levels is None:
+        energy: Tensor = net(points, log_snr.take(level.long()), *condition)
+    else:
+        energy = at_levels(points, level, log_snr, *condition)
+    return energy
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,11 @@
 """One model of a table out of several that were trained on it from other seeds."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from energyppl.errors import InvalidInput
 from energyppl.models.averaging import averaged
@@ -41,16 +40,25 @@ def average(models: Sequence[TableModel]) -> TableModel:
         InvalidInput: for fewer than two models, one that predicts columns from others, models of other rows, columns or
             transforms, or two that are the same.
     """
+    _require_of_one_table(models)
+    first = models[0]
+    ebm = averaged(*(model.ebm for model in models))
+    ebm.measure_moves()  # in the plane; above, a sample makes as many moves anyway
+    no_curves = {name: values[:0] for name, values in first.curves.items()}
+    return replace(first, ebm=ebm, curves=no_curves, record=_record(models))
+
+
+def _require_of_one_table(models: Sequence[TableModel]) -> None:
+    """Require two models or more of the same rows, none of them twice."""
     if not isinstance(models, Sequence) or len(models) < 2:
         raise InvalidInput("an average needs a list of at least two models: fit the table with several seeds")
-    first = models[0]
     for index, model in enumerate(models):
         if not isinstance(model, TableModel):
             raise InvalidInput(
                 f"an average is of densities of whole rows, as tables.fit trains them; model {index} is a "
                 f"{type(model).__name__}"
             )
-        odd = _difference(model, first)
+        odd = _difference(model, models[0])
         if odd:
             raise InvalidInput(
                 f"the models of an average must be of the same rows; model {index} has other {odd} than model 0: fit "
@@ -62,19 +70,20 @@ def average(models: Sequence[TableModel]) -> TableModel:
             raise InvalidInput(
                 f"models {checksums.index(checksum)} and {index} are the same: fit the table with another seed"
             )
-    count = len(models)
-    record: dict[str, Any] = {
-        **first.record,
+
+
+def _record(models: Sequence[TableModel]) -> dict[str, Any]:
+    """Return the first model's record, with the steps and seconds of all."""
+    record = {
+        **models[0].record,
         "steps": sum(int(model.record.get("steps", 0)) for model in models),
-        "stopped": f"the average of {count} models",
-        "averaged": count,
+        "stopped": f"the average of {len(models)} models",
+        "averaged": len(models),
     }
     record.pop("steps_before", None)
     if all("seconds" in model.record for model in models):
         record["seconds"] = round(sum(float(model.record["seconds"]) for model in models), 2)
-    ebm = averaged(*(model.ebm for model in models))
-    ebm.measure_moves()  # in the plane; above, a sample makes as many moves anyway
-    return replace(first, ebm=ebm, curves={name: values[:0] for name, values in first.curves.items()}, record=record)
+    return record
 
 
 def _difference(model: TableModel, first: TableModel) -> str:
@@ -83,20 +92,12 @@ def _difference(model: TableModel, first: TableModel) -> str:
         return "columns"
     if model.table.labels != first.table.labels:
         return "categories"
-    if not _equal(model.transform.tree(), first.transform.tree()):
+    ours, theirs = (json.dumps(one.transform.tree(), sort_keys=True) for one in (model, first))
+    if ours != theirs:
         return "transforms"
-    sides = ((model.rows, first.rows), (model.held_out, first.held_out), (model.validation, first.validation))
-    return "" if all(_equal(one, other) for one, other in sides) else "rows"
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Compare trees of arrays, tensors, numbers and strings; NaN equals NaN."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return one.shape == other.shape and bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_equal(value, other[name]) for name, value in one.items())
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return type(one) is type(other) and bool(one == other)
+    if (model.validation is None) != (first.validation is None):
+        return "rows"
+    sides = [(model.rows, first.rows), (model.held_out, first.held_out)]
+    if model.validation is not None and first.validation is not None:
+        sides.append((model.validation, first.validation))
+    return "" if all(np.array_equal(one, other, equal_nan=True) for one, other in sides) else "rows"

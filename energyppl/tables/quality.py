@@ -52,10 +52,10 @@ def quality(
         included; ``mixture`` and ``independent``, by how much that is above a mixture of Gaussians and above the
         columns' own mixtures multiplied, both fitted to the same coordinates of the training rows;
         ``held_out_chose_weights``, true of tables of fewer than 1000 rows, whose figures are a little too good;
-        ``log_z``, where training alone implies 0; ``noise``, level 0's over the standard deviation of each transformed
-        column: the density has no finer detail; ``energy_distance``, a two-sample test of samples and held-out rows;
-        ``worst_column`` and ``worst_pair``, which differ most; ``regions``, where the density's masses differ from
-        those of rows or samples; ``verdict``, sentences.
+        ``log_z``, where training alone implies 0, but of an average; ``noise``, level 0's over the standard deviation
+        of each transformed column: the density has no finer detail; ``energy_distance``, a two-sample test of samples
+        and held-out rows; ``worst_column`` and ``worst_pair``, which differ most; ``regions``, where the density's
+        masses differ from those of rows or samples; ``verdict``, sentences.
 
     Raises:
         EnergyPPLError: if fewer than two held-out rows are complete.
@@ -235,9 +235,7 @@ def _verdict(found: dict[str, Any], model: TableModel) -> list[str]:
         said.append(f"not good: {found['regions'][0]}")
     if log_z["warning"]:
         said.append(f"log Z, and with it every log density, is in doubt: {log_z['warning']}")
-    elif "averaged" in model.record:  # whose log Z is below 0 by what it gains
-        pass
-    elif abs(log_z["value"]) > _FAR_APART + 2.0 * log_z["standard_error"]:
+    elif "averaged" not in model.record and abs(log_z["value"]) > _FAR_APART + 2.0 * log_z["standard_error"]:
         said.append(
             f"log Z is {log_z['value']:+.2f} where training alone implies 0: log densities here use the estimate, and "
             "implied_log_prob would be off by as much"

@@ -10,6 +10,7 @@ from energyppl._checks import check_shape
 from energyppl.errors import InvalidInput
 from energyppl.models.networks.recipe import Rebuildable
 from energyppl.potentials.bases import Base
+from energyppl.potentials.network import energy_at_levels
 
 __all__ = ["AveragedEnergy"]
 
@@ -41,11 +42,11 @@ class AveragedEnergy(Rebuildable, nn.Module):
         super().__init__()
         if not isinstance(networks, Sequence) or not networks or not all(isinstance(n, nn.Module) for n in networks):
             raise InvalidInput(f"networks must be a list of one torch module or more; got a {type(networks).__name__}")
-        shapes = [getattr(network, "event_shape", None) for network in networks]
         for index, network in enumerate(networks):
             self._require_alike(index, network, networks[0])
-        if shapes[0] is not None:
-            self.event_shape = check_shape("event_shape", shapes[0])
+        shape = _event_shape(networks[0])
+        if shape is not None:
+            self.event_shape = shape
         self.continuous = bool(getattr(networks[0], "continuous", False))
         self.classes = int(getattr(networks[0], "classes", 0))
         self.networks = nn.ModuleList(networks)
@@ -54,9 +55,7 @@ class AveragedEnergy(Rebuildable, nn.Module):
     def _require_alike(index: int, network: nn.Module, first: nn.Module) -> None:
         if getattr(network, "context_shape", None) is not None:
             raise InvalidInput(f"network {index} is told contexts, of which an average is none: pass others")
-        here, there = (getattr(net, "event_shape", None) for net in (network, first))
-        here, there = (None if shape is None else check_shape("event_shape", shape) for shape in (here, there))
-        if here != there:
+        if _event_shape(network) != _event_shape(first):
             raise InvalidInput(f"networks must have the same event_shape; those of networks 0 and {index} differ")
         continuous = bool(getattr(first, "continuous", False))
         if bool(getattr(network, "continuous", False)) != continuous:
@@ -79,14 +78,7 @@ class AveragedEnergy(Rebuildable, nn.Module):
 
     def at_levels(self, x: Tensor, level: Tensor, log_snr: Tensor, *condition: Tensor) -> Tensor:
         """Evaluate continuous networks at whole levels of a table of log-SNRs, as :meth:`MLPEnergy.at_levels` does."""
-        energies = []
-        for network in self.networks:
-            at_levels = getattr(network, "at_levels", None)
-            if at_levels is None:
-                energies.append(network(x, log_snr.take(level.long()), *condition))
-            else:
-                energies.append(at_levels(x, level, log_snr, *condition))
-        return self._mean(energies)
+        return self._mean([energy_at_levels(network, x, level, log_snr, *condition) for network in self.networks])
 
     def fit_base(self, rows: Tensor) -> None:
         """Fit the bases of those networks that have one, to standardized rows ``(n, *event)``."""
@@ -105,3 +97,8 @@ class AveragedEnergy(Rebuildable, nn.Module):
         for energy in energies[1:]:
             total = total + energy
         return total / len(energies)
+
+
+def _event_shape(network: nn.Module) -> torch.Size | None:
+    shape: Any = getattr(network, "event_shape", None)
+    return None if shape is None else check_shape("event_shape", shape)

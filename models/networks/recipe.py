@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Rebuildable", "rebuilt"]
+__all__ = ["Rebuildable", "own_networks", "rebuilt"]
 
 _CONSTRUCTORS = ("drl_cifar10", "cdrl_cifar10")  # class methods; "" is the class itself
 _ACTIVATIONS = ("celu", "elu", "gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "selu", "silu", "softplus")
@@ -60,7 +60,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
     if isinstance(value, Rebuildable):
-        if value.recipe is None or _own_networks().get(type(value).__name__) is not type(value):
+        if value.recipe is None or own_networks().get(type(value).__name__) is not type(value):
             raise TypeError(f"{type(value).__name__} has no recipe")
         return {"network": type(value).__name__, "recipe": json.loads(value.recipe)}
     for name in _ACTIVATIONS:
@@ -87,7 +87,7 @@ def rebuilt(cls: type[Network], recipe: str) -> Network:
     return network
 
 
-def _own_networks() -> dict[str, type[Rebuildable]]:
+def own_networks() -> dict[str, type[Any]]:
     """Return this library's networks by name; a subclass of a user's own has no recipe that a file could tell."""
     package = __name__.rpartition(".")[0]
     return {cls.__name__: cls for cls in Rebuildable.__subclasses__() if cls.__module__.rpartition(".")[0] == package}
@@ -100,9 +100,10 @@ def _as_it_was(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "network" in value:
-        if value["network"] not in _own_networks():
+        cls = own_networks().get(value["network"])
+        if cls is None:
             raise ValueError(f"there is no network {value['network']!r}")
-        return rebuilt(_own_networks()[value["network"]], json.dumps(value["recipe"]))
+        return rebuilt(cls, json.dumps(value["recipe"]))
     if value.get("activation") not in _ACTIVATIONS:
         raise ValueError(f"there is no activation {value}")
     return getattr(torch.nn.functional, value["activation"])
