@@ -20,15 +20,24 @@ from torch import Tensor
 from energyppl._checks import check_count, numpy_of, without_mask
 from energyppl._seeds import seeded
 from energyppl.errors import InvalidInput
+from energyppl.inference.training.contract import held_out_places
 from energyppl.inference.training.fit import fit
 from energyppl.inference.training.history import History
 from energyppl.inference.training.options import TrainingOptions, suited_options
 from energyppl.models.base import EnergyModel
-from energyppl.models.of_columns import model_of_columns, suited_log_snr_max
+from energyppl.models.of_columns import (
+    TRAINED_LOG_SNR_MAX,
+    model_of_columns,
+    suited_log_snr_max,
+    with_noise_that_pays,
+)
 
 __all__ = ["EnergyDensity"]
 
+_CHOOSING = 20  # rows, of which the tenth that is set aside has an error
+
 _Self = TypeVar("_Self", bound="EnergyDensity")
+_Model = TypeVar("_Model", bound=EnergyModel)
 
 
 class EnergyDensity:
@@ -36,9 +45,9 @@ class EnergyDensity:
 
     By default the model of :func:`energyppl.models.model_of_columns`, trained by recovery likelihood in one and two
     columns and by score matching above, on the rows as they are (:func:`energyppl.tables.fit` and the command line
-    train it on transformed columns).  It goes into a ``Pipeline``, where the steps before it
-    transform the rows and their densities count in the transformed units, and into ``GridSearchCV``, which maximizes
-    :meth:`score`.
+    train it on transformed columns).  A tenth of the rows is set aside: it chooses the weights and, above two columns,
+    level 0's noise, as for tables.  The estimator goes into a ``Pipeline``, where the steps before it transform the
+    rows and their densities count in the transformed units, and into ``GridSearchCV``, which maximizes :meth:`score`.
 
     Args:
         steps: updates at most; what suits the model if None, like all that follows where it is None.
@@ -123,18 +132,7 @@ class EnergyDensity:
         if len(rows) < 3:
             raise InvalidInput(f"X must have at least 3 rows; got n_samples={len(rows)}: pass more data")
         with self._random_numbers(_seed(self.random_state)) as self._drawn_seed:
-            model = self._build(rows)
-            objective = getattr(model, "default_objective", None) if self.objective is None else None
-            objective = self.objective if objective is None else objective()
-            self.history_ = fit(
-                model,
-                rows.to(next(model.parameters()).dtype),
-                objective,
-                options=self._options(objective, model),
-                device=self.device,
-                progress=self.progress,
-            )
-        self.model_ = model
+            self.model_, self.history_ = self._trained(rows)
         return self
 
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -214,12 +212,36 @@ class EnergyDensity:
 
     # --- Inside ---
 
-    def _build(self, rows: Tensor) -> EnergyModel:
-        columns = rows.shape[1]
+    def _trained(self, rows: Tensor) -> tuple[EnergyModel, History]:
         if self.model is not None:
-            return self.model(columns)
-        noise = suited_log_snr_max(rows)
-        return model_of_columns(columns, levels=self.levels, log_snr_max=noise, hidden=self.hidden, depth=self.depth)
+            return self._fitted(self.model(rows.shape[1]), rows)
+        # Level 0's noise is chosen by densities that a level tie implies, which another objective may not have.
+        chosen = rows.shape[1] > 2 and self.objective is None and len(rows) >= _CHOOSING
+        suited = suited_log_snr_max(rows, least=TRAINED_LOG_SNR_MAX if chosen else None)
+        settings: dict[str, Any] = {"levels": self.levels, "hidden": self.hidden, "depth": self.depth}
+        model = model_of_columns(rows.shape[1], log_snr_max=suited, **settings)
+        if not chosen:
+            return self._fitted(model, rows)
+        aside = torch.from_numpy(held_out_places(len(rows)))
+        kept = torch.ones(len(rows), dtype=torch.bool).index_fill_(0, aside, False)
+        rows, held_out = rows[kept].to(model.loc), rows[aside].to(model.loc)
+        _, history = self._fitted(model, rows, held_out)
+        rows, held_out = rows.to(model.loc), held_out.to(model.loc)  # training may have moved the model to a device
+        return with_noise_that_pays(model, suited_log_snr_max(rows), self.levels, rows, held_out), history
+
+    def _fitted(self, model: _Model, rows: Tensor, held_out: Tensor | None = None) -> tuple[_Model, History]:
+        objective = getattr(model, "default_objective", None) if self.objective is None else None
+        objective = self.objective if objective is None else objective()
+        history = fit(
+            model,
+            rows.to(next(model.parameters()).dtype),
+            objective,
+            held_out=held_out,
+            options=self._options(objective, model),
+            device=self.device,
+            progress=self.progress,
+        )
+        return model, history
 
     def _options(self, objective: Any, model: EnergyModel) -> TrainingOptions:
         suited = suited_options(objective, model)

@@ -121,6 +121,21 @@ def test_a_model_of_ones_own_is_trained() -> None:
     assert repr(quick(hidden=128)).startswith("EnergyDensity(steps=2, levels=2, depth=1, objective=LevelScore")
 
 
+@pytest.mark.parametrize(("rows_", "objective", "log_snr"), [
+    ("smooth", None, 4.6), ("spikes", None, 6.6), ("spikes", "its own", 4.6), ("few", None, 4.6),
+])  # fmt: skip
+def test_the_noise_of_level_zero_is_chosen_on_rows_aside(rows_: str, objective: str | None, log_snr: float) -> None:
+    """As for tables: two spikes .01 wide are two clusters of the base, likelier with less noise; Gaussians are not."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(19 if rows_ == "few" else 600, 3))
+    if rows_ == "spikes":
+        x[:, 0] = rng.integers(0, 2, 600) + 0.01 * x[:, 0]
+    own = None if objective is None else ep.objectives.LevelScoreMatching()
+    density = quick(levels=None, objective=own).fit(x)
+    assert float(density.model_.schedule.log_snr[0]) == pytest.approx(log_snr)
+    assert np.isfinite(density.sample(2)).all()
+
+
 def test_names_of_columns_are_remembered() -> None:
     frame = pd.DataFrame(rows(), columns=["a", "b"])
     density = quick().fit(frame)
