@@ -101,8 +101,8 @@ class ConditionalTableModel:
         """Predict the target columns of rows, with intervals, in the table's units.
 
         Of one target column the answer is integrated, by ``draws`` quantiles of equal probability; several are drawn
-        by chains, which takes minutes for hundreds of rows.  Predictions have the noise of the model's lowest level, a
-        twentieth of a standard deviation of the target's coordinate.
+        by chains, which takes minutes for hundreds of rows.  Predictions have the noise of the lowest level, .011
+        standard deviations of the target's coordinate.
 
         Args:
             rows: with the columns that are given.

@@ -1,7 +1,7 @@
 """Conditional densities: three with a known truth, and regression tables beside flows, mixtures and Gaussians.
 
 ``python -m tests.benchmarks conditional [FILE.npz] [TABLE …] [--splits N] [--steps N] [--rows N] [--seeds N]
-[--contexts N]``
+[--contexts N] [--log-snr-max X]``
 
 *Truth*: y in one dimension given one number c, evenly between −2 and 2: a Gaussian whose width grows (heteroscedastic),
 two modes whose weights change, and a long tail that grows.  A ``ConditionalEBM`` with the defaults of ``fit`` learns
@@ -10,7 +10,8 @@ level 0's noise too; beside it the log Z of each context, in coordinates of unit
 
 *Tables* (with a FILE): the last column given all others.  A tenth of the rows is held out, another tenth validates;
 columns are standardized by the training rows and a discrete target is spread over its gaps.  All methods learn the
-target with level 0's noise, standard deviation 0.05, drawn anew, and are scored once on the same noisy test rows:
+target with level 0's noise, of ``--log-snr-max`` (that of ``fit_conditional`` by default), drawn anew, and are scored
+once on the same noisy test rows:
 
 - ``ConditionalEBM`` with the defaults of ``fit``; log Z is integrated for each row;
 - zuko's conditional neural spline flow and a mixture-density network (Bishop 1994), each at two widths and two weight
@@ -38,6 +39,7 @@ from torch import Tensor, nn
 
 import energyppl as ep
 from energyppl.data.tables import dequantize, table_from_array
+from energyppl.tables.conditional_training import LOG_SNR_MAX
 from tests.benchmarks.likelihood import read_arrays
 
 TABLES = ("airfoil", "concrete", "wine", "energy")
@@ -161,7 +163,7 @@ class MixtureDensity(nn.Module):
 
     def mixture(self, context: Tensor) -> torch.distributions.MixtureSameFamily:
         logits, mean, log_sd = self.net(context).chunk(3, -1)
-        normal = torch.distributions.Normal(mean, nn.functional.softplus(log_sd) + 0.02, validate_args=False)
+        normal = torch.distributions.Normal(mean, nn.functional.softplus(log_sd) + 0.005, validate_args=False)
         weights = torch.distributions.Categorical(logits=logits)
         return torch.distributions.MixtureSameFamily(weights, normal, validate_args=False)
 
@@ -259,11 +261,13 @@ def _trained(
     return best, model
 
 
-def compare(name: str, values: NDArray[np.float64], steps: int | None, seed: int) -> dict[str, tuple[float, float]]:
+def compare(
+    name: str, values: NDArray[np.float64], steps: int | None, seed: int, top: float
+) -> dict[str, tuple[float, float]]:
     """Print a split's line; return what the peers are below the EBM in nats, and every method's coverage."""
     rows = split(values, seed)
     torch.manual_seed(seed)
-    schedule = ep.NoiseSchedule.cosine(20, log_snr_max=6.0, log_snr_min=-6.0)
+    schedule = ep.NoiseSchedule.cosine(20, log_snr_max=top, log_snr_min=-6.0)
     ebm = ep.models.ConditionalEBM(ep.MLPEnergy(1, context_shape=rows.train[1].shape[1]), schedule)
     began = time.process_time()
     history = ep.fit(ebm, rows.train, held_out=rows.valid, steps=steps, progress=False)
@@ -306,9 +310,9 @@ def _error(rows: Tensor) -> float:
     return float(rows.std()) / math.sqrt(len(rows))
 
 
-def over_splits(name: str, values: NDArray[np.float64], steps: int | None, splits: int) -> None:
+def over_splits(name: str, values: NDArray[np.float64], steps: int | None, splits: int, top: float) -> None:
     """Print a line for each split, and one for all."""
-    found = [compare(name, values, steps, seed) for seed in range(splits)]
+    found = [compare(name, values, steps, seed, top) for seed in range(splits)]
     covered, count = (sum(one["covered"][i] for one in found) for i in range(2))
     cells = [f"90 % intervals cover {covered / count:.1%} of {count:.0f}"]
     for label in PEERS:
@@ -329,6 +333,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--contexts", type=int, default=100)
+    parser.add_argument("--log-snr-max", type=float, default=LOG_SNR_MAX)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for truth, seed in itertools.product(TRUTHS, range(args.seeds)):
@@ -336,7 +341,7 @@ def main(arguments: list[str]) -> None:
     if args.file is None:
         return
     for name, values in read_arrays(args.file, args.tables).items():
-        over_splits(name, values, args.steps, args.splits)
+        over_splits(name, values, args.steps, args.splits, args.log_snr_max)
 
 
 if __name__ == "__main__":

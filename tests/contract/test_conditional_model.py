@@ -246,6 +246,12 @@ def test_one_number_gets_the_temperature_at_which_held_out_rows_are_likeliest() 
         apart[0] = 9.0
         assert likeliest_power(energy, (mean + apart)[:, None]) == pytest.approx(sd**2, rel=0.1)
         apart[0] = 0.0
+    narrow = mean + 0.01 * apart
+    power = likeliest_power(
+        lambda points, some: 0.5 * ((points[..., 0] - mean[some]) / 0.005).square(), narrow[:, None]
+    )
+    assert power == pytest.approx(0.25, rel=0.05)
+    assert likeliest_power(lambda points, some: 1e9 * (points[..., 0] - mean[some]).square(), mean[:, None]) == 1.0
     ebm = ConditionalEBM(OfTheUser(), SCHEDULE)
     rows, c = pairs(400)
     options = ep.TrainingOptions(steps=1, learning_rate=1e-9)  # the energy stays N(c, 1)
