@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pandas as pd
@@ -90,7 +91,7 @@ def fit(options: argparse.Namespace) -> None:
             if before == record["steps"]
             else (f"steps {before} to {record['steps']}" if before else "from the beginning"),
             "kept in": f"{options.out} (model.ckpt, training.ckpt, run.json{', logz.json' if measured else ''})",
-            "next": f"energyppl show {options.out}",
+            "next": f"energyppl show {quote(str(options.out))}",
         },
     )
     say(verdict)
@@ -106,7 +107,7 @@ def average(options: argparse.Namespace) -> None:
             **about(model.record),
             **measured,
             "kept in": f"{options.out} (model.ckpt, run.json{', logz.json' if measured else ''})",
-            "next": f"energyppl show {options.out}",
+            "next": f"energyppl show {quote(str(options.out))}",
         },
     )
     say(verdict)

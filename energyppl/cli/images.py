@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def _train(images: Images, run: Path, settings: ImageSettings, device: str | Non
         **_about(record),
         "kept in": f"{run} (model.ebm, training.ckpt, run.json, images.ckpt)",
         "pictures": f"samples.png, training.png in {run}",
-        "next": f"energyppl show {run}",
+        "next": f"energyppl show {quote(str(run))}",
     }
 
 

@@ -38,8 +38,11 @@ def require_different_columns(table: Table) -> None:
         elif not table.discrete[i] or not table.discrete[j]:
             found.setdefault(other, f"{other!r} is {one!r} in other units (correlation {correlation[i, j]:+.0f})")
     if found:
-        said, drop = ", ".join(found.values()), "it" if len(found) == 1 else ", ".join(map(repr, found))
-        raise InvalidInput(f"{table.source} must not have a column twice; {said}: drop {drop}")
+        said, drop = ", ".join(found.values()), list(found)
+        raise InvalidInput(
+            f"{table.source} must not have a column twice; {said}: drop={drop} (--drop {','.join(drop)}) leaves "
+            f"{'it' if len(drop) == 1 else 'them'} out"
+        )
 
 
 def require_no_sums(table: Table) -> None:

@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 Label = str | float | int | bool
 
 _MAX_LABELS = 50
+_ORDERED = "ordered category"  # what a table calls the dtype of pandas' ordered categories
 _DATES = re.compile(
     r"\s*(\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})?([T ]?\d{1,2}:\d{2}.*)?\s*$"
 )
@@ -287,7 +288,9 @@ def _of_labels(name: str, column: "pd.Series[Any]", labels: list[Label]) -> Colu
     Raises:
         ValueError: if they are too many to be learned.
     """
-    kind = "category" if isinstance(column.dtype, pd.CategoricalDtype) else str(column.dtype)
+    kind = str(column.dtype)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        kind = _ORDERED if column.dtype.ordered else "category"
     known = column[column.notna()].map(_plain)
     present = set(known)
     labels = [label for label in labels if label in present]
@@ -345,9 +348,11 @@ def _restored(column: Array, labels: Sequence[Label], dtype: str) -> Any:
     missing = np.isnan(column)
     if labels:
         cells = [None if gap else labels[int(code)] for code, gap in zip(column, missing, strict=True)]
-        if dtype == "category":
-            return pd.Series(pd.Categorical(cells, categories=list(labels)))
+        if dtype in ("category", _ORDERED):
+            return pd.Series(pd.Categorical(cells, categories=list(labels), ordered=dtype == _ORDERED))
         return pd.Series(cells, dtype="string") if dtype == "string" else pd.Series(cells)
+    if not _fits(column[~missing], dtype):
+        return pd.Series(column)
     if dtype in ("bool", "boolean", "object"):
         if not missing.any():
             return pd.Series(column > 0.5, dtype="boolean") if dtype == "boolean" else column > 0.5
@@ -356,3 +361,18 @@ def _restored(column: Array, labels: Sequence[Label], dtype: str) -> Any:
         whole = pd.Series(np.rint(column))
         return whole if missing.any() and dtype[0].islower() else whole.astype(dtype)  # numpy's have no gaps
     return pd.Series(column, dtype=dtype if dtype.lower().startswith("float") else "float64")
+
+
+def _fits(values: Array, dtype: str) -> bool:
+    """Tell whether a column's dtype holds numbers, but for rounding: others than the first rows' may not fit in it."""
+    kind = dtype.lower()
+    if kind in ("bool", "boolean", "object"):
+        return bool(np.isin(values, (0.0, 1.0)).all())
+    if kind.startswith("float"):
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(values.astype(kind)).all())
+    if not kind.startswith(("int", "uint")):
+        return True
+    limits, whole = np.iinfo(kind), np.rint(values)
+    near = np.abs(values - whole) <= 1e-6 * np.maximum(1.0, np.abs(values))
+    return bool((near & (whole >= float(limits.min)) & (whole < float(limits.max) + 1.0)).all())

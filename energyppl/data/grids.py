@@ -7,13 +7,14 @@ from numpy.typing import NDArray
 
 from energyppl._checks import checked
 
-__all__ = ["ROUNDING", "decimals_of", "find_grid", "gap_of", "requantize", "smallest_gaps"]
+__all__ = ["ROUNDING", "decimals_of", "find_grid", "gap_of", "requantize", "smallest_gaps", "whole_steps"]
 
 Array = NDArray[np.float64]
 
 _FEW_VALUES = 20  # up to so many distinct values, most of them repeated, make a column discrete without a lattice
 ROUNDING = 0.02  # of a lattice's gap: as far as its values may be off
 _LONGEST_GRID = 100_000
+_FEWEST_DIVIDED = 20  # whole numbers whose common divisor is no chance: once in half a million that of even ones is
 _MOST_DECIMALS = 9  # beyond, numbers were computed and not written down
 
 
@@ -22,7 +23,7 @@ def find_grid(column: Array) -> Array:
 
     Discrete means that more than half of the rows share their value with another row, and that the values sit on a
     lattice, every gap a multiple of the smallest one (then the column can take all of the lattice between its ends), or
-    are few (then only those that occur).
+    are few and most of them repeated (then only those that occur).
     """
     values, counts = np.unique(column, return_counts=True)
     # Numbers that were computed differ in their last digits: float32 keeps about seven.  Of the size of most rows, or
@@ -42,7 +43,8 @@ def find_grid(column: Array) -> Array:
         grid: Array = np.linspace(values[0], values[-1], int(steps[-1]) + 1)
         grid[steps.astype(np.int64)] = values  # these to the last digit
         return grid
-    return values if len(values) <= _FEW_VALUES else np.empty(0)
+    # A heap, at 0 say, and values that occur once each are no few values: new rows have others.
+    return values if len(values) <= _FEW_VALUES and (counts > 1).mean() > 0.5 else np.empty(0)
 
 
 def _last_digit(column: Array) -> float:
@@ -81,6 +83,20 @@ def gap_of(grid: Array) -> float:
     gaps = np.diff(grid)
     even = gaps.max() < 1.1 * gaps.min()
     return float(gaps.mean() if even else gaps.min())
+
+
+def whole_steps(column: Array) -> float:
+    """Return the steps that whole numbers are in, of which most may occur once: their differences' greatest divisor.
+
+    >>> import numpy as np
+    >>> from energyppl.data.grids import whole_steps
+    >>> whole_steps(100.0 * np.arange(3, 40) ** 2)
+    100.0
+    """
+    off = column - column.min()
+    if len(column) < _FEWEST_DIVIDED or off.max() >= 2.0**53:
+        return 1.0
+    return float(max(1, np.gcd.reduce(np.rint(off).astype(np.int64))))
 
 
 def smallest_gaps(grids: Sequence[Array]) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from energyppl._checks import checked
 from energyppl.data.columns import KINDS, Categories, Coordinates, FewValues, Numbers, TwoValues
-from energyppl.data.grids import decimals_of, gap_of
+from energyppl.data.grids import decimals_of, gap_of, whole_steps
 from energyppl.data.hashed import hashed_uniforms
 from energyppl.data.monotone import Atoms, Base, fit_spline
 from energyppl.data.tables import Table
@@ -28,11 +28,13 @@ _WILD = 30.0  # central halves from the median to an end: one such cell would se
 _SKEWED = 0.35  # of the quantile skewness of the central 95 %; an exponential's is .58
 _NEAR = 5.0  # widths from the median to a bound: beyond, a Gaussian does not reach it
 _EDGE = 0.008  # of the rows in a fiftieth of the range, at an edge; a uniform column has .02, a Gaussian .0005
+_CROWD = 4  # of them at least: the outermost row is always there, and by chance two or three of a Gaussian's
 _FEWEST_ROWS = 100  # that a shape is judged by
+_FEWEST_BESIDE = 20  # rows beside heaps
 _SPIKE, _MAX_ATOMS = 0.02, 5
-_ROWS_A_KNOT = 15
+_ROWS_A_KNOT, _MAX_KNOTS = 15, 33
 _ROOM = 3  # distances between the outermost rows that a column is left beyond its ends, for rows to come
-_MAX_KNOTS = 33
+_FARTHEST = 1e12  # standard deviations: beyond, energies overflow
 _BEYOND = 4.0  # standard deviations: where a value beyond its column's ends is put, if it has no coordinate
 
 
@@ -162,9 +164,10 @@ class TableTransform:
                 own, log_weight = column.encode(x, u[:, place])
             z[:, place] = np.where(np.isnan(x)[:, None], np.nan, own)
             weight += np.where(np.isnan(x), 0.0, log_weight - np.log(self.scale[place]).sum())
-        outside = ~np.isfinite(np.where(np.isnan(z), 0.0, z)).all(1) | np.isnan(weight)
-        z = np.where(np.isinf(z), 0.0, (z - self.loc) / self.scale)
-        return z, np.where(outside, -np.inf, weight)
+        z = (z - self.loc) / self.scale
+        absurd = np.abs(z) > _FARTHEST
+        outside = absurd.any(1) | np.isnan(weight)
+        return np.where(absurd, 0.0, z), np.where(outside, -np.inf, weight)
 
     def spreads(self, values: Array, count: int, seed: int) -> Iterator[tuple[Array, Array]]:
         """Yield coordinates and log weights of rows as :meth:`encode` does, ``count`` times if cells are drawn from.
@@ -195,7 +198,9 @@ class TableTransform:
                 own, log_weight = column.encode(x, np.full((len(x), column.width), 0.5))
             z[:, place] = own
             outside |= ~np.isfinite(own).all(1) | ~np.isfinite(log_weight)
-        return np.nan_to_num((z - self.loc) / self.scale, posinf=_BEYOND, neginf=-_BEYOND), outside
+        z = np.nan_to_num((z - self.loc) / self.scale, posinf=np.inf, neginf=-np.inf)
+        absurd = np.abs(z) > _FARTHEST
+        return np.where(absurd, np.sign(z) * _BEYOND, z), outside | absurd.any(1)
 
     def jumping(self) -> tuple[int, ...]:
         """Return the numbers of the columns whose values have cells that :meth:`jump` goes between."""
@@ -272,11 +277,11 @@ def _choose(name: str, x: Array, grid: Array, categories: int, dtype: str, kind:
         return FewValues(values, edges / edges[-1])
     gap = gap_of(grid)
     if not gap and dtype.lower().startswith(("int", "uint")):
-        gap = 1.0
+        gap = whole_steps(x)
     atoms = None if gap or kind not in ("auto", "quantile") else _atoms(x)
     smooth = x[~np.isin(x, atoms.values)] if atoms is not None else x
     spread = smooth + gap * (np.random.default_rng(0).random(len(smooth)) - 0.5)
-    if len(smooth) < _FEWEST_ROWS:
+    if len(smooth) < _FEWEST_BESIDE:
         atoms = None
     # The ends of a lattice are those of all rows, as its values are: a held-out row at an end has a density.
     every = np.concatenate([x, grid])
@@ -338,8 +343,8 @@ def _shape(
     """Return a column's closed-form map, and whether a spline to normal scores follows it."""
     (low, high), extent = ends, ends[1] - ends[0]
     crowded = ((spread <= low + 0.02 * extent).mean(), (spread >= high - 0.02 * extent).mean())
-    few = count < _FEWEST_ROWS
-    at_low, at_high = (bool(share > _EDGE) and not few for share in crowded)
+    few, least = count < _FEWEST_ROWS, max(_EDGE, _CROWD / len(spread))
+    at_low, at_high = (bool(share >= least) and not few for share in crowded)
     # Cells reach half a gap beyond the ends, and a logarithm needs some room there.
     margin = gap if gap else extent / max(count, 20)
     below, above = (0.0, 0.0) if gap and on_grid else _edge_spacings(spread, extent)
