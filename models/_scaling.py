@@ -105,8 +105,8 @@ def warn_of_narrow_halves(rows: Tensor, scale: Tensor) -> None:
         warn_user(
             f"the standard deviation of coordinate(s) {', '.join(map(str, places[:20]))} is more than {_HEAVY:.0f} "
             "times what the central half of the rows says: most rows nearly share one value there, and few lie far "
-            "away, which a smooth density tells apart poorly. Transform the column, or leave it to ep.tables.fit, which "
-            "knows repeated values and heavy tails where there are rows enough to tell them"
+            "away, which a smooth density tells apart poorly. Transform the column, or leave it to ep.tables.fit, "
+            "which knows repeated values and heavy tails where there are rows enough to tell them"
         )
 
 

@@ -48,8 +48,8 @@ def test_values_of_the_first_dtype_come_back_in_it() -> None:
     frame = pd.DataFrame({"a": np.arange(20, dtype="uint8")[::-1], "b": np.linspace(0.0, 1.0, 20, dtype="float32")})
     table = ep.data.table_from_frame(frame)
     pd.testing.assert_frame_equal(table.frame(), frame)
-    assert table.frame(table.values + [1e-9, 0.0]).dtypes.tolist() == [np.uint8, np.float32]
-    assert table.frame(table.values * [1.0, 1e300]).dtypes.tolist() == [np.uint8, np.float64]
+    assert table.frame(table.values + np.array([1e-9, 0.0])).dtypes.tolist() == [np.uint8, np.float32]
+    assert table.frame(table.values * np.array([1.0, 1e300])).dtypes.tolist() == [np.uint8, np.float64]
 
 
 def test_ordered_categories_stay_ordered(tmp_path: Path) -> None:
