@@ -102,7 +102,7 @@ class ConditionalTableModel:
 
         Of one target column the answer is integrated, by ``draws`` quantiles of equal probability; several are drawn
         by chains, which takes minutes for hundreds of rows.  Predictions have the noise of the lowest level, .011
-        standard deviations of the target's coordinate.
+        standard deviations of the target's coordinate, or .05 of several.
 
         Args:
             rows: with the columns that are given.

@@ -23,7 +23,9 @@ from energyppl.tables.training import CURVES, FitSettings, Prepared, choosing, o
 
 __all__ = ["fit_conditional", "require_no_imputing", "targets_first", "train_conditional"]
 
-_LEVELS, LOG_SNR_MAX = 25, 9.0  # a noise of .011: smooth densities are learned as well as with .05, sharp ones better
+LOG_SNR_MAX = 9.0  # of one number, a noise of .011: smooth densities are learned as well as with .05, sharp ones better
+_OF_SEVERAL = 6.0  # whose chains would have to find narrow regions, and whose log Z is not integrated
+_APART = 0.6  # log-SNRs of neighbouring levels, on average
 _FEW_ROWS = 500  # of which what a context does can't be learned in detail: on 350 smoothness was worth a quarter nat
 _VARIES = 1e-6  # standard deviations of a context's coordinate
 
@@ -68,7 +70,7 @@ def fit_conditional(
         missing: ``"drop"`` leaves rows with missing cells out; they are refused if None.
         transforms: for columns by name, how they are taken, as :meth:`energyppl.data.TableTransform.fit` says.
         steps: updates at most; 2000 if None.
-        levels: of noise; 25 if None.
+        levels: of noise; 25 if None, or 20 for targets of several coordinates.
         batch_size: rows in a batch; 256 if None.
         learning_rate: the optimizer's; .002 if None.
         seed: of everything random.
@@ -147,7 +149,9 @@ def train_conditional(
     few = len(rows) < _FEW_ROWS
     with seeded(settings.seed):
         net = MLPEnergy((target.width,), context_shape=len(varying), context_frequencies=0 if few else 4)
-        schedule = NoiseSchedule.cosine(settings.levels or _LEVELS, log_snr_max=LOG_SNR_MAX, log_snr_min=-6.0)
+        top = LOG_SNR_MAX if target.width == 1 else _OF_SEVERAL
+        levels = settings.levels or round((top + 6.0) / _APART)
+        schedule = NoiseSchedule.cosine(levels, log_snr_max=top, log_snr_min=-6.0)
         ebm = ConditionalEBM(net, schedule)
         history = fit_model(
             ebm,
