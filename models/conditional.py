@@ -248,25 +248,27 @@ class ConditionalDistribution(EnergyDistribution):
         std = model.schedule.marginal_std[0].to(model.scale)
         return (model.scale * std).log().expand(model.event_shape).sum()
 
-    def quadrature(self) -> Tensor:
+    def quadrature(self, *, strict: bool = True) -> Tensor:
         """Integrate log Z of each context, ``(*batch,)``, in data coordinates: in one and two dimensions.
 
         Differentiable with respect to weights and contexts; kept until the weights change.
 
         Raises:
             InvalidInput: for points of more dimensions.
-            QuadratureError: if a context's energy is too sharp or too wide for the grid.
+            QuadratureError: if a context's energy is too sharp or too wide for the grid; if not ``strict`` log Z is ∞.
         """
         if not self.model._has_grid:
             raise InvalidInput(
                 f"quadrature is for events of one and two dimensions; got {shape_text(self.event_shape)}: use anneal()"
             )
+        if not strict:
+            return self._integrate(strict=False)
         inputs = [*self.model.parameters(), cast(Tensor, self.view.conditions)]
         return known_log_z(self._known, self.model, self._integrate, inputs)
 
-    def _integrate(self) -> Tensor:
+    def _integrate(self, *, strict: bool = True) -> Tensor:
         size, batch = self.event_shape.numel(), self.batch_shape
-        log_z, _ = log_integrals(self._energies(), batch.numel(), size, self.model.loc)
+        log_z, _ = log_integrals(self._energies(), batch.numel(), size, self.model.loc, strict=strict)
         return (log_z + self.model.scale.log().expand(self.event_shape).sum()).reshape(batch)
 
     def _energies(self) -> Energies:

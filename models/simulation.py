@@ -218,7 +218,8 @@ class _Likelihood:
         energy: Tensor = view.potential()(points).sum(0)
         if model.event_shape != (1,):
             return energy  # log Z is 0 but for a constant
-        log_z = model.given_unchecked(parameters).quadrature()
+        # Parameters so far out that the likelihood there can't be integrated have none, and chains turn back from them.
+        log_z = model.given_unchecked(parameters).quadrature(strict=False)
         return energy + len(self.observed) * log_z
 
 

@@ -34,7 +34,7 @@ class _Solved(NamedTuple):
 
 
 def log_integrals(
-    energy: Energies, count: int, size: int, like: Tensor, tolerance: float = 1e-3
+    energy: Energies, count: int, size: int, like: Tensor, tolerance: float = 1e-3, *, strict: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Integrate exp(−U) of many energies over all points, by the midpoint rule on grids around the origin.
 
@@ -47,6 +47,7 @@ def log_integrals(
         size: dimensions of a point, 1 or 2, of about unit variance.
         like: a tensor of the points' dtype and device.
         tolerance: largest error of log Z, in nats, and largest share of the mass at the box's edge.
+        strict: raise if some can't be integrated to the tolerance, or are NaN; else log Z and error of these are ∞.
 
     Inside ``torch.func`` transforms, such as ``vmap``, all get one grid and nothing is checked.
 
@@ -55,16 +56,18 @@ def log_integrals(
         is that of a coarser rule and so usually far too large.
 
     Raises:
-        QuadratureError: if some can't be integrated to the tolerance.
+        QuadratureError: as ``strict`` says.
     """
     if is_transformed():  # whose values can't be read: one grid for all, as wide and as fine as any usually needs
         rows = torch.arange(count, device=like.device)
         parts = [part for part, _ in _on_grid(energy, rows, *_BLIND[size], size, like)]
         return torch.cat([part.log_z for part in parts]).to(like), torch.cat([part.error for part in parts])
-    solved = [(part.rows, part.log_z, part.error) for part in _solve(energy, count, size, like, tolerance)]
+    used = energy if strict else lambda points, some: energy(points, some).nan_to_num(nan=math.inf, posinf=math.inf)
+    grids = _solve(used, count, size, like, tolerance, strict=strict)
+    solved = [(part.rows, part.log_z, part.error) for part in grids]
     rows, log_z, error = (torch.cat(values) for values in zip(*solved, strict=True))
-    order = rows.argsort()
-    return log_z[order].to(like), error[order]
+    unsolved = torch.full((count,), math.inf, dtype=torch.float64, device=like.device)
+    return unsolved.index_copy(0, rows, log_z).to(like), unsolved.index_copy(0, rows, error)
 
 
 @torch.no_grad()

@@ -307,5 +307,6 @@ def _tempered(
         size = inner.step_size.reshape(chains[0], -1)[:, 0].reshape(-1, *[1] * (len(chains) - 1))
         whole = replace(kernel, kernel=inner.with_step_size(size))
         state, info = tuned.state, tuned.info
-        cold = Info(info.accept_prob[0], info.accepted[0], info.diverging[0], info.gradients)
+        spent = chains[0] * info.gradients if isinstance(info.gradients, int) else info.gradients.sum(0)
+        cold = Info(info.accept_prob[0], info.accepted[0], info.diverging[0], spent)
         yield Tuned(whole, coldest(state, 0), cold)

@@ -122,7 +122,9 @@ def come_down(
     acceptance, evaluations, path = model.loc.new_zeros(model.schedule.levels), 0.0, []
     steps = -model.schedule.log_snr.diff()
     # What the denoiser will be half a step on is told from its last change, but for a step to a level without noise.
-    ahead = torch.where(steps[:-1].isfinite(), 0.5 * steps[:-1] / steps[1:], 0.0).tolist()
+    # A step that is longer than the last one, as to level 0 of a wide schedule, goes on by half of that one at most:
+    # else samples of N(0, .04) on 20 levels of the default schedule are 44 % too wide (with it 2 % too narrow).
+    ahead = torch.where(steps[:-1].isfinite(), 0.5 * steps[:-1] / steps[1:], 0.0).clamp(max=0.5).tolist()
     before = None
     for t in reversed(range(last, level + 1)):
         if t < level:

@@ -318,7 +318,8 @@ def _trace(path: AnnealingPath, runs: _Runs) -> AnnealingTrace:
         offset += 1.0
 
     def joined(name: str) -> Tensor:
-        return torch.cat([getattr(run, name).float() for run in runs.last])
+        steps = torch.cat([getattr(run, name).float() for run in runs.last])
+        return steps if len(runs.forward) else steps.flip(0)  # runs from the target alone come down the temperatures
 
     together = torch.cat(betas) / offset
     return AnnealingTrace(

@@ -1,5 +1,6 @@
 """Conditional models: shapes, distributions given contexts, files, and what is refused."""
 
+import math
 import warnings
 
 import pyro
@@ -349,3 +350,20 @@ def test_simulators_may_be_of_numpy_and_what_is_far_from_all_simulations_is_flag
         ep.models.posterior(ebm, prior, torch.tensor([[1.5, 1.5], [1.5, 4.0]]))
     with pytest.warns(UserWarning, match=r"\d\d% of the prior's draws lie nowhere near the parameters"):
         ep.models.posterior(ebm, wide, rows.x[:3])
+
+
+@pytest.mark.filterwarnings("ignore:.*nowhere near", "ignore:.*outside of all simulations")
+def test_parameters_whose_likelihood_cannot_be_integrated_are_turned_back_from() -> None:
+    """One chain's proposal far out had ended the chains of all."""
+    ebm = ConditionalEBM(OfTheUser(), SCHEDULE)
+    ebm.standardize(torch.randn(50, 1))
+    ebm.standardize_context(torch.randn(50, 2))
+    prior = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)
+    theta = torch.tensor([[0.2, 0.0], [1e4, 0.0], [-0.3, 0.0]], requires_grad=True)
+    with pytest.raises(ep.errors.QuadratureError, match="1 of 3 energies"):
+        ebm.given_unchecked(theta).quadrature()
+    energy = ep.models.posterior(ebm, prior, torch.tensor([0.5])).energy(theta)
+    assert torch.isfinite(energy).tolist() == [True, False, True]
+    assert energy[1] == math.inf
+    (slope,) = torch.autograd.grad(energy[::2].sum(), theta)
+    assert bool(torch.isfinite(slope[::2]).all())

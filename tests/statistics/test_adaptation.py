@@ -262,6 +262,12 @@ def test_tempering_crosses_between_modes_that_hmc_does_not() -> None:
     assert float((plain > 0).double().mean()) < 0.05
 
 
+def test_a_tempered_warm_up_counts_the_gradients_of_all_replicas() -> None:
+    kernel = ep.kernels.Tempered(ep.HMC(0.3, 5), (1.0, 0.4, 0.15, 0.05))
+    tuned = ep.adapt(kernel, standard_normal(2), torch.randn(16, 2), 20)
+    assert tuned.gradients >= 20 * 4 * 5
+
+
 HAMILTONIAN_BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "mass of another shape": (
         lambda: ep.sampling.run_chain(ep.HMC(inverse_mass=torch.ones(3)), standard_normal(2), START, 1),

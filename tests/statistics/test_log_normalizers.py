@@ -263,6 +263,19 @@ def test_fixed_temperatures_are_kept() -> None:
     assert found.trace.betas.tolist() == pytest.approx(betas)
 
 
+@pytest.mark.filterwarnings("ignore:log Z")  # of too few temperatures
+def test_the_trace_of_runs_from_the_target_is_in_the_order_of_the_temperatures() -> None:
+    """The change from .05 to 1 is the long one of both directions."""
+    narrow = ep.Energy(lambda x: 50.0 * x.square().sum(-1), (2,))
+    base, betas = ep.potentials.GaussianBase(torch.zeros(2), torch.ones(2)), [0.0, 0.001, 0.01, 0.05, 1.0]
+    backward = ep.normalizing.ReverseAIS(256, temperatures=betas)
+    for method in (backward, ep.normalizing.AIS(256, temperatures=betas)):
+        samples = 0.1 * torch.randn(1000, 2) if method is backward else None
+        found = ep.log_normalizer(narrow, base=base, samples=samples, method=method)
+        assert found.trace is not None
+        assert int(found.trace.conditional_size.argmin()) == 3
+
+
 def test_schedules_are_resampled_to_other_numbers_of_temperatures() -> None:
     schedule = AnnealingSchedule(
         torch.tensor([0.0, 0.1, 0.4, 1.0], dtype=torch.float64), torch.tensor([2.0, 1.5, 1.0, 0.5])
