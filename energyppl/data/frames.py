@@ -250,7 +250,9 @@ def _of_cells(
         raise _Dates
     if known is not None:
         word = next(text for text, number in zip(texts, numbers, strict=True) if number is None)
-        raise ValueError(f"{name!r} holds {word!r}, and must hold numbers (pass numbers, as the model was fitted to)")
+        raise ValueError(
+            f"{name!r} holds {word!r}, and must hold numbers (or True and False: what the model was fitted to)"
+        )
     return _of_labels(name, column, sorted(set(cells), key=str))
 
 
@@ -365,7 +367,7 @@ def _restored(column: Array, labels: Sequence[Label], dtype: str) -> Any:
 
 def _fits(values: Array, dtype: str) -> bool:
     """Tell whether a column's dtype holds numbers, but for rounding: others than the first rows' may not fit in it."""
-    kind = dtype.lower()
+    kind = dtype.lower().partition("[")[0]  # of int64[pyarrow] and the like
     if kind in ("bool", "boolean", "object"):
         return bool(np.isin(values, (0.0, 1.0)).all())
     if kind.startswith("float"):

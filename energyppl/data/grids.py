@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 _FEW_VALUES = 20  # up to so many distinct values, most of them repeated, make a column discrete without a lattice
 ROUNDING = 0.02  # of a lattice's gap: as far as its values may be off
 _LONGEST_GRID = 100_000
-_FEWEST_DIVIDED = 20  # whole numbers whose common divisor is no chance: once in half a million that of even ones is
+_FEWEST_DIVIDED = 20  # fewer whole numbers may share a divisor by chance: 20 are all even once in 500,000 times
 _MOST_DECIMALS = 9  # beyond, numbers were computed and not written down
 
 
