@@ -219,24 +219,19 @@ class EnergyDensity:
         chosen = rows.shape[1] > 2 and self.objective is None and len(rows) >= _CHOOSING
         suited = suited_log_snr_max(rows, least=TRAINED_LOG_SNR_MAX if chosen else None)
         settings: dict[str, Any] = {"levels": self.levels, "hidden": self.hidden, "depth": self.depth}
-        model = model_of_columns(rows.shape[1], log_snr_max=suited, **settings)
+        model, history = self._fitted(model_of_columns(rows.shape[1], log_snr_max=suited, **settings), rows)
         if not chosen:
-            return self._fitted(model, rows)
-        aside = torch.from_numpy(held_out_places(len(rows)))
-        kept = torch.ones(len(rows), dtype=torch.bool).index_fill_(0, aside, False)
-        rows, held_out = rows[kept].to(model.loc), rows[aside].to(model.loc)
-        _, history = self._fitted(model, rows, held_out)
-        rows, held_out = rows.to(model.loc), held_out.to(model.loc)  # training may have moved the model to a device
+            return model, history
+        held_out = rows[torch.from_numpy(held_out_places(len(rows)))]  # which ``fit`` has set aside
         return with_noise_that_pays(model, suited_log_snr_max(rows), self.levels, rows, held_out), history
 
-    def _fitted(self, model: _Model, rows: Tensor, held_out: Tensor | None = None) -> tuple[_Model, History]:
+    def _fitted(self, model: _Model, rows: Tensor) -> tuple[_Model, History]:
         objective = getattr(model, "default_objective", None) if self.objective is None else None
         objective = self.objective if objective is None else objective()
         history = fit(
             model,
             rows.to(next(model.parameters()).dtype),
             objective,
-            held_out=held_out,
             options=self._options(objective, model),
             device=self.device,
             progress=self.progress,

@@ -198,9 +198,9 @@ class TableTransform:
                 own, log_weight = column.encode(x, np.full((len(x), column.width), 0.5))
             z[:, place] = own
             outside |= ~np.isfinite(own).all(1) | ~np.isfinite(log_weight)
-        z = np.nan_to_num((z - self.loc) / self.scale, posinf=np.inf, neginf=-np.inf)
+        z = (z - self.loc) / self.scale
         absurd = np.abs(z) > _FARTHEST
-        return np.where(absurd, np.sign(z) * _BEYOND, z), outside | absurd.any(1)
+        return np.where(absurd, np.sign(z) * _BEYOND, np.nan_to_num(z)), outside | absurd.any(1)
 
     def jumping(self) -> tuple[int, ...]:
         """Return the numbers of the columns whose values have cells that :meth:`jump` goes between."""

@@ -129,7 +129,8 @@ def gap_plot(estimates: Mapping[str, Sequence[LogNormalizer]], *, title: str, lo
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
         if max(cost) < 10 * min(cost):  # there may be no power of ten between
-            axes.set_xticks(sorted({cost[0], cost[-1]}), labels=[f"{each:,}" for each in sorted({cost[0], cost[-1]})])
+            outer = sorted({cost[0], cost[-1]})
+            axes.set_xticks(outer, labels=[f"{each:,}" for each in outer])
         axes.set_title(name, fontsize=10, color=INK)
         axes.set_xlabel("evaluations", fontsize=9)
         axes.set_ylabel("log Z, nats", fontsize=9)

@@ -25,6 +25,7 @@ __all__ = ["fit_conditional", "require_no_imputing", "targets_first", "train_con
 
 LOG_SNR_MAX = 9.0  # of one number, a noise of .011: smooth densities are learned as well as with .05, sharp ones better
 _OF_SEVERAL = 6.0  # whose chains would have to find narrow regions, and whose log Z is not integrated
+_LOG_SNR_MIN = -6.0
 _APART = 0.6  # log-SNRs of neighbouring levels, on average
 _FEW_ROWS = 500  # of which what a context does can't be learned in detail: on 350 smoothness was worth a quarter nat
 _VARIES = 1e-6  # standard deviations of a context's coordinate
@@ -150,8 +151,8 @@ def train_conditional(
     with seeded(settings.seed):
         net = MLPEnergy((target.width,), context_shape=len(varying), context_frequencies=0 if few else 4)
         top = LOG_SNR_MAX if target.width == 1 else _OF_SEVERAL
-        levels = settings.levels or round((top + 6.0) / _APART)
-        schedule = NoiseSchedule.cosine(levels, log_snr_max=top, log_snr_min=-6.0)
+        levels = settings.levels or round((top - _LOG_SNR_MIN) / _APART)
+        schedule = NoiseSchedule.cosine(levels, log_snr_max=top, log_snr_min=_LOG_SNR_MIN)
         ebm = ConditionalEBM(net, schedule)
         history = fit_model(
             ebm,
