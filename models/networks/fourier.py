@@ -76,10 +76,13 @@ def through_layers(
     phase = points @ frequencies
     hidden = torch.cat([points, phase.sin(), phase.cos()], -1)
     for number, (layer, (factor, shift)) in enumerate(zip(layers, modulation, strict=True)):
-        if number == 0 and amplitude is not None:  # scaling the weights costs less than scaling every point
-            dense = cast(nn.Linear, layer)
-            hidden = linear(hidden, dense.weight * amplitude, dense.bias)
+        dense = cast(nn.Linear, layer)
+        weight, bias = dense.weight, dense.bias
+        if number == 0 and amplitude is not None:
+            weight = weight * amplitude
+        if factor.dim() == 1:  # scaling the weights costs less than scaling every point, and is done once for a chain
+            hidden = linear(hidden, weight * factor[:, None], torch.addcmul(shift, bias, factor))
         else:
-            hidden = layer(hidden)
-        hidden = nn.functional.silu(torch.addcmul(shift, hidden, factor))
+            hidden = torch.addcmul(shift, linear(hidden, weight, bias), factor)
+        hidden = nn.functional.silu(hidden)
     return hidden

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl.autodiff.private import fused_linear, is_dispatched, is_transformed
+from energyppl.autodiff.private import fused_linear, is_dispatched, is_transformed, prefers_onednn
 
 __all__ = ["Linear", "linear"]
 
@@ -23,8 +23,8 @@ class Linear(nn.Linear):
 def linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return ``rows @ weight.T + bias``, ``(*batch, out)``, by oneDNN for large batches in training.
 
-    MKL, torch's choice, is half as fast on processors not by Intel: forward and backward through three layers take .6
-    to .7 of the time from 512 rows on.  Traces choose for themselves.
+    Where it is faster than torch's choice, forward and backward through three layers take .6 to .7 of the time from 512
+    rows on.  Traces choose for themselves.
 
     Args:
         rows: ``(*batch, in)``.
@@ -43,7 +43,7 @@ def _is_large(rows: Tensor, weight: Tensor) -> bool:
         and min(weight.shape) >= _COLUMNS
         and rows.dtype == weight.dtype == torch.float32
         and rows.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
+        and prefers_onednn()
         and not torch.is_autocast_enabled("cpu")
         and not is_transformed()
         and not is_dispatched()

@@ -71,6 +71,8 @@ class ScaleMixture(nn.Module):
         self.register_buffer("log_weights", torch.full((size, _COMPONENTS), -math.log(_COMPONENTS)))
         self.register_buffer("inverse_reach", torch.zeros(()))
         self.heavy, self.clusters, self.bounded = False, 1, False
+        self._heavy_axes: list[int] = []  # those with mixtures
+        self._light_axes = list(range(size))
 
     axes: Tensor  # (size, size), each a column; 0 where a column is in clusters
     variances: Tensor  # (size, components)
@@ -172,14 +174,31 @@ class ScaleMixture(nn.Module):
 
     def _axes_energy(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """Return the energies of the product over axes, likewise; of one whose axis is 0 it is 0."""
-        along = (x @ self.axes).square()
         if not self.heavy:
-            log_snr = log_snr[..., None]
-            variance = log_snr.sigmoid() * self.variances[:, 0] + (-log_snr).sigmoid()
-            return 0.5 * (along / variance + variance.log()).sum(-1)
+            return self._gaussian_energy(x, self.axes, self.variances[:, 0], log_snr)
+        light, heavy = self._light_axes, self._heavy_axes
+        energy = self._tails_energy(x, self.axes[:, heavy], self.variances[heavy], self.log_weights[heavy], log_snr)
+        if not light:
+            return energy
+        return energy + self._gaussian_energy(x, self.axes[:, light], self.variances[light, 0], log_snr)
+
+    @staticmethod
+    def _gaussian_energy(x: Tensor, axes: Tensor, variances: Tensor, log_snr: Tensor) -> Tensor:
+        """Return the energies of Gaussians along axes ``(size, axes)``."""
+        one = log_snr.dim() == 0
+        log_snr = log_snr[..., None]
+        variance = log_snr.sigmoid() * variances + (-log_snr).sigmoid()
+        if one:  # scaled axes cost less than scaled points
+            return 0.5 * (x @ (axes * variance.rsqrt())).square().sum(-1) + 0.5 * variance.log().sum()
+        return 0.5 * ((x @ axes).square() / variance + variance.log()).sum(-1)
+
+    @staticmethod
+    def _tails_energy(x: Tensor, axes: Tensor, variances: Tensor, log_weights: Tensor, log_snr: Tensor) -> Tensor:
+        """Return the energies of scale mixtures along axes ``(size, axes)``, of variances ``(axes, components)``."""
         log_snr = log_snr[..., None, None]
-        variance = log_snr.sigmoid() * self.variances + (-log_snr).sigmoid()
-        log_density = self.log_weights - 0.5 * (along.unsqueeze(-1) / variance + variance.log())
+        variance = log_snr.sigmoid() * variances + (-log_snr).sigmoid()
+        along = (x @ axes).square().unsqueeze(-1)
+        log_density = torch.addcmul(log_weights - 0.5 * variance.log(), along, -0.5 / variance)
         return -log_density.logsumexp(-1).sum(-1)
 
     def saturated(self, x: Tensor) -> Tensor:
@@ -198,7 +217,10 @@ class ScaleMixture(nn.Module):
 
     def buffers_changed(self) -> None:
         """Take notice of buffers that were written from outside, as from another process."""
-        self.heavy = bool((self.variances[:, -1] > self.variances[:, 0]).any())
+        tailed = (self.variances[:, -1] > self.variances[:, 0]).tolist()
+        self._heavy_axes = [place for place, heavy in enumerate(tailed) if heavy]
+        self._light_axes = [place for place, heavy in enumerate(tailed) if not heavy]
+        self.heavy = bool(self._heavy_axes)
         self.clusters = max(1, int((self.cluster_weights > 0.0).sum()))
         self.bounded = bool(self.inverse_reach > 0.0)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import energyppl as ep
-from energyppl.autodiff import bound
+from energyppl.autodiff import bound, program
 from energyppl.autodiff.gradient import eager_energy_and_grad, energy_and_grad, energy_only
 from energyppl.errors import InvalidInput
 from tests.support.gradients import cast, require_equal, require_traced
@@ -133,8 +133,10 @@ def test_points_in_any_memory_layout() -> None:
             torch.testing.assert_close(energy_and_grad(module, x)[1], eager_energy_and_grad(module, x.contiguous())[1])
 
 
-def test_large_products_agree_with_eager() -> None:
-    """From 256 rows on they go another way (oneDNN), with and without a bias, forwards and backwards."""
+@pytest.mark.parametrize("onednn", [False, True])
+def test_large_products_agree_with_eager(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 256 rows on they may go another way (oneDNN), with and without a bias, forwards and backwards."""
+    monkeypatch.setattr(program, "prefers_onednn", lambda: onednn)
     for bias in (True, False):
         net = nn.Sequential(nn.Linear(40, 64, bias=bias), nn.SiLU(), nn.Linear(64, 48, bias=bias), nn.Tanh())
         potential = Reduced(net.requires_grad_(False))

@@ -4,9 +4,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from energyppl.models.networks import linear as module
 from energyppl.models.networks.linear import Linear, linear
 
 ROWS = 600
+
+
+@pytest.fixture(autouse=True)
+def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take oneDNN on any processor."""
+    monkeypatch.setattr(module, "prefers_onednn", lambda: True)
 
 
 def gradients(layer: nn.Linear, points: Tensor) -> list[Tensor]:
@@ -32,6 +39,13 @@ def by_onednn(rows: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Tell whether the product is ours."""
     product = linear(rows, weight, bias)
     return product.grad_fn is not None and "Addmm" not in type(product.grad_fn).__name__
+
+
+def test_where_torch_is_the_faster_no_product_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, bias = torch.randn(64, 64, requires_grad=True), torch.zeros(64)
+    assert by_onednn(torch.randn(ROWS, 64), weight, bias)
+    monkeypatch.setattr(module, "prefers_onednn", lambda: False)
+    assert not by_onednn(torch.randn(ROWS, 64), weight, bias)
 
 
 def test_only_large_products_in_training_are_taken() -> None:

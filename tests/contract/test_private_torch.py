@@ -149,6 +149,15 @@ def check_bfloat16() -> None:
     assert isinstance(private.has_fast_bfloat16(), bool)
 
 
+def check_onednn() -> None:
+    """Of the processor alone, so that two runs with the same seed take the same products."""
+    with pytest.MonkeyPatch.context() as patch:
+        for capability, expected in (("AVX2", False), ("AVX512", True), ("DEFAULT", False)):
+            patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+            assert private.prefers_onednn() is (expected and torch.backends.mkldnn.is_available())
+    assert isinstance(torch.backends.cpu.get_cpu_capability(), str)
+
+
 def check_values() -> None:
     positive = torch.distributions.Exponential(torch.ones(()), validate_args=True)
     with private.without_value_checks():
@@ -176,6 +185,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "is_view": check_views,
     "module_tables": check_module_tables,
     "out_of_place": check_out_of_place,
+    "prefers_onednn": check_onednn,
     "returns_view": check_returned_views,
     "short_binding": check_binding,
     "without_value_checks": check_values,
