@@ -20,6 +20,7 @@ _ROWS = 128  # that are ranked, at most; as many others are what candidates are 
 _CANDIDATES = 4  # for each
 _BANDWIDTH = 0.15  # standard deviation of candidates about a point
 _WIDTHS = (1.0, 2.0, 4.0)  # of the Gaussians among the proposals; the last is wider where points lie farther out
+_NOTHING = 80.0  # nats below the largest term, beyond which terms add nothing
 _WHOLE = 2  # dimensions up to which a point is replaced as a whole
 
 
@@ -85,8 +86,11 @@ def _proposed(own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     wide = widths.gather(1, torch.randint(len(_WIDTHS), (count, _CANDIDATES), device=others.device))[..., None] * noise
     drawn = torch.where(torch.rand_like(near[..., :1]) < 0.5, near, wide)
     candidates = torch.cat([own[:, None], drawn], 1)
-    about = torch.cdist(candidates, others, compute_mode="donot_use_mm_for_euclid_dist") / _BANDWIDTH
-    of_points = (-0.5 * about.square()).logsumexp(-1) - math.log(atoms) - size * math.log(_BANDWIDTH)
+    square = torch.stack([(candidates[..., None, k] - others[:, None, :, k]).square() for k in range(size)]).sum(0)
+    about = square.mul_(-0.5 / _BANDWIDTH**2)
+    # What underflows is slow to exponentiate: ten times as slow as the rest, and next to the largest it is nothing.
+    about = torch.maximum(about, about.amax(-1, keepdim=True) - _NOTHING)
+    of_points = about.logsumexp(-1) - math.log(atoms) - size * math.log(_BANDWIDTH)
     lengths = candidates.square().sum(-1, keepdim=True) / widths[:, None].square()
     of_wide = (-0.5 * lengths - size * widths[:, None].log()).logsumexp(-1) - math.log(len(_WIDTHS))
     return candidates, torch.logaddexp(of_points, of_wide)
