@@ -210,9 +210,11 @@ class MixtureBase:
 
     def _log_joint(self, x: Tensor) -> Tensor:
         """Return the log of weight times density of each component, ``(n, k)``."""
-        rows = x.reshape(-1, 1, self._shift.shape[1])
-        z = (self._whitening @ rows.unsqueeze(-1)).squeeze(-1) - self._shift
-        return self._log_norm + student_exponent((z * z).sum(-1), z.shape[-1], self.freedom)
+        count, size = self._shift.shape
+        # One product for all components: a small one for each point and component takes many times as long.
+        along = torch.addmm(-self._shift.flatten(), x.reshape(-1, size), self._whitening.reshape(-1, size).T)
+        z = along.unflatten(1, (count, size))
+        return self._log_norm + student_exponent((z * z).sum(-1), size, self.freedom)
 
     def reweighted(self, x: Tensor) -> "MixtureBase":
         """Return a fitted one whose weights are for the most part the components' shares of other draws.

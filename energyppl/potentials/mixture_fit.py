@@ -185,9 +185,8 @@ def _expectation_maximization(rows: Tensor, shares: Tensor) -> tuple[Tensor, Ten
         means = shares.T @ rows / total[:, None]
         factors = _factors(rows, shares + 1e-6 / len(rows), means)
         joint = log_joint(rows, means, factors, weights)
-        norm = torch.logsumexp(joint, 1, keepdim=True)
-        shares = (joint - norm).exp()
-        score = float(norm.mean())
+        shares = joint.softmax(1)
+        score = float(joint.logsumexp(1).mean())
         if score < last + 1e-4:
             break
         last = score
