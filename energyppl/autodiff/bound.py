@@ -90,11 +90,6 @@ class BoundPotential(Wrapper):
         """Copy and pickle the potential that it was made from; programs can be neither, and are made again."""
         return bind, (self.unbound,)
 
-    def renew(self) -> None:
-        """Run the prologues again, after a tensor field of the potential was written in place and nothing else."""
-        for serving in self._served.values():
-            serving.fold()
-
 
 def bind(potential: Function) -> BoundPotential:
     """Bind a potential for a loop that changes no weights: what does not depend on the points is worked out once.
@@ -141,13 +136,12 @@ class _Traced:
 
     def __init__(self, trace: Trace, parts: Structure) -> None:
         self._body, self._prologue = trace.body, trace.prologue
-        self._tensors = [*parts.tensors, *trace.constants]
-        self.fold()
+        self._carried = self._fold([*parts.tensors, *trace.constants])
 
-    def fold(self) -> None:
+    def _fold(self, tensors: list[Tensor]) -> Values:
         """Run the prologue."""
         with torch.inference_mode(False), torch.no_grad():
-            self._carried = self._prologue(*self._tensors)
+            return self._prologue(*tensors)
 
     def __call__(self, x: Tensor) -> Values:
         with below_autograd():
@@ -159,9 +153,6 @@ class _Eager:
 
     def __init__(self, potential: Function, what: Evaluation, reason: str) -> None:
         self._potential, self._what, self.reason = potential, what, reason
-
-    def fold(self) -> None:
-        """Do nothing: all is read at each call."""
 
     def __call__(self, x: Tensor) -> Values:
         return self._what(self._potential, x)
@@ -175,11 +166,6 @@ class _InParts:
         self._some = _serving(potential, what, x[:rows])
         rest = len(x) % rows
         self._last = _serving(potential, what, x[-rest:]) if rest else self._some
-
-    def fold(self) -> None:
-        """Run the prologues."""
-        for serving in {self._some, self._last}:
-            serving.fold()
 
     def __call__(self, x: Tensor) -> Values:
         *parts, last = x.split(self._rows)

@@ -11,24 +11,21 @@ the last temperature's would be biased, as TensorFlow Probability's are.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from energyppl._checks import append_dims, check_count, check_event, checked, shape_text
-from energyppl.autodiff.bound import bind
-from energyppl.autodiff.gradient import energy_and_grad
 from energyppl.errors import EnergyPPLError, InvalidInput
-from energyppl.inference.kernels.contract import Kernel, State
+from energyppl.inference.kernels.contract import Kernel
+from energyppl.inference.normalizing.particles import Particles
 from energyppl.inference.normalizing.planning import check_temperatures
-from energyppl.potentials.algebra import Bridge, Potential
+from energyppl.potentials.algebra import Potential
 
 __all__ = ["AnnealingSchedule", "PilotRun", "Weights", "anneal", "effective_size", "log_mean_exp", "pilot_run"]
 
 _MAX_TEMPERATURES = 5_000  # of a pilot: beyond, base and target hardly overlap, or the target is not normalizable
-_SMALL = 0.01  # of β: below, the target's part of a sum would be lost in rounding, and is evaluated by itself
 _ACCEPTANCE = 0.6  # acceptance, for kernels that don't say which serves them
 _MAX_MOVES = 20  # of a pilot at one temperature
 _RESAMPLED_BELOW = 0.5  # of the particles, effective
@@ -106,80 +103,6 @@ class Weights(NamedTuple):
         return torch.zeros_like(shares).scatter_add(0, self.roots, shares).log() + top
 
 
-class _Parts(NamedTuple):
-    """Energies and gradients of base and target, told apart so that β changes without evaluating again."""
-
-    base: Tensor
-    base_grad: Tensor
-    target: Tensor
-    target_grad: Tensor
-
-    def at(self, beta: float, x: Tensor) -> State:
-        """Return the state at ``x`` for the path at β."""
-        energy = (1.0 - beta) * self.base + beta * self.target
-        return State(x, energy, (1.0 - beta) * self.base_grad + beta * self.target_grad)
-
-    def work(self) -> Tensor:
-        """Return U_target − U_base, float64: the work of a unit of β; +∞ outside of the target's support."""
-        return torch.nan_to_num((self.target - self.base).double(), nan=math.inf, posinf=math.inf, neginf=-math.inf)
-
-    def chosen(self, index: Tensor) -> "_Parts":
-        """Return the parts of other particles, ``(particles, *batch)`` their indices."""
-        return _Parts(*(_take(part, index) for part in self))
-
-
-def _take(values: Tensor, index: Tensor) -> Tensor:
-    return torch.take_along_dim(values, append_dims(index, values), 0)
-
-
-def _moved(parts: _Parts, base: Potential, target: Potential, state: State, accepted: Tensor, beta: float) -> _Parts:
-    """Return the parts after a step at β > 0; where it was refused they stay, so that no rounding builds up."""
-    energy, grad = energy_and_grad(base, state.x)
-    if beta < _SMALL:
-        new = _Parts(energy, grad, *energy_and_grad(target, state.x))
-    else:
-        rest = 1.0 - beta
-        new = _Parts(energy, grad, (state.energy - rest * energy) / beta, (state.grad - rest * grad) / beta)
-    wide = append_dims(accepted, state.x)
-    return _Parts(
-        *(torch.where(wide if n.dim() > energy.dim() else accepted, n, o) for n, o in zip(new, parts, strict=True))
-    )
-
-
-class _Path:
-    """Particles on the geometric path, moved by a kernel at one β after another."""
-
-    def __init__(self, base: Potential, target: Potential, kernel: Kernel, x: Tensor) -> None:
-        self.base, self.target, self.kernel, self.x = bind(base), bind(target), kernel, x
-        self.parts = _Parts(*energy_and_grad(self.base, x), *energy_and_grad(self.target, x))
-        self.particles = self.parts.target.numel()
-        self.evaluations = float(self.particles)
-        places = torch.arange(len(x), device=x.device)
-        self.roots = append_dims(places, self.parts.target).expand_as(self.parts.target)
-        self._beta = torch.zeros((), dtype=x.dtype, device=x.device)  # a tensor, so that one trace serves all of them
-        self._bridge = bind(Bridge(base, target, self._beta))
-
-    def move(self, beta: float, step_size: float) -> Tensor:
-        """Move by one step of the kernel at β > 0; return its mean acceptance."""
-        self._beta.fill_(beta)
-        self._bridge.renew()
-        state, info = resized(self.kernel, step_size).step(self._bridge, self.parts.at(beta, self.x))
-        self.x = state.x
-        self.parts = _moved(self.parts, self.base, self.target, state, info.accepted, beta)
-        self.evaluations += (info.cost() + (beta < _SMALL)) * self.particles
-        return info.accept_prob.mean()
-
-    def resample(self, index: Tensor) -> None:
-        """Replace the particles by others, ``(particles, *batch)`` their indices."""
-        self.x, self.parts, self.roots = _take(self.x, index), self.parts.chosen(index), _take(self.roots, index)
-
-
-def resized(kernel: Any, step_size: float) -> Kernel:
-    """Return the kernel with another step size; as it is if it has none."""
-    found: Kernel = replace(kernel, step_size=step_size) if hasattr(kernel, "step_size") else kernel
-    return found
-
-
 @checked
 def pilot_run(
     base: Potential,
@@ -218,7 +141,7 @@ def pilot_run(
     """
     if betas is not None:
         check_temperatures("betas", betas)
-    path = _Path(base, target, kernel, x)
+    path = Particles(base, target, kernel, x)
     if not bool(torch.isfinite(path.parts.target).any()):
         raise InvalidInput(
             "the target's energy is finite at no draw of the base: pass a base that overlaps the target's support"
@@ -253,7 +176,7 @@ def pilot_run(
     return PilotRun(found, path.x, round(path.evaluations))
 
 
-def _tuned(path: _Path, beta: float, log_step: float, target_acceptance: float, max_step_size: float) -> float:
+def _tuned(path: Particles, beta: float, log_step: float, target_acceptance: float, max_step_size: float) -> float:
     """Move at a temperature, and return the log step size as the moves have tuned it."""
     for move in range(_MAX_MOVES):  # beyond two only where the step size is still far too large
         acceptance = float(path.move(beta, math.exp(log_step)))
@@ -350,7 +273,7 @@ def anneal(
         True
     """
     check_event("x", x, target.event_shape)
-    path = _Path(base, target, kernel, x)
+    path = Particles(base, target, kernel, x)
     if islands is not None:
         check_count("islands", islands)
     if before is not None and before.shape != path.parts.target.shape:
@@ -376,7 +299,7 @@ def anneal(
     return Weights(log_weights, path.x, path.roots, round(path.evaluations), *kept)
 
 
-def _resample_islands(path: _Path, log_weights: Tensor, islands: int) -> Tensor:
+def _resample_islands(path: Particles, log_weights: Tensor, islands: int) -> Tensor:
     """Resample those islands whose weights are uneven; their mean weight stays, the same for all of their particles."""
     if len(log_weights) % islands:
         raise InvalidInput(f"the particles must divide into {islands} islands; got {shape_text(log_weights.shape)}")

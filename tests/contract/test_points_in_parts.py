@@ -63,12 +63,3 @@ def test_energies_that_count_their_points_keep_them_together() -> None:
     x = torch.randn(POINTS, 2)
     assert not is_in_parts(potential, x)
     require_equal(potential, x)
-
-
-def test_parts_follow_a_field_that_is_written_in_place() -> None:
-    temperature, x = torch.tensor(1.0), torch.randn(POINTS, 2)
-    held = bind(ep.potentials.Scaled(net(), temperature))
-    before, _ = ep.energy_and_grad(held, x)
-    temperature.fill_(0.5)
-    held.renew()
-    torch.testing.assert_close(ep.energy_and_grad(held, x)[0], 0.5 * before)

@@ -107,7 +107,7 @@ class Stale(ep.MALA):
 
 def test_an_energy_of_the_last_temperature_biases_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: the same check on runs whose accept test uses stale energies."""
-    import energyppl.inference.normalizing.annealing as module
+    import energyppl.inference.normalizing.particles as module
 
     known, size = TARGETS["banana"], 30_000
     schedule = pilot_run(BASE, known.potential, BASE.sample(500), KERNEL).schedule.resampled(6)
