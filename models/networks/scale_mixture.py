@@ -71,8 +71,7 @@ class ScaleMixture(nn.Module):
         self.register_buffer("log_weights", torch.full((size, _COMPONENTS), -math.log(_COMPONENTS)))
         self.register_buffer("inverse_reach", torch.zeros(()))
         self.heavy, self.clusters, self.bounded = False, 1, False
-        self._heavy_axes: list[int] = []  # those with mixtures
-        self._light_axes = list(range(size))
+        self._tailed = (False,) * size  # of each axis, whether it has a mixture
 
     axes: Tensor  # (size, size), each a column; 0 where a column is in clusters
     variances: Tensor  # (size, components)
@@ -176,7 +175,7 @@ class ScaleMixture(nn.Module):
         """Return the energies of the product over axes, likewise; of one whose axis is 0 it is 0."""
         if not self.heavy:
             return self._gaussian_energy(x, self.axes, self.variances[:, 0], log_snr)
-        light, heavy = self._light_axes, self._heavy_axes
+        light, heavy = ([axis for axis, own in enumerate(self._tailed) if own == kind] for kind in (False, True))
         energy = self._tails_energy(x, self.axes[:, heavy], self.variances[heavy], self.log_weights[heavy], log_snr)
         if not light:
             return energy
@@ -217,10 +216,10 @@ class ScaleMixture(nn.Module):
 
     def buffers_changed(self) -> None:
         """Take notice of buffers that were written from outside, as from another process."""
-        tailed = (self.variances[:, -1] > self.variances[:, 0]).tolist()
-        self._heavy_axes = [place for place, heavy in enumerate(tailed) if heavy]
-        self._light_axes = [place for place, heavy in enumerate(tailed) if not heavy]
-        self.heavy = bool(self._heavy_axes)
+        tailed = tuple((self.variances[:, -1] > self.variances[:, 0]).tolist())
+        if tailed != self._tailed:  # else traces stay as they are
+            self._tailed = tailed
+        self.heavy = any(tailed)
         self.clusters = max(1, int((self.cluster_weights > 0.0).sum()))
         self.bounded = bool(self.inverse_reach > 0.0)
 

@@ -7,6 +7,7 @@ import torch
 
 import energyppl as ep
 from energyppl.models.networks.scale_mixture import NoisedMixture, ScaleMixture
+from tests.support.gradients import require_equal, require_traced
 
 SCHEDULE = ep.NoiseSchedule.cosine(4)
 
@@ -179,3 +180,15 @@ def test_a_narrow_direction_with_tails_has_a_mixture_of_its_own() -> None:
     light = ScaleMixture(3).double()
     light.fit(correlated_rows().double())
     assert not light.heavy  # a negative control: a narrow direction without tails
+
+
+def test_a_trace_follows_a_tail_that_moves_to_another_column() -> None:
+    """Which columns have mixtures is part of what is traced."""
+    net, x = ep.MLPEnergy((3,)), torch.randn(50, 3)
+    potential = ep.RecoveryEBM(net, SCHEDULE).potential(1)
+    for column in (0, 2, 0):
+        rows = torch.randn(500, 3)
+        rows[0, column] = 20.0
+        net.fit_base(rows)
+        require_traced(potential, x)
+        require_equal(potential, x)
