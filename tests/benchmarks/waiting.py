@@ -40,6 +40,7 @@ class Turn(NamedTuple):
 def run(*command: str | Path) -> Turn:
     """Run one process on one thread to its end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled, and not anew in each process
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
         [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, check=False
