@@ -19,7 +19,7 @@ from torch import Tensor
 from energyppl._checks import append_dims, check_count, check_event, checked, shape_text
 from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.inference.kernels.contract import Kernel
-from energyppl.inference.normalizing.particles import Particles
+from energyppl.inference.normalizing.particles import Ends, Particles
 from energyppl.inference.normalizing.planning import check_temperatures
 from energyppl.potentials.algebra import Potential
 
@@ -69,6 +69,7 @@ class PilotRun(NamedTuple):
     schedule: AnnealingSchedule
     x: Tensor  # (particles, *batch, *event), where its particles ended, resampled: about the target
     evaluations: int  # of the target, all particles together
+    end: Ends  # energy and gradient of the target at x
 
 
 class Weights(NamedTuple):
@@ -90,6 +91,7 @@ class Weights(NamedTuple):
     acceptance: Tensor  # (temperatures − 1,), mean over the particles after each change of β but the last
     conditional_size: Tensor  # (temperatures,), conditional effective sample size of each change, as a share
     effective_size: Tensor  # (temperatures,), effective sample size after it, as a share
+    end: Ends  # energy and gradient at x of the potential where the run ended
 
     def of_roots(self) -> Tensor:
         """Return the log of the weight that the descendants of each particle have together, ``(particles, *batch)``.
@@ -113,6 +115,7 @@ def pilot_run(
     betas: Sequence[float] | None = None,
     steepness: float = 0.99,
     rest: int = 0,
+    begin: Ends | None = None,
 ) -> PilotRun:
     """Find temperatures and step sizes in a pilot run: its weights are thrown away, so it may look at what it does.
 
@@ -127,6 +130,7 @@ def pilot_run(
         betas: temperatures to visit, from 0 to 1, if they are not to be found.
         steepness: conditional effective sample size aimed at, as a share, in the worst of a batch.
         rest: steps more of the kernel at the end.
+        begin: energy and gradient of the base at ``x``, as another run's ``end`` has them, if they are known.
 
     Raises:
         InvalidInput: if the target's energy is finite at none of the base's draws, or betas do not rise from 0 to 1.
@@ -141,7 +145,7 @@ def pilot_run(
     """
     if betas is not None:
         check_temperatures("betas", betas)
-    path = Particles(base, target, kernel, x)
+    path = Particles(base, target, kernel, x, at_base=begin)
     if not bool(torch.isfinite(path.parts.target).any()):
         raise InvalidInput(
             "the target's energy is finite at no draw of the base: pass a base that overlaps the target's support"
@@ -173,7 +177,7 @@ def pilot_run(
     for _ in range(rest):
         path.move(1.0, math.exp(log_step))
     found = AnnealingSchedule(torch.tensor(visited, dtype=torch.float64), torch.tensor(steps, dtype=torch.float64))
-    return PilotRun(found, path.x, round(path.evaluations))
+    return PilotRun(found, path.x, round(path.evaluations), path.parts.end(base=False))
 
 
 def _tuned(path: Particles, beta: float, log_step: float, target_acceptance: float, max_step_size: float) -> float:
@@ -248,6 +252,7 @@ def anneal(
     reverse: bool = False,
     islands: int | None = None,
     before: Tensor | None = None,
+    begin: Ends | None = None,
     goes_on: bool = False,
 ) -> Weights:
     """Anneal by importance sampling along a frozen schedule, one move at each temperature (Neal 2001).
@@ -262,6 +267,7 @@ def anneal(
         islands: split the particles into as many groups, and resample each when its weights grow uneven (sequential
             Monte Carlo); the groups' mean weights are then independent, the particles' are not.
         before: log weights that the particles bring from an earlier stretch of the path, ``(particles, *batch)``.
+        begin: energy and gradient at ``x`` of where the run begins, as another run's ``end`` has them, if known.
         goes_on: move the particles at the last temperature too, for another stretch that begins there.
 
     Example:
@@ -273,7 +279,8 @@ def anneal(
         True
     """
     check_event("x", x, target.event_shape)
-    path = Particles(base, target, kernel, x)
+    ends = {"at_target": begin} if reverse else {"at_base": begin}
+    path = Particles(base, target, kernel, x, **ends)
     if islands is not None:
         check_count("islands", islands)
     if before is not None and before.shape != path.parts.target.shape:
@@ -296,7 +303,8 @@ def anneal(
             log_weights = _resample_islands(path, log_weights, islands)
         acceptance.append(path.move(betas[i], sizes[i]))
     kept = [torch.stack(values).cpu() if values else torch.zeros(0) for values in (acceptance, conditional, effective)]
-    return Weights(log_weights, path.x, path.roots, round(path.evaluations), *kept)
+    end = path.parts.end(base=reverse)
+    return Weights(log_weights, path.x, path.roots, round(path.evaluations), kept[0], kept[1], kept[2], end)
 
 
 def _resample_islands(path: Particles, log_weights: Tensor, islands: int) -> Tensor:

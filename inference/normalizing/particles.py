@@ -16,9 +16,13 @@ from energyppl.autodiff.tracing import Evaluation, Values
 from energyppl.inference.kernels.contract import Kernel, State
 from energyppl.potentials.algebra import Bridge, Potential
 
-__all__ = ["Particles"]
+__all__ = ["Ends", "Particles"]
 
 _SMALL = 0.01  # of β: below, the target's part of a sum would be lost in rounding, and is evaluated by itself
+
+
+Ends = tuple[Tensor, Tensor]
+"""Energies ``(particles, *batch)`` and gradients ``(particles, *batch, *event)`` of one end of a path."""
 
 
 class Parts(NamedTuple):
@@ -28,6 +32,10 @@ class Parts(NamedTuple):
     base_grad: Tensor
     target: Tensor
     target_grad: Tensor
+
+    def end(self, *, base: bool) -> Ends:
+        """Return the energy and gradient of one end."""
+        return (self.base, self.base_grad) if base else (self.target, self.target_grad)
 
     def at(self, beta: float, x: Tensor) -> State:
         """Return the state at ``x`` for the path at β."""
@@ -94,11 +102,30 @@ class BoundBridge(BoundPotential):
 
 
 class Particles:
-    """Particles on the geometric path, moved by a kernel at one β after another."""
+    """Particles on the geometric path, moved by a kernel at one β after another.
 
-    def __init__(self, base: Potential, target: Potential, kernel: Kernel, x: Tensor) -> None:
+    Args:
+        base: where the path begins.
+        target: where it ends.
+        kernel: moves them.
+        x: where they are, ``(particles, *batch, *event)``.
+        at_base: energy and gradient of the base there, if they are known.
+        at_target: likewise of the target.
+    """
+
+    def __init__(
+        self,
+        base: Potential,
+        target: Potential,
+        kernel: Kernel,
+        x: Tensor,
+        *,
+        at_base: Ends | None = None,
+        at_target: Ends | None = None,
+    ) -> None:
         self.base, self.target, self.kernel, self.x = bind(base), bind(target), kernel, x
-        self.parts = Parts(*energy_and_grad(self.base, x), *energy_and_grad(self.target, x))
+        at_base, at_target = at_base or energy_and_grad(self.base, x), at_target or energy_and_grad(self.target, x)
+        self.parts = Parts(*at_base, *at_target)
         self.particles = self.parts.target.numel()
         self.evaluations = float(self.particles)
         places = torch.arange(len(x), device=x.device)

@@ -16,6 +16,7 @@ from energyppl.inference.kernels.binary import BinaryGibbs, DiscreteLangevin
 from energyppl.inference.kernels.contract import Kernel
 from energyppl.inference.normalizing.annealing import AnnealingSchedule, Weights, anneal, effective_size, pilot_run
 from energyppl.inference.normalizing.mode_search import ModeSearch, search_modes
+from energyppl.inference.normalizing.particles import Ends
 from energyppl.inference.normalizing.tails import require_normalizable, tail_doubt
 from energyppl.potentials.algebra import Affine, Potential
 from energyppl.potentials.bases import Base, BernoulliBase, GaussianBase, MixtureBase
@@ -137,9 +138,18 @@ def annealed(
     ends = list(zip((path.base, *path.stops[:-1]), path.stops, path.schedules, strict=True))
     found: list[Weights] = []
     for lower, upper, schedule in reversed(ends) if reverse else ends:
-        before, goes_on = found[-1].log_weights if found else None, len(found) < len(ends) - 1
+        before, begin = (found[-1].log_weights, found[-1].end) if found else (None, None)
         run = anneal(
-            lower, upper, schedule, x, kernel, reverse=reverse, islands=islands, before=before, goes_on=goes_on
+            lower,
+            upper,
+            schedule,
+            x,
+            kernel,
+            reverse=reverse,
+            islands=islands,
+            before=before,
+            begin=begin,
+            goes_on=len(found) < len(ends) - 1,
         )
         x = run.x
         if found:  # from the particles of the stretch before on to those of the first
@@ -357,10 +367,11 @@ def _pilot(
     """Find a path by a pilot run, of 256 particles if not said; returns it and where they end."""
     x, schedules, evaluations = base.sample(particles or _PILOT), [], 0
     lower: Potential = base
+    end: Ends | None = None
     for upper in stops:
         more = rest if upper is stops[-1] else 0
-        found = pilot_run(lower, upper, x, kernel, betas=betas, steepness=steepness, rest=more)
-        x, evaluations, lower = found.x, evaluations + found.evaluations, upper
+        found = pilot_run(lower, upper, x, kernel, betas=betas, steepness=steepness, rest=more, begin=end)
+        x, evaluations, lower, end = found.x, evaluations + found.evaluations, upper, found.end
         schedules.append(found.schedule)
         if len(schedules) > 1:  # where stretches meet, runs in both directions must make the same moves
             found.schedule.step_sizes[0] = schedules[-2].step_sizes[-1]

@@ -62,3 +62,21 @@ def test_the_end_of_a_path_needs_no_base() -> None:
         particles.move(1.0, 0.7)
     assert bool((particles.x.abs() > 1.0).any())
     torch.testing.assert_close(particles.parts.target, target(particles.x))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_run_goes_on_with_the_energies_of_another_ones_end(reverse: bool) -> None:
+    target, kernel = ep.potentials.Scaled(net(), 0.5), ep.MALA(0.3)
+    schedule = ep.normalizing.pilot_run(WIDE, target, WIDE.sample(64), kernel, betas=(0.0, 0.5, 1.0)).schedule
+    x = WIDE.sample(64)
+    start = ep.energy_and_grad(target if reverse else WIDE, x)
+
+    def run(begin: Any) -> ep.normalizing.Weights:
+        torch.manual_seed(1)
+        return ep.normalizing.anneal(WIDE, target, schedule, x, kernel, reverse=reverse, begin=begin, goes_on=True)
+
+    anew, given = run(None), run(start)
+    assert torch.equal(anew.log_weights, given.log_weights)
+    for kept, fresh in zip(given.end, ep.energy_and_grad(WIDE if reverse else target, given.x), strict=True):
+        torch.testing.assert_close(kept, fresh, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(anew.log_weights, run((start[0] + 1.0, start[1])).log_weights)  # negative control
