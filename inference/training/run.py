@@ -144,7 +144,8 @@ class Training:
                 "the loss must depend on the weights; got one without a gradient: leave .detach(), numpy and "
                 "torch.no_grad() out of the network's forward"
             )
-        loss.value.backward(inputs=self._weights)  # and not the points and noise levels, a twentieth of its time
+        # Not by the points and their noise levels too, which would take a twentieth of its time.
+        loss.value.backward(inputs=[weight for weight in self._weights if weight.requires_grad])
         average_gradients(self._weights)
         loss = over_processes(loss)
         norm = self._clip.clip()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from energyppl.errors import InvalidInput
-from energyppl.models.networks.linear import Linear, linear
+from energyppl.models.networks.linear import Linear, is_plain, linear
 
 __all__ = ["amplitudes", "axis_frequencies", "feature_layers", "random_frequencies", "through_layers"]
 
@@ -76,13 +76,15 @@ def through_layers(
     phase = points @ frequencies
     hidden = torch.cat([points, phase.sin(), phase.cos()], -1)
     for number, (layer, (factor, shift)) in enumerate(zip(layers, modulation, strict=True)):
-        dense = cast(nn.Linear, layer)
-        weight, bias = dense.weight, dense.bias
-        if number == 0 and amplitude is not None:
-            weight = weight * amplitude
-        if factor.dim() == 1:  # scaling the weights costs less than scaling every point, and is done once for a chain
-            hidden = linear(hidden, weight * factor[:, None], torch.addcmul(shift, bias, factor))
-        else:
-            hidden = torch.addcmul(shift, linear(hidden, weight, bias), factor)
+        scaled = amplitude if number == 0 else None
+        if scaled is None and not (factor.dim() == 1 and is_plain(layer)):
+            hidden = torch.addcmul(shift, layer(hidden), factor)
+        else:  # scaling the weights costs less than scaling every point, and by one level is done once for a chain
+            dense = cast(nn.Linear, layer)
+            weight, bias = dense.weight if scaled is None else dense.weight * scaled, dense.bias
+            if factor.dim() == 1:
+                hidden = linear(hidden, weight * factor[:, None], torch.addcmul(shift, bias, factor))
+            else:
+                hidden = torch.addcmul(shift, linear(hidden, weight, bias), factor)
         hidden = nn.functional.silu(hidden)
     return hidden

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from energyppl.autodiff.private import fused_linear, is_dispatched, is_transformed, prefers_onednn
+from energyppl.autodiff.private import fused_linear, hook_tables, is_dispatched, is_transformed, prefers_onednn
 
-__all__ = ["Linear", "linear"]
+__all__ = ["Linear", "is_plain", "linear"]
 
 _ROWS, _COLUMNS = 512, 32  # of a product from which on oneDNN is the faster, a call of Python for each included
 
@@ -18,6 +18,11 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input @ weight.T + bias``."""
         return linear(input, self.weight, self.bias)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Tell whether a layer is one of these and has no hooks, so that its product is all that it does."""
+    return type(layer) is Linear and not any(hook_tables(layer))
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

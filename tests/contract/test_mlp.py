@@ -75,3 +75,17 @@ def test_any_schedule_can_be_laid_on_a_continuous_network() -> None:
 def test_bad_input_is_said(make: object, message: str) -> None:
     with pytest.raises(ep.InvalidInput, match=message):
         make()  # type: ignore[operator]
+
+
+def test_layers_that_were_replaced_or_have_hooks_are_called() -> None:
+    """One level's modulation goes into the weights of plain layers alone."""
+    net, x, level = ep.MLPEnergy((3,)), torch.randn(10, 3), torch.tensor(1.0)
+    torch.nn.init.normal_(net.readout.weight)
+    plain = net(x, level)
+    seen: list[torch.Size] = []
+    handle = net.layers[1].register_forward_hook(lambda _layer, _inputs, output: seen.append(output.shape))
+    torch.testing.assert_close(net(x, level), plain)
+    assert seen == [(10, 128)]
+    handle.remove()
+    net.layers[1] = torch.nn.Sequential(net.layers[1], torch.nn.Identity())
+    torch.testing.assert_close(net(x, level), plain)

@@ -114,3 +114,16 @@ def test_records_go_to_any_logger() -> None:
     records = list(training(None, None))
     assert set(records[0].numbers()) == {"loss", "learning_rate", "gradient_norm", *records[0].values}
     assert records[2].numbers()["held_out"] == records[2].held_out
+
+
+def test_weights_frozen_in_the_middle_of_a_run_stay_as_they_are() -> None:
+    ebm = ep.RecoveryEBM(ep.MLPEnergy((2,), hidden=16), ep.NoiseSchedule.cosine(3))
+    options = ep.TrainingOptions(steps=4, batch_size=32, learning_rate=0.01)
+    training = iter(ep.Training(ebm, torch.randn(100, 2), ep.RecoveryLikelihood(steps=1), options=options))
+    next(training)
+    frozen = ebm.net.layers[0].weight
+    frozen.requires_grad_(False)
+    kept, others = frozen.clone(), ebm.net.layers[1].weight.clone()
+    next(training)
+    assert torch.equal(frozen, kept)
+    assert not torch.equal(ebm.net.layers[1].weight, others)
