@@ -27,7 +27,13 @@ from energyppl._checks import (
 from energyppl.errors import InvalidInput
 from energyppl.potentials.algebra import Potential, RecoveryPotential, as_potential, sum_event
 from energyppl.potentials.constrained import contains, latent_transform
-from energyppl.potentials.mixture_fit import fit_mixture, student_constant, student_exponent
+from energyppl.potentials.mixture_fit import (
+    fit_mixture,
+    squared_distances,
+    student_constant,
+    student_exponent,
+    whitened,
+)
 
 __all__ = ["Base", "BernoulliBase", "DistributionBase", "GaussianBase", "MixtureBase", "require_base"]
 
@@ -175,9 +181,7 @@ class MixtureBase:
         check_positive("freedom", self.freedom, or_infinite=True)
         diagonal = self.factors.diagonal(dim1=1, dim2=2)
         check_positive("the diagonals of factors", diagonal)
-        eye = torch.eye(size, dtype=self.factors.dtype, device=self.factors.device).expand_as(self.factors)
-        whitening = torch.linalg.solve_triangular(self.factors, eye, upper=False)
-        shift = (whitening @ self.means.reshape(count, size, 1)).squeeze(-1)
+        whitening, shift = whitened(self.means.reshape(count, size), self.factors)
         weights = self.weights / self.weights.sum()
         log_norm = weights.log() - diagonal.log().sum(1) + student_constant(size, self.freedom)
         for name, value in {
@@ -210,11 +214,9 @@ class MixtureBase:
 
     def _log_joint(self, x: Tensor) -> Tensor:
         """Return the log of weight times density of each component, ``(n, k)``."""
-        count, size = self._shift.shape
-        # One product for all components: a small one for each point and component takes many times as long.
-        along = torch.addmm(-self._shift.flatten(), x.reshape(-1, size), self._whitening.reshape(-1, size).T)
-        z = along.unflatten(1, (count, size))
-        return self._log_norm + student_exponent((z * z).sum(-1), size, self.freedom)
+        size = self._shift.shape[1]
+        square = squared_distances(x.reshape(-1, size), self._whitening, self._shift)
+        return self._log_norm + student_exponent(square, size, self.freedom)
 
     def reweighted(self, x: Tensor) -> "MixtureBase":
         """Return a fitted one whose weights are for the most part the components' shares of other draws.

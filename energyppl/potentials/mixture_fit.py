@@ -8,7 +8,15 @@ from torch import Tensor
 from energyppl.errors import EnergyPPLError, InvalidInput
 from energyppl.potentials.covariance import shrunk_covariance
 
-__all__ = ["fit_mixture", "log_joint", "spread_out", "student_constant", "student_exponent"]
+__all__ = [
+    "fit_mixture",
+    "log_joint",
+    "spread_out",
+    "squared_distances",
+    "student_constant",
+    "student_exponent",
+    "whitened",
+]
 
 _CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
 _ROWS_EACH = 12  # draws that a component needs at least, plus one for each dimension
@@ -160,12 +168,31 @@ def log_joint(rows: Tensor, means: Tensor, factors: Tensor, weights: Tensor) -> 
         factors: Cholesky factors of the covariances, ``(k, d, d)``.
         weights: ``(k,)``.
     """
-    z = torch.linalg.solve_triangular(factors, (rows - means[:, None]).mT, upper=False)  # (k, d, n)
     log_det = factors.diagonal(dim1=1, dim2=2).log().sum(1)
     constant = weights.log() - log_det - 0.5 * rows.shape[1] * math.log(2.0 * math.pi)
-    # Not (z * z).sum(1), which in two or three dimensions is many times slower.
-    joint: Tensor = constant - 0.5 * torch.einsum("kdn,kdn->nk", z, z)
+    joint: Tensor = constant - 0.5 * squared_distances(rows, *whitened(means, factors))
     return joint
+
+
+def whitened(means: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the inverses of Cholesky factors ``(k, d, d)``, and the means ``(k, d)`` in coordinates made round."""
+    eye = torch.eye(means.shape[1], dtype=factors.dtype, device=factors.device).expand_as(factors)
+    whitening = torch.linalg.solve_triangular(factors, eye, upper=False)
+    return whitening, (whitening @ means.unsqueeze(-1)).squeeze(-1)
+
+
+def squared_distances(rows: Tensor, whitening: Tensor, centers: Tensor) -> Tensor:
+    """Return the squared distance of every row from every component's mean, in its widths, ``(n, k)``.
+
+    Args:
+        rows: ``(n, d)``.
+        whitening: of :func:`whitened`, ``(k, d, d)``.
+        centers: likewise, ``(k, d)``.
+    """
+    # One product for all components: a small one for each row and component takes many times as long.
+    along = torch.addmm(-centers.flatten(), rows, whitening.reshape(-1, rows.shape[1]).T)
+    square: Tensor = along.unflatten(1, centers.shape).square().sum(2)
+    return square
 
 
 def _start(rows: Tensor, count: int) -> Tensor:

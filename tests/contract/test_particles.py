@@ -34,10 +34,11 @@ def test_kept_energies_are_those_of_where_the_particles_are(name: str) -> None:
     target = ep.potentials.Scaled(net(), 0.5)
     particles = moved(KERNELS[name], target)
     expected = [*ep.energy_and_grad(WIDE, particles.x), *ep.energy_and_grad(target, particles.x)]
+    off = 1e-3 if "bfloat16" in name else 1e-4  # of gradients in that arithmetic; else rounding, divided by β
     for kept, fresh in zip(particles.parts, expected, strict=True):
-        torch.testing.assert_close(kept, fresh, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(kept, fresh, rtol=off, atol=off)
     with pytest.raises(AssertionError, match="not close"):  # negative control
-        torch.testing.assert_close(particles.parts.target, expected[2].flip(0), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(particles.parts.target, expected[2].flip(0), rtol=off, atol=off)
 
 
 def test_a_move_of_mala_evaluates_each_end_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,5 +79,5 @@ def test_a_run_goes_on_with_the_energies_of_another_ones_end(reverse: bool) -> N
     anew, given = run(None), run(start)
     assert torch.equal(anew.log_weights, given.log_weights)
     for kept, fresh in zip(given.end, ep.energy_and_grad(WIDE if reverse else target, given.x), strict=True):
-        torch.testing.assert_close(kept, fresh, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(kept, fresh, rtol=1e-4, atol=1e-4)
     assert not torch.equal(anew.log_weights, run((start[0] + 1.0, start[1])).log_weights)  # negative control
